@@ -1,0 +1,194 @@
+"""varlen_attention: attention within each sequence of a packed batch, global or in a sliding window.
+
+Four backends behind one function, all with the same answers: flash-attn and torch's own varlen kernel on GPUs, "sdpa"
+(the path of every CPU, in runs of equal lengths and tiles of the window) and "eager" (the plain formula, for tests and
+attention maps).
+
+Shapes: T packed tokens, B sequences, L tokens of one sequence, R sequences of one length, N heads, H head dim,
+G tiles, Q queries a tile, K keys a tile.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from functools import cache, lru_cache
+from itertools import groupby
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Window = tuple[int, int] | None
+"""Keys seen left and right of a query, both ends inclusive; None for all of them."""
+BACKENDS = ("flash_attn", "torch_varlen", "sdpa", "eager")
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None, float], Tensor]
+"""(queries (R, N, Q, H), keys and values (R, N, K, H), additive mask or None, dropout) -> (R, N, Q, H)."""
+_SCORES_IN_CACHE = 600_000  # scores that the plain formula computes at a time, of as many sequences or tiles as fit
+_SCORES_OF_LONG = 6_000_000  # a sequence with more of them is cut into heads and into rows:
+_ROWS_OF_LONG = 256
+
+
+def varlen_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    window: Window = None,
+    *,
+    backend: str = "auto",
+    dropout: float = 0.0,
+    deterministic: bool = False,
+) -> Tensor:
+    """softmax(q k^T / sqrt(H)) v within each sequence.
+
+    q, k, v: (T, N, H), one dtype, after RoPE. cu_seqlens: (B+1,) int32, the sequences' starts and T at the end.
+    max_seqlen: the longest sequence. window: keys left and right of a query that it sees, ends included.
+    backend: one of BACKENDS, or "auto" (`resolve_backend`). Returns (T, N, H). A sequence's result does not depend on
+    its neighbours; memory grows with T, never with the square of a length (eager alone excepted).
+    """
+    if backend == "auto":
+        backend = resolve_backend("auto", q.device, q.dtype)
+    if backend in ("flash_attn", "torch_varlen"):
+        # Kernels ignore a window that covers max_seqlen: a bound above both keeps the code path the batch-independent one.
+        bound = max(1 << (max_seqlen - 1).bit_length(), 2 * window[1] + 2 if window else 1)
+        if backend == "flash_attn":
+            from flash_attn import flash_attn_varlen_func
+
+            return flash_attn_varlen_func(
+                q, k, v, cu_seqlens, cu_seqlens, bound, bound,
+                dropout_p=dropout, window_size=window or (-1, -1), deterministic=deterministic,
+            )  # fmt: skip
+        from torch.nn.attention.varlen import varlen_attn
+
+        return varlen_attn(q, k, v, cu_seqlens, cu_seqlens, bound, bound, window_size=window or (-1, -1))
+    starts = cu_seqlens.tolist()
+    lengths = [stop - start for start, stop in zip(starts, starts[1:], strict=False)]
+    attend = _eager if backend == "eager" else _sdpa if _use_sdpa(q) else _matmul
+    out, start = [], 0
+    for length, run in groupby(lengths):
+        rows = length * len(list(run))
+        qkv = (x[start : start + rows].unflatten(0, (-1, length)) for x in (q, k, v))
+        out.append(_equal_lengths(*qkv, window, attend, dropout).flatten(0, 1))
+        start += rows
+    return torch.cat(out)
+
+
+@cache
+def resolve_backend(name: str, device: torch.device, dtype: torch.dtype) -> str:
+    """The backend that `name` stands for on `device` with `dtype`; "auto" prefers flash-attn, torch_varlen, sdpa.
+
+    Raises ValueError where a backend asked for by name cannot run, with what it needs.
+    """
+    if name not in (*BACKENDS, "auto"):
+        raise ValueError(f"attention backend {name!r} is unknown; known are auto, {', '.join(BACKENDS)}")
+    half_on_gpu = device.type == "cuda" and dtype in (torch.float16, torch.bfloat16)
+    missing = {}
+    if not half_on_gpu:
+        need = f"needs a CUDA device and float16 or bfloat16, not {device.type} and {dtype}"
+        missing = {"flash_attn": need, "torch_varlen": need}
+    else:
+        if importlib.util.find_spec("flash_attn") is None:
+            missing["flash_attn"] = "needs the package flash-attn"
+        if torch.__version__ < (2, 11):
+            missing["torch_varlen"] = f"needs torch 2.11 or newer, not {torch.__version__}"
+    if name == "auto":
+        return next(backend for backend in BACKENDS if backend not in missing)
+    if name in missing:
+        raise ValueError(f"attention backend {name!r} {missing[name]}; 'auto' would take the best one there is")
+    return name
+
+
+def _use_sdpa(q: Tensor) -> bool:
+    """Whether torch's fused kernel wins: always, but for inference in half precision on CPUs, where it is slow."""
+    return q.device.type != "cpu" or q.dtype == torch.float32 or torch.is_grad_enabled()
+
+
+def _sdpa(q_RNQH: Tensor, k_RNKH: Tensor, v_RNKH: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+    return F.scaled_dot_product_attention(q_RNQH, k_RNKH, v_RNKH, attn_mask=mask, dropout_p=dropout)
+
+
+def _matmul(q_RNQH: Tensor, k_RNKH: Tensor, v_RNKH: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+    """The plain formula over as many sequences, tiles or rows at a time as keep their scores in cache."""
+    count, heads, queries, dim = q_RNQH.shape
+    scores_each = heads * queries * k_RNKH.shape[2]
+    out_RQNH = q_RNQH.new_empty(count, queries, heads, dim)
+    out_RNQH = out_RQNH.transpose(1, 2)
+    scale = dim**-0.5
+    if mask is None and scores_each > _SCORES_OF_LONG:
+        for r in range(count):
+            for n in range(heads):
+                k_HK, v_KH = k_RNKH[r, n].T, v_RNKH[r, n]
+                for i in range(0, queries, _ROWS_OF_LONG):
+                    scores_QK = (q_RNQH[r, n, i : i + _ROWS_OF_LONG] * scale) @ k_HK
+                    out_RNQH[r, n, i : i + _ROWS_OF_LONG] = scores_QK.softmax(dim=-1) @ v_KH
+        return out_RNQH
+    step = max(1, _SCORES_IN_CACHE // scores_each)
+    for r in range(0, count, step):
+        some = slice(r, r + step)
+        scores_RNQK = (q_RNQH[some] * scale) @ k_RNKH[some].transpose(-1, -2)
+        if mask is not None:
+            scores_RNQK += mask[some] if len(mask) == count else mask
+        out_RNQH[some] = scores_RNQK.softmax(dim=-1) @ v_RNKH[some]
+    return out_RNQH
+
+
+def _eager(q_RNQH: Tensor, k_RNKH: Tensor, v_RNKH: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+    scores_RNQK = q_RNQH @ k_RNKH.transpose(-1, -2) * q_RNQH.shape[-1] ** -0.5
+    if mask is not None:
+        scores_RNQK = scores_RNQK + mask
+    weights_RNQK = scores_RNQK.softmax(dim=-1, dtype=torch.float32).to(q_RNQH.dtype)
+    return F.dropout(weights_RNQK, dropout) @ v_RNKH
+
+
+def _equal_lengths(q: Tensor, k: Tensor, v: Tensor, window: Window, attend: Attend, dropout: float) -> Tensor:
+    """Attention of R sequences of one length, (R, L, N, H) each; the path depends on L alone, never on R."""
+    length = q.shape[1]
+    tile = 32 if attend is _sdpa else 64
+    if window and attend is not _eager and 10 * length > 13 * (tile + sum(window)):  # measured: where tiles win
+        return torch.stack([_tiles(*x, window, tile, attend, dropout) for x in zip(q, k, v, strict=True)])
+    mask = None
+    if window and length > min(window) + 1:
+        mask = _band_mask(length, length, window, q.dtype, q.device)[None]
+    return attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask, dropout).transpose(1, 2)
+
+
+def _tiles(q: Tensor, k: Tensor, v: Tensor, window: tuple[int, int], tile: int, attend: Attend, dropout: float) -> Tensor:
+    """Sliding-window attention of one long sequence (L, N, H): tiles of queries against the keys around them.
+
+    The grid starts at the sequence's first token, so that its bits are the same wherever in a pack it lies.
+    """
+    length = len(q)
+    left, right = window
+    missing = -length % tile
+    q_GNQH = F.pad(q, (0, 0, 0, 0, 0, missing)).unflatten(0, (-1, tile)).transpose(1, 2)
+    k_GNKH, v_GNKH = (
+        F.pad(x, (0, 0, 0, 0, left, right + missing)).unfold(0, left + tile + right, tile).transpose(-1, -2)
+        for x in (k, v)
+    )
+    mask = _tile_mask(length, window, tile, q.dtype, q.device)
+    return attend(q_GNQH, k_GNKH, v_GNKH, mask, dropout).transpose(1, 2).flatten(0, 1)[:length]
+
+
+@lru_cache(maxsize=32)
+def _tile_mask(length: int, window: tuple[int, int], tile: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """What the tiles of one sequence see, (G, 1, Q, K); rows past its end see everything, so that they stay finite."""
+    left, right = window
+    starts_G11 = torch.arange(0, length, tile)[:, None, None]
+    keys_GQK = starts_G11 - left + torch.arange(left + tile + right)
+    queries_GQK = starts_G11 + torch.arange(tile)[:, None]
+    seen_GQK = (keys_GQK >= queries_GQK - left) & (keys_GQK <= queries_GQK + right)
+    seen_GQK = seen_GQK & (keys_GQK >= 0) & (keys_GQK < length) | (queries_GQK >= length)
+    return _additive(seen_GQK, dtype, device)[:, None]
+
+
+@lru_cache(maxsize=256)
+def _band_mask(queries: int, keys: int, window: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The window around the diagonal, (1, Q, K)."""
+    offset_QK = torch.arange(keys) - torch.arange(queries)[:, None]
+    return _additive((offset_QK >= -window[0]) & (offset_QK <= window[1]), dtype, device)[None]
+
+
+def _additive(seen: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, float("-inf")).to(device)

@@ -1,0 +1,237 @@
+"""ModernBertConfig: the one description of a checkpoint, read from every config.json that Hugging Face writes.
+
+transformers 4.48-4.57 wrote `global_rope_theta`, `local_rope_theta` and `global_attn_every_n_layers`; 5.x writes
+`rope_parameters` and `layer_types`. Both end here: the rest of the project knows `layer_types` and one theta a kind.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch.nn.functional as F
+from torch import Tensor
+
+GLOBAL, LOCAL = "full_attention", "sliding_attention"
+PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
+_gelu_tanh = partial(F.gelu, approximate="tanh")
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_python": F.gelu,
+    "gelu_new": _gelu_tanh,
+    "gelu_fast": _gelu_tanh,
+    "gelu_pytorch_tanh": _gelu_tanh,
+    "relu": F.relu,
+    "silu": F.silu,
+    "swish": F.silu,
+    "tanh": F.tanh,
+}
+
+
+class ConfigError(ValueError):
+    """A config.json that cannot be honoured; the message names the field, what it holds and what is allowed."""
+
+
+@dataclass(kw_only=True)
+class ModernBertConfig:
+    """The fields of config.json under their Hugging Face names, with the values of ModernBERT-base as defaults."""
+
+    vocab_size: int = 50368
+    hidden_size: int = 768
+    intermediate_size: int = 1152
+    num_hidden_layers: int = 22
+    num_attention_heads: int = 12
+    hidden_activation: str = "gelu"
+    max_position_embeddings: int = 8192
+    initializer_range: float = 0.02
+    initializer_cutoff_factor: float = 2.0
+    norm_eps: float = 1e-5
+    norm_bias: bool = False
+    pad_token_id: int | None = 50283
+    eos_token_id: int | None = 50282
+    bos_token_id: int | None = 50281
+    cls_token_id: int | None = 50281
+    sep_token_id: int | None = 50282
+    attention_bias: bool = False
+    attention_dropout: float = 0.0
+    layer_types: list[str] = field(default_factory=list)
+    """One of `full_attention`, `sliding_attention` for each layer; empty: every third one is global, from the first."""
+    global_rope_theta: float = 160_000.0
+    local_rope_theta: float = 10_000.0
+    local_attention: int = 128
+    """Width of the sliding window: half of it on each side of a token, both ends included."""
+    embedding_dropout: float = 0.0
+    mlp_bias: bool = False
+    mlp_dropout: float = 0.0
+    decoder_bias: bool = True
+    classifier_pooling: Literal["cls", "mean"] = "cls"
+    classifier_dropout: float = 0.0
+    classifier_bias: bool = False
+    classifier_activation: str = "gelu"
+    deterministic_flash_attn: bool = False
+    sparse_prediction: bool = False
+    sparse_pred_ignore_index: int = -100
+    reference_compile: bool | None = None
+    repad_logits_with_grad: bool = False
+    tie_word_embeddings: bool = True
+    id2label: dict[int, str] = field(default_factory=lambda: {0: "LABEL_0", 1: "LABEL_1"})
+    problem_type: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.layer_types:
+            self.layer_types = _alternating(self.num_hidden_layers, 3)
+        self._check()
+
+    @property
+    def num_labels(self) -> int:
+        """The number of classes of a head: as many as `id2label` names."""
+        return len(self.id2label)
+
+    @property
+    def label2id(self) -> dict[str, int]:
+        """The inverse of `id2label`."""
+        return {label: i for i, label in self.id2label.items()}
+
+    @property
+    def head_dim(self) -> int:
+        """The width of one attention head."""
+        return self.hidden_size // self.num_attention_heads
+
+    def window(self, layer: int) -> tuple[int, int] | None:
+        """The keys left and right of a query that layer `layer` sees, both ends inclusive; None for a global layer."""
+        half = self.local_attention // 2
+        return (half, half) if self.layer_types[layer] == LOCAL else None
+
+    def rope_theta(self, layer: int) -> float:
+        """The base period of layer `layer`'s rotary embedding."""
+        return self.local_rope_theta if self.layer_types[layer] == LOCAL else self.global_rope_theta
+
+    def _check(self) -> None:
+        for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.hidden_size % self.num_attention_heads:
+            raise ConfigError(
+                f"hidden_size {self.hidden_size} is not divisible by num_attention_heads {self.num_attention_heads}"
+            )
+        if self.head_dim % 2:
+            raise ConfigError(
+                f"hidden_size / num_attention_heads is {self.head_dim}; rotary embeddings need an even number"
+            )
+        for name in ("hidden_activation", "classifier_activation"):
+            if getattr(self, name) not in ACTIVATIONS:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; known are {', '.join(ACTIVATIONS)}")
+        if self.classifier_pooling not in ("cls", "mean"):
+            raise ConfigError(f"classifier_pooling is {self.classifier_pooling!r}; known are cls, mean")
+        if self.problem_type is not None and self.problem_type not in PROBLEM_TYPES:
+            raise ConfigError(f"problem_type is {self.problem_type!r}; known are {', '.join(PROBLEM_TYPES)}")
+        if len(self.layer_types) != self.num_hidden_layers:
+            raise ConfigError(
+                f"layer_types names {len(self.layer_types)} layers but num_hidden_layers is {self.num_hidden_layers}"
+            )
+        if unknown := sorted(set(self.layer_types) - {GLOBAL, LOCAL}):
+            raise ConfigError(f"layer_types holds {', '.join(unknown)}; known are {GLOBAL}, {LOCAL}")
+        if sorted(self.id2label) != list(range(len(self.id2label))) or not self.id2label:
+            raise ConfigError(f"id2label must number the labels 0, 1, 2, …; its keys are {sorted(self.id2label)[:10]}")
+        if self.problem_type == "single_label_classification" and self.num_labels == 1:
+            raise ConfigError("problem_type is single_label_classification but id2label names one label only")
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any]) -> ModernBertConfig:
+        """The configuration in the parsed config.json `raw`, of either generation.
+
+        Raises ConfigError for a field that cannot be honoured. Fields that describe no computation of ours
+        (`transformers_version`, `architectures`, …) are ignored.
+        """
+        if raw.get("model_type") != "modernbert":
+            raise ConfigError(f"model_type is {raw.get('model_type')!r}; this project runs 'modernbert' alone")
+        if raw.get("quantization_config"):
+            raise ConfigError("quantization_config is set; quantised checkpoints cannot be loaded")
+        values = {  # a null means the default wherever null is not a value of the field's own
+            f.name: raw[f.name]
+            for f in fields(cls)
+            if f.name in raw and (raw[f.name] is not None or "None" in str(f.type))
+        }
+        values |= _rope_thetas(raw)
+        if not values.get("layer_types"):
+            every = raw.get("global_attn_every_n_layers") or 3
+            values["layer_types"] = _alternating(values.get("num_hidden_layers", cls.num_hidden_layers), every)
+        if isinstance(values.get("eos_token_id"), list):
+            values["eos_token_id"] = values["eos_token_id"][0]
+        values["id2label"] = _labels(raw)
+        try:
+            return cls(**values)
+        except TypeError as error:  # a string where a number belongs
+            raise ConfigError(f"a field of config.json has the wrong type: {error}") from error
+
+    @classmethod
+    def from_json(cls, path: str | Path) -> ModernBertConfig:
+        """The configuration in the file `path`; the errors of `from_dict` name the file."""
+        try:
+            raw = json.loads(Path(path).read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"{path} is not valid JSON: {error}") from error
+        try:
+            return cls.from_dict(raw)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of config.json in a form that this project and transformers 4.48 and later all read."""
+        out: dict[str, Any] = {"model_type": "modernbert", **asdict(self)}
+        out["id2label"] = {str(i): label for i, label in self.id2label.items()}
+        out["label2id"] = self.label2id
+        out["rope_parameters"] = {
+            GLOBAL: {"rope_type": "default", "rope_theta": self.global_rope_theta},
+            LOCAL: {"rope_type": "default", "rope_theta": self.local_rope_theta},
+        }
+        for every in range(1, self.num_hidden_layers + 1):
+            if self.layer_types == _alternating(self.num_hidden_layers, every):
+                out["global_attn_every_n_layers"] = every
+                break
+        return out
+
+
+def _alternating(layers: int, every: int) -> list[str]:
+    if not isinstance(every, int) or every < 1:
+        raise ConfigError(f"global_attn_every_n_layers is {every!r}; it must be a whole number of at least 1")
+    return [LOCAL if i % every else GLOBAL for i in range(layers)]
+
+
+def _rope_thetas(raw: dict[str, Any]) -> dict[str, float]:
+    """The two thetas: `rope_parameters` wins over the old names, as in transformers 5."""
+    scaling = raw.get("rope_scaling") or {}
+    if scaling.get("rope_type", scaling.get("type", "default")) != "default":
+        raise ConfigError(f"rope_scaling is {scaling}; only the default rotary embedding is supported")
+    parameters = raw.get("rope_parameters") or {}
+    if stray := sorted(set(parameters) - {GLOBAL, LOCAL}):
+        raise ConfigError(f"rope_parameters holds {', '.join(stray)}; it must hold {GLOBAL} and {LOCAL}")
+    thetas = {}
+    for kind, name in ((GLOBAL, "global_rope_theta"), (LOCAL, "local_rope_theta")):
+        rope = parameters.get(kind) or {}
+        if rope.get("rope_type", "default") != "default":
+            raise ConfigError(
+                f"rope_parameters.{kind}.rope_type is {rope['rope_type']!r}; only 'default' is supported"
+            )
+        theta = rope.get("rope_theta", raw.get(name))
+        if theta is None and kind == LOCAL and name in raw and not rope:
+            theta = thetas["global_rope_theta"]  # an explicit null meant "as the global layers" before transformers 5
+        thetas[name] = float(theta) if theta is not None else getattr(ModernBertConfig, name)
+    return thetas
+
+
+def _labels(raw: dict[str, Any]) -> dict[int, str]:
+    if raw.get("id2label"):
+        try:
+            labels = {int(i): str(label) for i, label in raw["id2label"].items()}
+        except (ValueError, AttributeError) as error:
+            raise ConfigError(f"id2label must map whole numbers to names: {error}") from error
+        declared = raw.get("num_labels")
+        if declared is not None and declared != len(labels):
+            raise ConfigError(f"num_labels is {declared} but id2label names {len(labels)} labels")
+        return labels
+    return {i: f"LABEL_{i}" for i in range(raw.get("num_labels") or 2)}

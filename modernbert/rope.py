@@ -1,0 +1,23 @@
+"""Rotary position embeddings (Su et al. 2021, arXiv:2104.09864), one fp32 table for each distinct theta.
+
+Shapes: S positions, T packed tokens, N heads, H head dim.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def rope_table(theta: float, head_dim: int, positions: int, device: torch.device | str) -> tuple[Tensor, Tensor]:
+    """cos and sin of position * theta^(-2i/H), each (positions, H/2), fp32, computed on the CPU for equal bits."""
+    frequencies = 1.0 / (theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim))
+    angles = torch.outer(torch.arange(positions, dtype=torch.float32), frequencies)
+    return angles.cos().to(device), angles.sin().to(device)
+
+
+def apply_rope(qk_TGNH: Tensor, cos_TH: Tensor, sin_TH: Tensor) -> Tensor:
+    """Rotate the pairs (i, i + H/2) of queries and keys (T, 2, N, H) by their tokens' angles (T, H/2), in fp32."""
+    cos, sin = cos_TH[:, None, None], sin_TH[:, None, None]
+    first, second = qk_TGNH.float().chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(qk_TGNH.dtype)
