@@ -24,9 +24,8 @@ Window = tuple[int, int] | None
 BACKENDS = ("flash_attn", "torch_varlen", "sdpa", "eager")
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None, float], Tensor]
 """(queries (R, N, Q, H), keys and values (R, N, K, H), additive mask or None, dropout) -> (R, N, Q, H)."""
-_SCORES_IN_CACHE = 600_000  # scores that the plain formula computes at a time, of as many sequences or tiles as fit
-_SCORES_OF_LONG = 6_000_000  # a sequence with more of them is cut into heads and into rows:
-_ROWS_OF_LONG = 256
+_SCORES_IN_CACHE = 1_200_000  # scores that the plain formula computes at a time, of as many sequences or tiles as fit
+_ROWS_OF_LONG = 512  # query rows at a time, head by head, of a sequence that has more than twice as many
 
 
 def varlen_attention(
@@ -112,34 +111,42 @@ def _sdpa(q_RNQH: Tensor, k_RNKH: Tensor, v_RNKH: Tensor, mask: Tensor | None, d
 def _matmul(q_RNQH: Tensor, k_RNKH: Tensor, v_RNKH: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
     """The plain formula over as many sequences, tiles or rows at a time as keep their scores in cache."""
     count, heads, queries, dim = q_RNQH.shape
-    scores_each = heads * queries * k_RNKH.shape[2]
-    out_RQNH = q_RNQH.new_empty(count, queries, heads, dim)
-    out_RNQH = out_RQNH.transpose(1, 2)
-    scale = dim**-0.5
-    if mask is None and scores_each > _SCORES_OF_LONG:
+    each = heads * queries * k_RNKH.shape[2]
+    out_RNQH = q_RNQH.new_empty(count, queries, heads, dim).transpose(1, 2)
+    if mask is None and each > 2 * _SCORES_IN_CACHE:
         for r in range(count):
             for n in range(heads):
-                k_HK, v_KH = k_RNKH[r, n].T, v_RNKH[r, n]
                 for i in range(0, queries, _ROWS_OF_LONG):
-                    scores_QK = (q_RNQH[r, n, i : i + _ROWS_OF_LONG] * scale) @ k_HK
-                    out_RNQH[r, n, i : i + _ROWS_OF_LONG] = scores_QK.softmax(dim=-1) @ v_KH
+                    rows = slice(i, i + _ROWS_OF_LONG)
+                    scores_1QK = _scaled_product(q_RNQH[r, n, None, rows], k_RNKH[r, n, None])
+                    out_RNQH[r, n, rows] = _softmax(scores_1QK[0]) @ v_RNKH[r, n]
         return out_RNQH
-    step = max(1, _SCORES_IN_CACHE // scores_each)
+    step = max(1, _SCORES_IN_CACHE // each)
     for r in range(0, count, step):
         some = slice(r, r + step)
-        scores_RNQK = (q_RNQH[some] * scale) @ k_RNKH[some].transpose(-1, -2)
+        q_XQH, k_XKH, v_XKH = (x[some].flatten(0, 1) for x in (q_RNQH, k_RNKH, v_RNKH))
+        scores_XQK = _scaled_product(q_XQH, k_XKH)
         if mask is not None:
-            scores_RNQK += mask[some] if len(mask) == count else mask
-        out_RNQH[some] = scores_RNQK.softmax(dim=-1) @ v_RNKH[some]
+            scores_XQK.unflatten(0, (-1, heads)).add_(mask[some] if len(mask) == count else mask)
+        out_RNQH[some] = torch.bmm(_softmax(scores_XQK), v_XKH).unflatten(0, (-1, heads))
     return out_RNQH
+
+
+def _scaled_product(q_XQH: Tensor, k_XKH: Tensor) -> Tensor:
+    """q k^T / sqrt(H), scaled within the product."""
+    return torch.baddbmm(q_XQH.new_empty(1), q_XQH, k_XKH.transpose(1, 2), beta=0, alpha=q_XQH.shape[-1] ** -0.5)
+
+
+def _softmax(scores: Tensor) -> Tensor:
+    """softmax by way of fp32, which is faster on CPUs than their own half-precision kernel."""
+    return scores.softmax(dim=-1, dtype=torch.float32).to(scores.dtype)
 
 
 def _eager(q_RNQH: Tensor, k_RNKH: Tensor, v_RNKH: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
     scores_RNQK = q_RNQH @ k_RNKH.transpose(-1, -2) * q_RNQH.shape[-1] ** -0.5
     if mask is not None:
         scores_RNQK = scores_RNQK + mask
-    weights_RNQK = scores_RNQK.softmax(dim=-1, dtype=torch.float32).to(q_RNQH.dtype)
-    return F.dropout(weights_RNQK, dropout) @ v_RNKH
+    return F.dropout(_softmax(scores_RNQK), dropout) @ v_RNKH
 
 
 def _equal_lengths(q: Tensor, k: Tensor, v: Tensor, window: Window, attend: Attend, dropout: float) -> Tensor:

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from modernbert.attention import resolve_backend, varlen_attention
-from modernbert.config import ACTIVATIONS, ModernBertConfig
-from modernbert.linear import Linear, by_rows
+from modernbert.config import ModernBertConfig
+from modernbert.linear import GatedLinear, Linear, by_rows
 from modernbert.outputs import BaseModelOutput
 from modernbert.packing import PackedBatch, pad, unpad
-from modernbert.rope import apply_rope, rope_table
+from modernbert.rope import apply_rope, pairs_side_by_side, rope_table, rotate_pairs_
 
 
 class ModernBertEmbeddings(nn.Module):
@@ -41,11 +41,26 @@ class ModernBertAttention(nn.Module):
         self.Wqkv = Linear(config.hidden_size, 3 * config.hidden_size, bias=config.attention_bias)
         self.Wo = Linear(config.hidden_size, config.hidden_size, bias=config.attention_bias)
         self.out_drop = nn.Dropout(config.attention_dropout)
+        self.side_by_side = False
 
     def project(self, x_TD: Tensor, cos_TH: Tensor, sin_TH: Tensor) -> Tensor:
         """Queries, keys and values (T, 3, N, H), the first two rotated to their positions."""
-        qk, v = self.Wqkv(x_TD).unflatten(-1, self.qkv_shape).split((2, 1), dim=1)
+        qkv = self.Wqkv(x_TD).unflatten(-1, self.qkv_shape)
+        if self.side_by_side:
+            rotate_pairs_(qkv[:, :2], cos_TH, sin_TH)
+            return qkv
+        qk, v = qkv.split((2, 1), dim=1)
         return torch.cat((apply_rope(qk, cos_TH, sin_TH), v), dim=1)
+
+    def prepack(self) -> None:
+        """In half precision, reorder queries and keys for the faster rotation; in fp32 it would cost the last bits."""
+        if self.Wqkv.weight.dtype == torch.float32:
+            return
+        self.side_by_side = True
+        for part in (self.Wqkv.weight, self.Wqkv.bias):
+            if part is not None:
+                q, k, v = part.data.chunk(3)
+                part.data = torch.cat((*(pairs_side_by_side(x, self.qkv_shape[1]) for x in (q, k)), v))
 
 
 class ModernBertMLP(nn.Module):
@@ -53,15 +68,15 @@ class ModernBertMLP(nn.Module):
 
     def __init__(self, config: ModernBertConfig):
         super().__init__()
-        self.Wi = Linear(config.hidden_size, 2 * config.intermediate_size, bias=config.mlp_bias)
+        self.Wi = GatedLinear(
+            config.hidden_size, config.intermediate_size, bias=config.mlp_bias, activation=config.hidden_activation
+        )
         self.Wo = Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
-        self.act = ACTIVATIONS[config.hidden_activation]
         self.drop = nn.Dropout(config.mlp_dropout)
 
     def forward(self, x_TD: Tensor, residual_TD: Tensor) -> Tensor:
-        """`residual_TD + Wo(act(a) * b)` with `a, b = Wi(x)`."""
-        value_TF, gate_TF = self.Wi(x_TD).chunk(2, dim=-1)
-        return self.Wo(self.drop(self.act(value_TF) * gate_TF), residual_TD)
+        """`residual_TD + Wo(act(a) * b)` with `a, b` the halves of Wi's product."""
+        return self.Wo(self.drop(self.Wi(x_TD)), residual_TD)
 
 
 class ModernBertEncoderLayer(nn.Module):

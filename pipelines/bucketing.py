@@ -1,0 +1,36 @@
+"""Lengths and a token budget in, packed batches out. Pure numpy: no Ray, no torch.
+
+Shapes: W windows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def packed_batches(lengths: Sequence[int] | np.ndarray, budget_tokens: int) -> list[np.ndarray]:
+    """Cut windows into packed batches: arrays of indices into `lengths` (W,), each of at most `budget_tokens` tokens.
+
+    Windows are taken from the longest to the shortest, so that the largest batch comes first and equal lengths stand
+    side by side, and every window goes into the first batch with room for it (first fit of decreasing lengths). Each
+    batch holds its windows from the shortest to the longest. A window longer than the budget is a batch of its own.
+    Raises ValueError for a length or budget below 1.
+    """
+    lengths = np.asarray(lengths, dtype=np.int64)
+    if budget_tokens < 1 or (lengths < 1).any():
+        raise ValueError(f"lengths and budget_tokens must be at least 1, not {lengths.min(initial=1)}, {budget_tokens}")
+    order = np.argsort(-lengths, kind="stable")
+    ends = np.cumsum(lengths[order])
+    batches, start, used = [], 0, 0
+    while start < len(order):
+        stop = max(start + 1, int(np.searchsorted(ends, used + budget_tokens, side="right")))
+        batches.append(order[start:stop][::-1])
+        used, start = int(ends[stop - 1]), stop
+    return batches
+
+
+def fill(lengths: Sequence[int] | np.ndarray, batches: int, budget_tokens: int) -> float:
+    """The share of the token budget of `batches` packed batches that real tokens filled, 0 to 1."""
+    return float(np.sum(lengths)) / (batches * budget_tokens) if batches else 0.0
