@@ -46,9 +46,7 @@ def ours(model: ModernBertModel, documents: list[torch.Tensor], budget: int) -> 
     """One pass of our encoder, bucketed by token budget."""
     for rows in packed_batches([len(document) for document in documents], budget):
         model.forward_packed(
-            PackedBatch.from_lengths(
-                torch.cat([documents[i] for i in rows]), tuple(len(documents[i]) for i in rows)
-            )
+            PackedBatch.from_lengths(torch.cat([documents[i] for i in rows]), tuple(len(documents[i]) for i in rows))
         )
 
 

@@ -161,7 +161,9 @@ def _equal_lengths(q: Tensor, k: Tensor, v: Tensor, window: Window, attend: Atte
     return attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask, dropout).transpose(1, 2)
 
 
-def _tiles(q: Tensor, k: Tensor, v: Tensor, window: tuple[int, int], tile: int, attend: Attend, dropout: float) -> Tensor:
+def _tiles(
+    q: Tensor, k: Tensor, v: Tensor, window: tuple[int, int], tile: int, attend: Attend, dropout: float
+) -> Tensor:
     """Sliding-window attention of one long sequence (L, N, H): tiles of queries against the keys around them.
 
     The grid starts at the sequence's first token, so that its bits are the same wherever in a pack it lies.

@@ -214,9 +214,7 @@ def _rope_thetas(raw: dict[str, Any]) -> dict[str, float]:
     for kind, name in ((GLOBAL, "global_rope_theta"), (LOCAL, "local_rope_theta")):
         rope = parameters.get(kind) or {}
         if rope.get("rope_type", "default") != "default":
-            raise ConfigError(
-                f"rope_parameters.{kind}.rope_type is {rope['rope_type']!r}; only 'default' is supported"
-            )
+            raise ConfigError(f"rope_parameters.{kind}.rope_type is {rope['rope_type']!r}; only 'default' is supported")
         theta = rope.get("rope_theta", raw.get(name))
         if theta is None and kind == LOCAL and name in raw and not rope:
             theta = thetas["global_rope_theta"]  # an explicit null meant "as the global layers" before transformers 5

@@ -13,9 +13,8 @@ import numpy as np
 def packed_batches(lengths: Sequence[int] | np.ndarray, budget_tokens: int) -> list[np.ndarray]:
     """Cut windows into packed batches: arrays of indices into `lengths` (W,), each of at most `budget_tokens` tokens.
 
-    Windows are taken from the longest to the shortest, so that the largest batch comes first and equal lengths stand
-    side by side, and every window goes into the first batch with room for it (first fit of decreasing lengths). Each
-    batch holds its windows from the shortest to the longest. A window longer than the budget is a batch of its own.
+    Windows are taken from the longest to the shortest, so that equal lengths stand side by side and what does not fit
+    the device shows at once. Each batch holds its windows from the shortest to the longest. A window longer than the budget is a batch of its own.
     Raises ValueError for a length or budget below 1.
     """
     lengths = np.asarray(lengths, dtype=np.int64)
@@ -29,8 +28,3 @@ def packed_batches(lengths: Sequence[int] | np.ndarray, budget_tokens: int) -> l
         batches.append(order[start:stop][::-1])
         used, start = int(ends[stop - 1]), stop
     return batches
-
-
-def fill(lengths: Sequence[int] | np.ndarray, batches: int, budget_tokens: int) -> float:
-    """The share of the token budget of `batches` packed batches that real tokens filled, 0 to 1."""
-    return float(np.sum(lengths)) / (batches * budget_tokens) if batches else 0.0

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
-TINY: dict[str, Any] = dict(
-    vocab_size=300, hidden_size=64, intermediate_size=96, num_hidden_layers=4, num_attention_heads=2,
-    max_position_embeddings=8192, pad_token_id=0, cls_token_id=1, bos_token_id=1, sep_token_id=2, eos_token_id=2,
-)  # fmt: skip
+TINY: dict[str, Any] = {
+    "vocab_size": 300,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 8192,
+    "pad_token_id": 0,
+    "cls_token_id": 1,
+    "bos_token_id": 1,
+    "sep_token_id": 2,
+    "eos_token_id": 2,
+}
 
 
 def make_hot(model: torch.nn.Module, seed: int = 0) -> None:
@@ -43,3 +53,26 @@ def write_checkpoint(folder: Path, *, architecture: str = "ModernBertForSequence
 def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     """The norm of the difference as a share of the norm of `theirs`."""
     return ((ours - theirs).norm() / theirs.norm()).item()
+
+
+def write_tokenizer(folder: Path, vocab_size: int = 300) -> None:
+    """Write a byte-level BPE tokenizer.json whose ids fit `vocab_size`, with special tokens as in ModernBERT."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+
+    tokenizer = Tokenizer(models.BPE(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["the cat sat on the mat and then the other cat sat there too"] * 3, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    names = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "mask_token": "[MASK]"}
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 8192, **names}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))

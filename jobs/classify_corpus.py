@@ -1,0 +1,31 @@
+"""Label every document of a corpus with a ModernBERT sequence classifier; without options, the bundled sample corpus.
+
+python jobs/classify_corpus.py --input articles/ --output labelled/ --model my-org/my-modernbert --text-column body
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from pipelines.command import run_command
+from pipelines.config import ClassifyOptions
+
+DEMO = Path(__file__).parent / "demo"
+DEFAULTS = {
+    "input": str(DEMO / "requests.parquet"),
+    "model": str(DEMO / "intent-classifier"),
+    "output": "output/classified-requests",
+}
+
+
+def classify(options: ClassifyOptions) -> int:
+    """Run the job; the exit code."""
+    from pipelines.corpus import run_corpus  # torch and Ray take seconds, which a wrong option should not
+    from pipelines.tasks.classify import Classify
+
+    return run_corpus(options, lambda config: Classify.from_config(config, options.top_k, options.threshold))
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(classify, ClassifyOptions, DEFAULTS))

@@ -1,0 +1,183 @@
+"""A corpus job from input files to committed answers: plan, read and tokenise, predict, commit, finish."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import ray
+from ray.data import ActorPoolStrategy, DataContext, Dataset
+
+from modernbert.config import ModernBertConfig
+from modernbert.tokenizer import Tokenizer
+from pipelines import output
+from pipelines.cluster import pool_size
+from pipelines.config import CorpusOptions
+from pipelines.job import Job, plan_job
+from pipelines.progress import clock, shown_progress
+from pipelines.shards import Corpus, Shard, plan_corpus, read_shard
+from pipelines.stages import Predict, Progress, commit, read_and_tokenise, shard_row
+from pipelines.tasks.classify import Classify
+from pipelines.texts import valid_texts
+
+_SAMPLED_SHARDS, _SAMPLED_ROWS, _SHOWN_LABELS = 8, 128, 12
+
+
+def run_corpus(options: CorpusOptions, make_task: Callable[[ModernBertConfig], Classify]) -> int:
+    """Run a job to its end and return the exit code: 0, or 1 where shards failed.
+
+    `make_task` gives the task for a checkpoint's configuration. Raises ValueError (UserError, ConfigError,
+    CheckpointError) for what is wrong with the options, the model or the input, before Ray starts.
+    """
+    job, corpus, identity = plan_job(options, make_task)
+    record = output.open_output(job.folder, identity, options.overwrite)
+    if record is not None and corpus.shard_rows != record["shard_rows"]:
+        corpus = plan_corpus(job.source, options.limit, record["shard_rows"])
+    if options.dry_run:
+        print(describe(job, corpus))
+        return 0
+    record = record or {"fingerprint": identity, "shard_rows": corpus.shard_rows}
+    output.begin_run(job.folder, record, options.overwrite)
+    done = output.committed(job.folder)
+    todo = [shard for shard in corpus.shards if shard.name not in done]
+    totals, started = Totals(), time.monotonic()
+    if todo:
+        rows = sum(shard.rows for shard in todo)
+        low, high = pool_size(options.actors, job.device)
+        print(f"labelling {rows:,} rows in {len(todo)} shards: {low} actors on {job.device} in {job.dtype}", flush=True)
+        progress = Progress.remote()
+        with shown_progress(rows, lambda: ray.get(progress.read.remote())):
+            for receipt in pipeline(job, todo, low, high, progress).iter_rows():
+                totals.add(receipt)
+    totals.seconds = time.monotonic() - started
+    output.write_run(job.folder, record | {"totals": vars(totals), "complete": not totals.failed})
+    print(summary(job, totals, skipped=len(corpus.shards) - len(todo)))
+    return 1 if totals.failed else 0
+
+
+def pipeline(job: Job, todo: list[Shard], low: int, high: int, progress: Any) -> Dataset:
+    """The stages over the shards still to do; its rows are receipts.
+
+    On CPUs an actor takes 0.9 of a core, so that the rest of each core is left for reading and commits, which are
+    quick. The stages' resources differ on purpose: Ray fuses stages whose resources are equal.
+    """
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.target_max_block_size = 16 << 20
+    context.execution_options.preserve_order = True
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    on_cpu = job.device == "cpu"
+    per_actor: dict[str, Any] = {"num_cpus": 0.9} if on_cpu else {"num_cpus": 1, "num_gpus": 1}
+    one_shard: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
+    blocks = min(len(todo), max(len(todo) // 8, 4 * high))
+    return (
+        ray.data.from_items([shard_row(shard) for shard in todo], override_num_blocks=blocks)
+        .map_batches(partial(read_and_tokenise, job), num_cpus=0.1 if on_cpu else 1, **one_shard)
+        .map_batches(
+            Predict,
+            fn_constructor_args=(job, progress),
+            compute=ActorPoolStrategy(min_size=low, max_size=high),
+            **per_actor,
+            **one_shard,
+        )
+        .map_batches(partial(commit, job), num_cpus=0.05 if on_cpu else 0.5, **one_shard)
+    )
+
+
+@dataclass
+class Totals:
+    """What the receipts of committed shards add up to."""
+
+    rows: int = 0
+    labelled: int = 0
+    tokens: int = 0
+    truncated: int = 0
+    batches: int = 0
+    seconds: float = 0.0
+    predict_s: float = 0.0
+    tokenise_s: float = 0.0
+    labels: Counter[str] = field(default_factory=Counter)
+    rejects: Counter[str] = field(default_factory=Counter)
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def add(self, receipt: dict[str, Any]) -> None:
+        """Count a shard's receipt."""
+        if receipt["error"]:
+            self.failed[receipt["name"]] = receipt["error"]
+            return
+        for name in ("rows", "labelled", "tokens", "truncated", "batches", "predict_s", "tokenise_s"):
+            setattr(self, name, getattr(self, name) + receipt[name])
+        self.labels.update(json.loads(receipt["labels"]))
+        self.rejects.update(json.loads(receipt["rejects"]))
+
+
+def summary(job: Job, totals: Totals, skipped: int) -> str:
+    """What a run did, for the terminal."""
+    lines = []
+    if skipped:
+        lines.append(f"{skipped} shards were in the output already")
+    if totals.rows:
+        rate = totals.tokens / totals.seconds
+        filled = totals.tokens / (totals.batches * job.budget_tokens) if totals.batches else 0.0
+        lines += [
+            f"rows       {totals.rows:,}: {totals.labelled:,} labelled, {sum(totals.rejects.values()):,} rejected"
+            f" in {clock(totals.seconds)}",
+            f"tokens     {totals.tokens:,}, {rate:,.0f} tokens/s; {totals.truncated:,} documents truncated to"
+            f" {job.max_length} tokens",
+            f"batches    {totals.batches:,}, filled to {filled:.1%} of {job.budget_tokens:,} tokens",
+        ]
+        shown = totals.labels.most_common(_SHOWN_LABELS)
+        lines += [f"label      {count:>9,}  {label}" for label, count in shown]
+        if len(totals.labels) > len(shown):
+            rest = totals.labels.total() - sum(count for _, count in shown)
+            lines.append(f"           {rest:>9,}  {len(totals.labels) - len(shown)} other labels")
+        lines += [f"rejected   {count:>9,}  {reason}" for reason, count in totals.rejects.most_common(_SHOWN_LABELS)]
+    lines += [f"failed     {name}: {error}" for name, error in totals.failed.items()]
+    lines.append(f"output     {job.folder}")
+    if totals.rejects:
+        lines.append(f"rejects    {job.folder / output.REJECTED}")
+    return "\n".join(lines)
+
+
+def describe(job: Job, corpus: Corpus) -> str:
+    """What a run would do: the resolved configuration, the files and shards, and the tokens estimated from a sample."""
+    tokens, truncated, rejected, sampled = _sample(job, corpus)
+    columns = [job.prefix + name for name in job.task.columns.names]
+    shown = {
+        "input": f"{job.source}: {len(corpus.files)} {corpus.format} file(s), {corpus.rows:,} rows",
+        "shards": f"{len(corpus.shards)} of at most {corpus.shard_rows:,} rows",
+        "output": job.folder,
+        "model": f"{job.model}: {type(job.task).__name__.lower()}, {job.task.kind}, {len(job.task.labels)} labels",
+        "text column": job.text_column,
+        "columns": f"{', '.join(job.keep_columns)} + {', '.join(columns)}, n_tokens, truncated",
+        "device": f"{job.device} in {job.dtype}",
+        "max length": f"{job.max_length:,} tokens",
+        "token budget": f"{job.budget_tokens:,} a packed batch",
+        "tokens": f"about {tokens / max(sampled, 1) * corpus.rows:,.0f}, from a sample of {sampled:,} rows"
+        f" ({truncated} of them truncated, {rejected} rejected)",
+    }
+    return "\n".join(f"{name:<13}{value}" for name, value in shown.items()) + "\nnothing was done (--dry-run)"
+
+
+def _sample(job: Job, corpus: Corpus) -> tuple[int, int, int, int]:
+    """(tokens, truncated, rejected, rows) of some rows of shards spread over the corpus."""
+    tokenizer = Tokenizer.from_folder(job.model)
+    tokens = truncated = rejected = sampled = 0
+    picks = np.unique(np.linspace(0, len(corpus.shards) - 1, _SAMPLED_SHARDS, dtype=int))
+    for shard in (corpus.shards[i] for i in picks):
+        read = read_shard(job.source, shard, job.schema, [job.text_column])
+        texts, _, rejects = valid_texts(read.table[job.text_column].slice(0, _SAMPLED_ROWS))
+        encoded = tokenizer.encode(texts, job.max_length)
+        tokens += len(encoded.input_ids)
+        truncated += int(encoded.truncated.sum())
+        rejected += len(rejects)
+        sampled += len(texts) + len(rejects)
+    return tokens, truncated, rejected, sampled

@@ -1,0 +1,58 @@
+"""What a running job shows: a bar on a terminal, a line every few seconds elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+BAR_WIDTH = 28
+_TERMINAL_S, _LOG_S = 0.5, 5.0
+
+
+def progress_line(rows: int, total: int, tokens: int, seconds: float, bar: bool) -> str:
+    """Rows and tokens so far with their rates, and the time left at this rate."""
+    share = min(rows / total, 1.0) if total else 1.0
+    left = clock(seconds * (1 - share) / share)
+    rates = f"{rows / seconds:,.1f} rows/s, {tokens / seconds:,.0f} tokens/s"
+    shown = f"{rows:,} of {total:,} rows, {tokens:,} tokens, {rates}, {left} left"
+    filled = round(share * BAR_WIDTH)
+    return f"{share:4.0%} [{'#' * filled}{'.' * (BAR_WIDTH - filled)}] {shown}" if bar else f"{share:4.0%} {shown}"
+
+
+def clock(seconds: float) -> str:
+    """12 s, 3 min 20 s, 5 h 10 min."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+@contextmanager
+def shown_progress(total: int, read: Callable[[], tuple[int, int]]) -> Iterator[None]:
+    """While the block runs, show what `read` returns: (rows, tokens) so far. The clock starts with the first rows."""
+    terminal, stop = sys.stderr.isatty(), threading.Event()
+
+    def show() -> None:
+        started, shown = time.monotonic(), (0, 0)
+        while not stop.wait(_TERMINAL_S if terminal else _LOG_S):
+            rows, tokens = read()
+            if not rows:
+                started = time.monotonic()
+            if (rows, tokens) == shown:
+                continue
+            shown = rows, tokens
+            line = progress_line(rows, total, tokens, time.monotonic() - started, bar=terminal)
+            print(f"\r{line}\033[K" if terminal else line, end="" if terminal else "\n", file=sys.stderr, flush=True)
+
+    thread = threading.Thread(target=show, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        if terminal:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)

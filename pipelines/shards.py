@@ -1,0 +1,241 @@
+"""Input files to shards, and shards to tables.
+
+A shard is a fixed row range of one file: the unit of work, of retry, of commit and of resume. Parquet, Arrow IPC, JSONL
+and CSV (both plain or gzip) are cut alike; what differs is how the rows of a range are found.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from pipelines.config import UserError
+from pipelines.text_files import parse_text, scan_text
+
+FORMATS = {
+    "parquet": (".parquet", ".pq"),
+    "ipc": (".arrow", ".feather", ".ipc"),
+    "json": (".jsonl", ".ndjson", ".json"),
+    "csv": (".csv",),
+}
+MAX_SHARD_ROWS = 4096
+_MIN_SHARD_ROWS, _WANTED_SHARDS = 64, 32
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Rows [start, start + rows) of one file."""
+
+    name: str
+    """Stem of its output file: a function of the file's place below the input and of the row range; sorts in order."""
+    path: str
+    format: str
+    start: int
+    rows: int
+    partition: tuple[tuple[str, str | int | None], ...] = ()
+    """Hive partition values of the file."""
+    span: tuple[int, int] = (0, 0)
+    """Where its rows lie in the decompressed bytes of a text file."""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What an input holds."""
+
+    files: list[str]
+    format: str
+    schema: pa.Schema
+    """The columns of every row, partition keys included."""
+    shards: list[Shard]
+    shard_rows: int
+    """The most rows in a shard."""
+
+    @property
+    def rows(self) -> int:
+        """Rows in all shards."""
+        return sum(shard.rows for shard in self.shards)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a shard that could be read, and those that could not."""
+
+    table: pa.Table
+    positions: np.ndarray
+    """The row number in the shard of each row of `table`."""
+    bad: list[tuple[int, str, str]]
+    """(row number in the shard, reason, the row's raw text)"""
+
+
+def find_files(source: str) -> tuple[fs.FileSystem, list[str], str]:
+    """The data files of `source` (file, folder, glob, or one of these as a URI), sorted, and the folder they lie in.
+
+    Raises UserError where there are none or where formats are mixed.
+    """
+    try:
+        filesystem, path = fs.FileSystem.from_uri(source) if "://" in source else (fs.LocalFileSystem(), source)
+    except pa.ArrowInvalid as error:
+        raise UserError(f"input {source!r} is not a location that can be read: {error}") from error
+    if "://" not in source:
+        path = str(Path(source).expanduser().absolute())
+    pattern = re.search(r"[*?\[]", path) is not None and filesystem.get_file_info(path).type == fs.FileType.NotFound
+    if pattern:
+        base = re.split(r"[*?\[]", path, maxsplit=1)[0].rpartition("/")[0]
+        if isinstance(filesystem, fs.LocalFileSystem):
+            found = [match for match in glob.glob(path, recursive=True) if Path(match).is_file()]
+        else:
+            found = [match for match in _walk(filesystem, base) if fnmatch(match, path)]
+    elif (info := filesystem.get_file_info(path)).type == fs.FileType.Directory:
+        base, found = path.rstrip("/"), _walk(filesystem, path)
+    elif info.type == fs.FileType.File:
+        base, found = path.rpartition("/")[0], [path]
+    else:
+        raise UserError(f"input {source!r} does not exist")
+    files = [file for file in found if file_format(file)]
+    if not files:
+        known = ", ".join(suffix for suffixes in FORMATS.values() for suffix in suffixes)
+        raise UserError(f"input {source!r} holds no data file; known are {known} (text also as .gz)")
+    formats = {file_format(file) for file in files}
+    if len(formats) > 1:
+        raise UserError(f"input {source!r} mixes {', '.join(sorted(map(str, formats)))} files; choose some with a glob")
+    return filesystem, sorted(files, key=partial(_slug, base=base)), base
+
+
+def file_format(path: str) -> str | None:
+    """The format that a file's name tells; None for a file that is no data."""
+    name = path.lower()
+    for kind, suffixes in FORMATS.items():
+        if name.endswith(suffixes) or (kind in ("json", "csv") and name.endswith(tuple(s + ".gz" for s in suffixes))):
+            return kind
+    return None
+
+
+def plan_corpus(source: str, limit: int | None = None, shard_rows: int | None = None) -> Corpus:
+    """Cut the input into shards of at most `shard_rows` rows (None: fewer for a small corpus, so that all actors work).
+
+    Raises UserError for an input that is missing, empty or not readable.
+    """
+    filesystem, files, base = find_files(source)
+    kind = file_format(files[0])
+    assert kind
+    try:
+        dataset = ds.dataset(files, filesystem=filesystem, format=kind, partitioning="hive", partition_base_dir=base)
+        fragments = list(dataset.get_fragments())
+        with ThreadPoolExecutor(16) as pool:
+            if kind in ("parquet", "ipc"):
+                counts = list(pool.map(lambda fragment: fragment.count_rows(), fragments))
+                physical = list(pool.map(lambda fragment: fragment.physical_schema, fragments))
+                schema = pa.unify_schemas([*physical, dataset.schema], promote_options="permissive")
+                scans = [None] * len(files)
+            else:
+                scans = [scan_text(filesystem, file, header=kind == "csv") for file in files]
+                counts, schema = [scan.rows for scan in scans], dataset.schema
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise UserError(f"input {source!r} cannot be read: {str(error).splitlines()[0]}") from error
+    total = sum(counts)
+    if not total:
+        raise UserError(f"input {source!r} has no rows")
+    size = shard_rows or min(MAX_SHARD_ROWS, max(_MIN_SHARD_ROWS, -(-total // _WANTED_SHARDS)))
+    left = limit if limit is not None else total
+    shards = []
+    for file, fragment, count, scan in zip(files, fragments, counts, scans, strict=True):
+        partition = tuple(ds.get_partition_keys(fragment.partition_expression).items())
+        for start in range(0, min(count, left), size):
+            rows = min(size, count - start, left - start)
+            name = f"{_slug(file, base)}-{start:09d}-{start + rows:09d}"
+            span = scan.span(start, start + rows) if scan else (0, 0)
+            shards.append(Shard(name, file, kind, start, rows, partition, span))
+        left -= min(count, left)
+    return Corpus(files, kind, schema.remove_metadata(), shards, size)
+
+
+def read_shard(source: str, shard: Shard, schema: pa.Schema, columns: list[str]) -> Rows:
+    """The rows of `shard` with `columns` in the types of `schema`; columns that its file lacks are null."""
+    filesystem = fs.FileSystem.from_uri(source)[0] if "://" in source else fs.LocalFileSystem()
+    partition = dict(shard.partition)
+    stored = [name for name in columns if name not in partition]
+    if shard.format in ("json", "csv"):
+        names = [name for name in schema.names if name not in partition]
+        wanted = pa.schema([schema.field(name) for name in names])
+        table, positions, bad = parse_text(filesystem, shard.path, shard.format, shard.span, shard.rows, wanted)
+    else:
+        batches = (_parquet_batches if shard.format == "parquet" else _ipc_batches)(filesystem, shard, stored)
+        table = pa.Table.from_batches(list(batches)) if stored else pa.table({"": pa.nulls(shard.rows)})
+        positions, bad = np.arange(shard.rows), []
+    arrays = []
+    for name in columns:
+        kind = schema.field(name).type
+        if name in partition:
+            arrays.append(pa.repeat(pa.scalar(partition[name], kind), len(table)))
+        elif name in table.column_names:
+            arrays.append(table[name].cast(kind) if table[name].type != kind else table[name])
+        else:
+            arrays.append(pa.nulls(len(table), kind))
+    return Rows(pa.table(arrays, schema=pa.schema([schema.field(name) for name in columns])), positions, bad)
+
+
+def _walk(filesystem: fs.FileSystem, folder: str) -> list[str]:
+    """The files below `folder`, without those that begin with a dot or an underscore, or lie in a folder that does."""
+    infos = filesystem.get_file_info(fs.FileSelector(folder, recursive=True))
+    below = len(folder.rstrip("/")) + 1
+    return [
+        info.path for info in infos if info.type == fs.FileType.File and not re.search(r"(^|/)[._]", info.path[below:])
+    ]
+
+
+def _slug(file: str, base: str) -> str:
+    """A file's place below `base` as a file name; places that differ have names that differ."""
+    place = file[len(base) + 1 :]
+    name = re.sub(r"[^A-Za-z0-9._=-]", "_", place)
+    return name if name == place else f"{name}-{hashlib.sha256(place.encode()).hexdigest()[:8]}"
+
+
+def _parquet_batches(filesystem: fs.FileSystem, shard: Shard, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    with filesystem.open_input_file(shard.path) as stream:
+        file = pq.ParquetFile(stream)
+        present = [name for name in columns if name in file.schema_arrow.names]
+        skip, groups = shard.start, []
+        for group in range(file.num_row_groups):
+            rows = file.metadata.row_group(group).num_rows
+            if not groups and skip >= rows:
+                skip -= rows
+                continue
+            groups.append(group)
+            if sum(file.metadata.row_group(i).num_rows for i in groups) >= skip + shard.rows:
+                break
+        batches = file.iter_batches(MAX_SHARD_ROWS, groups, present, use_threads=False)
+        yield from _row_range(batches, skip, shard.rows)
+
+
+def _ipc_batches(filesystem: fs.FileSystem, shard: Shard, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    with filesystem.open_input_file(shard.path) as stream:
+        reader = pa.ipc.open_file(stream)
+        present = [name for name in columns if name in reader.schema.names]
+        batches = (reader.get_batch(i).select(present) for i in range(reader.num_record_batches))
+        yield from _row_range(batches, shard.start, shard.rows)
+
+
+def _row_range(batches: Iterator[pa.RecordBatch], skip: int, rows: int) -> Iterator[pa.RecordBatch]:
+    """`rows` rows of `batches` after the first `skip`."""
+    for batch in batches:
+        if skip >= batch.num_rows:
+            skip -= batch.num_rows
+            continue
+        piece = batch.slice(skip, rows)
+        skip, rows = 0, rows - piece.num_rows
+        yield piece
+        if not rows:
+            return
