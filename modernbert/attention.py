@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from functools import cache, lru_cache
-from itertools import groupby
+from itertools import groupby, pairwise
 
 import torch
 import torch.nn.functional as F
@@ -50,7 +50,7 @@ def varlen_attention(
     if backend == "auto":
         backend = resolve_backend("auto", q.device, q.dtype)
     if backend in ("flash_attn", "torch_varlen"):
-        # Kernels ignore a window that covers max_seqlen: a bound above both keeps the code path the batch-independent one.
+        # Kernels ignore a window that covers max_seqlen: a bound above both keeps to one code path for every batch.
         bound = max(1 << (max_seqlen - 1).bit_length(), 2 * window[1] + 2 if window else 1)
         if backend == "flash_attn":
             from flash_attn import flash_attn_varlen_func
@@ -61,15 +61,17 @@ def varlen_attention(
             )  # fmt: skip
         from torch.nn.attention.varlen import varlen_attn
 
-        return varlen_attn(q, k, v, cu_seqlens, cu_seqlens, bound, bound, window_size=window or (-1, -1))
+        return varlen_attn(  # type: ignore[return-value]
+            q, k, v, cu_seqlens, cu_seqlens, bound, bound, window_size=window or (-1, -1)
+        )
     starts = cu_seqlens.tolist()
-    lengths = [stop - start for start, stop in zip(starts, starts[1:], strict=False)]
+    lengths = [stop - start for start, stop in pairwise(starts)]
     attend = _eager if backend == "eager" else _sdpa if _use_sdpa(q) else _matmul
     out, start = [], 0
     for length, run in groupby(lengths):
         rows = length * len(list(run))
-        qkv = (x[start : start + rows].unflatten(0, (-1, length)) for x in (q, k, v))
-        out.append(_equal_lengths(*qkv, window, attend, dropout).flatten(0, 1))
+        q_RLNH, k_RLNH, v_RLNH = (x[start : start + rows].unflatten(0, (-1, length)) for x in (q, k, v))
+        out.append(_equal_lengths(q_RLNH, k_RLNH, v_RLNH, window, attend, dropout).flatten(0, 1))
         start += rows
     return torch.cat(out)
 
@@ -90,7 +92,7 @@ def resolve_backend(name: str, device: torch.device, dtype: torch.dtype) -> str:
     else:
         if importlib.util.find_spec("flash_attn") is None:
             missing["flash_attn"] = "needs the package flash-attn"
-        if torch.__version__ < (2, 11):
+        if torch.__version__ < "2.11":
             missing["torch_varlen"] = f"needs torch 2.11 or newer, not {torch.__version__}"
     if name == "auto":
         return next(backend for backend in BACKENDS if backend not in missing)
@@ -108,7 +110,7 @@ def _sdpa(q_RNQH: Tensor, k_RNKH: Tensor, v_RNKH: Tensor, mask: Tensor | None, d
     return F.scaled_dot_product_attention(q_RNQH, k_RNKH, v_RNKH, attn_mask=mask, dropout_p=dropout)
 
 
-def _matmul(q_RNQH: Tensor, k_RNKH: Tensor, v_RNKH: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+def _matmul(q_RNQH: Tensor, k_RNKH: Tensor, v_RNKH: Tensor, mask: Tensor | None, _dropout: float) -> Tensor:
     """The plain formula over as many sequences, tiles or rows at a time as keep their scores in cache."""
     count, heads, queries, dim = q_RNQH.shape
     each = heads * queries * k_RNKH.shape[2]

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from modernbert.config import ModernBertConfig
+from modernbert.linear import Linear
 from modernbert.model import ModernBertModel
 
 logger = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ class CheckpointError(ValueError):
 
 
 def resolve(model: str | Path, revision: str | None = None) -> Path:
-    """The local folder of `model`: a folder, or an id on the Hugging Face hub, which is downloaded or found in its cache.
+    """The local folder of `model`: a folder, or a Hugging Face hub id, which is downloaded or found in the hub's cache.
 
     Raises CheckpointError where there is neither.
     """
@@ -74,7 +75,7 @@ def weight_files(folder: Path) -> list[Path]:
     else:
         files = [folder / "model.safetensors"]
     missing = [file.name for file in files if not file.is_file()]
-    if missing and list(folder.glob("pytorch_model*.bin")):
+    if missing and any(folder.glob("pytorch_model*.bin")):
         raise CheckpointError(
             f"{folder} holds pytorch_model.bin, a pickle, which can run code and is never loaded. Convert it once: "
             "AutoModel….from_pretrained(folder).save_pretrained(folder, safe_serialization=True) with transformers"
@@ -100,7 +101,8 @@ def check_weights(model_class: type[nn.Module], folder: Path, config: ModernBert
     with torch.device("meta"):
         wanted = {name: tuple(weight.shape) for name, weight in model_class(config).state_dict().items()}
     found: dict[str, tuple[Path, str]] = {}
-    problems, left_out = [], []
+    problems: list[str] = []
+    left_out: list[str] = []
     for file in weight_files(folder):
         try:
             with safe_open(file, "pt") as stored:
@@ -155,7 +157,7 @@ def load(
 def save_pretrained(model: nn.Module, folder: str | Path) -> None:
     """Write `model` as config.json and model.safetensors, which transformers loads unchanged."""
     weights = model.state_dict()
-    if not weights or "packed" in "".join(weights):
+    if any(isinstance(module, Linear) and module.weight is None for module in model.modules()):
         raise ValueError("a prepacked model has no plain weights left; save it before prepack")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -210,7 +210,7 @@ def _rope_thetas(raw: dict[str, Any]) -> dict[str, float]:
     parameters = raw.get("rope_parameters") or {}
     if stray := sorted(set(parameters) - {GLOBAL, LOCAL}):
         raise ConfigError(f"rope_parameters holds {', '.join(stray)}; it must hold {GLOBAL} and {LOCAL}")
-    thetas = {}
+    thetas: dict[str, float] = {}
     for kind, name in ((GLOBAL, "global_rope_theta"), (LOCAL, "local_rope_theta")):
         rope = parameters.get(kind) or {}
         if rope.get("rope_type", "default") != "default":

@@ -50,11 +50,11 @@ class GatedLinear(Linear):
 
     def __init__(self, in_features: int, out_features: int, bias: bool, activation: str):
         super().__init__(in_features, 2 * out_features, bias=bias)
-        self.act = ACTIVATIONS[activation]
+        self.activation = activation
         self.fused = _FUSED.get(activation)
 
     def prepack(self) -> None:
-        """As Linear's; in half precision in two halves, so that the activation fuses. In fp32 it would cost last bits."""
+        """As Linear's; in half precision as two halves, so that the activation fuses. In fp32 that costs last bits."""
         if self.weight.dtype == torch.float32 or self.fused is None:
             self.fused = None
             return super().prepack()
@@ -73,7 +73,7 @@ class GatedLinear(Linear):
             a_TE = linear(x_TD, value, value_bias, self.fused[0], [], self.fused[1])
             return linear.binary(x_TD, a_TE, gate, gate_bias, "mul")
         a_TE, b_TE = super().forward(x_TD).chunk(2, dim=-1)
-        return self.act(a_TE) * b_TE
+        return ACTIVATIONS[self.activation](a_TE) * b_TE
 
 
 def prepack(model: nn.Module) -> None:
@@ -81,13 +81,13 @@ def prepack(model: nn.Module) -> None:
     if not _prepackable(next(model.parameters())):
         return
     for module in model.modules():  # parents before children
-        if hasattr(module, "prepack"):
-            module.prepack()
+        if callable(step := getattr(module, "prepack", None)):
+            step()
     _keep_freed_memory()
 
 
 def _keep_freed_memory() -> None:
-    """Tell glibc to keep what is freed: page faults on large activations cost CPU inference about 5% otherwise."""
+    """Tell glibc to keep what is freed: page faults on large activations cost CPU inference about 5%."""
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
         libc.mallopt(_M_TRIM_THRESHOLD, 1 << 30)

@@ -1,4 +1,4 @@
-"""The packed ModernBERT encoder (Warner et al. 2024, arXiv:2412.13663): nothing is padded between ids and hidden states.
+"""The packed ModernBERT encoder (Warner et al. 2024, arXiv:2412.13663): no padding between ids and hidden states.
 
 Shapes: T packed tokens, B sequences, S padded length, D hidden, N heads, H head dim, F MLP width.
 """
@@ -89,7 +89,6 @@ class ModernBertEncoderLayer(nn.Module):
         self.mlp_norm = layer_norm(config)
         self.mlp = ModernBertMLP(config)
         self.window = config.window(index)
-        self.theta = config.rope_theta(index)
         self.attention_dropout = config.attention_dropout
         self.deterministic = config.deterministic_flash_attn
 
@@ -133,10 +132,10 @@ class ModernBertModel(nn.Module):
         positions_T = torch.cat([torch.arange(n) for n in batch.seqlens]).to(x_TD.device, non_blocking=True)
         rope = {
             theta: tuple(table[positions_T] for table in self._tables(theta, batch.max_seqlen, x_TD.device))
-            for theta in {layer.theta for layer in self.layers}
+            for theta in {self.config.rope_theta(i) for i in range(len(self.layers))}
         }
-        for layer in self.layers:
-            x_TD = layer(x_TD, rope[layer.theta], batch, backend)
+        for i, layer in enumerate(self.layers):
+            x_TD = layer(x_TD, rope[self.config.rope_theta(i)], batch, backend)
         return self.final_norm(x_TD)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> BaseModelOutput:

@@ -24,7 +24,7 @@ def apply_rope(qk_TGNH: Tensor, cos_TH: Tensor, sin_TH: Tensor) -> Tensor:
 
 
 def rotate_pairs_(qk_TGNH: Tensor, cos_TH: Tensor, sin_TH: Tensor) -> None:
-    """`apply_rope` in place where the pairs lie side by side, (2i, 2i + 1): one complex product, twice as fast on CPUs."""
+    """`apply_rope` in place where pairs lie side by side, (2i, 2i + 1): one complex product, twice as fast on CPUs."""
     pairs = torch.view_as_complex(qk_TGNH.float().unflatten(-1, (-1, 2)))
     pairs *= torch.complex(cos_TH, sin_TH)[:, None, None]
     qk_TGNH.copy_(torch.view_as_real(pairs).flatten(-2))

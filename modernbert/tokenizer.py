@@ -84,12 +84,12 @@ class Tokenizer:
         )
 
     def _encode_truncated(self, texts: Sequence[Text], max_length: int) -> list[Encoding]:
-        """Encode so that a text's cost is bounded by `max_length`: texts are cut, and encoded whole if that may show."""
+        """Encode at a cost bounded by `max_length`: long texts are cut first, and encoded whole where that may show."""
         longest = max_length * _CHARS_PER_TOKEN
         cut = [i for i, text in enumerate(texts) if isinstance(text, str) and len(text) > longest]
         shortened = list(texts)
         for i in cut:
-            shortened[i] = texts[i][:longest]
+            shortened[i] = str(texts[i])[:longest]
         encodings = self._fast.encode_batch_fast(shortened)
         unsure = [i for i in cut if not _cut_is_invisible(encodings[i])]
         for i, encoding in zip(unsure, self._fast.encode_batch_fast([texts[i] for i in unsure]), strict=True):

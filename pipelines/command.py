@@ -29,11 +29,12 @@ def run_command(run: Callable[[Options], int], options_class: type[Options], def
 def parse(options_class: type[Options], arguments: Sequence[str], defaults: dict[str, str]) -> Options:
     """Options from `arguments`, the environment and the YAML file that --config names, in this order.
 
-    `defaults` stand in for options that none of them gives. Raises UserError that names each wrong option.
+    `defaults` name the sample corpus, its model and its output, for a call with neither input nor model. Raises
+    UserError that names each wrong option.
     """
     parser = argparse.ArgumentParser(
         description=options_class.__doc__,
-        epilog=f"The same options can come from a YAML file (--config) or the environment ({ENV_PREFIX}MAX_LENGTH=512).",
+        epilog=f"All options can come from a YAML file (--config) or the environment ({ENV_PREFIX}MAX_LENGTH=512) too.",
         allow_abbrev=False,
     )
     for name, field in options_class.model_fields.items():
@@ -43,19 +44,19 @@ def parse(options_class: type[Options], arguments: Sequence[str], defaults: dict
             parser.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=text)
             continue
         choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else None
-        metavar = (
-            "{" + ",".join(choices) + "}" if choices else {int: "N", float: "X"}.get(kind, name.split("_")[-1].upper())
-        )
+        metavar = {int: "N", float: "X"}.get(kind, name.split("_")[-1].upper())  # type: ignore[arg-type]
+        metavar = "{" + ",".join(choices) + "}" if choices else metavar
         if field.default not in (None, ""):
-            text = f"{text} (default: {defaults.get(name, field.default)})"
+            text = f"{text} (default: {field.default})"
         parser.add_argument(flag, metavar=metavar, default=argparse.SUPPRESS, help=text)
     try:
         options = options_class(**vars(parser.parse_args(arguments)))
     except ValidationError as error:
         wrong = [f"--{str(e['loc'][0]).replace('_', '-')} {e['input']!r}: {_plain(e['msg'])}" for e in error.errors()]
         raise UserError("; ".join(wrong)) from error
-    missing = {name: value for name, value in defaults.items() if getattr(options, name) is None}
-    return options.model_copy(update=missing)
+    if options.input is not None or options.model is not None:
+        return options
+    return options.model_copy(update={name: getattr(options, name) or value for name, value in defaults.items()})
 
 
 def _plain(message: str) -> str:

@@ -64,7 +64,7 @@ class CorpusOptions(BaseSettings):
     @field_validator("keep_columns", mode="before")
     @classmethod
     def _split_commas(cls, value: Any) -> Any:
-        return [name.strip() for name in value.split(",")] if isinstance(value, str) else value
+        return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
 
     @field_validator("actors")
     @classmethod
@@ -83,12 +83,13 @@ class CorpusOptions(BaseSettings):
     def settings_customise_sources(
         cls,
         settings_cls: type[BaseSettings],
-        init_settings: InitSettingsSource,  # type: ignore[override]
+        init_settings: PydanticBaseSettingsSource,
         env_settings: PydanticBaseSettingsSource,
-        **_: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """What is given in code (the command line), then the environment, then the YAML file."""
-        path = init_settings.init_kwargs.get("config") or os.environ.get(f"{ENV_PREFIX}CONFIG")
+        path = init_settings().get("config") or os.environ.get(f"{ENV_PREFIX}CONFIG")
         return init_settings, env_settings, InitSettingsSource(settings_cls, read_yaml(path) if path else {})
 
 

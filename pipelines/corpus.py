@@ -50,9 +50,9 @@ def run_corpus(options: CorpusOptions, make_task: Callable[[ModernBertConfig], C
     totals, started = Totals(), time.monotonic()
     if todo:
         rows = sum(shard.rows for shard in todo)
-        low, high = pool_size(options.actors, job.device)
+        low, high = (min(n, len(todo)) for n in pool_size(options.actors, job.device))
         print(f"labelling {rows:,} rows in {len(todo)} shards: {low} actors on {job.device} in {job.dtype}", flush=True)
-        progress = Progress.remote()
+        progress = Progress.remote()  # type: ignore[attr-defined]
         with shown_progress(rows, lambda: ray.get(progress.read.remote())):
             for receipt in pipeline(job, todo, low, high, progress).iter_rows():
                 totals.add(receipt)

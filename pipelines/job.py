@@ -48,7 +48,9 @@ def plan_job(options: CorpusOptions, make_task: Any) -> tuple[Job, Corpus, dict[
     for name in ("input", "model", "output"):
         if getattr(options, name) is None:
             raise UserError(f"--{name} is missing")
-    assert options.input and options.model and options.output
+    assert options.input
+    assert options.model
+    assert options.output
     folder = resolve(options.model)
     config = load_config(folder)
     task = make_task(config)

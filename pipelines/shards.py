@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +24,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from pipelines.config import UserError
-from pipelines.text_files import parse_text, scan_text
+from pipelines.text_files import STRIDE_ROWS, Scan, infer_schema, parse_text, scan_text
 
 FORMATS = {
     "parquet": (".parquet", ".pq"),
@@ -32,7 +33,8 @@ FORMATS = {
     "csv": (".csv",),
 }
 MAX_SHARD_ROWS = 4096
-_MIN_SHARD_ROWS, _WANTED_SHARDS = 64, 32
+_HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
+_WANTED_SHARDS = 32
 
 
 @dataclass(frozen=True)
@@ -131,35 +133,36 @@ def plan_corpus(source: str, limit: int | None = None, shard_rows: int | None = 
     filesystem, files, base = find_files(source)
     kind = file_format(files[0])
     assert kind
+    scans: list[Scan | None] = [None] * len(files)
     try:
-        dataset = ds.dataset(files, filesystem=filesystem, format=kind, partitioning="hive", partition_base_dir=base)
-        fragments = list(dataset.get_fragments())
         with ThreadPoolExecutor(16) as pool:
             if kind in ("parquet", "ipc"):
+                fragments = list(ds.dataset(files, filesystem=filesystem, format=kind).get_fragments())
                 counts = list(pool.map(lambda fragment: fragment.count_rows(), fragments))
-                physical = list(pool.map(lambda fragment: fragment.physical_schema, fragments))
-                schema = pa.unify_schemas([*physical, dataset.schema], promote_options="permissive")
-                scans = [None] * len(files)
+                schemas = list(pool.map(lambda fragment: fragment.physical_schema, fragments))
             else:
-                scans = [scan_text(filesystem, file, header=kind == "csv") for file in files]
-                counts, schema = [scan.rows for scan in scans], dataset.schema
-    except (pa.ArrowException, OSError, ValueError) as error:
+                scans = list(pool.map(lambda file: scan_text(filesystem, file, header=kind == "csv"), files))
+                counts = [scan.rows for scan in scans if scan]
+                schemas = list(pool.map(lambda file: infer_schema(filesystem, file, kind), files))
+        partitions, keys = _hive_partitions(files, base)
+        stored = pa.unify_schemas(schemas, promote_options="permissive").remove_metadata()
+    except (pa.ArrowException, OSError, EOFError, ValueError) as error:
         raise UserError(f"input {source!r} cannot be read: {str(error).splitlines()[0]}") from error
+    schema = pa.schema([field for field in stored if field.name not in keys.names] + list(keys))
     total = sum(counts)
     if not total:
         raise UserError(f"input {source!r} has no rows")
-    size = shard_rows or min(MAX_SHARD_ROWS, max(_MIN_SHARD_ROWS, -(-total // _WANTED_SHARDS)))
+    size = shard_rows or min(MAX_SHARD_ROWS, -(-total // (_WANTED_SHARDS * STRIDE_ROWS)) * STRIDE_ROWS)
     left = limit if limit is not None else total
     shards = []
-    for file, fragment, count, scan in zip(files, fragments, counts, scans, strict=True):
-        partition = tuple(ds.get_partition_keys(fragment.partition_expression).items())
+    for file, partition, count, scan in zip(files, partitions, counts, scans, strict=True):
         for start in range(0, min(count, left), size):
             rows = min(size, count - start, left - start)
             name = f"{_slug(file, base)}-{start:09d}-{start + rows:09d}"
             span = scan.span(start, start + rows) if scan else (0, 0)
             shards.append(Shard(name, file, kind, start, rows, partition, span))
         left -= min(count, left)
-    return Corpus(files, kind, schema.remove_metadata(), shards, size)
+    return Corpus(files, kind, schema, shards, size)
 
 
 def read_shard(source: str, shard: Shard, schema: pa.Schema, columns: list[str]) -> Rows:
@@ -196,6 +199,21 @@ def _walk(filesystem: fs.FileSystem, folder: str) -> list[str]:
     ]
 
 
+def _hive_partitions(files: list[str], base: str) -> tuple[list[tuple[tuple[str, str | int | None], ...]], pa.Schema]:
+    """What the folders named key=value below `base` say of each file, and the columns' types: whole numbers or text."""
+    found: list[dict[str, str | int | None]] = []
+    for file in files:
+        pairs = (part.split("=", 1) for part in file[len(base) + 1 :].split("/")[:-1] if "=" in part)
+        found.append({key: None if value == _HIVE_NULL else unquote(value) for key, value in pairs})
+    names = sorted({name for values in found for name in values})
+    numbers = {name for name in names if all(re.fullmatch(r"-?\d{1,18}", str(v.get(name) or 0)) for v in found)}
+    typed = [
+        tuple((name, int(value) if name in numbers and value is not None else value) for name, value in values.items())
+        for values in found
+    ]
+    return typed, pa.schema([(name, pa.int64() if name in numbers else pa.string()) for name in names])
+
+
 def _slug(file: str, base: str) -> str:
     """A file's place below `base` as a file name; places that differ have names that differ."""
     place = file[len(base) + 1 :]
@@ -207,7 +225,8 @@ def _parquet_batches(filesystem: fs.FileSystem, shard: Shard, columns: list[str]
     with filesystem.open_input_file(shard.path) as stream:
         file = pq.ParquetFile(stream)
         present = [name for name in columns if name in file.schema_arrow.names]
-        skip, groups = shard.start, []
+        skip = shard.start
+        groups: list[int] = []
         for group in range(file.num_row_groups):
             rows = file.metadata.row_group(group).num_rows
             if not groups and skip >= rows:

@@ -66,7 +66,7 @@ def read_and_tokenise(job: Job, table: pa.Table) -> pa.Table:
         texts, rows, rejects = valid_texts(read.table[job.text_column])
         encoded = _tokenizer(job.model).encode(texts, job.max_length)
     except (pa.ArrowException, OSError) as error:
-        empty = {name: [] for name in ("input_ids", "rows", "truncated", "rejects")}
+        empty: dict[str, list] = {name: [] for name in ("input_ids", "rows", "truncated", "rejects")}
         row |= empty | {"cu_seqlens": [0], "error": f"cannot be read: {str(error).splitlines()[0]}", "tokenise_s": 0.0}
         return _one_row(row, TOKENISED)
     aside = [{"row": row, "reason": reason, "stage": "read", "raw": raw} for row, reason, raw in read.bad]

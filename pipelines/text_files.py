@@ -14,7 +14,8 @@ import pyarrow.json as pa_json
 from pyarrow import fs
 
 _BLOCK_BYTES = 8 << 20
-_STRIDE_ROWS = 64  # every so many rows, a record's place is kept; shards may start there
+STRIDE_ROWS = 64
+"""A record's place is kept every so many rows; shards start there."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,12 @@ class Scan:
 
     def span(self, start: int, stop: int) -> tuple[int, int]:
         """The bytes of records [start, stop), a little more where `stop` is no multiple of 64."""
-        last = -(-stop // _STRIDE_ROWS)
-        return int(self.marks[start // _STRIDE_ROWS]), int(self.marks[last]) if last < len(self.marks) else self.end
+        last = -(-stop // STRIDE_ROWS)
+        return int(self.marks[start // STRIDE_ROWS]), int(self.marks[last]) if last < len(self.marks) else self.end
 
 
 def scan_text(filesystem: fs.FileSystem, path: str, header: bool) -> Scan:
-    """Find the records of a file in one pass; `header`: CSV, where the first is a header and quotes may hold newlines."""
+    """Find a file's records in one pass; `header`: CSV, where the first is a header and quotes may hold newlines."""
     starts: list[np.ndarray] = []
     offset, in_quotes, record_start, seen = 0, False, 0, 0
     with filesystem.open_input_stream(path, compression="detect") as stream:
@@ -56,7 +57,36 @@ def scan_text(filesystem: fs.FileSystem, path: str, header: bool) -> Scan:
         seen += 1
     places = np.concatenate(starts) if starts else np.empty(0, np.int64)
     places = places[1:] if header else places
-    return Scan(len(places), places[::_STRIDE_ROWS], offset)
+    return Scan(len(places), places[::STRIDE_ROWS], offset)
+
+
+def infer_schema(filesystem: fs.FileSystem, path: str, kind: str) -> pa.Schema:
+    """The columns of a text file, from its first 8 MiB; malformed rows are passed over."""
+    with filesystem.open_input_stream(path, compression="detect") as stream:
+        head = stream.read(_BLOCK_BYTES)
+    if len(head) == _BLOCK_BYTES:
+        head = head[: head.rfind(b"\n") + 1]
+    if kind == "csv":
+        options = pa_csv.ParseOptions(newlines_in_values=True, invalid_row_handler=lambda _: "skip")
+        convert = pa_csv.ConvertOptions(check_utf8=False)
+        return pa_csv.read_csv(io.BytesIO(head), parse_options=options, convert_options=convert).schema
+    try:
+        return pa_json.read_json(io.BytesIO(head), pa_json.ReadOptions(block_size=len(head) + 1)).schema
+    except pa.ArrowInvalid:
+        pass  # some row is malformed, or has another type: take each column's first type
+    types: dict[str, pa.DataType] = {}
+    for line in head.split(b"\n"):
+        try:
+            schema = pa_json.read_json(io.BytesIO(line)).schema if line.strip() else ()
+        except pa.ArrowInvalid:
+            continue
+        for field in schema:
+            known = types.get(field.name, pa.null())
+            if known == pa.null() or (known, field.type) == (pa.int64(), pa.float64()):
+                types[field.name] = field.type
+    if not types:
+        raise ValueError(f"no line of {path} is a JSON object")
+    return pa.schema(list(types.items()))
 
 
 def _blank(data: np.ndarray, offset: int, begins: np.ndarray, ends: np.ndarray) -> np.ndarray:

@@ -23,13 +23,13 @@ TINY: dict[str, Any] = {
 }
 
 
-def make_hot(model: torch.nn.Module, seed: int = 0) -> None:
+def make_hot(model: torch.nn.Module, heat: float, seed: int = 0) -> None:
     """Scale projections up so that attention is peaked and every layer matters: default weights hide wrong code."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if weight.dim() == 2 and "tok_embeddings" not in name:
-                gain = 2.5 if "Wqkv" in name else 1.2
+                gain = heat if "Wqkv" in name else min(heat, 1.2) if heat > 2 else 1.0
                 weight.normal_(0, gain * weight.shape[1] ** -0.5, generator=generator)
             elif name.endswith("bias"):
                 weight.normal_(0, 0.3, generator=generator)
@@ -39,13 +39,15 @@ def make_hot(model: torch.nn.Module, seed: int = 0) -> None:
                 weight.normal_(0, 1, generator=generator)
 
 
-def write_checkpoint(folder: Path, *, architecture: str = "ModernBertForSequenceClassification", **config: Any):
+def write_checkpoint(
+    folder: Path, *, architecture: str = "ModernBertForSequenceClassification", heat: float = 2.5, **config: Any
+):
     """Write a hot random checkpoint with transformers; returns its model in fp32 and eval mode."""
     import transformers
 
     torch.manual_seed(0)
     made = getattr(transformers, architecture)(transformers.ModernBertConfig(**(TINY | config)))
-    make_hot(made)
+    make_hot(made, heat)
     made.save_pretrained(folder)
     return made.eval()
 

@@ -1,0 +1,40 @@
+"""Fixtures: random checkpoints, made once a session, and one local Ray."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+for name in [name for name in os.environ if name.startswith("MODERNBERT_") or name == "RAY_ADDRESS"]:
+    del os.environ[name]
+
+import pytest
+import torch
+from checkpoints import write_checkpoint, write_tokenizer
+
+REPOSITORY = Path(__file__).parents[1]
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A hot tiny classifier with five labels and a tokenizer."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    write_checkpoint(folder, id2label={i: f"label-{i}" for i in range(5)}, label2id={f"label-{i}": i for i in range(5)})
+    write_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def local_ray():
+    """One Ray on this machine for all tests that run a pipeline in process."""
+    import ray
+
+    from pipelines.cluster import cluster_resources
+
+    os.environ["RAY_ADDRESS"] = "local"
+    cluster_resources()
+    yield
+    ray.shutdown()
+    del os.environ["RAY_ADDRESS"]

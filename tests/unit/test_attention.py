@@ -1,0 +1,84 @@
+"""varlen_attention against the plain formula with an explicit mask, and what its memory grows with."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from checkpoints import relative_error
+
+from modernbert import attention
+from modernbert.attention import resolve_backend, varlen_attention
+
+
+def plain(q, k, v, lengths, window):
+    out, start = [], 0
+    for n in lengths:
+        q1, k1, v1 = (x[start : start + n].double().transpose(0, 1) for x in (q, k, v))
+        scores = q1 @ k1.transpose(1, 2) / q.shape[-1] ** 0.5
+        if window:
+            offset = torch.arange(n) - torch.arange(n)[:, None]
+            scores = scores.masked_fill((offset < -window[0]) | (offset > window[1]), float("-inf"))
+        out.append((scores.softmax(-1) @ v1).transpose(0, 1))
+        start += n
+    return torch.cat(out)
+
+
+LENGTHS = (1, 2, 9, 9, 65, 66, 130, 209, 251, 300, 1000)
+
+
+@pytest.mark.parametrize("window", [None, (64, 64), (16, 16), (8, 3)])
+@pytest.mark.parametrize("backend", ["sdpa", "eager"])
+@pytest.mark.parametrize("head_dim", [32, 64])
+def test_equals_the_plain_formula(window, backend, head_dim):
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, sum(LENGTHS), 2, head_dim) * 2
+    starts = torch.tensor((0, *LENGTHS)).cumsum(0).int()
+    want = plain(q, k, v, LENGTHS, window)
+    with torch.no_grad():
+        got = varlen_attention(q, k, v, starts, max(LENGTHS), window, backend=backend)
+        half = varlen_attention(*(x.bfloat16() for x in (q, k, v)), starts, max(LENGTHS), window, backend=backend)
+    torch.testing.assert_close(got.double(), want, atol=1e-5, rtol=1e-5)  # fp32 rounding of sums of 1000 terms
+    assert relative_error(half.double(), want) < 2e-2  # bf16: 8 bits of mantissa, in inputs, scores and weights
+
+
+def test_gradients_of_tiles_are_finite_and_right():
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(300, 1, 32, requires_grad=True) for _ in range(3))
+    starts = torch.tensor([0, 300], dtype=torch.int32)
+    weights = torch.randn(300, 1, 32)
+    got = torch.autograd.grad((varlen_attention(q, k, v, starts, 300, (64, 64)) * weights).sum(), (q, k, v))
+    want = torch.autograd.grad((plain(q, k, v, [300], (64, 64)).float() * weights).sum(), (q, k, v))
+    for g, w in zip(got, want, strict=True):
+        torch.testing.assert_close(g, w, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_no_temporary_grows_with_the_square_of_a_length(dtype):
+    """The largest tensor that any operation makes for one document of 8192 tokens stays far below n * n."""
+    largest = 0
+
+    class Largest(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+            nonlocal largest
+            out = op(*args, **(kwargs or {}))
+            for made in out if isinstance(out, tuple | list) else (out,):
+                if isinstance(made, torch.Tensor):
+                    largest = max(largest, made.untyped_storage().nbytes())
+            return out
+
+    n, heads, dim = 8192, 2, 32
+    q, k, v = torch.randn(3, n, heads, dim, dtype=dtype)
+    starts = torch.tensor([0, n], dtype=torch.int32)
+    attention._tile_mask.cache_clear()
+    with torch.no_grad(), Largest():
+        varlen_attention(q, k, v, starts, n, (64, 64))
+        varlen_attention(q, k, v, starts, n, None)
+    assert largest < n * n  # bytes: an n x n mask alone, without heads, would take 2 to 4 times as many
+
+
+def test_backend_by_name_that_cannot_run_is_an_error():
+    with pytest.raises(ValueError, match="'flash_attn' needs a CUDA device"):
+        resolve_backend("flash_attn", torch.device("cpu"), torch.float32)
+    with pytest.raises(ValueError, match="known are auto, flash_attn, torch_varlen, sdpa, eager"):
+        resolve_backend("flashy", torch.device("cpu"), torch.float32)
+    assert resolve_backend("auto", torch.device("cpu"), torch.bfloat16) == "sdpa"

@@ -1,0 +1,68 @@
+"""The Predictor: order, halving when memory runs out, answers that are no numbers."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from modernbert.checkpoint import load_config
+from pipelines.predictor import Predictor
+from pipelines.tasks.classify import Classify
+
+
+@pytest.fixture
+def predictor(checkpoint):
+    return Predictor(checkpoint, Classify.from_config(load_config(checkpoint)), budget_tokens=512)
+
+
+@pytest.fixture(scope="module")
+def windows():
+    lengths = np.random.default_rng(0).integers(1, 200, 50)
+    return np.random.default_rng(1).integers(3, 300, lengths.sum()).astype(np.int32), np.cumsum([0, *lengths])
+
+
+def test_input_order_and_any_budget(checkpoint, predictor, windows):
+    ids, starts = windows
+    got = predictor.predict(ids, starts)
+    alone = np.concatenate([predictor.predict(ids[a:b], np.array([0, b - a])).values for a, b in pairwise(starts)])
+    assert np.array_equal(got.values, alone)
+    assert got.batches > 5
+    other = Predictor(checkpoint, predictor.task, budget_tokens=100_000).predict(ids, starts)
+    assert other.batches == 1
+    assert np.array_equal(other.values, got.values)
+
+
+def test_out_of_memory_halves_the_batch_and_rejects_only_what_fails_alone(predictor, windows, monkeypatch):
+    ids, starts = windows
+    want = predictor.predict(ids, starts).values
+    longest = int(np.diff(starts).argmax())
+    forward, room = predictor.model.forward_packed, np.diff(starts).max() - 1
+
+    def forward_with_little_memory(batch):
+        if len(batch.input_ids) > room:
+            raise torch.OutOfMemoryError("no room")
+        return forward(batch)
+
+    monkeypatch.setattr(predictor.model, "forward_packed", forward_with_little_memory)
+    got = predictor.predict(ids, starts)
+    assert got.failed == {longest: "out of memory on cpu: no room"}
+    kept = np.arange(50) != longest
+    assert np.array_equal(got.values[kept], want[kept])
+
+
+def test_an_answer_that_is_no_number_is_a_failure(predictor, windows):
+    ids, starts = windows
+    with torch.no_grad():
+        predictor.model.model.embeddings.tok_embeddings.weight[7] = float("nan")
+    got = predictor.predict(ids, starts)
+    hit = {i for i in range(50) if 7 in ids[starts[i] : starts[i + 1]]}
+    assert set(got.failed) == hit
+    assert hit
+    assert all("not a finite number" in reason for reason in got.failed.values())
+
+
+def test_nothing_to_predict(predictor):
+    assert predictor.predict(np.empty(0, np.int32), np.array([0])).values.shape == (0, 5)
