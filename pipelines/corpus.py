@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 
@@ -27,7 +28,7 @@ from pipelines.stages import Predict, Progress, commit, read_and_tokenise, shard
 from pipelines.tasks.classify import Classify
 from pipelines.texts import valid_texts
 
-_SAMPLED_SHARDS, _SAMPLED_ROWS, _SHOWN_LABELS = 8, 128, 12
+_SAMPLED_SHARDS, _SAMPLED_ROWS, _SHOWN_LABELS, _SHOWN_ROWS = 8, 128, 12, 5
 
 
 def run_corpus(options: CorpusOptions, make_task: Callable[[ModernBertConfig], Classify]) -> int:
@@ -141,10 +142,28 @@ def summary(job: Job, totals: Totals, skipped: int) -> str:
             lines.append(f"           {rest:>9,}  {len(totals.labels) - len(shown)} other labels")
         lines += [f"rejected   {count:>9,}  {reason}" for reason, count in totals.rejects.most_common(_SHOWN_LABELS)]
     lines += [f"failed     {name}: {error}" for name, error in totals.failed.items()]
+    lines += _first_rows(job)
     lines.append(f"output     {job.folder}")
     if totals.rejects:
         lines.append(f"rejects    {job.folder / output.REJECTED}")
     return "\n".join(lines)
+
+
+def _first_rows(job: Job) -> list[str]:
+    """A few labelled rows, to see at a glance that the answers make sense."""
+    files = sorted(job.folder.glob("*.parquet"))
+    names = [job.prefix + "label", job.prefix + "score"]
+    if not files or job.text_column not in job.keep_columns:
+        return []
+    rows = (
+        pq.read_table(files[0], columns=[job.text_column, *names], partitioning=None).slice(0, _SHOWN_ROWS).to_pylist()
+    )
+    width = max((len(str(row[names[0]])) for row in rows), default=0)
+    lines = []
+    for row in rows:
+        text = " ".join(str(row[job.text_column]).split())[:70]
+        lines.append(f"example    {row[names[1]]:.2f}  {row[names[0]]!s:<{width}}  {text}")
+    return lines
 
 
 def describe(job: Job, corpus: Corpus) -> str:

@@ -19,9 +19,12 @@ import torch
 from checkpoints import write_checkpoint, write_tokenizer
 from conftest import REPOSITORY
 
+from modernbert.checkpoint import load_config
+from modernbert.tokenizer import Tokenizer
 from pipelines import corpus
 from pipelines.config import ClassifyOptions
 from pipelines.corpus import run_corpus
+from pipelines.predictor import Predictor
 from pipelines.tasks.classify import Classify
 
 COMMAND = [sys.executable, str(REPOSITORY / "jobs" / "classify_corpus.py")]
@@ -64,7 +67,7 @@ def labelled(articles, checkpoint, local_ray, tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-def test_every_row_once_in_order_with_its_columns(articles, labelled):
+def test_every_row_once_in_order_with_its_columns(articles, labelled, checkpoint):
     rows = pq.read_table(articles)
     got = ds.dataset(labelled).to_table()
     rejected = pq.read_table(labelled / "_rejected")
@@ -87,8 +90,10 @@ def test_every_row_once_in_order_with_its_columns(articles, labelled):
     ]
     assert got["where"].to_pylist() == rows["where"].take(expected).to_pylist()
     assert got["body"].to_pylist() == rows["body"].take(expected).to_pylist()
-    assert got["truncated"].to_pylist() == [i == 299 for i in expected]
-    assert max(got["n_tokens"].to_pylist()) == 512
+    whole = np.diff(Tokenizer.from_folder(checkpoint).encode(got["body"].to_pylist()).cu_seqlens)
+    assert got["n_tokens"].to_pylist() == whole.clip(max=512).tolist()
+    assert got["truncated"].to_pylist() == (whole > 512).tolist()
+    assert whole[expected.index(299)] > 8192
     record = json.loads((labelled / "_run.json").read_text())
     assert record["complete"]
     assert record["totals"]["rows"] == 303
@@ -255,10 +260,6 @@ def test_accuracy_of_the_demo_checkpoint(tmp_path, local_ray):
 
 def test_the_demo_checkpoint_loads_in_transformers_and_answers_alike():
     import transformers
-
-    from modernbert.checkpoint import load_config
-    from modernbert.tokenizer import Tokenizer
-    from pipelines.predictor import Predictor
 
     demo = REPOSITORY / "jobs" / "demo" / "intent-classifier"
     texts = ["I lost my card", "how do you say hello in french", "set an alarm for six"]

@@ -12,7 +12,9 @@ from modernbert.checkpoint import CheckpointError
 from modernbert.tokenizer import Tokenizer
 
 TEXTS = [
-    "the cat sat on the mat", "", " ", "a" * 5000, "the cat " * 3000, "line\r\nbreaks\t\x00\x07", "emoji 👩‍👩‍👧‍👦 here", "combining e\u0301 n\u0303 and composed é ñ", "中文没有空格" * 400, "[SEP] in the [MASK] text [CLS]", "\u202eright to left אבג",
+    "the cat sat on the mat", "", " ", "a" * 5000, "the cat " * 3000, "line\r\nbreaks\t\x00\x07",
+    "emoji 👩‍👩‍👧‍👦 here", "combining e\u0301 n\u0303 and composed é ñ", "中文没有空格" * 400,
+    "[SEP] in the [MASK] text [CLS]", "\u202eright to left אבג",
     "the\u00a0cat\u2003sat", "x" * 11 + " " * 500 + "y",
 ]  # fmt: skip
 

@@ -1,0 +1,85 @@
+"""`ray job submit` against a head started on this machine, as on a cluster."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import pytest
+from conftest import REPOSITORY
+
+RAY = [str(Path(sys.executable).with_name("ray"))]
+ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {
+    "RAY_AUTH_MODE": "disabled",  # a token file on the machine would switch it on
+    "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+def head() -> Iterator[str]:
+    """The address of the job server of a head of our own."""
+    folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # Ray's socket paths must be short
+    dashboard = free_port()
+    ports = [f"--port={free_port()}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={free_port()}"]
+    options = ["--head", "--block", "--num-cpus=2", "--include-dashboard=true", f"--temp-dir={folder}"]
+    process = subprocess.Popen(
+        [*RAY, "start", *options, *ports],
+        env=ENVIRONMENT, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    address = f"http://127.0.0.1:{dashboard}"
+    try:
+        for _ in range(120):
+            try:
+                urllib.request.urlopen(f"{address}/api/jobs/", timeout=5).read()
+                break
+            except OSError:
+                assert process.poll() is None, "the head ended"
+                time.sleep(1)
+        else:
+            pytest.fail("the job server did not answer")
+        yield address
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(60)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.slow
+def test_a_submitted_job_labels_a_corpus(head, tmp_path):
+    pq.write_table(
+        pa.table({"message": [f"please set an alarm for {i} o'clock" for i in range(100)]}), tmp_path / "in.parquet"
+    )
+    job = [
+        "python",
+        "jobs/classify_corpus.py",
+        "--input",
+        str(tmp_path / "in.parquet"),
+        "--output",
+        str(tmp_path / "out"),
+    ]
+    job += ["--model", "jobs/demo/intent-classifier", "--text-column", "message"]
+    submit = [*RAY, "job", "submit", "--address", head, "--working-dir", ".", "--", *job]
+    done = subprocess.run(submit, cwd=REPOSITORY, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "100 labelled" in done.stdout
+    rows = ds.dataset(tmp_path / "out").to_table()
+    assert rows["message"].to_pylist() == [f"please set an alarm for {i} o'clock" for i in range(100)]
+    assert set(rows["label"].to_pylist()) == {"alarm"}
