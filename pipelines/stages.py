@@ -134,13 +134,14 @@ def commit(job: Job, table: pa.Table) -> pa.Table:
     place = {int(position): i for i, position in enumerate(read.positions)}
     rejected_rows = {reject["row"] for reject in rejects}
     good = [i for i, row in enumerate(lists["rows"].to_pylist()) if row not in rejected_rows]
-    kept = read.table.select(job.keep_columns).take([place[lists["rows"][i].as_py()] for i in good])
-    added = {name: lists["predictions"].field(name) for name in job.task.columns.names}
-    added |= {"n_tokens": lists["n_tokens"], "truncated": lists["truncated"]}
-    for field in [*job.task.columns, *ADDED]:
-        kept = kept.append_column(field.with_name(job.prefix + field.name), added[field.name].take(pa.array(good)))
+    at = pa.array([place[lists["rows"][i].as_py()] for i in good], pa.int64())
+    answers = {name: lists["predictions"].field(name) for name in job.task.columns.names}
+    answers |= {"n_tokens": lists["n_tokens"], "truncated": lists["truncated"]}
+    answers = {name: values.take(pa.array(good, pa.int64())) for name, values in answers.items()}
+    columns = {name: read.table[name].take(at) for name in job.keep_columns}
+    columns |= {job.prefix + name: values for name, values in answers.items()}
     try:
-        output.commit_shard(job.folder, shard.name, kept, _rejected(shard, read.table, place, rejects))
+        output.commit_shard(job.folder, shard.name, pa.table(columns), _rejected(shard, read.table, place, rejects))
     except OSError as error:
         receipt["error"] = f"cannot be written: {error.strerror}"
         return pa.Table.from_pylist([receipt], RECEIPT)
@@ -149,7 +150,7 @@ def commit(job: Job, table: pa.Table) -> pa.Table:
         "labelled": len(good),
         "tokens": int(np.sum(lists["n_tokens"].to_numpy())),
         "truncated": sum(lists["truncated"].to_pylist()),
-        "labels": json.dumps(Counter(added["label"].take(pa.array(good)).to_pylist())),
+        "labels": json.dumps(Counter(answers["label"].to_pylist())),
         "rejects": json.dumps(Counter(reject["reason"] for reject in rejects)),
     }
     receipt |= {name: table[name][0].as_py() for name in ("batches", "predict_s", "tokenise_s")}

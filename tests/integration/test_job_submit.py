@@ -77,7 +77,11 @@ def test_a_submitted_job_labels_a_corpus(head, tmp_path):
     ]
     job += ["--model", "jobs/demo/intent-classifier", "--text-column", "message"]
     submit = [*RAY, "job", "submit", "--address", head, "--working-dir", ".", "--", *job]
-    done = subprocess.run(submit, cwd=REPOSITORY, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    for _ in range(30):  # the head answers some seconds before its agent takes jobs
+        done = subprocess.run(submit, cwd=REPOSITORY, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+        if "No available agent" not in done.stdout + done.stderr:
+            break
+        time.sleep(2)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "100 labelled" in done.stdout
     rows = ds.dataset(tmp_path / "out").to_table()
