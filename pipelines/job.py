@@ -21,7 +21,7 @@ from pipelines.shards import Corpus, plan_corpus
 from pipelines.tasks.classify import Classify
 from pipelines.texts import is_text
 
-ADDED = pa.schema([("n_tokens", pa.int32()), ("truncated", pa.bool_())])
+ADDED = ("n_tokens", "truncated")
 """What every task adds beside its own columns."""
 
 
@@ -58,6 +58,9 @@ def plan_job(options: CorpusOptions, make_task: Any) -> tuple[Job, Corpus, dict[
     max_length = _max_length(options.max_length, config, Tokenizer.from_folder(folder))
     source = options.input if "://" in options.input else str(Path(options.input).expanduser().absolute())
     corpus = plan_corpus(source, options.limit)
+    target = Path(options.output).expanduser().absolute()
+    if "://" not in source and Path(source).is_dir() and target.is_relative_to(source):
+        raise UserError(f"output {options.output!r} lies in the input folder, which would be read again; name another")
     names = corpus.schema.names
     if options.text_column not in names:
         raise UserError(f"input has no column {options.text_column!r}; it has {', '.join(names)} (see --text-column)")
@@ -66,7 +69,7 @@ def plan_job(options: CorpusOptions, make_task: Any) -> tuple[Job, Corpus, dict[
     keep = options.keep_columns if options.keep_columns is not None else names
     if absent := [name for name in keep if name not in names]:
         raise UserError(f"input has no column {', '.join(absent)}; it has {', '.join(names)} (see --keep-columns)")
-    added = [options.output_prefix + name for name in [*task.columns.names, *ADDED.names]]
+    added = [options.output_prefix + name for name in [*task.columns.names, *ADDED]]
     if clash := [name for name in added if name in keep]:
         raise UserError(
             f"input already has {', '.join(clash)}, which this job adds: put a prefix before ours with "
@@ -75,7 +78,7 @@ def plan_job(options: CorpusOptions, make_task: Any) -> tuple[Job, Corpus, dict[
     device = _device(options.device)
     job = Job(
         source=source,
-        folder=Path(options.output).expanduser().absolute(),
+        folder=target,
         model=folder.absolute(),
         task=task,
         schema=corpus.schema,

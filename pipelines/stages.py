@@ -20,7 +20,7 @@ import ray
 
 from modernbert.tokenizer import Tokenizer
 from pipelines import output
-from pipelines.job import ADDED, Job
+from pipelines.job import Job
 from pipelines.predictor import Predictor
 from pipelines.shards import Shard, read_shard
 from pipelines.texts import readable, valid_texts
@@ -69,10 +69,8 @@ def read_and_tokenise(job: Job, table: pa.Table) -> pa.Table:
         empty: dict[str, list] = {name: [] for name in ("input_ids", "rows", "truncated", "rejects")}
         row |= empty | {"cu_seqlens": [0], "error": f"cannot be read: {str(error).splitlines()[0]}", "tokenise_s": 0.0}
         return _one_row(row, TOKENISED)
-    aside = [{"row": row, "reason": reason, "stage": "read", "raw": raw} for row, reason, raw in read.bad]
-    aside += [
-        {"row": int(read.positions[row]), "reason": reason, "stage": "text", "raw": None} for row, reason in rejects
-    ]
+    aside = [{"row": at, "reason": reason, "stage": "read", "raw": raw} for at, reason, raw in read.bad]
+    aside += [{"row": int(read.positions[at]), "reason": why, "stage": "text", "raw": None} for at, why in rejects]
     row |= {"input_ids": encoded.input_ids, "cu_seqlens": encoded.cu_seqlens, "truncated": encoded.truncated}
     row |= {"rows": read.positions[rows], "rejects": aside, "tokenise_s": time.perf_counter() - started}
     return _one_row(row, TOKENISED)
@@ -129,21 +127,21 @@ def commit(job: Job, table: pa.Table) -> pa.Table:
         return pa.Table.from_pylist([receipt], RECEIPT)
     lists = {name: table[name].combine_chunks().flatten() for name in ("rows", "truncated", "n_tokens", "predictions")}
     rejects = table["rejects"][0].as_py()
-    stored = [name for name in job.schema.names if name in job.keep_columns or rejects]
-    read = read_shard(job.source, shard, job.schema, stored)
-    place = {int(position): i for i, position in enumerate(read.positions)}
-    rejected_rows = {reject["row"] for reject in rejects}
-    good = [i for i, row in enumerate(lists["rows"].to_pylist()) if row not in rejected_rows]
-    at = pa.array([place[lists["rows"][i].as_py()] for i in good], pa.int64())
+    rejected = {reject["row"] for reject in rejects}
+    good = [i for i, row in enumerate(lists["rows"].to_pylist()) if row not in rejected]
     answers = {name: lists["predictions"].field(name) for name in job.task.columns.names}
     answers |= {"n_tokens": lists["n_tokens"], "truncated": lists["truncated"]}
     answers = {name: values.take(pa.array(good, pa.int64())) for name, values in answers.items()}
-    columns = {name: read.table[name].take(at) for name in job.keep_columns}
-    columns |= {job.prefix + name: values for name, values in answers.items()}
     try:
+        stored = [name for name in job.schema.names if name in job.keep_columns or rejects]
+        read = read_shard(job.source, shard, job.schema, stored)
+        place = {int(position): i for i, position in enumerate(read.positions)}
+        at = pa.array([place[lists["rows"][i].as_py()] for i in good], pa.int64())
+        columns = {name: read.table[name].take(at) for name in job.keep_columns}
+        columns |= {job.prefix + name: values for name, values in answers.items()}
         output.commit_shard(job.folder, shard.name, pa.table(columns), _rejected(shard, read.table, place, rejects))
-    except OSError as error:
-        receipt["error"] = f"cannot be written: {error.strerror}"
+    except (pa.ArrowException, OSError) as error:
+        receipt["error"] = f"cannot be committed: {str(error).splitlines()[0]}"
         return pa.Table.from_pylist([receipt], RECEIPT)
     receipt |= {
         "rows": shard.rows,

@@ -174,6 +174,8 @@ def test_other_formats_and_multi_label(kind, tmp_path, local_ray):
         "n",
         *("our_" + n for n in ("label", "score", "labels", "scores", "n_tokens", "truncated")),
     ]
+    assert run(input=file, output=tmp_path / "bare", model=tmp_path / "model", keep_columns=[], dtype="bfloat16") == 0
+    assert ds.dataset(tmp_path / "bare").to_table().num_rows == 150
     for row in got.to_pylist():
         assert all(score >= 0.3 for score in row["our_scores"])
         assert row["our_scores"] == sorted(row["our_scores"], reverse=True)
@@ -207,6 +209,7 @@ def test_a_file_that_breaks_after_planning_fails_alone(tmp_path, checkpoint, loc
         ({"model": "/no/such/model"}, "model folder '/no/such/model' does not exist"),
         ({"max-length": "9000"}, "--max-length 9000 is above the model's 8192 positions"),
         ({"threshold": "0.5"}, "--threshold is for multi-label models"),
+        ({"input": ".", "output": "out"}, "holds no data file"),
         ({"output": "."}, "holds something else than an output of this job"),
     ],
 )
@@ -218,6 +221,13 @@ def test_mistakes_are_one_line_and_exit_code_2(change, message, articles, checkp
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
     assert message in done.stderr
+
+
+def test_an_output_inside_the_input_is_refused(tmp_path, checkpoint):
+    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "in.parquet")
+    done = command("--input", ".", "--output", "out", "--model", checkpoint, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "lies in the input folder" in done.stderr
 
 
 def test_a_column_of_ours_that_the_input_has_already(tmp_path, checkpoint):
