@@ -202,4 +202,5 @@ def _band_mask(queries: int, keys: int, window: tuple[int, int], dtype: torch.dt
 
 
 def _additive(seen: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, float("-inf")).to(device)
+    with torch.inference_mode(False):  # masks are cached, and training may use one that inference made
+        return torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, float("-inf")).to(device)

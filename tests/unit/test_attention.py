@@ -76,6 +76,17 @@ def test_no_temporary_grows_with_the_square_of_a_length(dtype):
     assert largest < n * n  # bytes: an n x n mask alone, without heads, would take 2 to 4 times as many
 
 
+def test_training_after_inference_with_the_same_masks():
+    attention._tile_mask.cache_clear()
+    attention._band_mask.cache_clear()
+    starts = torch.tensor([0, 100, 400], dtype=torch.int32)
+    q = torch.randn(400, 1, 32, requires_grad=True)
+    with torch.inference_mode():
+        varlen_attention(q, q, q, starts, 300, (64, 64))
+    varlen_attention(q, q, q, starts, 300, (64, 64)).sum().backward()
+    assert q.grad.isfinite().all()
+
+
 def test_backend_by_name_that_cannot_run_is_an_error():
     with pytest.raises(ValueError, match="'flash_attn' needs a CUDA device"):
         resolve_backend("flash_attn", torch.device("cpu"), torch.float32)
