@@ -39,6 +39,7 @@ def head() -> Iterator[str]:
     folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # Ray's socket paths must be short
     dashboard = free_port()
     ports = [f"--port={free_port()}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={free_port()}"]
+    ports.append(f"--dashboard-agent-listen-port={free_port()}")  # another Ray's agent may hold the usual one
     options = ["--head", "--block", "--num-cpus=2", "--include-dashboard=true", f"--temp-dir={folder}"]
     process = subprocess.Popen(
         [*RAY, "start", *options, *ports],
@@ -77,11 +78,11 @@ def test_a_submitted_job_labels_a_corpus(head, tmp_path):
     ]
     job += ["--model", "jobs/demo/intent-classifier", "--text-column", "message"]
     submit = [*RAY, "job", "submit", "--address", head, "--working-dir", ".", "--", *job]
-    for _ in range(30):  # the head answers some seconds before its agent takes jobs
-        done = subprocess.run(submit, cwd=REPOSITORY, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    for _ in range(5):  # the head answers some seconds before its agent takes jobs
+        done = subprocess.run(submit, cwd=REPOSITORY, env=ENVIRONMENT, capture_output=True, text=True, timeout=180)
         if "No available agent" not in done.stdout + done.stderr:
             break
-        time.sleep(2)
+        time.sleep(5)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "100 labelled" in done.stdout
     rows = ds.dataset(tmp_path / "out").to_table()
