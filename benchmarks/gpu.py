@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from modernbert.attention import BACKENDS, resolve_backend, varlen_attention
 from modernbert.config import ModernBertConfig
-from modernbert.model import ModernBertModel, init_weights
+from modernbert.model import ModernBertModel
 from modernbert.packing import PackedBatch
 
 LENGTHS = (1, 2, 63, 64, 65, 66, 127, 128, 129, 130, 300, 1024, 8192)
@@ -83,7 +83,6 @@ def time_encoder(backend: str, device: torch.device, runs: int = 5) -> dict[str,
     """Tokens a second of the base-size encoder in bf16 by document length, the median of `runs` batches, and memory."""
     config = ModernBertConfig()
     model = ModernBertModel(config, attention=backend)
-    init_weights(model, config)
     model = model.to(device, torch.bfloat16).eval()
     mix = np.random.default_rng(0).lognormal(np.log(180), 1.1, 2000).astype(int).clip(4, 8192).tolist()
     sets = {str(n): [n] * (BATCH_TOKENS // n) for n in (128, 512, 2048, 8192)} | {"log-normal mix": batches(mix)}

@@ -66,7 +66,7 @@ def varlen_attention(
         )
     starts = cu_seqlens.tolist()
     lengths = [stop - start for start, stop in pairwise(starts)]
-    attend = _eager if backend == "eager" else _sdpa if _use_sdpa(q) else _matmul
+    attend = _eager if backend == "eager" else _sdpa if dropout or _use_sdpa(q) else _matmul
     out, start = [], 0
     for length, run in groupby(lengths):
         rows = length * len(list(run))
@@ -76,9 +76,23 @@ def varlen_attention(
     return torch.cat(out)
 
 
+def attention_maps(
+    q: Tensor, k: Tensor, seqlens: tuple[int, ...], window: Window, dropout: float = 0.0
+) -> tuple[Tensor, ...]:
+    """The weights (N, L, L) that the plain formula gives each sequence of L tokens; q, k: (T, N, H), after RoPE."""
+    maps = []
+    for q_LNH, k_LNH in zip(q.split(seqlens), k.split(seqlens), strict=True):
+        length = len(q_LNH)
+        mask = _band_mask(length, length, window, q.dtype, q.device) if window else None
+        maps.append(F.dropout(_weights(q_LNH.transpose(0, 1), k_LNH.transpose(0, 1), mask), dropout))
+    return tuple(maps)
+
+
 @cache
-def resolve_backend(name: str, device: torch.device, dtype: torch.dtype) -> str:
+def resolve_backend(name: str, device: torch.device, dtype: torch.dtype, dropout: bool = False) -> str:
     """The backend that `name` stands for on `device` with `dtype`; "auto" prefers flash-attn, torch_varlen, sdpa.
+
+    `dropout`: whether it must be able to drop attention weights.
 
     Raises ValueError where a backend asked for by name cannot run, with what it needs.
     """
@@ -94,6 +108,8 @@ def resolve_backend(name: str, device: torch.device, dtype: torch.dtype) -> str:
             missing["flash_attn"] = "needs the package flash-attn"
         if torch.__version__ < "2.11":
             missing["torch_varlen"] = f"needs torch 2.11 or newer, not {torch.__version__}"
+        elif dropout:
+            missing["torch_varlen"] = "has no dropout, which attention_dropout asks for in training"
     if name == "auto":
         return next(backend for backend in BACKENDS if backend not in missing)
     if name in missing:
@@ -145,10 +161,13 @@ def _softmax(scores: Tensor) -> Tensor:
 
 
 def _eager(q_RNQH: Tensor, k_RNKH: Tensor, v_RNKH: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
-    scores_RNQK = q_RNQH @ k_RNKH.transpose(-1, -2) * q_RNQH.shape[-1] ** -0.5
-    if mask is not None:
-        scores_RNQK = scores_RNQK + mask
-    return F.dropout(_softmax(scores_RNQK), dropout) @ v_RNKH
+    return F.dropout(_weights(q_RNQH, k_RNKH, mask), dropout) @ v_RNKH
+
+
+def _weights(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
+    """softmax(q k^T / sqrt(H) + mask)"""
+    scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+    return _softmax(scores if mask is None else scores + mask)
 
 
 def _equal_lengths(q: Tensor, k: Tensor, v: Tensor, window: Window, attend: Attend, dropout: float) -> Tensor:

@@ -5,21 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import re
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 
 from modernbert.config import ModernBertConfig
 from modernbert.linear import Linear
-from modernbert.model import ModernBertModel
 
 logger = logging.getLogger(__name__)
-Model = TypeVar("Model", bound=nn.Module)
+Model = TypeVar("Model", bound="PreTrained")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _STORED = {"F32", "F16", "BF16"}
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -92,11 +92,84 @@ def load_config(folder: Path) -> ModernBertConfig:
     return ModernBertConfig.from_json(folder / "config.json")
 
 
-def check_weights(model_class: type[nn.Module], folder: Path, config: ModernBertConfig) -> dict[str, tuple[Path, str]]:
+class PreTrained(nn.Module):
+    """What the encoder and every model with a head share: reading and writing checkpoints."""
+
+    config: ModernBertConfig
+    encoder_prefix = "model."
+    """What stands before the encoder's weights in this class."""
+
+    @classmethod
+    def from_pretrained(
+        cls: type[Model],
+        model: str | Path,
+        *,
+        revision: str | None = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | str = torch.float32,
+        attention: str = "auto",
+        **overrides: Any,
+    ) -> Model:
+        """The checkpoint in the folder or hub repository `model`, in eval mode, ready to be run or trained further.
+
+        `dtype`: a torch dtype or its name. `overrides`: fields of the configuration (`num_labels=3`, …). A head that
+        the checkpoint lacks is newly initialised, with a warning; everything else must be there and fit, or it is a
+        CheckpointError.
+        """
+        if unknown := sorted(set(overrides) - {field.name for field in fields(ModernBertConfig)}):
+            raise ValueError(
+                f"{', '.join(unknown)}: neither an option of from_pretrained nor a field of the configuration"
+            )
+        if isinstance(dtype, str):
+            dtype = as_dtype(dtype)
+        folder = resolve(model, revision)
+        config = load_config(folder)
+        if "num_labels" in overrides and overrides["num_labels"] != config.num_labels:
+            overrides = {"id2label": {}} | overrides
+        if {"num_labels", "id2label", "label2id"} & set(overrides):
+            overrides = {"num_labels": None, "label2id": {}} | overrides
+        loaded = _load(cls, folder, replace(config, **overrides), device, dtype, attention, new_head=True)
+        return loaded.requires_grad_(True)
+
+    def save_pretrained(self, folder: str | Path, *, max_shard_size: int | str = "5GB") -> None:
+        """Write config.json and safetensors, which transformers loads unchanged, in files of at most `max_shard_size`.
+
+        Raises ValueError for a prepacked model, which has no plain weights left.
+        """
+        from huggingface_hub import save_torch_state_dict
+
+        if any(isinstance(module, Linear) and module.weight is None for module in self.modules()):
+            raise ValueError("a prepacked model has no plain weights left; save it before prepack")
+        weights = self.state_dict()
+        if self.config.tie_word_embeddings:
+            weights.pop("decoder.weight", None)
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        dtype = str(next(iter(weights.values())).dtype).removeprefix("torch.")
+        config = {"architectures": [type(self).__name__], "dtype": dtype} | self.config.to_dict()
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        for stale in folder.glob("*.safetensors.index.json"):
+            stale.unlink()
+        save_torch_state_dict(weights, folder, max_shard_size=max_shard_size)
+
+    def tie_weights(self) -> None:
+        """Share the weights that the configuration wants shared: none, but for a masked language model."""
+
+
+def as_dtype(name: str) -> torch.dtype:
+    """The torch dtype called `name`; ValueError for one that models do not run in."""
+    if name not in DTYPES:
+        raise ValueError(f"dtype {name!r} is unknown; known are {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def check_weights(
+    model_class: type[PreTrained], folder: Path, config: ModernBertConfig, *, new_head: bool = False
+) -> dict[str, tuple[Path, str]]:
     """Where each weight of `model_class` lies, {name: (file, name in it)}, from the files' headers alone.
 
-    Raises CheckpointError that lists every missing, unexpected or misshapen weight. A tied decoder may be missing, and
-    heads that the class does not have are left out, which is logged.
+    Raises CheckpointError that lists every missing, unexpected or misshapen weight. A tied decoder may be missing, with
+    `new_head` the whole head too; heads that the class does not have are left out. Both are logged.
     """
     with torch.device("meta"):
         wanted = {name: tuple(weight.shape) for name, weight in model_class(config).state_dict().items()}
@@ -112,15 +185,18 @@ def check_weights(model_class: type[nn.Module], folder: Path, config: ModernBert
                     if name not in wanted:
                         (left_out if key.startswith(_HEADS) else problems).append(f"unexpected {key}")
                     elif tuple(piece.get_shape()) != wanted[name]:
-                        problems.append(f"{key} has shape {piece.get_shape()}, not {list(wanted[name])}")
+                        problems.append(_misshapen(key, piece.get_shape(), wanted[name], config))
                     elif piece.get_dtype() not in _STORED:
                         problems.append(f"{key} is stored as {piece.get_dtype()}, not one of {', '.join(_STORED)}")
                     found[name] = (file, key)
         except SafetensorError as error:
             raise CheckpointError(f"{file} is not a readable safetensors file: {error}") from error
-    if config.tie_word_embeddings and "decoder.weight" in wanted and "decoder.weight" not in found:
-        found["decoder.weight"] = found.get("model.embeddings.tok_embeddings.weight", (folder, "decoder.weight"))
-    problems += [f"missing {name}" for name in wanted if name not in found]
+    embeddings = f"{model_class.encoder_prefix}embeddings.tok_embeddings.weight"
+    if config.tie_word_embeddings and "decoder.weight" in wanted:
+        found["decoder.weight"] = found.get(embeddings, (folder, "decoder.weight"))
+    missing = [name for name in wanted if name not in found]
+    made = [name for name in missing if new_head and name.startswith(_HEADS)]
+    problems += [f"missing {name}" for name in missing if name not in made]
     heads = sorted({key.split()[1].split(".")[0] for key in left_out})
     if problems:
         fits = f"; it holds {' and '.join(heads)} of another task" if heads else ""
@@ -128,7 +204,9 @@ def check_weights(model_class: type[nn.Module], folder: Path, config: ModernBert
         raise CheckpointError(f"{folder} does not fit {model_class.__name__}{fits}:\n  {shown}")
     if left_out:
         logger.info("%s: left out %s, which %s does not have", folder, ", ".join(heads), model_class.__name__)
-    return {name: found[name] for name in wanted}
+    if made:
+        logger.warning("%s lacks %s: newly initialised, train before use", folder, ", ".join(made))
+    return {name: found[name] for name in wanted if name in found}
 
 
 def load(
@@ -139,32 +217,56 @@ def load(
     dtype: torch.dtype = torch.float32,
     attention: str = "auto",
 ) -> Model:
-    """`model_class` with the weights of the checkpoint in `folder`, in eval mode, on `device` in `dtype`."""
-    config = load_config(folder)
-    places = check_weights(model_class, folder, config)
+    """`model_class` with the weights of the checkpoint in `folder`, all of them, to be run in `dtype` on `device`."""
+    return _load(model_class, folder, load_config(folder), device, dtype, attention, new_head=False)
+
+
+def _load(
+    model_class: type[Model],
+    folder: Path,
+    config: ModernBertConfig,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    attention: str,
+    new_head: bool,
+) -> Model:
+    places = check_weights(model_class, folder, config, new_head=new_head)
     with torch.device("meta"):
         model = model_class(config, attention)  # type: ignore[call-arg]
     weights: dict[str, torch.Tensor] = {}
     for file in {file for file, _ in places.values()}:
         with safe_open(file, "pt", device=str(device)) as stored:
             for name, (place, key) in places.items():
-                if place == file:
+                if place == file and not (name == "decoder.weight" and config.tie_word_embeddings):
                     weights[name] = stored.get_tensor(key).to(dtype)
-    model.load_state_dict(weights, assign=True)
+    model.load_state_dict(weights, assign=True, strict=False)
+    model.tie_weights()
+    for module in model.modules():
+        for name, weight in module.named_parameters(recurse=False):
+            if weight.is_meta:
+                setattr(module, name, nn.Parameter(torch.empty_like(weight, device=device, dtype=dtype)))
+    init_weights(model, [name for name, _ in model.named_parameters() if name not in weights])
     return model.eval().requires_grad_(False)
 
 
-def save_pretrained(model: nn.Module, folder: str | Path) -> None:
-    """Write `model` as config.json and model.safetensors, which transformers loads unchanged."""
-    weights = model.state_dict()
-    if any(isinstance(module, Linear) and module.weight is None for module in model.modules()):
-        raise ValueError("a prepacked model has no plain weights left; save it before prepack")
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    config = {"architectures": [type(model).__name__], "dtype": str(next(iter(weights.values())).dtype).split(".")[1]}
-    config |= model.config.to_dict()  # type: ignore[union-attr, operator]
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    save_file({k: v.contiguous() for k, v in weights.items()}, folder / "model.safetensors", metadata={"format": "pt"})
+@torch.no_grad()
+def init_weights(model: PreTrained, names: list[str] | None = None) -> None:
+    """Fill parameters with the paper's truncated normal initialisation: smaller where a residual branch ends.
+
+    `names`: which ones; by default those of the class itself, without those of an encoder inside it.
+    """
+    config = model.config
+    cutoff = 3 if config.initializer_cutoff_factor is None else config.initializer_cutoff_factor
+    narrow = config.initializer_range / math.sqrt(2 * config.num_hidden_layers)
+    stds = {"Wo": narrow, "dense": narrow, "decoder": narrow, "classifier": config.hidden_size**-0.5}
+    for name, weight in model.named_parameters():
+        if weight.is_meta or (name.startswith("model.") if names is None else name not in names):
+            continue
+        if weight.dim() == 2:
+            std = stds.get(name.split(".")[-2], config.initializer_range)
+            nn.init.trunc_normal_(weight, std=std, a=-cutoff * std, b=cutoff * std)
+        else:
+            nn.init.constant_(weight, 0.0 if name.endswith("bias") else 1.0)
 
 
 def fingerprint(folder: Path) -> str:
@@ -177,8 +279,11 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _own_name(key: str, model_class: type[nn.Module]) -> str:
+def _own_name(key: str, model_class: type[PreTrained]) -> str:
     """The name that `model_class` has for a stored weight: the encoder alone is saved without the prefix `model.`."""
-    if issubclass(model_class, ModernBertModel):
-        return key.removeprefix("model.")
-    return key if key.startswith(("model.", *_HEADS)) else f"model.{key}"
+    return key if key.startswith(_HEADS) else model_class.encoder_prefix + key.removeprefix("model.")
+
+
+def _misshapen(key: str, shape: list[int], wanted: tuple[int, ...], config: ModernBertConfig) -> str:
+    labels = f" (id2label names {config.num_labels} labels)" if key.startswith("classifier.") else ""
+    return f"{key} has shape {shape}, not {list(wanted)}{labels}"

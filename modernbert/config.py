@@ -45,10 +45,10 @@ class ModernBertConfig:
     intermediate_size: int = 1152
     num_hidden_layers: int = 22
     num_attention_heads: int = 12
-    hidden_activation: str = "gelu"
+    hidden_activation: str | Callable[[Tensor], Tensor] = "gelu"
     max_position_embeddings: int = 8192
     initializer_range: float = 0.02
-    initializer_cutoff_factor: float = 2.0
+    initializer_cutoff_factor: float | None = 2.0
     norm_eps: float = 1e-5
     norm_bias: bool = False
     pad_token_id: int | None = 50283
@@ -58,8 +58,10 @@ class ModernBertConfig:
     sep_token_id: int | None = 50282
     attention_bias: bool = False
     attention_dropout: float = 0.0
+    global_attn_every_n_layers: int | None = 3
+    """Every how many layers one is global, from the first; None where `layer_types` follow no such rule."""
     layer_types: list[str] = field(default_factory=list)
-    """One of `full_attention`, `sliding_attention` for each layer; empty: every third one is global, from the first."""
+    """One of `full_attention`, `sliding_attention` for each layer; empty: as `global_attn_every_n_layers` says."""
     global_rope_theta: float = 160_000.0
     local_rope_theta: float = 10_000.0
     local_attention: int = 128
@@ -71,30 +73,32 @@ class ModernBertConfig:
     classifier_pooling: Literal["cls", "mean"] = "cls"
     classifier_dropout: float = 0.0
     classifier_bias: bool = False
-    classifier_activation: str = "gelu"
+    classifier_activation: str | Callable[[Tensor], Tensor] = "gelu"
     deterministic_flash_attn: bool = False
     sparse_prediction: bool = False
     sparse_pred_ignore_index: int = -100
     reference_compile: bool | None = None
+    """True: torch.compile embeddings, MLPs and the prediction head. None and False: do not."""
     repad_logits_with_grad: bool = False
     tie_word_embeddings: bool = True
-    id2label: dict[int, str] = field(default_factory=lambda: {0: "LABEL_0", 1: "LABEL_1"})
+    num_labels: int | None = None
+    """Outputs of a classifier; as many as `id2label` names, or 2."""
+    id2label: dict[int, str] = field(default_factory=dict)
+    """The labels' names; empty: LABEL_0, LABEL_1, …"""
+    label2id: dict[str, int] = field(default_factory=dict)
+    """The inverse of `id2label`; empty: made from it."""
     problem_type: str | None = None
+    output_hidden_states: bool = False
+    output_attentions: bool = False
+    return_dict: bool = True
 
     def __post_init__(self) -> None:
-        if not self.layer_types:
-            self.layer_types = _alternating(self.num_hidden_layers, 3)
+        if self.layer_types:
+            self.global_attn_every_n_layers = _rule_of(self.layer_types)
+        else:
+            self.layer_types = _alternating(self.num_hidden_layers, self.global_attn_every_n_layers)
+        self._settle_labels()
         self._check()
-
-    @property
-    def num_labels(self) -> int:
-        """The number of classes of a head: as many as `id2label` names."""
-        return len(self.id2label)
-
-    @property
-    def label2id(self) -> dict[str, int]:
-        """The inverse of `id2label`."""
-        return {label: i for i, label in self.id2label.items()}
 
     @property
     def head_dim(self) -> int:
@@ -110,6 +114,24 @@ class ModernBertConfig:
         """The base period of layer `layer`'s rotary embedding."""
         return self.local_rope_theta if self.layer_types[layer] == LOCAL else self.global_rope_theta
 
+    def _settle_labels(self) -> None:
+        """Make `num_labels`, `id2label` and `label2id` agree, from whichever were given."""
+        if not self.id2label and self.label2id:
+            self.id2label = {i: label for label, i in self.label2id.items()}
+        if not self.id2label:
+            count = 2 if self.num_labels is None else self.num_labels
+            self.id2label = {i: f"LABEL_{i}" for i in range(count)}
+        try:
+            self.id2label = {int(i): str(label) for i, label in self.id2label.items()}
+        except (ValueError, AttributeError) as error:
+            raise ConfigError(f"id2label must map whole numbers to names: {error}") from error
+        if sorted(self.id2label) != list(range(len(self.id2label))) or not self.id2label:
+            raise ConfigError(f"id2label must number the labels 0, 1, 2, …; its keys are {sorted(self.id2label)[:10]}")
+        if self.num_labels not in (None, len(self.id2label)):
+            raise ConfigError(f"num_labels is {self.num_labels} but id2label names {len(self.id2label)} labels")
+        self.num_labels = len(self.id2label)
+        self.label2id = {label: i for i, label in self.id2label.items()}
+
     def _check(self) -> None:
         for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
             if getattr(self, name) < 1:
@@ -123,7 +145,7 @@ class ModernBertConfig:
                 f"hidden_size / num_attention_heads is {self.head_dim}; rotary embeddings need an even number"
             )
         for name in ("hidden_activation", "classifier_activation"):
-            if getattr(self, name) not in ACTIVATIONS:
+            if not callable(getattr(self, name)) and getattr(self, name) not in ACTIVATIONS:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; known are {', '.join(ACTIVATIONS)}")
         if self.classifier_pooling not in ("cls", "mean"):
             raise ConfigError(f"classifier_pooling is {self.classifier_pooling!r}; known are cls, mean")
@@ -135,8 +157,6 @@ class ModernBertConfig:
             )
         if unknown := sorted(set(self.layer_types) - {GLOBAL, LOCAL}):
             raise ConfigError(f"layer_types holds {', '.join(unknown)}; known are {GLOBAL}, {LOCAL}")
-        if sorted(self.id2label) != list(range(len(self.id2label))) or not self.id2label:
-            raise ConfigError(f"id2label must number the labels 0, 1, 2, …; its keys are {sorted(self.id2label)[:10]}")
         if self.problem_type == "single_label_classification" and self.num_labels == 1:
             raise ConfigError("problem_type is single_label_classification but id2label names one label only")
 
@@ -157,12 +177,12 @@ class ModernBertConfig:
             if f.name in raw and (raw[f.name] is not None or "None" in str(f.type))
         }
         values |= _rope_thetas(raw)
-        if not values.get("layer_types"):
-            every = raw.get("global_attn_every_n_layers") or 3
-            values["layer_types"] = _alternating(values.get("num_hidden_layers", cls.num_hidden_layers), every)
+        if not values.get("global_attn_every_n_layers"):
+            values.pop("global_attn_every_n_layers", None)
         if isinstance(values.get("eos_token_id"), list):
             values["eos_token_id"] = values["eos_token_id"][0]
-        values["id2label"] = _labels(raw)
+        if values.get("id2label"):
+            values.pop("label2id", None)  # files of fine-tunes are known where the two disagree: id2label counts
         try:
             return cls(**values)
         except TypeError as error:  # a string where a number belongs
@@ -189,14 +209,24 @@ class ModernBertConfig:
             GLOBAL: {"rope_type": "default", "rope_theta": self.global_rope_theta},
             LOCAL: {"rope_type": "default", "rope_theta": self.local_rope_theta},
         }
-        for every in range(1, self.num_hidden_layers + 1):
-            if self.layer_types == _alternating(self.num_hidden_layers, every):
-                out["global_attn_every_n_layers"] = every
-                break
+        for name in ("hidden_activation", "classifier_activation"):
+            if callable(out[name]):
+                raise ConfigError(f"{name} is a function, which config.json cannot hold; name one of ACTIVATIONS")
         return out
 
 
-def _alternating(layers: int, every: int) -> list[str]:
+def activation(of: str | Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The activation function of that name, or the function itself."""
+    return of if callable(of) else ACTIVATIONS[of]
+
+
+def _rule_of(layer_types: list[str]) -> int | None:
+    """The n for which every n-th layer is global, from the first; None where there is none."""
+    rules = range(1, len(layer_types) + 1)
+    return next((every for every in rules if layer_types == _alternating(len(layer_types), every)), None)
+
+
+def _alternating(layers: int, every: int | None) -> list[str]:
     if not isinstance(every, int) or every < 1:
         raise ConfigError(f"global_attn_every_n_layers is {every!r}; it must be a whole number of at least 1")
     return [LOCAL if i % every else GLOBAL for i in range(layers)]
@@ -220,16 +250,3 @@ def _rope_thetas(raw: dict[str, Any]) -> dict[str, float]:
             theta = thetas["global_rope_theta"]  # an explicit null meant "as the global layers" before transformers 5
         thetas[name] = float(theta) if theta is not None else getattr(ModernBertConfig, name)
     return thetas
-
-
-def _labels(raw: dict[str, Any]) -> dict[int, str]:
-    if raw.get("id2label"):
-        try:
-            labels = {int(i): str(label) for i, label in raw["id2label"].items()}
-        except (ValueError, AttributeError) as error:
-            raise ConfigError(f"id2label must map whole numbers to names: {error}") from error
-        declared = raw.get("num_labels")
-        if declared is not None and declared != len(labels):
-            raise ConfigError(f"num_labels is {declared} but id2label names {len(labels)} labels")
-        return labels
-    return {i: f"LABEL_{i}" for i in range(raw.get("num_labels") or 2)}

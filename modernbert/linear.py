@@ -77,8 +77,13 @@ class GatedLinear(Linear):
 
 
 def prepack(model: nn.Module) -> None:
-    """Reorder the weights of `model` for oneDNN, where torch has it for the model's dtype; inference only."""
-    if not _prepackable(next(model.parameters())):
+    """Reorder the weights of `model` for oneDNN, where torch has it for the model's dtype; inference only.
+
+    A model that `reference_compile` has compiled is left as it is.
+    """
+    if (getattr(model, "config", None) and model.config.reference_compile) or not _prepackable(
+        next(model.parameters())
+    ):
         return
     for module in model.modules():  # parents before children
         if callable(step := getattr(module, "prepack", None)):

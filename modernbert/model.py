@@ -5,16 +5,17 @@ Shapes: T packed tokens, B sequences, S padded length, D hidden, N heads, H head
 
 from __future__ import annotations
 
-import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from modernbert.attention import resolve_backend, varlen_attention
+from modernbert.attention import attention_maps, resolve_backend, varlen_attention
+from modernbert.checkpoint import PreTrained, init_weights
 from modernbert.config import ModernBertConfig
 from modernbert.linear import GatedLinear, Linear, by_rows
-from modernbert.outputs import BaseModelOutput
-from modernbert.packing import PackedBatch, pad, unpad
+from modernbert.outputs import BaseModelOutput, ModelOutput
+from modernbert.packing import ModelInputs, PackedBatch, check_sliding_window_mask
 from modernbert.rope import apply_rope, pairs_side_by_side, rope_table, rotate_pairs_
 
 
@@ -27,9 +28,10 @@ class ModernBertEmbeddings(nn.Module):
         self.norm = layer_norm(config)
         self.drop = nn.Dropout(config.embedding_dropout)
 
-    def forward(self, input_ids_T: Tensor) -> Tensor:
-        """Ids (T,) to vectors (T, D)."""
-        return self.drop(self.norm(self.tok_embeddings(input_ids_T)))
+    def forward(self, batch: PackedBatch) -> Tensor:
+        """The vectors (T, D) of a batch's ids, or those it brings along."""
+        x_TD = self.tok_embeddings(batch.input_ids) if batch.inputs_embeds is None else batch.inputs_embeds
+        return self.drop(self.norm(x_TD))
 
 
 class ModernBertAttention(nn.Module):
@@ -92,13 +94,28 @@ class ModernBertEncoderLayer(nn.Module):
         self.attention_dropout = config.attention_dropout
         self.deterministic = config.deterministic_flash_attn
 
-    def forward(self, x_TD: Tensor, rope: tuple[Tensor, Tensor], batch: PackedBatch, backend: str) -> Tensor:
-        """Hidden states (T, D) of `batch` to the next (T, D)."""
+    def forward(
+        self,
+        x_TD: Tensor,
+        rope: tuple[Tensor, Tensor],
+        batch: PackedBatch,
+        backend: str,
+        maps: list[tuple[Tensor, ...]] | None = None,
+    ) -> Tensor:
+        """Hidden states (T, D) of `batch` to the next (T, D); `maps` takes the attention weights of each sequence."""
         q_TNH, k_TNH, v_TNH = by_rows(self._into_heads, x_TD, *rope).unbind(dim=1)
-        a_TNH = varlen_attention(
-            q_TNH, k_TNH, v_TNH, batch.cu_seqlens, batch.max_seqlen, self.window, backend=backend,
-            dropout=self.attention_dropout if self.training else 0.0, deterministic=self.deterministic,
-        )  # fmt: skip
+        dropout = self.attention_dropout if self.training else 0.0
+        if maps is not None:
+            maps.append(attention_maps(q_TNH, k_TNH, batch.seqlens, self.window, dropout))
+            a_TNH = torch.cat([
+                (weights_NLL @ v_LNH.transpose(0, 1)).transpose(0, 1)
+                for weights_NLL, v_LNH in zip(maps[-1], v_TNH.split(batch.seqlens), strict=True)
+            ])  # fmt: skip
+        else:
+            a_TNH = varlen_attention(
+                q_TNH, k_TNH, v_TNH, batch.cu_seqlens, batch.max_seqlen, self.window, backend=backend,
+                dropout=dropout, deterministic=self.deterministic,
+            )  # fmt: skip
         return by_rows(self._out_of_heads, x_TD, a_TNH.flatten(1))
 
     def _into_heads(self, x_TD: Tensor, cos_TH: Tensor, sin_TH: Tensor) -> Tensor:
@@ -112,8 +129,10 @@ class ModernBertEncoderLayer(nn.Module):
         return self.mlp(self.mlp_norm(x_TD), x_TD)
 
 
-class ModernBertModel(nn.Module):
+class ModernBertModel(PreTrained):
     """The encoder without a head."""
+
+    encoder_prefix = ""
 
     def __init__(self, config: ModernBertConfig, attention: str = "auto"):
         """`attention`: a backend of `varlen_attention`, or "auto" for the best one on the model's device."""
@@ -124,25 +143,130 @@ class ModernBertModel(nn.Module):
         self.layers = nn.ModuleList(ModernBertEncoderLayer(config, i) for i in range(config.num_hidden_layers))
         self.final_norm = layer_norm(config)
         self._rope_tables: dict[float, tuple[Tensor, Tensor]] = {}
+        init_weights(self)
+        if config.reference_compile:
+            for module in (self.embeddings, *(layer.mlp for layer in self.layers)):
+                module.compile(dynamic=True)
 
-    def forward_packed(self, batch: PackedBatch) -> Tensor:
-        """The last hidden states (T, D) of a packed batch on the model's device, in its order."""
-        x_TD = self.embeddings(batch.input_ids)
-        backend = resolve_backend(self.attention, x_TD.device, x_TD.dtype)
-        positions_T = torch.cat([torch.arange(n) for n in batch.seqlens]).to(x_TD.device, non_blocking=True)
+    def forward_packed(
+        self,
+        batch: PackedBatch,
+        hidden_states: list[Tensor] | None = None,
+        maps: list[tuple[Tensor, ...]] | None = None,
+    ) -> Tensor:
+        """The last hidden states (T, D) of a packed batch on the model's device, in its order.
+
+        `hidden_states` takes the embeddings, each layer's result but the last, and the last after the final norm;
+        `maps` each layer's attention weights, (N, L, L) for each sequence.
+        """
+        x_TD = self.embeddings(batch)
+        training_dropout = self.training and self.config.attention_dropout > 0
+        backend = resolve_backend(self.attention, x_TD.device, x_TD.dtype, training_dropout)
+        if batch.position_ids is None:
+            positions_T, count = torch.cat([torch.arange(n) for n in batch.seqlens]), batch.max_seqlen
+        else:
+            positions_T, count = batch.position_ids, int(batch.position_ids.max()) + 1
+        positions_T = positions_T.to(x_TD.device, non_blocking=True)
         rope = {
-            theta: tuple(table[positions_T] for table in self._tables(theta, batch.max_seqlen, x_TD.device))
+            theta: tuple(table[positions_T] for table in self._tables(theta, count, x_TD.device))
             for theta in {self.config.rope_theta(i) for i in range(len(self.layers))}
         }
         for i, layer in enumerate(self.layers):
-            x_TD = layer(x_TD, rope[self.config.rope_theta(i)], batch, backend)
-        return self.final_norm(x_TD)
+            if hidden_states is not None:
+                hidden_states.append(x_TD)
+            x_TD = layer(x_TD, rope[self.config.rope_theta(i)], batch, backend, maps)
+        x_TD = self.final_norm(x_TD)
+        if hidden_states is not None:
+            hidden_states.append(x_TD)
+        return x_TD
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> BaseModelOutput:
-        """The last hidden states (B, S, D) of padded ids (B, S); zero where `attention_mask` (B, S) is 0."""
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        batch, indices = unpad(input_ids, mask)
-        return BaseModelOutput(last_hidden_state=pad(self.forward_packed(batch), indices, *input_ids.shape))
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        sliding_window_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        indices: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        max_seqlen: int | None = None,
+        batch_size: int | None = None,
+        seq_len: int | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        **ignored: Any,
+    ) -> Any:
+        """The last hidden states, as a BaseModelOutput, or a tuple with `return_dict=False`.
+
+        Padded input: `input_ids` (B, S) or `inputs_embeds` (B, S, D), with `attention_mask` (B, S) 1 at real tokens,
+        wherever in a row these lie; padding never takes part. `position_ids` (B, S) or (1, S) replace the count of
+        real tokens from 0 in the rotary embeddings; windows go by order, not by position.
+
+        Unpadded input: `input_ids` (T,) or `inputs_embeds` (T, D) with `cu_seqlens` (B+1,). With `indices` (T,),
+        `batch_size` and `seq_len`, results are padded to (B, S, …); without these three they stay packed, (T, …).
+
+        `output_hidden_states` and `output_attentions` (through the plain formula, L x L weights a head) fill the
+        fields of those names; None means what the configuration says.
+
+        Without a meaning of their own, and refused where ignoring them would change results: `sliding_window_mask`
+        (windows come from `local_attention`; a mask of exactly that window is accepted), `max_seqlen` (known from
+        `cu_seqlens`; at least the longest sequence), `attention_mask` beside `cu_seqlens`, `token_type_ids` (ModernBERT
+        has none: accepted and not read). Any other keyword is a TypeError.
+        """
+        inputs, x_TD, traces = self.encode(
+            input_ids, attention_mask, sliding_window_mask, position_ids, inputs_embeds, indices, cu_seqlens,
+            max_seqlen, batch_size, seq_len, output_attentions, output_hidden_states, ignored,
+        )  # fmt: skip
+        return finish(BaseModelOutput(last_hidden_state=inputs.pad(x_TD), **traces), return_dict, self.config)
+
+    def encode(
+        self,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        sliding_window_mask: Tensor | None,
+        position_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+        indices: Tensor | None,
+        cu_seqlens: Tensor | None,
+        max_seqlen: int | None,
+        batch_size: int | None,
+        seq_len: int | None,
+        output_attentions: bool | None,
+        output_hidden_states: bool | None,
+        ignored: dict[str, Any],
+    ) -> tuple[ModelInputs, Tensor, dict[str, Any]]:
+        """What `forward` of the encoder and of every head begins with.
+
+        Returns the packed inputs, the last hidden states (T, D), and the traces asked for in the caller's layout.
+        """
+        if unknown := sorted(set(ignored) - {"token_type_ids"}):
+            raise TypeError(f"forward has no argument {', '.join(unknown)}")
+        shape = None if batch_size is None or seq_len is None else (batch_size, seq_len)
+        if cu_seqlens is None:
+            if indices is not None:
+                raise ValueError("indices are of unpadded input, which needs cu_seqlens too")
+            inputs = ModelInputs.from_padded(input_ids, attention_mask, position_ids, inputs_embeds)
+            if shape not in (None, inputs.shape):
+                raise ValueError(f"batch_size and seq_len say {shape}, the input is {inputs.shape}")
+        else:
+            inputs = ModelInputs.from_packed(input_ids, cu_seqlens, position_ids, inputs_embeds, indices, shape)
+            if attention_mask is not None and int((attention_mask != 0).sum()) != inputs.batch.input_ids.numel():
+                raise ValueError("attention_mask and cu_seqlens count different numbers of tokens; leave the mask out")
+        if max_seqlen is not None and max_seqlen < inputs.batch.max_seqlen:
+            raise ValueError(f"max_seqlen is {max_seqlen}, but a sequence has {inputs.batch.max_seqlen} tokens")
+        if sliding_window_mask is not None:
+            real = inputs.pad(torch.ones_like(inputs.batch.input_ids, dtype=torch.bool))
+            check_sliding_window_mask(sliding_window_mask, real, self.config.local_attention // 2)
+        hidden_states: list[Tensor] | None = [] if _or(output_hidden_states, self.config.output_hidden_states) else None
+        maps: list[tuple[Tensor, ...]] | None = [] if _or(output_attentions, self.config.output_attentions) else None
+        x_TD = self.forward_packed(inputs.batch, hidden_states, maps)
+        traces: dict[str, Any] = {}
+        if hidden_states is not None:
+            traces["hidden_states"] = tuple(inputs.pad(h_TD) for h_TD in hidden_states)
+        if maps is not None:
+            traces["attentions"] = tuple(_padded_maps(inputs, of_layer) for of_layer in maps)
+        return inputs, x_TD, traces
 
     def _tables(self, theta: float, positions: int, device: torch.device) -> tuple[Tensor, Tensor]:
         table = self._rope_tables.get(theta)
@@ -157,15 +281,24 @@ def layer_norm(config: ModernBertConfig) -> nn.LayerNorm:
     return nn.LayerNorm(config.hidden_size, eps=config.norm_eps, bias=config.norm_bias)
 
 
-@torch.no_grad()
-def init_weights(model: nn.Module, config: ModernBertConfig) -> None:
-    """Fill `model` with the paper's truncated normal initialisation: smaller where a residual branch ends."""
-    narrow = config.initializer_range / math.sqrt(2 * config.num_hidden_layers)
-    stds = {"Wo": narrow, "dense": narrow, "decoder": narrow, "classifier": config.hidden_size**-0.5}
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear | nn.Embedding):
-            std = stds.get(name.rpartition(".")[2], config.initializer_range)
-            cut = config.initializer_cutoff_factor * std
-            nn.init.trunc_normal_(module.weight, std=std, a=-cut, b=cut)
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
+def finish(output: ModelOutput, return_dict: bool | None, config: ModernBertConfig) -> Any:
+    """`output`, or its tuple where `return_dict`, or else the configuration, says so."""
+    return output if _or(return_dict, config.return_dict) else output.to_tuple()
+
+
+def _or(given: bool | None, default: bool) -> bool:
+    return default if given is None else given
+
+
+def _padded_maps(inputs: ModelInputs, maps: tuple[Tensor, ...]) -> Tensor:
+    """The weights (N, L, L) of each sequence at their places in (B, N, S, S); packed ones from the left."""
+    places = torch.arange(len(inputs.batch.input_ids), device=maps[0].device)
+    width = max(weights_NLL.shape[-1] for weights_NLL in maps)
+    if inputs.indices is not None and inputs.shape is not None:
+        width, places = inputs.shape[1], inputs.indices % inputs.shape[1]
+    else:
+        places = torch.cat([places[: weights_NLL.shape[-1]] for weights_NLL in maps])
+    out = maps[0].new_zeros(len(maps), maps[0].shape[0], width, width)
+    for row, (weights_NLL, at) in enumerate(zip(maps, places.split(inputs.batch.seqlens), strict=True)):
+        out[row, :, at[:, None], at] = weights_NLL
+    return out

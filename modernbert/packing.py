@@ -1,26 +1,31 @@
 """Packed batches: sequences laid end to end instead of padded to one length.
 
-Shapes: T packed tokens, B sequences, S padded sequence length.
+Shapes: T packed tokens, B sequences, S padded sequence length, D hidden.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PackedBatch:
     """B sequences end to end: what the encoder reads, and what an Arrow list column already is."""
 
     input_ids: Tensor
-    """Token ids, (T,), int32 or int64."""
+    """Token ids, (T,), int32 or int64; not read where `inputs_embeds` are given."""
     cu_seqlens: Tensor
     """Where each sequence starts, with T at the end: (B+1,), int32, on the device of `input_ids`."""
     seqlens: tuple[int, ...]
     """The same lengths on the host, so that planning never waits for a device."""
+    position_ids: Tensor | None = None
+    """The position of each token, (T,), int64; None to count from 0 in each sequence."""
+    inputs_embeds: Tensor | None = None
+    """Vectors (T, D) in place of the token embeddings."""
 
     @classmethod
     def from_lengths(cls, input_ids: Tensor, seqlens: tuple[int, ...]) -> PackedBatch:
@@ -53,7 +58,122 @@ def unpad(input_ids_BS: Tensor, attention_mask_BS: Tensor) -> tuple[PackedBatch,
     return PackedBatch.from_lengths(input_ids_BS.flatten()[indices], seqlens), indices
 
 
-def pad(values_TX: Tensor, indices: Tensor, batch_size: int, seq_len: int) -> Tensor:
-    """Lay packed values (T, …) out as (batch_size, seq_len, …), with zeros where there was padding."""
-    out = values_TX.new_zeros(batch_size * seq_len, *values_TX.shape[1:])
+def pad(values_TX: Tensor, indices: Tensor, batch_size: int, seq_len: int, value: float = 0.0) -> Tensor:
+    """Lay packed values (T, …) out as (batch_size, seq_len, …), with `value` where there was padding."""
+    out = values_TX.new_full((batch_size * seq_len, *values_TX.shape[1:]), value)
     return out.index_copy(0, indices, values_TX).view(batch_size, seq_len, *values_TX.shape[1:])
+
+
+@dataclass(frozen=True, eq=False)
+class ModelInputs:
+    """The input of a model's forward, packed, and the layout that its results are to have."""
+
+    batch: PackedBatch
+    indices: Tensor | None
+    """Places of the tokens in the flattened (B*S) layout, (T,); None: the caller packs for itself."""
+    shape: tuple[int, int] | None
+    """(B, S) of that layout."""
+
+    @classmethod
+    def from_padded(
+        cls,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+    ) -> ModelInputs:
+        """Padded ids (B, S) or vectors (B, S, D), with padding anywhere; positions (B, S), (1, S) or (S,)."""
+        given = _one_of(input_ids, inputs_embeds)
+        if given.dim() < 2:
+            raise ValueError(f"padded input must be (batch, sequence), not {_shape(given)}; packed needs cu_seqlens")
+        shape = (given.shape[0], given.shape[1])
+        mask = torch.ones(shape, dtype=torch.bool, device=given.device) if attention_mask is None else attention_mask
+        if mask.shape != shape:
+            raise ValueError(f"attention_mask is {_shape(mask)}, the input {shape[0]} x {shape[1]}")
+        ids = mask.new_zeros(shape, dtype=torch.int64) if input_ids is None else input_ids
+        batch, indices = unpad(ids, mask)
+        if inputs_embeds is not None:
+            batch = replace(batch, inputs_embeds=inputs_embeds.flatten(0, 1)[indices])
+        if position_ids is not None:
+            batch = replace(batch, position_ids=position_ids.expand(shape).flatten()[indices])
+        return cls(batch, indices, shape)
+
+    @classmethod
+    def from_packed(
+        cls,
+        input_ids: Tensor | None,
+        cu_seqlens: Tensor,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        indices: Tensor | None = None,
+        shape: tuple[int, int] | None = None,
+    ) -> ModelInputs:
+        """Unpadded ids (T,) or vectors (T, D), perhaps with a leading 1, cut at `cu_seqlens` (B+1,)."""
+        given = _one_of(input_ids, inputs_embeds)
+        flat = given.flatten(0, -2) if inputs_embeds is not None else given.flatten()
+        starts = cu_seqlens.tolist()
+        lengths = tuple(stop - start for start, stop in pairwise(starts))
+        if starts[0] != 0 or min(lengths, default=0) < 1 or starts[-1] != len(flat):
+            raise ValueError(f"cu_seqlens must rise from 0 to the {len(flat)} tokens of the input, not {starts[:9]}")
+        if (indices is None) != (shape is None):
+            raise ValueError("indices, batch_size and seq_len pad the output together: give all three or none")
+        if indices is not None and shape is not None and (len(indices) != len(flat) or shape[0] != len(lengths)):
+            raise ValueError(
+                f"{len(indices)} indices and batch_size {shape[0]} do not fit {len(flat)} tokens in {len(lengths)}"
+                " sequences"
+            )
+        ids = flat.new_zeros(len(flat), dtype=torch.int64) if input_ids is None else flat
+        positions = None if position_ids is None else position_ids.flatten()
+        embeds = None if inputs_embeds is None else flat
+        return cls(PackedBatch(ids, cu_seqlens.to(torch.int32), lengths, positions, embeds), indices, shape)
+
+    def pad(self, values_TX: Tensor, value: float = 0.0) -> Tensor:
+        """Packed values (T, …) in the caller's layout: (B, S, …) with `value` at padding, or (T, …) as they are."""
+        if self.indices is None or self.shape is None:
+            return values_TX
+        return pad(values_TX, self.indices, *self.shape, value)
+
+    def unpad(self, values: Tensor) -> Tensor:
+        """One value a token, in the caller's layout (B, S) or packed already (T,), as (T,)."""
+        tokens = self.batch.input_ids.numel()
+        if self.indices is not None and self.shape is not None and values.numel() == self.shape[0] * self.shape[1]:
+            return values.flatten()[self.indices]
+        if values.numel() != tokens:
+            raise ValueError(
+                f"labels are {_shape(values)}; one for each of {tokens} tokens, or the input's layout, is wanted"
+            )
+        return values.flatten()
+
+
+def check_sliding_window_mask(mask: Tensor, real_BS: Tensor, half: int) -> None:
+    """Raise ValueError where `mask` asks for another sliding window than `half` keys on each side.
+
+    `mask`: (B, S), zero at padding; or (B or 1, 1, S, S), true or 0 where a query sees a key, false or very negative
+    where not. `real_BS`: which tokens are real. The windows themselves come from the configuration.
+    """
+    if mask.dim() == 2:
+        if mask.shape == real_BS.shape and not (real_BS & ~mask.bool()).any():
+            return
+    elif mask.dim() == 4 and mask.shape[-2:] == (real_BS.shape[1],) * 2:
+        seen = mask > -1.0 if mask.is_floating_point() else mask.bool()
+        column = torch.arange(real_BS.shape[1], device=mask.device)
+        window = (column - column[:, None]).abs() <= half
+        pairs = real_BS[:, None, :, None] & real_BS[:, None, None, :]
+        if not ((seen != window) & pairs).any():
+            return
+    raise ValueError(
+        f"sliding_window_mask {_shape(mask)} is not the mask of a window of {half} keys on each side: windows come from"
+        " local_attention in the configuration; leave the mask out"
+    )
+
+
+def _one_of(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+    if input_ids is not None and inputs_embeds is None:
+        return input_ids
+    if inputs_embeds is not None and input_ids is None:
+        return inputs_embeds
+    raise ValueError("give either input_ids or inputs_embeds, and not both")
+
+
+def _shape(tensor: Tensor) -> str:
+    return " x ".join(map(str, tensor.shape))

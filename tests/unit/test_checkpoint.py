@@ -17,12 +17,11 @@ from modernbert.checkpoint import (
     load,
     load_config,
     resolve,
-    save_pretrained,
 )
 from modernbert.config import ModernBertConfig
 from modernbert.heads import ModernBertForSequenceClassification
 from modernbert.linear import prepack
-from modernbert.model import ModernBertModel, init_weights
+from modernbert.model import ModernBertModel
 from modernbert.packing import PackedBatch
 
 IDS = torch.arange(3, 60)
@@ -60,14 +59,13 @@ def test_what_we_save_transformers_loads(tmp_path):
     config = ModernBertConfig(vocab_size=100, hidden_size=32, intermediate_size=48, num_hidden_layers=3,
                               num_attention_heads=2, pad_token_id=0, id2label={0: "a", 1: "b", 2: "c"})  # fmt: skip
     model = ModernBertForSequenceClassification(config).eval()
-    init_weights(model, config)
-    save_pretrained(model, tmp_path)
+    model.save_pretrained(tmp_path)
     theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path)
     with torch.no_grad():
         assert relative_error(model.forward_packed(BATCH), theirs(IDS[None]).logits) < 2e-5
     prepack(model)
     with pytest.raises(ValueError, match="save it before prepack"):
-        save_pretrained(model, tmp_path / "again")
+        model.save_pretrained(tmp_path / "again")
 
 
 def test_wrong_weights_are_all_listed(tmp_path):
