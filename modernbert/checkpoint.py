@@ -127,7 +127,7 @@ class PreTrained(nn.Module):
         if "num_labels" in overrides and overrides["num_labels"] != config.num_labels:
             overrides = {"id2label": {}} | overrides
         if {"num_labels", "id2label", "label2id"} & set(overrides):
-            overrides = {"num_labels": None, "label2id": {}} | overrides
+            overrides = {"num_labels": 0, "label2id": {}} | overrides
         loaded = _load(cls, folder, replace(config, **overrides), device, dtype, attention, new_head=True)
         return loaded.requires_grad_(True)
 

@@ -16,6 +16,8 @@ from typing import Any, Literal
 import torch.nn.functional as F
 from torch import Tensor
 
+Activation = str | Callable[[Tensor], Tensor]
+"""The name of an activation, one of ACTIVATIONS, or a function."""
 GLOBAL, LOCAL = "full_attention", "sliding_attention"
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 _gelu_tanh = partial(F.gelu, approximate="tanh")
@@ -45,7 +47,7 @@ class ModernBertConfig:
     intermediate_size: int = 1152
     num_hidden_layers: int = 22
     num_attention_heads: int = 12
-    hidden_activation: str | Callable[[Tensor], Tensor] = "gelu"
+    hidden_activation: Activation = "gelu"
     max_position_embeddings: int = 8192
     initializer_range: float = 0.02
     initializer_cutoff_factor: float | None = 2.0
@@ -73,7 +75,7 @@ class ModernBertConfig:
     classifier_pooling: Literal["cls", "mean"] = "cls"
     classifier_dropout: float = 0.0
     classifier_bias: bool = False
-    classifier_activation: str | Callable[[Tensor], Tensor] = "gelu"
+    classifier_activation: Activation = "gelu"
     deterministic_flash_attn: bool = False
     sparse_prediction: bool = False
     sparse_pred_ignore_index: int = -100
@@ -81,8 +83,8 @@ class ModernBertConfig:
     """True: torch.compile embeddings, MLPs and the prediction head. None and False: do not."""
     repad_logits_with_grad: bool = False
     tie_word_embeddings: bool = True
-    num_labels: int | None = None
-    """Outputs of a classifier; as many as `id2label` names, or 2."""
+    num_labels: int = 0
+    """Outputs of a classifier; 0: as many as `id2label` names, or else 2."""
     id2label: dict[int, str] = field(default_factory=dict)
     """The labels' names; empty: LABEL_0, LABEL_1, …"""
     label2id: dict[str, int] = field(default_factory=dict)
@@ -119,15 +121,14 @@ class ModernBertConfig:
         if not self.id2label and self.label2id:
             self.id2label = {i: label for label, i in self.label2id.items()}
         if not self.id2label:
-            count = 2 if self.num_labels is None else self.num_labels
-            self.id2label = {i: f"LABEL_{i}" for i in range(count)}
+            self.id2label = {i: f"LABEL_{i}" for i in range(self.num_labels or 2)}
         try:
             self.id2label = {int(i): str(label) for i, label in self.id2label.items()}
         except (ValueError, AttributeError) as error:
             raise ConfigError(f"id2label must map whole numbers to names: {error}") from error
         if sorted(self.id2label) != list(range(len(self.id2label))) or not self.id2label:
             raise ConfigError(f"id2label must number the labels 0, 1, 2, …; its keys are {sorted(self.id2label)[:10]}")
-        if self.num_labels not in (None, len(self.id2label)):
+        if self.num_labels not in (0, len(self.id2label)):
             raise ConfigError(f"num_labels is {self.num_labels} but id2label names {len(self.id2label)} labels")
         self.num_labels = len(self.id2label)
         self.label2id = {label: i for i, label in self.id2label.items()}
@@ -215,9 +216,9 @@ class ModernBertConfig:
         return out
 
 
-def activation(of: str | Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+def activation_function(of: Activation) -> Callable[[Tensor], Tensor]:
     """The activation function of that name, or the function itself."""
-    return of if callable(of) else ACTIVATIONS[of]
+    return ACTIVATIONS[of] if isinstance(of, str) else of
 
 
 def _rule_of(layer_types: list[str]) -> int | None:

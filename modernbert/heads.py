@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modernbert.checkpoint import PreTrained, init_weights
-from modernbert.config import ConfigError, ModernBertConfig, activation
+from modernbert.config import ConfigError, ModernBertConfig, activation_function
 from modernbert.linear import Linear, by_rows
 from modernbert.model import ModernBertModel, finish, layer_norm
 from modernbert.outputs import (
@@ -35,7 +35,7 @@ class ModernBertPredictionHead(nn.Module):
     def __init__(self, config: ModernBertConfig):
         super().__init__()
         self.dense = Linear(config.hidden_size, config.hidden_size, bias=config.classifier_bias)
-        self.act = activation(config.classifier_activation)
+        self.act = activation_function(config.classifier_activation)
         self.norm = layer_norm(config)
         if config.reference_compile:
             self.compile(dynamic=True)
@@ -280,13 +280,13 @@ class ModernBertForQuestionAnswering(_Classifier):
             input_ids, attention_mask, sliding_window_mask, position_ids, inputs_embeds, indices, cu_seqlens,
             max_seqlen, batch_size, seq_len, output_attentions, output_hidden_states, ignored,
         )  # fmt: skip
-        logits_T2 = by_rows(self._classify, x_TD)
-        least = torch.finfo(logits_T2.dtype).min
+        start_T, end_T = by_rows(self._classify, x_TD).unbind(-1)
+        least = torch.finfo(start_T.dtype).min
         loss = None
         if start_positions is not None and end_positions is not None:
-            parts = zip(logits_T2.unbind(-1), (start_positions, end_positions), strict=True)
-            loss = sum(_position_loss(inputs, logits_T, wanted, least) for logits_T, wanted in parts) / 2
-        start, end = (inputs.pad(logits_T, least) for logits_T in logits_T2.unbind(-1))
+            start_loss = _position_loss(inputs, start_T, start_positions, least)
+            loss = (start_loss + _position_loss(inputs, end_T, end_positions, least)) / 2
+        start, end = inputs.pad(start_T, least), inputs.pad(end_T, least)
         result = QuestionAnsweringModelOutput(loss=loss, start_logits=start, end_logits=end, **traces)
         return finish(result, return_dict, self.config)
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from modernbert.config import ACTIVATIONS
+from modernbert.config import Activation, activation_function
 
 _FUSED = {"gelu": ("gelu", "none"), "gelu_pytorch_tanh": ("gelu", "tanh"), "gelu_new": ("gelu", "tanh")}
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
@@ -48,10 +48,10 @@ class Linear(nn.Linear):
 class GatedLinear(Linear):
     """`act(a) * b` with `a, b = x W^T + b`: prepacked, activation and gate are fused into the two products."""
 
-    def __init__(self, in_features: int, out_features: int, bias: bool, activation: str):
+    def __init__(self, in_features: int, out_features: int, bias: bool, activation: Activation):
         super().__init__(in_features, 2 * out_features, bias=bias)
-        self.activation = activation
-        self.fused = _FUSED.get(activation)
+        self.act = activation_function(activation)
+        self.fused = _FUSED.get(activation) if isinstance(activation, str) else None
 
     def prepack(self) -> None:
         """As Linear's; in half precision as two halves, so that the activation fuses. In fp32 that costs last bits."""
@@ -73,17 +73,15 @@ class GatedLinear(Linear):
             a_TE = linear(x_TD, value, value_bias, self.fused[0], [], self.fused[1])
             return linear.binary(x_TD, a_TE, gate, gate_bias, "mul")
         a_TE, b_TE = super().forward(x_TD).chunk(2, dim=-1)
-        return ACTIVATIONS[self.activation](a_TE) * b_TE
+        return self.act(a_TE) * b_TE
 
 
 def prepack(model: nn.Module) -> None:
     """Reorder the weights of `model` for oneDNN, where torch has it for the model's dtype; inference only.
 
-    A model that `reference_compile` has compiled is left as it is.
+    A model compiled in parts (`reference_compile`) is left as it is.
     """
-    if (getattr(model, "config", None) and model.config.reference_compile) or not _prepackable(
-        next(model.parameters())
-    ):
+    if any(module._compiled_call_impl for module in model.modules()) or not _prepackable(next(model.parameters())):
         return
     for module in model.modules():  # parents before children
         if callable(step := getattr(module, "prepack", None)):

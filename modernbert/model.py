@@ -145,8 +145,9 @@ class ModernBertModel(PreTrained):
         self._rope_tables: dict[float, tuple[Tensor, Tensor]] = {}
         init_weights(self)
         if config.reference_compile:
-            for module in (self.embeddings, *(layer.mlp for layer in self.layers)):
-                module.compile(dynamic=True)
+            self.embeddings.compile(dynamic=True)
+            for layer in self.layers:
+                layer.mlp.compile(dynamic=True)  # type: ignore[operator, union-attr]
 
     def forward_packed(
         self,

@@ -86,7 +86,7 @@ class ModelInputs:
         given = _one_of(input_ids, inputs_embeds)
         if given.dim() < 2:
             raise ValueError(f"padded input must be (batch, sequence), not {_shape(given)}; packed needs cu_seqlens")
-        shape = (given.shape[0], given.shape[1])
+        shape = given.shape[:2]
         mask = torch.ones(shape, dtype=torch.bool, device=given.device) if attention_mask is None else attention_mask
         if mask.shape != shape:
             raise ValueError(f"attention_mask is {_shape(mask)}, the input {shape[0]} x {shape[1]}")
@@ -96,7 +96,7 @@ class ModelInputs:
             batch = replace(batch, inputs_embeds=inputs_embeds.flatten(0, 1)[indices])
         if position_ids is not None:
             batch = replace(batch, position_ids=position_ids.expand(shape).flatten()[indices])
-        return cls(batch, indices, shape)
+        return cls(batch, indices, (given.shape[0], given.shape[1]))
 
     @classmethod
     def from_packed(
