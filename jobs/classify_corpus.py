@@ -18,14 +18,5 @@ DEFAULTS = {
     "output": "output/classified-requests",
 }
 
-
-def classify(options: ClassifyOptions) -> int:
-    """Run the job; the exit code."""
-    from pipelines.corpus import run_corpus  # torch and Ray take seconds, which a wrong option should not
-    from pipelines.tasks.classify import Classify
-
-    return run_corpus(options, lambda config: Classify.from_config(config, options.top_k, options.threshold))
-
-
 if __name__ == "__main__":
-    sys.exit(run_command(classify, ClassifyOptions, DEFAULTS))
+    sys.exit(run_command("classify", ClassifyOptions, DEFAULTS))

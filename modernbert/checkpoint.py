@@ -124,8 +124,10 @@ class PreTrained(nn.Module):
             dtype = as_dtype(dtype)
         folder = resolve(model, revision)
         config = load_config(folder)
-        if "num_labels" in overrides and overrides["num_labels"] != config.num_labels:
+        if overrides.get("num_labels", config.num_labels) != config.num_labels or "label2id" in overrides:
             overrides = {"id2label": {}} | overrides
+        if "global_attn_every_n_layers" in overrides:
+            overrides = {"layer_types": []} | overrides
         if {"num_labels", "id2label", "label2id"} & set(overrides):
             overrides = {"num_labels": 0, "label2id": {}} | overrides
         loaded = _load(cls, folder, replace(config, **overrides), device, dtype, attention, new_head=True)

@@ -154,10 +154,10 @@ def check_sliding_window_mask(mask: Tensor, real_BS: Tensor, half: int) -> None:
     if mask.dim() == 2:
         if mask.shape == real_BS.shape and not (real_BS & ~mask.bool()).any():
             return
-    elif mask.dim() == 4 and mask.shape[-2:] == (real_BS.shape[1],) * 2:
+    elif mask.dim() == 4 and real_BS.dim() == 2 and mask.shape[-2:] == (real_BS.shape[1],) * 2:
         seen = mask > -1.0 if mask.is_floating_point() else mask.bool()
-        column = torch.arange(real_BS.shape[1], device=mask.device)
-        window = (column - column[:, None]).abs() <= half
+        order = real_BS.long().cumsum(dim=1)  # windows go by order, whatever padding lies between
+        window = (order[:, None, None, :] - order[:, None, :, None]).abs() <= half
         pairs = real_BS[:, None, :, None] & real_BS[:, None, None, :]
         if not ((seen != window) & pairs).any():
             return

@@ -1,105 +1,366 @@
-"""The checkpoint's own tokenizer.json on the `tokenizers` library: text in, ids with special tokens out."""
+"""The checkpoint's own tokenizer.json on the `tokenizers` library: text in, packed windows of ids out.
+
+Shapes: T packed tokens, W windows, D documents.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from tokenizers import Encoding
 from tokenizers import Tokenizer as FastTokenizer
 
-from modernbert.checkpoint import CheckpointError
+from modernbert.checkpoint import CheckpointError, resolve
 
 Text = str | tuple[str, str]
 """A text or a pair of texts."""
 _CHARS_PER_TOKEN = 12  # a long text is first tried cut to this many characters for each token wanted
 _MARGIN_WORDS = 8  # words before such a cut whose tokens may depend on what was cut off
+_NO_LIMIT = 1 << 62
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """The ids of some texts, laid end to end: a packed batch, and an Arrow list column."""
+class Windows:
+    """Some documents as windows laid end to end: a packed batch, and Arrow list columns."""
 
     input_ids: np.ndarray
     """(T,) int32"""
     cu_seqlens: np.ndarray
-    """(B+1,) int64"""
+    """(W+1,) int64: where each window starts, and T."""
+    document: np.ndarray
+    """(W,) int64: whose window it is; documents in order, each one's windows in order."""
+    start: np.ndarray
+    """(W,) int64: how many tokens of its document, of a pair the second text, lie before the window's own."""
+    n_tokens: np.ndarray
+    """(D,) int32: tokens of the document that are in its windows, each counted once; 0 where it is in `unfit`."""
     truncated: np.ndarray
-    """(B,) bool: tokens were cut off"""
+    """(D,) bool: tokens were cut off."""
+    unfit: dict[int, str]
+    """Documents without windows: why they cannot be encoded."""
+    spans: np.ndarray | None = None
+    """(T, 2) int32: characters [start, end) of each token in its own text; 0, 0 for special tokens."""
+    words: np.ndarray | None = None
+    """(T,) int32: the number of the token's word in its text; -1 for special tokens."""
+    texts: np.ndarray | None = None
+    """(T,) int8: 0 for the first text of a pair, 1 for the second, -1 for special tokens."""
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(W,) tokens in each window."""
+        return np.diff(self.cu_seqlens)
+
+
+class Batch(dict):
+    """Ids and masks by name, also as attributes: what `Tokenizer.__call__` returns and a model takes as `**batch`."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
 
 
 class Tokenizer:
     """Encodes as transformers' fast tokenizer does on the same file, without its per-text overhead."""
 
-    def __init__(self, fast: FastTokenizer, model_max_length: int | None = None):
+    def __init__(self, fast: FastTokenizer, settings: dict[str, Any] | None = None):
+        """`settings`: the content of tokenizer_config.json."""
         fast.no_truncation()
         fast.no_padding()
         self._fast = fast
-        self.model_max_length = model_max_length
+        self._settings = settings or {}
+        longest = self._settings.get("model_max_length")
+        self.model_max_length = int(longest) if longest and longest < 1e9 else None
         """What the checkpoint says of the longest input, in tokens; None where it says nothing."""
 
     @classmethod
     def from_folder(cls, folder: Path) -> Tokenizer:
-        """The tokenizer of the checkpoint in `folder`; CheckpointError where tokenizer.json is missing or broken."""
-        file = folder / "tokenizer.json"
+        """The tokenizer of the checkpoint in `folder`; CheckpointError where a file is missing or broken."""
+        file, settings = folder / "tokenizer.json", folder / "tokenizer_config.json"
         if not file.is_file():
             raise CheckpointError(f"{folder} lacks tokenizer.json, the one form of tokenizer that is read")
         try:
             fast = FastTokenizer.from_file(str(file))
         except Exception as error:  # the library raises plain Exception
             raise CheckpointError(f"{file} is not a readable tokenizer: {error}") from error
-        settings = folder / "tokenizer_config.json"
-        longest = json.loads(settings.read_text()).get("model_max_length") if settings.is_file() else None
-        return cls(fast, int(longest) if longest and longest < 1e9 else None)  # a huge number means "none"
+        try:
+            return cls(fast, json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else None)
+        except json.JSONDecodeError as error:
+            raise CheckpointError(f"{settings} is not valid JSON: {error}") from error
+
+    @classmethod
+    def from_pretrained(cls, model: str | Path, *, revision: str | None = None) -> Tokenizer:
+        """The tokenizer of the folder or hub repository `model`."""
+        return cls.from_folder(resolve(model, revision))
 
     @property
     def vocab_size(self) -> int:
         """The number of ids, added tokens included."""
         return self._fast.get_vocab_size(with_added_tokens=True)
 
-    def encode(self, texts: Sequence[Text], max_length: int | None = None) -> Encoded:
-        """The ids of `texts` with special tokens, each at most `max_length` long, the longer of a pair cut first.
+    @cached_property
+    def mask_token_id(self) -> int | None:
+        """The id of the mask token; None where there is none."""
+        return self._special("mask_token", "[MASK]")
 
-        Raises ValueError for a text that is not valid Unicode, and for a `max_length` without room for special tokens.
+    @cached_property
+    def pad_token_id(self) -> int | None:
+        """The id of the padding token; None where there is none."""
+        return self._special("pad_token", "[PAD]")
+
+    @cached_property
+    def cls_token_id(self) -> int | None:
+        """The id of the classification token; None where there is none."""
+        return self._special("cls_token", "[CLS]")
+
+    @cached_property
+    def unk_token_id(self) -> int | None:
+        """The id of the unknown token; None where there is none."""
+        return self._special("unk_token", "[UNK]")
+
+    @property
+    def continuing_subword_prefix(self) -> str:
+        """What the vocabulary puts before tokens that go on with a word; empty in byte-level vocabularies."""
+        return getattr(self._fast.model, "continuing_subword_prefix", None) or ""
+
+    def token_id(self, token: str) -> int | None:
+        """The id of a token of the vocabulary; None where it is none."""
+        return self._fast.token_to_id(token)
+
+    def token(self, token_id: int) -> str:
+        """The token of an id, as the vocabulary spells it."""
+        return self._fast.id_to_token(token_id) or ""
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
+        """The text that `ids` stand for."""
+        return self._fast.decode(list(ids), skip_special_tokens=skip_special_tokens)
+
+    def join(self, tokens: Sequence[str]) -> str:
+        """The text that vocabulary tokens stand for."""
+        return self._fast.decoder.decode(list(tokens)) if self._fast.decoder else " ".join(tokens)
+
+    def encode(
+        self,
+        documents: Sequence[Text],
+        max_length: int | None = None,
+        *,
+        stride: int | None = None,
+        details: bool = False,
+    ) -> Windows:
+        """The windows of `documents`, all texts or all pairs, with special tokens.
+
+        `max_length`: tokens in a window at most; None for no limit. `stride`: None to cut off what is too long, of a
+        pair the longer text first; else the tokens that neighbouring windows of a document share. Of a pair, the second
+        text is then cut into windows, each with the whole first text. `details`: give `spans`, `words`, `texts` too.
+        Raises ValueError for a `max_length` without room for special tokens.
         """
-        if max_length is None:
-            encodings = self._fast.encode_batch_fast(list(texts))
-        else:
-            special = self._fast.num_special_tokens_to_add(is_pair=bool(texts) and isinstance(texts[0], tuple))
-            if max_length <= special:
-                raise ValueError(f"max_length {max_length} leaves no room: {special} of its tokens are special ones")
-            self._fast.enable_truncation(max_length)
-            try:
-                encodings = self._encode_truncated(texts, max_length)
-            finally:
-                self._fast.no_truncation()
-        ids = [np.asarray(encoding.ids, dtype=np.int32) for encoding in encodings]
-        return Encoded(
-            input_ids=np.concatenate(ids) if ids else np.empty(0, np.int32),
-            cu_seqlens=np.cumsum([0, *map(len, ids)], dtype=np.int64),
-            truncated=np.array([bool(encoding.overflowing) for encoding in encodings], dtype=bool),
-        )
+        pairs = bool(documents) and isinstance(documents[0], tuple)
+        template = self._template(pairs)
+        room = _NO_LIMIT if max_length is None else max_length - sum(map(len, template))
+        if room < 1:
+            special = sum(map(len, template))
+            raise ValueError(f"max_length {max_length} leaves no room: {special} of its tokens are special ones")
+        columns: list[Any] = list(zip(*documents, strict=True)) if pairs else [documents]
+        bounded = room if stride is None else _NO_LIMIT
+        encoded = [self._encode_texts(texts, bounded, details) for texts in columns]
+        out = _Builder(template, details)
+        for document, parts in enumerate(zip(*encoded, strict=True)):
+            lengths = [len(part.ids) for part in parts]
+            if stride is not None:
+                self._cut_windows(out, document, parts, lengths, room, stride)
+                continue
+            kept = lengths if sum(lengths) <= room else _longest_first(lengths, room)
+            out.add(document, parts, [(0, n) for n in kept], 0)
+            out.finish(sum(kept), kept != lengths)
+        return out.windows()
 
-    def _encode_truncated(self, texts: Sequence[Text], max_length: int) -> list[Encoding]:
-        """Encode at a cost bounded by `max_length`: long texts are cut first, and encoded whole where that may show."""
-        longest = max_length * _CHARS_PER_TOKEN
-        cut = [i for i, text in enumerate(texts) if isinstance(text, str) and len(text) > longest]
+    def __call__(
+        self,
+        text: str | Sequence[str],
+        text_pair: str | Sequence[str] | None = None,
+        *,
+        add_special_tokens: bool = True,
+        padding: bool = False,
+        truncation: bool = False,
+        max_length: int | None = None,
+        return_tensors: str | None = None,
+    ) -> Batch:
+        """`input_ids` and `attention_mask` under transformers' names: lists, or with "pt" tensors (B, S).
+
+        `padding` fills all rows to the longest on the right; `truncation` cuts them to `max_length`.
+        """
+        one = isinstance(text, str)
+        texts = [text] if isinstance(text, str) else list(text)
+        others = None if text_pair is None else [text_pair] if isinstance(text_pair, str) else list(text_pair)
+        documents: list[Text] = [*texts] if others is None else [*zip(texts, others, strict=True)]
+        if add_special_tokens:
+            longest = (max_length or self.model_max_length) if truncation else None
+            windows = self.encode(documents, longest)
+            rows = [ids.tolist() for ids in np.split(windows.input_ids, windows.cu_seqlens[1:-1])] if texts else []
+        else:
+            encodings = self._fast.encode_batch_fast(documents, add_special_tokens=False)
+            rows = [encoding.ids[: max_length if truncation else None] for encoding in encodings]
+        width = max(map(len, rows), default=0)
+        if padding and self.pad_token_id is None:
+            raise ValueError("the tokenizer has no padding token")
+        fill = [width - len(row) if padding else 0 for row in rows]
+        masks = [[1] * len(row) + [0] * n for row, n in zip(rows, fill, strict=True)]
+        ids = [row + [self.pad_token_id or 0] * n for row, n in zip(rows, fill, strict=True)]
+        if return_tensors == "pt":
+            return Batch(input_ids=torch.tensor(ids), attention_mask=torch.tensor(masks))
+        if return_tensors is not None:
+            raise ValueError(f"return_tensors is {return_tensors!r}; known is 'pt'")
+        return Batch(input_ids=ids[0], attention_mask=masks[0]) if one else Batch(input_ids=ids, attention_mask=masks)
+
+    def _special(self, name: str, usual: str) -> int | None:
+        token = self._settings.get(name) or usual
+        return self._fast.token_to_id(token["content"] if isinstance(token, dict) else token)
+
+    def _template(self, pairs: bool) -> list[list[int]]:
+        """The special ids before, between and after the texts, read off an encoded example."""
+        probe = self._fast.encode("a", "a" if pairs else None)
+        pieces: list[list[int]] = [[]]
+        last = None
+        for token, text in zip(probe.ids, probe.sequence_ids, strict=True):
+            if text is None:
+                pieces[-1].append(token)
+            elif text != last:
+                pieces.append([])
+            last = text if text is not None else last
+        return pieces
+
+    def _encode_texts(self, texts: Sequence[str], room: int, offsets: bool) -> list[Encoding]:
+        """Encode without special tokens, at a cost bounded by `room`: at least its first `room` tokens are right.
+
+        Long texts are cut first, and encoded whole where that may show.
+        """
+        encode = self._fast.encode_batch if offsets else self._fast.encode_batch_fast
+        longest = room * _CHARS_PER_TOKEN
+        cut = [i for i, text in enumerate(texts) if len(text) > longest]
         shortened = list(texts)
         for i in cut:
-            shortened[i] = str(texts[i])[:longest]
-        encodings = self._fast.encode_batch_fast(shortened)
-        unsure = [i for i in cut if not _cut_is_invisible(encodings[i])]
-        for i, encoding in zip(unsure, self._fast.encode_batch_fast([texts[i] for i in unsure]), strict=True):
+            shortened[i] = texts[i][:longest]
+        encodings = encode(shortened, add_special_tokens=False)
+        unsure = [i for i in cut if not _cut_is_invisible(encodings[i], room)]
+        for i, encoding in zip(unsure, encode([texts[i] for i in unsure], add_special_tokens=False), strict=True):
             encodings[i] = encoding
         return encodings
 
+    def _cut_windows(
+        self, out: _Builder, document: int, parts: Sequence[Encoding], lengths: list[int], room: int, stride: int
+    ) -> None:
+        *whole, last = lengths
+        left = room - sum(whole)
+        if left <= stride and sum(lengths) > room:
+            what = f"its first text has {whole[0]} tokens" if whole else f"windows have room for {room} tokens"
+            out.reject(f"too long for overlapping windows: {what}, and {stride} are shared")
+            return
+        start = 0
+        while True:
+            stop = min(start + left, last)
+            out.add(document, parts, [*((0, n) for n in whole), (start, stop)], start)
+            if stop == last:
+                break
+            start = stop - stride
+        out.finish(sum(lengths), truncated=False)
 
-def _cut_is_invisible(encoding: Encoding) -> bool:
-    """Whether the tokens kept end some words before the place where the text was cut: words are encoded one by one."""
-    rest = encoding.overflowing
-    kept = [word for word in encoding.word_ids if word is not None]
-    dropped = [word for word in rest[-1].word_ids if word is not None] if rest else []
+
+class _Builder:
+    """Collects windows as lists, and turns them into arrays at once."""
+
+    def __init__(self, template: list[list[int]], details: bool):
+        self.template, self.details = template, details
+        self.special = sum(map(len, template))
+        self.ids: list[int] = []
+        self.lengths: list[int] = []
+        self.document: list[int] = []
+        self.start: list[int] = []
+        self.n_tokens: list[int] = []
+        self.truncated: list[bool] = []
+        self.unfit: dict[int, str] = {}
+        self.spans: list[np.ndarray] = []
+        self.words: list[int] = []
+        self.texts: list[int] = []
+
+    def add(self, document: int, parts: Sequence[Encoding], ranges: list[tuple[int, int]], first: int) -> None:
+        """A window: of each text its tokens in a range, with the special tokens round them."""
+        before = len(self.ids)
+        self._add_special(0)
+        for number, (part, (start, stop)) in enumerate(zip(parts, ranges, strict=True)):
+            self.ids += part.ids[start:stop]
+            if self.details:
+                self.spans.append(np.array(part.offsets[start:stop], dtype=np.int32).reshape(-1, 2))
+                self.words += [-1 if word is None else word for word in part.word_ids[start:stop]]
+                self.texts += [number] * (stop - start)
+            self._add_special(number + 1)
+        self.lengths.append(len(self.ids) - before)
+        self.document.append(document)
+        self.start.append(first)
+
+    def finish(self, tokens: int, truncated: bool) -> None:
+        """The end of a document whose windows hold `tokens` tokens of its own."""
+        self.n_tokens.append(tokens + self.special)
+        self.truncated.append(truncated)
+
+    def reject(self, reason: str) -> None:
+        """A document without windows."""
+        self.unfit[len(self.n_tokens)] = reason
+        self.n_tokens.append(0)
+        self.truncated.append(False)
+
+    def windows(self) -> Windows:
+        """All of it as arrays."""
+        spans = np.concatenate(self.spans) if self.spans else np.empty((0, 2), np.int32)
+        return Windows(
+            input_ids=np.array(self.ids, dtype=np.int32),
+            cu_seqlens=np.cumsum([0, *self.lengths], dtype=np.int64),
+            document=np.array(self.document, dtype=np.int64),
+            start=np.array(self.start, dtype=np.int64),
+            n_tokens=np.array(self.n_tokens, dtype=np.int32),
+            truncated=np.array(self.truncated, dtype=bool),
+            unfit=self.unfit,
+            spans=spans if self.details else None,
+            words=np.array(self.words, dtype=np.int32) if self.details else None,
+            texts=np.array(self.texts, dtype=np.int8) if self.details else None,
+        )
+
+    def _add_special(self, place: int) -> None:
+        ids = self.template[place]
+        self.ids += ids
+        if self.details:
+            self.spans.append(np.zeros((len(ids), 2), dtype=np.int32))
+            self.words += [-1] * len(ids)
+            self.texts += [-1] * len(ids)
+
+
+def _longest_first(lengths: list[int], room: int) -> list[int]:
+    """How many tokens of each text are kept where together they may have `room`: the longer one gives first.
+
+    The rule of the tokenizers library: cut the longer to what the shorter leaves, but not below the shorter; if that is
+    not enough, half the room for each, the odd one for the longer.
+    """
+    if len(lengths) == 1:
+        return [min(lengths[0], room)]
+    short, long = sorted(lengths)
+    long = short if short > room else max(short, room - short)
+    if short + long > room:
+        short, long = room // 2, room // 2 + room % 2
+    return [short, long] if lengths[0] <= lengths[1] else [long, short]
+
+
+def _cut_is_invisible(encoding: Encoding, room: int) -> bool:
+    """Whether the first `room` tokens end some words before the place where the text was cut.
+
+    Words are encoded one by one, so what was cut off cannot have changed them.
+    """
+    words = encoding.word_ids
+    kept = [word for word in words[:room] if word is not None]
+    dropped = [word for word in words[room:] if word is not None]
     return bool(kept and dropped) and dropped[-1] - kept[-1] > _MARGIN_WORDS

@@ -5,25 +5,34 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal, get_args, get_origin
 
 from pydantic import ValidationError
 
-from pipelines.config import ENV_PREFIX, Options, UserError
+from pipelines.config import ENV_PREFIX, CorpusOptions, Options, TaskOptions, UserError
 
 
-def run_command(run: Callable[[Options], int], options_class: type[Options], defaults: dict[str, str]) -> int:
-    """Parse sys.argv, run the job, and return the exit code: 2 with one line on stderr for a user's mistake."""
+def run_command(task: str, options_class: type[CorpusOptions], defaults: dict[str, str] | None = None) -> int:
+    """Parse sys.argv, run the job of the task `task`, and return the exit code: 2 with a line for a user's mistake."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
-        return run(parse(options_class, sys.argv[1:], defaults))
+        options = parse(options_class, sys.argv[1:], defaults or {})
+        from pipelines.corpus import run_corpus  # torch and Ray take seconds, which a wrong option should not
+
+        return run_corpus(options, task)
     except ValueError as error:  # UserError, ConfigError, CheckpointError
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {with_flag(str(error), options_class)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
         return 130
+
+
+def with_flag(message: str, options_class: type[TaskOptions]) -> str:
+    """`message`, with the flag in place of the name of an option that it begins with."""
+    option, space, rest = message.partition(" ")
+    return f"--{option.replace('_', '-')}{space}{rest}" if option in options_class.model_fields else message
 
 
 def parse(options_class: type[Options], arguments: Sequence[str], defaults: dict[str, str]) -> Options:
@@ -40,8 +49,9 @@ def parse(options_class: type[Options], arguments: Sequence[str], defaults: dict
     for name, field in options_class.model_fields.items():
         kind = next((k for k in get_args(field.annotation) if k is not type(None)), field.annotation)
         flag, text = "--" + name.replace("_", "-"), field.description
-        if field.annotation is bool:
-            parser.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=text)
+        if kind is bool:
+            action = "store_true" if field.default is False else argparse.BooleanOptionalAction
+            parser.add_argument(flag, action=action, default=argparse.SUPPRESS, help=text)
             continue
         choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else None
         metavar = {int: "N", float: "X"}.get(kind, name.split("_")[-1].upper())  # type: ignore[arg-type]
@@ -54,7 +64,7 @@ def parse(options_class: type[Options], arguments: Sequence[str], defaults: dict
     except ValidationError as error:
         wrong = [f"--{str(e['loc'][0]).replace('_', '-')} {e['input']!r}: {_plain(e['msg'])}" for e in error.errors()]
         raise UserError("; ".join(wrong)) from error
-    if options.input is not None or options.model is not None:
+    if any(getattr(options, name, None) is not None for name in ("input", "model")):
         return options
     return options.model_copy(update={name: getattr(options, name) or value for name, value in defaults.items()})
 

@@ -6,7 +6,6 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -16,28 +15,26 @@ import pyarrow.parquet as pq
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 
-from modernbert.config import ModernBertConfig
-from modernbert.tokenizer import Tokenizer
 from pipelines import output
 from pipelines.cluster import pool_size
 from pipelines.config import CorpusOptions
-from pipelines.job import Job, plan_job
+from pipelines.job import ADDED, Job, plan_job
 from pipelines.progress import clock, shown_progress
 from pipelines.shards import Corpus, Shard, plan_corpus, read_shard
 from pipelines.stages import Predict, Progress, commit, read_and_tokenise, shard_row
-from pipelines.tasks.classify import Classify
-from pipelines.texts import valid_texts
+from pipelines.tasks.base import Task
+from pipelines.texts import valid_documents
 
-_SAMPLED_SHARDS, _SAMPLED_ROWS, _SHOWN_LABELS, _SHOWN_ROWS = 8, 128, 12, 5
+_SAMPLED_SHARDS, _SAMPLED_ROWS, _SHOWN_LABELS, _SHOWN_ROWS, _SHOWN_WIDTH = 8, 128, 12, 5, 60
 
 
-def run_corpus(options: CorpusOptions, make_task: Callable[[ModernBertConfig], Classify]) -> int:
+def run_corpus(options: CorpusOptions, task: str) -> int:
     """Run a job to its end and return the exit code: 0, or 1 where shards failed.
 
-    `make_task` gives the task for a checkpoint's configuration. Raises ValueError (UserError, ConfigError,
+    `task`: the name of one in pipelines/tasks. Raises ValueError (UserError, ConfigError,
     CheckpointError) for what is wrong with the options, the model or the input, before Ray starts.
     """
-    job, corpus, identity = plan_job(options, make_task)
+    job, corpus, identity = plan_job(options, task)
     record = output.open_output(job.folder, identity, options.overwrite)
     if record is not None and corpus.shard_rows != record["shard_rows"]:
         corpus = plan_corpus(job.source, options.limit, record["shard_rows"])
@@ -105,7 +102,7 @@ class Totals:
     seconds: float = 0.0
     predict_s: float = 0.0
     tokenise_s: float = 0.0
-    labels: Counter[str] = field(default_factory=Counter)
+    counts: Counter[str] = field(default_factory=Counter)
     rejects: Counter[str] = field(default_factory=Counter)
     failed: dict[str, str] = field(default_factory=dict)
 
@@ -116,7 +113,7 @@ class Totals:
             return
         for name in ("rows", "labelled", "tokens", "truncated", "batches", "predict_s", "tokenise_s"):
             setattr(self, name, getattr(self, name) + receipt[name])
-        self.labels.update(json.loads(receipt["labels"]))
+        self.counts.update(json.loads(receipt["counts"]))
         self.rejects.update(json.loads(receipt["rejects"]))
 
 
@@ -131,15 +128,14 @@ def summary(job: Job, totals: Totals, skipped: int) -> str:
         lines += [
             f"rows       {totals.rows:,}: {totals.labelled:,} labelled, {sum(totals.rejects.values()):,} rejected"
             f" in {clock(totals.seconds)}",
-            f"tokens     {totals.tokens:,}, {rate:,.0f} tokens/s; {totals.truncated:,} documents truncated to"
-            f" {job.max_length} tokens",
+            f"tokens     {totals.tokens:,}, {rate:,.0f} tokens/s{_truncated(job.task, totals.truncated)}",
             f"batches    {totals.batches:,}, filled to {filled:.1%} of {job.budget_tokens:,} tokens",
         ]
-        shown = totals.labels.most_common(_SHOWN_LABELS)
+        shown = totals.counts.most_common(_SHOWN_LABELS)
         lines += [f"label      {count:>9,}  {label}" for label, count in shown]
-        if len(totals.labels) > len(shown):
-            rest = totals.labels.total() - sum(count for _, count in shown)
-            lines.append(f"           {rest:>9,}  {len(totals.labels) - len(shown)} other labels")
+        if len(totals.counts) > len(shown):
+            rest = totals.counts.total() - sum(count for _, count in shown)
+            lines.append(f"           {rest:>9,}  {len(totals.counts) - len(shown)} other labels")
         lines += [f"rejected   {count:>9,}  {reason}" for reason, count in totals.rejects.most_common(_SHOWN_LABELS)]
     lines += [f"failed     {name}: {error}" for name, error in totals.failed.items()]
     lines += _first_rows(job)
@@ -152,33 +148,31 @@ def summary(job: Job, totals: Totals, skipped: int) -> str:
 def _first_rows(job: Job) -> list[str]:
     """A few labelled rows, to see at a glance that the answers make sense."""
     files = sorted(job.folder.glob("*.parquet"))
-    names = [job.prefix + "label", job.prefix + "score"]
-    if not files or job.text_column not in job.keep_columns:
+    if not files or not set(job.text_columns) <= set(job.keep_columns):
         return []
-    rows = (
-        pq.read_table(files[0], columns=[job.text_column, *names], partitioning=None).slice(0, _SHOWN_ROWS).to_pylist()
-    )
-    width = max((len(str(row[names[0]])) for row in rows), default=0)
-    lines = []
-    for row in rows:
-        text = " ".join(str(row[job.text_column]).split())[:70]
-        lines.append(f"example    {row[names[1]]:.2f}  {row[names[0]]!s:<{width}}  {text}")
-    return lines
+    names = {job.prefix + name: name for name in job.task.columns.names}
+    table = pq.read_table(files[0], columns=[*job.text_columns, *names], partitioning=None)
+    shown = []
+    for row in table.slice(0, _SHOWN_ROWS).to_pylist():
+        text = " | ".join(" ".join(str(row[column]).split()) for column in job.text_columns)
+        shown.append((job.task.show({name: row[stored] for stored, name in names.items()}), text))
+    width = min(max((len(answer) for answer, _ in shown), default=0), _SHOWN_WIDTH)
+    return [f"example    {answer:<{width}}  {text[:70]}" for answer, text in shown]
 
 
 def describe(job: Job, corpus: Corpus) -> str:
     """What a run would do: the resolved configuration, the files and shards, and the tokens estimated from a sample."""
     tokens, truncated, rejected, sampled = _sample(job, corpus)
-    columns = [job.prefix + name for name in job.task.columns.names]
+    columns = [job.prefix + name for name in (*job.task.columns.names, *ADDED)]
     shown = {
         "input": f"{job.source}: {len(corpus.files)} {corpus.format} file(s), {corpus.rows:,} rows",
         "shards": f"{len(corpus.shards)} of at most {corpus.shard_rows:,} rows",
         "output": job.folder,
-        "model": f"{job.model}: {type(job.task).__name__.lower()}, {job.task.kind}, {len(job.task.labels)} labels",
-        "text column": job.text_column,
-        "columns": f"{', '.join(job.keep_columns)} + {', '.join(columns)}, n_tokens, truncated",
+        "model": f"{job.model.folder}: {job.task.name}",
+        "text columns": ", ".join(job.text_columns),
+        "columns": f"{', '.join(job.keep_columns)} + {', '.join(columns)}",
         "device": f"{job.device} in {job.dtype}",
-        "max length": f"{job.max_length:,} tokens",
+        "long texts": _long_documents(job.task),
         "token budget": f"{job.budget_tokens:,} a packed batch",
         "tokens": f"about {tokens / max(sampled, 1) * corpus.rows:,.0f}, from a sample of {sampled:,} rows"
         f" ({truncated} of them truncated, {rejected} rejected)",
@@ -186,17 +180,28 @@ def describe(job: Job, corpus: Corpus) -> str:
     return "\n".join(f"{name:<13}{value}" for name, value in shown.items()) + "\nnothing was done (--dry-run)"
 
 
+def _truncated(task: Task, documents: int) -> str:
+    return f"; {documents:,} documents truncated to {task.max_length} tokens" if task.stride is None else ""
+
+
+def _long_documents(task: Task) -> str:
+    """What happens to documents that are longer than a window."""
+    if task.stride is None:
+        return f"truncated to {task.max_length:,} tokens"
+    return f"read in windows of {task.max_length:,} tokens that share {task.stride:,}"
+
+
 def _sample(job: Job, corpus: Corpus) -> tuple[int, int, int, int]:
     """(tokens, truncated, rejected, rows) of some rows of shards spread over the corpus."""
-    tokenizer = Tokenizer.from_folder(job.model)
     tokens = truncated = rejected = sampled = 0
     picks = np.unique(np.linspace(0, len(corpus.shards) - 1, _SAMPLED_SHARDS, dtype=int))
     for shard in (corpus.shards[i] for i in picks):
-        read = read_shard(job.source, shard, job.schema, [job.text_column])
-        texts, _, rejects = valid_texts(read.table[job.text_column].slice(0, _SAMPLED_ROWS))
-        encoded = tokenizer.encode(texts, job.max_length)
-        tokens += len(encoded.input_ids)
-        truncated += int(encoded.truncated.sum())
-        rejected += len(rejects)
-        sampled += len(texts) + len(rejects)
+        read = read_shard(job.source, shard, job.schema, list(dict.fromkeys(job.text_columns)))
+        columns = [read.table[name].slice(0, _SAMPLED_ROWS) for name in job.text_columns]
+        documents, _, rejects = valid_documents(columns, job.task.inputs)
+        windows = job.task.encode(job.model.tokenizer, documents)
+        tokens += len(windows.input_ids)
+        truncated += int(windows.truncated.sum())
+        rejected += len(rejects) + len(windows.unfit)
+        sampled += len(documents) + len(rejects)
     return tokens, truncated, rejected, sampled

@@ -11,17 +11,14 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from modernbert.checkpoint import check_weights, fingerprint, load_config, resolve
-from modernbert.config import ModernBertConfig
-from modernbert.tokenizer import Tokenizer
 from pipelines.cluster import cluster_resources
 from pipelines.config import CorpusOptions, UserError
 from pipelines.predictor import BUDGET_TOKENS, DTYPE
 from pipelines.shards import Corpus, plan_corpus
-from pipelines.tasks.classify import Classify
+from pipelines.tasks.base import Checkpoint, Task, task_class
 from pipelines.texts import is_text
 
-ADDED = ("n_tokens", "truncated")
+ADDED = ("n_tokens", "n_windows", "truncated")
 """What every task adds beside its own columns."""
 
 
@@ -31,19 +28,18 @@ class Job:
 
     source: str
     folder: Path
-    model: Path
-    task: Classify
+    model: Checkpoint
+    task: Task
     schema: pa.Schema
-    text_column: str
+    text_columns: list[str]
     keep_columns: list[str]
     prefix: str
-    max_length: int
     budget_tokens: int
     device: str
     dtype: str
 
 
-def plan_job(options: CorpusOptions, make_task: Any) -> tuple[Job, Corpus, dict[str, Any]]:
+def plan_job(options: CorpusOptions, task_name: str) -> tuple[Job, Corpus, dict[str, Any]]:
     """Check everything that can be checked without work: model, tokenizer, input, columns. Starts no Ray."""
     for name in ("input", "model", "output"):
         if getattr(options, name) is None:
@@ -51,21 +47,22 @@ def plan_job(options: CorpusOptions, make_task: Any) -> tuple[Job, Corpus, dict[
     assert options.input
     assert options.model
     assert options.output
-    folder = resolve(options.model)
-    config = load_config(folder)
-    task = make_task(config)
-    check_weights(task.model_class, folder, config)
-    max_length = _max_length(options.max_length, config, Tokenizer.from_folder(folder))
+    checkpoint = Checkpoint.open(options.model)
+    kind = task_class(task_name)
+    kind.check(checkpoint)
+    task = kind.from_checkpoint(checkpoint, **options.of_task())
     source = options.input if "://" in options.input else str(Path(options.input).expanduser().absolute())
     corpus = plan_corpus(source, options.limit)
     target = Path(options.output).expanduser().absolute()
     if "://" not in source and Path(source).is_dir() and target.is_relative_to(source):
         raise UserError(f"output {options.output!r} lies in the input folder, which would be read again; name another")
     names = corpus.schema.names
-    if options.text_column not in names:
-        raise UserError(f"input has no column {options.text_column!r}; it has {', '.join(names)} (see --text-column)")
-    if not is_text(kind := corpus.schema.field(options.text_column).type):
-        raise UserError(f"column {options.text_column!r} holds {kind}, not text")
+    for option, column in zip(options.text_options, options.text_columns, strict=True):
+        flag = "--" + option.replace("_", "-")
+        if column not in names:
+            raise UserError(f"input has no column {column!r}; it has {', '.join(names)} (see {flag})")
+        if not is_text(stored := corpus.schema.field(column).type):
+            raise UserError(f"column {column!r} holds {stored}, not text (see {flag})")
     keep = options.keep_columns if options.keep_columns is not None else names
     if absent := [name for name in keep if name not in names]:
         raise UserError(f"input has no column {', '.join(absent)}; it has {', '.join(names)} (see --keep-columns)")
@@ -79,32 +76,22 @@ def plan_job(options: CorpusOptions, make_task: Any) -> tuple[Job, Corpus, dict[
     job = Job(
         source=source,
         folder=target,
-        model=folder.absolute(),
+        model=checkpoint,
         task=task,
         schema=corpus.schema,
-        text_column=options.text_column,
+        text_columns=options.text_columns,
         keep_columns=keep,
         prefix=options.output_prefix,
-        max_length=max_length,
         budget_tokens=options.budget_tokens or BUDGET_TOKENS[device],
         device=device,
         dtype=DTYPE[device] if options.dtype == "auto" else options.dtype,
     )
     if (job.device, job.dtype) == ("cpu", "float16"):
         raise UserError("--dtype float16 is for GPUs; on CPUs use bfloat16 or float32")
-    identity = {name: getattr(job, name) for name in ("source", "text_column", "keep_columns", "prefix", "max_length")}
-    identity |= {"dtype": job.dtype, "limit": options.limit, "task": asdict(task) | {"name": task.name}}
-    identity |= {"model": "" if options.dry_run else fingerprint(folder)}
+    identity = {name: getattr(job, name) for name in ("source", "text_columns", "keep_columns", "prefix")}
+    identity |= {"dtype": job.dtype, "limit": options.limit, "task": task_name, **asdict(task)}
+    identity |= {"model": "" if options.dry_run else task.fingerprint(checkpoint)}
     return job, corpus, json.loads(json.dumps(identity))
-
-
-def _max_length(asked: int | None, config: ModernBertConfig, tokenizer: Tokenizer) -> int:
-    longest = min(config.max_position_embeddings, tokenizer.model_max_length or config.max_position_embeddings)
-    if tokenizer.vocab_size > config.vocab_size:
-        raise UserError(f"tokenizer.json has {tokenizer.vocab_size} tokens, the model only {config.vocab_size}")
-    if asked is not None and asked > config.max_position_embeddings:
-        raise UserError(f"--max-length {asked} is above the model's {config.max_position_embeddings} positions")
-    return asked or longest
 
 
 def _device(asked: str) -> str:

@@ -1,23 +1,23 @@
 """Predictor: a checkpoint loaded once, packed windows in, predictions out. The one class of Data and of Serve; no Ray.
 
-Shapes: T packed tokens, W windows, C outputs a window.
+Shapes: T packed tokens, W windows, R rows of the task's answer, C numbers a row.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from modernbert.checkpoint import DTYPES, load
+from modernbert.checkpoint import DTYPES
 from modernbert.linear import prepack
 from modernbert.packing import PackedBatch
+from modernbert.tokenizer import Text
 from pipelines.bucketing import packed_batches
-from pipelines.tasks.classify import Classify
+from pipelines.tasks.base import Checkpoint, Predicted, Task
 
 BUDGET_TOKENS = {"cpu": 4096, "cuda": 65536}
 DTYPE = {"cpu": "float32", "cuda": "bfloat16"}
@@ -28,7 +28,9 @@ class Outputs:
     """What the model said of some windows."""
 
     values: np.ndarray
-    """(W, C) float32; rows of failed windows are not meaningful."""
+    """(R, C) float32; rows of failed windows are not meaningful."""
+    splits: np.ndarray
+    """(W+1,): rows `splits[w]:splits[w + 1]` are of window w."""
     failed: dict[int, str]
     """Window to the reason why there is no answer for it."""
     batches: int
@@ -41,27 +43,43 @@ class Predictor:
 
     def __init__(
         self,
-        folder: Path,
-        task: Classify,
+        checkpoint: Checkpoint,
+        task: Task,
         *,
         device: str = "cpu",
         dtype: str = "auto",
         budget_tokens: int | None = None,
         threads: int | None = None,
     ):
-        """Load the checkpoint in `folder`; `threads`: of the CPU, None to leave torch's setting."""
+        """Load the checkpoint; `threads`: of the CPU, None to leave torch's setting."""
         self.device = torch.device(device)
-        if threads and device == "cpu":
+        if threads and self.device.type == "cpu":
             torch.set_num_threads(threads)
-        self.task = task
+        self.checkpoint, self.task = checkpoint, task
         self.budget_tokens = budget_tokens or BUDGET_TOKENS[self.device.type]
         dtype = DTYPE[self.device.type] if dtype == "auto" else dtype
-        self.model = load(task.model_class, folder, device=self.device, dtype=DTYPES[dtype])
+        self.model = task.load(checkpoint, self.device, DTYPES[dtype])
         prepack(self.model)
+
+    def answer(self, documents: Sequence[Text], task: Task | None = None) -> tuple[Predicted, dict[int, str]]:
+        """Encode and run `documents`, with the options of `task` in place of the predictor's own where given.
+
+        Returns what `decode` and `results` of the task take, and the documents without an answer with the reason.
+        """
+        task = task or self.task
+        tokenizer = self.checkpoint.tokenizer
+        windows = task.encode(tokenizer, documents)
+        made = self.predict(windows.input_ids, windows.cu_seqlens, task=task)
+        failed = windows.unfit | {int(windows.document[w]): reason for w, reason in made.failed.items()}
+        return Predicted(documents, windows, made.values, made.splits, tokenizer), failed
 
     @torch.inference_mode()
     def predict(
-        self, input_ids: np.ndarray, cu_seqlens: np.ndarray, done: Callable[[int, int], None] | None = None
+        self,
+        input_ids: np.ndarray,
+        cu_seqlens: np.ndarray,
+        done: Callable[[int, int], None] | None = None,
+        task: Task | None = None,
     ) -> Outputs:
         """Run windows laid end to end, `input_ids` (T,) cut at `cu_seqlens` (W+1,); answers keep their order.
 
@@ -69,33 +87,43 @@ class Predictor:
         halved until it does; a window that fails alone, or whose answer is not finite, is in `failed`.
         """
         started = time.perf_counter()
+        task = task or self.task
         lengths = np.diff(cu_seqlens)
+        splits = np.concatenate(([0], np.cumsum(task.rows(input_ids, cu_seqlens))))
         failed: dict[int, str] = {}
         pieces: list[tuple[np.ndarray, torch.Tensor]] = []
         queue = packed_batches(lengths, self.budget_tokens)[::-1]
         batches = 0
         while queue:
-            rows = queue.pop()
+            windows = queue.pop()
             try:
-                ids = np.concatenate([input_ids[cu_seqlens[i] : cu_seqlens[i + 1]] for i in rows])
-                batch = PackedBatch.from_lengths(self._to_device(ids), tuple(lengths[rows].tolist()))
-                pieces.append((rows, self.model.forward_packed(batch)))
+                ids = input_ids[_ranges(cu_seqlens, windows)]
+                batch = PackedBatch.from_lengths(self._to_device(ids), tuple(lengths[windows].tolist()))
+                pieces.append((windows, task.forward(self.model, batch, ids)))
             except torch.OutOfMemoryError as error:
-                if len(rows) == 1:
-                    failed[int(rows[0])] = f"out of memory on {self.device}: {str(error).splitlines()[0]}"
+                if len(windows) == 1:
+                    failed[int(windows[0])] = f"out of memory on {self.device}: {str(error).splitlines()[0]}"
                 else:
-                    queue += [rows[len(rows) // 2 :], rows[: len(rows) // 2]]
+                    queue += [windows[len(windows) // 2 :], windows[: len(windows) // 2]]
                 continue
             batches += 1
             if done:
-                done(len(rows), len(ids))
-        values = np.zeros((len(lengths), len(self.task.labels)), dtype=np.float32)
-        for rows, outputs in pieces:  # only now does the host wait for a device
-            values[rows] = outputs.float().cpu().numpy()
-        for i in np.flatnonzero(~np.isfinite(values).all(axis=1)):
-            failed[int(i)] = "the model's answer is not a finite number"
-        return Outputs(values, failed, batches, time.perf_counter() - started)
+                done(len(windows), len(ids))
+        values = np.zeros((splits[-1], task.width), dtype=np.float32)
+        for windows, outputs in pieces:  # only now does the host wait for a device
+            values[_ranges(splits, windows)] = outputs.float().cpu().numpy()
+        bad_rows = np.flatnonzero(~np.isfinite(values).all(axis=1))
+        for w in np.unique(np.searchsorted(splits, bad_rows, side="right") - 1):
+            failed[int(w)] = "the model's answer is not a finite number"
+        return Outputs(values, splits, failed, batches, time.perf_counter() - started)
 
     def _to_device(self, ids: np.ndarray) -> torch.Tensor:
         tensor = torch.from_numpy(ids)
         return tensor if self.device.type == "cpu" else tensor.pin_memory().to(self.device, non_blocking=True)
+
+
+def _ranges(splits: np.ndarray, windows: np.ndarray) -> np.ndarray:
+    """The places `splits[w]:splits[w + 1]` of some windows, one after the other."""
+    starts, counts = splits[windows], splits[windows + 1] - splits[windows]
+    before = np.cumsum(counts) - counts
+    return np.arange(counts.sum()) + np.repeat(starts - before, counts)

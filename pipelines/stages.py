@@ -10,29 +10,31 @@ import json
 import time
 from collections import Counter
 from dataclasses import asdict
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import ray
 
-from modernbert.tokenizer import Tokenizer
+from modernbert.tokenizer import Text, Windows
 from pipelines import output
 from pipelines.job import Job
 from pipelines.predictor import Predictor
-from pipelines.shards import Shard, read_shard
-from pipelines.texts import readable, valid_texts
+from pipelines.shards import Rows, Shard, read_shard
+from pipelines.tasks.base import Predicted
+from pipelines.texts import readable, valid_documents
 
 REJECT = pa.struct([("row", pa.int64()), ("reason", pa.string()), ("stage", pa.string()), ("raw", pa.string())])
+WINDOWS = {
+    "input_ids": pa.int32(), "cu_seqlens": pa.int64(), "document": pa.int64(), "start": pa.int64(),
+    "n_tokens": pa.int32(), "truncated": pa.bool_(), "spans": pa.int32(), "words": pa.int32(),
+}  # fmt: skip
+"""The arrays of a shard's Windows, laid flat."""
 TOKENISED = pa.schema(
     [
         ("shard", pa.string()),
-        ("input_ids", pa.large_list(pa.int32())),
-        ("cu_seqlens", pa.large_list(pa.int64())),
+        *((name, pa.large_list(kind)) for name, kind in WINDOWS.items()),
         ("rows", pa.large_list(pa.int64())),
-        ("truncated", pa.large_list(pa.bool_())),
         ("rejects", pa.large_list(REJECT)),
         ("tokenise_s", pa.float64()),
         ("error", pa.string()),
@@ -44,7 +46,7 @@ RECEIPT = pa.schema(
         ("error", pa.string()),
         *((name, pa.int64()) for name in ("rows", "labelled", "tokens", "truncated", "batches")),
         *((name, pa.float64()) for name in ("tokenise_s", "predict_s")),
-        *((name, pa.string()) for name in ("labels", "rejects")),
+        *((name, pa.string()) for name in ("counts", "rejects")),
     ]
 )
 
@@ -55,29 +57,31 @@ def shard_row(shard: Shard) -> dict[str, str]:
 
 
 def read_and_tokenise(job: Job, table: pa.Table) -> pa.Table:
-    """A shard's texts to packed windows, with the rows set aside that hold no text.
+    """A shard's texts to packed windows, with the rows set aside that cannot be encoded.
 
     A shard that cannot be read carries its error on instead: it must not stop the others.
     """
     started = time.perf_counter()
-    row: dict[str, Any] = {"shard": table["shard"][0].as_py(), "error": None}
+    row: dict[str, Any] = {name: [] for name in TOKENISED.names} | {"cu_seqlens": [0], "tokenise_s": 0.0, "error": None}
+    row["shard"] = table["shard"][0].as_py()
     try:
-        read = read_shard(job.source, _shard(row["shard"]), job.schema, [job.text_column])
-        texts, rows, rejects = valid_texts(read.table[job.text_column])
-        encoded = _tokenizer(job.model).encode(texts, job.max_length)
+        read = read_shard(job.source, _shard(row["shard"]), job.schema, list(dict.fromkeys(job.text_columns)))
+        documents, rows, rejects = _documents(job, read)
+        windows = job.task.encode(job.model.tokenizer, documents)
     except (pa.ArrowException, OSError) as error:
-        empty: dict[str, list] = {name: [] for name in ("input_ids", "rows", "truncated", "rejects")}
-        row |= empty | {"cu_seqlens": [0], "error": f"cannot be read: {str(error).splitlines()[0]}", "tokenise_s": 0.0}
-        return _one_row(row, TOKENISED)
+        return _one_row(row | {"error": f"cannot be read: {str(error).splitlines()[0]}"}, TOKENISED)
     aside = [{"row": at, "reason": reason, "stage": "read", "raw": raw} for at, reason, raw in read.bad]
-    aside += [{"row": int(read.positions[at]), "reason": why, "stage": "text", "raw": None} for at, why in rejects]
-    row |= {"input_ids": encoded.input_ids, "cu_seqlens": encoded.cu_seqlens, "truncated": encoded.truncated}
-    row |= {"rows": read.positions[rows], "rejects": aside, "tokenise_s": time.perf_counter() - started}
+    aside += [{"row": at, "reason": reason, "stage": "text", "raw": None} for at, reason in rejects]
+    unfit = windows.unfit.items()
+    aside += [{"row": int(rows[at]), "reason": reason, "stage": "encode", "raw": None} for at, reason in unfit]
+    arrays = {name: getattr(windows, name) for name in WINDOWS}
+    row |= {name: array.ravel() for name, array in arrays.items() if array is not None}
+    row |= {"rows": rows, "rejects": aside, "tokenise_s": time.perf_counter() - started}
     return _one_row(row, TOKENISED)
 
 
 class Predict:
-    """The model actor: packed windows to the task's columns."""
+    """The model actor: packed windows to the model's answer."""
 
     def __init__(self, job: Job, progress: Any):
         """Load the model on this actor's device, on one thread where that is a CPU."""
@@ -88,55 +92,56 @@ class Predict:
         )
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Replace a shard's tokens by their predictions."""
-        values = {name: table[name].combine_chunks().flatten() for name in ("input_ids", "cu_seqlens", "rows")}
-        cu_seqlens = values["cu_seqlens"].to_numpy()
-        made = self.predictor.predict(values["input_ids"].to_numpy(), cu_seqlens, self._report)
+        """Add the model's answer to a shard."""
+        windows = _windows(table)
+        made = self.predictor.predict(windows.input_ids, windows.cu_seqlens, self._report)
         self._report(0, 0, now=True)
-        rejects = table["rejects"][0].as_py()
+        rows, rejects = _values(table, "rows"), table["rejects"][0].as_py()
+        failed: dict[int, str] = {}
         for window, reason in sorted(made.failed.items()):
-            rejects.append({"row": values["rows"][window].as_py(), "reason": reason, "stage": "predict", "raw": None})
-        columns = {
-            "shard": table["shard"],
-            "rows": table["rows"],
-            "truncated": table["truncated"],
-            "n_tokens": _list(pa.array(np.diff(cu_seqlens), pa.int32())),
-            "predictions": _list(self.job.task.decode(made.values)),
+            failed.setdefault(int(windows.document[window]), reason)
+        for document, reason in failed.items():
+            rejects.append({"row": int(rows[document]), "reason": reason, "stage": "predict", "raw": None})
+        columns = {name: table[name] for name in TOKENISED.names} | {
+            "values": _list(pa.array(made.values.ravel())),
+            "splits": _list(pa.array(made.splits)),
             "rejects": _list(pa.array(rejects, REJECT)),
             "batches": [made.batches],
             "predict_s": [made.seconds],
-            "tokenise_s": table["tokenise_s"],
-            "error": table["error"],
         }
         return pa.table(columns)
 
-    def _report(self, rows: int, tokens: int, now: bool = False) -> None:
+    def _report(self, windows: int, tokens: int, now: bool = False) -> None:
         """Tell the driver at most once a second."""
-        self.unreported = [self.unreported[0] + rows, self.unreported[1] + tokens]
+        self.unreported = [self.unreported[0] + windows, self.unreported[1] + tokens]
         if now or time.monotonic() - self.reported > 1:
             self.progress.add.remote(*self.unreported)
             self.unreported, self.reported = [0, 0], time.monotonic()
 
 
 def commit(job: Job, table: pa.Table) -> pa.Table:
-    """Write a shard's rows with their predictions, and its rejects; the receipt says what was written."""
+    """Write a shard's rows with their answers, and its rejects; the receipt says what was written."""
     shard = _shard(table["shard"][0].as_py())
     receipt: dict[str, Any] = dict.fromkeys(RECEIPT.names, 0)
-    receipt |= {"name": shard.name, "error": table["error"][0].as_py(), "labels": "{}", "rejects": "{}"}
+    receipt |= {"name": shard.name, "error": table["error"][0].as_py(), "counts": "{}", "rejects": "{}"}
     if receipt["error"]:
         return pa.Table.from_pylist([receipt], RECEIPT)
-    lists = {name: table[name].combine_chunks().flatten() for name in ("rows", "truncated", "n_tokens", "predictions")}
-    rejects = table["rejects"][0].as_py()
-    rejected = {reject["row"] for reject in rejects}
-    good = [i for i, row in enumerate(lists["rows"].to_pylist()) if row not in rejected]
-    answers = {name: lists["predictions"].field(name) for name in job.task.columns.names}
-    answers |= {"n_tokens": lists["n_tokens"], "truncated": lists["truncated"]}
-    answers = {name: values.take(pa.array(good, pa.int64())) for name, values in answers.items()}
+    windows, rows, rejects = _windows(table), _values(table, "rows"), table["rejects"][0].as_py()
+    good = np.flatnonzero(~np.isin(rows, [reject["row"] for reject in rejects]))
+    texts = job.text_columns if job.task.needs_details else []
     try:
-        stored = [name for name in job.schema.names if name in job.keep_columns or rejects]
+        stored = [name for name in job.schema.names if name in job.keep_columns or name in texts or rejects]
         read = read_shard(job.source, shard, job.schema, stored)
+        documents: list[Text] = _documents(job, read)[0] if texts else [""] * len(rows)
+        splits, values = _values(table, "splits"), _values(table, "values")
+        made = Predicted(documents, windows, values.reshape(-1, job.task.width), splits, job.model.tokenizer)
+        decoded = job.task.decode(made).take(pa.array(good))
+        answers = {name: decoded.field(name) for name in job.task.columns.names}
+        answers["n_tokens"] = pa.array(windows.n_tokens[good])
+        answers["n_windows"] = pa.array(np.bincount(windows.document, minlength=len(rows))[good], pa.int32())
+        answers["truncated"] = pa.array(windows.truncated[good])
         place = {int(position): i for i, position in enumerate(read.positions)}
-        at = pa.array([place[lists["rows"][i].as_py()] for i in good], pa.int64())
+        at = pa.array([place[row] for row in rows[good].tolist()], pa.int64())
         columns = {name: read.table[name].take(at) for name in job.keep_columns}
         columns |= {job.prefix + name: values for name, values in answers.items()}
         output.commit_shard(job.folder, shard.name, pa.table(columns), _rejected(shard, read.table, place, rejects))
@@ -146,13 +151,39 @@ def commit(job: Job, table: pa.Table) -> pa.Table:
     receipt |= {
         "rows": shard.rows,
         "labelled": len(good),
-        "tokens": int(np.sum(lists["n_tokens"].to_numpy())),
-        "truncated": sum(lists["truncated"].to_pylist()),
-        "labels": json.dumps(Counter(answers["label"].to_pylist())),
+        "tokens": len(windows.input_ids),
+        "truncated": int(windows.truncated[good].sum()),
+        "counts": json.dumps(job.task.counts(decoded)),
         "rejects": json.dumps(Counter(reject["reason"] for reject in rejects)),
     }
     receipt |= {name: table[name][0].as_py() for name in ("batches", "predict_s", "tokenise_s")}
     return pa.Table.from_pylist([receipt], RECEIPT)
+
+
+def _documents(job: Job, read: Rows) -> tuple[list[Text], np.ndarray, list[tuple[int, str]]]:
+    """The documents of a shard, their rows in it, and the rows that hold none or that the task rejects."""
+    columns = [read.table[name] for name in job.text_columns]
+    documents, rows, rejects = valid_documents(columns, job.task.inputs)
+    reasons = [job.task.reject(document) for document in documents]
+    rejects += [(row, reason) for row, reason in zip(rows, reasons, strict=True) if reason]
+    kept = [i for i, reason in enumerate(reasons) if not reason]
+    positions = read.positions[[rows[i] for i in kept]]
+    return [documents[i] for i in kept], positions, [(int(read.positions[row]), reason) for row, reason in rejects]
+
+
+def _windows(table: pa.Table) -> Windows:
+    """The Windows that a shard's row holds; who is unfit is among its rejects."""
+    arrays: dict[str, Any] = {name: _values(table, name) for name in WINDOWS}
+    if len(arrays["words"]):
+        arrays["spans"] = arrays["spans"].reshape(-1, 2)
+    else:
+        arrays |= {"spans": None, "words": None}
+    return Windows(**arrays, unfit={})
+
+
+def _values(table: pa.Table, name: str) -> np.ndarray:
+    """The list that a shard's row holds, without a copy where it can be."""
+    return table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False)
 
 
 def _rejected(shard: Shard, rows: pa.Table, place: dict[int, int], rejects: list[dict[str, Any]]) -> pa.Table:
@@ -188,11 +219,6 @@ def _one_row(row: dict[str, Any], schema: pa.Schema) -> pa.Table:
         for f in schema
     ]
     return pa.table(columns, schema=schema)
-
-
-@cache
-def _tokenizer(folder: Path) -> Tokenizer:
-    return Tokenizer.from_folder(folder)
 
 
 @ray.remote(num_cpus=0)

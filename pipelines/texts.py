@@ -1,8 +1,12 @@
-"""A column of documents to Python strings, with the rows set aside that hold no text."""
+"""Columns of texts to documents, with the rows set aside that hold none."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pyarrow as pa
+
+from modernbert.tokenizer import Text
 
 Reject = tuple[int, str]
 """(row of the column, reason)"""
@@ -16,26 +20,40 @@ def is_text(kind: pa.DataType) -> bool:
     return any(check(kind) for check in (*checks, pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_null))
 
 
-def valid_texts(column: pa.ChunkedArray) -> tuple[list[str], list[int], list[Reject]]:
-    """The texts of `column`, their rows, and the rows that are null, empty or not valid UTF-8."""
-    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    encoded = column.cast(kind).cast(pa.large_binary()).to_pylist()
-    texts, rows, rejects = [], [], []
-    for row, value in enumerate(encoded):
-        if value is None:
-            rejects.append((row, "text is null"))
+def valid_documents(
+    columns: Sequence[pa.ChunkedArray], names: Sequence[str]
+) -> tuple[list[Text], list[int], list[Reject]]:
+    """The documents that `columns` hold side by side, their rows, and the rows with a text that is none.
+
+    A document is a text, or a pair where there are two columns; `names` are what the texts are called.
+    """
+    documents: list[Text] = []
+    rows, rejects = [], []
+    parts = [_texts(column, name) for column, name in zip(columns, names, strict=True)]
+    for row, cells in enumerate(zip(*parts, strict=True)):
+        if reason := next((reason for _, reason in cells if reason), None):
+            rejects.append((row, reason))
             continue
-        try:
-            text = value.decode("utf-8")
-        except UnicodeDecodeError:
-            rejects.append((row, "text is not valid UTF-8"))
-            continue
-        if not text or text.isspace():
-            rejects.append((row, "text is empty"))
-            continue
-        texts.append(text)
+        texts = [text for text, _ in cells]
+        documents.append((texts[0], texts[1]) if len(texts) > 1 else texts[0])
         rows.append(row)
-    return texts, rows, rejects
+    return documents, rows, rejects
+
+
+def _texts(column: pa.ChunkedArray, name: str) -> list[tuple[str, str | None]]:
+    """The text in each row of a column, and why there is none: null, empty or not valid UTF-8."""
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    return [_text(value, name) for value in column.cast(kind).cast(pa.large_binary()).to_pylist()]
+
+
+def _text(value: bytes | None, name: str) -> tuple[str, str | None]:
+    if value is None:
+        return "", f"{name} is null"
+    try:
+        text = value.decode("utf-8")
+    except UnicodeDecodeError:
+        return "", f"{name} is not valid UTF-8"
+    return text, f"{name} is empty" if not text or text.isspace() else None
 
 
 def readable(column: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -57,20 +57,24 @@ def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return ((ours - theirs).norm() / theirs.norm()).item()
 
 
-def write_tokenizer(folder: Path, vocab_size: int = 300) -> None:
-    """Write a byte-level BPE tokenizer.json whose ids fit `vocab_size`, with special tokens as in ModernBERT."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+SENTENCE = "the cat sat on the mat and then the other cat sat there too"
+
+
+def write_tokenizer(folder: Path, vocab_size: int = 300, text: str = SENTENCE) -> None:
+    """Write a byte-level BPE tokenizer.json, trained on `text`, with special tokens as in ModernBERT."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
     tokenizer = Tokenizer(models.BPE(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"],
+        special_tokens=["[PAD]", "[CLS]", "[SEP]", "[UNK]", AddedToken("[MASK]", lstrip=True)],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(["the cat sat on the mat and then the other cat sat there too"] * 3, trainer)
+    tokenizer.train_from_iterator([text] * 3, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
     )
@@ -78,3 +82,38 @@ def write_tokenizer(folder: Path, vocab_size: int = 300) -> None:
     names = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "mask_token": "[MASK]"}
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 8192, **names}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+HEADS: dict[str, dict[str, Any]] = {
+    "ModernBertModel": {},
+    "ModernBertForMaskedLM": {},
+    "ModernBertForSequenceClassification": {"num_labels": 3},
+    "ModernBertForTokenClassification": {"num_labels": 3},
+    "ModernBertForQuestionAnswering": {},
+    "ModernBertForMultipleChoice": {},
+}
+"""Every class, and what its configuration needs."""
+
+
+def write_pair(folder: Path, architecture: str, **config: Any):
+    """Write a hot random checkpoint; returns transformers' model and ours with its weights, both in eval mode."""
+    import modernbert
+
+    theirs = write_checkpoint(folder, architecture=architecture, **HEADS[architecture] | config)
+    return theirs, getattr(modernbert, architecture).from_pretrained(folder)
+
+
+def example(architecture: str, rows: int = 2, length: int = 90) -> dict[str, torch.Tensor]:
+    """Random `input_ids` and `attention_mask` without padding for that class, and the labels it takes, by argument."""
+    generator = torch.Generator().manual_seed(3)
+    choices = (2,) if "MultipleChoice" in architecture else ()
+    ids = torch.randint(5, 300, (rows, *choices, length), generator=generator)
+    task = architecture.removeprefix("ModernBert").removeprefix("For")
+    labels = {
+        "MaskedLM": {"labels": ids.flip(0).where(torch.rand(ids.shape, generator=generator) < 0.3, -100)},
+        "SequenceClassification": {"labels": torch.arange(rows) % 3},
+        "TokenClassification": {"labels": (ids % 3).where(ids % 5 > 0, -100)},
+        "QuestionAnswering": {"start_positions": torch.arange(rows) + 3, "end_positions": torch.arange(rows) + 9},
+        "MultipleChoice": {"labels": torch.arange(rows) % 2},
+    }.get(task, {})
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **labels}

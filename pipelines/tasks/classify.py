@@ -1,49 +1,85 @@
 """classify: a label, several labels or a number for each document, from a sequence classifier.
 
-Shapes: B documents, C labels.
+Shapes: W windows, D documents, C labels.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
-from modernbert.config import ModernBertConfig
 from modernbert.heads import ModernBertForSequenceClassification
+from pipelines.tasks.base import (
+    Checkpoint,
+    LongDocuments,
+    Merge,
+    Predicted,
+    Task,
+    list_array,
+    merged,
+    sigmoid,
+    softmax,
+    windowing,
+)
+
+Function = Literal["softmax", "sigmoid", "none"]
 
 
-@dataclass(frozen=True)
-class Classify:
-    """How logits become columns."""
+@dataclass(frozen=True, kw_only=True)
+class Classify(Task):
+    """How logits become labels and scores."""
 
     labels: tuple[str, ...]
     kind: str
     """single_label_classification, multi_label_classification or regression."""
     top_k: int | None
+    """How many labels the lists `labels` and `scores` hold; None for no such lists."""
     threshold: float
+    """The least score of a label that a multi-label model's lists hold."""
+    merge: Merge
+    """How the logits of a long document's windows become one."""
+    function: Function
+    """From logits to scores."""
 
     name = "classify"
     model_class = ModernBertForSequenceClassification
 
     @classmethod
-    def from_config(
-        cls, config: ModernBertConfig, top_k: int | None = None, threshold: float | None = None
+    def from_checkpoint(
+        cls,
+        checkpoint: Checkpoint,
+        *,
+        max_length: int | None = None,
+        long_documents: LongDocuments | None = None,
+        stride: int | None = None,
+        top_k: int | None = None,
+        threshold: float | None = None,
+        merge: Merge = "mean",
+        function: Function | None = None,
     ) -> Classify:
-        """The task that a checkpoint's problem_type and number of labels describe.
-
-        Raises ValueError for options that mean nothing for it.
-        """
+        """The task that a checkpoint's problem_type and number of labels describe."""
+        config = checkpoint.config
         kind = config.problem_type or ("regression" if config.num_labels == 1 else "single_label_classification")
         if threshold is not None and kind != "multi_label_classification":
-            raise ValueError(f"--threshold is for multi-label models; this one's problem_type is {kind}")
+            raise ValueError(f"threshold is for multi-label models; this one's problem_type is {kind}")
         if top_k is not None and kind == "regression":
-            raise ValueError("--top-k is for classifiers; this model is a regression")
-        if top_k is not None and top_k > config.num_labels:
-            raise ValueError(f"--top-k {top_k} is above the model's {config.num_labels} labels")
-        labels = tuple(config.id2label[i] for i in range(config.num_labels))
-        return cls(labels, kind, top_k, 0.5 if threshold is None else threshold)
+            raise ValueError("top_k is for classifiers; this model is a regression")
+        if top_k is not None and not 1 <= top_k <= config.num_labels:
+            raise ValueError(f"top_k {top_k} must be from 1 to the model's {config.num_labels} labels")
+        usual: dict[str, Function] = {"regression": "none", "multi_label_classification": "sigmoid"}
+        return cls(
+            **windowing(checkpoint, max_length, long_documents, stride, "truncate"),  # type: ignore[arg-type]
+            labels=tuple(config.id2label[i] for i in range(config.num_labels)),
+            kind=kind,
+            top_k=top_k,
+            threshold=0.5 if threshold is None else threshold,
+            merge=merge,
+            function=function or usual.get(kind, "softmax"),
+        )
 
     @property
     def lists(self) -> bool:
@@ -53,42 +89,62 @@ class Classify:
 
     @property
     def columns(self) -> pa.Schema:
-        """What the task adds to a document."""
+        """`label` and `score`, and where `lists` says so `labels` and `scores`."""
         fields = [("label", pa.string()), ("score", pa.float32())]
         if self.lists:
             fields += [("labels", pa.list_(pa.string())), ("scores", pa.list_(pa.float32()))]
         return pa.schema(fields)
 
-    def decode(self, logits_BC: np.ndarray) -> pa.StructArray:
-        """Logits to one struct of `columns` a document: the best label and its score, lists from best to worst.
+    @property
+    def width(self) -> int:
+        """A logit a label."""
+        return len(self.labels)
+
+    def decode(self, made: Predicted) -> pa.StructArray:
+        """The best label and its score, lists from best to worst.
 
         A regression's score is the logit itself; several of them are listed in the labels' order.
         """
-        scores_BC = self._scores(logits_BC.astype(np.float32))
-        count = len(self.labels)
-        if self.kind == "regression":
-            order_BC = np.broadcast_to(np.arange(count), scores_BC.shape)
-        else:
-            order_BC = np.argsort(-scores_BC, axis=1, kind="stable")
-        rows = np.arange(len(scores_BC))
+        scores_DC = self._scores(merged(made.windows, made.values, self.merge))
+        order_DC = self._order(scores_DC)
+        rows = np.arange(len(scores_DC))
         names = pa.array(self.labels, pa.string())
-        best_B = order_BC[:, 0]
-        arrays = [names.take(pa.array(best_B)), pa.array(scores_BC[rows, best_B], pa.float32())]
+        best_D = order_DC[:, 0]
+        arrays = [names.take(pa.array(best_D)), pa.array(scores_DC[rows, best_D], pa.float32())]
         if self.lists:
-            kept_BK = order_BC[:, : self.top_k or count]
-            kept_scores_BK = np.take_along_axis(scores_BC, kept_BK, axis=1)
-            shown_BK = np.ones(kept_BK.shape, dtype=bool)
+            kept_DK = order_DC[:, : self.top_k or len(self.labels)]
+            kept_scores_DK = np.take_along_axis(scores_DC, kept_DK, axis=1)
+            shown_DK = np.ones(kept_DK.shape, dtype=bool)
             if self.kind == "multi_label_classification":
-                shown_BK = kept_scores_BK >= self.threshold
-            offsets = pa.array(np.cumsum([0, *shown_BK.sum(axis=1)]), pa.int32())
-            for values in (names.take(pa.array(kept_BK[shown_BK])), pa.array(kept_scores_BK[shown_BK], pa.float32())):
-                arrays.append(pa.ListArray.from_arrays(offsets, values))
+                shown_DK = kept_scores_DK >= self.threshold
+            counts = shown_DK.sum(axis=1)
+            arrays.append(list_array(counts, names.take(pa.array(kept_DK[shown_DK]))))
+            arrays.append(list_array(counts, pa.array(kept_scores_DK[shown_DK], pa.float32())))
         return pa.StructArray.from_arrays(arrays, fields=list(self.columns))
 
-    def _scores(self, logits_BC: np.ndarray) -> np.ndarray:
+    def results(self, made: Predicted) -> list[list[dict[str, Any]]]:
+        """[{label, score}] from best to worst, at most `top_k`."""
+        scores_DC = self._scores(merged(made.windows, made.values, self.merge))
+        order_DC = np.argsort(-scores_DC, axis=1, kind="stable")[:, : self.top_k]
+        return [
+            [{"label": self.labels[i], "score": float(scores_C[i])} for i in order_C]
+            for scores_C, order_C in zip(scores_DC, order_DC, strict=True)
+        ]
+
+    def counts(self, answers: pa.StructArray) -> Counter[str]:
+        """Documents by their best label; of a regression nothing."""
+        return Counter() if self.kind == "regression" else Counter(answers.field("label").to_pylist())
+
+    def show(self, answer: dict[str, Any]) -> str:
+        """The score and the label."""
+        return f"{answer['score']:.2f}  {answer['label']}"
+
+    def _order(self, scores_DC: np.ndarray) -> np.ndarray:
         if self.kind == "regression":
-            return logits_BC
-        if self.kind == "multi_label_classification":
-            return np.exp(-np.logaddexp(np.float32(0), -logits_BC))
-        shifted = np.exp(logits_BC - logits_BC.max(axis=1, keepdims=True))
-        return shifted / shifted.sum(axis=1, keepdims=True)
+            return np.broadcast_to(np.arange(len(self.labels)), scores_DC.shape)
+        return np.argsort(-scores_DC, axis=1, kind="stable")
+
+    def _scores(self, logits_DC: np.ndarray) -> np.ndarray:
+        if self.function == "none":
+            return logits_DC
+        return {"sigmoid": sigmoid, "softmax": softmax}[self.function](logits_DC)

@@ -19,12 +19,12 @@ import torch
 from checkpoints import write_checkpoint, write_tokenizer
 from conftest import REPOSITORY
 
-from modernbert.checkpoint import load_config
 from modernbert.tokenizer import Tokenizer
 from pipelines import corpus
 from pipelines.config import ClassifyOptions
 from pipelines.corpus import run_corpus
 from pipelines.predictor import Predictor
+from pipelines.tasks.base import Checkpoint
 from pipelines.tasks.classify import Classify
 
 COMMAND = [sys.executable, str(REPOSITORY / "jobs" / "classify_corpus.py")]
@@ -36,7 +36,7 @@ def command(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 def run(**options) -> int:
     made = ClassifyOptions(**{name: str(v) if isinstance(v, Path) else v for name, v in options.items()})
-    return run_corpus(made, lambda config: Classify.from_config(config, made.top_k, made.threshold))
+    return run_corpus(made, "classify")
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +86,7 @@ def test_every_row_once_in_order_with_its_columns(articles, labelled, checkpoint
         "labels",
         "scores",
         "n_tokens",
+        "n_windows",
         "truncated",
     ]
     assert got["where"].to_pylist() == rows["where"].take(expected).to_pylist()
@@ -172,7 +173,7 @@ def test_other_formats_and_multi_label(kind, tmp_path, local_ray):
     assert got["n"].to_pylist() == list(range(150))
     assert got.column_names == [
         "n",
-        *("our_" + n for n in ("label", "score", "labels", "scores", "n_tokens", "truncated")),
+        *("our_" + n for n in ("label", "score", "labels", "scores", "n_tokens", "n_windows", "truncated")),
     ]
     assert run(input=file, output=tmp_path / "bare", model=tmp_path / "model", keep_columns=[], dtype="bfloat16") == 0
     assert ds.dataset(tmp_path / "bare").to_table().num_rows == 150
@@ -278,7 +279,8 @@ def test_the_demo_checkpoint_loads_in_transformers_and_answers_alike():
     with torch.no_grad():
         want = torch.cat([model(**tokenizer(text, return_tensors="pt")).logits for text in texts])
     encoded = Tokenizer.from_folder(demo).encode(texts)
-    predictor = Predictor(demo, Classify.from_config(load_config(demo)))
+    checkpoint = Checkpoint.open(demo)
+    predictor = Predictor(checkpoint, Classify.from_checkpoint(checkpoint))
     got = predictor.predict(encoded.input_ids, encoded.cu_seqlens).values
     np.testing.assert_allclose(got, want.numpy(), rtol=2e-5, atol=2e-5)
     assert [model.config.id2label[i] for i in got.argmax(1)] == ["report_lost_card", "translate", "alarm"]

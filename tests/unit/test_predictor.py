@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from modernbert.checkpoint import load_config
 from pipelines.predictor import Predictor
+from pipelines.tasks.base import Checkpoint
 from pipelines.tasks.classify import Classify
 
 
 @pytest.fixture
 def predictor(checkpoint):
-    return Predictor(checkpoint, Classify.from_config(load_config(checkpoint)), budget_tokens=512)
+    model = Checkpoint.open(checkpoint)
+    return Predictor(model, Classify.from_checkpoint(model), budget_tokens=512)
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,7 @@ def test_input_order_and_any_budget(checkpoint, predictor, windows):
     alone = np.concatenate([predictor.predict(ids[a:b], np.array([0, b - a])).values for a, b in pairwise(starts)])
     assert np.array_equal(got.values, alone)
     assert got.batches > 5
-    other = Predictor(checkpoint, predictor.task, budget_tokens=100_000).predict(ids, starts)
+    other = Predictor(predictor.checkpoint, predictor.task, budget_tokens=100_000).predict(ids, starts)
     assert other.batches == 1
     assert np.array_equal(other.values, got.values)
 

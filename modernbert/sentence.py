@@ -1,0 +1,220 @@
+"""Sentence encoders: an encoder, pooling, dense layers, perhaps normalisation, as sentence-transformers stores them.
+
+Shapes: T packed tokens, B sequences, D hidden, E embedding width.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from modernbert.checkpoint import CheckpointError, load
+from modernbert.model import ModernBertModel
+from modernbert.packing import PackedBatch
+
+POOLINGS = ("cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
+_LEGACY_POOLINGS = {  # before version 6, one flag a mode
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+_ACTIVATIONS: dict[str, nn.Module] = {
+    "Tanh": nn.Tanh(), "Identity": nn.Identity(), "ReLU": nn.ReLU(), "GELU": nn.GELU(), "SiLU": nn.SiLU(),
+    "Sigmoid": nn.Sigmoid(),
+}  # fmt: skip
+
+
+def encoder_folder(folder: Path) -> Path:
+    """Where the encoder of a checkpoint lies: where modules.json says, else in the folder itself."""
+    modules = _read(folder / "modules.json") or []
+    places = [folder / module["path"] for module in modules if module["type"].endswith("Transformer")]
+    return places[0] if places else folder
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A dense layer after the pooling."""
+
+    folder: Path
+    activation: str
+    """One of the names of torch.nn."""
+    residual: bool
+    out_features: int
+
+
+@dataclass(frozen=True)
+class SentenceConfig:
+    """What stands in modules.json and the files it names; the defaults are those of a plain encoder."""
+
+    encoder: Path
+    """Folder with config.json, weights and tokenizer."""
+    pooling: tuple[str, ...] = ("mean",)
+    """One or more of POOLINGS; several are laid side by side."""
+    include_prompt: bool = True
+    """Whether a prompt's tokens take part in the pooling."""
+    dense: tuple[Dense, ...] = ()
+    normalize: bool = False
+    max_length: int | None = None
+    lower_case: bool = False
+    prompts: dict[str, str] = field(default_factory=dict)
+    default_prompt_name: str | None = None
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> SentenceConfig:
+        """The sentence encoder in `folder`, or mean pooling over a plain one; CheckpointError for unknown modules."""
+        if not (folder / "modules.json").is_file():
+            return cls(folder)
+        found: dict[str, Any] = {"encoder": folder}
+        dense: list[Dense] = []
+        for module in _read(folder / "modules.json"):
+            kind, place = module["type"].rpartition(".")[2], folder / module["path"]
+            if kind == "Transformer":
+                settings = _read(place / "sentence_bert_config.json")
+                found |= {"encoder": place, "max_length": settings.get("max_seq_length")}
+                found["lower_case"] = bool(settings.get("do_lower_case"))
+            elif kind == "Pooling":
+                settings = _read(place / "config.json")
+                found |= {"pooling": _poolings(settings), "include_prompt": settings.get("include_prompt", True)}
+            elif kind == "Dense":
+                settings = _read(place / "config.json")
+                dense.append(_dense(place, settings))
+            elif kind == "Normalize":
+                found["normalize"] = True
+            elif kind != "Dropout":
+                raise CheckpointError(
+                    f"{folder / 'modules.json'} has a module {module['type']}; known are Transformer, Pooling, Dense,"
+                    " Normalize"
+                )
+        settings = _read(folder / "config_sentence_transformers.json")
+        found["prompts"] = settings.get("prompts") or {}
+        return cls(**found, dense=tuple(dense), default_prompt_name=settings.get("default_prompt_name"))
+
+    def width(self, hidden_size: int) -> int:
+        """The numbers in a vector."""
+        return self.dense[-1].out_features if self.dense else hidden_size * len(self.pooling)
+
+    @property
+    def files(self) -> list[Path]:
+        """The files beside the encoder's own that answers depend on."""
+        return [file for dense in self.dense for file in sorted(dense.folder.iterdir()) if file.is_file()]
+
+
+class SentenceEncoder(nn.Module):
+    """A vector for each sequence."""
+
+    def __init__(self, encoder: ModernBertModel, settings: SentenceConfig):
+        super().__init__()
+        self.encoder = encoder
+        self.settings = settings
+        self.layers = nn.ModuleList(_load_dense(dense) for dense in settings.dense)
+
+    @classmethod
+    def load(
+        cls,
+        settings: SentenceConfig,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        attention: str = "auto",
+    ) -> SentenceEncoder:
+        """The weights that `settings` name, the encoder in `dtype`; pooling and dense layers always run in fp32."""
+        encoder = load(ModernBertModel, settings.encoder, device=device, dtype=dtype, attention=attention)
+        return cls(encoder, settings).to(device).eval().requires_grad_(False)
+
+    def forward_packed(self, batch: PackedBatch, pooling: Sequence[str] = (), prompt_tokens: int = 0) -> Tensor:
+        """The vectors (B, E) of a packed batch, in its order, in fp32, before any normalisation.
+
+        `pooling`: in place of the checkpoint's. `prompt_tokens`: tokens at each start that it leaves out.
+        """
+        x_TD = self.encoder.forward_packed(batch)
+        pooled = [
+            torch.cat([_POOL[how](x_LD.float(), prompt_tokens) for how in pooling or self.settings.pooling])
+            for x_LD in x_TD.split(batch.seqlens)
+        ]
+        # One row at a time: the bits of a product may depend on its number of rows.
+        rows = pooled if x_TD.device.type == "cpu" else [torch.stack(pooled)]
+        return torch.stack(pooled) if not self.layers else torch.cat([self._dense(x) for x in rows])
+
+    def _dense(self, x: Tensor) -> Tensor:
+        x = x if x.dim() == 2 else x[None]
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+class _Dense(nn.Module):
+    def __init__(self, weights: dict[str, Tensor], activation: str, residual: bool):
+        super().__init__()
+        out_features, in_features = weights["linear.weight"].shape
+        self.linear = nn.Linear(in_features, out_features, bias="linear.bias" in weights)
+        self.activation, self.add_input = _ACTIVATIONS[activation], residual
+        if residual and in_features != out_features:
+            self.residual = nn.Linear(in_features, out_features, bias=False)
+        self.load_state_dict(weights)
+
+    def forward(self, x_BD: Tensor) -> Tensor:
+        y_BE = self.activation(self.linear(x_BD))
+        if not self.add_input:
+            return y_BE
+        return y_BE + (self.residual(x_BD) if hasattr(self, "residual") else x_BD)
+
+
+def _dense(folder: Path, settings: dict[str, Any]) -> Dense:
+    activation = settings.get("activation_function", "torch.nn.modules.activation.Tanh")
+    name = activation.rpartition(".")[2]
+    if not activation.startswith("torch.nn.") or name not in _ACTIVATIONS:
+        raise CheckpointError(f"{folder}: activation {activation} is unknown; known are {', '.join(_ACTIVATIONS)}")
+    return Dense(folder, name, settings.get("use_residual", False), settings["out_features"])
+
+
+def _load_dense(dense: Dense) -> _Dense:
+    file = dense.folder / "model.safetensors"
+    if not file.is_file():
+        raise CheckpointError(f"{dense.folder} lacks model.safetensors (pickles are never loaded)")
+    try:
+        weights = {name: weight.float() for name, weight in load_file(file).items()}
+        return _Dense(weights, dense.activation, dense.residual)
+    except (KeyError, RuntimeError) as error:
+        raise CheckpointError(f"{file} does not hold a dense layer: {str(error).splitlines()[0]}") from error
+
+
+def _weighted_mean(x_LD: Tensor, skip: int) -> Tensor:
+    weights = torch.arange(skip + 1, len(x_LD) + 1, dtype=x_LD.dtype, device=x_LD.device)
+    return weights @ x_LD[skip:] / weights.sum()
+
+
+_POOL = {
+    "cls": lambda x, skip: x[skip],
+    "mean": lambda x, skip: x[skip:].mean(dim=0),
+    "max": lambda x, skip: x[skip:].amax(dim=0),
+    "mean_sqrt_len_tokens": lambda x, skip: x[skip:].sum(dim=0) / (len(x) - skip) ** 0.5,
+    "weightedmean": _weighted_mean,
+    "lasttoken": lambda x, skip: x[-1],  # noqa: ARG005
+}
+
+
+def _poolings(settings: dict[str, Any]) -> tuple[str, ...]:
+    stated = settings.get("pooling_mode")
+    if stated is None:
+        stated = [mode for flag, mode in _LEGACY_POOLINGS.items() if settings.get(flag)] or ["mean"]
+    modes = (stated,) if isinstance(stated, str) else tuple(stated)
+    if unknown := [mode for mode in modes if mode not in POOLINGS]:
+        raise CheckpointError(f"pooling mode {', '.join(unknown)} is unknown; known are {', '.join(POOLINGS)}")
+    return modes
+
+
+def _read(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{file} is not valid JSON: {error}") from error

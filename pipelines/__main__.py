@@ -1,0 +1,60 @@
+"""A task on the command line: a text a line on standard input, a result as JSON a line on standard output.
+
+    echo "Plants create [MASK] through a process known as photosynthesis." |
+        python -m pipelines fill-mask --model answerdotai/ModernBERT-base
+
+question-answering reads {"question", "context"} as JSON, rerank {"query", "texts"}.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from itertools import islice
+
+from pipelines import config
+from pipelines.command import parse, with_flag
+
+_OPTIONS: dict[str, type[config.TaskOptions]] = {
+    "fill-mask": config.FillTask,
+    "text-classification": config.ClassifyTask,
+    "token-classification": config.TagTask,
+    "question-answering": config.AnswerTask,
+    "sentence-embedding": config.EmbedTask,
+    "rerank": config.RerankTask,
+}
+_LINES = 512  # read before they are answered together
+
+
+def main(arguments: list[str]) -> int:
+    """Run the task that the first argument names; the exit code: 0, 1 where lines had no answer, 2 for a mistake."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    if not arguments or arguments[0] not in _OPTIONS:
+        print(f"usage: python -m pipelines TASK --model MODEL [options]\nTASK: {', '.join(_OPTIONS)}", file=sys.stderr)
+        return 0 if arguments[:1] in (["-h"], ["--help"]) else 2
+    options_class = _OPTIONS[arguments[0]]
+    try:
+        options = parse(options_class, arguments[1:], {})
+        if options.model is None:
+            raise config.UserError("--model is missing")
+        from pipelines.inmemory import pipeline  # torch takes seconds, which a wrong option should not
+
+        pipe = pipeline(
+            arguments[0], options.model, device=None if options.device == "auto" else options.device,
+            dtype=options.dtype, budget_tokens=options.budget_tokens, **options.of_task(),
+        )  # fmt: skip
+        sys.stdin.reconfigure(encoding="utf-8", errors="replace", newline="\n")  # type: ignore[union-attr]
+        failed = False
+        while lines := [line.rstrip("\r\n") for line in islice(sys.stdin, _LINES)]:
+            for result in pipe.of_lines(lines):
+                print(json.dumps(result, ensure_ascii=False), flush=True)
+                failed |= isinstance(result, dict) and "error" in result
+        return int(failed)
+    except ValueError as error:  # UserError, ConfigError, CheckpointError
+        print(f"error: {with_flag(str(error), options_class)}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,203 @@
+"""pipeline: a task in memory, texts in and plain Python values out, in the shapes of transformers' pipelines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from modernbert.tokenizer import Text
+from pipelines.predictor import Predictor
+from pipelines.tasks.base import Checkpoint, Task, task_class
+
+TASKS = {
+    "fill-mask": "fill",
+    "text-classification": "classify",
+    "sentiment-analysis": "classify",
+    "token-classification": "tag",
+    "ner": "tag",
+    "question-answering": "answer",
+    "feature-extraction": "features",
+    "sentence-embedding": "embed",
+    "rerank": "rerank",
+}
+"""The names of pipelines, and the tasks behind them."""
+_OURS = {  # what transformers calls some of our options
+    "aggregation_strategy": "aggregation",
+    "function_to_apply": "function",
+    "handle_impossible_answer": "no_answer",
+    "max_answer_len": "max_answer_length",
+    "max_seq_len": "max_length",
+    "doc_stride": "stride",
+}
+
+
+def pipeline(
+    task: str,
+    model: str,
+    *,
+    revision: str | None = None,
+    device: int | str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    torch_dtype: str | torch.dtype | None = None,
+    budget_tokens: int | None = None,
+    **options: Any,
+) -> Pipeline:
+    """A pipeline for `task`, one of TASKS or a task's own name, on the checkpoint `model`, a folder or hub repository.
+
+    `device`: a GPU's number, -1 for the CPU, or a torch device; by default a GPU where there is one. `dtype` (or
+    `torch_dtype`): by default float32 on CPUs, bfloat16 on GPUs. `budget_tokens`: in a packed batch. `options`: those
+    of the task, under our names or transformers'; a call can override them. Raises ValueError for what does not fit.
+    """
+    name = TASKS.get(task, task)
+    if name not in TASKS.values():
+        raise ValueError(f"task {task!r} is unknown; known are {', '.join(TASKS)}")
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    elif isinstance(device, int):
+        device = f"cuda:{device}" if device >= 0 else "cpu"
+    kind = dtype if dtype is not None else torch_dtype if torch_dtype is not None else "auto"
+    placement = {"device": str(device), "dtype": str(kind).removeprefix("torch."), "budget_tokens": budget_tokens}
+    shape = {"classify": ClassifyPipeline, "answer": AnswerPipeline, "rerank": RerankPipeline, "fill": FillPipeline}
+    return shape.get(name, Pipeline)(Checkpoint.open(model, revision), name, options, placement)
+
+
+class Pipeline:
+    """A checkpoint loaded for one task: call it with a text or a list of texts."""
+
+    def __init__(self, checkpoint: Checkpoint, name: str, options: dict[str, Any], placement: dict[str, Any]):
+        self.checkpoint, self.kind = checkpoint, task_class(name)
+        self.kind.check(checkpoint)
+        self.options = ({"aggregation": "none"} if name == "tag" else {}) | _renamed(options)
+        self.predictor = Predictor(checkpoint, self.task({}), **placement)
+
+    def __call__(self, inputs: str | Sequence[str], **options: Any) -> Any:
+        """The result for a text, or a list of them for a list; ValueError where a text cannot be answered."""
+        if isinstance(inputs, str):
+            return self.answered([inputs], options)[0]
+        return self.answered(list(inputs), options)
+
+    def of_lines(self, lines: Sequence[str]) -> list[Any]:
+        """A result for each line of text, or {"error": reason} where there is none."""
+        results, failed = self.run(lines, {})
+        return [{"error": failed[i]} if i in failed else result for i, result in enumerate(results)]
+
+    def task(self, options: dict[str, Any]) -> Task:
+        """The task with the pipeline's own options, overridden by those of a call."""
+        given = {name: value for name, value in (self.options | _renamed(options)).items() if value is not None}
+        try:
+            return self.kind.from_checkpoint(self.checkpoint, **given)
+        except TypeError as error:  # an option that the task does not have
+            raise ValueError(f"{self.kind.name} has no such option: {error}") from error
+
+    def run(self, documents: Sequence[Text], options: dict[str, Any]) -> tuple[list[Any], dict[int, str]]:
+        """A result for each document, and those whose result has no meaning with the reason."""
+        for i, document in enumerate(documents):
+            texts = (document,) if isinstance(document, str) else document
+            if not isinstance(texts, tuple) or not all(isinstance(text, str) for text in texts):
+                raise ValueError(f"input {i} is a {type(document).__name__}, not a text")
+        task = self.task(options)
+        made, failed = self.predictor.answer(documents, task)
+        return task.results(made), failed
+
+    def answered(self, documents: Sequence[Text], options: dict[str, Any]) -> list[Any]:
+        """A result for each document; ValueError that names one without."""
+        results, failed = self.run(documents, options)
+        for document, reason in failed.items():
+            raise ValueError(f"input {document}: {reason}")
+        return results
+
+
+class FillPipeline(Pipeline):
+    """fill-mask: of a list of one text, transformers gives that text's result."""
+
+    def __call__(self, inputs: str | Sequence[str], **options: Any) -> Any:
+        """[{score, token, token_str, sequence}] for a text with one mask, a list of such lists for several masks."""
+        results = super().__call__(inputs, **options)
+        return results[0] if not isinstance(inputs, str) and len(inputs) == 1 else results
+
+
+class ClassifyPipeline(Pipeline):
+    """text-classification: the best label, or with `top_k` a list of the best (of all labels, where it is None)."""
+
+    def __call__(self, inputs: Any, **options: Any) -> Any:
+        """{label, score} of each text or {text, text_pair}, in a list for a single text; lists of them with `top_k`."""
+        many = isinstance(inputs, list)
+        results = self.answered([_pair(item) for item in (inputs if many else [inputs])], options)
+        several = "top_k" in self.options | options
+        return results if many or (isinstance(inputs, str) and not several) else results[0]
+
+    def run(self, documents: Sequence[Text], options: dict[str, Any]) -> tuple[list[Any], dict[int, str]]:
+        """As of every pipeline."""
+        given = self.options | options
+        results, failed = super().run(documents, options)
+        if "top_k" in given:
+            return [scores[: given["top_k"]] for scores in results], failed
+        return [scores[0] for scores in results], failed
+
+    def task(self, options: dict[str, Any]) -> Task:
+        """As of every pipeline; a single output without a problem_type is a probability to transformers."""
+        config = self.checkpoint.config
+        one = {"function": "sigmoid"} if config.num_labels == 1 and config.problem_type is None else {}
+        return super().task(one | options | {"top_k": None})
+
+
+class AnswerPipeline(Pipeline):
+    """question-answering: {score, start, end, answer}, or a list of them with a `top_k` above one."""
+
+    def __call__(self, inputs: Any = None, *, question: Any = None, context: Any = None, **options: Any) -> Any:  # type: ignore[override]
+        """Of a question and its context, lists of both (one context may serve all), or {question, context} dicts."""
+        if inputs is None:
+            questions = [question] if isinstance(question, str) else list(question or [])
+            contexts = [context] * len(questions) if isinstance(context, str) else list(context or [])
+            documents: list[Text] = list(zip(questions, contexts, strict=True))
+        else:
+            documents = [
+                _fields(item, *self.kind.inputs) for item in (inputs if isinstance(inputs, list) else [inputs])
+            ]
+        results = self.answered(documents, options)
+        return results[0] if len(documents) == 1 else results
+
+    def of_lines(self, lines: Sequence[str]) -> list[Any]:
+        """A result for each line of {"question", "context"} as JSON."""
+        return [_line(line, lambda item: self.answered([_fields(item, *self.kind.inputs)], {})[0]) for line in lines]
+
+
+class RerankPipeline(Pipeline):
+    """rerank: [{index, score}] from the best text to the worst."""
+
+    def __call__(self, query: str, texts: Sequence[str], *, return_text: bool = False, **options: Any) -> Any:  # type: ignore[override]
+        """How well each of `texts` answers `query`; with `return_text`, the texts too."""
+        scores = self.answered([(query, text) for text in texts], options)
+        order = sorted(range(len(scores)), key=lambda i: -scores[i])
+        return [{"index": i, "score": scores[i]} | ({"text": texts[i]} if return_text else {}) for i in order]
+
+    def of_lines(self, lines: Sequence[str]) -> list[Any]:
+        """A result for each line of {"query", "texts"} as JSON."""
+        return [_line(line, lambda item: self(*_fields(item, "query", "texts"))) for line in lines]
+
+
+def _line(line: str, answer: Callable[[Any], Any]) -> Any:
+    """The answer to a line of JSON, or {"error": reason}."""
+    try:
+        return answer(json.loads(line))
+    except ValueError as error:  # JSONDecodeError too
+        return {"error": str(error)}
+
+
+def _fields(item: Any, *names: str) -> Any:
+    if not isinstance(item, dict) or not set(names) <= set(item):
+        raise ValueError(f"input must hold {' and '.join(names)}, not {str(item)[:60]!r}")
+    return tuple(item[name] for name in names)
+
+
+def _renamed(options: dict[str, Any]) -> dict[str, Any]:
+    return {_OURS.get(name, name): value for name, value in options.items()}
+
+
+def _pair(item: Any) -> Any:
+    if not isinstance(item, dict):
+        return item
+    return (item["text"], item["text_pair"]) if item.get("text_pair") is not None else item["text"]

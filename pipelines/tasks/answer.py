@@ -1,0 +1,199 @@
+"""answer: the span of a context that answers a question, from an extractive question answering model.
+
+Spans are found and scored as in transformers' question-answering pipeline (4.x; version 5.3 removed it).
+
+Shapes: T tokens, L context tokens of a window, A answer length in tokens, W windows, D pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from modernbert.heads import ModernBertForQuestionAnswering
+from modernbert.tokenizer import Text, Tokenizer, Windows
+from pipelines.tasks.base import (
+    Checkpoint,
+    LongDocuments,
+    Predicted,
+    Task,
+    list_array,
+    per_document,
+    softmax,
+    windowing,
+)
+
+SPAN = pa.struct([("answer", pa.string()), ("score", pa.float32()), ("start", pa.int32()), ("end", pa.int32())])
+OUTSIDE, CLS, CONTEXT = 0, 1, 2
+"""In `Windows.words`, as `encode` leaves it: no part of the softmax; a part of it but of no answer; a part of both."""
+_USUAL_LENGTH = 384  # of transformers' pipeline, and of the windows that such models are trained on
+
+
+@dataclass(frozen=True)
+class Span:
+    """A candidate answer."""
+
+    answer: str
+    score: float
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer(Task):
+    """How start and end logits become spans."""
+
+    top_k: int | None
+    """How many spans the list `answers` holds; None for no such list."""
+    max_answer_length: int
+    """Tokens in an answer at most."""
+    no_answer: bool
+    """Whether no answer, an empty string, competes with the spans."""
+    align_to_words: bool
+    """Whether answers begin and end with whole words."""
+
+    name = "answer"
+    model_class = ModernBertForQuestionAnswering
+    inputs = ("question", "context")
+    needs_details = True
+    width = 2  # type: ignore[assignment]
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        checkpoint: Checkpoint,
+        *,
+        max_length: int | None = None,
+        long_documents: LongDocuments | None = None,
+        stride: int | None = None,
+        top_k: int | None = None,
+        max_answer_length: int = 15,
+        no_answer: bool = False,
+        align_to_words: bool = True,
+    ) -> Answer:
+        """Windows of 384 tokens that share 128, unless told otherwise."""
+        for name, value in (("top_k", top_k), ("max_answer_length", max_answer_length)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} {value} must be at least 1")
+        return cls(
+            **windowing(checkpoint, max_length, long_documents, stride, "windows", _USUAL_LENGTH),  # type: ignore[arg-type]
+            top_k=top_k,
+            max_answer_length=max_answer_length,
+            no_answer=no_answer,
+            align_to_words=align_to_words,
+        )
+
+    @property
+    def columns(self) -> pa.Schema:
+        """The best span, the score of there being no answer, and with `top_k` the best spans as a list."""
+        fields = [*SPAN, pa.field("no_answer_score", pa.float32())]
+        return pa.schema([*fields, *([pa.field("answers", pa.list_(SPAN))] if self.top_k else [])])
+
+    def encode(self, tokenizer: Tokenizer, documents: Sequence[Text]) -> Windows:
+        """As of every task; `words` becomes OUTSIDE, CLS or CONTEXT, and `spans` those of whole words if so asked."""
+        windows = super().encode(tokenizer, documents)
+        assert windows.spans is not None
+        assert windows.words is not None
+        assert windows.texts is not None
+        spans = windows.spans
+        if self.align_to_words and len(spans):
+            changes = (np.diff(windows.words) != 0) | (np.diff(windows.texts) != 0)
+            first = np.flatnonzero(np.append(True, changes))
+            last = np.append(first[1:], len(spans)) - 1
+            of_word = np.repeat(np.arange(len(first)), last - first + 1)
+            spans = np.stack((spans[first, 0], spans[last, 1]), axis=1)[of_word]
+            spans[windows.words < 0] = windows.spans[windows.words < 0]
+        part = np.where(windows.texts == 1, CONTEXT, OUTSIDE)
+        part[(part == OUTSIDE) & (windows.input_ids == tokenizer.cls_token_id)] = CLS
+        return replace(windows, spans=spans, words=part.astype(np.int32), texts=None)
+
+    def reject(self, document: Text) -> str | None:
+        """A context shorter than its question: most likely the two columns are swapped."""
+        question, context = document[0], document[1]
+        if len(context) < len(question):
+            return f"context ({len(context)} characters) is shorter than the question ({len(question)})"
+        return None
+
+    def rows(self, input_ids: np.ndarray, cu_seqlens: np.ndarray) -> np.ndarray:  # noqa: ARG002
+        """One a token."""
+        return np.diff(cu_seqlens)
+
+    def decode(self, made: Predicted) -> pa.StructArray:
+        """The best spans of each context."""
+        found = self.spans(made)
+        best = [spans[0] if spans else Span("", 0.0, 0, 0) for spans, _ in found]
+        arrays = [pa.array([getattr(span, field.name) for span in best], field.type) for field in SPAN]
+        arrays.append(pa.array([null for _, null in found], pa.float32()))
+        if self.top_k:
+            flat = [vars(span) for spans, _ in found for span in spans]
+            arrays.append(list_array(np.array([len(spans) for spans, _ in found]), pa.array(flat, SPAN)))
+        return pa.StructArray.from_arrays(arrays, fields=list(self.columns))
+
+    def results(self, made: Predicted) -> list[Any]:
+        """{score, start, end, answer}, or a list of them where there are several."""
+        out = []
+        for spans, _ in self.spans(made):
+            shown = [{"score": s.score, "start": s.start, "end": s.end, "answer": s.answer} for s in spans]
+            out.append(shown[0] if len(shown) == 1 else shown)
+        return out
+
+    def spans(self, made: Predicted) -> list[tuple[list[Span], float]]:
+        """Of each pair the best spans, at most `top_k` or one, and the score of there being no answer.
+
+        Spans of one text, whatever the case of its letters, count as one and add up.
+        """
+        windows = made.windows
+        assert windows.spans is not None
+        assert windows.words is not None
+        starts, counts = per_document(windows)
+        out = []
+        for document, (first, count) in enumerate(zip(starts, counts, strict=True)):
+            context = made.documents[document][1]
+            found: dict[str, Span] = {}
+            no_answer = 1.0
+            for w in range(first, first + count):
+                tokens = slice(windows.cu_seqlens[w], windows.cu_seqlens[w + 1])
+                best, null = self._of_window(made.values[tokens], windows.words[tokens])
+                no_answer = min(no_answer, null)
+                for begin, end, score in best:
+                    start, stop = int(windows.spans[tokens][begin, 0]), int(windows.spans[tokens][end, 1])
+                    text = context[start:stop]
+                    earlier = found.get(text.lower())
+                    found[text.lower()] = (
+                        replace(earlier, score=earlier.score + score) if earlier else Span(text, score, start, stop)
+                    )
+            spans = list(found.values())
+            if self.no_answer and count:
+                spans.append(Span("", no_answer, 0, 0))
+            spans.sort(key=lambda span: -span.score)
+            out.append((spans[: self.top_k or 1], no_answer if count else 0.0))
+        return out
+
+    def show(self, answer: dict[str, Any]) -> str:
+        """The score and the answer."""
+        return f"{answer['score']:.2f}  {answer['answer']!r}"
+
+    def _of_window(self, logits_L2: np.ndarray, part: np.ndarray) -> tuple[list[tuple[int, int, float]], float]:
+        """(first token, last token, score) of the best spans, and the score of no answer."""
+        inside = np.flatnonzero(part != OUTSIDE)
+        start_L, end_L = softmax(logits_L2[inside].T)
+        null = float(start_L[0] * end_L[0]) if inside[0] == 0 else 0.0
+        context = part[inside] == CONTEXT
+        start_L, end_L, place = start_L[context], end_L[context], inside[context]
+        width = min(self.max_answer_length, len(place))
+        if not width:
+            return [], null
+        ends_LA = np.lib.stride_tricks.sliding_window_view(np.pad(end_L, (0, width - 1)), width)
+        scores = (start_L[:, None] * ends_LA).ravel()
+        begin, end = np.divmod(np.arange(len(scores)), width)
+        end += begin
+        real = np.flatnonzero(end < len(place))
+        wanted = 2 * (self.top_k or 1) + 10 if self.align_to_words else self.top_k or 1
+        if len(real) > wanted:
+            real = real[np.argpartition(-scores[real], wanted - 1)[:wanted]]
+        order = real[np.argsort(-scores[real], kind="stable")]
+        return [(int(place[begin[i]]), int(place[end[i]]), float(scores[i])) for i in order], null

@@ -1,0 +1,257 @@
+"""What every task is: which texts go in, how they become windows, what the model computes, which columns come out.
+
+Shapes: T packed tokens, W windows, D documents, R rows of the model's answer, C numbers a row.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+
+from modernbert.checkpoint import check_weights, fingerprint, load, load_config, resolve
+from modernbert.config import ModernBertConfig
+from modernbert.sentence import encoder_folder
+from modernbert.tokenizer import Text, Tokenizer, Windows
+
+LongDocuments = Literal["truncate", "windows"]
+Merge = Literal["mean", "max"]
+_FITS = {
+    "ModernBertForSequenceClassification": "classify (or rerank, with one label)",
+    "ModernBertForTokenClassification": "tag",
+    "ModernBertForQuestionAnswering": "answer",
+    "ModernBertForMaskedLM": "fill (or embed)",
+    "ModernBertModel": "embed",
+}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint's folder, with the parts that are cheap to read."""
+
+    folder: Path
+    encoder: Path
+    """Where config.json, weights and tokenizer lie: the folder itself, or one that modules.json names."""
+
+    @classmethod
+    def open(cls, model: str | Path, revision: str | None = None) -> Checkpoint:
+        """The checkpoint in a folder or hub repository."""
+        folder = resolve(model, revision).absolute()
+        return cls(folder, encoder_folder(folder))
+
+    @property
+    def config(self) -> ModernBertConfig:
+        """The model's configuration."""
+        return load_config(self.encoder)
+
+    @property
+    def raw_config(self) -> dict[str, Any]:
+        """The whole of config.json."""
+        return json.loads((self.encoder / "config.json").read_text(encoding="utf-8"))
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer, loaded once in a process."""
+        file = self.encoder / "tokenizer.json"
+        return _tokenizer(self.encoder, file.stat().st_mtime_ns if file.is_file() else 0)
+
+    def check_tokenizer(self) -> None:
+        """Raise ValueError where the tokenizer gives ids that the model does not have."""
+        tokenizer = self.tokenizer
+        if tokenizer.vocab_size > self.config.vocab_size:
+            raise ValueError(
+                f"tokenizer.json has {tokenizer.vocab_size} tokens, the model only {self.config.vocab_size}"
+            )
+
+
+@lru_cache(maxsize=8)
+def _tokenizer(folder: Path, _changed: int) -> Tokenizer:
+    return Tokenizer.from_folder(folder)
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """Documents, their windows, and what the model said of these."""
+
+    documents: Sequence[Text]
+    windows: Windows
+    values: np.ndarray
+    """(R, C) float32"""
+    splits: np.ndarray
+    """(W+1,): rows `splits[w]:splits[w + 1]` are of window w."""
+    tokenizer: Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task(ABC):
+    """A task with its options settled: a plain value, which travels to workers and goes into a fingerprint."""
+
+    max_length: int
+    """Tokens in a window at most."""
+    stride: int | None
+    """Tokens that neighbouring windows of a long document share; None: long documents are truncated."""
+
+    name: ClassVar[str]
+    model_class: ClassVar[Any]
+    """The model that runs it, and the architecture that its checkpoints are of."""
+    inputs: ClassVar[tuple[str, ...]] = ("text",)
+    """What each text of a document is called."""
+    needs_details: ClassVar[bool] = False
+    """Whether answers need to know where in a text each token lies."""
+
+    @classmethod
+    @abstractmethod
+    def from_checkpoint(cls, *args: Any, **options: Any) -> Task:
+        """The task for a Checkpoint; ValueError (its message begins with the option's name) for wrong options."""
+
+    @property
+    @abstractmethod
+    def columns(self) -> pa.Schema:
+        """What the task adds to a document."""
+
+    @property
+    @abstractmethod
+    def width(self) -> int:
+        """C"""
+
+    @abstractmethod
+    def decode(self, made: Predicted) -> pa.StructArray:
+        """One struct of `columns` for each document; those of documents without windows have no meaning."""
+
+    @abstractmethod
+    def results(self, made: Predicted) -> list[Any]:
+        """Plain Python values, one for each document, in the shape of Hugging Face's pipelines."""
+
+    @classmethod
+    def check(cls, checkpoint: Checkpoint) -> None:
+        """Raise ValueError where the checkpoint's weights are not of this task."""
+        check_kind(checkpoint, cls.name, cls.model_class.__name__)
+        check_weights(cls.model_class, checkpoint.encoder, checkpoint.config)
+        checkpoint.check_tokenizer()
+
+    def load(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> nn.Module:
+        """The model, with `forward_packed`."""
+        return load(self.model_class, checkpoint.encoder, device=device, dtype=dtype)
+
+    def fingerprint(self, checkpoint: Checkpoint) -> str:
+        """A digest of what answers depend on in the checkpoint."""
+        return fingerprint(checkpoint.encoder)
+
+    def reject(self, document: Text) -> str | None:  # noqa: ARG002
+        """Why a corpus job sets a document aside, though it could be encoded; None where it does not."""
+        return None
+
+    def encode(self, tokenizer: Tokenizer, documents: Sequence[Text]) -> Windows:
+        """Documents to windows; those that cannot be encoded are in `unfit` with the reason."""
+        return tokenizer.encode(documents, self.max_length, stride=self.stride, details=self.needs_details)
+
+    def rows(self, input_ids: np.ndarray, cu_seqlens: np.ndarray) -> np.ndarray:  # noqa: ARG002
+        """How many rows of the answer each window has, (W,)."""
+        return np.ones(len(cu_seqlens) - 1, dtype=np.int64)
+
+    def forward(self, model: Any, batch: Any, ids: np.ndarray) -> Tensor:  # noqa: ARG002
+        """The answer (R, C) for a packed batch, its windows' rows in order; `ids`: its token ids, on the host."""
+        return model.forward_packed(batch)
+
+    def counts(self, answers: pa.StructArray) -> Counter[str]:  # noqa: ARG002
+        """What a summary counts of some answers, by name."""
+        return Counter()
+
+    @abstractmethod
+    def show(self, answer: dict[str, Any]) -> str:
+        """An answer (by column) in a few words, for the terminal."""
+
+
+def task_class(name: str) -> type[Task]:
+    """The task called `name`."""
+    module = importlib.import_module(f"pipelines.tasks.{name}")
+    return getattr(module, name.capitalize())
+
+
+def check_kind(checkpoint: Checkpoint, name: str, *architectures: str) -> None:
+    """Raise ValueError where config.json says that the checkpoint is of another kind than `architectures`."""
+    stated = next(iter(checkpoint.raw_config.get("architectures") or []), None)
+    if stated in (None, *architectures):
+        return
+    fits = f"it fits {_FITS[stated]}" if stated in _FITS else f"no task here runs a {stated}"
+    raise ValueError(
+        f"model {str(checkpoint.folder)!r} is a {stated}: {fits}; {name} runs a {' or '.join(architectures)}"
+    )
+
+
+def windowing(
+    checkpoint: Checkpoint,
+    max_length: int | None,
+    long_documents: LongDocuments | None,
+    stride: int | None,
+    usual: LongDocuments,
+    usual_length: int | None = None,
+) -> dict[str, int | None]:
+    """`max_length` and `stride` of a task whose long documents are `usual` treated so.
+
+    Raises ValueError for what the model cannot do.
+    """
+    longest = checkpoint.config.max_position_embeddings
+    if max_length is not None and max_length > longest:
+        raise ValueError(f"max_length {max_length} is above the model's {longest} positions")
+    stated = checkpoint.tokenizer.model_max_length or longest
+    length = max_length or min(longest, stated, usual_length or longest)
+    if (long_documents or usual) == "truncate":
+        if stride is not None:
+            raise ValueError(
+                f"stride {stride} is for overlapping windows: long_documents must be windows, not truncate"
+            )
+        return {"max_length": length, "stride": None}
+    stride = min(128, length // 2) if stride is None else stride
+    if stride > length - 4:
+        raise ValueError(f"stride {stride} leaves nothing new in windows of max_length {length}")
+    return {"max_length": length, "stride": stride}
+
+
+def per_document(windows: Windows) -> tuple[np.ndarray, np.ndarray]:
+    """The first window of each document, (D,), and how many windows it has, (D,)."""
+    counts = np.bincount(windows.document, minlength=len(windows.n_tokens))
+    return np.cumsum(counts) - counts, counts
+
+
+def merged(windows: Windows, values_WC: np.ndarray, how: Merge, weights_W: np.ndarray | None = None) -> np.ndarray:
+    """One row a document, (D, C): the (weighted) mean or the maximum over its windows; zeros where it has none."""
+    starts, counts = per_document(windows)
+    out = np.zeros((len(counts), values_WC.shape[1]), dtype=np.float32)
+    single = counts == 1
+    out[single] = values_WC[starts[single]]
+    for document in np.flatnonzero(counts > 1):
+        rows = slice(starts[document], starts[document] + counts[document])
+        if how == "max":
+            out[document] = values_WC[rows].max(axis=0)
+        else:
+            weights = None if weights_W is None else weights_W[rows]
+            out[document] = np.average(values_WC[rows], axis=0, weights=weights)
+    return out
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Over the last axis, in the dtype given."""
+    shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return shifted / shifted.sum(axis=-1, keepdims=True)
+
+
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    """1 / (1 + exp(-x)), without overflow."""
+    return np.exp(-np.logaddexp(np.float32(0), -logits))
+
+
+def list_array(counts: np.ndarray, values: pa.Array) -> pa.ListArray:
+    """`values` cut into lists of `counts` each."""
+    return pa.ListArray.from_arrays(pa.array(np.concatenate(([0], np.cumsum(counts))), pa.int32()), values)

@@ -1,0 +1,175 @@
+"""embed: a vector for each document, from any encoder or a sentence-transformers checkpoint.
+
+Shapes: T tokens, W windows, D documents, E numbers a vector.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+
+from modernbert.checkpoint import check_weights, fingerprint
+from modernbert.model import ModernBertModel
+from modernbert.packing import PackedBatch
+from modernbert.sentence import SentenceConfig, SentenceEncoder
+from modernbert.tokenizer import Text, Tokenizer, Windows
+from pipelines.tasks.base import Checkpoint, LongDocuments, Predicted, Task, merged, windowing
+
+Precision = Literal["float32", "float16", "int8", "binary", "ubinary"]
+_STORED = {"float32": pa.float32(), "float16": pa.float16(), "int8": pa.int8(), "binary": pa.int8(),
+           "ubinary": pa.uint8()}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embed(Task):
+    """How token vectors become a document's."""
+
+    pooling: tuple[str, ...]
+    size: int
+    """Numbers in a vector of the model."""
+    normalize_first: bool
+    """Whether the checkpoint makes vectors of length one."""
+    dimensions: int
+    """How many numbers of it are kept (Matryoshka): the first ones."""
+    normalize: bool
+    """Whether the kept part is made one of length one."""
+    precision: Precision
+    """float32, float16; int8: each vector scaled so that its largest number is 127; binary: the signs, eight to a byte,
+    as int8 (less 128, as in sentence-transformers), ubinary as uint8."""
+    prompt: str
+    prompt_tokens: int
+    """Tokens at the start that the pooling leaves out, since they are the prompt's."""
+    lower_case: bool
+
+    name = "embed"
+    model_class = ModernBertModel
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        checkpoint: Checkpoint,
+        *,
+        max_length: int | None = None,
+        long_documents: LongDocuments | None = None,
+        stride: int | None = None,
+        pooling: Literal["cls", "mean"] | None = None,
+        dimensions: int | None = None,
+        normalize: bool = False,
+        precision: Precision = "float32",
+        prompt: str | None = None,
+        prompt_name: str | None = None,
+    ) -> Embed:
+        """What a sentence-transformers checkpoint says, unless told otherwise; else mean pooling and no more."""
+        stored = SentenceConfig.from_folder(checkpoint.folder)
+        if pooling is not None:
+            stored = replace(stored, pooling=(pooling,))
+        if prompt is None:
+            name = prompt_name or stored.default_prompt_name
+            if name is not None and name not in stored.prompts:
+                known = f"this model has {', '.join(stored.prompts)}" if stored.prompts else "this model has none"
+                raise ValueError(f"prompt_name {name!r} is unknown; {known}")
+            prompt = stored.prompts[name] if name is not None else ""
+        size = stored.width(checkpoint.config.hidden_size)
+        if dimensions is not None and not 1 <= dimensions <= size:
+            raise ValueError(f"dimensions {dimensions} must be from 1 to the model's {size}")
+        if precision in ("binary", "ubinary") and (dimensions or size) % 8:
+            raise ValueError(
+                f"precision {precision} packs eight dimensions in a byte; {dimensions or size} is no multiple"
+            )
+        skipped = 0
+        if prompt and not stored.include_prompt:
+            skipped = int(checkpoint.tokenizer.encode([prompt]).n_tokens[0]) - 1  # but not [SEP]
+        return cls(
+            **windowing(checkpoint, max_length, long_documents, stride, "truncate", stored.max_length),  # type: ignore[arg-type]
+            pooling=stored.pooling,
+            size=size,
+            normalize_first=stored.normalize,
+            dimensions=dimensions or size,
+            normalize=normalize,
+            precision=precision,
+            prompt=prompt,
+            prompt_tokens=skipped,
+            lower_case=stored.lower_case,
+        )
+
+    @property
+    def columns(self) -> pa.Schema:
+        """`embedding`, a fixed-size list."""
+        width = self.dimensions // 8 if self.precision in ("binary", "ubinary") else self.dimensions
+        return pa.schema([("embedding", pa.list_(_STORED[self.precision], width))])
+
+    @property
+    def width(self) -> int:
+        """The numbers of the model's vector."""
+        return self.size
+
+    @classmethod
+    def check(cls, checkpoint: Checkpoint) -> None:
+        """Any encoder will do, whatever head it has."""
+        check_weights(ModernBertModel, checkpoint.encoder, checkpoint.config)
+        checkpoint.check_tokenizer()
+
+    def load(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> nn.Module:
+        """The encoder with its pooling and dense layers."""
+        return SentenceEncoder.load(SentenceConfig.from_folder(checkpoint.folder), device=device, dtype=dtype)
+
+    def forward(self, model: SentenceEncoder, batch: PackedBatch, ids: np.ndarray) -> Tensor:  # noqa: ARG002
+        """A vector a window."""
+        return model.forward_packed(batch, self.pooling, self.prompt_tokens)
+
+    def fingerprint(self, checkpoint: Checkpoint) -> str:
+        """The encoder's, and the files of dense layers."""
+        digest = hashlib.sha256(fingerprint(checkpoint.encoder).encode())
+        for file in SentenceConfig.from_folder(checkpoint.folder).files:
+            digest.update(file.read_bytes())
+        return digest.hexdigest()
+
+    def encode(self, tokenizer: Tokenizer, documents: Sequence[Text]) -> Windows:
+        """As of every task, after the prompt and in lower case if so asked."""
+        texts = [self.prompt + str(document) for document in documents]
+        return super().encode(tokenizer, [text.lower() for text in texts] if self.lower_case else texts)
+
+    def decode(self, made: Predicted) -> pa.StructArray:
+        """The vector of each document in the precision asked for."""
+        vectors = self._vectors(made)
+        kind = self.columns.field("embedding").type
+        flat = pa.array(self._stored(vectors).ravel(), kind.value_type)
+        lists = pa.FixedSizeListArray.from_arrays(flat, kind.list_size)
+        return pa.StructArray.from_arrays([lists], fields=list(self.columns))
+
+    def results(self, made: Predicted) -> list[list[float]]:
+        """The vector of each document."""
+        return self._stored(self._vectors(made)).tolist()
+
+    def show(self, answer: dict[str, Any]) -> str:
+        """The first numbers."""
+        numbers = ", ".join(f"{float(x):.3g}" for x in answer["embedding"][:4])
+        return f"[{numbers}, …]"
+
+    def _vectors(self, made: Predicted) -> np.ndarray:
+        """(D, E): of a long document the mean of its windows' vectors, weighted by their tokens."""
+        vectors = merged(made.windows, made.values, "mean", made.windows.lengths)
+        vectors = _of_length_one(vectors) if self.normalize_first else vectors
+        vectors = vectors[:, : self.dimensions]
+        return _of_length_one(vectors) if self.normalize else vectors
+
+    def _stored(self, vectors: np.ndarray) -> np.ndarray:
+        if self.precision == "int8":
+            largest = np.abs(vectors).max(axis=1, keepdims=True, initial=1e-30)
+            return np.round(vectors * (127 / largest)).astype(np.int8)
+        if self.precision == "ubinary":
+            return np.packbits(vectors > 0, axis=1)
+        if self.precision == "binary":
+            return (np.packbits(vectors > 0, axis=1).astype(np.int16) - 128).astype(np.int8)
+        return vectors.astype(self.precision)
+
+
+def _of_length_one(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(min=1e-12)

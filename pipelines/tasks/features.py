@@ -1,0 +1,62 @@
+"""features: a vector for each token, the encoder's last hidden states, as nested lists in memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from modernbert.checkpoint import check_weights
+from modernbert.model import ModernBertModel
+from pipelines.tasks.base import Checkpoint, Predicted, Task, list_array, windowing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features(Task):
+    """The encoder without a head; long documents are truncated."""
+
+    hidden_size: int
+
+    name = "features"
+    model_class = ModernBertModel
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: Checkpoint, *, max_length: int | None = None) -> Features:
+        """Any encoder, whatever head it has."""
+        settled = windowing(checkpoint, max_length, None, None, "truncate")
+        return cls(**settled, hidden_size=checkpoint.config.hidden_size)  # type: ignore[arg-type]
+
+    @property
+    def columns(self) -> pa.Schema:
+        """`vectors`, a list of fixed-size lists."""
+        return pa.schema([("vectors", pa.list_(pa.list_(pa.float32(), self.hidden_size)))])
+
+    @property
+    def width(self) -> int:
+        """The numbers in a vector."""
+        return self.hidden_size
+
+    @classmethod
+    def check(cls, checkpoint: Checkpoint) -> None:
+        """Any encoder will do."""
+        check_weights(ModernBertModel, checkpoint.encoder, checkpoint.config)
+        checkpoint.check_tokenizer()
+
+    def rows(self, input_ids: np.ndarray, cu_seqlens: np.ndarray) -> np.ndarray:  # noqa: ARG002
+        """One a token."""
+        return np.diff(cu_seqlens)
+
+    def decode(self, made: Predicted) -> pa.StructArray:
+        """A list of vectors for each document, special tokens included."""
+        vectors = pa.FixedSizeListArray.from_arrays(pa.array(made.values.ravel(), pa.float32()), self.hidden_size)
+        return pa.StructArray.from_arrays([list_array(np.diff(made.splits), vectors)], fields=list(self.columns))
+
+    def results(self, made: Predicted) -> list[list[list[list[float]]]]:
+        """[[vector of each token]]: a batch of one for each document, as transformers gives it."""
+        return [[rows.tolist()] for rows in np.split(made.values, made.splits[1:-1])] if made.documents else []
+
+    def show(self, answer: dict[str, Any]) -> str:
+        """How many there are."""
+        return f"{len(answer['vectors'])} vectors"

@@ -1,0 +1,197 @@
+"""fill: the likeliest tokens for each mask in a text, from a masked language model.
+
+Shapes: T tokens, P masks, K tokens a mask, V vocabulary, W windows, D documents.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from modernbert.heads import ModernBertForMaskedLM
+from modernbert.packing import PackedBatch
+from modernbert.tokenizer import Text, Tokenizer, Windows
+from pipelines.tasks.base import Checkpoint, LongDocuments, Predicted, Task, list_array, per_document, windowing
+
+logger = logging.getLogger(__name__)
+FILL = pa.struct([("token", pa.string()), ("token_id", pa.int32()), ("score", pa.float32())])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fill(Task):
+    """How a mask's logits become tokens."""
+
+    top_k: int
+    """How many tokens are given for a mask."""
+    targets: tuple[int, ...] | None
+    """The only ids that may be given; None for all."""
+    mask_token_id: int
+    mask_token: str
+
+    name = "fill"
+    model_class = ModernBertForMaskedLM
+    columns = pa.schema([("fills", pa.list_(pa.list_(FILL)))])  # type: ignore[assignment]
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        checkpoint: Checkpoint,
+        *,
+        max_length: int | None = None,
+        long_documents: LongDocuments | None = None,
+        stride: int | None = None,
+        top_k: int = 5,
+        targets: Sequence[str] | None = None,
+    ) -> Fill:
+        """`targets`: words or tokens; one that the vocabulary lacks counts as its first token, with a warning."""
+        tokenizer = checkpoint.tokenizer
+        mask = tokenizer.mask_token_id
+        if mask is None:
+            raise ValueError(f"model {str(checkpoint.folder)!r}: its tokenizer has no mask token")
+        ids = None if targets is None else _target_ids(targets, tokenizer)
+        most = checkpoint.config.vocab_size if ids is None else len(ids)
+        if not 1 <= top_k <= checkpoint.config.vocab_size:
+            raise ValueError(f"top_k {top_k} must be from 1 to the vocabulary's {checkpoint.config.vocab_size} tokens")
+        settled = windowing(checkpoint, max_length, long_documents, stride, "windows")
+        return cls(
+            **settled,  # type: ignore[arg-type]
+            top_k=min(top_k, most),
+            targets=ids,
+            mask_token_id=mask,
+            mask_token=tokenizer.token(mask),
+        )
+
+    @property
+    def width(self) -> int:
+        """The scores of a mask's tokens, best first, then their ids: whole numbers that float32 holds exactly."""
+        return 2 * self.top_k
+
+    def encode(self, tokenizer: Tokenizer, documents: Sequence[Text]) -> Windows:
+        """As of every task; a text without a mask among the tokens that are read is unfit."""
+        windows = super().encode(tokenizer, documents)
+        masks_W = self.rows(windows.input_ids, windows.cu_seqlens)
+        has_mask = np.bincount(windows.document, masks_W, minlength=len(documents)) > 0
+        unfit = dict(windows.unfit)
+        for document in np.flatnonzero(~has_mask).tolist():
+            cut = " in the tokens that are read" if windows.truncated[document] else ""
+            unfit.setdefault(document, f"text has no {self.mask_token}{cut}")
+        return keep_windows(replace(windows, unfit=unfit), has_mask[windows.document])
+
+    def rows(self, input_ids: np.ndarray, cu_seqlens: np.ndarray) -> np.ndarray:
+        """One a mask."""
+        before = np.concatenate(([0], np.cumsum(input_ids == self.mask_token_id)))
+        return np.diff(before[cu_seqlens])
+
+    def forward(self, model: ModernBertForMaskedLM, batch: PackedBatch, ids: np.ndarray) -> Tensor:
+        """Only masks go through the decoder."""
+        positions = torch.from_numpy(np.flatnonzero(ids == self.mask_token_id))
+        logits_PV = model.forward_packed(batch, positions.to(batch.input_ids.device, non_blocking=True)).float()
+        probabilities = logits_PV.softmax(dim=-1)
+        if self.targets is None:
+            scores, tokens = probabilities.topk(self.top_k)
+        else:
+            targets = torch.tensor(self.targets, device=logits_PV.device)
+            scores, places = probabilities[:, targets].topk(self.top_k)
+            tokens = targets[places]
+        return torch.cat((scores, tokens.float()), dim=1)
+
+    def decode(self, made: Predicted) -> pa.StructArray:
+        """For each mask in the order of the text, the best tokens."""
+        rows, counts = self._masks(made)
+        scores, ids = made.values[rows, : self.top_k].ravel(), made.values[rows, self.top_k :].ravel().astype(np.int32)
+        texts = {i: made.tokenizer.decode([i]) for i in set(ids.tolist())}
+        fields = [pa.array([texts[i] for i in ids.tolist()], pa.string()), pa.array(ids), pa.array(scores)]
+        fills = pa.StructArray.from_arrays(fields, fields=list(FILL))
+        of_mask = list_array(np.full(len(rows), self.top_k), fills)
+        return pa.StructArray.from_arrays([list_array(counts, of_mask)], fields=list(self.columns))
+
+    def results(self, made: Predicted) -> list[Any]:
+        """[{score, token, token_str, sequence}], or a list of such lists where a text has several masks."""
+        tokenizer, windows = made.tokenizer, made.windows
+        rows, counts = self._masks(made)
+        masks = np.flatnonzero(windows.input_ids == self.mask_token_id)[rows]
+        out = []
+        for first, count in zip(np.cumsum(counts) - counts, counts, strict=True):
+            lists = []
+            for row, mask in zip(rows[first : first + count], masks[first : first + count], strict=True):
+                w = np.searchsorted(windows.cu_seqlens, mask, side="right") - 1
+                ids = windows.input_ids[windows.cu_seqlens[w] : windows.cu_seqlens[w + 1]].tolist()
+                filled = []
+                for score, token in zip(*np.split(made.values[row], 2), strict=True):
+                    ids[mask - windows.cu_seqlens[w]] = int(token)
+                    sequence = tokenizer.decode(ids, skip_special_tokens=count == 1)
+                    told = {"token": int(token), "token_str": tokenizer.decode([int(token)]), "sequence": sequence}
+                    filled.append({"score": float(score)} | told)
+                lists.append(filled)
+            out.append(lists[0] if count == 1 else lists)
+        return out
+
+    def show(self, answer: dict[str, Any]) -> str:
+        """The best tokens of the first mask."""
+        shown = ", ".join(f"{fill['token'].strip()} {fill['score']:.2f}" for fill in answer["fills"][0][:4])
+        return shown + (" …" if len(answer["fills"]) > 1 else "")
+
+    def _masks(self, made: Predicted) -> tuple[np.ndarray, np.ndarray]:
+        """The rows of each document's masks, in the order of the text, and how many there are.
+
+        A mask that two windows share counts in the one where it has more text on its scantier side.
+        """
+        windows = made.windows
+        starts, counts = per_document(windows)
+        tokens = np.flatnonzero(windows.input_ids == self.mask_token_id)
+        window = np.searchsorted(windows.cu_seqlens, tokens, side="right") - 1
+        place = tokens - windows.cu_seqlens[window]
+        at = place + windows.start[window]
+        is_first = window == starts[windows.document[window]]
+        is_last = window == (starts + counts - 1)[windows.document[window]]
+        left = np.where(is_first, np.inf, place)
+        right = np.where(is_last, np.inf, windows.lengths[window] - 1 - place)
+        document = windows.document[window]
+        order = np.lexsort((-np.minimum(left, right), at, document))
+        new = np.ones(len(order), dtype=bool)
+        new[1:] = (np.diff(document[order]) != 0) | (np.diff(at[order]) != 0)
+        rows = order[new]
+        return rows, np.bincount(document[rows], minlength=len(made.documents))
+
+
+def keep_windows(windows: Windows, keep_W: np.ndarray) -> Windows:
+    """Some of the windows; a document that is in `unfit` counts no tokens."""
+    if keep_W.all():
+        return windows
+    tokens = np.repeat(keep_W, windows.lengths)
+    unfit = np.array(sorted(windows.unfit), dtype=np.int64)
+    n_tokens, truncated = windows.n_tokens.copy(), windows.truncated.copy()
+    n_tokens[unfit], truncated[unfit] = 0, False
+    return replace(
+        windows,
+        input_ids=windows.input_ids[tokens],
+        cu_seqlens=np.concatenate(([0], np.cumsum(windows.lengths[keep_W]))),
+        document=windows.document[keep_W],
+        start=windows.start[keep_W],
+        n_tokens=n_tokens,
+        truncated=truncated,
+    )
+
+
+def _target_ids(targets: Sequence[str], tokenizer: Tokenizer) -> tuple[int, ...]:
+    ids: list[int] = []
+    for target in targets:
+        token = tokenizer.token_id(target)
+        if token is None:
+            pieces = tokenizer(target, add_special_tokens=False).input_ids
+            if not pieces:
+                logger.warning("target %r has no token and is left out", target)
+                continue
+            token = pieces[0]
+            logger.warning("target %r is no token of the vocabulary; %r stands for it", target, tokenizer.token(token))
+        ids.append(token)
+    if not ids:
+        raise ValueError(f"targets {', '.join(targets)!r} hold no token of the vocabulary")
+    return tuple(dict.fromkeys(ids))

@@ -1,0 +1,72 @@
+"""rerank: how well a passage answers a query, from a cross-encoder: a sequence classifier with one output.
+
+Shapes: W windows, D pairs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from modernbert.heads import ModernBertForSequenceClassification
+from pipelines.tasks.base import Checkpoint, LongDocuments, Merge, Predicted, Task, merged, sigmoid, windowing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rerank(Task):
+    """How a logit becomes a score."""
+
+    merge: Merge
+    """How the logits of a long passage's windows become one."""
+    raw_scores: bool
+    """Give the logit itself, not its sigmoid."""
+
+    name = "rerank"
+    model_class = ModernBertForSequenceClassification
+    inputs = ("query", "passage")
+    columns = pa.schema([("score", pa.float32())])  # type: ignore[assignment]
+    width = 1  # type: ignore[assignment]
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        checkpoint: Checkpoint,
+        *,
+        max_length: int | None = None,
+        long_documents: LongDocuments | None = None,
+        stride: int | None = None,
+        merge: Merge = "max",
+        raw_scores: bool | None = None,
+    ) -> Rerank:
+        """`raw_scores` None: as sentence-transformers' setting in config.json says, else the sigmoid."""
+        if checkpoint.config.num_labels != 1:
+            raise ValueError(
+                f"model {str(checkpoint.folder)!r} has {checkpoint.config.num_labels} labels: it fits classify; rerank"
+                " runs a ModernBertForSequenceClassification with one output"
+            )
+        if raw_scores is None:
+            stated = checkpoint.raw_config.get("sentence_transformers") or {}
+            stated = stated.get("activation_fn") or checkpoint.raw_config.get("sbert_ce_default_activation_function")
+            raw_scores = (stated or "").endswith("Identity")
+        settled = windowing(checkpoint, max_length, long_documents, stride, "truncate")
+        return cls(**settled, merge=merge, raw_scores=raw_scores)  # type: ignore[arg-type]
+
+    def decode(self, made: Predicted) -> pa.StructArray:
+        """The score: a number that grows with relevance, between 0 and 1 unless raw."""
+        scores = pa.array(self._scores(made), pa.float32())
+        return pa.StructArray.from_arrays([scores], fields=list(self.columns))
+
+    def results(self, made: Predicted) -> list[float]:
+        """A score for each pair."""
+        return self._scores(made).tolist()
+
+    def show(self, answer: dict[str, Any]) -> str:
+        """The score."""
+        return f"{answer['score']:.3f}"
+
+    def _scores(self, made: Predicted) -> np.ndarray:
+        logits_D = merged(made.windows, made.values, self.merge)[:, 0]
+        return logits_D if self.raw_scores else sigmoid(logits_D)

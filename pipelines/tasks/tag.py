@@ -1,0 +1,277 @@
+"""tag: entities with their places in the text, from a token classifier.
+
+Shapes: T tokens, U units (tokens or words), G groups (entities), W windows, D documents, C labels.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from modernbert.heads import ModernBertForTokenClassification
+from modernbert.tokenizer import Text, Tokenizer, Windows
+from pipelines.tasks.base import (
+    Checkpoint,
+    LongDocuments,
+    Predicted,
+    Task,
+    list_array,
+    per_document,
+    softmax,
+    windowing,
+)
+
+Aggregation = Literal["none", "simple", "first", "average", "max"]
+SPECIAL, SUBWORD = -1, 1
+"""In `Windows.words`, as `encode` leaves it: not a token of the text; a token that goes on with the word before it."""
+ENTITY = pa.struct(
+    [("label", pa.string()), ("score", pa.float32()), ("start", pa.int32()), ("end", pa.int32()), ("text", pa.string())]
+)
+_BEGINS, _ENDS = ("B-", "S-", "U-"), ("E-", "L-", "S-", "U-")
+_PREFIXES = ("B-", "I-", "E-", "L-", "S-", "U-")
+
+
+@dataclass(frozen=True)
+class Entities:
+    """Entities of some documents, in the order of the text."""
+
+    document: np.ndarray
+    """(G,)"""
+    label: list[str]
+    score: np.ndarray
+    """(G,) float32"""
+    span: np.ndarray
+    """(G, 2): characters [start, end)"""
+    tokens: np.ndarray
+    """(G, 2): its tokens [first, last] in the pack"""
+
+    def take(self, rows: np.ndarray) -> Entities:
+        """Some of them."""
+        label = [self.label[i] for i in rows]
+        return Entities(self.document[rows], label, self.score[rows], self.span[rows], self.tokens[rows])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tag(Task):
+    """How token logits become entities."""
+
+    labels: tuple[str, ...]
+    aggregation: Aggregation
+    """none: each token for itself; simple: tokens of one entity together; first, average, max: words first, by their
+    first token, the mean of their tokens' scores, or their surest token."""
+    ignore_labels: tuple[str, ...]
+
+    name = "tag"
+    model_class = ModernBertForTokenClassification
+    needs_details = True
+    columns = pa.schema([("entities", pa.list_(ENTITY))])  # type: ignore[assignment]
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        checkpoint: Checkpoint,
+        *,
+        max_length: int | None = None,
+        long_documents: LongDocuments | None = None,
+        stride: int | None = None,
+        aggregation: Aggregation = "simple",
+        ignore_labels: Sequence[str] = ("O",),
+    ) -> Tag:
+        """The task for a checkpoint's labels: BIO, BIOES (also BILOU), or plain."""
+        config = checkpoint.config
+        labels = tuple(config.id2label[i] for i in range(config.num_labels))
+        settled = windowing(checkpoint, max_length, long_documents, stride, "windows")
+        return cls(**settled, labels=labels, aggregation=aggregation, ignore_labels=tuple(ignore_labels))  # type: ignore[arg-type]
+
+    @property
+    def width(self) -> int:
+        """A logit a label."""
+        return len(self.labels)
+
+    def encode(self, tokenizer: Tokenizer, documents: Sequence[Text]) -> Windows:
+        """As of every task; `words` becomes SPECIAL, SUBWORD or 0, by the rules of transformers' pipeline."""
+        windows = super().encode(tokenizer, documents)
+        assert windows.spans is not None
+        assert windows.texts is not None
+        if tokenizer.continuing_subword_prefix:
+            spelt = np.array([len(tokenizer.token(i)) for i in windows.input_ids.tolist()], dtype=np.int32)
+            marks_T = (spelt != np.diff(windows.spans, axis=1)[:, 0]).astype(np.int32)
+        else:
+            marks_T = _inside_words([str(document) for document in documents], windows)
+        marks_T[windows.input_ids == tokenizer.unk_token_id] = 0
+        marks_T[windows.texts < 0] = SPECIAL
+        return replace(windows, words=marks_T, texts=None)
+
+    def rows(self, input_ids: np.ndarray, cu_seqlens: np.ndarray) -> np.ndarray:  # noqa: ARG002
+        """One a token."""
+        return np.diff(cu_seqlens)
+
+    def decode(self, made: Predicted) -> pa.StructArray:
+        """The entities of each document in the order of its text."""
+        found = self.entities(made.windows, made.values)
+        texts = [str(made.documents[d])[a:b] for d, (a, b) in zip(found.document, found.span.tolist(), strict=True)]
+        fields = [
+            pa.array(found.label, pa.string()),
+            pa.array(found.score, pa.float32()),
+            pa.array(found.span[:, 0], pa.int32()),
+            pa.array(found.span[:, 1], pa.int32()),
+            pa.array(texts, pa.string()),
+        ]
+        counts = np.bincount(found.document, minlength=len(made.documents))
+        lists = list_array(counts, pa.StructArray.from_arrays(fields, fields=list(ENTITY)))
+        return pa.StructArray.from_arrays([lists], fields=list(self.columns))
+
+    def results(self, made: Predicted) -> list[list[dict[str, Any]]]:
+        """[{entity_group, score, word, start, end}], or with aggregation none [{entity, score, index, word, …}]."""
+        found = self.entities(made.windows, made.values)
+        out: list[list[dict[str, Any]]] = [[] for _ in made.documents]
+        spans = zip(found.span.tolist(), found.tokens.tolist(), strict=True)
+        for i, ((start, end), (first, last)) in enumerate(spans):
+            answer: dict[str, Any] = {"score": float(found.score[i])}
+            text = str(made.documents[found.document[i]])
+            if self.aggregation == "none":
+                starts = made.windows.cu_seqlens
+                window = np.searchsorted(starts, first, side="right") - 1
+                answer |= {"entity": found.label[i], "index": int(first - starts[window])}
+            else:
+                answer["entity_group"] = found.label[i]
+            answer |= {"word": self._word(made, text, first, last), "start": start, "end": end}
+            out[found.document[i]].append(answer)
+        return out
+
+    def entities(self, windows: Windows, logits_TC: np.ndarray) -> Entities:
+        """Every entity that is not ignored; of those that overlap in two windows the longest, then the surest."""
+        assert windows.spans is not None
+        assert windows.words is not None
+        real_T = np.flatnonzero(windows.words != SPECIAL)
+        window_T = np.repeat(np.arange(len(windows.document)), windows.lengths)[real_T]
+        scores_TC = softmax(logits_TC[real_T])
+        begins_unit = np.ones(len(real_T), dtype=bool)
+        if self.aggregation in ("first", "average", "max"):
+            begins_unit[1:] = (windows.words[real_T][1:] != SUBWORD) | (np.diff(window_T) > 0)
+        first_U, last_U = _runs(begins_unit)
+        scores_UC = self._unit_scores(scores_TC, first_U, last_U)
+        label_U = scores_UC.argmax(axis=1) if len(scores_UC) else np.empty(0, np.int64)
+        score_U = scores_UC[np.arange(len(label_U)), label_U]
+        begins_group = np.ones(len(label_U), dtype=bool)
+        if self.aggregation != "none" and len(label_U):
+            tag, begins, ends = self._scheme
+            previous, this = label_U[:-1], label_U[1:]
+            begins_group[1:] = (tag[previous] != tag[this]) | begins[this] | ends[previous]
+            begins_group[1:] |= np.diff(window_T[first_U]) > 0
+        first_G, last_G = _runs(begins_group)
+        score_G = score_U
+        if len(first_G):
+            score_G = np.add.reduceat(score_U, first_G, dtype=np.float64) / (last_G - first_G + 1)
+        names = self.labels if self.aggregation == "none" else [_type(label, self._prefixed) for label in self.labels]
+        tokens = np.stack((real_T[first_U[first_G]], real_T[last_U[last_G]]), axis=1).reshape(-1, 2)
+        found = Entities(
+            windows.document[window_T[first_U[first_G]]],
+            [names[i] for i in label_U[first_G]],
+            score_G.astype(np.float32),
+            np.stack((windows.spans[tokens[:, 0], 0], windows.spans[tokens[:, 1], 1]), axis=1),
+            tokens,
+        )
+        kept = np.flatnonzero([label not in self.ignore_labels for label in found.label])
+        return _without_overlaps(found.take(kept), windows)
+
+    def counts(self, answers: pa.StructArray) -> Counter[str]:
+        """Entities by label."""
+        return Counter(answers.field("entities").flatten().field("label").to_pylist())
+
+    def show(self, answer: dict[str, Any]) -> str:
+        """The entities."""
+        found = [f"{entity['label']} {entity['text']!r}" for entity in answer["entities"][:4]]
+        return ", ".join(found) + (", …" if len(answer["entities"]) > 4 else "") if found else "(nothing found)"
+
+    @property
+    def _prefixed(self) -> bool:
+        """Whether the labels follow a scheme with B- or I-; a hyphen in a plain label is part of its name."""
+        return any(label.startswith(("B-", "I-")) for label in self.labels)
+
+    @property
+    def _scheme(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of each label: the number of its type, whether it begins an entity, whether it ends one."""
+        types = [_type(label, self._prefixed) for label in self.labels]
+        tag = np.array([types.index(kind) for kind in types])
+        prefixed = self._prefixed
+        begins = np.array([prefixed and label.startswith(_BEGINS) for label in self.labels])
+        ends = np.array([prefixed and label.startswith(_ENDS) for label in self.labels])
+        return tag, begins, ends
+
+    def _unit_scores(self, scores_TC: np.ndarray, first_U: np.ndarray, last_U: np.ndarray) -> np.ndarray:
+        if self.aggregation == "average" and len(first_U):
+            return np.add.reduceat(scores_TC, first_U, axis=0) / (last_U - first_U + 1)[:, None].astype(np.float32)
+        if self.aggregation == "max" and len(first_U):
+            unit_T = np.repeat(np.arange(len(first_U)), last_U - first_U + 1)
+            order = np.lexsort((-scores_TC.max(axis=1), unit_T))  # stable: of equals the first
+            return scores_TC[order[first_U]]
+        return scores_TC[first_U]
+
+    def _word(self, made: Predicted, text: str, first: int, last: int) -> str:
+        """The entity as the tokenizer spells it: of words, each word for itself first, as transformers does."""
+        windows, tokenizer = made.windows, made.tokenizer
+        assert windows.spans is not None
+        assert windows.words is not None
+        words: list[list[str]] = []
+        for t in range(first, last + 1):
+            token = tokenizer.token(int(windows.input_ids[t]))
+            if windows.input_ids[t] == tokenizer.unk_token_id:
+                token = text[windows.spans[t, 0] : windows.spans[t, 1]]
+            if words and windows.words[t] == SUBWORD:
+                words[-1].append(token)
+            else:
+                words.append([token])
+        if self.aggregation == "none":
+            return words[0][0]
+        if self.aggregation == "simple":
+            return tokenizer.join([token for word in words for token in word])
+        return tokenizer.join([tokenizer.join(word) for word in words])
+
+
+def _inside_words(texts: list[str], windows: Windows) -> np.ndarray:
+    """SUBWORD for tokens that go on with a word: with no space at their first character or before it; else 0."""
+    assert windows.spans is not None
+    starts, counts = per_document(windows)
+    marks_T = np.zeros(len(windows.input_ids), dtype=np.int32)
+    for document in np.flatnonzero(counts):
+        codes = np.frombuffer(texts[document].encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+        space = np.append(codes == ord(" "), False)
+        first = windows.cu_seqlens[starts[document]]
+        tokens = slice(first, windows.cu_seqlens[starts[document] + counts[document]])
+        start_T = windows.spans[tokens, 0]
+        marks_T[tokens] = SUBWORD * ((start_T > 0) & ~space[start_T - 1] & ~space[start_T])
+    return marks_T
+
+
+def _runs(begins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The first and last place of each run, where `begins` says that a run begins."""
+    first = np.flatnonzero(begins)
+    return first, np.append(first[1:], len(begins))[: len(first)] - 1
+
+
+def _type(label: str, prefixed: bool) -> str:
+    return label[2:] if prefixed and label.startswith(_PREFIXES) else label
+
+
+def _without_overlaps(found: Entities, windows: Windows) -> Entities:
+    """Drop what a neighbouring window found too, or found less of: transformers' rule for a stride."""
+    several = np.bincount(windows.document, minlength=len(windows.n_tokens)) > 1
+    order = np.lexsort((found.span[:, 0], found.document)) if several.any() else np.arange(len(found.label))
+    kept: list[int] = []
+    for i in order.tolist():
+        document, (start, end) = found.document[i], found.span[i]
+        if not kept or not several[document] or found.document[kept[-1]] != document or (
+            start >= found.span[kept[-1], 1] or start < found.span[kept[-1], 0]
+        ):  # fmt: skip
+            kept.append(i)
+            continue
+        length, before = end - start, found.span[kept[-1], 1] - found.span[kept[-1], 0]
+        if length > before or (length == before and found.score[i] > found.score[kept[-1]]):
+            kept[-1] = i
+    return found.take(np.array(kept, dtype=np.int64))
