@@ -220,17 +220,23 @@ class ModernBertForMultipleChoice(_Classifier):
         choices follow each other.
         """
         given = inputs_embeds if input_ids is None else input_ids
-        if cu_seqlens is not None:
-            questions, sequences = batch_size or 1, len(cu_seqlens) - 1
-            batch_size = batch_size and sequences
-        elif given is None or given.dim() < 3:
+        if given is None or (cu_seqlens is None and given.dim() < 3):
             raise ValueError("multiple choice reads input of the shape (batch, choices, sequence)")
-        else:
-            questions = given.shape[0]
-            input_ids, attention_mask, position_ids, inputs_embeds = (
-                x if x is None or x.dim() < 3 else x.flatten(0, 1)
-                for x in (input_ids, attention_mask, position_ids, inputs_embeds)
+        if cu_seqlens is None:
+            questions, sequences = given.shape[0], given.shape[0] * given.shape[1]
+            input_ids, attention_mask, position_ids, inputs_embeds, sliding_window_mask = (
+                x if x is None or x.dim() != dims else x.flatten(0, 1)
+                for x, dims in zip(
+                    (input_ids, attention_mask, position_ids, inputs_embeds, sliding_window_mask),
+                    (3, 3, 3, 4, 3),
+                    strict=True,
+                )
             )
+        else:
+            questions, sequences = batch_size or 1, len(cu_seqlens) - 1
+        if batch_size not in (None, questions) or sequences % questions:
+            raise ValueError(f"batch_size {batch_size} does not fit {sequences} choices, of {questions} questions")
+        batch_size = batch_size and sequences
         inputs, x_TD, traces = self.model.encode(
             input_ids, attention_mask, sliding_window_mask, position_ids, inputs_embeds, indices, cu_seqlens,
             max_seqlen, batch_size, seq_len, output_attentions, output_hidden_states, ignored,

@@ -107,7 +107,7 @@ def _prepackable(weight: Tensor) -> bool:
 def by_rows(fn: Callable[..., Tensor], *inputs_TX: Tensor) -> Tensor:
     """`fn(*inputs_TX)` for an `fn` that treats rows independently, in chunks of rows when that is CPU inference."""
     rows = inputs_TX[0].shape[0]
-    if torch.is_grad_enabled() or inputs_TX[0].device.type != "cpu":
+    if not rows or torch.is_grad_enabled() or inputs_TX[0].device.type != "cpu":
         return fn(*inputs_TX)
     out: Tensor | None = None
     for start in range(0, rows, CHUNK_ROWS):

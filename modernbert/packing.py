@@ -95,6 +95,10 @@ class ModelInputs:
         if inputs_embeds is not None:
             batch = replace(batch, inputs_embeds=inputs_embeds.flatten(0, 1)[indices])
         if position_ids is not None:
+            if position_ids.shape not in (shape, (1, shape[1]), shape[1:]) or (position_ids < 0).any():
+                raise ValueError(
+                    f"position_ids {_shape(position_ids)} must be {_shape(mask)} or 1 x {shape[1]}, from 0"
+                )
             batch = replace(batch, position_ids=position_ids.expand(shape).flatten()[indices])
         return cls(batch, indices, (given.shape[0], given.shape[1]))
 
@@ -113,17 +117,18 @@ class ModelInputs:
         flat = given.flatten(0, -2) if inputs_embeds is not None else given.flatten()
         starts = cu_seqlens.tolist()
         lengths = tuple(stop - start for start, stop in pairwise(starts))
-        if starts[0] != 0 or min(lengths, default=0) < 1 or starts[-1] != len(flat):
+        if not lengths or starts[0] != 0 or min(lengths, default=0) < 1 or starts[-1] != len(flat):
             raise ValueError(f"cu_seqlens must rise from 0 to the {len(flat)} tokens of the input, not {starts[:9]}")
         if (indices is None) != (shape is None):
             raise ValueError("indices, batch_size and seq_len pad the output together: give all three or none")
-        if indices is not None and shape is not None and (len(indices) != len(flat) or shape[0] != len(lengths)):
+        if indices is not None and shape is not None and not _fits(indices, lengths, shape):
             raise ValueError(
-                f"{len(indices)} indices and batch_size {shape[0]} do not fit {len(flat)} tokens in {len(lengths)}"
-                " sequences"
+                f"indices must rise, with the places of each of the {len(lengths)} sequences in its own row of {shape}"
             )
         ids = flat.new_zeros(len(flat), dtype=torch.int64) if input_ids is None else flat
         positions = None if position_ids is None else position_ids.flatten()
+        if positions is not None and (len(positions) != len(flat) or (positions < 0).any()):
+            raise ValueError(f"position_ids must be one for each of {len(flat)} tokens, from 0")
         embeds = None if inputs_embeds is None else flat
         return cls(PackedBatch(ids, cu_seqlens.to(torch.int32), lengths, positions, embeds), indices, shape)
 
@@ -165,6 +170,14 @@ def check_sliding_window_mask(mask: Tensor, real_BS: Tensor, half: int) -> None:
         f"sliding_window_mask {_shape(mask)} is not the mask of a window of {half} keys on each side: windows come from"
         " local_attention in the configuration; leave the mask out"
     )
+
+
+def _fits(indices: Tensor, lengths: tuple[int, ...], shape: tuple[int, int]) -> bool:
+    """Whether `indices` lay sequences of these lengths out in the rows of `shape`, one each, in order."""
+    if len(indices) != sum(lengths) or shape[0] != len(lengths) or int(indices[0]) < 0:
+        return False
+    rises = bool((indices.diff() > 0).all())
+    return rises and torch.bincount(indices // shape[1], minlength=shape[0]).tolist() == list(lengths)
 
 
 def _one_of(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:

@@ -115,7 +115,7 @@ class Answer(Task):
         """A context shorter than its question: most likely the two columns are swapped."""
         question, context = document[0], document[1]
         if len(context) < len(question):
-            return f"context ({len(context)} characters) is shorter than the question ({len(question)})"
+            return "context is shorter than the question"
         return None
 
     def rows(self, input_ids: np.ndarray, cu_seqlens: np.ndarray) -> np.ndarray:  # noqa: ARG002
