@@ -153,6 +153,8 @@ class PreTrained(nn.Module):
         for stale in folder.glob("*.safetensors.index.json"):
             stale.unlink()
         save_torch_state_dict(weights, folder, max_shard_size=max_shard_size)
+        for file in folder.glob("*.safetensors"):  # the library leaves them to their owner alone
+            file.chmod((folder / "config.json").stat().st_mode)
 
     def tie_weights(self) -> None:
         """Share the weights that the configuration wants shared: none, but for a masked language model."""

@@ -96,9 +96,7 @@ class ModelInputs:
             batch = replace(batch, inputs_embeds=inputs_embeds.flatten(0, 1)[indices])
         if position_ids is not None:
             if position_ids.shape not in (shape, (1, shape[1]), shape[1:]) or (position_ids < 0).any():
-                raise ValueError(
-                    f"position_ids {_shape(position_ids)} must be {_shape(mask)} or 1 x {shape[1]}, from 0"
-                )
+                raise ValueError(f"position_ids must be {_shape(mask)} from 0; {_shape(position_ids)} came")
             batch = replace(batch, position_ids=position_ids.expand(shape).flatten()[indices])
         return cls(batch, indices, (given.shape[0], given.shape[1]))
 

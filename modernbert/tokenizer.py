@@ -159,9 +159,11 @@ class Tokenizer:
         `max_length`: tokens in a window at most; None for no limit. `stride`: None to cut off what is too long, of a
         pair the longer text first; else the tokens that neighbouring windows of a document share. Of a pair, the second
         text is then cut into windows, each with the whole first text. `details`: give `spans`, `words`, `texts` too.
-        Raises ValueError for a `max_length` without room for special tokens.
+        Raises ValueError for a `max_length` without room for special tokens, and for a mixture of texts and pairs.
         """
         pairs = bool(documents) and isinstance(documents[0], tuple)
+        if any(isinstance(document, tuple) != pairs for document in documents):
+            raise ValueError("documents are texts and pairs of texts; give each kind in a call of its own")
         template = self._template(pairs)
         room = _NO_LIMIT if max_length is None else max_length - sum(map(len, template))
         if room < 1:

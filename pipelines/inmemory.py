@@ -126,8 +126,7 @@ class ClassifyPipeline(Pipeline):
         """{label, score} of each text or {text, text_pair}, in a list for a single text; lists of them with `top_k`."""
         many = isinstance(inputs, list)
         results = self.answered([_pair(item) for item in (inputs if many else [inputs])], options)
-        several = "top_k" in self.options | options
-        return results if many or (isinstance(inputs, str) and not several) else results[0]
+        return results if many or (isinstance(inputs, str) and "top_k" not in options) else results[0]
 
     def run(self, documents: Sequence[Text], options: dict[str, Any]) -> tuple[list[Any], dict[int, str]]:
         """As of every pipeline."""

@@ -48,7 +48,7 @@ class Fill(Task):
         long_documents: LongDocuments | None = None,
         stride: int | None = None,
         top_k: int = 5,
-        targets: Sequence[str] | None = None,
+        targets: str | Sequence[str] | None = None,
     ) -> Fill:
         """`targets`: words or tokens; one that the vocabulary lacks counts as its first token, with a warning."""
         tokenizer = checkpoint.tokenizer
@@ -180,7 +180,8 @@ def keep_windows(windows: Windows, keep_W: np.ndarray) -> Windows:
     )
 
 
-def _target_ids(targets: Sequence[str], tokenizer: Tokenizer) -> tuple[int, ...]:
+def _target_ids(targets: str | Sequence[str], tokenizer: Tokenizer) -> tuple[int, ...]:
+    targets = [targets] if isinstance(targets, str) else targets
     ids: list[int] = []
     for target in targets:
         token = tokenizer.token_id(target)

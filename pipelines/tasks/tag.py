@@ -169,16 +169,17 @@ class Tag(Task):
         if len(first_G):
             score_G = np.add.reduceat(score_U, first_G, dtype=np.float64) / (last_G - first_G + 1)
         names = self.labels if self.aggregation == "none" else [_type(label, self._prefixed) for label in self.labels]
-        tokens = np.stack((real_T[first_U[first_G]], real_T[last_U[last_G]]), axis=1).reshape(-1, 2)
+        label_G = label_U[first_G]
+        kept = ~np.array([name in self.ignore_labels for name in names])[label_G]
+        tokens = np.stack((real_T[first_U[first_G[kept]]], real_T[last_U[last_G[kept]]]), axis=1).reshape(-1, 2)
         found = Entities(
-            windows.document[window_T[first_U[first_G]]],
-            [names[i] for i in label_U[first_G]],
-            score_G.astype(np.float32),
+            windows.document[window_T[first_U[first_G[kept]]]],
+            [names[i] for i in label_G[kept]],
+            score_G[kept].astype(np.float32),
             np.stack((windows.spans[tokens[:, 0], 0], windows.spans[tokens[:, 1], 1]), axis=1),
             tokens,
         )
-        kept = np.flatnonzero([label not in self.ignore_labels for label in found.label])
-        return _without_overlaps(found.take(kept), windows)
+        return _without_overlaps(found, windows)
 
     def counts(self, answers: pa.StructArray) -> Counter[str]:
         """Entities by label."""
@@ -262,9 +263,10 @@ def _type(label: str, prefixed: bool) -> str:
 def _without_overlaps(found: Entities, windows: Windows) -> Entities:
     """Drop what a neighbouring window found too, or found less of: transformers' rule for a stride."""
     several = np.bincount(windows.document, minlength=len(windows.n_tokens)) > 1
-    order = np.lexsort((found.span[:, 0], found.document)) if several.any() else np.arange(len(found.label))
+    if not several.any():
+        return found
     kept: list[int] = []
-    for i in order.tolist():
+    for i in np.lexsort((found.span[:, 0], found.document)).tolist():
         document, (start, end) = found.document[i], found.span[i]
         if not kept or not several[document] or found.document[kept[-1]] != document or (
             start >= found.span[kept[-1], 1] or start < found.span[kept[-1], 0]

@@ -1,0 +1,166 @@
+"""The corpus jobs of all tasks: answers as in memory, every row once, long documents, bad rows, wrong models."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import pytest
+from checkpoints import write_checkpoint, write_tokenizer
+from conftest import REPOSITORY
+
+from pipelines import config
+from pipelines.corpus import run_corpus
+from pipelines.inmemory import pipeline
+
+BIO = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "classify": ("ModernBertForSequenceClassification", {"num_labels": 3}),
+    "tag": (
+        "ModernBertForTokenClassification",
+        {"id2label": dict(enumerate(BIO)), "label2id": {label: i for i, label in enumerate(BIO)}},
+    ),
+    "answer": ("ModernBertForQuestionAnswering", {}),
+    "fill": ("ModernBertForMaskedLM", {}),
+    "embed": ("ModernBertModel", {}),
+    "rerank": ("ModernBertForSequenceClassification", {"num_labels": 1}),
+}
+SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 1}
+OPTIONS = {
+    "classify": config.ClassifyOptions,
+    "tag": config.TagOptions,
+    "answer": config.AnswerOptions,
+    "fill": config.FillOptions,
+    "embed": config.EmbedOptions,
+    "rerank": config.RerankOptions,
+}
+WORDS = ["the", "cat", "sat", "é", "e\u0301", "👩‍👩‍👧", "👍🏽", "\r\n", "中文", "[SEP]", "mat.", "(on)"]
+ROWS, NULL, EMPTY, NO_MASK, LONG = 60, 4, 5, 6, 7
+COLUMNS = {"answer": {"context_column": "text"}, "fill": {"text_column": "masked"},
+           "rerank": {"query_column": "question", "passage_column": "text"}}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folders = {}
+    for name, (architecture, settings) in MODELS.items():
+        folders[name] = tmp_path_factory.mktemp(name)
+        write_checkpoint(folders[name], architecture=architecture, heat=1.5, **SMALL, **settings)
+        write_tokenizer(folders[name])
+    return folders
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Texts of 1 to 300 words and one of more than 100,000 tokens; masked texts, questions, and rows that hold none."""
+    dice = np.random.default_rng(0)
+    texts: list[str | None] = [" ".join(dice.choice(WORDS, size=n)) for n in dice.integers(1, 150, ROWS)]
+    texts[LONG] = "the cat sat on the mat and " * 15_000
+    masked = [f"the [MASK] sat {text} [MASK]" for text in texts]
+    masked[LONG] = f"the [MASK] sat {texts[LONG]} then the [MASK]"
+    questions: list[str | None] = [" ".join(dice.choice(WORDS[:3], size=2)) + "?" for _ in range(ROWS)]
+    texts = [f"{text} and the other cat sat there too" for text in texts]
+    texts[NULL], masked[NULL], texts[EMPTY], questions[EMPTY], masked[NO_MASK] = None, "\t", " ", "", "no mask"
+    file = tmp_path_factory.mktemp("corpus") / "in.parquet"
+    columns = {"id": range(ROWS), "text": texts, "masked": masked, "question": questions}
+    pq.write_table(pa.table(columns), file, row_group_size=25)
+    return file
+
+
+def run(task: str, corpus: Path, model: Path, output: Path, **options: Any) -> int:
+    named = COLUMNS.get(task, {}) | options
+    made = OPTIONS[task](input=str(corpus), model=str(model), output=str(output), **named)
+    return run_corpus(made, task)
+
+
+def in_memory(task: str, model: Path, rows: list[dict[str, Any]], **options: Any) -> list[Any]:
+    """What `pipeline` says of the same rows, in the columns of the job."""
+    pipe = pipeline(task, str(model), **{"aggregation": "simple"} if task == "tag" else {}, **options)
+    if task in ("answer", "rerank"):
+        documents = [(row["question"], row["text"]) for row in rows]
+    else:
+        documents = [row["masked" if task == "fill" else "text"] for row in rows]
+    made, failed = pipe.predictor.answer(documents, pipe.task({}))
+    assert not failed
+    return pipe.task({}).decode(made).to_pylist()
+
+
+BAD = {
+    "classify": {NULL: "text is null", EMPTY: "text is empty"},
+    "tag": {NULL: "text is null", EMPTY: "text is empty"},
+    "answer": {NULL: "context is null", EMPTY: "question is empty"},
+    "fill": {NULL: "text is empty", NO_MASK: "text has no [MASK]"},
+    "embed": {NULL: "text is null", EMPTY: "text is empty"},
+    "rerank": {NULL: "passage is null", EMPTY: "query is empty"},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("long_documents", ["truncate", "windows"])
+@pytest.mark.parametrize("task", MODELS)
+def test_a_job_answers_as_memory_does(task, long_documents, corpus, models, local_ray, tmp_path):
+    """Bit for bit on one machine, with a document of 100,000 tokens, whatever the packs: the CPU path's promise."""
+    options = {"long_documents": long_documents, "max_length": 512}
+    assert run(task, corpus, models[task], tmp_path / "out", **options) == 0
+    got, rejected = ds.dataset(tmp_path / "out").to_table(), pq.read_table(tmp_path / "out" / "_rejected")
+    assert dict(zip(rejected["id"].to_pylist(), rejected["_reason"].to_pylist(), strict=True)) == BAD[task]
+    assert got["id"].to_pylist() == [i for i in range(ROWS) if i not in BAD[task]]
+    names = [name for name in got.column_names if name not in ("id", "text", "masked", "question")]
+    assert names[-3:] == ["n_tokens", "n_windows", "truncated"]
+    rows = got.to_pylist()
+    want = in_memory(task, models[task], rows, **options)
+    assert [{name: row[name] for name in names[:-3]} for row in rows] == want
+    long = next(row for row in rows if row["id"] == LONG)
+    if long_documents == "truncate":
+        assert (long["n_tokens"], long["n_windows"], long["truncated"]) == (512, 1, True)
+        assert {row["n_windows"] for row in rows} == {1}
+    else:
+        assert long["n_tokens"] > 100_000
+        assert long["n_windows"] > 200
+        assert not any(got["truncated"].to_pylist())
+
+
+@pytest.mark.slow
+def test_the_types_of_columns(corpus, models, local_ray, tmp_path):
+    limited = {"limit": 20, "max_length": 64, "long_documents": "truncate"}
+    assert run("embed", corpus, models["embed"], tmp_path / "half", precision="float16", dimensions=16, **limited) == 0
+    assert run("answer", corpus, models["answer"], tmp_path / "answers", top_k=3, **limited) == 0
+    assert run("tag", corpus, models["tag"], tmp_path / "tags", aggregation="first", output_prefix="p_", **limited) == 0
+    embedding = ds.dataset(tmp_path / "half").schema.field("embedding").type
+    assert embedding == pa.list_(pa.float16(), 16)
+    answers = ds.dataset(tmp_path / "answers").to_table()
+    assert answers["answers"].type.value_type.field("start").type == pa.int32()
+    for row in answers.to_pylist():
+        assert row["answer"] == row["text"][row["start"] : row["end"]]
+        assert row["answers"][0] == {name: row[name] for name in ("answer", "score", "start", "end")}
+        assert [a["score"] for a in row["answers"]] == sorted((a["score"] for a in row["answers"]), reverse=True)
+    tags = ds.dataset(tmp_path / "tags").to_table()
+    assert tags["p_entities"].type.value_type.names == ["label", "score", "start", "end", "text"]
+    for row in tags.to_pylist():
+        assert all(e["text"] == row["text"][e["start"] : e["end"]] for e in row["p_entities"])
+
+
+@pytest.mark.parametrize(
+    ("job", "model", "message"),
+    [
+        ("tag", "classify", "is a ModernBertForSequenceClassification: it fits classify"),
+        ("classify", "tag", "is a ModernBertForTokenClassification: it fits tag; classify runs a"),
+        ("fill_mask", "embed", "is a ModernBertModel: it fits embed; fill runs a ModernBertForMaskedLM"),
+        ("answer", "fill", "is a ModernBertForMaskedLM: it fits fill (or embed)"),
+        ("rerank", "classify", "has 3 labels: it fits classify; rerank runs a"),
+    ],
+)
+def test_a_model_of_another_kind_stops_the_job_with_the_task_that_it_fits(
+    job, model, message, models, corpus, tmp_path
+):
+    command = [sys.executable, REPOSITORY / "jobs" / f"{job}_corpus.py", "--input", corpus, "--model", models[model]]
+    done = subprocess.run([*command, "--output", "out"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
