@@ -23,7 +23,7 @@ Model = TypeVar("Model", bound="PreTrained")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _STORED = {"F32", "F16", "BF16"}
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-_HUB_FILES = ["config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer.json", "tokenizer_config.json"]
+_HUB_FILES = ["*.json", "*.safetensors"]
 # What a checkpoint may hold beyond the class that loads it: another head, left out on purpose.
 _HEADS = ("head.", "classifier.", "decoder.")
 

@@ -22,6 +22,7 @@ _OPTIONS: dict[str, type[config.TaskOptions]] = {
     "token-classification": config.TagTask,
     "question-answering": config.AnswerTask,
     "sentence-embedding": config.EmbedTask,
+    "feature-extraction": config.TaskOptions,
     "rerank": config.RerankTask,
 }
 _LINES = 512  # read before they are answered together

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from inspect import signature
 from typing import Any
 
 import torch
@@ -87,17 +88,19 @@ class Pipeline:
     def task(self, options: dict[str, Any]) -> Task:
         """The task with the pipeline's own options, overridden by those of a call."""
         given = {name: value for name, value in (self.options | _renamed(options)).items() if value is not None}
-        try:
-            return self.kind.from_checkpoint(self.checkpoint, **given)
-        except TypeError as error:  # an option that the task does not have
-            raise ValueError(f"{self.kind.name} has no such option: {error}") from error
+        known = [name for name in signature(self.kind.from_checkpoint).parameters if name != "checkpoint"]
+        if unknown := sorted(set(given) - set(known)):
+            raise ValueError(f"{unknown[0]} is no option of {self.kind.name}; it has {', '.join(known)}")
+        return self.kind.from_checkpoint(self.checkpoint, **given)
 
     def run(self, documents: Sequence[Text], options: dict[str, Any]) -> tuple[list[Any], dict[int, str]]:
         """A result for each document, and those whose result has no meaning with the reason."""
         for i, document in enumerate(documents):
-            texts = (document,) if isinstance(document, str) else document
-            if not isinstance(texts, tuple) or not all(isinstance(text, str) for text in texts):
-                raise ValueError(f"input {i} is a {type(document).__name__}, not a text")
+            for text in document if isinstance(document, tuple) else (document,):
+                if not isinstance(text, str):
+                    raise ValueError(f"input {i} holds {str(text)[:40]!r} ({type(text).__name__}), not text")
+        if len({isinstance(document, str) for document in documents}) > 1:
+            raise ValueError("texts and pairs cannot be mixed in one call")
         task = self.task(options)
         made, failed = self.predictor.answer(documents, task)
         return task.results(made), failed
@@ -182,7 +185,9 @@ def _line(line: str, answer: Callable[[Any], Any]) -> Any:
     """The answer to a line of JSON, or {"error": reason}."""
     try:
         return answer(json.loads(line))
-    except ValueError as error:  # JSONDecodeError too
+    except json.JSONDecodeError as error:
+        return {"error": f"not valid JSON: {error}"}
+    except ValueError as error:
         return {"error": str(error)}
 
 

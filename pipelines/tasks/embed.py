@@ -86,6 +86,8 @@ class Embed(Task):
         skipped = 0
         if prompt and not stored.include_prompt:
             skipped = int(checkpoint.tokenizer.encode([prompt]).n_tokens[0]) - 1  # but not [SEP]
+            if long_documents == "windows":
+                raise ValueError("long_documents must be truncate: this model pools without its prompt")
         return cls(
             **windowing(checkpoint, max_length, long_documents, stride, "truncate", stored.max_length),  # type: ignore[arg-type]
             pooling=stored.pooling,
