@@ -1,60 +1,26 @@
-"""The checkpoint's own tokenizer.json on the `tokenizers` library: text in, packed windows of ids out.
-
-Shapes: T packed tokens, W windows, D documents.
-"""
+"""The checkpoint's own tokenizer.json on the `tokenizers` library: text in, packed windows of ids out."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import Encoding
+from tokenizers import Encoding, normalizers
 from tokenizers import Tokenizer as FastTokenizer
 
 from modernbert.checkpoint import CheckpointError, resolve
+from modernbert.windows import Tokens, Windows, WindowsBuilder, longest_first
 
 Text = str | tuple[str, str]
 """A text or a pair of texts."""
 _CHARS_PER_TOKEN = 12  # a long text is first tried cut to this many characters for each token wanted
 _MARGIN_WORDS = 8  # words before such a cut whose tokens may depend on what was cut off
 _NO_LIMIT = 1 << 62
-
-
-@dataclass(frozen=True)
-class Windows:
-    """Some documents as windows laid end to end: a packed batch, and Arrow list columns."""
-
-    input_ids: np.ndarray
-    """(T,) int32"""
-    cu_seqlens: np.ndarray
-    """(W+1,) int64: where each window starts, and T."""
-    document: np.ndarray
-    """(W,) int64: whose window it is; documents in order, each one's windows in order."""
-    start: np.ndarray
-    """(W,) int64: how many tokens of its document, of a pair the second text, lie before the window's own."""
-    n_tokens: np.ndarray
-    """(D,) int32: tokens of the document that are in its windows, each counted once; 0 where it is in `unfit`."""
-    truncated: np.ndarray
-    """(D,) bool: tokens were cut off."""
-    unfit: dict[int, str]
-    """Documents without windows: why they cannot be encoded."""
-    spans: np.ndarray | None = None
-    """(T, 2) int32: characters [start, end) of each token in its own text; 0, 0 for special tokens."""
-    words: np.ndarray | None = None
-    """(T,) int32: the number of the token's word in its text; -1 for special tokens."""
-    texts: np.ndarray | None = None
-    """(T,) int8: 0 for the first text of a pair, 1 for the second, -1 for special tokens."""
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """(W,) tokens in each window."""
-        return np.diff(self.cu_seqlens)
 
 
 class Batch(dict):
@@ -125,6 +91,14 @@ class Tokenizer:
         """The id of the unknown token; None where there is none."""
         return self._special("unk_token", "[UNK]")
 
+    @cached_property
+    def lowercased(self) -> Tokenizer:
+        """The same tokenizer on texts in lower case, special tokens in them excepted, as in sentence-transformers."""
+        fast = FastTokenizer.from_str(self._fast.to_str())
+        rest = [fast.normalizer] if fast.normalizer else []
+        fast.normalizer = normalizers.Sequence([normalizers.Lowercase(), *rest])
+        return Tokenizer(fast, self._settings)
+
     @property
     def continuing_subword_prefix(self) -> str:
         """What the vocabulary puts before tokens that go on with a word; empty in byte-level vocabularies."""
@@ -172,13 +146,14 @@ class Tokenizer:
         columns: list[Any] = list(zip(*documents, strict=True)) if pairs else [documents]
         bounded = room if stride is None else _NO_LIMIT
         encoded = [self._encode_texts(texts, bounded, details) for texts in columns]
-        out = _Builder(template, details)
-        for document, parts in enumerate(zip(*encoded, strict=True)):
+        out = WindowsBuilder(template, details)
+        for document, encodings in enumerate(zip(*encoded, strict=True)):
+            parts = [Tokens.of(encoding, details) for encoding in encodings]
             lengths = [len(part.ids) for part in parts]
             if stride is not None:
                 self._cut_windows(out, document, parts, lengths, room, stride)
                 continue
-            kept = lengths if sum(lengths) <= room else _longest_first(lengths, room)
+            kept = lengths if sum(lengths) <= room else longest_first(lengths, room)
             out.add(document, parts, [(0, n) for n in kept], 0)
             out.finish(sum(kept), kept != lengths)
         return out.windows()
@@ -256,7 +231,7 @@ class Tokenizer:
         return encodings
 
     def _cut_windows(
-        self, out: _Builder, document: int, parts: Sequence[Encoding], lengths: list[int], room: int, stride: int
+        self, out: WindowsBuilder, document: int, parts: Sequence[Tokens], lengths: list[int], room: int, stride: int
     ) -> None:
         *whole, last = lengths
         left = room - sum(whole)
@@ -272,89 +247,6 @@ class Tokenizer:
                 break
             start = stop - stride
         out.finish(sum(lengths), truncated=False)
-
-
-class _Builder:
-    """Collects windows as lists, and turns them into arrays at once."""
-
-    def __init__(self, template: list[list[int]], details: bool):
-        self.template, self.details = template, details
-        self.special = sum(map(len, template))
-        self.ids: list[int] = []
-        self.lengths: list[int] = []
-        self.document: list[int] = []
-        self.start: list[int] = []
-        self.n_tokens: list[int] = []
-        self.truncated: list[bool] = []
-        self.unfit: dict[int, str] = {}
-        self.spans: list[np.ndarray] = []
-        self.words: list[int] = []
-        self.texts: list[int] = []
-
-    def add(self, document: int, parts: Sequence[Encoding], ranges: list[tuple[int, int]], first: int) -> None:
-        """A window: of each text its tokens in a range, with the special tokens round them."""
-        before = len(self.ids)
-        self._add_special(0)
-        for number, (part, (start, stop)) in enumerate(zip(parts, ranges, strict=True)):
-            self.ids += part.ids[start:stop]
-            if self.details:
-                self.spans.append(np.array(part.offsets[start:stop], dtype=np.int32).reshape(-1, 2))
-                self.words += [-1 if word is None else word for word in part.word_ids[start:stop]]
-                self.texts += [number] * (stop - start)
-            self._add_special(number + 1)
-        self.lengths.append(len(self.ids) - before)
-        self.document.append(document)
-        self.start.append(first)
-
-    def finish(self, tokens: int, truncated: bool) -> None:
-        """The end of a document whose windows hold `tokens` tokens of its own."""
-        self.n_tokens.append(tokens + self.special)
-        self.truncated.append(truncated)
-
-    def reject(self, reason: str) -> None:
-        """A document without windows."""
-        self.unfit[len(self.n_tokens)] = reason
-        self.n_tokens.append(0)
-        self.truncated.append(False)
-
-    def windows(self) -> Windows:
-        """All of it as arrays."""
-        spans = np.concatenate(self.spans) if self.spans else np.empty((0, 2), np.int32)
-        return Windows(
-            input_ids=np.array(self.ids, dtype=np.int32),
-            cu_seqlens=np.cumsum([0, *self.lengths], dtype=np.int64),
-            document=np.array(self.document, dtype=np.int64),
-            start=np.array(self.start, dtype=np.int64),
-            n_tokens=np.array(self.n_tokens, dtype=np.int32),
-            truncated=np.array(self.truncated, dtype=bool),
-            unfit=self.unfit,
-            spans=spans if self.details else None,
-            words=np.array(self.words, dtype=np.int32) if self.details else None,
-            texts=np.array(self.texts, dtype=np.int8) if self.details else None,
-        )
-
-    def _add_special(self, place: int) -> None:
-        ids = self.template[place]
-        self.ids += ids
-        if self.details:
-            self.spans.append(np.zeros((len(ids), 2), dtype=np.int32))
-            self.words += [-1] * len(ids)
-            self.texts += [-1] * len(ids)
-
-
-def _longest_first(lengths: list[int], room: int) -> list[int]:
-    """How many tokens of each text are kept where together they may have `room`: the longer one gives first.
-
-    The rule of the tokenizers library: cut the longer to what the shorter leaves, but not below the shorter; if that is
-    not enough, half the room for each, the odd one for the longer.
-    """
-    if len(lengths) == 1:
-        return [min(lengths[0], room)]
-    short, long = sorted(lengths)
-    long = short if short > room else max(short, room - short)
-    if short + long > room:
-        short, long = room // 2, room // 2 + room % 2
-    return [short, long] if lengths[0] <= lengths[1] else [long, short]
 
 
 def _cut_is_invisible(encoding: Encoding, room: int) -> bool:

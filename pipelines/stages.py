@@ -16,7 +16,8 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from modernbert.tokenizer import Text, Windows
+from modernbert.tokenizer import Text
+from modernbert.windows import Windows
 from pipelines import output
 from pipelines.job import Job
 from pipelines.predictor import Predictor
@@ -27,7 +28,7 @@ from pipelines.texts import readable, valid_documents
 REJECT = pa.struct([("row", pa.int64()), ("reason", pa.string()), ("stage", pa.string()), ("raw", pa.string())])
 WINDOWS = {
     "input_ids": pa.int32(), "cu_seqlens": pa.int64(), "document": pa.int64(), "start": pa.int64(),
-    "n_tokens": pa.int32(), "truncated": pa.bool_(), "spans": pa.int32(), "words": pa.int32(),
+    "n_tokens": pa.int32(), "truncated": pa.bool_(), "spans": pa.int32(), "marks": pa.int8(),
 }  # fmt: skip
 """The arrays of a shard's Windows, laid flat."""
 TOKENISED = pa.schema(
@@ -74,8 +75,7 @@ def read_and_tokenise(job: Job, table: pa.Table) -> pa.Table:
     aside += [{"row": at, "reason": reason, "stage": "text", "raw": None} for at, reason in rejects]
     unfit = windows.unfit.items()
     aside += [{"row": int(rows[at]), "reason": reason, "stage": "encode", "raw": None} for at, reason in unfit]
-    arrays = {name: getattr(windows, name) for name in WINDOWS}
-    row |= {name: array.ravel() for name, array in arrays.items() if array is not None}
+    row |= {name: getattr(windows, name).ravel() for name in WINDOWS}
     row |= {"rows": rows, "rejects": aside, "tokenise_s": time.perf_counter() - started}
     return _one_row(row, TOKENISED)
 
@@ -173,12 +173,8 @@ def _documents(job: Job, read: Rows) -> tuple[list[Text], np.ndarray, list[tuple
 
 def _windows(table: pa.Table) -> Windows:
     """The Windows that a shard's row holds; who is unfit is among its rejects."""
-    arrays: dict[str, Any] = {name: _values(table, name) for name in WINDOWS}
-    if len(arrays["words"]):
-        arrays["spans"] = arrays["spans"].reshape(-1, 2)
-    else:
-        arrays |= {"spans": None, "words": None}
-    return Windows(**arrays, unfit={})
+    arrays = {name: _values(table, name) for name in WINDOWS}
+    return Windows(**arrays | {"spans": arrays["spans"].reshape(-1, 2)}, unfit={})
 
 
 def _values(table: pa.Table, name: str) -> np.ndarray:

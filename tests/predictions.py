@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,13 +11,14 @@ from typing import Any
 import numpy as np
 
 from modernbert.config import ModernBertConfig
-from modernbert.tokenizer import Windows
-from pipelines.tasks.base import Predicted
+from modernbert.tokenizer import Tokenizer
+from modernbert.windows import Windows
+from pipelines.tasks.base import Predicted, Task
 
 
-def described(**config: Any) -> Any:
-    """What stands for a checkpoint where a task reads no more than its configuration."""
-    tokenizer = SimpleNamespace(model_max_length=None)
+def described(tokenizer: Any = None, **config: Any) -> Any:
+    """What stands for a checkpoint where a task reads no more than its configuration (and tokenizer)."""
+    tokenizer = tokenizer or SimpleNamespace(model_max_length=None)
     return SimpleNamespace(
         config=ModernBertConfig(**config), raw_config={}, tokenizer=tokenizer, folder=Path("a folder")
     )
@@ -36,3 +39,45 @@ def predicted(values: np.ndarray, document: list[int] | None = None, lengths: li
         unfit={},
     )
     return Predicted([""] * count, windows, values, np.arange(len(values) + 1), None)  # type: ignore[arg-type]
+
+
+def said(task: Task, tokenizer: Tokenizer, documents: list[Any], answer: Callable[[Windows], Any]) -> Predicted:
+    """What is predicted of `documents` by a model whose answer for their windows, a row each, `answer` makes up."""
+    windows = task.encode(tokenizer, documents)
+    splits = np.concatenate(([0], np.cumsum(task.rows(windows.input_ids, windows.cu_seqlens))))
+    values = np.asarray(answer(windows), dtype=np.float32)
+    return Predicted(documents, windows, values, splits, tokenizer)
+
+
+PIECES = [
+    *"abcdefgh thecatsatTheCat.,!?'\"-()&@0123 \t",
+    *(" the", " cat", " sat", " mat", "\n", "\r\n", "  ", "\u00a0", "\u200d", "\ufeff"),
+    *("é", "e\u0301", "n\u0303", "ß", "a\u0308\u0323", "\u0301"),
+    *("👍🏽", "👩‍👩‍👧‍👦", "🇫🇷", "❤️", "😀"),
+    *("中文", "한국", "日本語", "אבג", "\u202eمرحبا\u202c", "ไทย"),
+    *("[SEP]", "[CLS]", "[MASK]"),
+]  # fmt: skip
+
+
+def random_texts(seed: int, count: int, shortest: int = 1, longest: int = 200, pieces: list[str] = PIECES) -> list[str]:
+    """Texts of so many pieces: letters, spaces of all kinds, combining marks, emoji, other scripts, special tokens."""
+    dice = random.Random(seed)
+    return ["".join(dice.choices(pieces, k=dice.randint(shortest, longest))) for _ in range(count)]
+
+
+def assert_close(got: Any, want: Any, tolerance: float = 1e-5, place: str = "result") -> None:
+    """Assert that nested results have the same shape, keys and texts, and numbers within `tolerance` of each other."""
+    if isinstance(want, dict):
+        assert isinstance(got, dict), (place, got)
+        assert got.keys() == want.keys(), place
+        for key in want:
+            assert_close(got[key], want[key], tolerance, f"{place}.{key}")
+    elif isinstance(want, (list, tuple)):
+        assert isinstance(got, list), (place, got)
+        assert len(got) == len(want), (place, got, want)
+        for i, (one, other) in enumerate(zip(got, want, strict=True)):
+            assert_close(one, other, tolerance, f"{place}[{i}]")
+    elif isinstance(want, (float, np.floating)):
+        assert abs(got - want) <= tolerance * max(1, abs(want)), (place, got, want)
+    else:
+        assert got == want, place

@@ -15,7 +15,8 @@ import numpy as np
 import pyarrow as pa
 
 from modernbert.heads import ModernBertForQuestionAnswering
-from modernbert.tokenizer import Text, Tokenizer, Windows
+from modernbert.tokenizer import Text, Tokenizer
+from modernbert.windows import Windows
 from pipelines.tasks.base import (
     Checkpoint,
     LongDocuments,
@@ -29,7 +30,7 @@ from pipelines.tasks.base import (
 
 SPAN = pa.struct([("answer", pa.string()), ("score", pa.float32()), ("start", pa.int32()), ("end", pa.int32())])
 OUTSIDE, CLS, CONTEXT = 0, 1, 2
-"""In `Windows.words`, as `encode` leaves it: no part of the softmax; a part of it but of no answer; a part of both."""
+"""In `Windows.marks`: no part of the softmax; a part of it but of no answer; a part of both."""
 _USUAL_LENGTH = 384  # of transformers' pipeline, and of the windows that such models are trained on
 
 
@@ -94,11 +95,8 @@ class Answer(Task):
         return pa.schema([*fields, *([pa.field("answers", pa.list_(SPAN))] if self.top_k else [])])
 
     def encode(self, tokenizer: Tokenizer, documents: Sequence[Text]) -> Windows:
-        """As of every task; `words` becomes OUTSIDE, CLS or CONTEXT, and `spans` those of whole words if so asked."""
+        """As of every task; `marks` are OUTSIDE, CLS or CONTEXT, and `spans` those of whole words if so asked."""
         windows = super().encode(tokenizer, documents)
-        assert windows.spans is not None
-        assert windows.words is not None
-        assert windows.texts is not None
         spans = windows.spans
         if self.align_to_words and len(spans):
             changes = (np.diff(windows.words) != 0) | (np.diff(windows.texts) != 0)
@@ -109,7 +107,7 @@ class Answer(Task):
             spans[windows.words < 0] = windows.spans[windows.words < 0]
         part = np.where(windows.texts == 1, CONTEXT, OUTSIDE)
         part[(part == OUTSIDE) & (windows.input_ids == tokenizer.cls_token_id)] = CLS
-        return replace(windows, spans=spans, words=part.astype(np.int32), texts=None)
+        return replace(windows, spans=spans, marks=part.astype(np.int8))
 
     def reject(self, document: Text) -> str | None:
         """A context shorter than its question: most likely the two columns are swapped."""
@@ -147,8 +145,6 @@ class Answer(Task):
         Spans of one text, whatever the case of its letters, count as one and add up.
         """
         windows = made.windows
-        assert windows.spans is not None
-        assert windows.words is not None
         starts, counts = per_document(windows)
         out = []
         for document, (first, count) in enumerate(zip(starts, counts, strict=True)):
@@ -157,7 +153,7 @@ class Answer(Task):
             no_answer = 1.0
             for w in range(first, first + count):
                 tokens = slice(windows.cu_seqlens[w], windows.cu_seqlens[w + 1])
-                best, null = self._of_window(made.values[tokens], windows.words[tokens])
+                best, null = self._of_window(made.values[tokens], windows.marks[tokens])
                 no_answer = min(no_answer, null)
                 for begin, end, score in best:
                     start, stop = int(windows.spans[tokens][begin, 0]), int(windows.spans[tokens][end, 1])

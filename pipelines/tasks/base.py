@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from modernbert.checkpoint import check_weights, fingerprint, load, load_config, resolve
 from modernbert.config import ModernBertConfig
 from modernbert.sentence import encoder_folder
-from modernbert.tokenizer import Text, Tokenizer, Windows
+from modernbert.tokenizer import Text, Tokenizer
+from modernbert.windows import Windows
 
 LongDocuments = Literal["truncate", "windows"]
 Merge = Literal["mean", "max"]

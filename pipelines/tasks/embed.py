@@ -19,7 +19,8 @@ from modernbert.checkpoint import check_weights, fingerprint
 from modernbert.model import ModernBertModel
 from modernbert.packing import PackedBatch
 from modernbert.sentence import SentenceConfig, SentenceEncoder
-from modernbert.tokenizer import Text, Tokenizer, Windows
+from modernbert.tokenizer import Text, Tokenizer
+from modernbert.windows import Windows
 from pipelines.tasks.base import Checkpoint, LongDocuments, Predicted, Task, merged, windowing
 
 Precision = Literal["float32", "float16", "int8", "binary", "ubinary"]
@@ -85,7 +86,8 @@ class Embed(Task):
             )
         skipped = 0
         if prompt and not stored.include_prompt:
-            skipped = int(checkpoint.tokenizer.encode([prompt]).n_tokens[0]) - 1  # but not [SEP]
+            tokenizer = checkpoint.tokenizer.lowercased if stored.lower_case else checkpoint.tokenizer
+            skipped = int(tokenizer.encode([prompt]).n_tokens[0]) - 1  # but not [SEP]
             if long_documents == "windows":
                 raise ValueError("long_documents must be truncate: this model pools without its prompt")
         return cls(
@@ -136,7 +138,7 @@ class Embed(Task):
     def encode(self, tokenizer: Tokenizer, documents: Sequence[Text]) -> Windows:
         """As of every task, after the prompt and in lower case if so asked."""
         texts = [self.prompt + str(document) for document in documents]
-        return super().encode(tokenizer, [text.lower() for text in texts] if self.lower_case else texts)
+        return super().encode(tokenizer.lowercased if self.lower_case else tokenizer, texts)
 
     def decode(self, made: Predicted) -> pa.StructArray:
         """The vector of each document in the precision asked for."""

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from modernbert.heads import ModernBertForMaskedLM
 from modernbert.packing import PackedBatch
-from modernbert.tokenizer import Text, Tokenizer, Windows
+from modernbert.tokenizer import Text, Tokenizer
+from modernbert.windows import Windows
 from pipelines.tasks.base import Checkpoint, LongDocuments, Predicted, Task, list_array, per_document, windowing
 
 logger = logging.getLogger(__name__)

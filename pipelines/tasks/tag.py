@@ -14,7 +14,8 @@ import numpy as np
 import pyarrow as pa
 
 from modernbert.heads import ModernBertForTokenClassification
-from modernbert.tokenizer import Text, Tokenizer, Windows
+from modernbert.tokenizer import Text, Tokenizer
+from modernbert.windows import Windows
 from pipelines.tasks.base import (
     Checkpoint,
     LongDocuments,
@@ -28,7 +29,7 @@ from pipelines.tasks.base import (
 
 Aggregation = Literal["none", "simple", "first", "average", "max"]
 SPECIAL, SUBWORD = -1, 1
-"""In `Windows.words`, as `encode` leaves it: not a token of the text; a token that goes on with the word before it."""
+"""In `Windows.marks`: not a token of the text; a token that goes on with the word before it."""
 ENTITY = pa.struct(
     [("label", pa.string()), ("score", pa.float32()), ("start", pa.int32()), ("end", pa.int32()), ("text", pa.string())]
 )
@@ -94,10 +95,8 @@ class Tag(Task):
         return len(self.labels)
 
     def encode(self, tokenizer: Tokenizer, documents: Sequence[Text]) -> Windows:
-        """As of every task; `words` becomes SPECIAL, SUBWORD or 0, by the rules of transformers' pipeline."""
+        """As of every task; `marks` are SPECIAL, SUBWORD or 0, by the rules of transformers' pipeline."""
         windows = super().encode(tokenizer, documents)
-        assert windows.spans is not None
-        assert windows.texts is not None
         if tokenizer.continuing_subword_prefix:
             spelt = np.array([len(tokenizer.token(i)) for i in windows.input_ids.tolist()], dtype=np.int32)
             marks_T = (spelt != np.diff(windows.spans, axis=1)[:, 0]).astype(np.int32)
@@ -105,7 +104,7 @@ class Tag(Task):
             marks_T = _inside_words([str(document) for document in documents], windows)
         marks_T[windows.input_ids == tokenizer.unk_token_id] = 0
         marks_T[windows.texts < 0] = SPECIAL
-        return replace(windows, words=marks_T, texts=None)
+        return replace(windows, marks=marks_T.astype(np.int8))
 
     def rows(self, input_ids: np.ndarray, cu_seqlens: np.ndarray) -> np.ndarray:  # noqa: ARG002
         """One a token."""
@@ -146,14 +145,12 @@ class Tag(Task):
 
     def entities(self, windows: Windows, logits_TC: np.ndarray) -> Entities:
         """Every entity that is not ignored; of those that overlap in two windows the longest, then the surest."""
-        assert windows.spans is not None
-        assert windows.words is not None
-        real_T = np.flatnonzero(windows.words != SPECIAL)
+        real_T = np.flatnonzero(windows.marks != SPECIAL)
         window_T = np.repeat(np.arange(len(windows.document)), windows.lengths)[real_T]
         scores_TC = softmax(logits_TC[real_T])
         begins_unit = np.ones(len(real_T), dtype=bool)
         if self.aggregation in ("first", "average", "max"):
-            begins_unit[1:] = (windows.words[real_T][1:] != SUBWORD) | (np.diff(window_T) > 0)
+            begins_unit[1:] = (windows.marks[real_T][1:] != SUBWORD) | (np.diff(window_T) > 0)
         first_U, last_U = _runs(begins_unit)
         scores_UC = self._unit_scores(scores_TC, first_U, last_U)
         label_U = scores_UC.argmax(axis=1) if len(scores_UC) else np.empty(0, np.int64)
@@ -217,14 +214,12 @@ class Tag(Task):
     def _word(self, made: Predicted, text: str, first: int, last: int) -> str:
         """The entity as the tokenizer spells it: of words, each word for itself first, as transformers does."""
         windows, tokenizer = made.windows, made.tokenizer
-        assert windows.spans is not None
-        assert windows.words is not None
         words: list[list[str]] = []
         for t in range(first, last + 1):
             token = tokenizer.token(int(windows.input_ids[t]))
             if windows.input_ids[t] == tokenizer.unk_token_id:
                 token = text[windows.spans[t, 0] : windows.spans[t, 1]]
-            if words and windows.words[t] == SUBWORD:
+            if words and windows.marks[t] == SUBWORD:
                 words[-1].append(token)
             else:
                 words.append([token])
@@ -237,7 +232,6 @@ class Tag(Task):
 
 def _inside_words(texts: list[str], windows: Windows) -> np.ndarray:
     """SUBWORD for tokens that go on with a word: with no space at their first character or before it; else 0."""
-    assert windows.spans is not None
     starts, counts = per_document(windows)
     marks_T = np.zeros(len(windows.input_ids), dtype=np.int32)
     for document in np.flatnonzero(counts):

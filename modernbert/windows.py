@@ -1,0 +1,142 @@
+"""Windows: documents cut into stretches of at most a length, laid end to end.
+
+Shapes: T packed tokens, W windows, D documents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from tokenizers import Encoding
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Some documents as windows laid end to end: a packed batch, and Arrow list columns."""
+
+    input_ids: np.ndarray
+    """(T,) int32"""
+    cu_seqlens: np.ndarray
+    """(W+1,) int64: where each window starts, and T."""
+    document: np.ndarray
+    """(W,) int64: whose window it is; documents in order, each one's windows in order."""
+    start: np.ndarray
+    """(W,) int64: how many tokens of its document, of a pair the second text, lie before the window's own."""
+    n_tokens: np.ndarray
+    """(D,) int32: tokens of the document that are in its windows, each counted once; 0 where it is in `unfit`."""
+    truncated: np.ndarray
+    """(D,) bool: tokens were cut off."""
+    unfit: dict[int, str]
+    """Documents without windows: why they cannot be encoded."""
+    spans: np.ndarray = field(default_factory=lambda: np.empty((0, 2), np.int32))
+    """(T, 2) int32: characters [start, end) of each token in its own text; 0, 0 for special tokens."""
+    words: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))
+    """(T,) int32: the number of the token's word in its text; -1 for special tokens."""
+    texts: np.ndarray = field(default_factory=lambda: np.empty(0, np.int8))
+    """(T,) int8: 0 for the first text of a pair, 1 for the second, -1 for special tokens."""
+    marks: np.ndarray = field(default_factory=lambda: np.empty(0, np.int8))
+    """(T,) int8: what a task notes of each token; spans, words, texts and marks are empty where nobody asked."""
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(W,) tokens in each window."""
+        return np.diff(self.cu_seqlens)
+
+
+class Tokens(NamedTuple):
+    """The tokens of a text. The library copies a list each time it is asked for one: here it lies once."""
+
+    ids: list[int]
+    offsets: list[tuple[int, int]]
+    word_ids: list[int | None]
+
+    @classmethod
+    def of(cls, encoding: Encoding, details: bool) -> Tokens:
+        """An encoding's tokens, with `details` their places and words."""
+        return cls(encoding.ids, encoding.offsets, encoding.word_ids) if details else cls(encoding.ids, [], [])
+
+
+class WindowsBuilder:
+    """Collects windows as lists, and turns them into arrays at once."""
+
+    def __init__(self, template: list[list[int]], details: bool):
+        self.template, self.details = template, details
+        self.special = sum(map(len, template))
+        self.ids: list[int] = []
+        self.lengths: list[int] = []
+        self.document: list[int] = []
+        self.start: list[int] = []
+        self.n_tokens: list[int] = []
+        self.truncated: list[bool] = []
+        self.unfit: dict[int, str] = {}
+        self.spans: list[np.ndarray] = []
+        self.words: list[int] = []
+        self.texts: list[int] = []
+
+    def add(self, document: int, parts: Sequence[Tokens], ranges: list[tuple[int, int]], first: int) -> None:
+        """A window: of each text its tokens in a range, with the special tokens round them."""
+        before = len(self.ids)
+        self._add_special(0)
+        for number, (part, (start, stop)) in enumerate(zip(parts, ranges, strict=True)):
+            self.ids += part.ids[start:stop]
+            if self.details:
+                self.spans.append(np.array(part.offsets[start:stop], dtype=np.int32).reshape(-1, 2))
+                self.words += [-1 if word is None else word for word in part.word_ids[start:stop]]
+                self.texts += [number] * (stop - start)
+            self._add_special(number + 1)
+        self.lengths.append(len(self.ids) - before)
+        self.document.append(document)
+        self.start.append(first)
+
+    def finish(self, tokens: int, truncated: bool) -> None:
+        """The end of a document whose windows hold `tokens` tokens of its own."""
+        self.n_tokens.append(tokens + self.special)
+        self.truncated.append(truncated)
+
+    def reject(self, reason: str) -> None:
+        """A document without windows."""
+        self.unfit[len(self.n_tokens)] = reason
+        self.n_tokens.append(0)
+        self.truncated.append(False)
+
+    def windows(self) -> Windows:
+        """All of it as arrays."""
+        spans = np.concatenate(self.spans) if self.spans else np.empty((0, 2), np.int32)
+        return Windows(
+            input_ids=np.array(self.ids, dtype=np.int32),
+            cu_seqlens=np.cumsum([0, *self.lengths], dtype=np.int64),
+            document=np.array(self.document, dtype=np.int64),
+            start=np.array(self.start, dtype=np.int64),
+            n_tokens=np.array(self.n_tokens, dtype=np.int32),
+            truncated=np.array(self.truncated, dtype=bool),
+            unfit=self.unfit,
+            spans=spans,
+            words=np.array(self.words, dtype=np.int32),
+            texts=np.array(self.texts, dtype=np.int8),
+        )
+
+    def _add_special(self, place: int) -> None:
+        ids = self.template[place]
+        self.ids += ids
+        if self.details:
+            self.spans.append(np.zeros((len(ids), 2), dtype=np.int32))
+            self.words += [-1] * len(ids)
+            self.texts += [-1] * len(ids)
+
+
+def longest_first(lengths: list[int], room: int) -> list[int]:
+    """How many tokens of each text are kept where together they may have `room`: the longer one gives first.
+
+    The rule of the tokenizers library: cut the longer to what the shorter leaves, but not below the shorter; if that is
+    not enough, half the room for each, the odd one for the longer.
+    """
+    if len(lengths) == 1:
+        return [min(lengths[0], room)]
+    short, long = sorted(lengths)
+    long = short if short > room else max(short, room - short)
+    if short + long > room:
+        short, long = room // 2, room // 2 + room % 2
+    return [short, long] if lengths[0] <= lengths[1] else [long, short]
