@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -20,6 +22,27 @@ def cluster_resources() -> dict[str, float]:
         with _stderr_closed():  # Ray reports in a line of its own that this level was set
             ray.init(log_to_driver=False, logging_level=logging.ERROR)
     return ray.cluster_resources()
+
+
+class Stopped(BaseException):
+    """SIGTERM came: the scheduler, the cluster or a person wants the job to stop."""
+
+
+@contextmanager
+def stopped_by_sigterm() -> Iterator[None]:
+    """Within the block, SIGTERM raises Stopped, as Ctrl-C raises KeyboardInterrupt; Ray's own handler ends at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise Stopped
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

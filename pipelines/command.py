@@ -18,15 +18,23 @@ def run_command(task: str, options_class: type[CorpusOptions], defaults: dict[st
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
         options = parse(options_class, sys.argv[1:], defaults or {})
-        from pipelines.corpus import run_corpus  # torch and Ray take seconds, which a wrong option should not
+        from pipelines.cluster import Stopped  # torch and Ray take seconds, which a wrong option should not
+        from pipelines.corpus import run_corpus
 
-        return run_corpus(options, task)
+        try:
+            return run_corpus(options, task)
+        except Stopped:
+            return _stopped("stopped", 143)
     except ValueError as error:  # UserError, ConfigError, CheckpointError
         print(f"error: {with_flag(str(error), options_class)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
-        return 130
+        return _stopped("interrupted", 130)
+
+
+def _stopped(how: str, code: int) -> int:
+    print(f"{how}; the same command goes on where this one stopped", file=sys.stderr)
+    return code
 
 
 def with_flag(message: str, options_class: type[TaskOptions]) -> str:

@@ -16,11 +16,11 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 
 from pipelines import output
-from pipelines.cluster import pool_size
+from pipelines.cluster import pool_size, stopped_by_sigterm
 from pipelines.config import CorpusOptions
 from pipelines.job import ADDED, Job, plan_job
 from pipelines.progress import clock, shown_progress
-from pipelines.shards import Corpus, Shard, plan_corpus, read_shard
+from pipelines.shards import Corpus, Shard, read_shard
 from pipelines.stages import Predict, Progress, commit, read_and_tokenise, shard_row
 from pipelines.tasks.base import Task
 from pipelines.texts import valid_documents
@@ -35,29 +35,36 @@ def run_corpus(options: CorpusOptions, task: str) -> int:
     CheckpointError) for what is wrong with the options, the model or the input, before Ray starts.
     """
     job, corpus, identity = plan_job(options, task)
-    record = output.open_output(job.folder, identity, options.overwrite)
-    if record is not None and corpus.shard_rows != record["shard_rows"]:
-        corpus = plan_corpus(job.source, options.limit, record["shard_rows"])
+    output.open_output(job.folder, identity, options.overwrite)
     if options.dry_run:
         print(describe(job, corpus))
         return 0
-    record = record or {"fingerprint": identity, "shard_rows": corpus.shard_rows}
-    output.begin_run(job.folder, record, options.overwrite)
-    done = output.committed(job.folder)
-    todo = [shard for shard in corpus.shards if shard.name not in done]
-    totals, started = Totals(), time.monotonic()
-    if todo:
-        rows = sum(shard.rows for shard in todo)
-        low, high = (min(n, len(todo)) for n in pool_size(options.actors, job.device))
-        print(f"labelling {rows:,} rows in {len(todo)} shards: {low} actors on {job.device} in {job.dtype}", flush=True)
-        progress = Progress.remote()  # type: ignore[attr-defined]
-        with shown_progress(rows, lambda: ray.get(progress.read.remote())):
-            for receipt in pipeline(job, todo, low, high, progress).iter_rows():
-                totals.add(receipt)
-    totals.seconds = time.monotonic() - started
-    output.write_run(job.folder, record | {"totals": vars(totals), "complete": not totals.failed})
-    print(summary(job, totals, skipped=len(corpus.shards) - len(todo)))
+    with output.lease(job.folder):
+        record = output.open_output(job.folder, identity, options.overwrite)
+        news = _news(output.read_files(job.folder) if record else None, corpus)
+        record = record or {"fingerprint": identity, "shard_rows": corpus.shard_rows}
+        done = output.begin_run(job.folder, record, corpus, options.overwrite)
+        todo = [shard for shard in corpus.shards if shard.name not in done]
+        totals = label(job, todo, options.actors)
+        output.write_run(job.folder, record | {"totals": vars(totals), "complete": not totals.failed})
+    print(summary(job, totals, news, skipped=len(done)))
     return 1 if totals.failed else 0
+
+
+def label(job: Job, todo: list[Shard], actors: str) -> Totals:
+    """Run the shards still to do, and count what was done."""
+    totals, started = Totals(), time.monotonic()
+    if not todo:
+        return totals
+    rows = sum(shard.rows for shard in todo)
+    low, high = (min(n, len(todo)) for n in pool_size(actors, job.device))
+    print(f"labelling {rows:,} rows in {len(todo)} shards: {low} actors on {job.device} in {job.dtype}", flush=True)
+    progress = Progress.remote()  # type: ignore[attr-defined]
+    with stopped_by_sigterm(), shown_progress(rows, lambda: ray.get(progress.read.remote())):
+        for receipt in pipeline(job, todo, low, high, progress).iter_rows():
+            totals.add(receipt)
+    totals.seconds = time.monotonic() - started
+    return totals
 
 
 def pipeline(job: Job, todo: list[Shard], low: int, high: int, progress: Any) -> Dataset:
@@ -117,9 +124,27 @@ class Totals:
         self.rejects.update(json.loads(receipt["rejects"]))
 
 
-def summary(job: Job, totals: Totals, skipped: int) -> str:
-    """What a run did, for the terminal."""
+def _news(earlier: Corpus | None, corpus: Corpus) -> list[str]:
+    """What has become of the input since the last run."""
+    if earlier is None:
+        return []
+    before, now = ({file.path: file.version for file in each.files} for each in (earlier, corpus))
+    changed = sum(path in before and before[path] != version for path, version in now.items())
+    gone = sorted(before.keys() - now.keys())
     lines = []
+    if new := len(now.keys() - before.keys()):
+        lines.append(f"input      {new:>9,}  new files")
+    if changed:
+        lines.append(f"input      {changed:>9,}  changed files, whose rows are replaced")
+    if gone:
+        shown = ", ".join(gone[:3]) + (", …" if len(gone) > 3 else "")
+        lines.append(f"input      {len(gone):>9,}  files are gone, and their rows stay in the output: {shown}")
+    return lines
+
+
+def summary(job: Job, totals: Totals, news: list[str], skipped: int) -> str:
+    """What a run did, for the terminal."""
+    lines = list(news)
     if skipped:
         lines.append(f"{skipped} shards were in the output already")
     if totals.rows:

@@ -13,6 +13,7 @@ import torch
 
 from pipelines.cluster import cluster_resources
 from pipelines.config import CorpusOptions, UserError
+from pipelines.output import read_files, read_run
 from pipelines.predictor import BUDGET_TOKENS, DTYPE
 from pipelines.shards import Corpus, plan_corpus
 from pipelines.tasks.base import Checkpoint, Task, task_class
@@ -52,8 +53,8 @@ def plan_job(options: CorpusOptions, task_name: str) -> tuple[Job, Corpus, dict[
     kind.check(checkpoint)
     task = kind.from_checkpoint(checkpoint, **options.of_task())
     source = options.input if "://" in options.input else str(Path(options.input).expanduser().absolute())
-    corpus = plan_corpus(source, options.limit)
     target = Path(options.output).expanduser().absolute()
+    corpus = _corpus(source, target, options)
     if "://" not in source and Path(source).is_dir() and target.is_relative_to(source):
         raise UserError(f"output {options.output!r} lies in the input folder, which would be read again; name another")
     names = corpus.schema.names
@@ -92,6 +93,14 @@ def plan_job(options: CorpusOptions, task_name: str) -> tuple[Job, Corpus, dict[
     identity |= {"dtype": job.dtype, "limit": options.limit, "task": task_name, **asdict(task)}
     identity |= {"model": "" if options.dry_run else task.fingerprint(checkpoint)}
     return job, corpus, json.loads(json.dumps(identity))
+
+
+def _corpus(source: str, target: Path, options: CorpusOptions) -> Corpus:
+    """The plan, as an earlier run into the same output began it."""
+    record = None if options.overwrite else read_run(target)
+    if record is None or record["fingerprint"].get("source") != source:
+        return plan_corpus(source, options.limit)
+    return plan_corpus(source, options.limit, record["shard_rows"], read_files(target))
 
 
 def _device(asked: str) -> str:

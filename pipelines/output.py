@@ -3,6 +3,8 @@
     OUTPUT/<shard>.parquet             labelled rows, in input order
     OUTPUT/_rejected/<shard>.parquet   rows that could not be labelled, with the reason
     OUTPUT/_run.json                   fingerprint, options and counts
+    OUTPUT/_files.arrow                the input files as they were read, so that only new ones are read again
+    OUTPUT/_lease.json                 who is writing now
 
 Readers skip names that begin with an underscore, so the folder reads as one table.
 """
@@ -12,15 +14,23 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.config import UserError
+from pipelines.shards import Corpus, DataFile
+from pipelines.text_files import Scan
 
-RUN, REJECTED = "_run.json", "_rejected"
+RUN, FILES, LEASE, REJECTED = "_run.json", "_files.arrow", "_lease.json", "_rejected"
+_RENEWED_S, _EXPIRES_S = 10.0, 60.0
 REJECTED_FIELDS = pa.schema(
     [
         ("_reason", pa.string()),
@@ -39,7 +49,7 @@ def open_output(folder: Path, fingerprint: dict[str, Any], overwrite: bool) -> d
     """
     record = read_run(folder)
     if record is None:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if folder.exists() and (not folder.is_dir() or any(not _is_ours(entry) for entry in folder.iterdir())):
             raise UserError(
                 f"output {str(folder)!r} holds something else than an output of this job; name another folder"
             )
@@ -57,18 +67,151 @@ def open_output(folder: Path, fingerprint: dict[str, Any], overwrite: bool) -> d
     return record
 
 
-def begin_run(folder: Path, record: dict[str, Any], overwrite: bool) -> None:
-    """Make the folder and write `record` into it; with `overwrite`, an earlier output of ours is removed first."""
+def begin_run(folder: Path, record: dict[str, Any], corpus: Corpus, overwrite: bool) -> set[str]:
+    """Write what this run is about, and return the names of the shards that are done: one listing.
+
+    With `overwrite`, an earlier output of ours is removed first; else what it has of files that have changed since.
+    """
     try:
-        if overwrite and read_run(folder) is not None:
+        if overwrite:
             for part in folder.glob("*.parquet"):
                 part.unlink()
             shutil.rmtree(folder / REJECTED, ignore_errors=True)
-            (folder / RUN).unlink()
-        folder.mkdir(parents=True, exist_ok=True)
+        done, planned = committed(folder), {shard.name for shard in corpus.shards}
+        files = {_file_of(name) for name in planned}
+        for name in sorted(done - planned):
+            if _file_of(name) in files:
+                (folder / f"{name}.parquet").unlink()
+                (folder / REJECTED / f"{name}.parquet").unlink(missing_ok=True)
         write_run(folder, record)
+        _put(folder / FILES, _files(corpus))
+        return done & planned
     except OSError as error:
         raise UserError(f"output {str(folder)!r} cannot be written: {error.strerror}") from error
+
+
+def _is_ours(entry: Path) -> bool:
+    """Whether a run that has only just begun, or died then, leaves such a file."""
+    return entry.name in (FILES, LEASE) or entry.name.startswith(".")
+
+
+def read_files(folder: Path) -> Corpus | None:
+    """The input files as the last run read them, without shards; None where there was none."""
+    try:
+        table = pa.ipc.open_file(pa.py_buffer((folder / FILES).read_bytes())).read_all()
+    except (OSError, pa.ArrowException):  # it saves work, and no more
+        return None
+    kind, schema = table.schema.metadata[b"format"].decode(), table.schema.metadata[b"schema"]
+    marks = table["marks"].combine_chunks()
+    files = [
+        DataFile(path, version, Scan(rows, marks[i].values.to_numpy(), end))
+        for i, (path, version, rows, end) in enumerate(
+            zip(*(table[name].to_pylist() for name in ("path", "version", "rows", "end")), strict=True)
+        )
+    ]
+    return Corpus(files, kind, pa.ipc.read_schema(pa.py_buffer(schema)), [], 0)
+
+
+@contextmanager
+def lease(folder: Path) -> Iterator[None]:
+    """Hold the output for this process, so that no second run writes to it; UserError where another run holds it.
+
+    The lease is a file that is touched every ten seconds: one that has not been for a minute, or whose process is gone
+    from this machine, is a dead run's and is taken over.
+    """
+    file, me = folder / LEASE, {"host": socket.gethostname(), "process": os.getpid(), "processes": _processes()}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if (holder := _holder(file)) is not None:
+            raise UserError(
+                f"output {str(folder)!r} is being written by process {holder['process']} on {holder['host']}; wait for "
+                f"it to end (a dead run's lease expires after {_EXPIRES_S:.0f} s), or name another folder"
+            )
+        with open(file, "x") as stream:
+            json.dump(me, stream)
+    except FileExistsError as error:
+        raise UserError(f"output {str(folder)!r} is being written by a run that has just begun") from error
+    except OSError as error:
+        raise UserError(f"output {str(folder)!r} cannot be written: {error.strerror}") from error
+    stop = threading.Event()
+
+    def renew() -> None:
+        while not stop.wait(_RENEWED_S):
+            with suppress(OSError):
+                os.utime(file)
+
+    thread = threading.Thread(target=renew, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        with suppress(OSError):
+            file.unlink()
+
+
+def _holder(file: Path) -> dict[str, Any] | None:
+    """Who holds the lease; None where nobody does, or a dead run did, whose lease is removed."""
+    try:
+        told, age = json.loads(file.read_text()), _now(file.parent) - file.stat().st_mtime
+    except FileNotFoundError:
+        return None
+    except json.JSONDecodeError:  # a run that died while it wrote it, or one that is writing it now
+        told, age = dict.fromkeys(("host", "process", "processes")), _now(file.parent) - file.stat().st_mtime
+    if age < _EXPIRES_S and not (told["processes"] == _processes() and not _alive(told["process"])):
+        return told
+    dead = file.with_name(f".{file.name}.{uuid4().hex}")
+    os.rename(file, dead)  # of two runs that find it dead, one succeeds
+    dead.unlink()
+    return None
+
+
+def _now(folder: Path) -> float:
+    """The time by the clock of the folder's file system, which may be another machine's."""
+    probe = folder / f".clock.{uuid4().hex}"
+    probe.touch()
+    now = probe.stat().st_mtime
+    probe.unlink()
+    return now
+
+
+def _processes() -> str:
+    """Which processes our numbers are of: those of this machine since it started, and in this container."""
+    try:
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:  # not Linux: a dead run's lease has to expire
+        return uuid4().hex
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _file_of(name: str) -> str:
+    """What a shard's name begins with: its file, whatever the version."""
+    return name.rsplit("-", 3)[0]
+
+
+def _files(corpus: Corpus) -> pa.Buffer:
+    columns = {
+        "path": [file.path for file in corpus.files],
+        "version": [file.version for file in corpus.files],
+        "rows": pa.array([file.scan.rows for file in corpus.files], pa.int64()),
+        "marks": pa.array([file.scan.marks for file in corpus.files], pa.large_list(pa.int64())),
+        "end": pa.array([file.scan.end for file in corpus.files], pa.int64()),
+    }
+    described = {"format": corpus.format, "schema": corpus.schema.serialize().to_pybytes()}
+    table, sink = pa.table(columns).replace_schema_metadata(described), pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+        writer.write_table(table)
+    return sink.getvalue()
 
 
 def read_run(folder: Path) -> dict[str, Any] | None:
@@ -88,7 +231,8 @@ def write_run(folder: Path, record: dict[str, Any]) -> None:
 
 def committed(folder: Path) -> set[str]:
     """The names of the shards whose output is in `folder`: one listing."""
-    return {entry.name.removesuffix(".parquet") for entry in os.scandir(folder) if entry.name.endswith(".parquet")}
+    names = (entry.name for entry in os.scandir(folder))
+    return {name.removesuffix(".parquet") for name in names if name.endswith(".parquet") and name[0] not in "._"}
 
 
 def commit_shard(folder: Path, name: str, labelled: pa.Table, rejected: pa.Table) -> None:
@@ -112,6 +256,11 @@ def _put(path: Path, data: bytes | pa.Buffer) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     os.replace(temporary, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def _short(value: Any) -> str:

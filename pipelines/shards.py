@@ -42,7 +42,7 @@ class Shard:
     """Rows [start, start + rows) of one file."""
 
     name: str
-    """Stem of its output file: a function of the file's place below the input and of the row range; sorts in order."""
+    """Stem of its output file: the file's place below the input, its version, the row range; sorts in order."""
     path: str
     format: str
     start: int
@@ -53,11 +53,22 @@ class Shard:
     """Where its rows lie in the decompressed bytes of a text file."""
 
 
+@dataclass(frozen=True, eq=False)
+class DataFile:
+    """An input file, and what reading it told."""
+
+    path: str
+    version: str
+    """A digest of its size and time of change: with another version it is another file."""
+    scan: Scan
+    """How many rows it has, and of a text file where."""
+
+
 @dataclass(frozen=True)
 class Corpus:
     """What an input holds."""
 
-    files: list[str]
+    files: list[DataFile]
     format: str
     schema: pa.Schema
     """The columns of every row, partition keys included."""
@@ -82,8 +93,10 @@ class Rows:
     """(row number in the shard, reason, the row's raw text)"""
 
 
-def find_files(source: str) -> tuple[fs.FileSystem, list[str], str]:
+def find_files(source: str) -> tuple[fs.FileSystem, dict[str, str], str]:
     """The data files of `source` (file, folder, glob, or one of these as a URI), sorted, and the folder they lie in.
+
+    Each path comes with its file's version, from one listing.
 
     Raises UserError where there are none or where formats are mixed.
     """
@@ -97,23 +110,23 @@ def find_files(source: str) -> tuple[fs.FileSystem, list[str], str]:
     if pattern:
         base = re.split(r"[*?\[]", path, maxsplit=1)[0].rpartition("/")[0]
         if isinstance(filesystem, fs.LocalFileSystem):
-            found = [match for match in glob.glob(path, recursive=True) if Path(match).is_file()]
+            found = [info for info in filesystem.get_file_info(glob.glob(path, recursive=True)) if info.is_file]
         else:
-            found = [match for match in _walk(filesystem, base) if fnmatch(match, path)]
+            found = [info for info in _walk(filesystem, base) if fnmatch(info.path, path)]
     elif (info := filesystem.get_file_info(path)).type == fs.FileType.Directory:
         base, found = path.rstrip("/"), _walk(filesystem, path)
     elif info.type == fs.FileType.File:
-        base, found = path.rpartition("/")[0], [path]
+        base, found = path.rpartition("/")[0], [info]
     else:
         raise UserError(f"input {source!r} does not exist")
-    files = [file for file in found if file_format(file)]
+    files = {info.path: _version(info) for info in found if file_format(info.path)}
     if not files:
         known = ", ".join(suffix for suffixes in FORMATS.values() for suffix in suffixes)
         raise UserError(f"input {source!r} holds no data file; known are {known} (text also as .gz)")
     formats = {file_format(file) for file in files}
     if len(formats) > 1:
         raise UserError(f"input {source!r} mixes {', '.join(sorted(map(str, formats)))} files; choose some with a glob")
-    return filesystem, sorted(files, key=partial(_slug, base=base)), base
+    return filesystem, {path: files[path] for path in sorted(files, key=partial(file_slug, base=base))}, base
 
 
 def file_format(path: str) -> str | None:
@@ -125,44 +138,52 @@ def file_format(path: str) -> str | None:
     return None
 
 
-def plan_corpus(source: str, limit: int | None = None, shard_rows: int | None = None) -> Corpus:
+def plan_corpus(
+    source: str, limit: int | None = None, shard_rows: int | None = None, earlier: Corpus | None = None
+) -> Corpus:
     """Cut the input into shards of at most `shard_rows` rows (None: fewer for a small corpus, so that all actors work).
 
-    Raises UserError for an input that is missing, empty or not readable.
+    Files that `earlier`, the plan of an earlier run, has in the same version are not read again. Raises UserError for
+    an input that is missing, empty or not readable.
     """
-    filesystem, files, base = find_files(source)
-    kind = file_format(files[0])
+    filesystem, versions, base = find_files(source)
+    kind = file_format(next(iter(versions)))
     assert kind
-    scans: list[Scan | None] = [None] * len(files)
+    known = {file.path: file for file in earlier.files} if earlier and earlier.format == kind else {}
+    fresh = [path for path, version in versions.items() if path not in known or known[path].version != version]
     try:
         with ThreadPoolExecutor(16) as pool:
             if kind in ("parquet", "ipc"):
-                fragments = list(ds.dataset(files, filesystem=filesystem, format=kind).get_fragments())
-                counts = list(pool.map(lambda fragment: fragment.count_rows(), fragments))
+                fragments = list(ds.dataset(fresh, filesystem=filesystem, format=kind).get_fragments()) if fresh else []
+                counts = pool.map(lambda fragment: fragment.count_rows(), fragments)
+                scans = [Scan(count, np.empty(0, np.int64), 0) for count in counts]
                 schemas = list(pool.map(lambda fragment: fragment.physical_schema, fragments))
             else:
-                scans = list(pool.map(lambda file: scan_text(filesystem, file, header=kind == "csv"), files))
-                counts = [scan.rows for scan in scans if scan]
-                schemas = list(pool.map(lambda file: infer_schema(filesystem, file, kind), files))
-        partitions, keys = _hive_partitions(files, base)
+                scans = list(pool.map(lambda file: scan_text(filesystem, file, header=kind == "csv"), fresh))
+                schemas = list(pool.map(lambda file: infer_schema(filesystem, file, kind), fresh))
+        partitions, keys = _hive_partitions(list(versions), base)
+        if earlier and known:
+            schemas.insert(0, earlier.schema)
         stored = pa.unify_schemas(schemas, promote_options="permissive").remove_metadata()
     except (pa.ArrowException, OSError, EOFError, ValueError) as error:
         raise UserError(f"input {source!r} cannot be read: {str(error).splitlines()[0]}") from error
     schema = pa.schema([field for field in stored if field.name not in keys.names] + list(keys))
-    total = sum(counts)
+    found = dict(zip(fresh, scans, strict=True))
+    scan_of = {path: found[path] if path in found else known[path].scan for path in versions}
+    total = sum(scan.rows for scan in scan_of.values())
     if not total:
         raise UserError(f"input {source!r} has no rows")
     size = shard_rows or min(MAX_SHARD_ROWS, -(-total // (_WANTED_SHARDS * STRIDE_ROWS)) * STRIDE_ROWS)
     left = limit if limit is not None else total
     shards = []
-    for file, partition, count, scan in zip(files, partitions, counts, scans, strict=True):
-        for start in range(0, min(count, left), size):
-            rows = min(size, count - start, left - start)
-            name = f"{_slug(file, base)}-{start:09d}-{start + rows:09d}"
-            span = scan.span(start, start + rows) if scan else (0, 0)
-            shards.append(Shard(name, file, kind, start, rows, partition, span))
-        left -= min(count, left)
-    return Corpus(files, kind, schema, shards, size)
+    for (path, version), partition in zip(versions.items(), partitions, strict=True):
+        scan, stem = scan_of[path], f"{file_slug(path, base)}-{version}"
+        for start in range(0, min(scan.rows, left), size):
+            rows = min(size, scan.rows - start, left - start)
+            span = scan.span(start, start + rows) if kind in ("json", "csv") else (0, 0)
+            shards.append(Shard(f"{stem}-{start:09d}-{start + rows:09d}", path, kind, start, rows, partition, span))
+        left -= min(scan.rows, left)
+    return Corpus([DataFile(path, versions[path], scan_of[path]) for path in versions], kind, schema, shards, size)
 
 
 def read_shard(source: str, shard: Shard, schema: pa.Schema, columns: list[str]) -> Rows:
@@ -190,13 +211,15 @@ def read_shard(source: str, shard: Shard, schema: pa.Schema, columns: list[str])
     return Rows(pa.table(arrays, schema=pa.schema([schema.field(name) for name in columns])), positions, bad)
 
 
-def _walk(filesystem: fs.FileSystem, folder: str) -> list[str]:
+def _version(info: fs.FileInfo) -> str:
+    return hashlib.sha256(f"{info.size} {info.mtime_ns}".encode()).hexdigest()[:8]
+
+
+def _walk(filesystem: fs.FileSystem, folder: str) -> list[fs.FileInfo]:
     """The files below `folder`, without those that begin with a dot or an underscore, or lie in a folder that does."""
     infos = filesystem.get_file_info(fs.FileSelector(folder, recursive=True))
     below = len(folder.rstrip("/")) + 1
-    return [
-        info.path for info in infos if info.type == fs.FileType.File and not re.search(r"(^|/)[._]", info.path[below:])
-    ]
+    return [info for info in infos if info.is_file and not re.search(r"(^|/)[._]", info.path[below:])]
 
 
 def _hive_partitions(files: list[str], base: str) -> tuple[list[tuple[tuple[str, str | int | None], ...]], pa.Schema]:
@@ -214,7 +237,7 @@ def _hive_partitions(files: list[str], base: str) -> tuple[list[tuple[tuple[str,
     return typed, pa.schema([(name, pa.int64() if name in numbers else pa.string()) for name in names])
 
 
-def _slug(file: str, base: str) -> str:
+def file_slug(file: str, base: str) -> str:
     """A file's place below `base` as a file name; places that differ have names that differ."""
     place = file[len(base) + 1 :]
     name = re.sub(r"[^A-Za-z0-9._=-]", "_", place)

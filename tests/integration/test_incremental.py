@@ -1,0 +1,189 @@
+"""Scheduled runs over an input that grows and changes, two runs at once, and runs that are stopped or killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import pytest
+from conftest import REPOSITORY
+
+from pipelines import output, shards
+from pipelines.config import ClassifyOptions, UserError
+from pipelines.corpus import run_corpus
+
+JOB = REPOSITORY / "jobs" / "classify_corpus.py"
+
+
+def write(folder: Path, name: str, rows: range) -> None:
+    pq.write_table(pa.table({"id": rows, "text": [f"the cat {i} sat" for i in rows]}), folder / f"{name}.parquet")
+
+
+def run(folder: Path, model: Path, **options) -> int:
+    named = {"input": str(folder / "in"), "output": str(folder / "out"), "model": str(model)}
+    return run_corpus(ClassifyOptions(**named | options), "classify")
+
+
+def ids(folder: Path) -> list[int]:
+    return ds.dataset(folder / "out").to_table()["id"].to_pylist()
+
+
+@pytest.mark.slow
+def test_three_nights(tmp_path, checkpoint, local_ray, monkeypatch, capfd):
+    """New files are labelled, changed ones again, gone ones told; what is unchanged is neither read nor run."""
+    (tmp_path / "in").mkdir()
+    for name, rows in (("a", range(100)), ("b", range(100, 200)), ("c", range(200, 250))):
+        write(tmp_path / "in", name, rows)
+    assert run(tmp_path, checkpoint) == 0
+    assert ids(tmp_path) == list(range(250))
+    first = {part.name: part.stat().st_mtime_ns for part in (tmp_path / "out").glob("a.parquet-*")}
+
+    write(tmp_path / "in", "b", range(1000, 1070))
+    write(tmp_path / "in", "d", range(300, 330))
+    read: list[str] = []
+    original = shards.ds.dataset
+
+    def counted(files, **options):
+        read.extend(files)
+        return original(files, **options)
+
+    capfd.readouterr()
+    with monkeypatch.context() as patched:
+        patched.setattr(shards.ds, "dataset", counted)
+        assert run(tmp_path, checkpoint) == 0
+    assert sorted(Path(file).stem for file in read) == ["b", "d"]
+    assert ids(tmp_path) == [*range(100), *range(1000, 1070), *range(200, 250), *range(300, 330)]
+    told = capfd.readouterr().out
+    assert "1  new files" in told
+    assert "1  changed files" in told
+    assert {part.name: part.stat().st_mtime_ns for part in (tmp_path / "out").glob("a.parquet-*")} == first
+
+    (tmp_path / "in" / "c.parquet").unlink()
+    assert run(tmp_path, checkpoint) == 0
+    assert "1  files are gone, and their rows stay in the output: " in capfd.readouterr().out
+    assert ids(tmp_path) == [*range(100), *range(1000, 1070), *range(200, 250), *range(300, 330)]
+    assert run(tmp_path, checkpoint, overwrite=True) == 0
+    assert ids(tmp_path) == [*range(100), *range(1000, 1070), *range(300, 330)]
+
+
+@pytest.mark.slow
+def test_rows_of_a_changed_file_that_were_rejected_go_too(tmp_path, checkpoint, local_ray):
+    (tmp_path / "in").mkdir()
+    pq.write_table(pa.table({"id": [1, 2], "text": ["the cat", None]}), tmp_path / "in" / "a.parquet")
+    assert run(tmp_path, checkpoint) == 0
+    assert pq.read_table(tmp_path / "out" / "_rejected")["id"].to_pylist() == [2]
+    pq.write_table(pa.table({"id": [1, 2], "text": ["the cat", "mended"]}), tmp_path / "in" / "a.parquet")
+    assert run(tmp_path, checkpoint) == 0
+    assert ids(tmp_path) == [1, 2]
+    assert not list((tmp_path / "out" / "_rejected").iterdir())
+
+
+def test_text_files_that_are_known_are_not_scanned_again(tmp_path, monkeypatch):
+    for name in "ab":
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": f"{name} {i}"}) + "\n" for i in range(300)))
+    planned = shards.plan_corpus(str(tmp_path))
+    out = tmp_path / "out"
+    out.mkdir()
+    output.begin_run(out, {"fingerprint": {}}, planned, overwrite=False)
+    monkeypatch.setattr(shards, "scan_text", None)
+    again = shards.plan_corpus(str(tmp_path), None, planned.shard_rows, output.read_files(out))
+    assert again.shards == planned.shards
+    assert again.schema == planned.schema
+
+
+def test_a_hundred_thousand_shards_are_compared_by_one_listing(tmp_path):
+    """Ten files of 10,000 shards each: the plan comes back from the ledger, and who is done from the names alone."""
+    files = [
+        shards.DataFile(f"/in/{i}.parquet", "0" * 8, shards.Scan(4096 * 10_000, np.empty(0, int), 0)) for i in range(10)
+    ]
+    names = [f"{i}.parquet-00000000-{4096 * j:09d}-{4096 * (j + 1):09d}" for i in range(10) for j in range(10_000)]
+    planned = [shards.Shard(name, "", "parquet", 0, 4096) for name in names]
+    corpus = shards.Corpus(files, "parquet", pa.schema([("text", pa.string())]), planned, 4096)
+    for name in names[::2]:
+        (tmp_path / f"{name}.parquet").touch()
+    done = output.begin_run(tmp_path, {"fingerprint": {}}, corpus, overwrite=False)
+    assert done == set(names[::2])
+    assert [file.path for file in output.read_files(tmp_path).files] == [file.path for file in files]
+
+
+def test_a_second_run_at_once_stops_and_a_dead_ones_lease_is_taken_over(tmp_path, monkeypatch):
+    with output.lease(tmp_path):
+        with pytest.raises(UserError, match=f"is being written by process {os.getpid()} on"), output.lease(tmp_path):
+            pass
+        assert (tmp_path / output.LEASE).exists()
+    assert not (tmp_path / output.LEASE).exists()
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    told = {"host": "here", "process": ended.pid, "processes": output._processes()}
+    (tmp_path / output.LEASE).write_text(json.dumps(told))
+    with output.lease(tmp_path):
+        pass
+    (tmp_path / output.LEASE).write_text(json.dumps(told | {"processes": "another machine"}))
+    with pytest.raises(UserError, match="is being written"), output.lease(tmp_path):
+        pass
+    os.utime(tmp_path / output.LEASE, (time.time() - 61, time.time() - 61))
+    with output.lease(tmp_path):
+        pass
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("sent", "code", "word"), [(signal.SIGTERM, 143, "stopped"), (signal.SIGINT, 130, "interrupted")]
+)
+def test_a_job_that_is_stopped_says_how_to_go_on_and_goes_on(sent, code, word, tmp_path, checkpoint):
+    (tmp_path / "in").mkdir()
+    write(tmp_path / "in", "a", range(3000))
+    command = [sys.executable, str(JOB), "--input", "in", "--output", "out", "--model", str(checkpoint)]
+    job = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not list((tmp_path / "out").glob("*.parquet")):
+        assert job.poll() is None
+        time.sleep(0.05)
+    job.send_signal(sent)
+    _, told = job.communicate(timeout=120)
+    assert job.returncode == code, told
+    assert f"{word}; the same command goes on where this one stopped" in told
+    assert "Traceback" not in told
+    assert not (tmp_path / "out" / output.LEASE).exists()
+    assert subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=300).returncode == 0
+    assert ids(tmp_path) == list(range(3000))
+
+
+@pytest.mark.slow
+def test_kills_of_the_whole_job_lose_and_double_nothing(tmp_path, checkpoint, local_ray):
+    """SIGKILL of the driver and all its processes at random moments; then the same bytes as a run without kills."""
+    seed = random.SystemRandom().randrange(10**6)
+    print("seed", seed)
+    dice = random.Random(seed)
+    (tmp_path / "in").mkdir()
+    for i in range(4):
+        write(tmp_path / "in", str(i), range(1000 * i, 1000 * (i + 1)))
+    command = [sys.executable, str(JOB), "--input", "in", "--output", "out", "--model", str(checkpoint)]
+    kills = 0
+    for _ in range(6):
+        job = subprocess.Popen(
+            command, cwd=tmp_path, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        try:
+            job.wait(dice.uniform(6, 14))
+        except subprocess.TimeoutExpired:
+            os.killpg(job.pid, signal.SIGKILL)
+            job.wait()
+            kills += 1
+    assert subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=300).returncode == 0
+    assert ids(tmp_path) == list(range(4000))
+    os.rename(tmp_path / "out", tmp_path / "killed")
+    assert run(tmp_path, checkpoint) == 0
+    parts = sorted(part.name for part in (tmp_path / "out").glob("*.parquet"))
+    assert parts == sorted(part.name for part in (tmp_path / "killed").glob("*.parquet"))
+    assert all((tmp_path / "out" / part).read_bytes() == (tmp_path / "killed" / part).read_bytes() for part in parts)
+    assert kills
