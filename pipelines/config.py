@@ -113,6 +113,10 @@ class CorpusOptions(TaskOptions):
     actors: Annotated[
         str, Field(pattern=r"^(auto|[1-9]\d*|[1-9]\d*:[1-9]\d*)$", description="model actors: N, MIN:MAX or auto")
     ] = "auto"
+    max_rejected: Annotated[
+        str | None,
+        Field(pattern=r"^\d+$|^\d+(\.\d+)?%$", description="stop when more rows, or a larger share, are rejected"),
+    ] = None
     limit: Annotated[int | None, Field(ge=1, description="label only the first LIMIT rows")] = None
     dry_run: Annotated[bool, Field(description="show what would be done, and do nothing")] = False
     overwrite: Annotated[bool, Field(description="replace an earlier output of this job")] = False
@@ -130,7 +134,7 @@ class CorpusOptions(TaskOptions):
             raise ValueError(f"MIN {low} is above MAX {high}")
         return value
 
-    @field_validator("actors", mode="before")
+    @field_validator("actors", "max_rejected", mode="before")
     @classmethod
     def _number_or_text(cls, value: Any) -> Any:
         return str(value) if isinstance(value, int) else value

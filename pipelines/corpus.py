@@ -17,7 +17,7 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset
 
 from pipelines import output
 from pipelines.cluster import pool_size, stopped_by_sigterm
-from pipelines.config import CorpusOptions
+from pipelines.config import CorpusOptions, UserError
 from pipelines.job import ADDED, Job, plan_job
 from pipelines.progress import clock, shown_progress
 from pipelines.shards import Corpus, Shard, read_shard
@@ -26,6 +26,7 @@ from pipelines.tasks.base import Task
 from pipelines.texts import valid_documents
 
 _SAMPLED_SHARDS, _SAMPLED_ROWS, _SHOWN_LABELS, _SHOWN_ROWS, _SHOWN_WIDTH = 8, 128, 12, 5, 60
+_SHARE_FROM_ROWS = 1000
 
 
 def run_corpus(options: CorpusOptions, task: str) -> int:
@@ -45,14 +46,15 @@ def run_corpus(options: CorpusOptions, task: str) -> int:
         record = record or {"fingerprint": identity, "shard_rows": corpus.shard_rows}
         done = output.begin_run(job.folder, record, corpus, options.overwrite)
         todo = [shard for shard in corpus.shards if shard.name not in done]
-        totals = label(job, todo, options.actors)
+        totals = label(job, todo, options.actors, options.max_rejected)
+        totals.failed |= {path: f"cannot be read: {reason}" for path, reason in corpus.broken.items()}
         output.write_run(job.folder, record | {"totals": vars(totals), "complete": not totals.failed})
     print(summary(job, totals, news, skipped=len(done)))
     return 1 if totals.failed else 0
 
 
-def label(job: Job, todo: list[Shard], actors: str) -> Totals:
-    """Run the shards still to do, and count what was done."""
+def label(job: Job, todo: list[Shard], actors: str, max_rejected: str | None) -> Totals:
+    """Run the shards still to do, and count what was done; UserError where more than `max_rejected` are rejected."""
     totals, started = Totals(), time.monotonic()
     if not todo:
         return totals
@@ -63,6 +65,12 @@ def label(job: Job, todo: list[Shard], actors: str) -> Totals:
     with stopped_by_sigterm(), shown_progress(rows, lambda: ray.get(progress.read.remote())):
         for receipt in pipeline(job, todo, low, high, progress).iter_rows():
             totals.add(receipt)
+            if _too_many(max_rejected, totals, min(rows, _SHARE_FROM_ROWS)):
+                reasons = ", ".join(f"{n:,} times {reason}" for reason, n in totals.rejects.most_common(3))
+                raise UserError(
+                    f"{totals.rejects.total():,} of the first {totals.rows:,} rows were rejected, more than "
+                    f"--max-rejected {max_rejected}: {reasons}; they are in {job.folder / output.REJECTED}"
+                )
     totals.seconds = time.monotonic() - started
     return totals
 
@@ -95,6 +103,14 @@ def pipeline(job: Job, todo: list[Shard], low: int, high: int, progress: Any) ->
         )
         .map_batches(partial(commit, job), num_cpus=0.05 if on_cpu else 0.5, **one_shard)
     )
+
+
+def _too_many(most: str | None, totals: Totals, from_rows: int) -> bool:
+    """Whether more rows are rejected than `most`: a number, or a share, which counts from `from_rows` rows on."""
+    rejected = totals.rejects.total()
+    if most is None or not most.endswith("%"):
+        return most is not None and rejected > int(most)
+    return totals.rows >= from_rows and rejected > totals.rows * float(most[:-1]) / 100
 
 
 @dataclass

@@ -11,7 +11,7 @@ import hashlib
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
@@ -75,6 +75,8 @@ class Corpus:
     shards: list[Shard]
     shard_rows: int
     """The most rows in a shard."""
+    broken: dict[str, str] = field(default_factory=dict)
+    """Files that cannot be read, and why; they have no shards."""
 
     @property
     def rows(self) -> int:
@@ -143,33 +145,31 @@ def plan_corpus(
 ) -> Corpus:
     """Cut the input into shards of at most `shard_rows` rows (None: fewer for a small corpus, so that all actors work).
 
-    Files that `earlier`, the plan of an earlier run, has in the same version are not read again. Raises UserError for
-    an input that is missing, empty or not readable.
+    Files that `earlier`, the plan of an earlier run, has in the same version are not read again. Files that cannot be
+    read are in `broken`. Raises UserError for an input that is missing, empty or not readable at all.
     """
     filesystem, versions, base = find_files(source)
     kind = file_format(next(iter(versions)))
     assert kind
     known = {file.path: file for file in earlier.files} if earlier and earlier.format == kind else {}
     fresh = [path for path, version in versions.items() if path not in known or known[path].version != version]
+    with ThreadPoolExecutor(16) as pool:
+        looked = list(pool.map(lambda file: _look(filesystem, file, kind), fresh))
+    broken = {path: told for path, told in zip(fresh, looked, strict=True) if isinstance(told, str)}
+    found = {path: told for path, told in zip(fresh, looked, strict=True) if not isinstance(told, str)}
+    if len(broken) == len(versions):
+        raise UserError(f"input {source!r} cannot be read: {next(iter(broken.values()))}")
+    versions = {path: version for path, version in versions.items() if path not in broken}
+    schemas = [schema for _, schema in found.values()]
+    if earlier and known:
+        schemas.insert(0, earlier.schema)
     try:
-        with ThreadPoolExecutor(16) as pool:
-            if kind in ("parquet", "ipc"):
-                fragments = list(ds.dataset(fresh, filesystem=filesystem, format=kind).get_fragments()) if fresh else []
-                counts = pool.map(lambda fragment: fragment.count_rows(), fragments)
-                scans = [Scan(count, np.empty(0, np.int64), 0) for count in counts]
-                schemas = list(pool.map(lambda fragment: fragment.physical_schema, fragments))
-            else:
-                scans = list(pool.map(lambda file: scan_text(filesystem, file, header=kind == "csv"), fresh))
-                schemas = list(pool.map(lambda file: infer_schema(filesystem, file, kind), fresh))
         partitions, keys = _hive_partitions(list(versions), base)
-        if earlier and known:
-            schemas.insert(0, earlier.schema)
         stored = pa.unify_schemas(schemas, promote_options="permissive").remove_metadata()
-    except (pa.ArrowException, OSError, EOFError, ValueError) as error:
-        raise UserError(f"input {source!r} cannot be read: {str(error).splitlines()[0]}") from error
+    except (pa.ArrowException, ValueError) as error:
+        raise UserError(f"input {source!r}: its files' columns differ: {str(error).splitlines()[0]}") from error
     schema = pa.schema([field for field in stored if field.name not in keys.names] + list(keys))
-    found = dict(zip(fresh, scans, strict=True))
-    scan_of = {path: found[path] if path in found else known[path].scan for path in versions}
+    scan_of = {path: found[path][0] if path in found else known[path].scan for path in versions}
     total = sum(scan.rows for scan in scan_of.values())
     if not total:
         raise UserError(f"input {source!r} has no rows")
@@ -183,7 +183,19 @@ def plan_corpus(
             span = scan.span(start, start + rows) if kind in ("json", "csv") else (0, 0)
             shards.append(Shard(f"{stem}-{start:09d}-{start + rows:09d}", path, kind, start, rows, partition, span))
         left -= min(scan.rows, left)
-    return Corpus([DataFile(path, versions[path], scan_of[path]) for path in versions], kind, schema, shards, size)
+    files = [DataFile(path, version, scan_of[path]) for path, version in versions.items()]
+    return Corpus(files, kind, schema, shards, size, broken)
+
+
+def _look(filesystem: fs.FileSystem, path: str, kind: str) -> tuple[Scan, pa.Schema] | str:
+    """A file's rows and columns, or why it cannot be read."""
+    try:
+        if kind in ("parquet", "ipc"):
+            data = ds.dataset([path], filesystem=filesystem, format=kind)
+            return Scan(data.count_rows(), np.empty(0, np.int64), 0), data.schema
+        return scan_text(filesystem, path, header=kind == "csv"), infer_schema(filesystem, path, kind)
+    except (pa.ArrowException, OSError, EOFError, ValueError) as error:
+        return str(error).splitlines()[0]
 
 
 def read_shard(source: str, shard: Shard, schema: pa.Schema, columns: list[str]) -> Rows:

@@ -88,6 +88,46 @@ def test_rows_of_a_changed_file_that_were_rejected_go_too(tmp_path, checkpoint, 
     assert not list((tmp_path / "out" / "_rejected").iterdir())
 
 
+@pytest.mark.slow
+def test_a_corrupt_file_among_good_ones_is_named_and_the_others_finish(tmp_path, checkpoint, local_ray, capfd):
+    (tmp_path / "in").mkdir()
+    write(tmp_path / "in", "a", range(100))
+    write(tmp_path / "in", "c", range(200, 230))
+    (tmp_path / "in" / "b.parquet").write_bytes((tmp_path / "in" / "a.parquet").read_bytes()[:-9])
+    assert run(tmp_path, checkpoint) == 1
+    assert "in/b.parquet: cannot be read: " in capfd.readouterr().out
+    assert ids(tmp_path) == [*range(100), *range(200, 230)]
+    write(tmp_path / "in", "b", range(100, 150))
+    assert run(tmp_path, checkpoint) == 0
+    assert ids(tmp_path) == [*range(150), *range(200, 230)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("most", ["10", "30%"])
+def test_a_job_that_rejects_too_much_stops(most, tmp_path, checkpoint, local_ray):
+    (tmp_path / "in").mkdir()
+    texts = [None if i % 3 == 0 else "the cat" for i in range(300)]
+    pq.write_table(pa.table({"id": range(300), "text": texts}), tmp_path / "in" / "a.parquet")
+    with pytest.raises(UserError, match=f"rejected, more than --max-rejected {most}: .* times text is null"):
+        run(tmp_path, checkpoint, max_rejected=most)
+    assert run(tmp_path, checkpoint, max_rejected="34%") == 0
+
+
+@pytest.mark.slow
+def test_rejected_rows_are_an_input_once_they_are_mended(tmp_path, checkpoint, local_ray):
+    (tmp_path / "in").mkdir()
+    texts = pa.array(["the cat", None, "sat"])
+    pq.write_table(pa.table({"id": [0, 1, 2], "text": texts}), tmp_path / "in" / "a.parquet")
+    assert run(tmp_path, checkpoint) == 0
+    rejected = pq.read_table(tmp_path / "out" / "_rejected")
+    mended = rejected.set_column(rejected.schema.get_field_index("text"), "text", pa.array(["mended"]))
+    (tmp_path / "mended").mkdir()
+    pq.write_table(mended, tmp_path / "mended" / "a.parquet")
+    again = ClassifyOptions(input=str(tmp_path / "mended"), output=str(tmp_path / "more"), model=str(checkpoint))
+    assert run_corpus(again, "classify") == 0
+    assert ds.dataset(tmp_path / "more").to_table()["id"].to_pylist() == [1]
+
+
 def test_text_files_that_are_known_are_not_scanned_again(tmp_path, monkeypatch):
     for name in "ab":
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": f"{name} {i}"}) + "\n" for i in range(300)))
