@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from itertools import islice
 
@@ -46,12 +47,18 @@ def main(arguments: list[str]) -> int:
             dtype=options.dtype, budget_tokens=options.budget_tokens, **options.of_task(),
         )  # fmt: skip
         sys.stdin.reconfigure(encoding="utf-8", errors="replace", newline="\n")  # type: ignore[union-attr]
+        sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
         failed = False
         while lines := [line.rstrip("\r\n") for line in islice(sys.stdin, _LINES)]:
             for result in pipe.of_lines(lines):
                 print(json.dumps(result, ensure_ascii=False), flush=True)
                 failed |= isinstance(result, dict) and "error" in result
         return int(failed)
+    except BrokenPipeError:  # the reader, head for one, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 130
     except ValueError as error:  # UserError, ConfigError, CheckpointError
         print(f"error: {with_flag(str(error), options_class)}", file=sys.stderr)
         return 2

@@ -117,6 +117,9 @@ class CorpusOptions(TaskOptions):
         str | None,
         Field(pattern=r"^\d+$|^\d+(\.\d+)?%$", description="stop when more rows, or a larger share, are rejected"),
     ] = None
+    batch_timeout_s: Annotated[
+        float, Field(gt=0, description="seconds that a packed batch may take before its actor is replaced")
+    ] = 600.0
     limit: Annotated[int | None, Field(ge=1, description="label only the first LIMIT rows")] = None
     dry_run: Annotated[bool, Field(description="show what would be done, and do nothing")] = False
     overwrite: Annotated[bool, Field(description="replace an earlier output of this job")] = False

@@ -21,12 +21,13 @@ from pipelines.config import CorpusOptions, UserError
 from pipelines.job import ADDED, Job, plan_job
 from pipelines.progress import clock, shown_progress
 from pipelines.shards import Corpus, Shard, read_shard
-from pipelines.stages import Predict, Progress, commit, read_and_tokenise, shard_row
+from pipelines.stages import Predict, Progress, commit, read_and_tokenise, reject_shard, shard_row
 from pipelines.tasks.base import Task
 from pipelines.texts import valid_documents
 
 _SAMPLED_SHARDS, _SAMPLED_ROWS, _SHOWN_LABELS, _SHOWN_ROWS, _SHOWN_WIDTH = 8, 128, 12, 5, 60
-_SHARE_FROM_ROWS = 1000
+_SHARE_FROM_ROWS, _MOST_SPLIT = 1000, 32
+_DEADLY = "its process ended each time that it was predicted"
 
 
 def run_corpus(options: CorpusOptions, task: str) -> int:
@@ -62,21 +63,41 @@ def label(job: Job, todo: list[Shard], actors: str, max_rejected: str | None) ->
     low, high = (min(n, len(todo)) for n in pool_size(actors, job.device))
     print(f"labelling {rows:,} rows in {len(todo)} shards: {low} actors on {job.device} in {job.dtype}", flush=True)
     progress = Progress.remote()  # type: ignore[attr-defined]
-    with stopped_by_sigterm(), shown_progress(rows, lambda: ray.get(progress.read.remote())):
-        for receipt in pipeline(job, todo, low, high, progress).iter_rows():
+
+    def run(shards: list[Shard], blocks: int) -> list[Shard]:
+        """Run `shards` in `blocks` blocks; those that are lost since a process ended with them."""
+        left = {shard.name: shard for shard in shards}
+        for receipt in pipeline(job, shards, blocks, (low, high), progress).iter_rows():
             totals.add(receipt)
+            left.pop(receipt["name"])
             if _too_many(max_rejected, totals, min(rows, _SHARE_FROM_ROWS)):
                 reasons = ", ".join(f"{n:,} times {reason}" for reason, n in totals.rejects.most_common(3))
                 raise UserError(
                     f"{totals.rejects.total():,} of the first {totals.rows:,} rows were rejected, more than "
                     f"--max-rejected {max_rejected}: {reasons}; they are in {job.folder / output.REJECTED}"
                 )
+        return list(left.values())
+
+    with stopped_by_sigterm(), shown_progress(rows, lambda: ray.get(progress.read.remote())):
+        lost = run(todo, min(len(todo), max(len(todo) // 8, 4 * high)))
+        while lost:  # once more, each for itself; what is lost again is cut up, until the row is found
+            lost = run(lost, len(lost))
+            for shard in [shard for shard in lost if shard.count == 1]:
+                totals.add(reject_shard(job, shard, _DEADLY).to_pylist()[0])
+            if len(lost) > _MOST_SPLIT:
+                break
+            pieces = [piece for shard in lost if shard.count > 1 for piece in shard.pieces]
+            lost = run(pieces, len(pieces)) if pieces else []
+    totals.failed |= {shard.name: "its processes ended without an answer, again and again" for shard in lost}
     totals.seconds = time.monotonic() - started
     return totals
 
 
-def pipeline(job: Job, todo: list[Shard], low: int, high: int, progress: Any) -> Dataset:
-    """The stages over the shards still to do; its rows are receipts.
+def pipeline(job: Job, todo: list[Shard], blocks: int, actors: tuple[int, int], progress: Any) -> Dataset:
+    """The stages over the shards still to do, in `blocks` blocks, with from so many actors to so many; gives receipts.
+
+    A block whose process ends is left out, and its actor started again. Where each shard is a block, each is alone with
+    its actor too, so that none is lost for another.
 
     On CPUs an actor takes 0.9 of a core, so that the rest of each core is left for reading and commits, which are
     quick. The stages' resources differ on purpose: Ray fuses stages whose resources are equal.
@@ -86,18 +107,20 @@ def pipeline(job: Job, todo: list[Shard], low: int, high: int, progress: Any) ->
     context.print_on_execution_start = False
     context.target_max_block_size = 16 << 20
     context.execution_options.preserve_order = True
+    context.max_errored_blocks = -1
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     on_cpu = job.device == "cpu"
     per_actor: dict[str, Any] = {"num_cpus": 0.9} if on_cpu else {"num_cpus": 1, "num_gpus": 1}
+    per_actor |= {"max_restarts": -1, "max_task_retries": 0}
+    in_flight = 1 if blocks == len(todo) else None
     one_shard: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
-    blocks = min(len(todo), max(len(todo) // 8, 4 * high))
     return (
         ray.data.from_items([shard_row(shard) for shard in todo], override_num_blocks=blocks)
         .map_batches(partial(read_and_tokenise, job), num_cpus=0.1 if on_cpu else 1, **one_shard)
         .map_batches(
             Predict,
             fn_constructor_args=(job, progress),
-            compute=ActorPoolStrategy(min_size=low, max_size=high),
+            compute=ActorPoolStrategy(min_size=actors[0], max_size=actors[1], max_tasks_in_flight_per_actor=in_flight),
             **per_actor,
             **one_shard,
         )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
-from inspect import signature
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 
 from modernbert.tokenizer import Text
 from pipelines.predictor import Predictor
@@ -25,6 +26,7 @@ TASKS = {
     "rerank": "rerank",
 }
 """The names of pipelines, and the tasks behind them."""
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _OURS = {  # what transformers calls some of our options
     "aggregation_strategy": "aggregation",
     "function_to_apply": "function",
@@ -33,6 +35,7 @@ _OURS = {  # what transformers calls some of our options
     "max_seq_len": "max_length",
     "doc_stride": "stride",
 }
+_ANY_CASE = ("aggregation_strategy", "function_to_apply")
 
 
 def pipeline(
@@ -59,6 +62,12 @@ def pipeline(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     elif isinstance(device, int):
         device = f"cuda:{device}" if device >= 0 else "cpu"
+    try:
+        torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device {device!r} is unknown: {str(error).splitlines()[0]}") from error
+    if str(device).startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device {device}: torch sees no GPU here")
     kind = dtype if dtype is not None else torch_dtype if torch_dtype is not None else "auto"
     placement = {"device": str(device), "dtype": str(kind).removeprefix("torch."), "budget_tokens": budget_tokens}
     shape = {"classify": ClassifyPipeline, "answer": AnswerPipeline, "rerank": RerankPipeline, "fill": FillPipeline}
@@ -88,9 +97,16 @@ class Pipeline:
     def task(self, options: dict[str, Any]) -> Task:
         """The task with the pipeline's own options, overridden by those of a call."""
         given = {name: value for name, value in (self.options | _renamed(options)).items() if value is not None}
-        known = [name for name in signature(self.kind.from_checkpoint).parameters if name != "checkpoint"]
+        kinds = get_type_hints(self.kind.from_checkpoint)
+        known = [name for name in kinds if name not in ("checkpoint", "return")]
         if unknown := sorted(set(given) - set(known)):
             raise ValueError(f"{unknown[0]} is no option of {self.kind.name}; it has {', '.join(known)}")
+        for name, value in given.items():
+            try:
+                TypeAdapter(kinds[name]).validate_python(value, strict=True)
+            except ValidationError as error:
+                what = error.errors()[0]["msg"].replace("Input should be", "must be")
+                raise ValueError(f"{name} {value!r}: {what}") from error
         return self.kind.from_checkpoint(self.checkpoint, **given)
 
     def run(self, documents: Sequence[Text], options: dict[str, Any]) -> tuple[list[Any], dict[int, str]]:
@@ -99,6 +115,10 @@ class Pipeline:
             for text in document if isinstance(document, tuple) else (document,):
                 if not isinstance(text, str):
                     raise ValueError(f"input {i} holds {str(text)[:40]!r} ({type(text).__name__}), not text")
+                if not text.isascii() and (half := _SURROGATE.search(text)):
+                    raise ValueError(f"input {i} holds {half[0]!r}, half a surrogate pair, which is no text")
+            if isinstance(document, tuple) and self.kind.inputs == ("text",) and self.kind.name != "classify":
+                raise ValueError(f"input {i} is a pair; {self.kind.name} takes single texts")
         if len({isinstance(document, str) for document in documents}) > 1:
             raise ValueError("texts and pairs cannot be mixed in one call")
         task = self.task(options)
@@ -143,7 +163,7 @@ class ClassifyPipeline(Pipeline):
         """As of every pipeline; a single output without a problem_type is a probability to transformers."""
         config = self.checkpoint.config
         one = {"function": "sigmoid"} if config.num_labels == 1 and config.problem_type is None else {}
-        return super().task(one | options | {"top_k": None})
+        return super().task(one | self.options | options | {"top_k": None})
 
 
 class AnswerPipeline(Pipeline):
@@ -152,8 +172,14 @@ class AnswerPipeline(Pipeline):
     def __call__(self, inputs: Any = None, *, question: Any = None, context: Any = None, **options: Any) -> Any:  # type: ignore[override]
         """Of a question and its context, lists of both (one context may serve all), or {question, context} dicts."""
         if inputs is None:
-            questions = [question] if isinstance(question, str) else list(question or [])
-            contexts = [context] * len(questions) if isinstance(context, str) else list(context or [])
+            if question is None or context is None:
+                raise ValueError("give question and context, or a list of {question, context}")
+            questions = [question] if isinstance(question, str) else list(question)
+            contexts = [context] * len(questions) if isinstance(context, str) else list(context)
+            if len(questions) != len(contexts):
+                raise ValueError(
+                    f"{len(questions)} questions have {len(contexts)} contexts; give as many, or one context for all"
+                )
             documents: list[Text] = list(zip(questions, contexts, strict=True))
         else:
             documents = [
@@ -161,6 +187,13 @@ class AnswerPipeline(Pipeline):
             ]
         results = self.answered(documents, options)
         return results[0] if len(documents) == 1 else results
+
+    def run(self, documents: Sequence[Text], options: dict[str, Any]) -> tuple[list[Any], dict[int, str]]:
+        """As of every pipeline; ValueError for an empty question or context."""
+        for i, document in enumerate(documents):
+            if not all(document):
+                raise ValueError(f"input {i}: {self.kind.inputs[list(map(bool, document)).index(False)]} is empty")
+        return super().run(documents, options)
 
     def of_lines(self, lines: Sequence[str]) -> list[Any]:
         """A result for each line of {"question", "context"} as JSON."""
@@ -172,6 +205,8 @@ class RerankPipeline(Pipeline):
 
     def __call__(self, query: str, texts: Sequence[str], *, return_text: bool = False, **options: Any) -> Any:  # type: ignore[override]
         """How well each of `texts` answers `query`; with `return_text`, the texts too."""
+        if isinstance(texts, str) or not isinstance(texts, Sequence):
+            raise ValueError(f"texts must be a list of texts, not {str(texts)[:40]!r}")
         scores = self.answered([(query, text) for text in texts], options)
         order = sorted(range(len(scores)), key=lambda i: -scores[i])
         return [{"index": i, "score": scores[i]} | ({"text": texts[i]} if return_text else {}) for i in order]
@@ -185,7 +220,7 @@ def _line(line: str, answer: Callable[[Any], Any]) -> Any:
     """The answer to a line of JSON, or {"error": reason}."""
     try:
         return answer(json.loads(line))
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         return {"error": f"not valid JSON: {error}"}
     except ValueError as error:
         return {"error": str(error)}
@@ -198,10 +233,12 @@ def _fields(item: Any, *names: str) -> Any:
 
 
 def _renamed(options: dict[str, Any]) -> dict[str, Any]:
-    return {_OURS.get(name, name): value for name, value in options.items()}
+    lower = {name: options[name].lower() for name in _ANY_CASE if isinstance(options.get(name), str)}
+    return {_OURS.get(name, name): value for name, value in (options | lower).items()}
 
 
 def _pair(item: Any) -> Any:
     if not isinstance(item, dict):
         return item
-    return (item["text"], item["text_pair"]) if item.get("text_pair") is not None else item["text"]
+    (text,) = _fields(item, "text")
+    return (text, item["text_pair"]) if item.get("text_pair") is not None else text

@@ -38,6 +38,8 @@ class Job:
     budget_tokens: int
     device: str
     dtype: str
+    batch_timeout_s: float
+    """How long one packed batch may take before its actor is ended and replaced."""
 
 
 def plan_job(options: CorpusOptions, task_name: str) -> tuple[Job, Corpus, dict[str, Any]]:
@@ -86,6 +88,7 @@ def plan_job(options: CorpusOptions, task_name: str) -> tuple[Job, Corpus, dict[
         budget_tokens=options.budget_tokens or BUDGET_TOKENS[device],
         device=device,
         dtype=DTYPE[device] if options.dtype == "auto" else options.dtype,
+        batch_timeout_s=options.batch_timeout_s,
     )
     if (job.device, job.dtype) == ("cpu", "float16"):
         raise UserError("--dtype float16 is for GPUs; on CPUs use bfloat16 or float32")

@@ -77,15 +77,16 @@ def begin_run(folder: Path, record: dict[str, Any], corpus: Corpus, overwrite: b
             for part in folder.glob("*.parquet"):
                 part.unlink()
             shutil.rmtree(folder / REJECTED, ignore_errors=True)
-        done, planned = committed(folder), {shard.name for shard in corpus.shards}
+        there, planned = committed(folder), {shard.name for shard in corpus.shards}
+        split, pieces = _split_shards(there - planned, corpus)
         files = {_file_of(name) for name in planned}
-        for name in sorted(done - planned):
+        for name in sorted(there - planned - pieces):
             if _file_of(name) in files:
                 (folder / f"{name}.parquet").unlink()
                 (folder / REJECTED / f"{name}.parquet").unlink(missing_ok=True)
         write_run(folder, record)
         _put(folder / FILES, _files(corpus))
-        return done & planned
+        return (there & planned) | split
     except OSError as error:
         raise UserError(f"output {str(folder)!r} cannot be written: {error.strerror}") from error
 
@@ -192,6 +193,23 @@ def _alive(process: int) -> bool:
     except PermissionError:
         pass
     return True
+
+
+def _split_shards(names: set[str], corpus: Corpus) -> tuple[set[str], set[str]]:
+    """The shards whose rows lie in several parts, all of them, since they were split, and the names of these parts."""
+    parts: dict[str, list[tuple[int, int, str]]] = {}
+    for name in names:
+        stem, start, stop = name.rsplit("-", 2)
+        if start.isdigit() and stop.isdigit():
+            parts.setdefault(stem, []).append((int(start), int(stop), name))
+    whole, pieces = set(), set()
+    for shard in corpus.shards if parts else []:
+        first, last = shard.start, shard.start + shard.rows
+        inside = [part for part in parts.get(shard.name.rsplit("-", 2)[0], []) if first <= part[0] and part[1] <= last]
+        if sum(stop - start for start, stop, _ in inside) == shard.rows:
+            whole.add(shard.name)
+            pieces |= {name for _, _, name in inside}
+    return whole, pieces
 
 
 def _file_of(name: str) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from modernbert.checkpoint import DTYPES
+from modernbert.checkpoint import as_dtype
 from modernbert.linear import prepack
 from modernbert.packing import PackedBatch
 from modernbert.tokenizer import Text
@@ -56,9 +56,11 @@ class Predictor:
         if threads and self.device.type == "cpu":
             torch.set_num_threads(threads)
         self.checkpoint, self.task = checkpoint, task
+        if budget_tokens is not None and budget_tokens < 1:
+            raise ValueError(f"budget_tokens {budget_tokens} must be at least 1")
         self.budget_tokens = budget_tokens or BUDGET_TOKENS[self.device.type]
         dtype = DTYPE[self.device.type] if dtype == "auto" else dtype
-        self.model = task.load(checkpoint, self.device, DTYPES[dtype])
+        self.model = task.load(checkpoint, self.device, as_dtype(dtype))
         prepack(self.model)
 
     def answer(self, documents: Sequence[Text], task: Task | None = None) -> tuple[Predicted, dict[int, str]]:

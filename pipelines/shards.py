@@ -11,7 +11,7 @@ import hashlib
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
@@ -51,6 +51,22 @@ class Shard:
     """Hive partition values of the file."""
     span: tuple[int, int] = (0, 0)
     """Where its rows lie in the decompressed bytes of a text file."""
+    part: tuple[int, int] | None = None
+    """Of a shard that was split, the rows [first, stop) that are meant, counted from its start; None: all."""
+
+    @property
+    def pieces(self) -> list[Shard]:
+        """The shard cut into at most 16 parts, each a shard with a name of its own."""
+        first, stop = self.part or (0, self.rows)
+        stem, step = self.name.rsplit("-", 2)[0], -(-(stop - first) // 16)
+        parts = [(a, min(a + step, stop)) for a in range(first, stop, step)]
+        names = [f"{stem}-{self.start + a:09d}-{self.start + b:09d}" for a, b in parts]
+        return [replace(self, name=name, part=part) for name, part in zip(names, parts, strict=True)]
+
+    @property
+    def count(self) -> int:
+        """How many rows are meant."""
+        return self.part[1] - self.part[0] if self.part else self.rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,7 +236,14 @@ def read_shard(source: str, shard: Shard, schema: pa.Schema, columns: list[str])
             arrays.append(table[name].cast(kind) if table[name].type != kind else table[name])
         else:
             arrays.append(pa.nulls(len(table), kind))
-    return Rows(pa.table(arrays, schema=pa.schema([schema.field(name) for name in columns])), positions, bad)
+    rows = Rows(pa.table(arrays, schema=pa.schema([schema.field(name) for name in columns])), positions, bad)
+    return rows if shard.part is None else _part(rows, *shard.part)
+
+
+def _part(rows: Rows, first: int, stop: int) -> Rows:
+    inside = np.flatnonzero((rows.positions >= first) & (rows.positions < stop))
+    bad = [told for told in rows.bad if first <= told[0] < stop]
+    return Rows(rows.table.take(pa.array(inside)), rows.positions[inside], bad)
 
 
 def _version(info: fs.FileInfo) -> str:

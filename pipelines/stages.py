@@ -6,6 +6,7 @@ packed layout that the model reads. Columns that are only passed through are rea
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import time
 from collections import Counter
@@ -63,14 +64,13 @@ def read_and_tokenise(job: Job, table: pa.Table) -> pa.Table:
     A shard that cannot be read carries its error on instead: it must not stop the others.
     """
     started = time.perf_counter()
-    row: dict[str, Any] = {name: [] for name in TOKENISED.names} | {"cu_seqlens": [0], "tokenise_s": 0.0, "error": None}
-    row["shard"] = table["shard"][0].as_py()
+    row = _nothing(table["shard"][0].as_py())
     try:
         read = read_shard(job.source, _shard(row["shard"]), job.schema, list(dict.fromkeys(job.text_columns)))
         documents, rows, rejects = _documents(job, read)
         windows = job.task.encode(job.model.tokenizer, documents)
-    except (pa.ArrowException, OSError) as error:
-        return _one_row(row | {"error": f"cannot be read: {str(error).splitlines()[0]}"}, TOKENISED)
+    except Exception as error:  # whatever it is, it is this shard's alone
+        return _one_row(row | {"error": f"cannot be read: {_told(error)}"}, TOKENISED)
     aside = [{"row": at, "reason": reason, "stage": "read", "raw": raw} for at, reason, raw in read.bad]
     aside += [{"row": at, "reason": reason, "stage": "text", "raw": None} for at, reason in rejects]
     unfit = windows.unfit.items()
@@ -94,7 +94,9 @@ class Predict:
     def __call__(self, table: pa.Table) -> pa.Table:
         """Add the model's answer to a shard."""
         windows = _windows(table)
+        faulthandler.dump_traceback_later(self.job.batch_timeout_s, exit=True)
         made = self.predictor.predict(windows.input_ids, windows.cu_seqlens, self._report)
+        faulthandler.cancel_dump_traceback_later()
         self._report(0, 0, now=True)
         rows, rejects = _values(table, "rows"), table["rejects"][0].as_py()
         failed: dict[int, str] = {}
@@ -112,11 +114,22 @@ class Predict:
         return pa.table(columns)
 
     def _report(self, windows: int, tokens: int, now: bool = False) -> None:
-        """Tell the driver at most once a second."""
+        """After a batch, tell the driver, at most once a second; the next batch has its time limit afresh."""
+        faulthandler.dump_traceback_later(self.job.batch_timeout_s, exit=True)
         self.unreported = [self.unreported[0] + windows, self.unreported[1] + tokens]
         if now or time.monotonic() - self.reported > 1:
             self.progress.add.remote(*self.unreported)
             self.unreported, self.reported = [0, 0], time.monotonic()
+
+
+def reject_shard(job: Job, shard: Shard, reason: str) -> pa.Table:
+    """Commit a shard with all its rows set aside, without a look at its texts; the receipt."""
+    first, stop = shard.part or (0, shard.rows)
+    rejects = [{"row": row, "reason": reason, "stage": "predict", "raw": None} for row in range(first, stop)]
+    row = _one_row(_nothing(json.dumps(asdict(shard))) | {"rejects": rejects}, TOKENISED)
+    columns = {name: row[name] for name in row.column_names} | {"batches": [0], "predict_s": [0.0]}
+    columns |= {"values": _list(pa.array([], pa.float32())), "splits": _list(pa.array([0], pa.int64()))}
+    return commit(job, pa.table(columns))
 
 
 def commit(job: Job, table: pa.Table) -> pa.Table:
@@ -145,11 +158,11 @@ def commit(job: Job, table: pa.Table) -> pa.Table:
         columns = {name: read.table[name].take(at) for name in job.keep_columns}
         columns |= {job.prefix + name: values for name, values in answers.items()}
         output.commit_shard(job.folder, shard.name, pa.table(columns), _rejected(shard, read.table, place, rejects))
-    except (pa.ArrowException, OSError) as error:
-        receipt["error"] = f"cannot be committed: {str(error).splitlines()[0]}"
+    except Exception as error:  # whatever it is, it is this shard's alone
+        receipt["error"] = f"cannot be committed: {_told(error)}"
         return pa.Table.from_pylist([receipt], RECEIPT)
     receipt |= {
-        "rows": shard.rows,
+        "rows": shard.count,
         "labelled": len(good),
         "tokens": len(windows.input_ids),
         "truncated": int(windows.truncated[good].sum()),
@@ -199,9 +212,22 @@ def _rejected(shard: Shard, rows: pa.Table, place: dict[int, int], rejects: list
     return pa.table(columns)
 
 
+def _nothing(shard: str) -> dict[str, Any]:
+    """The row of a shard without windows."""
+    empty: dict[str, Any] = {name: [] for name in TOKENISED.names}
+    return empty | {"shard": shard, "cu_seqlens": [0], "tokenise_s": 0.0, "error": None}
+
+
+def _told(error: Exception) -> str:
+    """An error in one line, with its kind where that is not one that reading and writing usually have."""
+    text = next(iter(str(error).splitlines()), "")
+    return text if isinstance(error, pa.ArrowException | OSError) else f"{type(error).__name__}: {text}"
+
+
 def _shard(encoded: str) -> Shard:
     raw = json.loads(encoded)
-    return Shard(**raw | {"partition": tuple(map(tuple, raw["partition"])), "span": tuple(raw["span"])})
+    listed = {"partition": tuple(map(tuple, raw["partition"])), "span": tuple(raw["span"])}
+    return Shard(**raw | listed | {"part": raw["part"] and tuple(raw["part"])})
 
 
 def _list(values: pa.Array) -> pa.Array:

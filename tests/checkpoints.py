@@ -117,3 +117,13 @@ def example(architecture: str, rows: int = 2, length: int = 90) -> dict[str, tor
         "MultipleChoice": {"labels": torch.arange(rows) % 2},
     }.get(task, {})
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **labels}
+
+
+def write_task(folder: Path, architecture: str, *, heat: float = 1.5, **config: Any) -> Path:
+    """Write a hot random checkpoint with its tokenizer, and return its folder."""
+    if labels := config.pop("labels", None):
+        config |= {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_checkpoint(folder, architecture=architecture, heat=heat, **config)
+    write_tokenizer(folder)
+    return folder

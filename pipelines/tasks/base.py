@@ -206,6 +206,9 @@ def windowing(
     longest = checkpoint.config.max_position_embeddings
     if max_length is not None and max_length > longest:
         raise ValueError(f"max_length {max_length} is above the model's {longest} positions")
+    for name, value, least in (("max_length", max_length, 3), ("stride", stride, 0)):
+        if value is not None and value < least:
+            raise ValueError(f"{name} {value} must be at least {least}")
     stated = checkpoint.tokenizer.model_max_length or longest
     length = max_length or min(longest, stated, usual_length or longest)
     if (long_documents or usual) == "truncate":
@@ -214,8 +217,9 @@ def windowing(
                 f"stride {stride} is for overlapping windows: long_documents must be windows, not truncate"
             )
         return {"max_length": length, "stride": None}
-    stride = min(128, length // 2) if stride is None else stride
-    if stride > length - 4:
+    most = max(length - 4, 0)
+    stride = min(128, length // 2, most) if stride is None else stride
+    if stride > most:
         raise ValueError(f"stride {stride} leaves nothing new in windows of max_length {length}")
     return {"max_length": length, "stride": stride}
 

@@ -353,8 +353,14 @@ CONTRADICTIONS = {
     "cu_seqlens from 1": (PACKED | {"cu_seqlens": torch.tensor([1, 20])}, "cu_seqlens must rise"),
     "indices without seq_len": (PACKED | {"indices": torch.arange(20), "batch_size": 2}, "all three or none"),
     "seq_len without indices": (PACKED | {"batch_size": 2, "seq_len": 10}, "all three or none"),
-    "indices of other tokens": (PACKED | {"indices": torch.arange(9), "batch_size": 2, "seq_len": 10}, "indices must rise"),
-    "batch_size of other rows": (PACKED | {"indices": torch.arange(20), "batch_size": 4, "seq_len": 5}, "indices must rise"),
+    "indices of other tokens": (
+        PACKED | {"indices": torch.arange(9), "batch_size": 2, "seq_len": 10},
+        "indices must rise",
+    ),
+    "batch_size of other rows": (
+        PACKED | {"indices": torch.arange(20), "batch_size": 4, "seq_len": 5},
+        "indices must rise",
+    ),
     "mask beside cu_seqlens": (PACKED | {"attention_mask": torch.ones(2, 9)}, "leave the mask out"),
     "positions of another shape": ({"input_ids": IDS, "position_ids": torch.zeros(2, 9).long()}, "position_ids"),
     "positions of other tokens": (PACKED | {"position_ids": torch.zeros(9).long()}, "position_ids"),

@@ -1,0 +1,140 @@
+"""python -m pipelines: lines in, JSON lines out, exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from checkpoints import write_task
+from conftest import REPOSITORY
+from predictions import assert_close
+
+from pipelines import pipeline
+
+LINES = ["the cat sat", "", "😀 e\u0301 [MASK] the\r", "[MASK] and [MASK]", "the cat " * 60]
+PAIRS = [
+    {"question": "the cat?", "context": "the cat sat on the mat 😀 " * 20},
+    {"question": "the", "context": "cat"},
+    {"question": "the"},
+]
+QUERIES = [{"query": "the cat?", "texts": LINES}, {"query": "the", "texts": []}, {"texts": ["the"]}, [1]]
+TASKS = {
+    "text-classification": ("ModernBertForSequenceClassification", {"labels": ["no", "yes", "perhaps"]}, LINES),
+    "token-classification": ("ModernBertForTokenClassification", {"labels": ["O", "B-X", "I-X"]}, LINES),
+    "fill-mask": ("ModernBertForMaskedLM", {}, LINES),
+    "question-answering": ("ModernBertForQuestionAnswering", {}, PAIRS),
+    "sentence-embedding": ("ModernBertModel", {}, LINES),
+    "rerank": ("ModernBertForSequenceClassification", {"num_labels": 1}, QUERIES),
+}
+OPTIONS = {
+    "text-classification": {"top_k": 2, "long_documents": "windows", "max_length": 32},
+    "token-classification": {"aggregation": "simple", "ignore_labels": ["O", "Y"], "max_length": 32, "stride": 4},
+    "fill-mask": {"top_k": 3, "targets": [" the", "cat"]},
+    "question-answering": {"no_answer": True, "top_k": 2, "max_length": 64},
+    "sentence-embedding": {"dimensions": 8, "normalize": True, "pooling": "cls"},
+    "rerank": {"raw_scores": True},
+}
+
+
+def run(*arguments, given=b""):
+    command = [sys.executable, "-m", "pipelines", *map(str, arguments)]
+    return subprocess.run(command, input=given, capture_output=True, cwd=REPOSITORY, check=False, timeout=300)
+
+
+def flags(options):
+    for name, value in options.items():
+        yield "--" + name.replace("_", "-")
+        if value is not True:
+            yield ",".join(value) if isinstance(value, list) else value
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", TASKS)
+def test_results_and_error_lines(tmp_path, task):
+    """Results are those of the pipeline in memory; lines without one say why, and make the exit code 1."""
+    architecture, config, items = TASKS[task]
+    folder = str(write_task(tmp_path, architecture, **config))
+    options = OPTIONS[task]
+    lines = [item if items is LINES else json.dumps(item, ensure_ascii=False) for item in items]
+    lines += ["{not JSON"] if items is not LINES else []
+    made = run(task, "--model", folder, *flags(options), given="\n".join(lines).encode() + b"\n")
+    got = [json.loads(line) for line in made.stdout.decode().splitlines()]
+    want = pipeline(task, folder, **options).of_lines([line.rstrip("\r") for line in lines])
+    assert_close(got, want)
+    errors = {
+        "fill-mask": {0: "text has no [MASK]", 1: "text has no [MASK]", 4: "text has no [MASK]"},
+        "question-answering": {
+            2: "input must hold question and context, not",
+            3: "not valid JSON: Expecting property name",
+        },
+        "rerank": {
+            2: "input must hold query and texts, not",
+            3: "input must hold",
+            4: "not valid JSON: Expecting property name",
+        },
+    }.get(task, {})
+    failed = {i: result["error"] for i, result in enumerate(got) if isinstance(result, dict) and "error" in result}
+    assert failed.keys() == errors.keys()
+    assert all(failed[i].startswith(errors[i]) for i in errors)
+    assert made.returncode == int(bool(errors)), made.stderr.decode()
+
+
+MISTAKES = {
+    "no task": ([], "usage: python -m pipelines TASK --model MODEL [options]"),
+    "unknown task": (["translate"], "usage: python -m pipelines TASK --model MODEL [options]"),
+    "no model": (["fill-mask"], "error: --model is missing"),
+    "no such model": (["fill-mask", "--model", "/nowhere"], "error: "),
+    "no number": (["fill-mask", "--model", "x", "--top-k", "many"], "error: --top-k 'many': must be a valid integer"),
+    "out of range": (["fill-mask", "--model", "x", "--top-k", "0"], "error: --top-k '0': must be greater than or"),
+    "no choice": (["rerank", "--model", "x", "--merge", "least"], "error: --merge 'least': must be 'mean' or 'max'"),
+    "another task's": (["rerank", "--model", "x", "--top-k", "2"], "usage: "),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), MISTAKES.values(), ids=MISTAKES)
+def test_mistakes_end_with_2_and_say_what(arguments, message):
+    made = run(*arguments)
+    assert made.returncode == 2
+    assert made.stdout == b""
+    told = made.stderr.decode()
+    assert told.startswith(message)
+    assert "Traceback" not in told
+    assert len(told.splitlines()) == 1 or message.startswith("usage")
+
+
+@pytest.mark.slow
+def test_what_does_not_fit_the_checkpoint_is_one_line_that_names_the_flag(tmp_path):
+    folder = write_task(tmp_path, "ModernBertForSequenceClassification", num_labels=3)
+    for arguments, message in (
+        (["text-classification", "--stride", 9], "error: --stride 9 is for overlapping windows: long_documents must"),
+        (["token-classification"], f"error: --model '{folder}' is a ModernBertForSequenceClassification: it fits"),
+    ):
+        made = run(*arguments, "--model", folder, given=b"the cat\n")
+        assert (made.returncode, made.stdout) == (2, b"")
+        assert made.stderr.decode().startswith(message)
+        assert len(made.stderr.decode().splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_output_is_utf8_and_may_be_read_in_part(tmp_path):
+    folder = write_task(tmp_path, "ModernBertForTokenClassification", labels=["X", "Y"])
+    command = [sys.executable, "-m", "pipelines", "token-classification", "--model", str(folder)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    with subprocess.Popen(command, cwd=REPOSITORY, env=environment, **pipes) as process:
+        process.stdin.write("é 😀\n".encode() * 2000)
+        process.stdin.close()
+        first = json.loads(process.stdout.readline().decode("utf-8"))
+        process.stdout.close()
+        assert "é" in "".join(entity["word"] for entity in first)
+        assert process.stderr.read() == b""
+        assert process.wait() == 0
+
+
+def test_help():
+    made = run("--help")
+    assert made.returncode == 0
+    assert all(task in made.stderr.decode() for task in TASKS)

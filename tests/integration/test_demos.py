@@ -1,0 +1,119 @@
+"""The README's commands and the demo checkpoints, as a new user meets them."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow.dataset as ds
+import pytest
+import torch
+from conftest import REPOSITORY
+
+from modernbert.tokenizer import Tokenizer
+from pipelines.config import TagOptions
+from pipelines.corpus import run_corpus
+from pipelines.inmemory import pipeline
+
+DEMO = REPOSITORY / "jobs" / "demo"
+README = (REPOSITORY / "README.md").read_text()
+
+
+def block(marker: str) -> str:
+    """The README's code block that follows a marker."""
+    found = re.search(rf"<!-- {marker} -->\n```\w+\n(.*?)```", README, re.DOTALL)
+    assert found, marker
+    return found[1]
+
+
+def here(command: str) -> str:
+    """A command of the README for this interpreter and another working directory."""
+    command = command.replace(".venv/bin/python", sys.executable).replace(" jobs/", f" {REPOSITORY}/jobs/")
+    return command.split("  #")[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", block("demos").strip().splitlines())
+def test_a_demo_runs_without_options(command, tmp_path):
+    done = subprocess.run(here(command), shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert re.search(r"rows +\d+: \d+ labelled, \d+ rejected", done.stdout)
+    assert "example " in done.stdout
+    (output,) = (tmp_path / "output").iterdir()
+    assert ds.dataset(output).count_rows() > 100
+
+
+def test_the_example_in_memory(monkeypatch, capsys):
+    monkeypatch.chdir(REPOSITORY)
+    exec(block("memory"), {})
+    shown = capsys.readouterr().out
+    assert "'entity_group': 'PERSON'" in shown
+    assert "'entity_group': 'PHONE'" in shown
+    assert shown.rstrip().endswith("[]]")
+
+
+def test_the_example_on_the_command_line():
+    done = subprocess.run(here(block("stdin")), shell=True, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    answers = json.loads(done.stdout)
+    assert answers[0]["token_str"].strip() == "set"
+
+
+@pytest.mark.parametrize("command", re.findall(r"^\.venv/bin/python (jobs/\w+\.py) (.+)$", README, re.MULTILINE))
+def test_the_options_of_every_job_named_are_known(command):
+    """Jobs with options name folders that are not there: the command gets as far as finding that out."""
+    job, options = command
+    line = f"{sys.executable} {REPOSITORY / job} {options}"
+    done = subprocess.run(line, shell=True, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert "my-org/" in done.stderr
+
+
+def test_all_demo_files_together_are_small():
+    assert sum(file.stat().st_size for file in DEMO.rglob("*") if file.is_file()) < 30e6
+
+
+@pytest.mark.parametrize(
+    ("name", "auto"),
+    [
+        ("pii-tagger", "AutoModelForTokenClassification"),
+        ("masked-lm", "AutoModelForMaskedLM"),
+        ("sentence-encoder", "AutoModel"),
+    ],
+)
+def test_a_demo_checkpoint_loads_in_transformers_and_answers_alike(name, auto):
+    import transformers
+
+    import modernbert
+
+    theirs = getattr(transformers, auto).from_pretrained(DEMO / name, dtype=torch.float32).eval()
+    ours = getattr(modernbert, type(theirs).__name__).from_pretrained(DEMO / name)
+    inputs = Tokenizer.from_folder(DEMO / name)("please call me at noon", return_tensors="pt")
+    with torch.no_grad():
+        want, got = theirs(**inputs)[0], ours(**inputs)[0]
+    torch.testing.assert_close(got, want, rtol=2e-5, atol=2e-5)  # fp32 rounding in another order of operations
+
+
+@pytest.mark.slow
+def test_the_tagger_finds_personal_data_in_messages_from_other_templates(tmp_path, local_ray):
+    """Exact spans and types over the held-out messages; the card says what was measured."""
+    held_out = DEMO / "held_out_messages.jsonl"
+    wanted = [json.loads(line) for line in held_out.read_text(encoding="utf-8").splitlines()]
+    options = TagOptions(input=str(held_out), model=str(DEMO / "pii-tagger"), output=str(tmp_path / "out"))
+    assert run_corpus(options.model_copy(update={"keep_columns": ["text"]}), "tag") == 0
+    rows = ds.dataset(tmp_path / "out").to_table().to_pylist()
+    assert [row["text"] for row in rows] == [row["text"] for row in wanted]
+    found = {(i, e["start"], e["end"], e["label"]) for i, row in enumerate(rows) for e in row["entities"]}
+    right = {(i, *entity) for i, row in enumerate(wanted) for entity in row["entities"]}
+    f1 = 2 * len(found & right) / (len(found) + len(right))
+    assert f1 >= 0.9
+
+
+def test_the_sentence_encoder_brings_like_requests_together():
+    embed = pipeline("sentence-embedding", str(DEMO / "sentence-encoder"))
+    requests = ["wake me up at six tomorrow", "set an alarm for 6 am", "what is the capital of france"]
+    a, b, c = np.array(embed(requests))
+    assert a @ b > 0.5 > a @ c

@@ -1,0 +1,151 @@
+"""Pipelines equal transformers' on the same checkpoint: the shapes of results, their texts, and their numbers.
+
+Scores are probabilities in float32 of logits that agree to about 1e-6: within 1e-5. So do hidden states, of size one.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+
+import pytest
+import transformers
+from checkpoints import SENTENCE, write_task
+from predictions import PIECES, assert_close, random_texts
+
+from pipelines import pipeline
+
+CLASSIFIER = "ModernBertForSequenceClassification"
+BIO = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
+ODD = ["a", "the cat", "😀 the", "[SEP] in the [MASK] text [CLS]", "e\u0301\r\n\r\nthe", "\u202eאבג", " the  "]
+STRATEGIES = ["none", "simple", "first", "average", "max"]
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """Theirs and ours for a task on a checkpoint, each made once."""
+    made = {}
+
+    def make(task, architecture, **config):
+        key = (task, *sorted(map(str, config.items())))
+        if key not in made:
+            folder = str(write_task(tmp_path_factory.mktemp("checkpoint"), architecture, **config))
+            made[key] = transformers.pipeline(task, model=folder), pipeline(task, folder)
+        return made[key]
+
+    return make
+
+
+def same(both, *inputs, **options):
+    theirs, ours = both
+    with warnings.catch_warnings(action="ignore"):
+        want = theirs(*inputs, **options)
+    assert_close(ours(*inputs, **options), want)
+    return want
+
+
+CLASSIFIERS = {
+    "five labels": {"labels": [*"abcde"]},
+    "multi-label": {"num_labels": 3, "problem_type": "multi_label_classification"},
+    "regression": {"num_labels": 1, "problem_type": "regression"},
+    "one output": {"num_labels": 1},
+    "several numbers": {"num_labels": 3, "problem_type": "regression"},
+}
+
+
+@pytest.mark.parametrize("config", CLASSIFIERS.values(), ids=CLASSIFIERS)
+@pytest.mark.parametrize("options", [{}, {"top_k": 1}, {"top_k": 2}, {"top_k": None}, {"function_to_apply": "none"},
+                                     {"function_to_apply": "sigmoid", "top_k": None}], ids=str)  # fmt: skip
+def test_text_classification(both, config, options):
+    pipes = both("text-classification", CLASSIFIER, **config)
+    texts = ODD + random_texts(1, 5)
+    pair = {"text": texts[0], "text_pair": texts[-1]}
+    for inputs in (texts, texts[:1], texts[-1], pair, [pair, {"text": "", "text_pair": texts[2]}]):
+        same(pipes, inputs, **options)
+
+
+@pytest.mark.parametrize("labels", [1, 3])
+@pytest.mark.parametrize("options", [{"top_k": 2}, {"top_k": None, "function_to_apply": "none"}], ids=str)
+def test_options_given_to_the_pipeline(tmp_path, options, labels):
+    task, folder = "text-classification", str(write_task(tmp_path, CLASSIFIER, num_labels=labels))
+    pipes = transformers.pipeline(task, model=folder, **options), pipeline(task, folder, **options)
+    for inputs in ("the cat", ["the cat"], ["the", "cat"]):
+        same(pipes, inputs)
+        same(pipes, inputs, top_k=1)
+        same(pipes, inputs, function_to_apply="softmax")
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("labels", [BIO, ["O", "PER", "LOC"], ["I-PER", "I-LOC", "B-LOC", "O"]], ids=" ".join)
+def test_token_classification(both, labels, strategy):
+    pipes = both("token-classification", "ModernBertForTokenClassification", labels=labels)
+    texts = ODD + random_texts(2, 12)
+    assert any(same(pipes, texts, aggregation_strategy=strategy))
+    for inputs in (texts[:1], texts[-1]):
+        same(pipes, inputs, aggregation_strategy=strategy)
+
+
+def write_wordpiece(folder):
+    """Write a tokenizer whose vocabulary marks tokens that go on with a word, and that lacks some characters."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+    names = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"]
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    trainer = trainers.WordPieceTrainer(vocab_size=120, special_tokens=names, show_progress=False)
+    tokenizer.train_from_iterator([SENTENCE, "abcdefgh 0123 é 中文"], trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_token_classification_with_wordpieces(tmp_path, strategy):
+    folder = write_task(tmp_path, "ModernBertForTokenClassification", labels=BIO)
+    write_wordpiece(folder)
+    settings = folder / "tokenizer_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"unk_token": "[UNK]"}))
+    pipes = transformers.pipeline("ner", model=str(folder)), pipeline("ner", str(folder))
+    assert any(same(pipes, ODD + random_texts(2, 20), aggregation_strategy=strategy))
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_labels_that_token_classification_ignores(both, strategy):
+    pipes = both("token-classification", "ModernBertForTokenClassification", labels=BIO)
+    texts = random_texts(3, 3)
+    for ignored in ([], ["O", "PER"], ["O", "B-PER", "LOC"]):
+        same(pipes, texts, aggregation_strategy=strategy, ignore_labels=ignored)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES[1:])
+@pytest.mark.parametrize(("max_length", "stride"), [(40, 10), (64, 0), (130, 100)])
+def test_token_classification_of_long_texts(both, strategy, max_length, stride):
+    theirs, ours = both("token-classification", "ModernBertForTokenClassification", labels=BIO)
+    texts = random_texts(4, 4, 20, 250)
+    theirs.tokenizer.model_max_length = max_length
+    with warnings.catch_warnings(action="ignore"):
+        want = [theirs(text, aggregation_strategy=strategy, stride=stride) for text in texts]
+    theirs.tokenizer.model_max_length = 8192
+    assert_close(ours(texts, aggregation_strategy=strategy, max_length=max_length, stride=stride), want)
+
+
+@pytest.mark.parametrize("options", [{}, {"top_k": 3}, {"targets": [" the", " cat", "b"]},
+                                     {"targets": ["the", "zzz"], "top_k": 1}, {"targets": "the"}], ids=str)  # fmt: skip
+def test_fill_mask(both, options):
+    pipes = both("fill-mask", "ModernBertForMaskedLM")
+    plain = [piece for piece in PIECES if piece != "[MASK]"]
+    halves = random_texts(5, 12, 1, 60, plain)
+    one = [f"{before} [MASK]{after}" for before, after in zip(halves[::2], halves[1::2], strict=True)]
+    several = [text + "[MASK]" * (i % 3) + halves[i] + "[MASK]" for i, text in enumerate(one)]
+    for inputs in (one, one + several, several, one[0], several[0], one[:1], several[:1]):
+        same(pipes, inputs, **options)
+
+
+def test_feature_extraction(both):
+    pipes = both("feature-extraction", "ModernBertModel")
+    texts = ODD + random_texts(6, 6, 1, 60)
+    for inputs in (texts, texts[:1], texts[0]):
+        same(pipes, inputs)

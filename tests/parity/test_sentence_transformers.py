@@ -1,0 +1,176 @@
+"""Embeddings equal sentence-transformers' encode, and scores CrossEncoder's predict, on the same folder.
+
+Vectors differ by the rounding of float32 alone: 1e-5 of their length.
+"""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from checkpoints import write_task
+from predictions import random_texts
+from sentence_transformers import CrossEncoder, SentenceTransformer
+from sentence_transformers.base.modules.dense import Dense
+from sentence_transformers.base.modules.normalize import Normalize
+from sentence_transformers.base.modules.transformer import Transformer
+from sentence_transformers.sentence_transformer.modules import Pooling
+from sentence_transformers.util.quantization import quantize_embeddings
+
+from modernbert.checkpoint import CheckpointError
+from pipelines import pipeline
+
+TEXTS = ["", "a", " The Cat", *random_texts(1, 12), "the cat " * 200]
+
+
+def assert_same(got, want):
+    got, want = np.array(got), np.array(want)
+    assert got.shape == want.shape
+    assert (np.linalg.norm(got - want, axis=1) <= 1e-5 * np.linalg.norm(want, axis=1)).all()
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    return write_task(tmp_path_factory.mktemp("checkpoint"), "ModernBertModel")
+
+
+@pytest.fixture
+def both(encoder, tmp_path):
+    """Theirs and ours for a stack of modules, read from the folder that theirs wrote."""
+
+    def make(pooling="mean", dense=(), normalize=False, include_prompt=True, **options):
+        torch.manual_seed(0)
+        transformer = Transformer(str(encoder))
+        transformer.max_seq_length = 128
+        modules = [transformer, Pooling(64, pooling, include_prompt=include_prompt)]
+        size = 64 * (len(pooling) if isinstance(pooling, tuple) else 1)
+        for width, activation in dense:
+            modules.append(Dense(size, width, activation_function=activation))
+            size = width
+        modules += [Normalize()] if normalize else []
+        SentenceTransformer(modules=modules, device="cpu", **options).save(str(tmp_path))
+        return SentenceTransformer(str(tmp_path), device="cpu"), pipeline("sentence-embedding", str(tmp_path))
+
+    return make
+
+
+STACKS = {
+    "mean": {},
+    "cls": {"pooling": "cls"},
+    "max": {"pooling": "max"},
+    "weightedmean": {"pooling": "weightedmean"},
+    "lasttoken": {"pooling": "lasttoken"},
+    "mean_sqrt_len_tokens": {"pooling": "mean_sqrt_len_tokens"},
+    "two poolings": {"pooling": ("cls", "max"), "normalize": True},
+    "dense": {"dense": [(32, torch.nn.Tanh())]},
+    "two dense, normalised": {"dense": [(48, torch.nn.GELU()), (16, torch.nn.Identity())], "normalize": True},
+    "two poolings, dense": {"pooling": ("mean", "lasttoken"), "dense": [(24, torch.nn.ReLU())]},
+}
+
+
+@pytest.mark.parametrize("stack", STACKS.values(), ids=STACKS)
+def test_modules(both, stack):
+    theirs, ours = both(**stack)
+    assert_same(ours(TEXTS), theirs.encode(TEXTS))
+    assert_same(ours(TEXTS, dimensions=8), theirs.encode(TEXTS, truncate_dim=8))
+    want = theirs.encode(TEXTS, truncate_dim=8, normalize_embeddings=True)
+    assert_same(ours(TEXTS, dimensions=8, normalize=True), want)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "max", "weightedmean", "lasttoken", "mean_sqrt_len_tokens"])
+@pytest.mark.parametrize("include_prompt", [True, False])
+def test_prompts(both, pooling, include_prompt):
+    prompts = {"query": "the cat: ", "document": ""}
+    theirs, ours = both(pooling, include_prompt=include_prompt, prompts=prompts, default_prompt_name="query")
+    texts = TEXTS[1:]
+    assert_same(ours(texts), theirs.encode(texts))
+    assert_same(ours(texts, prompt_name="document"), theirs.encode(texts, prompt_name="document"))
+    assert_same(ours(texts, prompt="é 👍🏽 "), theirs.encode(texts, prompt="é 👍🏽 "))
+
+
+def test_a_plain_encoder(encoder):
+    assert_same(pipeline("sentence-embedding", str(encoder))(TEXTS), SentenceTransformer(str(encoder)).encode(TEXTS))
+
+
+FLAGS = {
+    "cls": ["pooling_mode_cls_token"],
+    "mean": ["pooling_mode_mean_tokens"],
+    "max and mean": ["pooling_mode_max_tokens", "pooling_mode_mean_tokens"],
+    "sqrt": ["pooling_mode_mean_sqrt_len_tokens"],
+    "weighted": ["pooling_mode_weightedmean_tokens"],
+    "last": ["pooling_mode_lasttoken"],
+}
+
+
+@pytest.mark.parametrize("flags", FLAGS.values(), ids=FLAGS)
+@pytest.mark.parametrize("lower_case", [False, True])
+def test_files_of_versions_before_6(encoder, tmp_path, flags, lower_case):
+    known = [flag for names in FLAGS.values() for flag in names]
+    files = {
+        "modules.json": [
+            {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+            {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+            {"idx": 2, "name": "2", "path": "2_Normalize", "type": "sentence_transformers.models.Normalize"},
+        ],
+        "sentence_bert_config.json": {"max_seq_length": 40, "do_lower_case": lower_case},
+        "config_sentence_transformers.json": {"__version__": {"sentence_transformers": "3.4.1"}, "prompts": {}},
+        "1_Pooling/config.json": {"word_embedding_dimension": 64} | {flag: flag in flags for flag in known},
+    }
+    for file in encoder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "1_Pooling").mkdir()
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    assert_same(
+        pipeline("sentence-embedding", str(tmp_path))(TEXTS),
+        SentenceTransformer(str(tmp_path), device="cpu").encode(TEXTS),
+    )
+
+
+@pytest.mark.parametrize("precision", ["binary", "ubinary"])
+def test_signs_as_bits(both, precision):
+    theirs, ours = both(normalize=True)
+    want = quantize_embeddings(theirs.encode(TEXTS), precision)
+    assert ours(TEXTS, precision=precision) == want.tolist()
+
+
+def test_int8(both):
+    """A number differs by at most half a step, and a vector's direction hardly."""
+    theirs, ours = both()
+    want, got = theirs.encode(TEXTS), np.array(ours(TEXTS, precision="int8"))
+    step = np.abs(want).max(axis=1, keepdims=True) / 127
+    assert np.abs(got).max(axis=1).tolist() == [127] * len(TEXTS)
+    assert (np.abs(got * step - want) <= 0.501 * step).all()
+    assert ((got * want).sum(1) / np.linalg.norm(got, axis=1) / np.linalg.norm(want, axis=1) >= 0.999).all()
+
+
+def test_a_module_that_is_not_known(both, tmp_path):
+    both()
+    modules = json.loads((tmp_path / "modules.json").read_text())
+    modules.append({"idx": 2, "name": "2", "path": "2_LSTM", "type": "sentence_transformers.models.LSTM"})
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(CheckpointError, match=r"has a module sentence_transformers\.models\.LSTM; known are"):
+        pipeline("sentence-embedding", str(tmp_path))
+
+
+SETTINGS = {
+    "sigmoid": {},
+    "identity": {"sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity"}},
+    "identity, old name": {"sbert_ce_default_activation_function": "torch.nn.modules.linear.Identity"},
+}
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+def test_cross_encoders(tmp_path, settings):
+    """Scores are within 1e-5: float32 of logits of size one."""
+    config = write_task(tmp_path, "ModernBertForSequenceClassification", num_labels=1) / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | settings))
+    texts = TEXTS[1:-1]
+    want = CrossEncoder(str(tmp_path), device="cpu").predict([("the cat?", text) for text in texts])
+    ours = pipeline("rerank", str(tmp_path))
+    got = ours("the cat?", texts, return_text=True)
+    assert [(made["index"], made["text"]) for made in got] == [(i, texts[i]) for i in np.argsort(-want, kind="stable")]
+    assert [made["score"] for made in got] == pytest.approx(sorted(want.tolist(), reverse=True), abs=1e-5)
+    assert [made["index"] for made in ours("the cat?", texts, raw_scores=True)] == [made["index"] for made in got]

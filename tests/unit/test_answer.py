@@ -1,0 +1,148 @@
+"""Start and end logits to spans: limits, no answer, order, offsets."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from checkpoints import write_tokenizer
+from predictions import described, random_texts, said
+
+from modernbert.tokenizer import Tokenizer
+from pipelines.tasks.answer import SPAN, Answer
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    write_tokenizer(folder)
+    return Tokenizer.from_folder(folder)
+
+
+def task(**options):
+    return Answer.from_checkpoint(described(), **options)
+
+
+LETTERS = "bdfgijklnp"  # a token each
+PLAIN = {"align_to_words": False}
+
+
+def at(starts, ends, null=-20.0, windows_null=()):
+    """Logits of so much where a context's token starts at a character or ends before it, -20 elsewhere."""
+
+    def answer(windows):
+        logits = np.full((len(windows.input_ids), 2), -20.0)
+        logits[windows.cu_seqlens[:-1]] = np.array([windows_null or [null] * len(windows.document)]).T
+        for t in np.flatnonzero(windows.texts == 1):
+            logits[t] = starts.get(int(windows.spans[t, 0]), -20), ends.get(int(windows.spans[t, 1]), -20)
+        return logits
+
+    return answer
+
+
+def answers(tokenizer, logits, context=LETTERS, question="b", **options):
+    made, pairs = task(**options), [(question, context)]
+    by_token = said(task(**options | PLAIN), tokenizer, pairs, logits).values
+    prediction = said(made, tokenizer, pairs, lambda _: by_token)
+    return made.decode(prediction).to_pylist()[0], made.results(prediction)[0]
+
+
+def test_the_best_span_and_its_score(tokenizer):
+    row, result = answers(tokenizer, at({2: 5, 4: 4}, {6: 5, 3: 3}), **PLAIN)
+    start, end = (np.exp(5) / (np.exp(5) + np.exp(other)) for other in (4, 3))
+    assert row == {"answer": "fgij", "score": pytest.approx(start * end, rel=1e-5), "start": 2, "end": 6,
+                   "no_answer_score": pytest.approx(0, abs=1e-9)}  # fmt: skip
+    assert result == {name: row[name] for name in ("score", "start", "end", "answer")}
+
+
+@pytest.mark.parametrize(("longest", "want"), [(1, "f"), (3, "ij"), (4, "fgij"), (100, "fgij")])
+def test_max_answer_length_is_in_tokens(tokenizer, longest, want):
+    logits = at({2: 5, 4: 4}, {6: 5, 7: 2, 3: 1})
+    assert answers(tokenizer, logits, max_answer_length=longest, **PLAIN)[0]["answer"] == want
+
+
+def test_an_end_is_never_before_its_start(tokenizer):
+    row, _ = answers(tokenizer, at({6: 9}, {3: 9, 8: 0}), **PLAIN)
+    assert (row["start"], row["end"]) == (6, 8)
+
+
+@pytest.mark.parametrize("null", [-20.0, 9.0])
+def test_no_answer_competes_where_it_may(tokenizer, null):
+    logits = at({2: 5}, {6: 5}, null)
+    row, _ = answers(tokenizer, logits, **PLAIN)
+    assert row["answer"] == "fgij"
+    assert row["no_answer_score"] == pytest.approx(float(null > 0), abs=0.05)
+    row, result = answers(tokenizer, logits, no_answer=True, top_k=100, **PLAIN)
+    assert row["answer"] == ("" if null > 0 else "fgij")
+    empty = next(span for span in result if not span["answer"])
+    assert (empty["start"], empty["end"], empty["score"]) == (0, 0, pytest.approx(row["no_answer_score"]))
+
+
+def test_no_answer_scores_as_in_the_window_that_denies_it_most(tokenizer):
+    context = LETTERS * 3
+    logits = at({25: 5}, {27: 5}, windows_null=(9, 9, 9, 9, 2))
+    row, _ = answers(tokenizer, logits, context, no_answer=True, max_length=14, stride=4, **PLAIN)
+    assert row["no_answer_score"] < 0.5
+    assert (row["answer"], row["start"]) == ("jk", 25)
+
+
+def test_n_best_spans(tokenizer):
+    row, result = answers(tokenizer, at({2: 3, 4: 2, 8: 1}, {5: 3, 7: 2, 9: 1}), top_k=6, **PLAIN)
+    scores = [span["score"] for span in row["answers"]]
+    assert len(scores) == 6
+    assert scores == sorted(scores, reverse=True)
+    assert row["answers"][0] == {name: row[name] for name in ("answer", "score", "start", "end")}
+    assert [span["answer"] for span in row["answers"]][:3] == ["fgi", "fgijk", "i"]
+    assert [span["start"] for span in result] == [span["start"] for span in row["answers"]]
+    assert task(top_k=2).columns.field("answers").type == pa.list_(SPAN)
+    assert "answers" not in task().columns.names
+
+
+def test_equal_texts_count_as_one_answer_at_the_first_place(tokenizer):
+    row, result = answers(tokenizer, at({0: 5, 4: 5}, {1: 5, 5: 5}), "bdfgBdfg", top_k=2, max_answer_length=1, **PLAIN)
+    assert (row["answer"], row["start"], row["score"]) == ("b", 0, pytest.approx(0.5, rel=1e-3))
+    assert result["answer"] == "b"
+
+
+def test_words_are_whole_where_asked(tokenizer):
+    logits = at({3: 5}, {6: 5})
+    assert answers(tokenizer, logits, "bd fgij kl")[0]["answer"] == " fgij"
+    assert answers(tokenizer, logits, "bd fgij kl", **PLAIN)[0]["answer"] == "fgi"
+
+
+@pytest.mark.parametrize("align", [True, False])
+def test_an_answer_is_where_it_says(tokenizer, align):
+    contexts = ["👩‍👩‍👧‍👦 the e\u0301 cat\r\nsat 🇫🇷", "\u202eאבג", *random_texts(1, 8, 20, 200)]
+    made = task(top_k=8, no_answer=True, align_to_words=align, max_length=64, stride=16)
+    dice = np.random.default_rng(0)
+    pairs = [("the?", context) for context in contexts]
+    prediction = said(made, tokenizer, pairs, lambda windows: dice.normal(size=(len(windows.input_ids), 2)))
+    for context, row in zip(contexts, made.decode(prediction).to_pylist(), strict=True):
+        assert row["answers"]
+        for span in row["answers"]:
+            assert span["answer"] == context[span["start"] : span["end"]]
+
+
+@pytest.mark.parametrize(
+    ("question", "context", "reason"),
+    [("the cat?", "the cat", "context is shorter than the question"), ("cat", "the", None), ("a", "the cat", None)],
+)
+def test_a_context_shorter_than_its_question_is_rejected(question, context, reason):
+    assert task().reject((question, context)) == reason
+
+
+def test_a_question_that_fills_a_window(tokenizer):
+    windows = task(max_length=40, stride=8).encode(tokenizer, [("the " * 30, "cat " * 60), ("the", "cat")])
+    assert windows.unfit == {0: "too long for overlapping windows: its first text has 31 tokens, and 8 are shared"}
+
+
+def test_the_usual_windows():
+    made = task()
+    assert (made.max_length, made.stride) == (384, 128)
+    assert (task(max_length=100).stride, task(long_documents="truncate").stride) == (50, None)
+
+
+@pytest.mark.parametrize("options", [{"top_k": 0}, {"max_answer_length": 0}])
+def test_numbers_below_one(options):
+    with pytest.raises(ValueError, match=f"{next(iter(options))} 0 must be at least 1"):
+        task(**options)
