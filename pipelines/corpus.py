@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+import warnings
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import partial
@@ -114,6 +115,8 @@ def pipeline(job: Job, todo: list[Shard], blocks: int, actors: tuple[int, int], 
     per_actor |= {"max_restarts": -1, "max_task_retries": 0}
     in_flight = 1 if blocks == len(todo) else None
     one_shard: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
+    # No other way to bound an actor's retries yet, and the default is to repeat for ever what ends a process.
+    warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
     return (
         ray.data.from_items([shard_row(shard) for shard in todo], override_num_blocks=blocks)
         .map_batches(partial(read_and_tokenise, job), num_cpus=0.1 if on_cpu else 1, **one_shard)

@@ -40,7 +40,7 @@ def here(command: str) -> str:
 def test_a_demo_runs_without_options(command, tmp_path):
     done = subprocess.run(here(command), shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert re.search(r"rows +\d+: \d+ labelled, \d+ rejected", done.stdout)
+    assert re.search(r"rows +[\d,]+: [\d,]+ labelled, [\d,]+ rejected", done.stdout)
     assert "example " in done.stdout
     (output,) = (tmp_path / "output").iterdir()
     assert ds.dataset(output).count_rows() > 100
@@ -62,7 +62,7 @@ def test_the_example_on_the_command_line():
     assert answers[0]["token_str"].strip() == "set"
 
 
-@pytest.mark.parametrize("command", re.findall(r"^\.venv/bin/python (jobs/\w+\.py) (.+)$", README, re.MULTILINE))
+@pytest.mark.parametrize("command", re.findall(r"^\.venv/bin/python (jobs/\w+\.py) (--.+)$", README, re.MULTILINE))
 def test_the_options_of_every_job_named_are_known(command):
     """Jobs with options name folders that are not there: the command gets as far as finding that out."""
     job, options = command
