@@ -51,9 +51,7 @@ def test_regression():
 def test_no_documents_and_large_logits():
     assert len(task(top_k=1).decode(predicted(np.empty((0, 3), np.float32)))) == 0
     large = np.array([[1e4, -1e4, 0]], np.float32)
-    assert task().decode(predicted(large)).to_pylist() == [
-        {"label": "a", "score": 1.0}
-    ]
+    assert task().decode(predicted(large)).to_pylist() == [{"label": "a", "score": 1.0}]
 
 
 def test_windows_of_a_document_become_one_by_mean_or_max_of_their_logits():
