@@ -192,7 +192,8 @@ def _target_ids(targets: str | Sequence[str], tokenizer: Tokenizer) -> tuple[int
                 logger.warning("target %r has no token and is left out", target)
                 continue
             token = pieces[0]
-            logger.warning("target %r is no token of the vocabulary; %r stands for it", target, tokenizer.token(token))
+            if len(pieces) > 1:
+                logger.warning("target %r is several tokens; %r stands for it", target, tokenizer.token(token))
         ids.append(token)
     if not ids:
         raise ValueError(f"targets {', '.join(targets)!r} hold no token of the vocabulary")

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
@@ -227,3 +228,35 @@ def test_kills_of_the_whole_job_lose_and_double_nothing(tmp_path, checkpoint, lo
     assert parts == sorted(part.name for part in (tmp_path / "killed").glob("*.parquet"))
     assert all((tmp_path / "out" / part).read_bytes() == (tmp_path / "killed" / part).read_bytes() for part in parts)
     assert kills
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ray::MapWorker", "ray::MapBatches"])
+def test_kills_of_single_workers_lose_and_double_nothing(kind, tmp_path, checkpoint):
+    """SIGKILL of random actors, and of random workers of reading and committing, while one run goes on."""
+    seed = random.SystemRandom().randrange(10**6)
+    print("seed", seed)
+    dice = random.Random(seed)
+    (tmp_path / "in").mkdir()
+    for i in range(4):
+        write(tmp_path / "in", str(i), range(1000 * i, 1000 * (i + 1)))
+    command = [sys.executable, str(JOB), "--input", "in", "--output", "out", "--model", str(checkpoint)]
+    job = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    kills = 0
+    while job.poll() is None and kills < 8:
+        time.sleep(dice.uniform(0.2, 1.5))
+        workers = [process for process in psutil.Process(job.pid).children(recursive=True) if is_worker(process, kind)]
+        if workers:
+            dice.choice(workers).kill()
+            kills += 1
+    told = job.communicate(timeout=500)
+    assert job.returncode == 0, told
+    assert kills
+    assert ids(tmp_path) == list(range(4000))
+
+
+def is_worker(process: psutil.Process, kind: str) -> bool:
+    try:
+        return process.cmdline()[0].startswith(kind)
+    except (psutil.Error, IndexError):
+        return False
