@@ -83,10 +83,10 @@ def label(job: Job, todo: list[Shard], actors: str, max_rejected: str | None) ->
         lost = run(todo, min(len(todo), max(len(todo) // 8, 4 * high)))
         while lost:  # once more, each for itself; what is lost again is cut up, until the row is found
             lost = run(lost, len(lost))
-            for shard in [shard for shard in lost if shard.count == 1]:
-                totals.add(reject_shard(job, shard, _DEADLY).to_pylist()[0])
             if len(lost) > _MOST_SPLIT:
                 break
+            for shard in [shard for shard in lost if shard.count == 1]:
+                totals.add(reject_shard(job, shard, _DEADLY).to_pylist()[0])
             pieces = [piece for shard in lost if shard.count > 1 for piece in shard.pieces]
             lost = run(pieces, len(pieces)) if pieces else []
     totals.failed |= {shard.name: "its processes ended without an answer, again and again" for shard in lost}
@@ -172,7 +172,7 @@ def _news(earlier: Corpus | None, corpus: Corpus) -> list[str]:
         return []
     before, now = ({file.path: file.version for file in each.files} for each in (earlier, corpus))
     changed = sum(path in before and before[path] != version for path, version in now.items())
-    gone = sorted(before.keys() - now.keys())
+    gone = sorted(before.keys() - now.keys() - corpus.broken.keys())
     lines = []
     if new := len(now.keys() - before.keys()):
         lines.append(f"input      {new:>9,}  new files")
