@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ Text = str | tuple[str, str]
 """A text or a pair of texts."""
 _CHARS_PER_TOKEN = 12  # a long text is first tried cut to this many characters for each token wanted
 _MARGIN_WORDS = 8  # words before such a cut whose tokens may depend on what was cut off
+_CHARS_AT_ONCE = 4 << 20
 _NO_LIMIT = 1 << 62
 
 
@@ -143,11 +144,9 @@ class Tokenizer:
         if room < 1:
             special = sum(map(len, template))
             raise ValueError(f"max_length {max_length} leaves no room: {special} of its tokens are special ones")
-        columns: list[Any] = list(zip(*documents, strict=True)) if pairs else [documents]
         bounded = room if stride is None else _NO_LIMIT
-        encoded = [self._encode_texts(texts, bounded, details) for texts in columns]
         out = WindowsBuilder(template, details)
-        for document, encodings in enumerate(zip(*encoded, strict=True)):
+        for document, encodings in enumerate(self._encoded(documents, bounded, details)):
             parts = [Tokens.of(encoding, details) for encoding in encodings]
             lengths = [len(part.ids) for part in parts]
             if stride is not None:
@@ -213,6 +212,17 @@ class Tokenizer:
             last = text if text is not None else last
         return pieces
 
+    def _encoded(self, documents: Sequence[Text], room: int, offsets: bool) -> Iterator[tuple[Encoding, ...]]:
+        """The encodings of each document's texts, some documents at a time: they take more memory than ids."""
+        start = size = 0
+        for stop, document in enumerate(documents, 1):
+            size += len(document) if isinstance(document, str) else sum(map(len, document))
+            if size >= _CHARS_AT_ONCE or stop == len(documents):
+                some = documents[start:stop]
+                columns: list[Any] = list(zip(*some, strict=True)) if isinstance(document, tuple) else [some]
+                yield from zip(*(self._encode_texts(texts, room, offsets) for texts in columns), strict=True)
+                start, size = stop, 0
+
     def _encode_texts(self, texts: Sequence[str], room: int, offsets: bool) -> list[Encoding]:
         """Encode without special tokens, at a cost bounded by `room`: at least its first `room` tokens are right.
 
@@ -221,14 +231,10 @@ class Tokenizer:
         encode = self._fast.encode_batch if offsets else self._fast.encode_batch_fast
         longest = room * _CHARS_PER_TOKEN
         cut = [i for i, text in enumerate(texts) if len(text) > longest]
-        shortened = list(texts)
-        for i in cut:
-            shortened[i] = texts[i][:longest]
-        encodings = encode(shortened, add_special_tokens=False)
-        unsure = [i for i in cut if not _cut_is_invisible(encodings[i], room)]
-        for i, encoding in zip(unsure, encode([texts[i] for i in unsure], add_special_tokens=False), strict=True):
-            encodings[i] = encoding
-        return encodings
+        starts = self._fast.encode_batch([texts[i][:longest] for i in cut], add_special_tokens=False)  # with words
+        sure = {i: start for i, start in zip(cut, starts, strict=True) if _cut_is_invisible(start, room)}
+        rest = iter(encode([text for i, text in enumerate(texts) if i not in sure], add_special_tokens=False))
+        return [sure[i] if i in sure else next(rest) for i in range(len(texts))]
 
     def _cut_windows(
         self, out: WindowsBuilder, document: int, parts: Sequence[Tokens], lengths: list[int], room: int, stride: int

@@ -10,7 +10,7 @@ from typing import Literal, get_args, get_origin
 
 from pydantic import ValidationError
 
-from pipelines.config import ENV_PREFIX, CorpusOptions, Options, TaskOptions, UserError
+from pipelines.config import ENV_PREFIX, CorpusOptions, JobError, Options, TaskOptions, UserError
 
 
 def run_command(task: str, options_class: type[CorpusOptions], defaults: dict[str, str] | None = None) -> int:
@@ -28,6 +28,9 @@ def run_command(task: str, options_class: type[CorpusOptions], defaults: dict[st
     except ValueError as error:  # UserError, ConfigError, CheckpointError
         print(f"error: {with_flag(str(error), options_class)}", file=sys.stderr)
         return 2
+    except JobError as error:
+        print(f"error: {error}; what is done stays, and the same command goes on from there", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return _stopped("interrupted", 130)
 

@@ -29,6 +29,10 @@ class UserError(ValueError):
     """A mistake in what the user asked for; shown as one line, without a traceback, with exit code 2."""
 
 
+class JobError(RuntimeError):
+    """What keeps a job from going on, though nobody asked for the wrong thing; shown as one line, with exit code 1."""
+
+
 class TaskOptions(BaseSettings):
     """A model and how it is run. The command line wins over the environment, which wins over the YAML file."""
 
@@ -37,7 +41,10 @@ class TaskOptions(BaseSettings):
     """The options of the task itself, beside those on long documents."""
 
     config: Annotated[Path | None, Field(description="YAML file with any of these options")] = None
-    model: Annotated[str | None, Field(description="checkpoint: a folder or a Hugging Face hub id")] = None
+    model: Annotated[
+        str | None,
+        Field(description="checkpoint: a folder, a Hugging Face hub id, or an s3, gs or abfs URI"),
+    ] = None
     max_length: Annotated[
         int | None, Field(ge=3, description="tokens that the model reads at a time (default: its maximum)")
     ] = None
@@ -105,7 +112,9 @@ class CorpusOptions(TaskOptions):
     input: Annotated[
         str | None, Field(description="file, folder or glob of Parquet, Arrow, JSONL or CSV files; gzip is read too")
     ] = None
-    output: Annotated[str | None, Field(description="folder for the labelled Parquet files")] = None
+    output: Annotated[
+        str | None, Field(description="folder, or s3, gs or abfs URI, for the labelled Parquet files")
+    ] = None
     keep_columns: Annotated[
         Commas, Field(description="input columns to keep in the output, comma-separated (default: all)")
     ] = None
@@ -117,6 +126,9 @@ class CorpusOptions(TaskOptions):
         str | None,
         Field(pattern=r"^\d+$|^\d+(\.\d+)?%$", description="stop when more rows, or a larger share, are rejected"),
     ] = None
+    max_characters: Annotated[
+        int, Field(ge=1, description="longer texts are cut, or where documents are read in windows rejected")
+    ] = 5_000_000
     batch_timeout_s: Annotated[
         float, Field(gt=0, description="seconds that a packed batch may take before its actor is replaced")
     ] = 600.0

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Sequence
-from typing import Any, get_type_hints
+from typing import Any
 
 import torch
-from pydantic import TypeAdapter, ValidationError
 
 from modernbert.tokenizer import Text
 from pipelines.predictor import Predictor
-from pipelines.tasks.base import Checkpoint, Task, task_class
+from pipelines.tasks.base import Checkpoint, Task, check_documents, make_task, task_class
 
 TASKS = {
     "fill-mask": "fill",
@@ -26,7 +24,6 @@ TASKS = {
     "rerank": "rerank",
 }
 """The names of pipelines, and the tasks behind them."""
-_SURROGATE = re.compile("[\ud800-\udfff]")
 _OURS = {  # what transformers calls some of our options
     "aggregation_strategy": "aggregation",
     "function_to_apply": "function",
@@ -96,31 +93,11 @@ class Pipeline:
 
     def task(self, options: dict[str, Any]) -> Task:
         """The task with the pipeline's own options, overridden by those of a call."""
-        given = {name: value for name, value in (self.options | _renamed(options)).items() if value is not None}
-        kinds = get_type_hints(self.kind.from_checkpoint)
-        known = [name for name in kinds if name not in ("checkpoint", "return")]
-        if unknown := sorted(set(given) - set(known)):
-            raise ValueError(f"{unknown[0]} is no option of {self.kind.name}; it has {', '.join(known)}")
-        for name, value in given.items():
-            try:
-                TypeAdapter(kinds[name]).validate_python(value, strict=True)
-            except ValidationError as error:
-                what = error.errors()[0]["msg"].replace("Input should be", "must be")
-                raise ValueError(f"{name} {value!r}: {what}") from error
-        return self.kind.from_checkpoint(self.checkpoint, **given)
+        return make_task(self.kind, self.checkpoint, self.options | _renamed(options))
 
     def run(self, documents: Sequence[Text], options: dict[str, Any]) -> tuple[list[Any], dict[int, str]]:
         """A result for each document, and those whose result has no meaning with the reason."""
-        for i, document in enumerate(documents):
-            for text in document if isinstance(document, tuple) else (document,):
-                if not isinstance(text, str):
-                    raise ValueError(f"input {i} holds {str(text)[:40]!r} ({type(text).__name__}), not text")
-                if not text.isascii() and (half := _SURROGATE.search(text)):
-                    raise ValueError(f"input {i} holds {half[0]!r}, half a surrogate pair, which is no text")
-            if isinstance(document, tuple) and self.kind.inputs == ("text",) and self.kind.name != "classify":
-                raise ValueError(f"input {i} is a pair; {self.kind.name} takes single texts")
-        if len({isinstance(document, str) for document in documents}) > 1:
-            raise ValueError("texts and pairs cannot be mixed in one call")
+        check_documents(self.kind, documents)
         task = self.task(options)
         made, failed = self.predictor.answer(documents, task)
         return task.results(made), failed
@@ -187,13 +164,6 @@ class AnswerPipeline(Pipeline):
             ]
         results = self.answered(documents, options)
         return results[0] if len(documents) == 1 else results
-
-    def run(self, documents: Sequence[Text], options: dict[str, Any]) -> tuple[list[Any], dict[int, str]]:
-        """As of every pipeline; ValueError for an empty question or context."""
-        for i, document in enumerate(documents):
-            if not all(document):
-                raise ValueError(f"input {i}: {self.kind.inputs[list(map(bool, document)).index(False)]} is empty")
-        return super().run(documents, options)
 
     def of_lines(self, lines: Sequence[str]) -> list[Any]:
         """A result for each line of {"question", "context"} as JSON."""

@@ -16,6 +16,7 @@ from pipelines.config import CorpusOptions, UserError
 from pipelines.output import read_files, read_run
 from pipelines.predictor import BUDGET_TOKENS, DTYPE
 from pipelines.shards import Corpus, plan_corpus
+from pipelines.storage import Folder, hidden
 from pipelines.tasks.base import Checkpoint, Task, task_class
 from pipelines.texts import is_text
 
@@ -28,7 +29,7 @@ class Job:
     """Everything that a worker needs to know; no worker sees the options themselves."""
 
     source: str
-    folder: Path
+    folder: Folder
     model: Checkpoint
     task: Task
     schema: pa.Schema
@@ -38,6 +39,8 @@ class Job:
     budget_tokens: int
     device: str
     dtype: str
+    max_characters: int
+    """Longer texts are cut where long documents are truncated, else rejected: none can exhaust the memory."""
     batch_timeout_s: float
     """How long one packed batch may take before its actor is ended and replaced."""
 
@@ -55,9 +58,9 @@ def plan_job(options: CorpusOptions, task_name: str) -> tuple[Job, Corpus, dict[
     kind.check(checkpoint)
     task = kind.from_checkpoint(checkpoint, **options.of_task())
     source = options.input if "://" in options.input else str(Path(options.input).expanduser().absolute())
-    target = Path(options.output).expanduser().absolute()
+    target = Folder.at(options.output)
     corpus = _corpus(source, target, options)
-    if "://" not in source and Path(source).is_dir() and target.is_relative_to(source):
+    if f"{target}/".startswith(f"{hidden(source).rstrip('/')}/"):
         raise UserError(f"output {options.output!r} lies in the input folder, which would be read again; name another")
     names = corpus.schema.names
     for option, column in zip(options.text_options, options.text_columns, strict=True):
@@ -88,20 +91,22 @@ def plan_job(options: CorpusOptions, task_name: str) -> tuple[Job, Corpus, dict[
         budget_tokens=options.budget_tokens or BUDGET_TOKENS[device],
         device=device,
         dtype=DTYPE[device] if options.dtype == "auto" else options.dtype,
+        max_characters=options.max_characters,
         batch_timeout_s=options.batch_timeout_s,
     )
     if (job.device, job.dtype) == ("cpu", "float16"):
         raise UserError("--dtype float16 is for GPUs; on CPUs use bfloat16 or float32")
-    identity = {name: getattr(job, name) for name in ("source", "text_columns", "keep_columns", "prefix")}
-    identity |= {"dtype": job.dtype, "limit": options.limit, "task": task_name, **asdict(task)}
+    names = ("text_columns", "keep_columns", "prefix", "dtype", "max_characters")
+    identity = {"source": hidden(source)} | {name: getattr(job, name) for name in names}
+    identity |= {"limit": options.limit, "task": task_name, **asdict(task)}
     identity |= {"model": "" if options.dry_run else task.fingerprint(checkpoint)}
     return job, corpus, json.loads(json.dumps(identity))
 
 
-def _corpus(source: str, target: Path, options: CorpusOptions) -> Corpus:
+def _corpus(source: str, target: Folder, options: CorpusOptions) -> Corpus:
     """The plan, as an earlier run into the same output began it."""
     record = None if options.overwrite else read_run(target)
-    if record is None or record["fingerprint"].get("source") != source:
+    if record is None or record["fingerprint"].get("source") != hidden(source):
         return plan_corpus(source, options.limit)
     return plan_corpus(source, options.limit, record["shard_rows"], read_files(target))
 

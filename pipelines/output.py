@@ -1,8 +1,10 @@
-"""The output folder: part files committed whole, rejected rows beside them, and the record of the run.
+"""The output folder: part files committed whole, rejected rows beside them, and the record of the runs.
 
     OUTPUT/<shard>.parquet             labelled rows, in input order
     OUTPUT/_rejected/<shard>.parquet   rows that could not be labelled, with the reason
-    OUTPUT/_run.json                   fingerprint, options and counts
+    OUTPUT/_run.json                   fingerprint, counts, and each attempt
+    OUTPUT/_report.html                the same, to look at
+    OUTPUT/_shards.parquet             what is known of each shard (receipts.py)
     OUTPUT/_files.arrow                the input files as they were read, so that only new ones are read again
     OUTPUT/_lease.json                 who is writing now
 
@@ -12,47 +14,45 @@ Readers skip names that begin with an underscore, so the folder reads as one tab
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import socket
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines import receipts
 from pipelines.config import UserError
+from pipelines.lease import LEASE
 from pipelines.shards import Corpus, DataFile
+from pipelines.storage import Folder
 from pipelines.text_files import Scan
 
-RUN, FILES, LEASE, REJECTED = "_run.json", "_files.arrow", "_lease.json", "_rejected"
-_RENEWED_S, _EXPIRES_S = 10.0, 60.0
+RUN, REPORT, SHARDS, FILES, REJECTED = "_run.json", "_report.html", "_shards.parquet", "_files.arrow", "_rejected"
 REJECTED_FIELDS = pa.schema(
     [
         ("_reason", pa.string()),
         ("_stage", pa.string()),
+        ("_shard", pa.string()),
         ("_file", pa.string()),
         ("_row", pa.int64()),
         ("_raw", pa.string()),
     ]
 )
+_FOOTER = "modernbert-ray"
+_THREADS = 16
 
 
-def open_output(folder: Path, fingerprint: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:
+def open_output(folder: Folder, fingerprint: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:
     """Check that `folder` can take this run, and return the record of the run that it continues, if any.
 
     Raises UserError where it holds something else, or answers of a run that differs in what `fingerprint` names.
     """
     record = read_run(folder)
     if record is None:
-        if folder.exists() and (not folder.is_dir() or any(not _is_ours(entry) for entry in folder.iterdir())):
-            raise UserError(
-                f"output {str(folder)!r} holds something else than an output of this job; name another folder"
-            )
+        if (folder.is_local and Path(folder.location).is_file()) or any(not _is_ours(name) for name in folder.files()):
+            raise UserError(f"output '{folder}' holds something else than an output of this job; name another folder")
         return None
     if overwrite:
         return None
@@ -62,44 +62,48 @@ def open_output(folder: Path, fingerprint: dict[str, Any], overwrite: bool) -> d
             f"{k} {_short(record['fingerprint'].get(k))}, not {_short(fingerprint[k])}" for k in differing
         )
         raise UserError(
-            f"output {str(folder)!r} was begun with {shown}; name another folder, or replace it with --overwrite"
+            f"output '{folder}' was begun with {shown}; name another folder, or replace it with --overwrite"
         )
     return record
 
 
-def begin_run(folder: Path, record: dict[str, Any], corpus: Corpus, overwrite: bool) -> set[str]:
+def begin_run(folder: Folder, record: dict[str, Any], corpus: Corpus, overwrite: bool) -> set[str]:
     """Write what this run is about, and return the names of the shards that are done: one listing.
 
     With `overwrite`, an earlier output of ours is removed first; else what it has of files that have changed since.
     """
     try:
+        there = committed(folder)
         if overwrite:
-            for part in folder.glob("*.parquet"):
-                part.unlink()
-            shutil.rmtree(folder / REJECTED, ignore_errors=True)
-        there, planned = committed(folder), {shard.name for shard in corpus.shards}
+            _remove(folder, [REPORT, SHARDS, *(f"{name}.parquet" for name in there)])
+            _remove(folder, [f"{REJECTED}/{name}" for name in folder.files(REJECTED)])
+            there = set()
+        planned = {shard.name for shard in corpus.shards}
         split, pieces = _split_shards(there - planned, corpus)
         files = {_file_of(name) for name in planned}
-        for name in sorted(there - planned - pieces):
-            if _file_of(name) in files:
-                (folder / f"{name}.parquet").unlink()
-                (folder / REJECTED / f"{name}.parquet").unlink(missing_ok=True)
+        stale = [f"{name}.parquet" for name in there - planned - pieces if _file_of(name) in files]
+        _remove(folder, stale + [f"{REJECTED}/{name}" for name in stale])
         write_run(folder, record)
-        _put(folder / FILES, _files(corpus))
+        folder.put(FILES, _files(corpus))
         return (there & planned) | split
     except OSError as error:
-        raise UserError(f"output {str(folder)!r} cannot be written: {error.strerror}") from error
+        raise UserError(f"output '{folder}' cannot be written: {error.strerror or error}") from error
 
 
-def _is_ours(entry: Path) -> bool:
+def _remove(folder: Folder, names: list[str]) -> None:
+    with ThreadPoolExecutor(_THREADS) as pool:
+        list(pool.map(folder.remove, names))
+
+
+def _is_ours(name: str) -> bool:
     """Whether a run that has only just begun, or died then, leaves such a file."""
-    return entry.name in (FILES, LEASE) or entry.name.startswith(".")
+    return name in (FILES, LEASE) or name.startswith(".")
 
 
-def read_files(folder: Path) -> Corpus | None:
+def read_files(folder: Folder) -> Corpus | None:
     """The input files as the last run read them, without shards; None where there was none."""
     try:
-        table = pa.ipc.open_file(pa.py_buffer((folder / FILES).read_bytes())).read_all()
+        table = pa.ipc.open_file(pa.py_buffer(folder.read(FILES))).read_all()
     except (OSError, pa.ArrowException):  # it saves work, and no more
         return None
     kind, schema = table.schema.metadata[b"format"].decode(), table.schema.metadata[b"schema"]
@@ -111,88 +115,6 @@ def read_files(folder: Path) -> Corpus | None:
         )
     ]
     return Corpus(files, kind, pa.ipc.read_schema(pa.py_buffer(schema)), [], 0)
-
-
-@contextmanager
-def lease(folder: Path) -> Iterator[None]:
-    """Hold the output for this process, so that no second run writes to it; UserError where another run holds it.
-
-    The lease is a file that is touched every ten seconds: one that has not been for a minute, or whose process is gone
-    from this machine, is a dead run's and is taken over.
-    """
-    file, me = folder / LEASE, {"host": socket.gethostname(), "process": os.getpid(), "processes": _processes()}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if (holder := _holder(file)) is not None:
-            raise UserError(
-                f"output {str(folder)!r} is being written by process {holder['process']} on {holder['host']}; wait for "
-                f"it to end (a dead run's lease expires after {_EXPIRES_S:.0f} s), or name another folder"
-            )
-        with open(file, "x") as stream:
-            json.dump(me, stream)
-    except FileExistsError as error:
-        raise UserError(f"output {str(folder)!r} is being written by a run that has just begun") from error
-    except OSError as error:
-        raise UserError(f"output {str(folder)!r} cannot be written: {error.strerror}") from error
-    stop = threading.Event()
-
-    def renew() -> None:
-        while not stop.wait(_RENEWED_S):
-            with suppress(OSError):
-                os.utime(file)
-
-    thread = threading.Thread(target=renew, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-        with suppress(OSError):
-            file.unlink()
-
-
-def _holder(file: Path) -> dict[str, Any] | None:
-    """Who holds the lease; None where nobody does, or a dead run did, whose lease is removed."""
-    try:
-        told, age = json.loads(file.read_text()), _now(file.parent) - file.stat().st_mtime
-    except FileNotFoundError:
-        return None
-    except json.JSONDecodeError:  # a run that died while it wrote it, or one that is writing it now
-        told, age = dict.fromkeys(("host", "process", "processes")), _now(file.parent) - file.stat().st_mtime
-    if age < _EXPIRES_S and not (told["processes"] == _processes() and not _alive(told["process"])):
-        return told
-    dead = file.with_name(f".{file.name}.{uuid4().hex}")
-    os.rename(file, dead)  # of two runs that find it dead, one succeeds
-    dead.unlink()
-    return None
-
-
-def _now(folder: Path) -> float:
-    """The time by the clock of the folder's file system, which may be another machine's."""
-    probe = folder / f".clock.{uuid4().hex}"
-    probe.touch()
-    now = probe.stat().st_mtime
-    probe.unlink()
-    return now
-
-
-def _processes() -> str:
-    """Which processes our numbers are of: those of this machine since it started, and in this container."""
-    try:
-        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.stat('/proc/self/ns/pid').st_ino}"
-    except OSError:  # not Linux: a dead run's lease has to expire
-        return uuid4().hex
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
 
 
 def _split_shards(names: set[str], corpus: Corpus) -> tuple[set[str], set[str]]:
@@ -232,53 +154,72 @@ def _files(corpus: Corpus) -> pa.Buffer:
     return sink.getvalue()
 
 
-def read_run(folder: Path) -> dict[str, Any] | None:
-    """The record of the run in `folder`; None where there is none."""
+def read_run(folder: Folder) -> dict[str, Any] | None:
+    """The record of the runs in `folder`; None where there is none."""
     try:
-        return json.loads((folder / RUN).read_text())
+        return json.loads(folder.read(RUN))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, json.JSONDecodeError) as error:
-        raise UserError(f"{folder / RUN} cannot be read: {error}") from error
+        raise UserError(f"{folder}/{RUN} cannot be read: {error}") from error
 
 
-def write_run(folder: Path, record: dict[str, Any]) -> None:
-    """Replace the record of the run."""
-    _put(folder / RUN, (json.dumps(record, indent=2) + "\n").encode())
+def write_run(folder: Folder, record: dict[str, Any]) -> None:
+    """Replace the record of the runs."""
+    folder.put(RUN, (json.dumps(record, indent=2) + "\n").encode())
 
 
-def committed(folder: Path) -> set[str]:
+def committed(folder: Folder) -> set[str]:
     """The names of the shards whose output is in `folder`: one listing."""
-    names = (entry.name for entry in os.scandir(folder))
+    names = folder.files()
     return {name.removesuffix(".parquet") for name in names if name.endswith(".parquet") and name[0] not in "._"}
 
 
-def commit_shard(folder: Path, name: str, labelled: pa.Table, rejected: pa.Table) -> None:
+def commit_shard(folder: Folder, receipt: dict[str, Any], labelled: pa.Table, rejected: pa.Table) -> None:
     """Write a shard's rejects, then its labelled rows, each file whole or not at all; a retry overwrites itself."""
+    name = f"{receipt['name']}.parquet"
     if len(rejected):
-        (folder / REJECTED).mkdir(exist_ok=True)
-        _put(folder / REJECTED / f"{name}.parquet", _parquet(rejected))
-    _put(folder / f"{name}.parquet", _parquet(labelled))
+        folder.put(f"{REJECTED}/{name}", _parquet(rejected))
+    folder.put(name, _parquet(labelled, {_FOOTER: receipts.footer(receipt)}))
 
 
-def _parquet(table: pa.Table) -> pa.Buffer:
+def write_receipts(folder: Folder, new: pa.Table) -> pa.Table:
+    """Add the receipts `new` to those that are kept, and return those of all parts in the folder.
+
+    Those of a run that was killed are read from the footers of its parts.
+    """
+    files = folder.files()
+    there = {name.removesuffix(".parquet"): info for name, info in files.items() if name.endswith(".parquet")}
+    there = {name: info for name, info in there.items() if name[0] not in "._"}
+    fresh = set(new["name"].to_pylist())
+    tables = [new]
+    if SHARDS in files:
+        earlier = pq.read_table(pa.BufferReader(folder.read(SHARDS)), schema=receipts.RECEIPT)
+        tables.append(earlier.filter(pa.array([name not in fresh for name in earlier["name"].to_pylist()], pa.bool_())))
+    known = {name for table in tables for name in table["name"].to_pylist()}
+    lacking = sorted(there.keys() - known)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        told = list(pool.map(partial(_recovered, folder), lacking, [there[name].mtime_ns / 1e9 for name in lacking]))
+    every = pa.concat_tables([*tables, receipts.table(told)])
+    every = every.filter(pa.array([name in there for name in every["name"].to_pylist()], pa.bool_())).sort_by("name")
+    folder.put(SHARDS, _parquet(every))
+    return every
+
+
+def _recovered(folder: Folder, name: str, written: float) -> dict[str, Any]:
+    filesystem, path = folder.place
+    with filesystem.open_input_file(f"{path}/{name}.parquet") as stream:
+        kept = (pq.read_metadata(stream).metadata or {}).get(_FOOTER.encode(), b"{}")
+    return {"name": name, "committed_at": written} | json.loads(kept)
+
+
+def _parquet(table: pa.Table, footer: dict[str, str] | None = None) -> pa.Buffer:
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
+    with pq.ParquetWriter(sink, table.schema, compression="zstd") as writer:
+        writer.write_table(table)
+        if footer:
+            writer.add_key_value_metadata(footer)
     return sink.getvalue()
-
-
-def _put(path: Path, data: bytes | pa.Buffer) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _short(value: Any) -> str:

@@ -59,8 +59,8 @@ class Predictor:
         if budget_tokens is not None and budget_tokens < 1:
             raise ValueError(f"budget_tokens {budget_tokens} must be at least 1")
         self.budget_tokens = budget_tokens or BUDGET_TOKENS[self.device.type]
-        dtype = DTYPE[self.device.type] if dtype == "auto" else dtype
-        self.model = task.load(checkpoint, self.device, as_dtype(dtype))
+        self.dtype = DTYPE[self.device.type] if dtype == "auto" else dtype
+        self.model = task.load(checkpoint, self.device, as_dtype(self.dtype))
         prepack(self.model)
 
     def answer(self, documents: Sequence[Text], task: Task | None = None) -> tuple[Predicted, dict[int, str]]:

@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from pipelines.config import UserError
+from pipelines.storage import hidden, place_of
 from pipelines.text_files import STRIDE_ROWS, Scan, infer_schema, parse_text, scan_text
 
 FORMATS = {
@@ -33,6 +34,7 @@ FORMATS = {
     "csv": (".csv",),
 }
 MAX_SHARD_ROWS = 4096
+_SHARD_BYTES = 32 << 20
 _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 _WANTED_SHARDS = 32
 
@@ -121,7 +123,7 @@ def find_files(source: str) -> tuple[fs.FileSystem, dict[str, str], str]:
     try:
         filesystem, path = fs.FileSystem.from_uri(source) if "://" in source else (fs.LocalFileSystem(), source)
     except pa.ArrowInvalid as error:
-        raise UserError(f"input {source!r} is not a location that can be read: {error}") from error
+        raise UserError(f"input {hidden(source)!r} is not a location that can be read: {error}") from error
     if "://" not in source:
         path = str(Path(source).expanduser().absolute())
     pattern = re.search(r"[*?\[]", path) is not None and filesystem.get_file_info(path).type == fs.FileType.NotFound
@@ -136,14 +138,16 @@ def find_files(source: str) -> tuple[fs.FileSystem, dict[str, str], str]:
     elif info.type == fs.FileType.File:
         base, found = path.rpartition("/")[0], [info]
     else:
-        raise UserError(f"input {source!r} does not exist")
+        raise UserError(f"input {hidden(source)!r} does not exist")
     files = {info.path: _version(info) for info in found if file_format(info.path)}
     if not files:
         known = ", ".join(suffix for suffixes in FORMATS.values() for suffix in suffixes)
-        raise UserError(f"input {source!r} holds no data file; known are {known} (text also as .gz)")
+        raise UserError(f"input {hidden(source)!r} holds no data file; known are {known} (text also as .gz)")
     formats = {file_format(file) for file in files}
     if len(formats) > 1:
-        raise UserError(f"input {source!r} mixes {', '.join(sorted(map(str, formats)))} files; choose some with a glob")
+        raise UserError(
+            f"input {hidden(source)!r} mixes {', '.join(sorted(map(str, formats)))} files; choose some with a glob"
+        )
     return filesystem, {path: files[path] for path in sorted(files, key=partial(file_slug, base=base))}, base
 
 
@@ -174,7 +178,7 @@ def plan_corpus(
     broken = {path: told for path, told in zip(fresh, looked, strict=True) if isinstance(told, str)}
     found = {path: told for path, told in zip(fresh, looked, strict=True) if not isinstance(told, str)}
     if len(broken) == len(versions):
-        raise UserError(f"input {source!r} cannot be read: {next(iter(broken.values()))}")
+        raise UserError(f"input {hidden(source)!r} cannot be read: {next(iter(broken.values()))}")
     versions = {path: version for path, version in versions.items() if path not in broken}
     schemas = [schema for _, schema in found.values()]
     if earlier and known:
@@ -183,19 +187,20 @@ def plan_corpus(
         partitions, keys = _hive_partitions(list(versions), base)
         stored = pa.unify_schemas(schemas, promote_options="permissive").remove_metadata()
     except (pa.ArrowException, ValueError) as error:
-        raise UserError(f"input {source!r}: its files' columns differ: {str(error).splitlines()[0]}") from error
+        raise UserError(f"input {hidden(source)!r}: its files' columns differ: {str(error).splitlines()[0]}") from error
     schema = pa.schema([field for field in stored if field.name not in keys.names] + list(keys))
     scan_of = {path: found[path][0] if path in found else known[path].scan for path in versions}
     total = sum(scan.rows for scan in scan_of.values())
     if not total:
-        raise UserError(f"input {source!r} has no rows")
+        raise UserError(f"input {hidden(source)!r} has no rows")
     size = shard_rows or min(MAX_SHARD_ROWS, -(-total // (_WANTED_SHARDS * STRIDE_ROWS)) * STRIDE_ROWS)
     left = limit if limit is not None else total
     shards = []
     for (path, version), partition in zip(versions.items(), partitions, strict=True):
         scan, stem = scan_of[path], f"{file_slug(path, base)}-{version}"
-        for start in range(0, min(scan.rows, left), size):
-            rows = min(size, scan.rows - start, left - start)
+        step = _fitting(scan, size)
+        for start in range(0, min(scan.rows, left), step):
+            rows = min(step, scan.rows - start, left - start)
             span = scan.span(start, start + rows) if kind in ("json", "csv") else (0, 0)
             shards.append(Shard(f"{stem}-{start:09d}-{start + rows:09d}", path, kind, start, rows, partition, span))
         left -= min(scan.rows, left)
@@ -208,15 +213,29 @@ def _look(filesystem: fs.FileSystem, path: str, kind: str) -> tuple[Scan, pa.Sch
     try:
         if kind in ("parquet", "ipc"):
             data = ds.dataset([path], filesystem=filesystem, format=kind)
-            return Scan(data.count_rows(), np.empty(0, np.int64), 0), data.schema
+            return Scan(data.count_rows(), np.empty(0, np.int64), _bytes(data)), data.schema
         return scan_text(filesystem, path, header=kind == "csv"), infer_schema(filesystem, path, kind)
     except (pa.ArrowException, OSError, EOFError, ValueError) as error:
         return str(error).splitlines()[0]
 
 
+def _bytes(data: ds.Dataset) -> int:
+    """About how many bytes a file's rows take in memory."""
+    (fragment,) = data.get_fragments()
+    if isinstance(fragment, ds.ParquetFileFragment):
+        return sum(group.total_byte_size for group in fragment.row_groups)
+    return fragment.filesystem.get_file_info(fragment.path).size
+
+
+def _fitting(scan: Scan, rows: int) -> int:
+    """At most `rows` rows: fewer, but a multiple of 64, where a file's rows are so large that a shard would be."""
+    fit = _SHARD_BYTES * scan.rows // max(scan.end, 1)
+    return min(rows, max(fit // STRIDE_ROWS, 1) * STRIDE_ROWS)
+
+
 def read_shard(source: str, shard: Shard, schema: pa.Schema, columns: list[str]) -> Rows:
     """The rows of `shard` with `columns` in the types of `schema`; columns that its file lacks are null."""
-    filesystem = fs.FileSystem.from_uri(source)[0] if "://" in source else fs.LocalFileSystem()
+    filesystem, _ = place_of(source)
     partition = dict(shard.partition)
     stored = [name for name in columns if name not in partition]
     if shard.format in ("json", "csv"):

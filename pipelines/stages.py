@@ -22,9 +22,10 @@ from modernbert.windows import Windows
 from pipelines import output
 from pipelines.job import Job
 from pipelines.predictor import Predictor
+from pipelines.receipts import count_scores, count_windows
 from pipelines.shards import Rows, Shard, read_shard
 from pipelines.tasks.base import Predicted
-from pipelines.texts import readable, valid_documents
+from pipelines.texts import cut, longest, readable, valid_documents
 
 REJECT = pa.struct([("row", pa.int64()), ("reason", pa.string()), ("stage", pa.string()), ("raw", pa.string())])
 WINDOWS = {
@@ -42,15 +43,8 @@ TOKENISED = pa.schema(
         ("error", pa.string()),
     ]
 )
-RECEIPT = pa.schema(
-    [
-        ("name", pa.string()),
-        ("error", pa.string()),
-        *((name, pa.int64()) for name in ("rows", "labelled", "tokens", "truncated", "batches")),
-        *((name, pa.float64()) for name in ("tokenise_s", "predict_s")),
-        *((name, pa.string()) for name in ("counts", "rejects")),
-    ]
-)
+COMMITTED = pa.schema([("name", pa.string()), ("error", pa.string()), ("stops", pa.bool_()), ("receipt", pa.string())])
+"""What a commit says: the receipt (receipts.py) as JSON, or why there is none, and whether that stops the job."""
 
 
 def shard_row(shard: Shard) -> dict[str, str]:
@@ -68,7 +62,9 @@ def read_and_tokenise(job: Job, table: pa.Table) -> pa.Table:
     try:
         read = read_shard(job.source, _shard(row["shard"]), job.schema, list(dict.fromkeys(job.text_columns)))
         documents, rows, rejects = _documents(job, read)
-        windows = job.task.encode(job.model.tokenizer, documents)
+        most = job.max_characters
+        windows = job.task.encode(job.model.tokenizer, [cut(document, most) for document in documents])
+        windows.truncated[:] |= np.array([longest(document) > most for document in documents], dtype=bool)
     except Exception as error:  # whatever it is, it is this shard's alone
         return _one_row(row | {"error": f"cannot be read: {_told(error)}"}, TOKENISED)
     aside = [{"row": at, "reason": reason, "stage": "read", "raw": raw} for at, reason, raw in read.bad]
@@ -90,9 +86,11 @@ class Predict:
         self.predictor = Predictor(
             job.model, job.task, device=job.device, dtype=job.dtype, budget_tokens=job.budget_tokens, threads=1
         )
+        self.idle_since = time.perf_counter()
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Add the model's answer to a shard."""
+        waited = time.perf_counter() - self.idle_since
         windows = _windows(table)
         faulthandler.dump_traceback_later(self.job.batch_timeout_s, exit=True)
         made = self.predictor.predict(windows.input_ids, windows.cu_seqlens, self._report)
@@ -110,7 +108,9 @@ class Predict:
             "rejects": _list(pa.array(rejects, REJECT)),
             "batches": [made.batches],
             "predict_s": [made.seconds],
+            "waited_s": [waited],
         }
+        self.idle_since = time.perf_counter()
         return pa.table(columns)
 
     def _report(self, windows: int, tokens: int, now: bool = False) -> None:
@@ -127,18 +127,16 @@ def reject_shard(job: Job, shard: Shard, reason: str) -> pa.Table:
     first, stop = shard.part or (0, shard.rows)
     rejects = [{"row": row, "reason": reason, "stage": "predict", "raw": None} for row in range(first, stop)]
     row = _one_row(_nothing(json.dumps(asdict(shard))) | {"rejects": rejects}, TOKENISED)
-    columns = {name: row[name] for name in row.column_names} | {"batches": [0], "predict_s": [0.0]}
+    columns = {name: row[name] for name in row.column_names} | {"batches": [0], "predict_s": [0.0], "waited_s": [0.0]}
     columns |= {"values": _list(pa.array([], pa.float32())), "splits": _list(pa.array([0], pa.int64()))}
     return commit(job, pa.table(columns))
 
 
 def commit(job: Job, table: pa.Table) -> pa.Table:
     """Write a shard's rows with their answers, and its rejects; the receipt says what was written."""
-    shard = _shard(table["shard"][0].as_py())
-    receipt: dict[str, Any] = dict.fromkeys(RECEIPT.names, 0)
-    receipt |= {"name": shard.name, "error": table["error"][0].as_py(), "counts": "{}", "rejects": "{}"}
-    if receipt["error"]:
-        return pa.Table.from_pylist([receipt], RECEIPT)
+    shard, error = _shard(table["shard"][0].as_py()), table["error"][0].as_py()
+    if error:
+        return _committed(shard.name, error=error)
     windows, rows, rejects = _windows(table), _values(table, "rows"), table["rejects"][0].as_py()
     good = np.flatnonzero(~np.isin(rows, [reject["row"] for reject in rejects]))
     texts = job.text_columns if job.task.needs_details else []
@@ -157,27 +155,40 @@ def commit(job: Job, table: pa.Table) -> pa.Table:
         at = pa.array([place[row] for row in rows[good].tolist()], pa.int64())
         columns = {name: read.table[name].take(at) for name in job.keep_columns}
         columns |= {job.prefix + name: values for name, values in answers.items()}
-        output.commit_shard(job.folder, shard.name, pa.table(columns), _rejected(shard, read.table, place, rejects))
+        rejected = _rejected(shard, read.table, place, rejects)
+        receipt: dict[str, Any] = {
+            "name": shard.name,
+            "rows": shard.count,
+            "labelled": len(good),
+            "tokens": len(windows.input_ids),
+            "truncated": int(windows.truncated[good].sum()),
+            **count_windows(windows.lengths),
+            "scores": count_scores(job.task.scores(decoded).to_numpy(zero_copy_only=False)),
+            "labels": job.task.counts(decoded),
+            "rejects": Counter(reject["reason"] for reject in rejects),
+        }
     except Exception as error:  # whatever it is, it is this shard's alone
-        receipt["error"] = f"cannot be committed: {_told(error)}"
-        return pa.Table.from_pylist([receipt], RECEIPT)
-    receipt |= {
-        "rows": shard.count,
-        "labelled": len(good),
-        "tokens": len(windows.input_ids),
-        "truncated": int(windows.truncated[good].sum()),
-        "counts": json.dumps(job.task.counts(decoded)),
-        "rejects": json.dumps(Counter(reject["reason"] for reject in rejects)),
-    }
-    receipt |= {name: table[name][0].as_py() for name in ("batches", "predict_s", "tokenise_s")}
-    return pa.Table.from_pylist([receipt], RECEIPT)
+        return _committed(shard.name, error=f"cannot be committed: {_told(error)}")
+    try:
+        output.commit_shard(job.folder, receipt, pa.table(columns), rejected)
+    except OSError as error:
+        return _committed(shard.name, error=_told(error), stops=True)
+    receipt |= {name: table[name][0].as_py() for name in ("batches", "predict_s", "tokenise_s", "waited_s")}
+    receipt["room"] = receipt["batches"] * job.budget_tokens
+    return _committed(shard.name, receipt=json.dumps(receipt | {"committed_at": time.time()}))
+
+
+def _committed(name: str, *, error: str | None = None, stops: bool = False, receipt: str | None = None) -> pa.Table:
+    return pa.table([[name], [error], [stops], [receipt]], COMMITTED)
 
 
 def _documents(job: Job, read: Rows) -> tuple[list[Text], np.ndarray, list[tuple[int, str]]]:
     """The documents of a shard, their rows in it, and the rows that hold none or that the task rejects."""
     columns = [read.table[name] for name in job.text_columns]
     documents, rows, rejects = valid_documents(columns, job.task.inputs)
-    reasons = [job.task.reject(document) for document in documents]
+    most = job.max_characters if job.task.stride is not None else None
+    long = [f"longer than --max-characters {most}" if most and longest(d) > most else None for d in documents]
+    reasons = [told or job.task.reject(document) for told, document in zip(long, documents, strict=True)]
     rejects += [(row, reason) for row, reason in zip(rows, reasons, strict=True) if reason]
     kept = [i for i, reason in enumerate(reasons) if not reason]
     positions = read.positions[[rows[i] for i in kept]]
@@ -204,6 +215,7 @@ def _rejected(shard: Shard, rows: pa.Table, place: dict[int, int], rejects: list
     told = {
         "_reason": [reject["reason"] for reject in rejects],
         "_stage": [reject["stage"] for reject in rejects],
+        "_shard": [shard.name] * len(rejects),
         "_file": [shard.path] * len(rejects),
         "_row": [shard.start + reject["row"] for reject in rejects],
         "_raw": [reject["raw"] for reject in rejects],

@@ -20,12 +20,13 @@ STRIDE_ROWS = 64
 
 @dataclass(frozen=True)
 class Scan:
-    """How many records a text file has, and where."""
+    """How many records a file has, and of a text file where."""
 
     rows: int
     marks: np.ndarray
     """The byte at which record i * 64 starts; blank lines before it belong to the record before."""
     end: int
+    """How many bytes they take, of compressed text and of Parquet about as much as in memory."""
 
     def span(self, start: int, stop: int) -> tuple[int, int]:
         """The bytes of records [start, stop), a little more where `stop` is no multiple of 64."""

@@ -56,6 +56,16 @@ def _text(value: bytes | None, name: str) -> tuple[str, str | None]:
     return text, f"{name} is empty" if not text or text.isspace() else None
 
 
+def longest(document: Text) -> int:
+    """The characters of a document's longest text."""
+    return max(map(len, document)) if isinstance(document, tuple) else len(document)
+
+
+def cut(document: Text, most: int) -> Text:
+    """A document with no text longer than `most` characters."""
+    return (document[0][:most], document[1][:most]) if isinstance(document, tuple) else document[:most]
+
+
 def readable(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """`column` with U+FFFD for what is not valid UTF-8 in its strings, so that every reader opens it."""
     kind = column.type

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_type_hints
 
 import numpy as np
 import pyarrow as pa
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from modernbert.checkpoint import check_weights, fingerprint, load, load_config, resolve
@@ -25,9 +27,11 @@ from modernbert.config import ModernBertConfig
 from modernbert.sentence import encoder_folder
 from modernbert.tokenizer import Text, Tokenizer
 from modernbert.windows import Windows
+from pipelines.storage import hidden, local_copy
 
 LongDocuments = Literal["truncate", "windows"]
 Merge = Literal["mean", "max"]
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _FITS = {
     "ModernBertForSequenceClassification": "classify (or rerank, with one label)",
     "ModernBertForTokenClassification": "tag",
@@ -39,17 +43,31 @@ _FITS = {
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint's folder, with the parts that are cheap to read."""
+    """A checkpoint by its name, which each process finds for itself on the machine where it runs."""
 
-    folder: Path
-    encoder: Path
-    """Where config.json, weights and tokenizer lie: the folder itself, or one that modules.json names."""
+    model: str
+    """A folder, a hub id, or a location in object storage."""
+    revision: str | None
+    """Of the hub the commit, of object storage what its files were: all processes have the same one."""
 
     @classmethod
     def open(cls, model: str | Path, revision: str | None = None) -> Checkpoint:
-        """The checkpoint in a folder or hub repository."""
-        folder = resolve(model, revision).absolute()
-        return cls(folder, encoder_folder(folder))
+        """The checkpoint `model`; CheckpointError or UserError where there is none."""
+        name = str(model)
+        if "://" in name:
+            return cls(name, local_copy(name).name)
+        folder = resolve(name, revision).absolute()
+        return cls(str(folder), None) if Path(name).expanduser().is_dir() else cls(name, folder.name)
+
+    @property
+    def folder(self) -> Path:
+        """Where it lies on this machine; it is fetched where it does not yet."""
+        return _folder(self.model, self.revision)
+
+    @property
+    def encoder(self) -> Path:
+        """Where config.json, weights and tokenizer lie: the folder itself, or one that modules.json names."""
+        return encoder_folder(self.folder)
 
     @property
     def config(self) -> ModernBertConfig:
@@ -74,6 +92,16 @@ class Checkpoint:
             raise ValueError(
                 f"tokenizer.json has {tokenizer.vocab_size} tokens, the model only {self.config.vocab_size}"
             )
+
+
+@lru_cache(maxsize=8)
+def _folder(model: str, revision: str | None) -> Path:
+    if "://" not in model:
+        return resolve(model, revision)
+    folder = local_copy(model)
+    if folder.name != revision:
+        raise ValueError(f"model {hidden(model)!r} has changed since the job began")
+    return folder
 
 
 @lru_cache(maxsize=8)
@@ -145,6 +173,11 @@ class Task(ABC):
         """The model, with `forward_packed`."""
         return load(self.model_class, checkpoint.encoder, device=device, dtype=dtype)
 
+    @property
+    def forward_options(self) -> tuple[Any, ...]:
+        """The options that `forward` depends on: windows of tasks with the same ones can share a packed batch."""
+        return ()
+
     def fingerprint(self, checkpoint: Checkpoint) -> str:
         """A digest of what answers depend on in the checkpoint."""
         return fingerprint(checkpoint.encoder)
@@ -169,6 +202,10 @@ class Task(ABC):
         """What a summary counts of some answers, by name."""
         return Counter()
 
+    def scores(self, answers: pa.StructArray) -> pa.Array:
+        """The scores of some answers, for a histogram."""
+        return answers.field("score") if "score" in self.columns.names else pa.array([], pa.float32())
+
     @abstractmethod
     def show(self, answer: dict[str, Any]) -> str:
         """An answer (by column) in a few words, for the terminal."""
@@ -178,6 +215,43 @@ def task_class(name: str) -> type[Task]:
     """The task called `name`."""
     module = importlib.import_module(f"pipelines.tasks.{name}")
     return getattr(module, name.capitalize())
+
+
+def make_task(kind: type[Task], checkpoint: Checkpoint, options: dict[str, Any]) -> Task:
+    """The task with `options` (None: as usual), of which each must be one of its own and of the right type.
+
+    Raises ValueError that begins with the option's name.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    types = get_type_hints(kind.from_checkpoint)
+    known = [name for name in types if name not in ("checkpoint", "return")]
+    if unknown := sorted(set(given) - set(known)):
+        raise ValueError(f"{unknown[0]} is no option of {kind.name}; it has {', '.join(known)}")
+    for name, value in given.items():
+        try:
+            TypeAdapter(types[name]).validate_python(value, strict=True)
+        except ValidationError as error:
+            what = error.errors()[0]["msg"].replace("Input should be", "must be")
+            raise ValueError(f"{name} {value!r}: {what}") from error
+    return kind.from_checkpoint(checkpoint, **given)
+
+
+def check_documents(kind: type[Task], documents: Sequence[Any]) -> None:
+    """Raise ValueError that names the first document which is no text, or no pair, that the task takes."""
+    for i, document in enumerate(documents):
+        for text in document if isinstance(document, tuple) else (document,):
+            if not isinstance(text, str):
+                raise ValueError(f"input {i} holds {str(text)[:40]!r} ({type(text).__name__}), not text")
+            if not text.isascii() and (half := _SURROGATE.search(text)):
+                raise ValueError(f"input {i} holds {half[0]!r}, half a surrogate pair, which is no text")
+        if isinstance(document, tuple) and kind.inputs == ("text",) and kind.name != "classify":
+            raise ValueError(f"input {i} is a pair; {kind.name} takes single texts")
+        if len(kind.inputs) == 2 and not (isinstance(document, tuple) and len(document) == 2):
+            raise ValueError(f"input {i} is a single text; {kind.name} takes {' and '.join(kind.inputs)}")
+        if kind.name == "answer" and not all(document):
+            raise ValueError(f"input {i}: {kind.inputs[bool(document[0])]} is empty")
+    if len({isinstance(document, str) for document in documents}) > 1:
+        raise ValueError("texts and pairs cannot be mixed in one call")
 
 
 def check_kind(checkpoint: Checkpoint, name: str, *architectures: str) -> None:

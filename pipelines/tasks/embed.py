@@ -128,6 +128,11 @@ class Embed(Task):
         """A vector a window."""
         return model.forward_packed(batch, self.pooling, self.prompt_tokens)
 
+    @property
+    def forward_options(self) -> tuple[Any, ...]:
+        """The pooling, and how many tokens it leaves out."""
+        return self.pooling, self.prompt_tokens
+
     def fingerprint(self, checkpoint: Checkpoint) -> str:
         """The encoder's, and the files of dense layers."""
         digest = hashlib.sha256(fingerprint(checkpoint.encoder).encode())
@@ -142,27 +147,26 @@ class Embed(Task):
 
     def decode(self, made: Predicted) -> pa.StructArray:
         """The vector of each document in the precision asked for."""
-        vectors = self._vectors(made)
         kind = self.columns.field("embedding").type
-        flat = pa.array(self._stored(vectors).ravel(), kind.value_type)
+        flat = pa.array(self.vectors(made).ravel(), kind.value_type)
         lists = pa.FixedSizeListArray.from_arrays(flat, kind.list_size)
         return pa.StructArray.from_arrays([lists], fields=list(self.columns))
 
     def results(self, made: Predicted) -> list[list[float]]:
         """The vector of each document."""
-        return self._stored(self._vectors(made)).tolist()
+        return self.vectors(made).tolist()
 
     def show(self, answer: dict[str, Any]) -> str:
         """The first numbers."""
         numbers = ", ".join(f"{float(x):.3g}" for x in answer["embedding"][:4])
         return f"[{numbers}, …]"
 
-    def _vectors(self, made: Predicted) -> np.ndarray:
-        """(D, E): of a long document the mean of its windows' vectors, weighted by their tokens."""
+    def vectors(self, made: Predicted) -> np.ndarray:
+        """(D, E), in the precision asked for: of a long document the mean of its windows', weighted by their tokens."""
         vectors = merged(made.windows, made.values, "mean", made.windows.lengths)
         vectors = _of_length_one(vectors) if self.normalize_first else vectors
         vectors = vectors[:, : self.dimensions]
-        return _of_length_one(vectors) if self.normalize else vectors
+        return self._stored(_of_length_one(vectors) if self.normalize else vectors)
 
     def _stored(self, vectors: np.ndarray) -> np.ndarray:
         if self.precision == "int8":

@@ -103,6 +103,11 @@ class Fill(Task):
             tokens = targets[places]
         return torch.cat((scores, tokens.float()), dim=1)
 
+    @property
+    def forward_options(self) -> tuple[Any, ...]:
+        """Which tokens, and how many of them."""
+        return self.top_k, self.targets
+
     def decode(self, made: Predicted) -> pa.StructArray:
         """For each mask in the order of the text, the best tokens."""
         rows, counts = self._masks(made)

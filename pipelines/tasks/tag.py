@@ -182,6 +182,10 @@ class Tag(Task):
         """Entities by label."""
         return Counter(answers.field("entities").flatten().field("label").to_pylist())
 
+    def scores(self, answers: pa.StructArray) -> pa.Array:
+        """Those of the entities."""
+        return answers.field("entities").flatten().field("score")
+
     def show(self, answer: dict[str, Any]) -> str:
         """The entities."""
         found = [f"{entity['label']} {entity['text']!r}" for entity in answer["entities"][:4]]

@@ -1,0 +1,130 @@
+"""The lease on an output: one run writes there at a time, and a dead one does not block for ever."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from pipelines.config import UserError
+from pipelines.storage import Folder
+
+LEASE = "_lease.json"
+_RENEWED_S, _EXPIRES_S = 10.0, 60.0
+_SETTLED_S = {True: 0.2, False: 2.0}
+"""On disk and in object storage: of runs that begin at once, all have written their lease after this time."""
+
+
+class Lease:
+    """Held by this process, until `lost` is set: another run has taken it over."""
+
+    def __init__(self, folder: Folder):
+        self.folder, self.lost = folder, threading.Event()
+
+    def check(self) -> None:
+        """Raise UserError where it is lost."""
+        if self.lost.is_set():
+            raise UserError(
+                f"output '{self.folder}' was taken over by another run, since this one had not renewed its lease for "
+                f"{_EXPIRES_S:.0f} s"
+            )
+
+
+@contextmanager
+def lease(folder: Folder) -> Iterator[Lease]:
+    """Hold the output for this process, so that no second run writes to it; UserError where another run holds it.
+
+    The lease is a file that is written again every ten seconds. One that has not been for a minute, by the clock of the
+    storage, or whose process is gone from this machine, is a dead run's. Of runs that begin at once, the last to write
+    it has it: each looks whether it is still its own after a moment, and again whenever it renews it.
+    """
+    told = {"host": socket.gethostname(), "process": os.getpid(), "processes": _processes(), "run": uuid4().hex}
+    mine = json.dumps(told).encode()
+    held, stop = Lease(folder), threading.Event()
+    try:
+        holder = _holder(folder)
+        if holder is None:
+            folder.put(LEASE, mine)
+            time.sleep(_SETTLED_S[folder.is_local])
+            holder = None if _read(folder) == mine else json.loads(_read(folder) or "{}")
+    except OSError as error:
+        raise UserError(f"output '{folder}' cannot be written: {error.strerror or error}") from error
+    if holder is not None:
+        raise UserError(
+            f"output '{folder}' is being written by process {holder.get('process')} on {holder.get('host')}; wait for "
+            f"it to end (a dead run's lease expires after {_EXPIRES_S:.0f} s), or name another folder"
+        )
+
+    def renew() -> None:
+        while not stop.wait(_RENEWED_S) and not held.lost.is_set():
+            with suppress(OSError):
+                if _read(folder) == mine:
+                    folder.put(LEASE, mine)
+                else:
+                    held.lost.set()
+
+    thread = threading.Thread(target=renew, daemon=True)
+    thread.start()
+    try:
+        yield held
+    finally:
+        stop.set()
+        thread.join()
+        with suppress(OSError):
+            if _read(folder) == mine:
+                folder.remove(LEASE)
+
+
+def _read(folder: Folder) -> bytes | None:
+    try:
+        return folder.read(LEASE)
+    except FileNotFoundError:
+        return None
+
+
+def _holder(folder: Folder) -> dict[str, Any] | None:
+    """Who holds the lease; None where nobody does, or a dead run did."""
+    written = folder.files().get(LEASE)
+    found = _read(folder)
+    if written is None or found is None:
+        return None
+    try:
+        told = json.loads(found)
+    except json.JSONDecodeError:
+        told = {}
+    dead = told.get("processes") == _processes() and not _alive(told["process"])
+    return None if dead or _now(folder) - written.mtime_ns / 1e9 > _EXPIRES_S else told
+
+
+def _now(folder: Folder) -> float:
+    """The time by the clock of the storage, which may be another machine's."""
+    probe = f".clock.{uuid4().hex}"
+    folder.put(probe, b"")
+    now = folder.files()[probe].mtime_ns / 1e9
+    folder.remove(probe)
+    return now
+
+
+def _processes() -> str:
+    """Which processes our numbers are of: those of this machine since it started, and in this container."""
+    try:
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:  # not Linux: a dead run's lease has to expire
+        return uuid4().hex
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True

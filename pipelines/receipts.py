@@ -1,0 +1,91 @@
+"""What is known of each shard that is done, and what it adds up to.
+
+A receipt comes from a commit. What of it depends on the input alone is kept in the part's own footer too, so that
+nothing is lost with a run that was killed; times and batches are known of runs that ended by themselves.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+LENGTH_EDGES = [2**i for i in range(18)]
+"""Windows are counted by tokens from each of these to below the next, in the last bin all that are longer."""
+SCORE_EDGES = [i / 20 for i in range(21)]
+PADDED_ROWS = 32
+"""Windows in the batches, in input order and padded to their longest, that ours are compared with."""
+SUMS = ("rows", "labelled", "tokens", "windows", "truncated", "padded_tokens")
+KEPT = (*SUMS, "lengths", "scores", "labels", "rejects")
+"""What a part's footer holds."""
+RECEIPT = pa.schema(
+    [
+        ("name", pa.string()),
+        *((name, pa.int64()) for name in SUMS),
+        *((name, pa.list_(pa.int64())) for name in ("lengths", "scores")),
+        *((name, pa.map_(pa.string(), pa.int64())) for name in ("labels", "rejects")),
+        ("batches", pa.int64()),
+        ("room", pa.int64()),
+        *((name, pa.float64()) for name in ("tokenise_s", "predict_s", "waited_s", "committed_at")),
+    ]
+)
+"""`room`: tokens that its batches could have held; `waited_s`: how long the actor had nothing to do before this shard;
+`committed_at`: seconds since 1970."""
+
+
+def count_windows(lengths: np.ndarray) -> dict[str, Any]:
+    """`windows`, `lengths` and `padded_tokens` of windows with so many tokens each."""
+    full = np.concatenate((lengths, np.zeros(-len(lengths) % PADDED_ROWS, lengths.dtype))).reshape(-1, PADDED_ROWS)
+    last = len(lengths) % PADDED_ROWS or PADDED_ROWS
+    rows = np.full(len(full), PADDED_ROWS)
+    rows[-1:] = last
+    return {
+        "windows": len(lengths),
+        "lengths": np.histogram(lengths, [*LENGTH_EDGES, np.inf])[0].tolist(),
+        "padded_tokens": int((full.max(axis=1, initial=0) * rows).sum()),
+    }
+
+
+def count_scores(scores: np.ndarray) -> list[int]:
+    """How many scores lie in each bin; nothing where they are no probabilities."""
+    finite = scores[~np.isnan(scores)]
+    if not len(finite) or finite.min() < 0 or finite.max() > 1:
+        return []
+    return np.histogram(finite, SCORE_EDGES)[0].tolist()
+
+
+def table(receipts: list[dict[str, Any]]) -> pa.Table:
+    """Receipts as a table."""
+    columns = {name: [receipt.get(name) for receipt in receipts] for name in RECEIPT.names}
+    for name in ("labels", "rejects"):
+        columns[name] = [list((counts or {}).items()) for counts in columns[name]]
+    return pa.table(columns, RECEIPT)
+
+
+def footer(receipt: dict[str, Any]) -> str:
+    """What of a receipt is kept in the part itself."""
+    return json.dumps({name: receipt[name] for name in KEPT})
+
+
+def add_up(receipts: pa.Table) -> dict[str, Any]:
+    """The totals of some receipts: sums, counts by label and by reason, histograms."""
+    totals: dict[str, Any] = {"shards": len(receipts)}
+    for name in (*SUMS, "batches", "tokenise_s", "predict_s", "waited_s"):
+        totals[name] = pc.sum(receipts[name]).as_py() or 0
+    room, known = pc.sum(receipts["room"]).as_py(), receipts.filter(pc.is_valid(receipts["room"]))
+    totals["fill"] = pc.sum(known["tokens"]).as_py() / room if room else None
+    totals["rejected"] = totals["rows"] - totals["labelled"]
+    for name in ("labels", "rejects"):
+        entries = receipts[name].combine_chunks()
+        grouped = pa.table({"key": entries.keys, "n": entries.items}).group_by("key").aggregate([("n", "sum")])
+        counts: Counter[str] = Counter(dict(zip(grouped["key"].to_pylist(), grouped["n_sum"].to_pylist(), strict=True)))
+        totals[name] = dict(sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])))
+    for name in ("lengths", "scores"):
+        lists = receipts[name].drop_null()
+        full = [row for row in lists.to_pylist() if row]
+        totals[name] = np.sum(full, axis=0).tolist() if full else []
+    return totals

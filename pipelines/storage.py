@@ -1,0 +1,156 @@
+"""Folders of files, local or in object storage: read, listed, removed, and put whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import sha256
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+import pyarrow as pa
+from pyarrow import fs
+
+from pipelines.config import UserError
+
+_OBJECT_STORES = ("s3", "gcs", "abfs")
+_MODEL_FILES = (".json", ".safetensors")
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder: its absolute path, or a URI of object storage (s3://, gs://, abfs://)."""
+
+    location: str
+
+    @classmethod
+    def at(cls, location: str) -> Folder:
+        """The folder that a user names; UserError where nothing can be written there atomically."""
+        if "://" not in location:
+            return cls(str(Path(location).expanduser().absolute()))
+        try:
+            filesystem, path = fs.FileSystem.from_uri(location)
+        except (pa.ArrowException, OSError) as error:
+            raise UserError(f"{hidden(location)!r} is not a location that can be used: {error}") from error
+        if filesystem.type_name == "local":
+            return cls(path)
+        if filesystem.type_name not in _OBJECT_STORES:
+            raise UserError(f"{hidden(location)!r} must be a folder, or begin with s3://, gs:// or abfs://")
+        return cls(location)
+
+    def __str__(self) -> str:
+        return hidden(self.location)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is a folder of this machine, or one mounted here."""
+        return "://" not in self.location
+
+    @property
+    def place(self) -> tuple[fs.FileSystem, str]:
+        """Where it lies, for Arrow."""
+        return place_of(self.location)
+
+    def files(self, below: str = "") -> dict[str, fs.FileInfo]:
+        """What lies in it, or in the folder `below` it, by name, from one listing; nothing where it does not exist."""
+        filesystem, path = self.place
+        infos = filesystem.get_file_info(fs.FileSelector(f"{path}/{below}".rstrip("/"), allow_not_found=True))
+        return {info.base_name: info for info in infos}
+
+    def read(self, name: str) -> bytes:
+        """A file's bytes; FileNotFoundError where there is none."""
+        filesystem, path = self.place
+        with filesystem.open_input_file(f"{path}/{name}") as stream:
+            return stream.read()
+
+    def put(self, name: str, data: bytes | pa.Buffer) -> None:
+        """Write a file so that others see the old one or the new one, never a part, whenever this process ends.
+
+        In object storage that is what one put does. On disk it takes a temporary name, and a sync of file and folder.
+        """
+        filesystem, path = self.place
+        if not self.is_local:
+            stream = filesystem.open_output_stream(
+                f"{path}/{name}"
+            )  # leaving a `with` by an error would finish the put
+            stream.write(data)
+            stream.close()
+            return
+        final = Path(path, name)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        temporary = final.with_name(f".{final.name}.{os.getpid()}")
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, final)
+        except OSError:
+            temporary.unlink(missing_ok=True)  # a full disk needs its room
+            raise
+        folder = os.open(final.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there."""
+        filesystem, path = self.place
+        with suppress(FileNotFoundError):
+            filesystem.delete_file(f"{path}/{name}")
+
+
+def hidden(location: str) -> str:
+    """`location` without the keys that a URI may hold: for what is shown or kept."""
+    if "://" not in location:
+        return location
+    parts = urlsplit(location)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+@lru_cache(maxsize=16)
+def place_of(location: str) -> tuple[fs.FileSystem, str]:
+    """The file system that a path or a URI lies in, and its path there."""
+    if "://" not in location:
+        return fs.LocalFileSystem(), location
+    filesystem, path = fs.FileSystem.from_uri(location)
+    return filesystem, path.rstrip("/")
+
+
+def local_copy(location: str) -> Path:
+    """A checkpoint in object storage as a folder of this machine, copied once and kept for the next time.
+
+    Raises UserError where there is no checkpoint. The copy's name comes from what the listing tells of each file, so
+    that a checkpoint that has changed is copied again.
+    """
+    filesystem, path = Folder.at(location).place
+    try:
+        infos = filesystem.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
+    except OSError as error:
+        raise UserError(f"model {hidden(location)!r} cannot be read: {str(error).splitlines()[0]}") from error
+    found = {info.path: info for info in infos if info.is_file and info.path.endswith(_MODEL_FILES)}
+    if not found:
+        raise UserError(f"model {hidden(location)!r} holds no checkpoint: no *.json and *.safetensors files are there")
+    told = [hidden(location), *sorted(f"{info.path} {info.size} {info.mtime_ns}" for info in found.values())]
+    name = re.sub(r"[^\w.-]", "_", path.rpartition("/")[2])
+    kept = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "modernbert-ray")
+    copy = kept / f"{name}-{sha256(repr(told).encode()).hexdigest()[:16]}"
+    if copy.is_dir():
+        return copy
+    kept.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=kept, ignore_cleanup_errors=True) as temporary:
+        for source in found:
+            target = Path(temporary, source[len(path) + 1 :])
+            target.parent.mkdir(parents=True, exist_ok=True)
+            fs.copy_files(source, str(target), source_filesystem=filesystem)
+        try:
+            os.rename(temporary, copy)
+        except OSError:  # another process of this machine was quicker
+            if not copy.is_dir():
+                raise
+    return copy

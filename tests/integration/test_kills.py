@@ -1,0 +1,168 @@
+"""SIGKILL at random moments, at least 25 times each: of the whole job, its actors, its task workers, whole nodes.
+
+Afterwards every row is there once, equal in each column to that of a run without kills. The seeds are printed.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import pytest
+from conftest import REPOSITORY
+
+from pipelines.config import ClassifyOptions
+from pipelines.corpus import run_corpus
+
+JOB = REPOSITORY / "jobs" / "classify_corpus.py"
+KILLS, ROWS = 25, 4000
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    """in/: four files; some rows hold no text."""
+    folder = tmp_path_factory.mktemp("corpus")
+    (folder / "in").mkdir()
+    for i in range(4):
+        rows = range(1000 * i, 1000 * (i + 1))
+        texts = [f"the cat {row} sat" * (row % 7) if row % 99 else None for row in rows]
+        pq.write_table(pa.table({"id": rows, "text": texts}), folder / "in" / f"{i}.parquet")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def clean(corpus, checkpoint, local_ray) -> Path:
+    """The output of a run without kills."""
+    out = corpus / "clean"
+    options = ClassifyOptions(input=str(corpus / "in"), output=str(out), model=str(checkpoint))
+    assert run_corpus(options, "classify") == 0
+    assert len(answers(out)) + len(rejects(out)) == ROWS
+    return out
+
+
+@pytest.fixture
+def dice() -> random.Random:
+    seed = random.SystemRandom().randrange(10**6)
+    print("seed", seed)
+    return random.Random(seed)
+
+
+def answers(out: Path) -> pa.Table:
+    return ds.dataset(out).to_table().sort_by("id")
+
+
+def rejects(out: Path) -> pa.Table:
+    table = ds.dataset(out / "_rejected").to_table().sort_by("id")
+    return table.drop_columns("_shard")  # a shard may have been cut up
+
+
+def same(out: Path, clean: Path) -> bool:
+    return answers(out).equals(answers(clean)) and rejects(out).equals(rejects(clean))
+
+
+def start(corpus: Path, out: Path, checkpoint: Path, *options: str, **settings) -> subprocess.Popen:
+    command = [sys.executable, JOB, "--input", corpus / "in", "--output", out, "--model", checkpoint, *options]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **settings)
+
+
+@pytest.mark.slow
+def test_kills_of_the_whole_job_lose_and_double_nothing(corpus, clean, checkpoint, dice, tmp_path):
+    """The driver and all its processes at once; then the same command, and the same files byte for byte."""
+    out, kills = tmp_path / "out", 0
+    while kills < KILLS:
+        job = start(corpus, out, checkpoint, start_new_session=True)
+        try:
+            told = job.communicate(timeout=dice.uniform(2, 14))
+        except subprocess.TimeoutExpired:
+            os.killpg(job.pid, signal.SIGKILL)
+            job.communicate()
+            kills += 1
+        else:
+            assert job.returncode == 0, told
+            assert same(out, clean)
+            if kills < KILLS:
+                for part in dice.sample(sorted(out.glob("*.parquet")), 20):  # so that there is something to do
+                    part.unlink()
+    job = start(corpus, out, checkpoint)
+    told = job.communicate(timeout=300)
+    assert job.returncode == 0, told
+    for folder in (".", "_rejected"):
+        parts, want = (sorted(part.name for part in (each / folder).glob("*.parquet")) for each in (out, clean))
+        assert parts == want
+        assert all((out / folder / part).read_bytes() == (clean / folder / part).read_bytes() for part in parts)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ray::MapWorker", "ray::MapBatches"])
+def test_kills_of_single_workers_lose_and_double_nothing(kind, corpus, clean, checkpoint, dice, tmp_path):
+    """Actors, and workers of reading and committing, while the run goes on to its end."""
+    kills = 0
+    while kills < KILLS:
+        job = start(corpus, tmp_path / "out", checkpoint, "--overwrite")
+        reader = threading.Thread(target=lambda job=job: setattr(job, "told", job.communicate(timeout=500)))
+        reader.start()
+        while job.poll() is None and kills < KILLS:
+            time.sleep(dice.uniform(0.1, 1.2))
+            workers = [process for process in workers_of(job) if is_worker(process, kind)]
+            if workers:
+                dice.choice(workers).kill()
+                kills += 1
+        reader.join()
+        assert job.returncode == 0, job.told
+        assert same(tmp_path / "out", clean)
+
+
+@pytest.mark.slow
+def test_kills_of_whole_nodes_lose_and_double_nothing(corpus, clean, checkpoint, dice, tmp_path):
+    """Raylets of a cluster of three nodes, with all that runs there; another node comes for each."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    try:
+        nodes = [cluster.add_node(num_cpus=2) for _ in range(2)]
+        settings = {"env": os.environ | {"RAY_ADDRESS": cluster.address}}
+        kills = 0
+        while kills < KILLS:
+            job = start(corpus, tmp_path / "out", checkpoint, "--overwrite", **settings)
+            reader = threading.Thread(target=lambda job=job: setattr(job, "told", job.communicate(timeout=900)))
+            reader.start()
+            while job.poll() is None and kills < KILLS:
+                time.sleep(dice.uniform(0.5, 8))
+                cluster.remove_node(nodes.pop(dice.randrange(2)), allow_graceful=False)
+                kills += 1
+                nodes.append(cluster.add_node(num_cpus=2))
+            reader.join()
+            for _ in range(3):  # what was lost again and again is named, and the same command does it
+                if job.returncode == 0:
+                    break
+                assert job.returncode == 1, job.told
+                job = start(corpus, tmp_path / "out", checkpoint, **settings)
+                job.told = job.communicate(timeout=900)
+            assert job.returncode == 0, job.told
+            assert same(tmp_path / "out", clean)
+    finally:
+        cluster.shutdown()
+
+
+def workers_of(job: subprocess.Popen) -> list[psutil.Process]:
+    try:
+        return psutil.Process(job.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def is_worker(process: psutil.Process, kind: str) -> bool:
+    try:
+        return process.cmdline()[0].startswith(kind)
+    except (psutil.Error, IndexError):
+        return False

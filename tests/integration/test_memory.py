@@ -1,0 +1,102 @@
+"""Memory stays bounded: with ten times the corpus, and with one huge text among short ones."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import pytest
+from conftest import REPOSITORY
+
+from pipelines.shards import plan_corpus
+
+JOBS = REPOSITORY / "jobs"
+
+
+def peaks(command: list, code: int = 0) -> dict[str, int]:
+    """Run a job; the most bytes of its own that its driver, its actors, its readers and committers each had at a time.
+
+    Of its own: without pages that processes share, such as those of libraries and of Ray's object store.
+    """
+    job = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    most: dict[str, int] = {}
+    while job.poll() is None:
+        for process in [psutil.Process(job.pid), *psutil.Process(job.pid).children(recursive=True)]:
+            try:
+                name = "driver" if process.pid == job.pid else process.cmdline()[0].partition("(")[0]
+                if name == "driver" or name.startswith("ray::Map"):
+                    memory = process.memory_full_info().uss
+                    most[name] = max(most.get(name, 0), memory)
+            except (psutil.Error, IndexError):
+                continue
+        time.sleep(0.05)
+    assert job.returncode == code, job.communicate()[0]
+    return most
+
+
+def write(folder: Path, files: int) -> Path:
+    """Files of 4,096 short texts in shuffled lengths, as large a corpus as there are files."""
+    folder.mkdir()
+    dice = np.random.default_rng(0)
+    for i in range(files):
+        texts = ["the cat sat on the mat " * n for n in dice.integers(1, 4, 4096)]
+        pq.write_table(pa.table({"id": range(4096 * i, 4096 * (i + 1)), "text": texts}), folder / f"{i:02}.parquet")
+    return folder
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_corpus(tmp_path, checkpoint):
+    """Of 4 files and of 40: the peak of each kind of process within 20%."""
+    found = []
+    for files in (4, 40):
+        source = write(tmp_path / f"in{files}", files)
+        command = [sys.executable, JOBS / "classify_corpus.py", "--input", source, "--model", checkpoint]
+        found.append(peaks([*command, "--output", tmp_path / f"out{files}"]))
+    small, large = found
+    print(small, large)
+    assert small.keys() == large.keys()
+    assert len(small) >= 3
+    for name, memory in large.items():
+        assert memory < 1.2 * small[name], (name, small, large)
+
+
+@pytest.mark.slow
+def test_one_huge_text_among_short_ones(tmp_path, checkpoint):
+    """50 MB: set aside by a task that would read it in windows, labelled from its start by one that truncates."""
+    texts = ["the cat sat"] * 2000
+    texts[700] = "the cat sat on the mat and " * (50 * 2**20 // 27)
+    pq.write_table(pa.table({"id": range(2000), "text": texts}), tmp_path / "in.parquet")
+    command = [sys.executable, JOBS / "classify_corpus.py", "--input", tmp_path / "in.parquet", "--model", checkpoint]
+    for policy in ("truncate", "windows"):
+        out = tmp_path / policy
+        for memory in peaks([*command, "--output", out, "--long-documents", policy]).values():
+            assert memory < 2**30  # read whole, it takes 6 GB
+        rows = ds.dataset(out).to_table()
+        if policy == "truncate":
+            assert rows["id"].to_pylist() == list(range(2000))
+            assert rows["truncated"].to_pylist() == [i == 700 for i in range(2000)]
+            assert rows["n_tokens"][700].as_py() == 8192
+        else:
+            assert rows["id"].to_pylist() == [i for i in range(2000) if i != 700]
+            rejected = pq.read_table(out / "_rejected")
+            assert rejected["_reason"].to_pylist() == ["longer than --max-characters 5000000"]
+            assert len(rejected["text"][0].as_py()) == len(texts[700])
+
+
+def test_shards_of_large_rows_have_fewer_of_them(tmp_path):
+    for name, size in (("small", 10), ("large", 100_000)):
+        texts = [f"{i:05}" * (size // 5) for i in range(1000)]
+        pq.write_table(pa.table({"text": texts}), tmp_path / f"{name}.parquet", use_dictionary=False)
+    shards = plan_corpus(str(tmp_path), shard_rows=4096).shards
+    assert [(shard.rows, shard.start) for shard in shards if shard.path.endswith("small.parquet")] == [(1000, 0)]
+    assert {shard.rows for shard in shards if shard.path.endswith("large.parquet")} == {
+        320,
+        40,
+    }  # 32 MiB and 64 rows at a time

@@ -1,0 +1,146 @@
+"""Input, model and output in object storage: S3, as moto's server speaks it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import pytest
+from conftest import REPOSITORY
+from pyarrow import fs
+
+from pipelines import lease, output
+from pipelines.config import UserError
+from pipelines.storage import Folder, hidden, local_copy
+from pipelines.tasks.base import Checkpoint
+
+JOB = REPOSITORY / "jobs" / "classify_corpus.py"
+
+
+class Bucket:
+    """A bucket of a server on this machine."""
+
+    def __init__(self, host: str, port: int):
+        self.query = f"endpoint_override={host}:{port}&scheme=http&region=us-east-1&allow_bucket_creation=true"
+        self.filesystem, _ = fs.FileSystem.from_uri(self.uri(""))
+        self.filesystem.create_dir("bucket")
+
+    def uri(self, path: str) -> str:
+        return f"s3://some-key:some-secret@bucket/{path}?{self.query}"
+
+    def copy(self, folder: Path, path: str) -> None:
+        fs.copy_files(str(folder), f"bucket/{path}", destination_filesystem=self.filesystem)
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[Bucket]:
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    yield Bucket(*server.get_host_and_port())
+    server.stop()
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch) -> Path:
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    return folder
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, JOB, *arguments], capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.slow
+def test_input_model_and_output_in_object_storage(bucket, checkpoint, tmp_path):
+    """Two nights: the same bytes as in a folder, keys in none of the files, and only what is missing is done."""
+    (tmp_path / "in").mkdir()
+    texts = [f"the cat {i} sat" if i != 7 else None for i in range(100)]
+    pq.write_table(pa.table({"id": range(100), "text": texts}), tmp_path / "in" / "a.parquet")
+    bucket.copy(tmp_path / "in", "in")
+    bucket.copy(checkpoint, "model")
+    remote = ["--input", bucket.uri("in"), "--model", bucket.uri("model"), "--output", bucket.uri("out")]
+    first = run(*remote)
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert "some-secret" not in first.stdout + first.stderr
+    assert (
+        run("--input", str(tmp_path / "in"), "--model", str(checkpoint), "--output", str(tmp_path / "out")).returncode
+        == 0
+    )
+    there = Folder(bucket.uri("out"))
+    want, got = sorted(output.committed(Folder(str(tmp_path / "out")))), sorted(output.committed(there))
+    assert [name.rsplit("-", 2)[1:] for name in want] == [name.rsplit("-", 2)[1:] for name in got]
+    for mine, other in zip(got, want, strict=True):  # the names' versions differ with the files' times
+        assert there.read(f"{mine}.parquet") == (tmp_path / "out" / f"{other}.parquet").read_bytes()
+    told = [there.read(name) for name in there.files() if name.startswith("_") and "." in name]
+    assert len(told) == 4
+    assert not any(b"some-secret" in content for content in told)
+    rejected = ds.dataset(f"bucket/out/{output.REJECTED}", filesystem=bucket.filesystem).to_table()
+    assert rejected["id"].to_pylist() == [7]
+
+    second = run(*remote)
+    assert second.returncode == 0
+    assert f"{len(got)} shards were in the output already" in second.stdout
+    assert len(json.loads(there.read("_run.json"))["attempts"]) == 2
+
+    pq.write_table(pa.table({"id": [100], "text": ["one more"]}), tmp_path / "in" / "b.parquet")
+    bucket.copy(tmp_path / "in", "in2")
+    other = run("--input", bucket.uri("in2"), *remote[2:])
+    assert other.returncode == 2
+    assert "was begun with source s3://bucket/in, not s3://bucket/in2" in other.stderr
+    assert run("--input", bucket.uri("in2"), *remote[2:], "--overwrite").returncode == 0
+    labelled = ds.dataset("bucket/out", filesystem=bucket.filesystem, format="parquet").to_table()
+    assert labelled["id"].to_pylist() == [i for i in range(101) if i != 7]
+
+
+def test_a_lease_in_object_storage(bucket, monkeypatch):
+    folder = Folder(bucket.uri("leased"))
+    monkeypatch.setattr(lease, "_RENEWED_S", 0.1)
+    with lease.lease(folder) as held:
+        with pytest.raises(UserError, match=f"is being written by process {os.getpid()} on"), lease.lease(folder):
+            pass
+        folder.put(lease.LEASE, b"{}")  # another run that thought this one dead
+        assert held.lost.wait(30)
+        assert folder.read(lease.LEASE) == b"{}"
+    folder.remove(lease.LEASE)
+    folder.remove(lease.LEASE)
+    monkeypatch.setattr(lease, "_EXPIRES_S", 1.0)
+    folder.put(lease.LEASE, b'{"host": "dead", "process": 1, "processes": "elsewhere"}')
+    time.sleep(3)
+    with lease.lease(folder):
+        pass
+    assert folder.files() == {}
+
+
+def test_a_checkpoint_is_copied_once_and_again_when_it_has_changed(bucket, checkpoint, cache, tmp_path):
+    shutil.copytree(checkpoint, tmp_path / "model")
+    (tmp_path / "model" / "training_args.bin").write_bytes(b"a pickle")
+    bucket.copy(tmp_path / "model", "changing")
+    opened = Checkpoint.open(bucket.uri("changing"))
+    assert {file.name for file in opened.folder.iterdir()} == {file.name for file in checkpoint.iterdir()}
+    assert Checkpoint.open(bucket.uri("changing")) == opened
+    assert len(list(cache.glob("modernbert-ray/*"))) == 1
+    time.sleep(1.1)  # times in S3 are whole seconds
+    bucket.copy(tmp_path / "model", "changing")
+    assert local_copy(bucket.uri("changing")) != opened.folder
+    with pytest.raises(UserError, match=r"model 's3://bucket/nowhere' holds no checkpoint"):
+        Checkpoint.open(bucket.uri("nowhere"))
+
+
+def test_locations_that_cannot_be_an_output_are_refused():
+    assert Folder.at("file:///tmp/there").location == "/tmp/there"
+    for location in ("ftp://there/x", "hdfs://there/x"):
+        with pytest.raises(UserError, match=f"'{location}'"):
+            Folder.at(location)
+    assert hidden("s3://key:secret@bucket/a?endpoint_override=x") == "s3://bucket/a"
