@@ -51,7 +51,7 @@ def run_corpus(options: CorpusOptions, task: str) -> int:
         record |= {"attempts": [*record["attempts"], attempt], "complete": False}
         done = output.begin_run(job.folder, record, corpus, options.overwrite)
         todo = [shard for shard in corpus.shards if shard.name not in done]
-        made: list[dict[str, Any]] = []
+        made = receipts.Receipts()
         failed = {path: f"cannot be read: {reason}" for path, reason in corpus.broken.items()}
         started, outcome = time.monotonic(), "error"
         try:
@@ -62,8 +62,8 @@ def run_corpus(options: CorpusOptions, task: str) -> int:
             raise
         finally:
             attempt |= {"outcome": outcome, "seconds": time.monotonic() - started}
-            finish(job, record, receipts.table(made), failed)
-    print(summary.of_run(job, receipts.add_up(receipts.table(made)), attempt, failed, news, skipped=len(done)))
+            finish(job, record, made.table(), failed)
+    print(summary.of_run(job, receipts.add_up(made.table()), attempt, failed, news, skipped=len(done)))
     return 1 if failed else 0
 
 
@@ -86,7 +86,7 @@ def label(
     todo: list[Shard],
     actors: str,
     max_rejected: str | None,
-    made: list[dict[str, Any]],
+    made: receipts.Receipts,
     check: Callable[[], None],
 ) -> dict[str, str]:
     """Run the shards still to do; their receipts go to `made`, and those that fail are returned with the reason.
@@ -107,7 +107,7 @@ def label(
 
     def add(receipt: dict[str, Any]) -> None:
         nonlocal seen
-        made.append(receipt)
+        made.add(receipt)
         seen += receipt["rows"]
         rejects.update(receipt["rejects"])
         if _too_many(max_rejected, rejects.total(), seen, min(rows, _SHARE_FROM_ROWS)):

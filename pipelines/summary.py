@@ -130,6 +130,7 @@ def report(job: Job, record: dict[str, Any], every: pa.Table) -> dict[str, Any]:
     """What a report shows of the output: `record`, and the receipts `every` of all its shards."""
     totals, attempts = record["totals"], record["attempts"]
     last = attempts[-1]
+    longest = int(max(np.flatnonzero(totals["lengths"]), default=-1)) + 1
     timed = every.filter(pc.is_valid(every["predict_s"]))
     columns = ["name", "rows", "tokens", "tokenise_s", "predict_s"]
     slowest = timed.select(columns).sort_by([("predict_s", "descending")]).slice(0, _SLOWEST)
@@ -150,7 +151,7 @@ def report(job: Job, record: dict[str, Any], every: pa.Table) -> dict[str, Any]:
         "attempts": attempts,
         "totals": totals,
         "throughput": _throughput(every, attempts),
-        "lengths": {"edges": LENGTH_EDGES, "windows": totals["lengths"]},
+        "lengths": {"edges": LENGTH_EDGES[: longest + 1], "windows": totals["lengths"][:longest]},
         "labels": list(totals["labels"].items()),
         "scores": {"edges": SCORE_EDGES, "counts": totals["scores"]} if totals["scores"] else None,
         "rejects": list(totals["rejects"].items()),

@@ -73,8 +73,17 @@ def test_three_nights(tmp_path, checkpoint, local_ray, monkeypatch, capfd):
     assert run(tmp_path, checkpoint) == 0
     assert "1  files are gone, and their rows stay in the output: " in capfd.readouterr().out
     assert ids(tmp_path) == [*range(100), *range(1000, 1070), *range(200, 250), *range(300, 330)]
+    record = json.loads((tmp_path / "out" / "_run.json").read_text())
+    assert [(attempt["outcome"], attempt["rows"]) for attempt in record["attempts"]] == [
+        ("complete", 250),
+        ("complete", 100),
+        ("complete", 0),
+    ]
+    assert record["totals"]["rows"] == sum(record["totals"]["labels"].values()) == 250  # all nights', less what changed
+    assert "250" in (tmp_path / "out" / "_report.html").read_text(encoding="utf-8")
     assert run(tmp_path, checkpoint, overwrite=True) == 0
     assert ids(tmp_path) == [*range(100), *range(1000, 1070), *range(300, 330)]
+    assert len(json.loads((tmp_path / "out" / "_run.json").read_text())["attempts"]) == 1
 
 
 @pytest.mark.slow
@@ -155,6 +164,24 @@ def test_a_hundred_thousand_shards_are_compared_by_one_listing(tmp_path):
     done = output.begin_run(out, {"fingerprint": {}}, corpus, overwrite=False)
     assert done == set(names[::2])
     assert [file.path for file in output.read_files(out).files] == [file.path for file in files]
+
+
+def test_an_overwrite_that_dies_in_between_leaves_no_mixture(tmp_path, monkeypatch):
+    """Killed while it removes: what is left is still the earlier output's, and no other run goes on with it."""
+    table = pa.table({"text": ["a"] * 200})
+    pq.write_table(table, tmp_path / "in.parquet")
+    planned, out = shards.plan_corpus(str(tmp_path / "in.parquet"), shard_rows=64), Folder(str(tmp_path / "out"))
+    output.begin_run(out, {"fingerprint": {"model": "one"}}, planned, overwrite=False)
+    for shard in planned.shards:
+        out.put(f"{shard.name}.parquet", b"")
+    with monkeypatch.context() as patched:
+        patched.setattr(output, "write_run", lambda *_: sys.exit("killed"))
+        with pytest.raises(SystemExit):
+            output.begin_run(out, {"fingerprint": {"model": "two"}}, planned, overwrite=True)
+    with pytest.raises(UserError, match="was begun with model one, not two"):
+        output.open_output(out, {"model": "two"}, overwrite=False)
+    assert output.begin_run(out, {"fingerprint": {"model": "two"}}, planned, overwrite=True) == set()
+    assert output.open_output(out, {"model": "two"}, overwrite=False)
 
 
 def test_a_second_run_at_once_stops_and_a_dead_ones_lease_is_taken_over(tmp_path):

@@ -5,6 +5,7 @@ Afterwards every row is there once, equal in each column to that of a run withou
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -21,6 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import REPOSITORY
 
+from pipelines import receipts
 from pipelines.config import ClassifyOptions
 from pipelines.corpus import run_corpus
 
@@ -100,6 +102,9 @@ def test_kills_of_the_whole_job_lose_and_double_nothing(corpus, clean, checkpoin
         parts, want = (sorted(part.name for part in (each / folder).glob("*.parquet")) for each in (out, clean))
         assert parts == want
         assert all((out / folder / part).read_bytes() == (clean / folder / part).read_bytes() for part in parts)
+    record, want = (json.loads((each / "_run.json").read_text()) for each in (out, clean))
+    assert all(record["totals"][name] == want["totals"][name] for name in receipts.KEPT)  # from footers, where need be
+    assert [attempt["outcome"] for attempt in record["attempts"]].count(None) > KILLS // 3  # those that had begun
 
 
 @pytest.mark.slow

@@ -1,0 +1,53 @@
+"""Receipts: what they count of a shard, and what they add up to."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from pipelines import receipts
+from pipelines.receipts import Receipts, add_up, count_scores, count_windows
+
+
+@pytest.mark.parametrize("count", [0, 1, 31, 32, 33, 100])
+def test_padded_tokens_are_those_of_batches_of_32_padded_to_their_longest(count):
+    lengths = np.random.default_rng(count).integers(1, 9000, count)
+    batches = [lengths[i : i + 32] for i in range(0, count, 32)]
+    counted = count_windows(lengths)
+    assert counted["padded_tokens"] == sum(len(batch) * batch.max() for batch in batches)
+    assert counted["windows"] == sum(counted["lengths"]) == count
+
+
+def test_a_window_is_counted_from_its_power_of_two_on():
+    assert count_windows(np.array([1, 2, 3, 4, 8191, 8192, 10**6]))["lengths"] == [1, 2, 1, *[0] * 9, 1, 1, *[0] * 3, 1]
+
+
+def test_scores_that_are_no_probabilities_have_no_histogram():
+    assert count_scores(np.array([0.0, 0.04, 0.05, 1.0, np.nan])) == [2, 1, *[0] * 17, 1]
+    assert count_scores(np.array([0.5, 3.0])) == []
+    assert count_scores(np.array([np.nan])) == []
+
+
+def test_receipts_add_up_and_what_a_footer_holds_is_enough_for_the_counts():
+    made = Receipts()
+    for i in range(1000):
+        counted = count_windows(np.full(3, i + 1)) | {"scores": [i] * 20, "labels": {"a": 2, f"b{i % 2}": 1}}
+        counted |= {"rows": 4, "labelled": 3, "tokens": 3 * i, "truncated": 1, "rejects": {"text is null": 1}}
+        made.add({"name": str(i), **counted, "batches": 1, "room": 4096, "predict_s": 0.5})
+    assert len(made.table()) == 1000
+    totals = add_up(made.table())
+    assert totals["rows"] == 4000
+    assert totals["rejected"] == totals["rejects"]["text is null"] == 1000
+    assert totals["labels"] == {"a": 2000, "b0": 500, "b1": 500}
+    assert totals["scores"] == [499_500] * 20
+    assert totals["predict_s"] == 500
+    assert totals["fill"] == pytest.approx(3 * 499_500 / 4_096_000)
+    first = made.table().slice(0, 2).to_pylist()
+    maps = [{name: dict(receipt[name]) for name in ("labels", "rejects")} for receipt in first]
+    kept = [json.loads(receipts.footer(receipt | counts)) for receipt, counts in zip(first, maps, strict=True)]
+    recovered = add_up(receipts.table(kept))
+    assert (recovered["tokens"], recovered["labels"]) == (3, {"a": 4, "b0": 1, "b1": 1})
+    assert recovered["fill"] is None
+    assert add_up(Receipts().table())["rows"] == 0
