@@ -1,0 +1,215 @@
+"""Requests and tokens a second of the online service over HTTP, and their latency, beside the predictor in a loop.
+
+The loop calls Predictor.predict on the same texts, tokenised beforehand: one text a call, and as many a call as there
+are clients. It runs right before and right after each load of the service, on as many threads as the service's model
+has, and the mean of both counts, so that a noisy machine favours none. The service's clients run on the same machine.
+
+    python benchmarks/serve.py --save
+    python benchmarks/serve.py --model base --topology together-direct --seconds 10
+
+Topologies: HTTP and model in one process (together) or in two (apart); behind Serve's proxy, or with the HTTP side
+listening itself (direct: RAY_SERVE_THROUGHPUT_OPTIMIZED=1). `base` has random weights in the size of ModernBERT-base.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import itertools
+import json
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+REPOSITORY = Path(__file__).parents[1]
+RESULTS = REPOSITORY / "benchmarks" / "results"
+DEMO = REPOSITORY / "jobs" / "demo"
+TOPOLOGIES = ["apart-proxy", "together-proxy", "apart-direct", "together-direct"]
+
+
+def texts(kind: str) -> list[str]:
+    """Texts of the sample corpus: short ones of about 20 tokens, or all up to 2000 characters."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    column = pq.read_table(DEMO / "requests.parquet")["text"].cast(pa.binary()).to_pylist()
+    read = [value.decode("utf-8", "replace") for value in column if value]
+    least, most = (40, 120) if kind == "short" else (1, 2000)
+    return [text for text in read if least < len(text) < most and not text.isspace()]
+
+
+def base_checkpoint(folder: Path) -> Path:
+    """Random weights in the size of ModernBERT-base, with the demo's tokenizer and labels."""
+    import transformers
+
+    labels = json.loads((DEMO / "intent-classifier/config.json").read_text())["id2label"]
+    config = transformers.ModernBertConfig(id2label={int(i): label for i, label in labels.items()}, pad_token_id=0)
+    transformers.ModernBertForSequenceClassification(config).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(DEMO / "intent-classifier" / name, folder / name)
+    return folder
+
+
+def serve_until_told(args: dict[str, Any], port: int) -> None:
+    """Serve until standard input ends."""
+    import ray
+    from ray import serve
+
+    from pipelines.serve.deployment import build
+
+    ray.init("local", include_dashboard=False, log_to_driver=False, logging_level="ERROR", num_cpus=4)
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    serve.run(build(args), name="benchmark")
+    print("ready", flush=True)
+    sys.stdin.read()
+    ray.shutdown()
+
+
+class Direct:
+    """The predictor in a loop."""
+
+    def __init__(self, model: Path, threads: int):
+        from pipelines.predictor import Predictor
+        from pipelines.tasks.base import Checkpoint, make_task, task_class
+
+        checkpoint = Checkpoint.open(model)
+        self.predictor = Predictor(checkpoint, make_task(task_class("classify"), checkpoint, {}), threads=threads)
+
+    def seconds(self, documents: list[str], at_once: int) -> float:
+        """Of calls with `at_once` documents each; tokenising does not count."""
+        windows = self.predictor.task.encode(self.predictor.checkpoint.tokenizer, documents)
+        starts = windows.cu_seqlens
+        began = time.perf_counter()
+        for first in range(0, len(documents), at_once):
+            some = starts[first : first + at_once + 1]
+            self.predictor.predict(windows.input_ids[some[0] : some[-1]], some - some[0])
+        return time.perf_counter() - began
+
+
+async def load(url: str, documents: list[str], clients: int) -> tuple[float, list[float]]:
+    """The seconds that `clients`, each asking one text at a time, take for all documents, and each answer's own."""
+    import aiohttp
+
+    latencies = []
+
+    async def client(session: aiohttp.ClientSession, source: Iterator[str]) -> None:
+        for text in source:
+            asked = time.perf_counter()
+            async with session.post(url, json={"inputs": text, "parameters": {"top_k": 1}}) as reply:
+                await reply.read()
+                reply.raise_for_status()
+            latencies.append(time.perf_counter() - asked)
+
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+        warm = iter(documents[: 2 * clients])
+        await asyncio.gather(*(client(session, warm) for _ in range(clients)))
+        latencies.clear()
+        source = iter(documents)
+        began = time.perf_counter()
+        await asyncio.gather(*(client(session, source) for _ in range(clients)))
+        return time.perf_counter() - began, latencies
+
+
+def free_port(first: int) -> int:
+    """The first port from `first` on that nobody listens on: below those that the system hands out by itself."""
+    for port in range(first, 30_000):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise SystemExit("no free port")
+
+
+def measure(name: str, model: Path, threads: int, topology: str, levels: list[int], seconds: float) -> list[dict]:
+    """The service in one topology at each number of clients."""
+    port = free_port(20_000)
+    served = {"name": "intent", "task": "classify", "model": str(model), "cpus": threads}
+    args = {"models": [served], "one_process": topology.startswith("together")}
+    environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, __file__, "--serve", json.dumps(args), str(port)]
+    if topology.endswith("direct"):
+        port = free_port(port + 1)
+        environment |= {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(port)}
+    direct, rows = Direct(model, threads), []
+    with subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as service:
+        assert service.stdin
+        assert service.stdout
+        while (line := service.stdout.readline()) != "ready\n":
+            if not line:
+                raise SystemExit("the service did not start")
+        for kind, clients in itertools.product(("short", "mixed"), levels):
+            documents = texts(kind)
+            probe = documents[:20]
+            enough = int(seconds / direct.seconds(probe, 1) * len(probe))  # for so many seconds of the loop
+            count = max(enough, 4 * clients)
+            documents = list(itertools.islice(itertools.cycle(documents), count))
+            tokens = int(direct.predictor.task.encode(direct.predictor.checkpoint.tokenizer, documents).n_tokens.sum())
+            before = [direct.seconds(documents, at_once) for at_once in (1, clients)]
+            took, latencies = asyncio.run(load(f"http://127.0.0.1:{port}/models/intent", documents, clients))
+            after = [direct.seconds(documents, at_once) for at_once in (1, clients)]
+            one, many = (2 * tokens / (b + a) for b, a in zip(before, after, strict=True))
+            p50, p95, p99 = (np.percentile(latencies, [50, 95, 99]) * 1000).round(1).tolist()
+            row = {"model": name, "threads": threads, "topology": topology, "texts": kind, "clients": clients}
+            row |= {"requests": count, "tokens_per_text": round(tokens / count, 1)}
+            row |= {"requests_per_s": round(count / took, 1), "tokens_per_s": round(tokens / took)}
+            row |= {"p50_ms": p50, "p95_ms": p95, "p99_ms": p99}
+            row |= {"loop_tokens_per_s": round(one), "batched_loop_tokens_per_s": round(many)}
+            rows.append(
+                row | {"of_loop": round(tokens / took / one, 2), "of_batched_loop": round(tokens / took / many, 2)}
+            )
+            print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+        service.stdin.close()
+    return rows
+
+
+def main() -> None:
+    """Measure, and print or save."""
+    if sys.argv[1:2] == ["--serve"]:
+        serve_until_told(json.loads(sys.argv[2]), int(sys.argv[3]))
+        return
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", choices=["intent", "base"], action="append", help="(default: both)")
+    parser.add_argument("--topology", choices=TOPOLOGIES, action="append", help="(default: all)")
+    parser.add_argument("--clients", type=int, action="append", help="(default: 1, 4, 16 and 64)")
+    parser.add_argument("--seconds", type=float, default=5.0, help="of the loop, for each load")
+    parser.add_argument("--threads", type=int, help="of the model (default: 1 for intent, all cores for base)")
+    parser.add_argument(
+        "--save",
+        action="store_true",
+        help="put into benchmarks/results/serve.json, in place of the same models and topologies",
+    )
+    options = parser.parse_args()
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name in options.model or ["intent", "base"]:
+            model = DEMO / "intent-classifier" if name == "intent" else base_checkpoint(Path(folder))
+            threads = options.threads or (1 if name == "intent" else os.cpu_count() or 1)
+            for topology in options.topology or TOPOLOGIES:
+                levels = options.clients or [1, 4, 16, 64]
+                rows += measure(name, model, threads, topology, levels, options.seconds)
+    if not options.save:
+        print(json.dumps(rows))
+        return
+    file = RESULTS / "serve.json"
+    earlier = json.loads(file.read_text())["rows"] if file.is_file() else []
+    measured = {(row["model"], row["topology"]) for row in rows}
+    rows = [row for row in earlier if (row["model"], row["topology"]) not in measured] + rows
+    RESULTS.mkdir(exist_ok=True)
+    result = {"cpu_count": os.cpu_count(), "python": platform.python_version(), "rows": rows}
+    file.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

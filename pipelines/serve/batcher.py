@@ -1,0 +1,181 @@
+"""Batcher: windows of many requests in, packed batches through one predictor, answers out. Threads only, no event loop.
+
+An idle model runs what is there at once. While it runs, the queue fills, and the next batch takes what is there then:
+so batches grow with the load, and nobody waits for a clock.
+
+Shapes: T packed tokens, W windows, R rows of the task's answer, C numbers a row.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipelines.predictor import Predictor
+from pipelines.tasks.base import Task
+
+logger = logging.getLogger(__name__)
+TURNS = 4
+"""A request gets this part of a batch before the next request has its turn."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """What the model said of a request's windows."""
+
+    values: np.ndarray
+    """(R, C) float32; zeros for failed windows."""
+    splits: np.ndarray
+    """(W+1,): rows `splits[w]:splits[w + 1]` are of window w."""
+    failed: dict[int, str]
+    """Window to the reason why there is no answer for it."""
+    queue_s: float
+    forward_s: float
+
+
+class _Waiting:
+    """A request's windows, some of which are still in the queue."""
+
+    def __init__(self, task: Task, input_ids: np.ndarray, cu_seqlens: np.ndarray):
+        self.task, self.input_ids, self.cu_seqlens = task, input_ids, cu_seqlens
+        self.splits = np.concatenate(([0], np.cumsum(task.rows(input_ids, cu_seqlens))))
+        self.values = np.zeros((self.splits[-1], task.width), dtype=np.float32)
+        self.failed: dict[int, str] = {}
+        self.next = 0  # the first window that is in no batch yet
+        self.unanswered = len(cu_seqlens) - 1
+        self.arrived = self.started = time.perf_counter()
+        self.made: Future[Made] = Future()
+
+    def fits(self, room: int, at_least_one: bool) -> int:
+        """How many of its next windows have at most `room` tokens; if `at_least_one`, the first whatever its length."""
+        ends = self.cu_seqlens[self.next :]
+        count = int(np.searchsorted(ends, ends[0] + room, side="right")) - 1
+        return max(count, 1) if at_least_one else count
+
+
+_Batch = list[tuple[_Waiting, int, int]]
+"""Windows `first` to `stop` of each request."""
+
+
+class Batcher:
+    """The queue before one predictor, and the thread that runs it."""
+
+    def __init__(self, predictor: Predictor, ran: Callable[[int, int, float], None] = lambda *_: None):
+        """`ran(windows, tokens, seconds)` is called after each packed batch."""
+        self.predictor, self._ran = predictor, ran
+        self.succeeded = float("-inf")
+        """When a batch last had an answer, by time.monotonic()."""
+        self._queue: deque[_Waiting] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+        # A second thread prepares and launches a batch while the first one waits for the GPU.
+        count = 1 if predictor.device.type == "cpu" else 2
+        self._threads = [threading.Thread(target=self._work, name="batcher", daemon=True) for _ in range(count)]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, task: Task, input_ids: np.ndarray, cu_seqlens: np.ndarray, *, first: bool = False) -> Future[Made]:
+        """Queue windows laid end to end, `input_ids` (T,) cut at `cu_seqlens` (W+1,).
+
+        Cancelling the future takes what has not run out of the queue. `first`: before all others.
+        Raises RuntimeError after `close`.
+        """
+        waiting = _Waiting(task, input_ids, cu_seqlens)
+        with self._changed:
+            if self._closed:
+                raise RuntimeError("the batcher is closed")
+            if not waiting.unanswered:
+                waiting.made.set_result(Made(waiting.values, waiting.splits, {}, 0.0, 0.0))
+            elif first:
+                self._queue.appendleft(waiting)
+            else:
+                self._queue.append(waiting)
+            self._changed.notify()
+        return waiting.made
+
+    def close(self) -> None:
+        """Answer what is in the queue, take no more, and end."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                while not (batch := self._take()):
+                    if self._closed:
+                        return
+                    self._changed.wait()
+            self._run(batch)
+
+    def _take(self) -> _Batch:
+        """The next batch: requests take turns in the order of arrival, a part of the batch each, until it is full.
+
+        A request whose next window does not fit any more keeps its place, and so comes first in the next batch; one
+        that had a turn stands behind all others. Only requests whose forward pass is the same share a batch.
+        """
+        batch: _Batch = []
+        kept: list[_Waiting] = []
+        room = self.predictor.budget_tokens
+        turn = max(room // TURNS, 1)
+        while self._queue and room > 0:
+            waiting = self._queue.popleft()
+            if waiting.made.cancelled():
+                continue
+            count = 0
+            if not batch or batch[0][0].task.forward_options == waiting.task.forward_options:
+                count = waiting.fits(min(turn, room), not batch) or min(waiting.fits(room, False), 1)
+            if not count:
+                kept.append(waiting)
+                continue
+            first, waiting.next = waiting.next, waiting.next + count
+            if first == 0:
+                waiting.started = time.perf_counter()
+            batch.append((waiting, first, waiting.next))
+            room -= int(waiting.cu_seqlens[waiting.next] - waiting.cu_seqlens[first])
+            if waiting.next < len(waiting.cu_seqlens) - 1:
+                self._queue.append(waiting)
+        self._queue.extendleft(reversed(kept))
+        return batch
+
+    def _run(self, batch: _Batch) -> None:
+        """Run a batch and hand out its answers; whatever goes wrong is the reason why its windows failed."""
+        ids = np.concatenate([w.input_ids[w.cu_seqlens[first] : w.cu_seqlens[stop]] for w, first, stop in batch])
+        lengths = np.concatenate([np.diff(w.cu_seqlens[first : stop + 1]) for w, first, stop in batch])
+        began = time.perf_counter()
+        try:
+            outputs = self.predictor.predict(ids, np.concatenate(([0], np.cumsum(lengths))), task=batch[0][0].task)
+            failed, values, splits = outputs.failed, outputs.values, outputs.splits
+        except Exception as error:
+            logger.exception("a packed batch of %d windows and %d tokens failed", len(lengths), len(ids))
+            told = f"the model failed: {type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+            failed, values, splits = dict.fromkeys(range(len(lengths)), told), None, None
+        if len(failed) < len(lengths):
+            self.succeeded = time.monotonic()
+        at = 0
+        for waiting, first, stop in batch:
+            for w in range(first, stop):
+                if (reason := failed.get(at + w - first)) is not None:
+                    waiting.failed[w] = reason
+                elif values is not None and splits is not None:
+                    rows = slice(splits[at + w - first], splits[at + w - first + 1])
+                    waiting.values[waiting.splits[w] : waiting.splits[w + 1]] = values[rows]
+            at += stop - first
+        ended = time.perf_counter()
+        self._ran(len(lengths), len(ids), ended - began)
+        for waiting, first, stop in batch:
+            with self._changed:
+                waiting.unanswered -= stop - first
+                done = waiting.unanswered == 0
+            if done and waiting.made.set_running_or_notify_cancel():
+                times = waiting.started - waiting.arrived, ended - waiting.started
+                waiting.made.set_result(Made(waiting.values, waiting.splits, waiting.failed, *times))

@@ -1,0 +1,209 @@
+"""What is served, and how: the options of `serve run` and of jobs/serve.yaml, checked before anything is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Self
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
+
+from pipelines.config import (
+    AnswerTask,
+    ClassifyTask,
+    EmbedTask,
+    FillTask,
+    RerankTask,
+    TagTask,
+    TaskOptions,
+    UserError,
+    read_yaml,
+)
+from pipelines.serve.limits import HttpLimits
+from pipelines.tasks.base import Checkpoint, make_task, task_class
+
+HTTP_SIDE = "http"
+"""What its deployment is called; each model's is called as the model."""
+DEMOS = Path(__file__).parents[2] / "jobs" / "demo"
+
+
+class ServedModel(TaskOptions):
+    """A model online: the options of its task, and of its replicas."""
+
+    task: ClassVar[str]
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", description="what requests call it")]
+    model: Annotated[str, Field(description="checkpoint: a folder or a Hugging Face hub id")]  # type: ignore[assignment]
+    revision: Annotated[str | None, Field(description="branch, tag or commit of the hub's repository")] = None
+    replicas: Annotated[int, Field(ge=1, description="copies of the model, or the least of them")] = 1
+    max_replicas: Annotated[
+        int | None, Field(ge=1, description="the most copies: above REPLICAS, Ray adds and removes them with the load")
+    ] = None
+    target_ongoing_requests: Annotated[
+        float, Field(gt=0, description="requests under way in a copy, above which Ray adds one")
+    ] = 32.0
+    cpus: Annotated[float, Field(gt=0, description="CPUs that a copy holds: its threads on a CPU")] = 1
+    gpus: Annotated[float, Field(gt=0, description="GPUs that a copy holds where its device is one")] = 1
+    max_queued_documents: Annotated[int, Field(ge=1, description="documents that a copy takes in at a time")] = 2048
+    timeout_s: Annotated[float, Field(gt=0, description="seconds that a request may take")] = 60.0
+    batch_timeout_s: Annotated[
+        float, Field(gt=0, description="seconds that a packed batch may take before its copy is replaced")
+    ] = 60.0
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003
+        init_settings: PydanticBaseSettingsSource,
+        *_: Any,
+        **__: Any,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """What the configuration says: an environment variable would apply to every model."""
+        return (init_settings,)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.max_replicas is not None and self.max_replicas < self.replicas:
+            raise ValueError(f"max_replicas {self.max_replicas} is below replicas {self.replicas}")
+        return self
+
+    @property
+    def placement(self) -> str:
+        """The device, with auto settled: a GPU where torch sees one."""
+        return ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
+
+
+class ServedClassify(ServedModel, ClassifyTask):
+    """classify online."""
+
+    task = "classify"
+
+
+class ServedTag(ServedModel, TagTask):
+    """tag online."""
+
+    task = "tag"
+
+
+class ServedAnswer(ServedModel, AnswerTask):
+    """answer online."""
+
+    task = "answer"
+
+
+class ServedFill(ServedModel, FillTask):
+    """fill online."""
+
+    task = "fill"
+
+
+class ServedEmbed(ServedModel, EmbedTask):
+    """embed online."""
+
+    task = "embed"
+
+
+class ServedRerank(ServedModel, RerankTask):
+    """rerank online."""
+
+    task = "rerank"
+
+
+TASKS: dict[str, type[ServedModel]] = {
+    kind.task: kind for kind in (ServedClassify, ServedTag, ServedAnswer, ServedFill, ServedEmbed, ServedRerank)
+}
+DEMO_MODELS: list[dict[str, Any]] = [  # small: they share a core
+    {"name": "intent", "task": "classify", "model": str(DEMOS / "intent-classifier"), "cpus": 0.25},
+    {"name": "pii", "task": "tag", "model": str(DEMOS / "pii-tagger"), "cpus": 0.25},
+    {"name": "mask", "task": "fill", "model": str(DEMOS / "masked-lm"), "cpus": 0.25},
+    {"name": "sentence", "task": "embed", "model": str(DEMOS / "sentence-encoder"), "cpus": 0.25},
+]
+
+
+class ServiceOptions(BaseModel):
+    """The whole service."""
+
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+
+    models: tuple[ServedModel, ...]
+    http: Annotated[
+        HttpLimits, Field(default_factory=HttpLimits, description="what is taken from clients, and from whom")
+    ]
+    one_process: Annotated[bool, Field(description="HTTP and all models in one process, of which there are copies")] = (
+        False
+    )
+    replicas: Annotated[int, Field(ge=1, description="copies of the HTTP side")] = 1
+
+
+def service_options(given: dict[str, Any]) -> ServiceOptions:
+    """The options in the arguments of `serve run` (config=FILE, or name=value) or of an application's `args`.
+
+    Raises UserError, in one line, that names each wrong option.
+    """
+    given = {str(name).replace("-", "_"): value for name, value in given.items()}
+    if (file := given.pop("config", None)) is not None:
+        given = read_yaml(file) | given
+    models = served_models(given.pop("models", None))
+    try:
+        return ServiceOptions(models=models, **given)
+    except ValidationError as error:
+        raise UserError(_told(error)) from error
+
+
+def check_checkpoints(models: tuple[ServedModel, ...]) -> None:
+    """Raise UserError where a checkpoint is not there, is of another task, or cannot do what its options ask."""
+    for at, options in enumerate(models):
+        try:
+            checkpoint, kind = Checkpoint.open(options.model, options.revision), task_class(options.task)
+            kind.check(checkpoint)
+            make_task(kind, checkpoint, options.of_task())
+        except ValueError as error:  # CheckpointError, ConfigError
+            raise UserError(f"models[{at}] {options.name!r}: {error}") from error
+
+
+def served_models(given: Any) -> tuple[ServedModel, ...]:
+    """The models of a configuration (None: the demos); UserError in one line that names what is wrong."""
+    models = []
+    if given is not None and not isinstance(given, list):
+        raise UserError(f"models {str(given)[:40]!r}: must be a list, an entry a model")
+    for at, entry in enumerate(DEMO_MODELS if given is None else given):
+        models.append(_served_model(f"models[{at}]", entry))
+    names = [model.name for model in models]
+    if HTTP_SIDE in names:
+        at = names.index(HTTP_SIDE)
+        raise UserError(f"models[{at}]: the name {HTTP_SIDE!r} is the HTTP side's own; choose another")
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"models: the name {repeated[0]!r} is there {names.count(repeated[0])} times; each must differ")
+    if not models:
+        raise UserError("models is empty; name at least one, or leave models out to serve the demos")
+    return tuple(models)
+
+
+def _served_model(place: str, entry: Any) -> ServedModel:
+    if not isinstance(entry, dict):
+        raise UserError(f"{place} is {str(entry)[:40]!r}; it must hold options as 'name: value' lines")
+    entry = {str(name).replace("-", "_"): value for name, value in entry.items()}
+    task = entry.pop("task", None)
+    if task not in TASKS:
+        raise UserError(f"{place}: task {task!r} must be one of {', '.join(TASKS)}")
+    try:
+        return TASKS[task](**entry)
+    except ValidationError as error:
+        raise UserError(f"{place}: {_told(error)}") from error
+
+
+def _told(error: ValidationError) -> str:
+    """Each wrong option: what came, what is allowed."""
+    wrong = []
+    for e in error.errors():
+        name = ".".join(map(str, e["loc"]))
+        message = e["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+        if e["type"] == "missing":
+            message = f"{name} is missing"
+        elif e["type"] == "extra_forbidden":
+            message = f"{name} is no option"
+        elif name:
+            message = f"{name} {e['input']!r}: {message}"
+        wrong.append(message)
+    return "; ".join(wrong)

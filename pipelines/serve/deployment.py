@@ -1,0 +1,193 @@
+"""The models on Ray Serve: a deployment each, and before them the application that speaks HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import click
+import ray
+import torch
+from ray import serve
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle
+
+from pipelines.config import UserError
+from pipelines.serve.config import HTTP_SIDE, ServedModel, ServiceOptions, check_checkpoints, service_options
+from pipelines.serve.engine import Answers, Ask, Info, ServeError, Tokens
+
+_ONGOING = 100_000  # requests at a time that Serve lets through: the model's own limit counts documents
+_HEALTH_S = 5.0  # between two checks; Serve replaces a copy after three that fail
+_GRACE_S = 5.0  # after a request's own deadline, for a copy that does not even say that it passed
+
+
+class Replica:
+    """A copy of a model, in a process of its own."""
+
+    def __init__(self, options: ServedModel):
+        from pipelines.serve.model import OnlineModel
+
+        _keep_texts_out_of_logs()
+        self.model = OnlineModel(options)
+
+    async def call(self, method: str, *arguments: Any) -> Any:
+        """A method of OnlineModel; a ServeError is returned, since Serve logs what is raised, and wraps it."""
+        try:
+            return await getattr(self.model, method)(*arguments)
+        except ServeError as error:
+            return error
+
+    async def check_health(self) -> None:
+        """Called by Serve, which replaces a copy that raises."""
+        await self.model.check_health()
+
+
+class ServeModels:
+    """Models behind Ray Serve's handles."""
+
+    def __init__(self, models: Sequence[ServedModel], handles: dict[str, DeploymentHandle]):
+        self.models = {options.name: options for options in models}
+        self.tasks = {options.name: options.task for options in models}
+        self._handles = handles
+
+    async def ask(self, model: str, ask: Ask) -> Answers:
+        """As of Models."""
+        return await self._call(model, "ask", ask, limit_s=ask.timeout_s)
+
+    async def info(self, model: str) -> Info:
+        """As of Models."""
+        return await self._call(model, "info")
+
+    async def tokenize(self, model: str, texts: Sequence[str], special: bool = True) -> list[Tokens]:
+        """As of Models."""
+        return await self._call(model, "tokenize", texts, special)
+
+    async def decode(self, model: str, ids: Sequence[Sequence[int]], skip_special_tokens: bool = True) -> list[str]:
+        """As of Models."""
+        return await self._call(model, "decode", ids, skip_special_tokens)
+
+    async def unready(self) -> dict[str, str]:
+        """As of Models."""
+
+        async def reason(name: str) -> str | None:
+            try:
+                await self._call(name, "check_health", limit_s=_GRACE_S)
+            except ServeError as error:
+                return str(error)
+            return None
+
+        reasons = await asyncio.gather(*map(reason, self.models))
+        return {name: told for name, told in zip(self.models, reasons, strict=True) if told}
+
+    async def _call(self, model: str, method: str, *arguments: Any, limit_s: float | None = None) -> Any:
+        """Call a copy of the model, and once more where that copy died: requests change nothing."""
+        if model not in self.models:
+            raise ServeError("unknown_model", f"model {model[:80]!r} is unknown; known are {', '.join(self.models)}")
+        most_s = self.models[model].timeout_s
+        handle = self._handles[model]
+        try:
+            async with asyncio.timeout(min(limit_s or most_s, most_s) + _GRACE_S):
+                try:
+                    answer = await handle.call.remote(method, *arguments)
+                except RayActorError:
+                    answer = await handle.call.remote(method, *arguments)
+        except TimeoutError:
+            raise ServeError("timeout", f"model {model} does not answer") from None
+        except RayActorError:
+            raise ServeError("unhealthy", f"model {model} died while it answered; try again", 1.0) from None
+        except DeploymentUnavailableError:
+            raise ServeError("unhealthy", f"model {model} cannot be started; the log of its copies says why") from None
+        if isinstance(answer, ServeError):
+            raise answer
+        return answer
+
+
+class Apart:
+    """The HTTP side in a process of its own."""
+
+    def __init__(self, options: ServiceOptions, handles: dict[str, DeploymentHandle]):
+        self.options, self.models = options, ServeModels(options.models, handles)
+
+    def __serve_build_asgi_app__(self) -> Any:
+        from pipelines.serve.app import create_app
+
+        return create_app(self.models, self.options.http, behind_serve=True)
+
+
+class Together:
+    """The HTTP side and the models in one process."""
+
+    def __init__(self, options: ServiceOptions):
+        from pipelines.serve.model import LocalModels
+
+        _keep_texts_out_of_logs()
+        self.options, self.models = options, LocalModels(options.models)
+
+    def __serve_build_asgi_app__(self) -> Any:
+        from pipelines.serve.app import create_app
+
+        return create_app(self.models, self.options.http, behind_serve=True)
+
+    async def check_health(self) -> None:
+        """Called by Serve, which replaces a copy that raises."""
+        for name, reason in (await self.models.unready()).items():
+            raise ServeError("unhealthy", f"{name}: {reason}")
+
+
+def build(args: dict[str, Any]) -> serve.Application:
+    """The application for `serve run pipelines.serve.deployment:build` and for the import_path of `serve deploy`."""
+    try:
+        options = _placed(service_options(args))
+        check_checkpoints(options.models)
+    except UserError as error:
+        raise click.ClickException(str(error)) from error  # one line in place of a traceback
+    if options.one_process:
+        needed = [_resources(model) for model in options.models]
+        together = {unit: max(each[unit] for each in needed) for unit in ("num_cpus", "num_gpus")}
+        deployed = serve.deployment(
+            name=HTTP_SIDE, num_replicas=options.replicas, ray_actor_options=together, **_common(options)
+        )
+        return deployed(serve.ingress()(Together)).bind(options)
+    handles = {}
+    for model in options.models:
+        scaling: dict[str, Any] = {"num_replicas": model.replicas}
+        if model.max_replicas is not None and model.max_replicas > model.replicas:
+            limits = {"min_replicas": model.replicas, "max_replicas": model.max_replicas}
+            scaling = {"autoscaling_config": {**limits, "target_ongoing_requests": model.target_ongoing_requests}}
+        deployed = serve.deployment(name=model.name, ray_actor_options=_resources(model), **scaling, **_common(options))
+        handles[model.name] = deployed(Replica).bind(model)
+    deployed = serve.deployment(
+        name=HTTP_SIDE, num_replicas=options.replicas, ray_actor_options={"num_cpus": 0}, **_common(options)
+    )
+    return deployed(serve.ingress()(Apart)).bind(options, handles)
+
+
+def _keep_texts_out_of_logs() -> None:
+    """What tasks warn of (a target that is no token, for one) quotes the request."""
+    logging.getLogger("pipelines.tasks").setLevel(logging.ERROR)
+
+
+def _placed(options: ServiceOptions) -> ServiceOptions:
+    """With device auto settled by what the cluster has: the process that builds may run where no GPU is."""
+    gpus = ray.cluster_resources().get("GPU", 0) if ray.is_initialized() else torch.cuda.device_count()
+    usual = "cuda" if gpus else "cpu"
+    models = [m.model_copy(update={"device": usual}) if m.device == "auto" else m for m in options.models]
+    return options.model_copy(update={"models": tuple(models)})
+
+
+def _resources(model: ServedModel) -> dict[str, float]:
+    return {"num_cpus": model.cpus, "num_gpus": model.gpus if model.device == "cuda" else 0}
+
+
+def _common(options: ServiceOptions) -> dict[str, Any]:
+    """A copy that is to end answers what it has; one that gives no answer to a probe is replaced."""
+    return {
+        "max_ongoing_requests": _ONGOING,
+        "logging_config": {"enable_access_log": False},  # a line a request, twice
+        "health_check_period_s": _HEALTH_S,
+        "graceful_shutdown_timeout_s": max(model.timeout_s for model in options.models) + _GRACE_S,
+        "health_check_timeout_s": max(model.batch_timeout_s for model in options.models) + _GRACE_S,
+    }

@@ -1,0 +1,235 @@
+"""What huggingface_hub's InferenceClient sends for each task: {"inputs", "parameters"}, at a path for each model."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter
+from pydantic import Discriminator, Field, Tag
+from starlette.responses import Response
+
+from modernbert.tokenizer import Text
+from pipelines.serve.dialects.tasks import (
+    ClassifyParameters,
+    EmbedRequest,
+    SimilarityRequest,
+    classify,
+    embedded,
+    similarity,
+)
+from pipelines.serve.errors import TEI, Refusal
+from pipelines.serve.online import Answered, Body, Int, NonEmpty, Online, Texts, new_router, shown
+
+_MOST_CHARACTERS = 50_000_000  # of the sequences in a fill-mask answer
+
+
+class TextPair(Body):
+    """Two texts that are classified together."""
+
+    text: NonEmpty
+    text_pair: NonEmpty
+
+
+OneOrPair = Annotated[
+    Annotated[NonEmpty, Tag("<text>")] | Annotated[TextPair, Tag("<pair>")],
+    Discriminator(lambda value: "<pair>" if isinstance(value, dict | TextPair) else "<text>"),
+]
+
+
+class ClassifyRequest(Body):
+    """Texts or pairs to classify."""
+
+    inputs: Annotated[
+        Annotated[OneOrPair, Tag("<one>")] | Annotated[list[OneOrPair], Tag("<texts>"), Field(min_length=1)],
+        Discriminator(lambda value: "<texts>" if isinstance(value, list) else "<one>"),
+    ]
+    parameters: ClassifyParameters | None = None
+
+
+class TagParameters(Body):
+    """How tokens become entities."""
+
+    aggregation_strategy: Literal["none", "simple", "first", "average", "max"] | None = None
+    ignore_labels: list[str] | None = None
+    stride: Int | None = Field(default=None, ge=0, description="tokens that the windows of a long text share")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Under our names."""
+        return {"aggregation": self.aggregation_strategy, "ignore_labels": self.ignore_labels, "stride": self.stride}
+
+
+class TagRequest(Body):
+    """Texts to find entities in."""
+
+    inputs: Texts
+    parameters: TagParameters | None = None
+
+
+class FillParameters(Body):
+    """Which tokens are given for a mask."""
+
+    top_k: Int | None = Field(default=None, ge=1, le=1000, description="how many")
+    targets: list[NonEmpty] | None = Field(default=None, min_length=1, description="the only ones to choose from")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Under our names."""
+        return {"top_k": self.top_k, "targets": self.targets}
+
+
+class FillRequest(Body):
+    """Texts with masks."""
+
+    inputs: Texts
+    parameters: FillParameters | None = None
+
+
+class Question(Body):
+    """A question, and the text that may hold its answer."""
+
+    question: NonEmpty
+    context: NonEmpty
+
+
+class AnswerParameters(Body):
+    """How spans are chosen."""
+
+    top_k: Int | None = Field(default=None, ge=1, le=1000, description="how many answers")
+    max_answer_len: Int | None = Field(default=None, ge=1, le=10_000, description="tokens in an answer at most")
+    max_seq_len: Int | None = Field(default=None, ge=3, description="tokens that the model reads at a time")
+    doc_stride: Int | None = Field(default=None, ge=0, description="tokens that the windows of a long context share")
+    handle_impossible_answer: bool | None = Field(default=None, description="let no answer, an empty one, compete")
+    align_to_words: bool | None = Field(default=None, description="let answers begin and end with whole words")
+    max_question_len: None = Field(default=None, description="not available: questions are read whole")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Under our names."""
+        return {
+            "top_k": self.top_k,
+            "max_answer_length": self.max_answer_len,
+            "max_length": self.max_seq_len,
+            "stride": self.doc_stride,
+            "no_answer": self.handle_impossible_answer,
+            "align_to_words": self.align_to_words,
+        }
+
+
+class AnswerRequest(Body):
+    """Questions with their contexts."""
+
+    inputs: Annotated[
+        Annotated[Question, Tag("<one>")] | Annotated[list[Question], Tag("<questions>"), Field(min_length=1)],
+        Discriminator(lambda value: "<questions>" if isinstance(value, list) else "<one>"),
+    ]
+    parameters: AnswerParameters | None = None
+
+
+class FeatureRequest(EmbedRequest):
+    """Texts to embed; options stand beside them, as the client sends them."""
+
+    encoding_format: Literal["float"] | None = None
+
+
+VectorRequest = Annotated[
+    Annotated[FeatureRequest, Tag("<features>")] | Annotated[SimilarityRequest, Tag("<similarity>")],
+    Discriminator(
+        lambda body: "<similarity>" if isinstance(body, dict) and isinstance(body.get("inputs"), dict) else "<features>"
+    ),
+]
+
+
+def task_route(online: Online, name: str, path: str, *, shared: bool = False) -> APIRouter:
+    """The route of the model `name` at `path`; `shared`: a classifier answers TEI's clients there too."""
+    router = new_router(TEI)
+    add = _ADD[online.models.tasks[name]]
+    add(router, online, name, path, shared)
+    return router
+
+
+def _add_classify(router: APIRouter, online: Online, name: str, path: str, shared: bool) -> None:
+    @router.post(path, **shown(list[Any], {"inputs": "Where is my parcel?", "parameters": {"top_k": 3}}))
+    async def text_classification(body: ClassifyRequest) -> Response:
+        """[[{label, score}]]: for each input a list from best to worst."""
+        info = await online.pick("classify", name)
+        documents: list[Text] = [
+            item if isinstance(item, str) else (item.text, item.text_pair) for item in _many(body.inputs)
+        ]
+        answered, labels = await classify(online, info, documents, body.parameters or ClassifyParameters())
+        flat = shared and "parameters" not in body.model_fields_set and not isinstance(body.inputs, list)
+        return answered.reply(labels[0] if flat else labels)
+
+
+def _add_tag(router: APIRouter, online: Online, name: str, path: str, shared: bool) -> None:  # noqa: ARG001
+    example = {"inputs": "Call Ada at 555-0100.", "parameters": {"aggregation_strategy": "simple"}}
+
+    @router.post(path, **shown(list[Any], example))
+    async def token_classification(body: TagRequest) -> Response:
+        """[{entity_group or entity, score, word, start, end}] for a text; a list of such lists for several."""
+        info = await online.pick("tag", name)
+        options = (body.parameters or TagParameters()).options
+        answered = await online.ask(info, _many(body.inputs), place="inputs", options=options)
+        return _reply(answered, body.inputs)
+
+
+def _add_fill(router: APIRouter, online: Online, name: str, path: str, shared: bool) -> None:  # noqa: ARG001
+    @router.post(path, **shown(list[Any], {"inputs": "The capital of France is [MASK].", "parameters": {"top_k": 3}}))
+    async def fill_mask(body: FillRequest) -> Response:
+        """[{score, token, token_str, sequence}] for a text with one mask; lists of them for several masks or texts."""
+        info = await online.pick("fill", name)
+        given, texts = body.parameters or FillParameters(), _many(body.inputs)
+        masks = [text.count(info.mask_token or "[MASK]") for text in texts]
+        size = sum(count * len(text) for count, text in zip(masks, texts, strict=True)) * (given.top_k or 5)
+        if size > _MOST_CHARACTERS:
+            told = f"{sum(masks):,} masks would be answered with {size:,} characters; send fewer masks at a time"
+            raise Refusal("invalid", told, field="inputs")
+        answered = await online.ask(info, texts, place="inputs", options=given.options)
+        return _reply(answered, body.inputs)
+
+
+def _add_answer(router: APIRouter, online: Online, name: str, path: str, shared: bool) -> None:  # noqa: ARG001
+    question = {"question": "Where do I live?", "context": "My name is Merve and I live in Istanbul."}
+
+    @router.post(path, **shown(list[Any] | dict[str, Any], {"inputs": question, "parameters": {}}))
+    async def question_answering(body: AnswerRequest) -> Response:
+        """{answer, score, start, end} of a question, or with top_k a list of them; a list for several questions."""
+        info = await online.pick("answer", name)
+        documents: list[Text] = [(item.question, item.context) for item in _many(body.inputs)]
+        options = (body.parameters or AnswerParameters()).options
+        answered = await online.ask(info, documents, place="inputs", options=options)
+        return _reply(answered, body.inputs)
+
+
+def _add_embed(router: APIRouter, online: Online, name: str, path: str, shared: bool) -> None:  # noqa: ARG001
+    @router.post(path, **shown(list[Any], {"inputs": ["What is Deep Learning?"], "normalize": True}))
+    async def feature_extraction(body: VectorRequest) -> Response:
+        """A vector for each input; with inputs {source_sentence, sentences} their cosines: sentence similarity."""
+        info = await online.pick("embed", name)
+        if isinstance(body, SimilarityRequest):
+            answered, cosines = await similarity(online, info, body)
+            return answered.reply(cosines)
+        return await embedded(online, info, body)
+
+
+def _add_rerank(router: APIRouter, online: Online, name: str, path: str, shared: bool) -> None:
+    """Hugging Face's client has no such task."""
+
+
+_ADD = {
+    "classify": _add_classify,
+    "tag": _add_tag,
+    "fill": _add_fill,
+    "answer": _add_answer,
+    "embed": _add_embed,
+    "rerank": _add_rerank,
+}
+
+
+def _many(inputs: Any) -> list[Any]:
+    return inputs if isinstance(inputs, list) else [inputs]
+
+
+def _reply(answered: Answered, inputs: Any) -> Response:
+    results = answered.answers.results
+    return answered.reply(results if isinstance(inputs, list) else results[0])

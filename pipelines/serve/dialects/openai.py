@@ -1,0 +1,66 @@
+"""OpenAI's embeddings and list of models."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any, Literal
+
+import numpy as np
+from fastapi import APIRouter
+from pydantic import Field
+from starlette.responses import Response
+
+from pipelines.serve.dialects.tasks import embed
+from pipelines.serve.errors import OPENAI, Refusal
+from pipelines.serve.online import Body, Inputs, Int, Online, json_response, new_router, shown
+
+
+class EmbeddingsRequest(Body):
+    """Inputs to embed."""
+
+    input: Inputs
+    model: str
+    dimensions: Int | None = Field(default=None, ge=1, description="give only the first numbers of each vector")
+    encoding_format: Literal["float", "base64"] = Field(default="float", description="base64: of little-endian float32")
+    user: str | None = Field(default=None, description="not used")
+
+
+def openai_routes(online: Online) -> APIRouter:
+    """`/v1/embeddings` and `/v1/models`."""
+    router = new_router(OPENAI)
+    example = {"model": online.first("embed") or "none here", "input": ["What is Deep Learning?"]}
+
+    @router.post("/v1/embeddings", **shown(dict[str, Any], example))
+    async def embeddings(body: EmbeddingsRequest) -> Response:
+        """{data: [{embedding, index}], model, usage}, vectors of length one; an input that is too long is refused."""
+        info = await online.pick("embed", body.model)
+        texts = await online.texts(info, body.input, "input")
+        answered = await embed(online, info, texts, "input", dimensions=body.dimensions, truncate=False)
+        vectors: list[Any]
+        if body.encoding_format == "base64":
+            rows = np.asarray(answered.answers.results, dtype="<f4")
+            vectors = [base64.b64encode(row.tobytes()).decode() for row in rows]
+        else:
+            vectors = answered.vectors
+        data = [{"object": "embedding", "index": i, "embedding": vector} for i, vector in enumerate(vectors)]
+        usage = {"prompt_tokens": answered.n_tokens, "total_tokens": answered.n_tokens}
+        return answered.reply({"object": "list", "data": data, "model": info.name, "usage": usage})
+
+    @router.get("/v1/models", response_model=dict[str, Any])
+    async def models() -> Response:
+        """Every model online."""
+        return json_response({"object": "list", "data": [_model(name) for name in online.models.tasks]})
+
+    @router.get("/v1/models/{model}", response_model=dict[str, Any])
+    async def model(model: str) -> Response:
+        """One of them."""
+        if model not in online.models.tasks:
+            known = ", ".join(online.models.tasks)
+            raise Refusal("unknown_model", f"model {model[:60]!r} is unknown; known are {known}", field="model")
+        return json_response(_model(model))
+
+    return router
+
+
+def _model(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "modernbert-ray"}

@@ -1,0 +1,164 @@
+"""What the dialects have in common: inputs in, a task's plain answers out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field
+from starlette.responses import Response
+
+from modernbert.tokenizer import Text
+from pipelines.serve.engine import Info
+from pipelines.serve.errors import Refusal
+from pipelines.serve.online import Answered, Body, Direction, Inputs, Int, NonEmpty, Online
+
+_MOST_NUMBERS = 1 << 23  # of token vectors in an answer: about 160 MB of JSON
+
+
+class Cut(Body):
+    """What a request can say of inputs that are too long."""
+
+    truncate: bool | None = Field(
+        default=None, description="false: refuse inputs that are too long; else they are cut off"
+    )
+    truncation_direction: Direction | None = Field(
+        default=None, description="Right; with Left, inputs too long are refused"
+    )
+
+    @property
+    def cut(self) -> dict[str, Any]:
+        """As Online.ask takes it."""
+        return {"truncate": self.truncate is not False, "direction": self.truncation_direction}
+
+
+class EmbedRequest(Cut):
+    """Inputs to embed."""
+
+    inputs: Inputs
+    normalize: bool | None = Field(default=True, description="make vectors of length one")
+    dimensions: Int | None = Field(default=None, ge=1, description="give only the first numbers of each vector")
+    prompt_name: str | None = Field(default=None, description="a prompt of the model's to put before each input")
+
+
+class SimilarityParameters(Cut):
+    """How sentences are read."""
+
+    prompt_name: str | None = None
+
+
+class Compared(Body):
+    """A sentence, and others to compare with it."""
+
+    source_sentence: NonEmpty
+    sentences: list[NonEmpty] = Field(min_length=1)
+
+
+class SimilarityRequest(Body):
+    """A sentence and those to compare with it."""
+
+    inputs: Compared
+    parameters: SimilarityParameters | None = None
+
+
+class ClassifyParameters(Body):
+    """How labels are scored."""
+
+    top_k: Int | None = Field(default=None, ge=1, description="how many labels (default: all)")
+    function_to_apply: Literal["sigmoid", "softmax", "none"] | None = Field(
+        default=None, description="from logits to scores"
+    )
+
+
+def prompt_options(info: Info, prompt_name: str | None) -> dict[str, Any]:
+    """The option of the task for a prompt; Refusal where the model has none of that name."""
+    if prompt_name is None:
+        return {}
+    if prompt_name not in info.prompts:
+        told = f"prompt_name {prompt_name[:60]!r} is unknown. Available prompts: {json.dumps(list(info.prompts))}"
+        raise Refusal("invalid", told, field="prompt_name")
+    return {"prompt_name": prompt_name}
+
+
+async def embed(
+    online: Online,
+    info: Info,
+    texts: Sequence[str],
+    place: str,
+    *,
+    prompt_name: str | None = None,
+    normalize: bool | None = True,
+    dimensions: int | None = None,
+    **cut: Any,
+) -> Answered:
+    """Vectors, as a float32 array (inputs, dimensions)."""
+    options: dict[str, Any] = {"normalize": normalize is not False, **prompt_options(info, prompt_name)}
+    if dimensions is not None:
+        options["dimensions"] = dimensions
+    return await online.ask(info, texts, place=place, options=options, **cut)
+
+
+async def embed_tokens(
+    online: Online, info: Info, texts: Sequence[str], prompt_name: str | None, **cut: Any
+) -> Answered:
+    """A float32 array (tokens, hidden) for each text."""
+    options = prompt_options(info, prompt_name)
+    most = _MOST_NUMBERS // (info.dimensions or 1)
+    if sum(len(text.encode()) for text in texts) > most:  # no token is less than a byte
+        tokens = await online.tokenize(info, texts, "inputs")
+        if (n := sum(min(len(each.ids), info.max_length) for each in tokens)) > most:
+            told = f"inputs have {n:,} tokens; token vectors are given for {most:,} in a request"
+            raise Refusal("invalid", told, field="inputs")
+    return await online.ask(info, texts, place="inputs", options=options, token_vectors=True, **cut)
+
+
+async def embedded(online: Online, info: Info, body: EmbedRequest) -> Response:
+    """The answer to a request for vectors: a list of them."""
+    texts = await online.texts(info, body.inputs, "inputs")
+    options: dict[str, Any] = {
+        "prompt_name": body.prompt_name,
+        "normalize": body.normalize,
+        "dimensions": body.dimensions,
+    }
+    answered = await embed(online, info, texts, "inputs", **options, **body.cut)
+    return answered.reply(answered.vectors)
+
+
+async def similarity(online: Online, info: Info, body: SimilarityRequest) -> tuple[Answered, list[float]]:
+    """The cosine of the source sentence with each of the others, and what the model said."""
+    texts = [body.inputs.source_sentence, *body.inputs.sentences]
+    given = body.parameters or SimilarityParameters()
+    answered = await embed(online, info, texts, "inputs", prompt_name=given.prompt_name, **given.cut)
+    source, *others = np.asarray(answered.answers.results)
+    return answered, [float(source @ other) for other in others]
+
+
+async def classify(
+    online: Online,
+    info: Info,
+    documents: Sequence[Text],
+    parameters: ClassifyParameters,
+    *,
+    raw: bool = False,
+    **cut: Any,
+) -> tuple[Answered, list[list[dict[str, Any]]]]:
+    """[{label, score}] of each document from best to worst, and what the model said."""
+    function = "none" if raw else parameters.function_to_apply
+    if function is None and len(info.labels) == 1 and info.problem_type is None:
+        function = "sigmoid"  # to transformers and TEI a single output is a probability
+    options = {} if function is None else {"function": function}
+    answered = await online.ask(info, documents, place="inputs", options=options, **cut)
+    return answered, [scores[: parameters.top_k] for scores in answered.answers.results]
+
+
+async def rerank(
+    online: Online, info: Info, query: str, texts: Sequence[str], place: str, *, raw: bool = False, **cut: Any
+) -> tuple[Answered, list[tuple[int, float]]]:
+    """The place and the score of each text from best to worst, and what the model said."""
+    answered = await online.ask(
+        info, [(query, text) for text in texts], place=place, options={"raw_scores": raw}, **cut
+    )
+    scores = answered.answers.results
+    return answered, [(i, scores[i]) for i in sorted(range(len(scores)), key=lambda i: -scores[i])]

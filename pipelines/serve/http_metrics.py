@@ -1,0 +1,39 @@
+"""What the HTTP side counts, as Prometheus text at /metrics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+
+
+class HttpMetrics:
+    """Counters of one application: of one ingress process, where there are several."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        kept: dict[str, Any] = {"registry": self._registry, "namespace": "modernbert_http"}
+        self._requests = Counter("requests", "Requests answered.", ("route", "status"), **kept)
+        self._seconds = Histogram("request_seconds", "From a request's head to its answer.", ("route",),
+                                  buckets=_SECONDS, **kept)  # fmt: skip
+        self._documents = Counter("documents", "Inputs answered.", ("model",), **kept)
+        self._tokens = Counter("tokens", "Tokens of inputs answered.", ("model",), **kept)
+        self._truncated = Counter("truncated", "Inputs that were cut off.", ("model",), **kept)
+        self.in_flight = Gauge("documents_in_flight", "Inputs of requests under way.", **kept)
+
+    def request(self, route: str, status: int, seconds: float) -> None:
+        """A request was answered."""
+        self._requests.labels(route, status).inc()
+        self._seconds.labels(route).observe(seconds)
+
+    def answered(self, model: str, documents: int, tokens: int, truncated: int) -> None:
+        """A model answered some inputs."""
+        self._documents.labels(model).inc(documents)
+        self._tokens.labels(model).inc(tokens)
+        self._truncated.labels(model).inc(truncated)
+
+    def text(self) -> bytes:
+        """All of it."""
+        return generate_latest(self._registry)

@@ -1,0 +1,181 @@
+"""Who may ask, and how much: keys, sizes, deadlines, request ids. All of it before a byte is parsed."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import os
+import re
+import time
+import traceback
+import uuid
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from pipelines.serve.errors import Refusal, error_response, path_of
+from pipelines.serve.http_metrics import HttpMetrics
+
+logger = logging.getLogger(__name__)
+API_KEY = "MODERNBERT_API_KEY"
+PUBLIC = frozenset({"/health", "/ping", "/metrics"})
+LEFT = 499
+"""The status that is counted where the client left before an answer began."""
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+
+class HttpLimits(BaseModel):
+    """What the service takes from its clients, and from whom."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    max_body_bytes: Annotated[int, Field(ge=1, description="bytes in a request's body")] = 8 << 20
+    max_inputs: Annotated[int, Field(ge=1, description="inputs in a request")] = 2048
+    max_characters: Annotated[int, Field(ge=1, description="characters in an input")] = 1_000_000
+    max_documents: Annotated[int, Field(ge=1, description="inputs of all requests under way")] = 8192
+    timeout_s: Annotated[float, Field(gt=0, description="seconds that a request may take")] = 60.0
+    body_timeout_s: Annotated[float, Field(gt=0, description="seconds that a request's body may take to arrive")] = 30.0
+    cors_origins: Annotated[tuple[str, ...], Field(description="web pages' origins that may ask; '*' for any")] = ()
+    api_key_file: Annotated[
+        Path | None, Field(description=f"file with the key, or several, one a line (default: {API_KEY}, else none)")
+    ] = None
+    _keys: tuple[bytes, ...] = PrivateAttr(())
+    """Read once, where the configuration is: a process that serves cannot come up without the key."""
+
+    @model_validator(mode="after")
+    def _read_keys(self) -> HttpLimits:
+        place, text = f"environment variable {API_KEY}", os.environ.get(API_KEY)
+        if self.api_key_file is not None:
+            place = f"api_key_file {self.api_key_file}"
+            try:
+                text = self.api_key_file.read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise ValueError(f"{place}: {error}") from error
+        if text is not None and not text.strip():
+            raise ValueError(f"{place} is empty")
+        self._keys = tuple(key.encode() for key in (text or "").split())
+        return self
+
+    def admits(self, authorization: str) -> bool:
+        """Whether a request with this header may ask."""
+        scheme, _, key = authorization.partition(" ")
+        given = key.strip().encode() if scheme.lower() == "bearer" else b""
+        # Every key is compared, so that the time does not tell which one came close.
+        matches = [hmac.compare_digest(given, key) for key in self._keys]
+        return any(matches) or not matches
+
+
+class Guard:
+    """The outermost layer: lets a request through to the application whole, or answers in its place."""
+
+    def __init__(self, app: ASGIApp, limits: HttpLimits, metrics: HttpMetrics, behind_serve: bool):
+        self.app, self.limits, self.metrics, self.behind_serve = app, limits, metrics, behind_serve
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        headers = Headers(scope=scope)
+        given = headers.get("x-request-id", "")
+        sane = _REQUEST_ID.fullmatch(given) is not None
+        request_id = given if sane else uuid.uuid4().hex
+        scope["request_id"] = request_id
+        status = LEFT
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                if not (sane and self.behind_serve):  # Ray Serve's proxy adds the one that came
+                    MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        async def refuse(refusal: Refusal) -> None:
+            if status == LEFT:
+                await error_response(scope, refusal)(scope, receive, send_with_id)
+
+        try:
+            self._check_key(scope, headers)
+            body = await self._body(scope, headers, receive)
+            if body is not None:
+                async with asyncio.timeout(self.limits.timeout_s):
+                    await _run(self.app, scope, body, receive, send_with_id)
+        except TimeoutError:
+            await refuse(Refusal("timeout", f"no answer within {self.limits.timeout_s:g} s"))
+        except Refusal as refusal:
+            await refuse(refusal)
+        except Exception as error:
+            # The message may hold a client's text: only its kind and place are logged.
+            places = "".join(traceback.format_tb(error.__traceback__))
+            logger.error("%s %s\n%s", request_id, type(error).__name__, places)
+            await refuse(Refusal("internal", "the service failed; its log has the reason under this x-request-id"))
+        finally:
+            seconds = time.perf_counter() - started
+            route = getattr(scope.get("route"), "path", "none")
+            self.metrics.request(route, status, seconds)
+            logger.info("%s %s %s %d %.1f ms", request_id, scope["method"], route, status, seconds * 1e3)
+
+    def _check_key(self, scope: Scope, headers: Headers) -> None:
+        if path_of(scope) not in PUBLIC and not self.limits.admits(headers.get("authorization", "")):
+            raise Refusal("unauthorized", "send the service's key as the header 'authorization: Bearer KEY'")
+
+    async def _body(self, scope: Scope, headers: Headers, receive: Receive) -> bytes | None:
+        """The body, counted as it arrives; None where the client left."""
+        most = self.limits.max_body_bytes
+        stated = headers.get("content-length", "0")
+        body = bytearray()
+        large = Refusal("body_too_large", f"the body is larger than {most:,} bytes")
+        if stated.isdecimal() and int(stated[:20]) > most:
+            raise large
+        try:
+            async with asyncio.timeout(self.limits.body_timeout_s):
+                more = True
+                while more:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        return None
+                    body += message.get("body", b"")
+                    more = message.get("more_body", False)
+                    if len(body) > most:
+                        raise large
+        except TimeoutError:
+            told = f"the body did not arrive within {self.limits.body_timeout_s:g} s"
+            raise Refusal("slow", told) from None
+        kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+        if body and scope["method"] == "POST" and kind != "application/json":
+            raise Refusal("media_type", f"content-type is {kind[:60]!r}; it must be application/json")
+        return bytes(body)
+
+
+async def _run(app: ASGIApp, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
+    """Run the application on a whole body, and stop it when the client leaves."""
+    left = asyncio.Event()
+    parts: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replay() -> Message:
+        if parts:
+            return parts.pop()
+        await left.wait()
+        return {"type": "http.disconnect"}
+
+    async def watch() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        left.set()
+
+    work = asyncio.ensure_future(app(scope, replay, send))
+    watcher = asyncio.ensure_future(watch())
+    try:
+        await asyncio.wait((work, watcher), return_when=asyncio.FIRST_COMPLETED)
+        if work.done():
+            work.result()
+    finally:
+        watcher.cancel()
+        work.cancel()
+        await asyncio.gather(work, watcher, return_exceptions=True)

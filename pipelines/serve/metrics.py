@@ -1,0 +1,64 @@
+"""What Prometheus is told: counts and times by model, never a text. Without a running Ray nothing is sent."""
+
+from __future__ import annotations
+
+# ray.util.metrics puts ray_ before each name.
+from ray.util.metrics import Counter, Histogram
+
+from pipelines.serve.engine import Answers, Kind
+
+SECONDS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0]
+SHARES = [0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
+
+
+class Metrics:
+    """The counters of one model."""
+
+    def __init__(self, model: str):
+        tags = {"model": model}
+        self._requests = _counter("modernbert_requests", "Requests answered", tags)
+        self._documents = _counter("modernbert_documents", "Documents answered", tags)
+        self._failed = _counter("modernbert_documents_failed", "Documents without an answer", tags)
+        self._truncated = _counter("modernbert_documents_truncated", "Documents of which tokens were cut off", tags)
+        self._refused = _counter("modernbert_refused", "Requests refused as a whole, by reason", tags, "reason")
+        self._tokens = _counter("modernbert_tokens", "Tokens that the model ran", tags)
+        self._tokenise = _histogram("modernbert_tokenise_s", "Checking and tokenising a request", SECONDS, tags)
+        self._queue = _histogram("modernbert_queue_s", "From tokenised to the first packed batch", SECONDS, tags)
+        self._forward = _histogram("modernbert_forward_s", "A packed batch", SECONDS, tags)
+        self._fill = _histogram("modernbert_batch_fill", "A packed batch's share of the token budget", SHARES, tags)
+
+    def answered(self, answers: Answers) -> None:
+        """A request has its answers."""
+        self._requests.inc()
+        self._tokenise.observe(answers.tokenise_s)
+        self._queue.observe(answers.queue_s)
+        counts = {
+            self._documents: len(answers.n_tokens) - len(answers.failed),
+            self._failed: len(answers.failed),
+            self._truncated: sum(answers.truncated),
+        }
+        for counter, count in counts.items():
+            if count:
+                counter.inc(count)
+
+    def refused(self, reason: Kind) -> None:
+        """A request has none."""
+        self._refused.inc(tags={"reason": reason})
+
+    def ran(self, tokens: int, fill: float, seconds: float) -> None:
+        """A packed batch has run."""
+        self._tokens.inc(tokens)
+        self._forward.observe(seconds)
+        self._fill.observe(fill)
+
+
+def _counter(name: str, description: str, tags: dict[str, str], *more: str) -> Counter:
+    counter = Counter(name, description, tag_keys=(*tags, *more))
+    counter.set_default_tags(tags)
+    return counter
+
+
+def _histogram(name: str, description: str, boundaries: list[float], tags: dict[str, str]) -> Histogram:
+    histogram = Histogram(name, description, boundaries=boundaries, tag_keys=tuple(tags))
+    histogram.set_default_tags(tags)
+    return histogram

@@ -1,0 +1,324 @@
+"""A model online, in this process: documents are checked and tokenised in threads, batched, and answered.
+
+Shapes: T packed tokens, W windows, D documents, H hidden.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from modernbert.sentence import SentenceConfig
+from modernbert.tokenizer import Text
+from modernbert.windows import Windows
+from pipelines.predictor import Predictor
+from pipelines.serve.batcher import Batcher, Made
+from pipelines.serve.config import ServedModel
+from pipelines.serve.engine import Answers, Ask, Info, ServeError, Tokens
+from pipelines.serve.metrics import Metrics
+from pipelines.tasks.base import Checkpoint, Predicted, Task, check_documents, make_task, task_class
+from pipelines.tasks.classify import Classify
+from pipelines.tasks.embed import Embed
+from pipelines.tasks.tag import Tag
+
+_THREADS = min(8, max(2, os.cpu_count() or 1))  # for checking, tokenising and decoding
+_BUDGET_TOKENS = {"cpu": 1024}
+"""Less than offline: a CPU gains nothing from larger batches, and those who ask wait for the batch before theirs."""
+_TASKS_KEPT = 256  # settled options of calls
+_RECENT_S = 5.0  # an answer so young says that the model is healthy
+
+
+class TokenVectors(Embed):
+    """A vector for each token in place of the document's; `size` is H."""
+
+    @property
+    def forward_options(self) -> tuple[Any, ...]:
+        """The encoder alone."""
+        return ("token_vectors",)
+
+    def rows(self, input_ids: np.ndarray, cu_seqlens: np.ndarray) -> np.ndarray:  # noqa: ARG002
+        """One a token."""
+        return np.diff(cu_seqlens)
+
+    def forward(self, model: Any, batch: Any, ids: np.ndarray) -> Tensor:  # noqa: ARG002
+        """The encoder's last hidden states."""
+        return model.encoder.forward_packed(batch)
+
+    def results(self, made: Predicted) -> list[Any]:
+        """(tokens, H) for each document, special tokens included."""
+        return np.split(made.values, made.splits[1:-1]) if made.documents else []
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A request's documents, checked and tokenised."""
+
+    task: Task
+    documents: Sequence[Text]
+    windows: Windows
+    too_long: np.ndarray
+    """(D,) bool: not to be answered, since they would be truncated; `documents` and `windows` are of the others."""
+    seconds: float
+
+
+class OnlineModel:
+    """One model with its queue."""
+
+    def __init__(self, options: ServedModel):
+        """Load it; ValueError where checkpoint and options do not fit."""
+        self.options, self.kind = options, task_class(options.task)
+        self.checkpoint = Checkpoint.open(options.model, options.revision)
+        self.kind.check(self.checkpoint)
+        self.task = make_task(self.kind, self.checkpoint, options.of_task())
+        self._task = lru_cache(_TASKS_KEPT)(self._make_task)
+        self.predictor = Predictor(
+            self.checkpoint,
+            self.task,
+            device=options.placement,
+            dtype=options.dtype,
+            budget_tokens=options.budget_tokens or _BUDGET_TOKENS.get(torch.device(options.placement).type),
+            threads=max(1, int(options.cpus)),
+        )
+        self.metrics = Metrics(options.name)
+        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="tokenise")
+        self._documents = 0  # taken in and not yet answered
+        self._window_s = 0.01  # what a window has taken lately
+        text: Any = self.task.mask_token if self.kind.name == "fill" else "a"  # type: ignore[attr-defined]
+        self._probe = self._encode(self.task, [(text, text) if len(self.kind.inputs) == 2 else text])
+        self.batcher = Batcher(self.predictor, self._ran)
+
+    async def ask(self, ask: Ask) -> Answers:
+        """Answers for `ask`; what the caller cancels leaves the queue."""
+        count, limit_s = len(ask.documents), min(ask.timeout_s or self.options.timeout_s, self.options.timeout_s)
+        self._admit(count)
+        self._documents += count
+        try:
+            async with asyncio.timeout(limit_s):
+                answers = await self._answer(ask)
+        except TimeoutError:
+            raise self._refused("timeout", f"no answer within {limit_s:g} s") from None
+        finally:
+            self._documents -= count
+        self.metrics.answered(answers)
+        return answers
+
+    async def check_health(self) -> None:
+        """Raise ServeError unless the model has just answered, or answers a probe that goes before all others."""
+        if time.monotonic() - self.batcher.succeeded < _RECENT_S:
+            return
+        try:
+            probe = self._submit(self.task, self._probe, first=True)
+            made = await asyncio.wait_for(asyncio.wrap_future(probe), self.options.batch_timeout_s)
+        except TimeoutError:
+            limit_s = self.options.batch_timeout_s
+            raise ServeError("unhealthy", f"model {self.options.name} gave no answer within {limit_s:g} s") from None
+        if made.failed:
+            raise ServeError("unhealthy", f"model {self.options.name}: {made.failed[0]}")
+
+    async def info(self) -> Info:
+        """What is told of the model."""
+        task, embeds = self.task, isinstance(self.task, Embed)
+        stored = SentenceConfig.from_folder(self.checkpoint.folder) if embeds else None
+        return Info(
+            name=self.options.name,
+            model=self.options.model,
+            revision=self.options.revision,
+            task=self.options.task,
+            device=str(self.predictor.device),
+            dtype=self.predictor.dtype,
+            max_length=task.max_length,
+            budget_tokens=self.predictor.budget_tokens,
+            max_queued_documents=self.options.max_queued_documents,
+            labels=task.labels if isinstance(task, Classify | Tag) else (),
+            problem_type=self.checkpoint.config.problem_type if isinstance(task, Classify) else None,
+            dimensions=task.dimensions if isinstance(task, Embed) else None,
+            pooling="+".join(task.pooling) if isinstance(task, Embed) else None,
+            prompts=dict(stored.prompts) if stored else {},
+            mask_token=getattr(task, "mask_token", None),
+        )
+
+    async def tokenize(self, texts: Sequence[str], special: bool = True) -> list[Tokens]:
+        """Texts as the tokenizer sees them."""
+        return await self._in_thread(self._tokenize, texts, special)
+
+    async def decode(self, ids: Sequence[Sequence[int]], skip_special_tokens: bool = True) -> list[str]:
+        """The texts that lists of ids stand for; ServeError for an id that there is not."""
+        tokenizer = self.checkpoint.tokenizer
+        most = tokenizer.vocab_size - 1
+        for at, some in enumerate(ids):
+            if wrong := [i for i in some if isinstance(i, bool) or not isinstance(i, int) or not 0 <= i <= most]:
+                raise ServeError("invalid", f"ids {at} hold {str(wrong[0])[:40]}; they must be from 0 to {most}")
+        return await self._in_thread(lambda: [tokenizer.decode(some, skip_special_tokens) for some in ids])
+
+    def close(self) -> None:
+        """Answer what is in the queue and take no more."""
+        self.batcher.close()
+        self._pool.shutdown(cancel_futures=True)
+
+    def _admit(self, count: int) -> None:
+        most = self.options.max_queued_documents
+        if count > most:
+            raise self._refused("too_large", f"{count} documents in a request; at most {most} are taken")
+        if self._documents + count > most:
+            wait_s = min(max(self._documents * self._window_s, 1.0), 60.0)
+            told = f"{self._documents} documents are being answered; at most {most} are taken at a time"
+            raise self._refused("overloaded", told, wait_s)
+
+    def _refused(self, kind: Any, message: str, retry_after_s: float | None = None) -> ServeError:
+        self.metrics.refused(kind)
+        return ServeError(kind, f"model {self.options.name}: {message}", retry_after_s)
+
+    async def _answer(self, ask: Ask) -> Answers:
+        try:
+            ready = await self._in_thread(self._prepare, ask)
+        except ValueError as error:
+            raise self._refused("invalid", str(error)) from error
+        made = await asyncio.wrap_future(self._submit(ready.task, ready.windows))
+        return await self._in_thread(self._answers, ready, made)
+
+    def _submit(self, task: Task, windows: Windows, *, first: bool = False) -> Future[Made]:
+        try:
+            return self.batcher.submit(task, windows.input_ids, windows.cu_seqlens, first=first)
+        except RuntimeError as error:
+            raise self._refused("unhealthy", str(error)) from error
+
+    async def _in_thread(self, function: Any, *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
+
+    def _make_task(self, options: str, token_vectors: bool) -> Task:
+        given, ours = json.loads(options), self.options.of_task()
+        task = make_task(self.kind, self.checkpoint, ours | given)
+        if "max_length" in ours and task.max_length > ours["max_length"]:
+            raise ValueError(f"max_length {task.max_length} is above the {ours['max_length']} that this service reads")
+        if not token_vectors:
+            return task
+        if not isinstance(task, Embed):
+            raise ValueError(f"token vectors come from embed models; {self.options.name} is for {self.options.task}")
+        kept = {field.name: getattr(task, field.name) for field in fields(task)}
+        return TokenVectors(**kept | {"size": self.checkpoint.config.hidden_size, "stride": None})
+
+    def _encode(self, task: Task, documents: Sequence[Text]) -> Windows:
+        return task.encode(self.checkpoint.tokenizer, documents)
+
+    def _prepare(self, ask: Ask) -> _Prepared:
+        started = time.perf_counter()
+        check_documents(self.kind, ask.documents)
+        task = self._task(json.dumps(ask.options, sort_keys=True), ask.token_vectors)
+        documents, windows = ask.documents, self._encode(task, ask.documents)
+        too_long = windows.truncated & (not ask.truncate)
+        if too_long.any():
+            documents = [document for document, long in zip(documents, too_long, strict=True) if not long]
+            windows = self._encode(task, documents)
+        return _Prepared(task, documents, windows, too_long, time.perf_counter() - started)
+
+    def _answers(self, ready: _Prepared, made: Made) -> Answers:
+        """The answers of the documents that were run, among those that were not."""
+        task, windows, at = ready.task, ready.windows, np.flatnonzero(~ready.too_long)
+        predicted = Predicted(ready.documents, windows, made.values, made.splits, self.checkpoint.tokenizer)
+        failed = {int(d): f"text has more than the {task.max_length} tokens that the model reads"
+                  for d in np.flatnonzero(ready.too_long)}  # fmt: skip
+        failed |= {int(at[d]): reason for d, reason in windows.unfit.items()}
+        invalid = frozenset(failed)
+        for w, reason in made.failed.items():
+            failed.setdefault(int(at[windows.document[w]]), reason)
+        n_tokens, truncated = np.zeros(len(ready.too_long), np.int64), np.zeros(len(ready.too_long), bool)
+        n_tokens[at], truncated[at] = windows.n_tokens, windows.truncated
+        return Answers(
+            results=_results(task, predicted, at, failed, len(ready.too_long)),
+            failed=failed,
+            invalid=invalid,
+            n_tokens=n_tokens.tolist(),
+            truncated=truncated.tolist(),
+            tokenise_s=ready.seconds,
+            queue_s=made.queue_s,
+            forward_s=made.forward_s,
+        )
+
+    def _tokenize(self, texts: Sequence[str], special: bool) -> list[Tokens]:
+        try:
+            check_documents(task_class("embed"), texts)
+        except ValueError as error:
+            raise self._refused("invalid", str(error)) from error
+        tokenizer = self.checkpoint.tokenizer
+        windows = tokenizer.encode(texts, details=True)
+        out = []
+        for start, stop in zip(windows.cu_seqlens[:-1], windows.cu_seqlens[1:], strict=True):
+            at = [t for t in range(start, stop) if special or windows.texts[t] >= 0]
+            ids = windows.input_ids[at].tolist()
+            spans = [tuple(windows.spans[t].tolist()) if windows.texts[t] >= 0 else None for t in at]
+            out.append(Tokens(ids, [tokenizer.token(i) for i in ids], spans))
+        return out
+
+    def _ran(self, windows: int, tokens: int, seconds: float) -> None:
+        self._window_s += 0.1 * (seconds / windows - self._window_s)
+        self.metrics.ran(tokens, tokens / self.predictor.budget_tokens, seconds)
+
+
+def _results(task: Task, made: Predicted, at: np.ndarray, failed: dict[int, str], count: int) -> Any:
+    """The task's results at their places among `count` documents, None (zeros in an array) where failed."""
+    if isinstance(task, Embed) and not isinstance(task, TokenVectors):
+        vectors = task.vectors(made)
+        out = np.zeros((count, *vectors.shape[1:]), vectors.dtype)
+        out[at] = vectors
+        out[list(failed)] = 0
+        return out
+    results: list[Any] = [None] * count
+    for place, result in zip(at.tolist(), task.results(made), strict=True):
+        if place not in failed:
+            results[place] = result
+    return results
+
+
+class LocalModels:
+    """Models in this process, without Ray."""
+
+    def __init__(self, models: Sequence[ServedModel]):
+        self.models = {options.name: OnlineModel(options) for options in models}
+        self.tasks = {options.name: options.task for options in models}
+
+    async def ask(self, model: str, ask: Ask) -> Answers:
+        """As of Models."""
+        return await self._named(model).ask(ask)
+
+    async def info(self, model: str) -> Info:
+        """As of Models."""
+        return await self._named(model).info()
+
+    async def tokenize(self, model: str, texts: Sequence[str], special: bool = True) -> list[Tokens]:
+        """As of Models."""
+        return await self._named(model).tokenize(texts, special)
+
+    async def decode(self, model: str, ids: Sequence[Sequence[int]], skip_special_tokens: bool = True) -> list[str]:
+        """As of Models."""
+        return await self._named(model).decode(ids, skip_special_tokens)
+
+    async def unready(self) -> dict[str, str]:
+        """As of Models."""
+        found = {}
+        for name, model in self.models.items():
+            try:
+                await model.check_health()
+            except ServeError as error:
+                found[name] = str(error)
+        return found
+
+    def close(self) -> None:
+        """Answer what is in the queues and end their threads."""
+        for model in self.models.values():
+            model.close()
+
+    def _named(self, model: str) -> OnlineModel:
+        if model not in self.models:
+            raise ServeError("unknown_model", f"model {model[:80]!r} is unknown; known are {', '.join(self.models)}")
+        return self.models[model]

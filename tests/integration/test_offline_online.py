@@ -1,0 +1,130 @@
+"""A document's answer is the same from the corpus job and over HTTP, whatever it is asked with, as users start both."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pytest
+import yaml
+from conftest import REPOSITORY
+
+DEMO = REPOSITORY / "jobs" / "demo"
+CLIENTS, MOST_INPUTS = 8, 20
+
+
+def readme(marker: str) -> str:
+    """The command in the README's code block that follows <!-- marker -->."""
+    found = re.search(rf"<!-- {marker} -->\n```\w+\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
+    assert found
+    return found[1]
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory) -> dict[str, Path]:
+    """The outputs of the demo jobs."""
+    outputs = {}
+    for task in ("classify", "embed"):
+        outputs[task] = tmp_path_factory.mktemp("jobs") / task
+        job = [sys.executable, REPOSITORY / "jobs" / f"{task}_corpus.py", "--input", DEMO / "requests.parquet"]
+        job += ["--model", DEMO / ("intent-classifier" if task == "classify" else "sentence-encoder")]
+        subprocess.run([*job, "--output", outputs[task]], check=True, capture_output=True, timeout=300)
+    return outputs
+
+
+@pytest.fixture(scope="module")
+def url(labelled, tmp_path_factory) -> str:  # after the jobs: they would share the cores
+    """`serve run` of jobs/serve.yaml, on a free port."""
+    config = yaml.safe_load((REPOSITORY / "jobs" / "serve.yaml").read_text())
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        config["http_options"]["port"] = probe.getsockname()[1]
+    for model in config["applications"][0]["args"]["models"]:
+        model["model"] = str(REPOSITORY / model["model"])
+    file = tmp_path_factory.mktemp("serve") / "serve.yaml"
+    file.write_text(yaml.safe_dump(config))
+    command = readme("serve").replace(".venv/bin/serve", str(Path(sys.executable).with_name("serve")))
+    command = command.replace("jobs/serve.yaml", str(file))
+    with open(file.with_name("log"), "w") as log:
+        process = subprocess.Popen(
+            shlex.split(command),
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            env=os.environ | {"RAY_ADDRESS": "local"},
+        )
+    address = f"http://127.0.0.1:{config['http_options']['port']}"
+    deadline = time.monotonic() + 180
+    while True:
+        try:
+            if httpx.get(f"{address}/health").status_code == 200:
+                break
+        except httpx.TransportError:
+            pass
+        assert process.poll() is None, file.with_name("log").read_text()
+        assert time.monotonic() < deadline, file.with_name("log").read_text()
+        time.sleep(0.5)
+    yield address
+    process.send_signal(signal.SIGINT)
+    process.wait(60)
+
+
+def asked(url: str, path: str, texts: list[str], seed: int, **options) -> dict[int, object]:
+    """The answer to each text, sent in random order by several clients, in requests of random sizes."""
+    dice = random.Random(seed)
+    order = dice.sample(range(len(texts)), len(texts))
+    requests = []
+    while order:
+        size = dice.randint(1, MOST_INPUTS)
+        requests.append(order[:size])
+        order = order[size:]
+
+    def send(rows: list[int]) -> list[tuple[int, object]]:
+        body = {"inputs": [texts[row] for row in rows], **options}
+        reply = httpx.post(url + path, json=body, timeout=120)
+        assert reply.status_code == 200, reply.text
+        return list(zip(rows, reply.json(), strict=True))
+
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        return dict(pair for pairs in pool.map(send, requests) for pair in pairs)
+
+
+@pytest.mark.slow
+def test_the_request_in_the_readme(url):
+    command = readme("curl").replace("http://127.0.0.1:8000", url)
+    told = subprocess.run(["bash", "-c", command], capture_output=True, check=True, timeout=60).stdout
+    assert [(entity["entity_group"], entity["word"].strip()) for entity in json.loads(told)] == [
+        ("PERSON", "Peter Miller"),
+        ("PHONE", "+44 20 7946 0123"),
+    ]
+
+
+@pytest.mark.slow
+def test_labels_and_scores_are_equal(labelled, url):
+    rows = ds.dataset(labelled["classify"]).to_table().to_pylist()
+    answers = asked(url, "/models/intent", [row["text"] for row in rows], 1, parameters={"top_k": 1})
+    assert len(rows) == 994
+    for i, row in enumerate(rows):
+        (answer,) = answers[i]
+        assert (answer["label"], answer["score"]) == (row["label"], row["score"])  # bit for bit
+
+
+@pytest.mark.slow
+def test_vectors_are_equal(labelled, url):
+    rows = ds.dataset(labelled["embed"]).to_table().to_pylist()
+    answers = asked(url, "/embed", [row["text"] for row in rows], 2, normalize=False)
+    for i, row in enumerate(rows):
+        assert pa.array(answers[i], pa.float32()).to_pylist() == row["embedding"]

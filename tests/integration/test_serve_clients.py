@@ -1,0 +1,267 @@
+"""The clients of TEI, Hugging Face, OpenAI and Cohere, as they come from PyPI, against the online application."""
+
+from __future__ import annotations
+
+import base64
+from functools import cache
+from typing import Any
+
+import cohere
+import numpy as np
+import openai
+import pytest
+import tei_client
+from huggingface_hub import InferenceClient
+from huggingface_hub.errors import HfHubHTTPError
+from online_service import TASKS, all_models, checkpoint_of, service, serving
+
+from pipelines.inmemory import pipeline
+
+TEXTS = ["where is my parcel?", "i want to change the 7 pm table to 8", "Naïve café, 東京 🙂"]
+LETTER = "Call Ada Lovelace at 555-0100 or mail ada@example.org, Main Street 5, before 2026-11-24."
+QUESTION, CONTEXT = "where did the cat sit?", "the cat sat on the mat and then the other cat sat there too"
+PASSAGES = ["the cat sat", "on the mat and then", "the other cat sat there too"]
+
+
+@cache
+def offline(name: str) -> Any:
+    """The pipeline in memory over the same checkpoint."""
+    kind = {"embed": "sentence-embedding"}.get(TASKS[name][0], TASKS[name][0])
+    return pipeline(kind, str(checkpoint_of(name)))
+
+
+def hub(name: str) -> InferenceClient:
+    return InferenceClient(base_url=f"{service()}/models/{name}")
+
+
+def tei(name: str) -> tei_client.HttpClient:
+    return tei_client.HttpClient(f"{service()}/models/{name}")
+
+
+class TestHuggingFace:
+    @pytest.fixture(autouse=True)
+    def online_client(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Tests keep the hub away; here its client talks to this machine."""
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+
+    @pytest.mark.parametrize("options", [{}, {"top_k": 3}, {"top_k": 2, "function_to_apply": "sigmoid"}])
+    def test_text_classification(self, options: dict[str, Any]) -> None:
+        for text in TEXTS:
+            found = hub("intent").text_classification(text, **options)
+            expected = offline("intent")(text, **({"top_k": None} | options))
+            assert [{"label": each.label, "score": each.score} for each in found] == expected
+
+    @pytest.mark.parametrize("aggregation", ["none", "simple", "first", "average", "max"])
+    def test_token_classification(self, aggregation: Any) -> None:
+        found = hub("pii").token_classification(LETTER, aggregation_strategy=aggregation)
+        expected = offline("pii")(LETTER, aggregation_strategy=aggregation)
+        assert len(expected) > 1
+        assert [{name: each[name] for name in wanted} for each, wanted in zip(found, expected, strict=True)] == expected
+
+    def test_token_classification_leaves_labels_out(self) -> None:
+        found = hub("pii").token_classification(LETTER, aggregation_strategy="simple", ignore_labels=["O", "PHONE"])
+        groups = {each.entity_group for each in found}
+        assert groups
+        assert "PHONE" not in groups
+
+    def test_question_answering(self) -> None:
+        found = hub("reader").question_answering(QUESTION, CONTEXT)
+        assert dict(vars(found)) == offline("reader")(question=QUESTION, context=CONTEXT)
+
+    def test_question_answering_with_options(self) -> None:
+        options = {"top_k": 3, "max_answer_len": 4, "handle_impossible_answer": True, "align_to_words": False,
+                   "max_seq_len": 30, "doc_stride": 5}  # fmt: skip
+        found: Any = hub("reader").question_answering(QUESTION, CONTEXT, **options)
+        expected = offline("reader")(question=QUESTION, context=CONTEXT, **options)
+        assert len(expected) == 3
+        assert [dict(vars(each)) for each in found] == expected
+
+    @pytest.mark.parametrize("options", [{}, {"top_k": 2}, {"targets": [" phone", " card", " time"]}])
+    def test_fill_mask(self, options: dict[str, Any]) -> None:
+        text = "i lost my [MASK] yesterday"
+        found = hub("mask").fill_mask(text, **options)
+        expected = offline("mask")(text, **options)
+        assert [{name: each[name] for name in expected[0]} for each in found] == expected
+
+    def test_feature_extraction(self) -> None:
+        found = hub("sentence").feature_extraction(TEXTS)
+        assert found.dtype == np.float32
+        assert found.tolist() == offline("sentence")(TEXTS, normalize=True)
+
+    def test_feature_extraction_with_options(self) -> None:
+        found = hub("sentence").feature_extraction(TEXTS[0], normalize=False, dimensions=16, prompt_name="query")
+        assert found.tolist() == [offline("sentence")(TEXTS[0], dimensions=16, prompt_name="query")]
+
+    def test_sentence_similarity(self) -> None:
+        source, *others = np.array(offline("sentence")(TEXTS, normalize=True), dtype=np.float32)
+        assert hub("sentence").sentence_similarity(TEXTS[0], TEXTS[1:]) == [float(source @ other) for other in others]
+
+    def test_endpoint_info_and_health(self) -> None:
+        for url, name in ((service(), "intent"), (f"{service()}/models/pii", "pii")):
+            client = InferenceClient(model=url, provider="hf-inference")
+            assert client.get_endpoint_info()["served_model_name"] == name
+            assert client.health_check()
+
+    def test_the_root_is_the_first_model(self) -> None:
+        found = InferenceClient(base_url=service()).text_classification(TEXTS[0], top_k=1)
+        assert [each.label for each in found] == [offline("intent")(TEXTS[0])[0]["label"]]
+
+    def test_tei_paths_answer_the_hub_client_in_its_own_shape(self) -> None:
+        client = InferenceClient(base_url=f"{service()}/predict")
+        assert len(client.text_classification(TEXTS[0], top_k=2)) == 2
+        vectors = InferenceClient(base_url=f"{service()}/embed").feature_extraction(TEXTS)
+        assert vectors.tolist() == offline("sentence")(TEXTS, normalize=True)
+
+    def test_a_mistake_is_told(self) -> None:
+        with pytest.raises(HfHubHTTPError, match=r"inputs\[0\]: text has no \[MASK\]"):
+            hub("mask").fill_mask("no mask here")
+
+
+class TestOpenAI:
+    def client(self, **options: Any) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{service()}/v1", api_key="unused", max_retries=0, **options)
+
+    def test_embeddings(self) -> None:
+        made = self.client().embeddings.create(model="sentence", input=TEXTS)
+        assert [each.embedding for each in made.data] == offline("sentence")(TEXTS, normalize=True)
+        assert [each.index for each in made.data] == [0, 1, 2]
+        tokens = offline("sentence").checkpoint.tokenizer.encode(TEXTS).n_tokens.sum()
+        assert made.usage.prompt_tokens == made.usage.total_tokens == tokens
+        assert made.model == "sentence"
+        assert len(made._request_id) == 32
+
+    def test_floats_and_base64_are_the_same_numbers(self) -> None:
+        made = [self.client().embeddings.create(model="sentence", input=TEXTS[0], encoding_format=how)
+                for how in ("float", "base64")]  # fmt: skip
+        packed = np.frombuffer(base64.b64decode(made[1].data[0].embedding), dtype="<f4")
+        assert made[0].data[0].embedding == packed.tolist()
+
+    def test_dimensions(self) -> None:
+        made = self.client().embeddings.create(model="sentence", input=TEXTS[0], dimensions=8)
+        assert made.data[0].embedding == offline("sentence")(TEXTS[0], dimensions=8, normalize=True)
+
+    def test_token_ids(self) -> None:
+        encode = offline("sentence").checkpoint.tokenizer
+        bare = [encode(text, add_special_tokens=False).input_ids for text in TEXTS]
+        whole = [encode(text).input_ids for text in TEXTS]
+        expected = offline("sentence")(TEXTS, normalize=True)
+        for ids in (bare, whole):
+            assert [
+                each.embedding for each in self.client().embeddings.create(model="sentence", input=ids).data
+            ] == expected
+        assert self.client().embeddings.create(model="sentence", input=bare[0]).data[0].embedding == expected[0]
+
+    def test_token_ids_of_no_text_are_refused(self) -> None:
+        with pytest.raises(openai.BadRequestError, match=r"input\[1\]: no text has just these token ids"):
+            self.client().embeddings.create(model="sentence", input=[[2, 3], [3, 2, 3]])
+
+    def test_models(self) -> None:
+        assert [model.id for model in self.client().models.list()] == [*TASKS]
+        assert self.client().models.retrieve("pii").id == "pii"
+
+    def test_errors(self) -> None:
+        with pytest.raises(openai.NotFoundError) as unknown:
+            self.client().embeddings.create(model="text-embedding-3-small", input="a")
+        assert unknown.value.code == "model_not_found"
+        assert "sentence" in unknown.value.message
+        with pytest.raises(openai.BadRequestError, match="intent does classify, not embed"):
+            self.client().embeddings.create(model="intent", input="a")
+        with pytest.raises(openai.BadRequestError, match=r"input\[1\] is empty"):
+            self.client().embeddings.create(model="sentence", input=["a", ""])
+        with pytest.raises(openai.BadRequestError, match=r"input\[1\]: text has more than the 512 tokens"):
+            self.client().embeddings.create(model="sentence", input=["a", "word " * 600])
+
+    def test_a_key(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("MODERNBERT_API_KEY", "secret")
+        with serving(all_models()) as url:
+            right = openai.OpenAI(base_url=f"{url}/v1", api_key="secret", max_retries=0)
+            assert len(right.embeddings.create(model="sentence", input="a").data) == 1
+            with pytest.raises(openai.AuthenticationError):
+                right.with_options(api_key="Secret").embeddings.create(model="sentence", input="a")
+
+
+class TestCohere:
+    def client(self) -> cohere.ClientV2:
+        return cohere.ClientV2(api_key="unused", base_url=service())
+
+    def test_rerank(self) -> None:
+        made = self.client().rerank(model="ranker", query=QUESTION, documents=PASSAGES)
+        expected = offline("ranker")(QUESTION, PASSAGES)
+        assert [{"index": each.index, "score": each.relevance_score} for each in made.results] == expected
+        assert (
+            self.client().rerank(model="ranker", query=QUESTION, documents=PASSAGES, top_n=2).results
+            == made.results[:2]
+        )
+
+    def test_long_documents_are_cut_and_told(self) -> None:
+        made = self.client().rerank(
+            model="ranker", query=QUESTION, documents=[CONTEXT, "the cat"], max_tokens_per_doc=4
+        )
+        tokenizer = offline("ranker").checkpoint.tokenizer
+        cut = tokenizer.decode(tokenizer(CONTEXT, add_special_tokens=False).input_ids[:4])
+        expected = offline("ranker")(QUESTION, [cut, "the cat"])
+        assert [{"index": each.index, "score": each.relevance_score} for each in made.results] == expected
+        assert made.meta.warnings == ["documents[0] was cut off"]
+
+    def test_errors(self) -> None:
+        with pytest.raises(cohere.NotFoundError) as unknown:
+            self.client().rerank(model="rerank-v3.5", query="a", documents=["b"])
+        assert unknown.value.body == {"message": "model 'rerank-v3.5' is unknown; for rerank there are: ranker"}
+        with pytest.raises(cohere.BadRequestError):
+            self.client().rerank(model="ranker", query="", documents=["b"])
+
+
+class TestTei:
+    def test_info(self) -> None:
+        info = tei("intent").info()
+        assert info.server_model_type == "classifier"
+        assert info.server_model_metadata.label2id["are_you_a_bot"] >= 0
+        assert tei("sentence").info().server_model_metadata.pooling == "mean"
+        assert tei("ranker").health()
+
+    def test_embed(self) -> None:
+        assert tei("sentence").embed(TEXTS) == offline("sentence")(TEXTS, normalize=True)
+        assert tei("sentence").embed(TEXTS[0], normalize=False) == [offline("sentence")(TEXTS[0])]
+
+    def test_embed_all(self) -> None:
+        features = pipeline("feature-extraction", str(checkpoint_of("sentence")))
+        assert tei("sentence").embed_all(TEXTS) == [tokens for [tokens] in features(TEXTS)]
+
+    def test_tokenize_and_decode(self) -> None:
+        [tokens] = tei("sentence").tokenize(TEXTS[2])
+        ids = offline("sentence").checkpoint.tokenizer(TEXTS[2]).input_ids
+        assert tokens.get_ids() == ids
+        assert [token.special for token in tokens.tokens] == [True, *[False] * (len(ids) - 2), True]
+        assert tokens.tokens[1].text == TEXTS[2][slice(tokens.tokens[1].start, tokens.tokens[1].stop)] != ""
+        assert tei("sentence").decode(ids) == [" naïve café, 東京 🙂"]  # its tokenizer lowers, and adds a blank
+        [bare] = tei("sentence").tokenize(TEXTS[2], add_special_tokens=False)
+        assert bare.get_ids() == ids[1:-1]
+
+    def test_prompt_names(self) -> None:
+        assert tei("sentence").prompt_names() == ["query", "document"]
+
+    def test_classify(self) -> None:
+        expected = offline("intent")(TEXTS, top_k=None)
+        assert [[score.model_dump() for score in each.scores] for each in tei("intent").classify(TEXTS)] == [
+            [{"score": score["score"], "label": score["label"]} for score in scores] for scores in expected
+        ]
+        [raw] = tei("intent").classify(TEXTS[0], raw_scores=True)
+        [best] = offline("intent")(TEXTS[0], function_to_apply="none", top_k=1)
+        assert raw.scores[0].model_dump() == {"score": best["score"], "label": best["label"]}
+
+    def test_classify_pairs(self) -> None:
+        [found] = tei("intent").classify((TEXTS[0], TEXTS[1]))
+        [best] = offline("intent")([{"text": TEXTS[0], "text_pair": TEXTS[1]}], top_k=1)[0]
+        assert found.scores[0].label == best["label"]
+        assert found.scores[0].score == best["score"]
+
+    def test_rerank(self) -> None:
+        found = tei("ranker").rerank(QUESTION, PASSAGES, return_text=True)
+        assert [each.model_dump() for each in found.ranks] == [
+            {"score": each["score"], "index": each["index"], "text": each["text"]}
+            for each in offline("ranker")(QUESTION, PASSAGES, return_text=True)
+        ]
+        raw = tei("ranker").rerank(QUESTION, PASSAGES, raw_scores=True)
+        assert [each.score for each in raw.ranks] == [
+            each["score"] for each in offline("ranker")(QUESTION, PASSAGES, raw_scores=True)
+        ]

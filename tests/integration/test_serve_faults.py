@@ -1,0 +1,165 @@
+"""The service on Ray Serve under load, while copies of a model die, stand still or are replaced."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import time
+
+import httpx
+import psutil
+import pytest
+from checkpoints import write_task
+
+from pipelines import pipeline
+
+pytestmark = pytest.mark.slow
+SMALL = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 48}
+TEXTS = [f"the cat sat on the mat {n} times" for n in range(40)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_task(
+        tmp_path_factory.mktemp("served"), "ModernBertForSequenceClassification", **SMALL, labels=[*"abcde"]
+    )
+
+
+@pytest.fixture(scope="module")
+def expected(folder):
+    return dict(zip(TEXTS, pipeline("text-classification", str(folder))(TEXTS, top_k=5), strict=True))
+
+
+@pytest.fixture(scope="module")
+def http(local_ray):
+    """Serve's HTTP side on a free port; the port."""
+    from ray import serve
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    yield port
+    serve.shutdown()
+
+
+@pytest.fixture
+def deploy(http, folder):
+    """Deploy with options; returns the address of the model."""
+    from ray import serve
+
+    from pipelines.serve.deployment import build
+
+    def deploy(**options):
+        served = {"name": "cat", "task": "classify", "model": str(folder), "cpus": 0.1, **options}
+        top = {name: served.pop(name) for name in ("one_process",) if name in served}
+        serve.run(build({"models": [served], **top}), name="faults", route_prefix="/")
+        return f"http://127.0.0.1:{http}/models/cat"
+
+    yield deploy
+    serve.delete("faults")
+
+
+def processes(deployment="cat"):
+    """The processes of a deployment's copies."""
+    found = []
+    for process in psutil.Process().children(recursive=True) or psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if " ".join(process.cmdline()).startswith(f"ray::ServeReplica:faults:{deployment}"):
+                found.append(process)
+    return found
+
+
+async def load(url, expected, disturb, seconds=2.0, clients=8):
+    """Ask until `disturb` has returned, and some seconds more; the wrong answers, and how many came."""
+    wrong, answered, running = [], 0, True
+
+    async def client(number):
+        nonlocal answered
+        async with httpx.AsyncClient(timeout=60) as session:
+            at = number
+            while running:
+                text = TEXTS[at % len(TEXTS)]
+                at += clients
+                reply = await session.post(url, json={"inputs": text, "parameters": {"top_k": 5}})
+                if reply.status_code != 200 or reply.json() != [expected[text]]:
+                    wrong.append((reply.status_code, reply.text[:200]))
+                answered += 1
+
+    tasks = [asyncio.create_task(client(number)) for number in range(clients)]
+    await asyncio.sleep(1)
+    await asyncio.to_thread(disturb)
+    await asyncio.sleep(seconds)
+    running = False
+    await asyncio.gather(*tasks)
+    return wrong, answered
+
+
+def until(condition, seconds=60.0):
+    """Wait for `condition`; fail when it does not come."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "did not come"
+        time.sleep(0.2)
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_a_copy_that_is_killed_under_load_loses_no_request(deploy, expected, replicas):
+    url = deploy(replicas=replicas)
+    before = {process.pid for process in processes()}
+    assert len(before) == replicas
+
+    def kill():
+        os.kill(min(before), signal.SIGKILL)
+        until(lambda: len({process.pid for process in processes()} - before) == 1)
+
+    wrong, answered = asyncio.run(load(url, expected, kill))
+    assert wrong == []
+    assert answered > 8  # each client at least one
+
+
+def test_a_copy_that_stands_still_is_replaced(deploy, expected):
+    url = deploy(batch_timeout_s=1, timeout_s=5)
+    (stopped,) = processes()
+    stopped.suspend()
+    try:
+        reply = httpx.post(url, json={"inputs": TEXTS[0]}, timeout=60)
+        assert (reply.status_code, "does not answer" in reply.text) == (504, True), reply.text
+        until(lambda: any(process.pid != stopped.pid for process in processes()), 120)
+    finally:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            stopped.resume()
+
+    def answers():
+        reply = httpx.post(url, json={"inputs": TEXTS[0], "parameters": {"top_k": 5}}, timeout=60)
+        return reply.status_code == 200 and reply.json() == [expected[TEXTS[0]]]
+
+    until(answers)
+
+
+def test_a_new_version_under_load_loses_no_request(deploy, expected):
+    url = deploy(replicas=2)
+    before = {process.pid for process in processes()}
+    wrong, answered = asyncio.run(load(url, expected, lambda: deploy(replicas=2, budget_tokens=64)))
+    assert wrong == []
+    assert answered > 8  # each client at least one
+    until(lambda: not before & {process.pid for process in processes()})
+
+
+def test_one_process_serves_and_comes_back(deploy, expected):
+    url = deploy(one_process=True)
+
+    def answers():
+        try:
+            reply = httpx.post(url, json={"inputs": TEXTS[0], "parameters": {"top_k": 5}}, timeout=60)
+        except httpx.TransportError:
+            return False
+        return reply.status_code == 200 and reply.json() == [expected[TEXTS[0]]]
+
+    assert answers()
+    (process,) = processes("http")
+    process.kill()
+    until(answers)

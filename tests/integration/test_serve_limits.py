@@ -1,0 +1,284 @@
+"""Limits, failures, keys, browsers and records of the online application."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+
+import httpx
+import numpy as np
+import pytest
+from checkpoints import write_task
+from online_service import (
+    CLIENT,
+    SHAPES,
+    Held,
+    all_models,
+    checkpoint_of,
+    is_error,
+    new_folder,
+    post,
+    service,
+    serving,
+    until,
+)
+from safetensors.numpy import load_file, save_file
+
+from pipelines.inmemory import pipeline
+from pipelines.serve.config import served_models
+from pipelines.serve.engine import Answers, Ask
+from pipelines.serve.model import LocalModels
+
+SECRET = "my password is swordfish"
+
+
+@pytest.fixture
+def held() -> Iterator[Held]:
+    models = Held()
+    yield models
+    models.go.set()
+
+
+class TestLimits:
+    def test_inputs_and_characters(self) -> None:
+        with serving(all_models(), max_inputs=3, max_characters=10) as url:
+            assert post("/embed", {"inputs": ["a"] * 3}, url).status_code == 200
+            found = post("/embed", {"inputs": ["a"] * 4}, url)
+            assert (found.status_code, found.json()["error"]) == (422, "inputs holds 4 inputs; a request may hold 3")
+            found = post("/embed", {"inputs": ["a", "b" * 11]}, url)
+            assert found.json()["error"] == "inputs[1] has 11 characters; an input may have 10"
+            for path, body in (("/tokenize", {"inputs": "b" * 11}), ("/decode", {"ids": [[5] * 40]}),
+                               ("/embed", {"inputs": [5] * 11})):  # fmt: skip
+                assert is_error(post(path, body, url), path, 422)
+
+    def test_truncation_is_told_or_refused(self) -> None:
+        long = "word " * 600
+        texts = ["short", long, "short", long]
+        found = post("/embed", {"inputs": texts})
+        assert found.headers["x-truncated"] == "1,3"
+        assert found.json() == pipeline("sentence-embedding", str(checkpoint_of("sentence")))(texts, normalize=True)
+        assert "x-truncated" not in post("/embed", {"inputs": "short"}).headers
+        refused = post("/embed", {"inputs": texts, "truncate": False})
+        assert is_error(refused, "/embed", 422)
+        assert refused.json()["error"].startswith("inputs[1]: text has more than the 512 tokens")
+        left = post("/embed", {"inputs": texts, "truncation_direction": "left"})
+        assert is_error(left, "/embed", 422)
+        assert "truncation_direction left is not available here" in left.json()["error"]
+        assert post("/embed", {"inputs": "short", "truncation_direction": "Left"}).status_code == 200
+
+    def test_many_truncated_inputs_are_counted(self) -> None:
+        found = post("/embed", {"inputs": ["word " * 600] * 101})
+        assert found.headers["x-truncated"] == ",".join([*map(str, range(100)), "+1"])
+
+    def test_answers_that_would_be_huge(self) -> None:
+        found = post("/models/mask", {"inputs": "[MASK] " * 8000, "parameters": {"top_k": 1000}})
+        assert is_error(found, "/models/mask", 422)
+        assert "send fewer masks" in found.json()["error"]
+        found = post("/embed_all", {"inputs": ["word " * 600] * 100})
+        assert is_error(found, "/embed_all", 422)
+        assert "inputs have 51,200 tokens" in found.json()["error"]
+
+    def test_a_slow_client(self) -> None:
+        with serving(all_models(), body_timeout_s=0.3) as url:
+            host, port = re.findall(r"//(.*):(\d+)", url)[0]
+            with socket.create_connection((host, int(port)), timeout=30) as connection:
+                head = (
+                    "POST /embed HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{"
+                )
+                connection.sendall(head.encode())
+                answer = b""
+                while part := connection.recv(65536):
+                    answer += part
+        head, body = answer.split(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 408")
+        assert json.loads(body)["error"] == "the body did not arrive within 0.3 s"
+
+    def test_a_client_that_leaves_frees_its_place(self, held: Held) -> None:
+        with serving(held, max_documents=1) as url:
+            with pytest.raises(httpx.ReadTimeout):
+                httpx.post(f"{url}/embed", json={"inputs": "a"}, timeout=0.3)
+            until(lambda: held.cancelled == 1)
+            held.go.set()
+            assert post("/embed", {"inputs": "a"}, url).status_code == 200
+
+
+@cache
+def poisoned() -> LocalModels:
+    """An embedding model that gives NaN for every text with the word "mat"."""
+    folder = write_task(new_folder(), "ModernBertModel")
+    bad = pipeline("sentence-embedding", str(folder)).checkpoint.tokenizer.token_id("Ġmat")
+    assert bad is not None
+    weights = load_file(folder / "model.safetensors")
+    weights["embeddings.tok_embeddings.weight"][bad] = np.nan
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return LocalModels(served_models([{"name": "poisoned", "task": "embed", "model": str(folder)}]))
+
+
+class TestFailures:
+    def test_nan_is_an_error_and_harms_no_other_request(self) -> None:
+        clean, bad = ["the cat", "and then"], ["the cat", "on the mat"]
+        with serving(poisoned()) as url, ThreadPoolExecutor(8) as pool:
+            expected = post("/embed", {"inputs": clean}, url).json()
+            asked = [pool.submit(post, "/embed", {"inputs": bad if i % 2 else clean}, url) for i in range(40)]
+            for i, answer in enumerate(each.result() for each in asked):
+                if i % 2 == 0:
+                    assert answer.json() == expected
+                    continue
+                assert answer.status_code == 424
+                assert answer.json() == {"error": "inputs[1]: the model's answer is not a finite number",
+                                         "error_type": "Backend"}  # fmt: skip
+            found = post("/v1/embeddings", {"model": "poisoned", "input": bad}, url)
+            assert (found.status_code, found.json()["error"]["type"]) == (500, "server_error")
+            assert found.json()["error"]["param"] == "input"
+
+    def test_many_at_once_get_their_own_answers(self) -> None:
+        texts = [f"where is parcel {i}? " * (1 + i % 7) for i in range(64)]
+        expected = pipeline("text-classification", str(checkpoint_of("intent")))(texts, top_k=None)
+        with ThreadPoolExecutor(16) as pool:
+            found = list(pool.map(lambda text: post("/predict", {"inputs": text}).json(), texts))
+        assert found == expected
+
+    def test_health(self) -> None:
+        class Ill(Held):
+            async def unready(self) -> dict[str, str]:
+                return {"pii": "its device hangs"}
+
+        assert CLIENT.get(f"{service()}/health").status_code == 200
+        with serving(Ill()) as url:
+            for path, status in (
+                ("/health", 503),
+                ("/models/pii/health", 503),
+                ("/models/intent/health", 200),
+                ("/ping", 200),
+            ):
+                assert CLIENT.get(url + path).status_code == status
+            told = CLIENT.get(f"{url}/health").json()
+        assert told == {"error": "pii: its device hangs", "error_type": "Unhealthy"}
+
+    def test_a_fault_of_ours_is_500_and_its_message_stays_here(self, caplog: pytest.LogCaptureFixture) -> None:
+        class Broken(Held):
+            async def ask(self, model: str, ask: Ask) -> Answers:
+                raise RuntimeError(f"{model} cannot digest {ask.documents[0]}")
+
+        with caplog.at_level(logging.INFO), serving(Broken()) as url:
+            for path, (body, shape) in SHAPES.items():
+                if path in ("/tokenize", "/decode"):
+                    continue
+                found = post(path, body, url)
+                assert (found.status_code, found.json().keys()) == (500, shape)
+            found = post("/embed", {"inputs": SECRET}, url, **{"x-request-id": "fault-1"})
+        assert found.headers["x-request-id"] == "fault-1"
+        assert "fault-1 RuntimeError" in caplog.text
+        assert "test_serve_limits.py" in caplog.text
+        assert SECRET not in caplog.text + found.text
+
+
+WRONG_KEYS = [
+    "", "Bearer", "Bearer first-ke", "Bearer first-keyy", "Basic first-key", "first-key", "Bearer first-key second-key",
+    "Bearer \xe9",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    file = tmp_path_factory.mktemp("keys") / "keys"
+    file.write_text("first-key\nsecond-key\n")
+    with serving(all_models(), api_key_file=file) as url:
+        yield url
+
+
+class TestKey:
+    def test_every_route_but_three_wants_it(self, keyed: str) -> None:
+        key = {"authorization": "Bearer second-key"}
+        routes = CLIENT.get(f"{keyed}/openapi.json", headers=key).json()["paths"]
+        for path in [*routes, "/docs", "/openapi.json", "/nope", "//health", "/health/"]:
+            status = CLIENT.get(keyed + path).status_code
+            assert (status in (200, 503)) == (path in ("/health", "/ping", "/metrics")), path
+            assert status in (200, 401)
+        for path, (body, shape) in SHAPES.items():
+            refused = post(path, body, keyed)
+            assert (refused.status_code, refused.json().keys()) == (401, shape)
+            assert refused.headers["www-authenticate"] == "Bearer"
+            assert post(path, body, keyed, **key).status_code == 200
+
+    @pytest.mark.parametrize("header", WRONG_KEYS)
+    def test_wrong_keys(self, keyed: str, header: str) -> None:
+        headers = [(b"authorization", header.encode("latin-1"))]
+        assert CLIENT.get(f"{keyed}/info", headers=headers).status_code == 401
+
+    def test_either_key(self, keyed: str) -> None:
+        for header in ("Bearer first-key", "bearer second-key"):
+            assert CLIENT.get(f"{keyed}/info", headers={"authorization": header}).status_code == 200
+
+
+class TestBrowsers:
+    def test_closed_by_default(self) -> None:
+        asked = {"origin": "https://evil.example", "access-control-request-method": "POST"}
+        found = CLIENT.options(f"{service()}/embed", headers=asked)
+        assert found.status_code == 405
+        assert "access-control-allow-origin" not in found.headers
+        assert (
+            "access-control-allow-origin" not in post("/embed", {"inputs": "a"}, origin="https://evil.example").headers
+        )
+
+    def test_as_configured(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("MODERNBERT_API_KEY", "key")
+        with serving(all_models(), cors_origins=("https://good.example",)) as url:
+            asked = {"origin": "https://good.example", "access-control-request-method": "POST",
+                     "access-control-request-headers": "authorization,content-type"}  # fmt: skip
+            assert (
+                CLIENT.options(f"{url}/embed", headers=asked).headers["access-control-allow-origin"] == asked["origin"]
+            )
+            asked["origin"] = "https://evil.example"
+            assert "access-control-allow-origin" not in CLIENT.options(f"{url}/embed", headers=asked).headers
+            refused = post("/embed", {"inputs": "a"}, url, origin="https://good.example")
+            assert refused.status_code == 401
+            assert refused.headers["access-control-allow-origin"] == "https://good.example"
+
+
+class TestRecords:
+    def test_request_ids(self) -> None:
+        assert post("/embed", {"inputs": "a"}, **{"x-request-id": "abc-1.2:3"}).headers["x-request-id"] == "abc-1.2:3"
+        for bad in ("a b", "x" * 129, "<script>", ""):
+            given = post("/nope", {}, **{"x-request-id": bad}).headers["x-request-id"]
+            assert re.fullmatch("[0-9a-f]{32}", given)
+
+    def test_texts_are_never_logged(self, caplog: pytest.LogCaptureFixture) -> None:
+        with caplog.at_level(logging.DEBUG):
+            for path, (good, _) in SHAPES.items():
+                for name in good:
+                    for value in (SECRET, [SECRET], {"text": SECRET}, [[SECRET]], f"{SECRET} [MASK]"):
+                        post(path, good | {name: value})
+                post(path, json.dumps(SECRET).encode() + b"{")
+                CLIENT.get(service() + path + SECRET)
+        assert " POST /models/mask 200 " in caplog.text
+        records = [
+            record.getMessage() for record in caplog.records if record.name.split(".")[0] not in ("httpx", "httpcore")
+        ]
+        assert "swordfish" not in "\n".join(records)
+
+    def test_metrics(self) -> None:
+        with serving(all_models()) as url:
+            for body in ({"inputs": ["hello", "there"]}, {"inputs": ["word " * 600, "a"]}, {"inputs": 1}):
+                post("/embed", body, url)
+            post(f"/{'x' * 50}", {}, url)
+            until(lambda: 'status="404"' in CLIENT.get(f"{url}/metrics").text)  # counted once the answer is out
+            found = CLIENT.get(f"{url}/metrics")
+        assert found.headers["content-type"].startswith("text/plain")
+        for line in (
+            'modernbert_http_requests_total{route="/embed",status="200"} 2.0',
+            'modernbert_http_requests_total{route="/embed",status="422"} 1.0',
+            'modernbert_http_requests_total{route="none",status="404"} 1.0',
+            'modernbert_http_documents_total{model="sentence"} 4.0',
+            'modernbert_http_truncated_total{model="sentence"} 1.0',
+            'modernbert_http_request_seconds_count{route="/embed"} 3.0',
+            "modernbert_http_documents_in_flight 0.0",
+        ):
+            assert line in found.text.splitlines()
+        tokens = sum(map(len, post("/models/sentence/tokenize", {"inputs": ["hello", "there", "a"]}).json()))
+        assert f'modernbert_http_tokens_total{{model="sentence"}} {tokens + 512:.1f}' in found.text

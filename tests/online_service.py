@@ -1,0 +1,166 @@
+"""The online application over real models on a port of this machine, in this process and without Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import httpx
+import uvicorn
+from checkpoints import write_task
+
+from pipelines.serve.app import create_app
+from pipelines.serve.config import DEMOS, served_models
+from pipelines.serve.engine import Answers, Ask, Models
+from pipelines.serve.limits import HttpLimits
+from pipelines.serve.model import LocalModels
+
+TASKS = {
+    "intent": ("classify", DEMOS / "intent-classifier"),
+    "pii": ("tag", DEMOS / "pii-tagger"),
+    "mask": ("fill", DEMOS / "masked-lm"),
+    "sentence": ("embed", DEMOS / "sentence-encoder"),
+    "reader": ("answer", None),
+    "ranker": ("rerank", None),
+}
+"""By name the task and the checkpoint; None: one with random weights."""
+
+
+_FOLDERS = tempfile.TemporaryDirectory(prefix="modernbert-serve-")  # removed when the tests end
+
+
+def new_folder() -> Path:
+    """An empty folder for a checkpoint."""
+    return Path(tempfile.mkdtemp(dir=_FOLDERS.name))
+
+
+@cache
+def checkpoint_of(name: str) -> Path:
+    """The folder of a model of TASKS."""
+    task, folder = TASKS[name]
+    if folder is not None:
+        return folder
+    made = new_folder()
+    architecture = {"answer": "QuestionAnswering", "rerank": "SequenceClassification"}[task]
+    return write_task(made, f"ModernBertFor{architecture}", **({"num_labels": 1} if task == "rerank" else {}))
+
+
+@cache
+def all_models() -> LocalModels:
+    """One model of each task, loaded once."""
+    return LocalModels(served_models([
+        {"name": name, "task": task, "model": str(checkpoint_of(name))} for name, (task, _) in TASKS.items()
+    ]))  # fmt: skip
+
+
+@contextlib.contextmanager
+def serving(models: Models, **limits: Any) -> Iterator[str]:
+    """The application on a free port; yields its URL."""
+    app = create_app(models, HttpLimits(**limits))
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", lifespan="off"))
+    started = threading.Event()
+    startup = server.startup
+
+    async def started_up(sockets: Any = None) -> None:
+        await startup(sockets)
+        started.set()
+
+    server.startup = started_up  # type: ignore[method-assign]
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    assert started.wait(30)
+    host, port = server.servers[0].sockets[0].getsockname()
+    yield f"http://{host}:{port}"
+    server.should_exit = True
+    thread.join(30)
+
+
+@cache
+def _running() -> tuple[str, contextlib.ExitStack]:
+    stack = contextlib.ExitStack()
+    return stack.enter_context(serving(all_models())), stack
+
+
+def service() -> str:
+    """The URL of the application over `all_models` with the usual limits, started once."""
+    return _running()[0]
+
+
+SHAPES = {  # by route: a good request, and how an error looks there
+    "/embed": ({"inputs": "a"}, {"error", "error_type"}),
+    "/embed_all": ({"inputs": "a"}, {"error", "error_type"}),
+    "/similarity": ({"inputs": {"source_sentence": "a", "sentences": ["b"]}}, {"error", "error_type"}),
+    "/predict": ({"inputs": "a"}, {"error", "error_type"}),
+    "/rerank": ({"query": "a", "texts": ["b"]}, {"error", "error_type"}),
+    "/tokenize": ({"inputs": "a"}, {"error", "error_type"}),
+    "/decode": ({"ids": [5]}, {"error", "error_type"}),
+    "/": ({"inputs": "a", "parameters": {}}, {"error", "error_type"}),
+    "/models/intent": ({"inputs": "a", "parameters": {}}, {"error", "error_type"}),
+    "/models/pii": ({"inputs": "a", "parameters": {}}, {"error", "error_type"}),
+    "/models/mask": ({"inputs": "a [MASK]", "parameters": {}}, {"error", "error_type"}),
+    "/models/sentence": ({"inputs": "a"}, {"error", "error_type"}),
+    "/models/reader": ({"inputs": {"question": "a", "context": "b c"}, "parameters": {}}, {"error", "error_type"}),
+    "/v1/embeddings": ({"model": "sentence", "input": "a"}, {"error"}),
+    "/v1/rerank": ({"query": "a", "documents": ["b"]}, {"detail"}),
+    "/v2/rerank": ({"model": "ranker", "query": "a", "documents": ["b"]}, {"message"}),
+}
+CLIENT = httpx.Client(timeout=60, trust_env=False)
+
+
+def post(path: str, body: Any, url: str | None = None, **headers: str) -> httpx.Response:
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    kind = {"content-type": "application/json"}
+    return CLIENT.post((url or service()) + path, content=content, headers=kind | headers, timeout=60)
+
+
+def is_error(answer: httpx.Response, path: str, status: int | None = None) -> bool:
+    """Whether `answer` is an error of the client's, in the shape of the route's dialect."""
+    assert answer.headers["content-type"] == "application/json"
+    if status is None:
+        assert 400 <= answer.status_code < 500, answer.text
+    else:
+        assert answer.status_code == status, answer.text
+    body = answer.json()
+    if path == "/v1/embeddings":
+        assert set(body["error"]) == {"message", "type", "param", "code"}
+    return set(body) == SHAPES[path][1]
+
+
+class Held:
+    """Real models that answer once `go` is set."""
+
+    def __init__(self) -> None:
+        self.models, self.tasks = all_models(), all_models().tasks
+        self.go, self.waiting, self.cancelled = threading.Event(), 0, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.models, name)
+
+    async def ask(self, model: str, ask: Ask) -> Answers:
+        self.waiting += 1
+        try:
+            while not self.go.is_set():
+                await asyncio.sleep(0.01)
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        finally:
+            self.waiting -= 1
+        return await self.models.ask(model, ask)
+
+
+def until(true: Any) -> None:
+    """Wait for a condition that must come."""
+    for _ in range(3000):
+        if true():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it never came")

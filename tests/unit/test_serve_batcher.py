@@ -1,0 +1,479 @@
+"""The batcher and the model before it: what shares a batch, who waits for whom, and what goes wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+import threading
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+from checkpoints import write_task
+from predictions import random_texts
+
+from pipelines import pipeline
+from pipelines.predictor import Predictor
+from pipelines.serve.batcher import Batcher
+from pipelines.serve.config import served_models
+from pipelines.serve.engine import Ask, ServeError
+from pipelines.serve.model import LocalModels
+from pipelines.tasks.base import Checkpoint, make_task, task_class
+
+BUDGET = 512
+BAD = 299  # a token whose embedding is no number
+SMALL = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 48}
+
+
+@pytest.fixture
+def predictor(checkpoint):
+    model = Checkpoint.open(checkpoint)
+    return Predictor(model, make_task(task_class("classify"), model, {}), budget_tokens=BUDGET)
+
+
+class Recorded:
+    """A batcher whose batches are written down, and can be held back while the queue fills."""
+
+    def __init__(self, predictor):
+        self.predict, self.batches, self.allowed = predictor.predict, [], threading.Event()
+        self.allowed.set()
+        self.entered = threading.Event()
+        predictor.predict = self.run
+        self.task = predictor.task
+        self.batcher = Batcher(predictor)
+
+    def run(self, ids, cu_seqlens, **named):
+        self.batches.append(np.diff(cu_seqlens).tolist())
+        self.entered.set()
+        assert self.allowed.wait(60)
+        return self.predict(ids, cu_seqlens, **named)
+
+    @contextmanager
+    def busy(self):
+        """Within the block one batch, of one window of three tokens, is running."""
+        self.allowed.clear()
+        self.entered.clear()
+        first = self.submit([3])
+        assert self.entered.wait(60)
+        yield
+        self.batches.clear()
+        self.allowed.set()
+        first.result(60)
+
+    def submit(self, lengths, **named):
+        ids = np.random.default_rng(sum(lengths)).integers(5, 290, sum(lengths)).astype(np.int32)
+        return self.batcher.submit(named.pop("task", self.task), ids, np.cumsum([0, *lengths]), **named)
+
+
+@pytest.fixture
+def recorded(predictor):
+    made = Recorded(predictor)
+    yield made
+    made.allowed.set()
+    made.batcher.close()
+
+
+def test_an_idle_model_runs_at_once_and_a_busy_one_takes_what_is_there(recorded):
+    with recorded.busy():
+        waiting = [recorded.submit([20]) for _ in range(10)]
+    assert all(not made.result(60).failed for made in waiting)
+    assert recorded.batches == [[20] * 10]
+
+
+def test_a_request_larger_than_a_batch_is_split(recorded, predictor):
+    lengths = np.random.default_rng(0).integers(3, 200, 60)
+    ids = np.random.default_rng(1).integers(5, 290, lengths.sum()).astype(np.int32)
+    got = recorded.batcher.submit(recorded.task, ids, np.cumsum([0, *lengths])).result(60)
+    assert max(map(sum, recorded.batches)) <= BUDGET
+    assert [length for batch in recorded.batches for length in batch] == lengths.tolist()
+    want = recorded.predict(ids, np.cumsum([0, *lengths]))
+    assert np.array_equal(got.values, want.values)
+    assert np.array_equal(got.splits, want.splits)
+
+
+def test_a_window_longer_than_the_budget_runs_alone(recorded):
+    with recorded.busy():
+        waiting = [recorded.submit([20]), recorded.submit([BUDGET + 100]), recorded.submit([30])]
+    assert all(not made.result(60).failed for made in waiting)
+    assert recorded.batches == [[20, 30], [BUDGET + 100]]
+
+
+def test_a_large_request_does_not_keep_a_small_one_waiting(recorded):
+    with recorded.busy():
+        large, small = recorded.submit([100] * 50), recorded.submit([20])
+    small.result(60)
+    large.result(60)
+    assert 20 in recorded.batches[0]
+    assert sum(map(len, recorded.batches)) == 51
+
+
+def test_small_requests_do_not_keep_a_large_one_waiting(recorded):
+    """Each batch takes up to five of the small ones; a long window comes before those that arrived after it."""
+    with recorded.busy():
+        waiting = [recorded.submit([100]) for _ in range(12)]
+        waiting.append(recorded.submit([BUDGET]))
+        waiting += [recorded.submit([100]) for _ in range(12)]
+    assert all(not made.result(60).failed for made in waiting)
+    assert recorded.batches.index([BUDGET]) == 3
+    assert recorded.batches[2] == [100] * 5
+
+
+def test_two_large_requests_share_each_batch(recorded):
+    with recorded.busy():
+        waiting = [recorded.submit([60] * 20), recorded.submit([50] * 20)]
+    assert all(not made.result(60).failed for made in waiting)
+    assert all(60 in batch and 50 in batch for batch in recorded.batches[:3])
+
+
+def test_what_nobody_waits_for_leaves_the_queue(recorded):
+    with recorded.busy():
+        gone, kept = recorded.submit([100] * 50), recorded.submit([20])
+        assert gone.cancel()
+    kept.result(60)
+    assert recorded.batches == [[20]]
+
+
+def test_what_nobody_waits_for_leaves_the_queue_between_two_of_its_batches(recorded, predictor):
+    made = None
+
+    def cancel(windows, tokens, seconds):
+        if windows == 4:
+            made.cancel()
+
+    recorded.batcher._ran = cancel
+    with recorded.busy():
+        made = recorded.submit([128] * 40)
+    recorded.submit([30]).result(60)
+    assert recorded.batches == [[128] * 4, [30]]
+
+
+def test_an_exception_fails_its_batch_alone(recorded):
+    predict = recorded.predict
+
+    def broken(ids, cu_seqlens, **named):
+        if len(ids) == 400:
+            raise RuntimeError("no such kernel\nand more")
+        return predict(ids, cu_seqlens, **named)
+
+    recorded.predict = broken
+    with recorded.busy():
+        hit, other = recorded.submit([400]), recorded.submit([300, 300])
+    assert hit.result(60).failed == {0: "the model failed: RuntimeError: no such kernel"}
+    assert not hit.result(60).values.any()
+    assert other.result(60).failed == {}
+    assert recorded.submit([7]).result(60).failed == {}
+
+
+def test_an_answer_that_is_no_number_fails_alone(recorded, predictor):
+    with torch.no_grad():
+        predictor.model.model.embeddings.tok_embeddings.weight[BAD] = float("nan")
+    with recorded.busy():
+        neighbour = recorded.submit([40])
+        ids = np.array([7, 8, 9, 10, BAD, 11, 12, 13], np.int32)
+        made = recorded.batcher.submit(recorded.task, ids, np.array([0, 3, 6, 8]))
+    assert made.result(60).failed == {1: "the model's answer is not a finite number"}
+    assert not made.result(60).values[1].any()
+    assert neighbour.result(60).failed == {}
+    assert recorded.batches == [[40, 3, 3, 2]]
+
+
+def test_options_that_the_forward_pass_does_not_read_share_a_batch(recorded, predictor):
+    other = make_task(task_class("classify"), predictor.checkpoint, {"top_k": 2, "function": "none"})
+    with recorded.busy():
+        waiting = [recorded.submit([20]), recorded.submit([20], task=other)]
+    assert all(not made.result(60).failed for made in waiting)
+    assert recorded.batches == [[20, 20]]
+
+
+def test_options_that_the_forward_pass_reads_do_not(tmp_path):
+    folder = write_task(tmp_path, "ModernBertForMaskedLM", **SMALL)
+    model, kind = Checkpoint.open(folder), task_class("fill")
+    tasks = [make_task(kind, model, options) for options in ({}, {"top_k": 2}, {"targets": ["t"]})]
+    recorded = Recorded(Predictor(model, tasks[0], budget_tokens=BUDGET))
+    with recorded.busy():
+        waiting = [recorded.submit([length], task=task) for length in (20, 30) for task in tasks]
+    assert [made.result(60).values.shape[1] for made in waiting] == [10, 4, 2] * 2
+    assert recorded.batches == [[20, 30]] * 3
+    recorded.batcher.close()
+
+
+def test_a_probe_goes_first(recorded):
+    with recorded.busy():
+        large, probe = recorded.submit([100] * 9), recorded.submit([7], first=True)
+    probe.result(60)
+    large.result(60)
+    assert recorded.batches[0][0] == 7
+
+
+def test_closing_answers_what_is_in_the_queue(recorded):
+    with recorded.busy():
+        waiting = recorded.submit([100] * 20)
+        closing = threading.Thread(target=recorded.batcher.close)
+        closing.start()
+    closing.join(60)
+    assert waiting.done()
+    assert not waiting.result().failed
+    with pytest.raises(RuntimeError, match="closed"):
+        recorded.submit([3])
+
+
+def test_no_windows_no_wait(recorded):
+    with recorded.busy():
+        made = recorded.batcher.submit(recorded.task, np.empty(0, np.int32), np.array([0]))
+        assert made.result(0).values.shape == (0, 5)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    made = {}
+    for task, architecture, config in (
+        ("classify", "ModernBertForSequenceClassification", {"labels": [*"abcde"]}),
+        ("tag", "ModernBertForTokenClassification", {"labels": ["O", "B-X", "I-X"]}),
+        ("answer", "ModernBertForQuestionAnswering", {}),
+        ("fill", "ModernBertForMaskedLM", {}),
+        ("embed", "ModernBertModel", {}),
+        ("rerank", "ModernBertForSequenceClassification", {"num_labels": 1}),
+    ):
+        made[task] = write_task(tmp_path_factory.mktemp(task), architecture, **SMALL, **config)
+    return made
+
+
+@pytest.fixture
+def serving(folders):
+    """Serve a task with options; closed after the test."""
+    open_models = []
+
+    def serve(task, **options):
+        (served,) = served_models([{"name": task, "task": task, "model": str(folders[task]), **options}])
+        open_models.append(LocalModels([served]))
+        return open_models[-1]
+
+    yield serve
+    for models in open_models:
+        models.close()
+
+
+def ask(models, task, *asks):
+    """The answers to `asks` at the same time, errors as values."""
+
+    async def together():
+        return await asyncio.gather(*(models.ask(task, one) for one in asks), return_exceptions=True)
+
+    return asyncio.run(together())
+
+
+def documents(task):
+    texts = ["", "the cat", "the cat sat " * 60, *random_texts(4, 12, 1, 80)]
+    if task in ("answer", "rerank"):
+        return [("the cat", text) for text in texts if text]
+    return [text + "[MASK]" for text in texts] if task == "fill" else texts
+
+
+WINDOWS = {"long_documents": "windows", "max_length": 24, "stride": 4}
+ONLINE = [
+    ("classify", {"top_k": 2}, WINDOWS),
+    ("tag", {"aggregation": "simple"}, WINDOWS),
+    ("answer", {"top_k": 3}, WINDOWS),
+    ("fill", {}, WINDOWS),
+    ("embed", {"normalize": True}, WINDOWS),
+    ("embed", {"precision": "binary"}, {"max_length": 16}),
+    ("rerank", {"raw_scores": True}, WINDOWS),
+]
+
+
+@pytest.mark.parametrize(("task", "options", "own"), ONLINE, ids=str)
+def test_online_is_offline_to_the_last_bit(serving, folders, task, options, own):
+    """Each document alone, all at the same time, against the pipeline in memory."""
+    texts = documents(task)
+    pipe = pipeline(task, str(folders[task]), budget_tokens=100_000, **own, **options)
+    want, failed = pipe.run(texts, {})
+    assert not failed
+    got = ask(
+        serving(task, budget_tokens=64, **own), task, *(Ask([text], options) for text in texts), Ask(texts, options)
+    )
+    together = got.pop()
+    assert [list(made.results[0]) if task == "embed" else made.results[0] for made in got] == want
+    assert (together.results.tolist() if task == "embed" else together.results) == want
+    assert not together.failed
+    assert together.truncated == [bool(made.truncated[0]) for made in got]
+
+
+def test_token_vectors_are_those_of_the_feature_pipeline(serving, folders):
+    texts = documents("embed")
+    want = pipeline("feature-extraction", str(folders["embed"]), max_length=24)(texts)
+    (made,) = ask(serving("embed", **WINDOWS), "embed", Ask(texts, token_vectors=True))
+    assert [vectors.tolist() for vectors in made.results] == [vectors for (vectors,) in want]
+
+
+def test_documents_without_an_answer_are_named_beside_the_others(serving, folders):
+    models = serving("fill", max_length=16, long_documents="truncate")
+    texts = ["the [MASK]", "the", "[MASK] " + "the cat sat " * 60, "a [MASK]"]
+    (made,) = ask(models, "fill", Ask(texts, truncate=False))
+    assert made.failed == {
+        1: "text has no [MASK]",
+        2: "text has more than the 16 tokens that the model reads",
+    }
+    assert made.invalid == {1, 2}
+    assert made.results[1] is made.results[2] is None
+    want = pipeline("fill-mask", str(folders["fill"]), max_length=16)(["the [MASK]", "a [MASK]"])
+    assert [made.results[0], made.results[3]] == want
+    assert made.n_tokens[0] > 0
+    assert made.n_tokens[2] == 0
+    (cut,) = ask(models, "fill", Ask(["[MASK] " + "the cat sat " * 60]))
+    assert cut.truncated == [True]
+
+
+def test_a_failure_of_the_model_is_not_the_texts_fault(serving):
+    models = serving("embed")
+    model = models.models["embed"]
+    bad = int(model.checkpoint.tokenizer.encode(["the"]).input_ids[1])
+    with torch.no_grad():
+        model.predictor.model.encoder.embeddings.tok_embeddings.weight[bad] = float("nan")
+    made, other = ask(models, "embed", Ask(["a", "the"]), Ask(["a"]))
+    assert made.failed == {1: "the model's answer is not a finite number"}
+    assert made.invalid == frozenset()
+    assert not made.results[1].any()
+    assert np.array_equal(made.results[0], other.results[0])
+
+
+MISTAKES = [
+    ("classify", Ask(["a"], {"top_k": 99}), "top_k 99 must be from 1 to the model's 5 labels"),
+    ("classify", Ask(["a"], {"top": 1}), "top is no option of classify"),
+    ("classify", Ask(["a", ("a", "b")]), "texts and pairs cannot be mixed"),
+    ("classify", Ask([7]), r"input 0 holds '7' \(int\), not text"),
+    ("classify", Ask(["a"], {"max_length": 40}), "max_length 40 is above the 32 that this service reads"),
+    ("classify", Ask(["a"], token_vectors=True), "token vectors come from embed models"),
+    ("tag", Ask([("a", "b")]), "input 0 is a pair"),
+    ("answer", Ask(["a"]), "input 0 is a single text; answer takes question and context"),
+    ("answer", Ask([("a", "")]), "input 0: context is empty"),
+]
+
+
+@pytest.mark.parametrize(("task", "wrong", "message"), MISTAKES, ids=lambda value: str(value)[:40])
+def test_mistakes_in_a_request(serving, task, wrong, message):
+    models = serving(task, max_length=32)
+    fine = Ask([("the", "cat")] if task == "answer" else ["the"])
+    error, made = ask(models, task, wrong, fine)
+    assert isinstance(error, ServeError)
+    assert error.kind == "invalid"
+    with pytest.raises(ServeError, match=message):
+        raise error
+    assert not made.failed
+
+
+@contextmanager
+def held(models, task):
+    """The model stands still in its first batch; `go()` lets it run."""
+    predictor = models.models[task].predictor
+    predict, going, entered = predictor.predict, threading.Event(), threading.Event()
+
+    def wait(*arguments, **named):
+        entered.set()
+        assert going.wait(60)
+        return predict(*arguments, **named)
+
+    predictor.predict = wait
+    yield going.set, entered
+    going.set()
+
+
+def test_a_full_queue_refuses_and_says_when_to_come_back(serving):
+    models = serving("classify", max_queued_documents=4)
+    too_large, *_ = ask(models, "classify", Ask(["a"] * 5))
+    assert too_large.kind == "too_large"
+    assert "5 documents in a request; at most 4" in str(too_large)
+
+    async def fill():
+        first = asyncio.create_task(models.ask("classify", Ask(["a"] * 3)))
+        await asyncio.sleep(0)
+        with pytest.raises(ServeError, match="3 documents are being answered; at most 4") as full:
+            await models.ask("classify", Ask(["a"] * 2))
+        assert full.value.kind == "overloaded"
+        assert full.value.retry_after_s >= 1
+        go()
+        assert not (await first).failed
+        assert not (await models.ask("classify", Ask(["a"] * 4))).failed
+
+    with held(models, "classify") as (go, _):
+        asyncio.run(fill())
+
+
+def test_a_deadline_passes_and_a_client_leaves(serving):
+    """Neither blocks the queue, and what they asked for is not run."""
+    models = serving("classify", timeout_s=0.2, budget_tokens=16)
+    model = models.models["classify"]
+
+    async def late():
+        first = asyncio.create_task(models.ask("classify", Ask(["the cat sat"])))
+        await asyncio.to_thread(entered.wait, 60)
+        second = asyncio.create_task(models.ask("classify", Ask(["the cat sat"] * 20)))
+        third = asyncio.create_task(models.ask("classify", Ask(["the cat sat"] * 20)))
+        await asyncio.sleep(0.05)
+        third.cancel()
+        error, other, left = await asyncio.gather(first, second, third, return_exceptions=True)
+        assert (error.kind, other.kind) == ("timeout", "timeout")
+        assert "no answer within 0.2 s" in str(error)
+        assert isinstance(left, asyncio.CancelledError)
+        assert model._documents == 0
+        ran = []
+        model.batcher._ran = lambda windows, *_: ran.append(windows)
+        go()
+        assert not (await models.ask("classify", Ask(["a"], timeout_s=60))).failed
+        assert sum(ran) == 2
+
+    with held(models, "classify") as (go, entered):
+        asyncio.run(late())
+
+
+def test_health_is_a_forward_pass(serving):
+    models = serving("fill", batch_timeout_s=0.05)
+    with held(models, "fill") as (go, _):
+        reason = asyncio.run(models.unready())
+        assert reason == {"fill": "model fill gave no answer within 0.05 s"}
+        go()
+    models.models["fill"].options.batch_timeout_s = 60
+    assert asyncio.run(models.unready()) == {}
+    models.models["fill"].batcher.succeeded = 0
+    models.models["fill"].predictor.predict = lambda *_, **__: 1 / 0
+    assert "ZeroDivisionError" in asyncio.run(models.unready())["fill"]
+
+
+def test_what_is_told_of_models(serving):
+    async def told(models, name):
+        return await models.info(name)
+
+    info = asyncio.run(told(serving("classify", max_length=99), "classify"))
+    assert (info.task, info.max_length, info.labels, info.dtype) == ("classify", 99, tuple("abcde"), "float32")
+    assert info.problem_type is None
+    info = asyncio.run(told(serving("embed", dimensions=8), "embed"))
+    assert (info.dimensions, info.pooling, info.labels) == (8, "mean", ())
+
+
+def test_tokens_and_back(serving):
+    models = serving("embed")
+    (whole, inner), back = asyncio.run(_tokens(models, ["the cat", "[SEP]é"]))
+    assert whole.tokens[0] == "[CLS]"
+    assert whole.spans[0] is whole.spans[-1] is None
+    assert whole.spans[1][0] == 0
+    assert whole.spans[-2][1] == 7
+    assert inner.spans[1] == (0, 5)
+    assert back == ["the cat", "[SEP]é"]
+    with pytest.raises(ServeError, match="ids 0 hold 1000000; they must be from 0 to 283"):
+        asyncio.run(models.decode("embed", [[5, 1_000_000]]))
+
+
+async def _tokens(models, texts):
+    bare = await models.tokenize("embed", texts, special=False)
+    return await models.tokenize("embed", texts), await models.decode("embed", [t.ids for t in bare], False)
+
+
+def test_errors_cross_processes():
+    error = pickle.loads(pickle.dumps(ServeError("overloaded", "full", 2.5)))
+    assert (error.kind, error.message, error.retry_after_s, str(error)) == ("overloaded", "full", 2.5, "full")
+
+
+def test_an_unknown_model(serving):
+    (error,) = ask(serving("embed"), "nix", Ask(["a"]))
+    assert error.kind == "unknown_model"
+    assert str(error) == "model 'nix' is unknown; known are embed"
