@@ -34,7 +34,7 @@ from pipelines.tasks.tag import Tag
 
 _THREADS = min(8, max(2, os.cpu_count() or 1))  # for checking, tokenising and decoding
 _BUDGET_TOKENS = {"cpu": 1024}
-"""Less than offline: a CPU gains nothing from larger batches, and those who ask wait for the batch before theirs."""
+"""Less than offline: a CPU gains little from larger batches, and those who ask wait for the batch before theirs."""
 _TASKS_KEPT = 256  # settled options of calls
 _RECENT_S = 5.0  # an answer so young says that the model is healthy
 

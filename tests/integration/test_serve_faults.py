@@ -18,7 +18,8 @@ from pipelines import pipeline
 
 pytestmark = pytest.mark.slow
 SMALL = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 48}
-TEXTS = [f"the cat sat on the mat {n} times" for n in range(40)]
+TEXTS = [f"the cat sat on the mat {n} times, " * 100 for n in range(16)]
+"""Long enough that under load each copy has some at any time: Serve itself sends on what a copy has not yet begun."""
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +119,7 @@ def test_a_copy_that_is_killed_under_load_loses_no_request(deploy, expected, rep
 
     wrong, answered = asyncio.run(load(url, expected, kill))
     assert wrong == []
-    assert answered > 8  # each client at least one
+    assert answered >= 8  # each client at least one
 
 
 def test_a_copy_that_stands_still_is_replaced(deploy, expected):
@@ -145,7 +146,7 @@ def test_a_new_version_under_load_loses_no_request(deploy, expected):
     before = {process.pid for process in processes()}
     wrong, answered = asyncio.run(load(url, expected, lambda: deploy(replicas=2, budget_tokens=64)))
     assert wrong == []
-    assert answered > 8  # each client at least one
+    assert answered >= 8  # each client at least one
     until(lambda: not before & {process.pid for process in processes()})
 
 

@@ -15,6 +15,7 @@ from predictions import random_texts
 
 from pipelines import pipeline
 from pipelines.predictor import Predictor
+from pipelines.serve import batcher
 from pipelines.serve.batcher import Batcher
 from pipelines.serve.config import served_models
 from pipelines.serve.engine import Ask, ServeError
@@ -79,6 +80,17 @@ def test_an_idle_model_runs_at_once_and_a_busy_one_takes_what_is_there(recorded)
         waiting = [recorded.submit([20]) for _ in range(10)]
     assert all(not made.result(60).failed for made in waiting)
     assert recorded.batches == [[20] * 10]
+
+
+def test_after_a_batch_those_that_ask_again_share_the_next_one(recorded, monkeypatch):
+    monkeypatch.setattr(batcher, "LINGER", 1e6)  # until the queue fills a batch
+    with recorded.busy():
+        pass
+    waiting = [recorded.submit([100]) for _ in range(5)]
+    assert recorded.batches == []
+    waiting.append(recorded.submit([BUDGET - 500]))
+    assert all(not made.result(60).failed for made in waiting)
+    assert recorded.batches == [[100] * 5 + [BUDGET - 500]]
 
 
 def test_a_request_larger_than_a_batch_is_split(recorded, predictor):
