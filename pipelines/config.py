@@ -43,10 +43,10 @@ class TaskOptions(BaseSettings):
     config: Annotated[Path | None, Field(description="YAML file with any of these options")] = None
     model: Annotated[
         str | None,
-        Field(description="checkpoint: a folder, a Hugging Face hub id, or an s3, gs or abfs URI"),
+        Field(description="checkpoint: a folder, a URI or a Hugging Face hub id"),
     ] = None
     max_length: Annotated[
-        int | None, Field(ge=3, description="tokens that the model reads at a time (default: its maximum)")
+        int | None, Field(ge=3, description="tokens read at a time (default: the model's maximum)")
     ] = None
     long_documents: Annotated[
         Literal["truncate", "windows"] | None,
@@ -56,7 +56,7 @@ class TaskOptions(BaseSettings):
         int | None, Field(ge=0, description="tokens that two windows share (default: 128, at most half of a window)")
     ] = None
     budget_tokens: Annotated[
-        int | None, Field(ge=16, description="tokens in a packed batch (default: 4096 on CPUs, 65536 on GPUs)")
+        int | None, Field(ge=16, description="tokens in a packed batch (default: 4096, GPUs 65536)")
     ] = None
     device: Annotated[Literal["auto", "cpu", "cuda"], Field(description="auto takes the GPUs where there are any")] = (
         "auto"
@@ -112,9 +112,7 @@ class CorpusOptions(TaskOptions):
     input: Annotated[
         str | None, Field(description="file, folder or glob of Parquet, Arrow, JSONL or CSV files; gzip is read too")
     ] = None
-    output: Annotated[
-        str | None, Field(description="folder, or s3, gs or abfs URI, for the labelled Parquet files")
-    ] = None
+    output: Annotated[str | None, Field(description="folder or URI for the labelled Parquet files")] = None
     keep_columns: Annotated[
         Commas, Field(description="input columns to keep in the output, comma-separated (default: all)")
     ] = None
@@ -126,11 +124,11 @@ class CorpusOptions(TaskOptions):
         str | None,
         Field(pattern=r"^\d+$|^\d+(\.\d+)?%$", description="stop when more rows, or a larger share, are rejected"),
     ] = None
-    max_characters: Annotated[
-        int, Field(ge=1, description="longer texts are cut, or where documents are read in windows rejected")
-    ] = 5_000_000
+    max_characters: Annotated[int, Field(ge=1, description="longer texts are cut, those read in windows rejected")] = (
+        5_000_000
+    )
     batch_timeout_s: Annotated[
-        float, Field(gt=0, description="seconds that a packed batch may take before its actor is replaced")
+        float, Field(gt=0, description="seconds for a packed batch, then its actor is replaced")
     ] = 600.0
     limit: Annotated[int | None, Field(ge=1, description="label only the first LIMIT rows")] = None
     dry_run: Annotated[bool, Field(description="show what would be done, and do nothing")] = False

@@ -4,7 +4,7 @@
     OUTPUT/_rejected/<shard>.parquet   rows that could not be labelled, with the reason
     OUTPUT/_run.json                   fingerprint, counts, and each attempt
     OUTPUT/_report.html                the same, to look at
-    OUTPUT/_shards.parquet             what is known of each shard (receipts.py)
+    OUTPUT/_shards.arrow               what is known of each shard (receipts.py)
     OUTPUT/_files.arrow                the input files as they were read, so that only new ones are read again
     OUTPUT/_lease.json                 who is writing now
 
@@ -29,7 +29,7 @@ from pipelines.shards import Corpus, DataFile
 from pipelines.storage import Folder
 from pipelines.text_files import Scan
 
-RUN, REPORT, SHARDS, FILES, REJECTED = "_run.json", "_report.html", "_shards.parquet", "_files.arrow", "_rejected"
+RUN, REPORT, SHARDS, FILES, REJECTED = "_run.json", "_report.html", "_shards.arrow", "_files.arrow", "_rejected"
 REJECTED_FIELDS = pa.schema(
     [
         ("_reason", pa.string()),
@@ -103,7 +103,7 @@ def _is_ours(name: str) -> bool:
 def read_files(folder: Folder) -> Corpus | None:
     """The input files as the last run read them, without shards; None where there was none."""
     try:
-        table = pa.ipc.open_file(pa.py_buffer(folder.read(FILES))).read_all()
+        table = _unpacked(folder.read(FILES))
     except (OSError, pa.ArrowException):  # it saves work, and no more
         return None
     kind, schema = table.schema.metadata[b"format"].decode(), table.schema.metadata[b"schema"]
@@ -148,10 +148,19 @@ def _files(corpus: Corpus) -> pa.Buffer:
         "end": pa.array([file.scan.end for file in corpus.files], pa.int64()),
     }
     described = {"format": corpus.format, "schema": corpus.schema.serialize().to_pybytes()}
-    table, sink = pa.table(columns).replace_schema_metadata(described), pa.BufferOutputStream()
+    return _packed(pa.table(columns).replace_schema_metadata(described))
+
+
+def _packed(table: pa.Table) -> pa.Buffer:
+    """A table of ours as Arrow: users read OUTPUT/*.parquet, with duckdb and polars whatever a name begins with."""
+    sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
         writer.write_table(table)
     return sink.getvalue()
+
+
+def _unpacked(data: bytes) -> pa.Table:
+    return pa.ipc.open_file(pa.py_buffer(data)).read_all()
 
 
 def read_run(folder: Folder) -> dict[str, Any] | None:
@@ -194,7 +203,7 @@ def write_receipts(folder: Folder, new: pa.Table) -> pa.Table:
     fresh = set(new["name"].to_pylist())
     tables = [new]
     if SHARDS in files:
-        earlier = pq.read_table(pa.BufferReader(folder.read(SHARDS)), schema=receipts.RECEIPT)
+        earlier = _unpacked(folder.read(SHARDS))
         tables.append(earlier.filter(pa.array([name not in fresh for name in earlier["name"].to_pylist()], pa.bool_())))
     known = {name for table in tables for name in table["name"].to_pylist()}
     lacking = sorted(there.keys() - known)
@@ -202,7 +211,7 @@ def write_receipts(folder: Folder, new: pa.Table) -> pa.Table:
         told = list(pool.map(partial(_recovered, folder), lacking, [there[name].mtime_ns / 1e9 for name in lacking]))
     every = pa.concat_tables([*tables, receipts.table(told)])
     every = every.filter(pa.array([name in there for name in every["name"].to_pylist()], pa.bool_())).sort_by("name")
-    folder.put(SHARDS, _parquet(every))
+    folder.put(SHARDS, _packed(every))
     return every
 
 
