@@ -53,28 +53,30 @@ def run_corpus(options: CorpusOptions, task: str) -> int:
         todo = [shard for shard in corpus.shards if shard.name not in done]
         made = receipts.Receipts()
         failed = {path: f"cannot be read: {reason}" for path, reason in corpus.broken.items()}
-        started, outcome = time.monotonic(), "error"
+        started = time.monotonic()
         try:
             failed |= label(job, todo, options.actors, options.max_rejected, made, held.check)
+            held.check()
             outcome = "failed" if failed else "complete"
         except BaseException as error:
             outcome = _OUTCOMES.get(type(error), f"error: {error}")
             raise
         finally:
+            totals = receipts.add_up(made.table())
             attempt |= {"outcome": outcome, "seconds": time.monotonic() - started}
-            finish(job, record, made.table(), failed)
-    print(summary.of_run(job, receipts.add_up(made.table()), attempt, failed, news, skipped=len(done)))
+            attempt |= {name: totals[name] for name in ("rows", "tokens")}
+            if not held.lost.is_set():  # else the record is another run's
+                finish(job, record, made.table(), failed)
+    print(summary.of_run(job, totals, attempt, failed, news, skipped=len(done)))
     return 1 if failed else 0
 
 
 def finish(job: Job, record: dict[str, Any], made: pa.Table, failed: dict[str, str]) -> None:
     """Write what is known of the output after a run: its shards, the record of its runs, the report."""
-    attempt = record["attempts"][-1]
     try:
         every = output.write_receipts(job.folder, made)
-        totals = receipts.add_up(every)
-        attempt |= {name: receipts.add_up(made)[name] for name in ("rows", "tokens")}
-        record |= {"totals": totals, "failed": failed, "complete": attempt["outcome"] == "complete"}
+        complete = record["attempts"][-1]["outcome"] == "complete"
+        record |= {"totals": receipts.add_up(every), "failed": failed, "complete": complete}
         output.write_run(job.folder, record)
         job.folder.put(output.REPORT, render(summary.report(job, record, every)).encode())
     except OSError as error:

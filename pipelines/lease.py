@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from pipelines.config import UserError
+from pipelines.config import JobError, UserError
 from pipelines.storage import Folder
 
 LEASE = "_lease.json"
@@ -29,9 +29,9 @@ class Lease:
         self.folder, self.lost = folder, threading.Event()
 
     def check(self) -> None:
-        """Raise UserError where it is lost."""
+        """Raise JobError where it is lost."""
         if self.lost.is_set():
-            raise UserError(
+            raise JobError(
                 f"output '{self.folder}' was taken over by another run, since this one had not renewed its lease for "
                 f"{_EXPIRES_S:.0f} s"
             )

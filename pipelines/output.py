@@ -15,12 +15,14 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyarrow import fs
 
 from pipelines import receipts
 from pipelines.config import UserError
@@ -73,7 +75,7 @@ def begin_run(folder: Folder, record: dict[str, Any], corpus: Corpus, overwrite:
     With `overwrite`, an earlier output of ours is removed first; else what it has of files that have changed since.
     """
     try:
-        there = committed(folder)
+        there = set(committed(folder))
         if overwrite:
             _remove(folder, [REPORT, SHARDS, *(f"{name}.parquet" for name in there)])
             _remove(folder, [f"{REJECTED}/{name}" for name in folder.files(REJECTED)])
@@ -178,10 +180,11 @@ def write_run(folder: Folder, record: dict[str, Any]) -> None:
     folder.put(RUN, (json.dumps(record, indent=2) + "\n").encode())
 
 
-def committed(folder: Folder) -> set[str]:
-    """The names of the shards whose output is in `folder`: one listing."""
-    names = folder.files()
-    return {name.removesuffix(".parquet") for name in names if name.endswith(".parquet") and name[0] not in "._"}
+def committed(folder: Folder) -> dict[str, fs.FileInfo]:
+    """The shards whose output is in `folder`, by name: one listing."""
+    files = folder.files()
+    parts = {name: info for name, info in files.items() if name.endswith(".parquet") and name[0] not in "._"}
+    return {name.removesuffix(".parquet"): info for name, info in parts.items()}
 
 
 def commit_shard(folder: Folder, receipt: dict[str, Any], labelled: pa.Table, rejected: pa.Table) -> None:
@@ -197,12 +200,8 @@ def write_receipts(folder: Folder, new: pa.Table) -> pa.Table:
 
     Those of a run that was killed are read from the footers of its parts.
     """
-    files = folder.files()
-    there = {name.removesuffix(".parquet"): info for name, info in files.items() if name.endswith(".parquet")}
-    there = {name: info for name, info in there.items() if name[0] not in "._"}
-    fresh = set(new["name"].to_pylist())
-    tables = [new]
-    if SHARDS in files:
+    there, fresh, tables = committed(folder), set(new["name"].to_pylist()), [new]
+    with suppress(FileNotFoundError):
         earlier = _unpacked(folder.read(SHARDS))
         tables.append(earlier.filter(pa.array([name not in fresh for name in earlier["name"].to_pylist()], pa.bool_())))
     known = {name for table in tables for name in table["name"].to_pylist()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
@@ -15,6 +16,13 @@ from checkpoints import write_checkpoint, write_tokenizer
 
 REPOSITORY = Path(__file__).parents[1]
 torch.set_num_threads(1)
+
+
+def readme_block(marker: str) -> str:
+    """The README's code block that follows <!-- marker -->."""
+    found = re.search(rf"<!-- {marker} -->\n```\w+\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
+    assert found, marker
+    return found[1]
 
 
 @pytest.fixture(scope="session")

@@ -12,14 +12,13 @@ import argparse
 import math
 import random
 import sys
-from pathlib import Path
 
 import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
 from tokenizers import normalizers, pre_tokenizers
 from torch import Tensor
-from training import DEMO, arguments, fit, model_config, pack, save, train_tokenizer
+from training import DEMO, fit, model_config, pack, save, settings, train_tokenizer
 
 from modernbert.heads import ModernBertForSequenceClassification
 
@@ -105,12 +104,9 @@ def train(options: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = arguments(__doc__, DEMO / "intent-classifier", vocab_size=4096, epochs=30, batch=64, lr=1.5e-3)
-    parser.add_argument("--train", type=Path, required=True)
-    parser.add_argument("--val", type=Path, required=True)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    train(options)
+    train(
+        settings(__doc__, DEMO / "intent-classifier", "train", "val", vocab_size=4096, epochs=30, batch=64, lr=1.5e-3)
+    )
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor
-from training import DEMO, arguments, fit, pack, resplit, save, token_splits
+from training import DEMO, fit, pack, resplit, save, settings, token_splits
 
 from modernbert.heads import pool
 from modernbert.model import ModernBertModel
@@ -129,12 +129,7 @@ def write_sentence_transformers_files(folder: Path, width: int) -> None:
 
 
 def main() -> None:
-    parser = arguments(__doc__, DEMO / "sentence-encoder", epochs=15, lr=5e-4, drop=0.1)
-    parser.add_argument("--train", type=Path, required=True)
-    parser.add_argument("--val", type=Path, required=True)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    train(options)
+    train(settings(__doc__, DEMO / "sentence-encoder", "train", "val", epochs=15, lr=5e-4, drop=0.1))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ import json
 import random
 import sys
 from datetime import datetime
-from pathlib import Path
 
 import pyarrow.parquet as pq
 import torch
@@ -21,7 +20,7 @@ import torch.nn.functional as F
 from make_corpus import LINE_POOLS, document
 from tokenizers import Tokenizer
 from torch import Tensor
-from training import DEMO, MASK, arguments, fit, pack, save
+from training import DEMO, MASK, fit, pack, save, settings
 
 from modernbert.heads import ModernBertForMaskedLM
 
@@ -106,12 +105,7 @@ def train(options: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = arguments(__doc__, DEMO / "masked-lm", epochs=10, batch=128, lr=1.5e-3)
-    parser.add_argument("--train", type=Path, required=True)
-    parser.add_argument("--val", type=Path, required=True)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    train(options)
+    train(settings(__doc__, DEMO / "masked-lm", "train", "val", epochs=10, batch=128, lr=1.5e-3))
 
 
 if __name__ == "__main__":

@@ -23,12 +23,12 @@ from training import (
     DEMO,
     MASK,
     SPECIAL,
-    arguments,
     fit,
     model_config,
     pack,
     resplit,
     save,
+    settings,
     token_splits,
     train_tokenizer,
 )
@@ -159,9 +159,7 @@ def train(options: argparse.Namespace) -> None:
 
 def main() -> None:
     defaults = {"vocab_size": 3072, "epochs": 30, "messages": 1600, "batch": 8, "lr": 1.5e-3}
-    options = arguments(__doc__, DEMO / "pii-tagger", **defaults).parse_args()
-    torch.set_num_threads(options.threads)
-    train(options)
+    train(settings(__doc__, DEMO / "pii-tagger", **defaults))
 
 
 if __name__ == "__main__":

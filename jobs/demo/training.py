@@ -26,13 +26,20 @@ Model = TypeVar("Model", bound=PreTrained)
 Splits = list[list[tuple[int, int]]]
 
 
-def arguments(docstring: str, output: Path, **defaults: float) -> argparse.ArgumentParser:
-    """The command line of a training script: where to, and its whole-number or real settings with their defaults."""
+def settings(docstring: str, output: Path, *files: str, **defaults: float) -> argparse.Namespace:
+    """What a training script's command line says: where to, files that it needs, and numbers that have defaults.
+
+    torch runs on as many threads as it says.
+    """
     parser = argparse.ArgumentParser(description=docstring.split("\n")[0])
     parser.add_argument("--output", type=Path, default=output)
     for name, value in {**defaults, "seed": 0, "threads": 1}.items():
         parser.add_argument("--" + name.replace("_", "-"), type=type(value), default=value)
-    return parser
+    for name in files:
+        parser.add_argument("--" + name, type=Path, required=True)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    return options
 
 
 def train_tokenizer(

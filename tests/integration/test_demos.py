@@ -14,22 +14,15 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import REPOSITORY
+from conftest import REPOSITORY, readme_block
 
 from modernbert.tokenizer import Tokenizer
 from pipelines.config import TagOptions
 from pipelines.corpus import run_corpus
 from pipelines.inmemory import pipeline
 
-DEMO = REPOSITORY / "jobs" / "demo"
 README = (REPOSITORY / "README.md").read_text()
-
-
-def block(marker: str) -> str:
-    """The README's code block that follows a marker."""
-    found = re.search(rf"<!-- {marker} -->\n```\w+\n(.*?)```", README, re.DOTALL)
-    assert found, marker
-    return found[1]
+DEMO = REPOSITORY / "jobs" / "demo"
 
 
 def here(command: str) -> str:
@@ -39,7 +32,7 @@ def here(command: str) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", block("demos").strip().splitlines())
+@pytest.mark.parametrize("command", readme_block("demos").strip().splitlines())
 def test_a_demo_runs_without_options(command, tmp_path):
     done = subprocess.run(here(command), shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -51,7 +44,7 @@ def test_a_demo_runs_without_options(command, tmp_path):
 
 def test_the_example_in_memory(monkeypatch, capsys):
     monkeypatch.chdir(REPOSITORY)
-    exec(block("memory"), {})
+    exec(readme_block("memory"), {})
     shown = capsys.readouterr().out
     assert "'entity_group': 'PERSON'" in shown
     assert "'entity_group': 'PHONE'" in shown
@@ -59,7 +52,9 @@ def test_the_example_in_memory(monkeypatch, capsys):
 
 
 def test_the_example_on_the_command_line():
-    done = subprocess.run(here(block("stdin")), shell=True, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        here(readme_block("stdin")), shell=True, cwd=REPOSITORY, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     answers = json.loads(done.stdout)
     assert answers[0]["token_str"].strip() == "set"

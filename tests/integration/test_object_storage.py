@@ -19,7 +19,7 @@ from conftest import REPOSITORY
 from pyarrow import fs
 
 from pipelines import lease, output
-from pipelines.config import UserError
+from pipelines.config import JobError, UserError
 from pipelines.storage import Folder, hidden, local_copy
 from pipelines.tasks.base import Checkpoint
 
@@ -110,8 +110,11 @@ def test_a_lease_in_object_storage(bucket, monkeypatch):
     with lease.lease(folder) as held:
         with pytest.raises(UserError, match=f"is being written by process {os.getpid()} on"), lease.lease(folder):
             pass
+        held.check()
         folder.put(lease.LEASE, b"{}")  # another run that thought this one dead
         assert held.lost.wait(30)
+        with pytest.raises(JobError, match="was taken over by another run"):
+            held.check()
         assert folder.read(lease.LEASE) == b"{}"
     folder.remove(lease.LEASE)
     folder.remove(lease.LEASE)

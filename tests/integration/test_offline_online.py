@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import re
 import shlex
 import signal
 import socket
@@ -20,17 +19,10 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
 import yaml
-from conftest import REPOSITORY
+from conftest import REPOSITORY, readme_block
 
 DEMO = REPOSITORY / "jobs" / "demo"
 CLIENTS, MOST_INPUTS = 8, 20
-
-
-def readme(marker: str) -> str:
-    """The command in the README's code block that follows <!-- marker -->."""
-    found = re.search(rf"<!-- {marker} -->\n```\w+\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
-    assert found
-    return found[1]
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +48,7 @@ def url(labelled, tmp_path_factory) -> str:  # after the jobs: they would share 
         model["model"] = str(REPOSITORY / model["model"])
     file = tmp_path_factory.mktemp("serve") / "serve.yaml"
     file.write_text(yaml.safe_dump(config))
-    command = readme("serve").replace(".venv/bin/serve", str(Path(sys.executable).with_name("serve")))
+    command = readme_block("serve").replace(".venv/bin/serve", str(Path(sys.executable).with_name("serve")))
     command = command.replace("jobs/serve.yaml", str(file))
     with open(file.with_name("log"), "w") as log:
         process = subprocess.Popen(
@@ -104,7 +96,7 @@ def asked(url: str, path: str, texts: list[str], seed: int, **options) -> dict[i
 
 @pytest.mark.slow
 def test_the_request_in_the_readme(url):
-    command = readme("curl").replace("http://127.0.0.1:8000", url)
+    command = readme_block("curl").replace("http://127.0.0.1:8000", url)
     told = subprocess.run(["bash", "-c", command], capture_output=True, check=True, timeout=60).stdout
     assert [(entity["entity_group"], entity["word"].strip()) for entity in json.loads(told)] == [
         ("PERSON", "Peter Miller"),
