@@ -1,9 +1,9 @@
 """Batcher: windows of many requests in, packed batches through one predictor, answers out. Threads only, no event loop.
 
 An idle model runs what is there at once. While it runs, the queue fills, and the next batch takes what is there then,
-so batches grow with the load. After a batch a model waits a twentieth of its time, if its queue would not fill another
-one: clients that have just been answered ask again, and else the first of them would run alone, which on a GPU takes as
-long as all of them.
+so batches grow with the load. Clients that have just been answered ask again, and else the first of them would run
+alone, which on a GPU takes as long as all of them: so after a batch a model waits a twentieth of its time, unless as
+many requests are there as it has answered, or enough for a whole batch.
 
 Shapes: T packed tokens, W windows, R rows of the task's answer, C numbers a row.
 """
@@ -80,6 +80,7 @@ class Batcher:
         self._changed = threading.Condition()
         self._closed = False
         self._rested = float("-inf")  # when the wait after the last batch is over, by time.perf_counter()
+        self._answered = 0  # requests that the last batch completed
         # A second thread prepares and launches a batch while the first one waits for the GPU.
         count = 1 if predictor.device.type == "cpu" else 2
         self._threads = [threading.Thread(target=self._work, name="batcher", daemon=True) for _ in range(count)]
@@ -130,7 +131,8 @@ class Batcher:
         where it is better to wait for more.
         """
         batch: _Batch = []
-        if time.perf_counter() < self._rested and not self._closed and self._room_left():
+        few = len(self._queue) < self._answered and self._room_left()
+        if few and time.perf_counter() < self._rested and not self._closed:
             return batch
         kept: list[_Waiting] = []
         room = self.predictor.budget_tokens
@@ -187,12 +189,15 @@ class Batcher:
                     waiting.values[waiting.splits[w] : waiting.splits[w + 1]] = values[rows]
             at += stop - first
         ended = time.perf_counter()
-        self._rested = ended + LINGER * (ended - began)
         self._ran(len(lengths), len(ids), ended - began)
-        for waiting, first, stop in batch:
-            with self._changed:
+        done = []
+        with self._changed:
+            for waiting, first, stop in batch:
                 waiting.unanswered -= stop - first
-                done = waiting.unanswered == 0
-            if done and waiting.made.set_running_or_notify_cancel():
+                if not waiting.unanswered:
+                    done.append(waiting)
+            self._answered, self._rested = len(done), ended + LINGER * (ended - began)
+        for waiting in done:
+            if waiting.made.set_running_or_notify_cancel():
                 times = waiting.started - waiting.arrived, ended - waiting.started
                 waiting.made.set_result(Made(waiting.values, waiting.splits, waiting.failed, *times))

@@ -82,15 +82,23 @@ def test_an_idle_model_runs_at_once_and_a_busy_one_takes_what_is_there(recorded)
     assert recorded.batches == [[20] * 10]
 
 
-def test_after_a_batch_those_that_ask_again_share_the_next_one(recorded, monkeypatch):
-    monkeypatch.setattr(batcher, "LINGER", 1e6)  # until the queue fills a batch
+@pytest.mark.parametrize("again", [[20] * 6, [100] * 4 + [BUDGET - 400]], ids=["as many", "a full batch"])
+def test_after_a_batch_those_that_ask_again_share_the_next_one(recorded, monkeypatch, again):
+    monkeypatch.setattr(batcher, "LINGER", 1e6)
     with recorded.busy():
-        pass
-    waiting = [recorded.submit([100]) for _ in range(5)]
-    assert recorded.batches == []
-    waiting.append(recorded.submit([BUDGET - 500]))
+        answered = [recorded.submit([20]) for _ in range(6)]
+    assert all(not made.result(60).failed for made in answered)
+    waiting = [recorded.submit([length]) for length in again[:-1]]
+    assert recorded.batches == [[20] * 6]
+    waiting.append(recorded.submit(again[-1:]))
     assert all(not made.result(60).failed for made in waiting)
-    assert recorded.batches == [[100] * 5 + [BUDGET - 500]]
+    assert recorded.batches == [[20] * 6, again]
+
+
+def test_a_batch_that_answered_nobody_is_followed_at_once(recorded, monkeypatch):
+    monkeypatch.setattr(batcher, "LINGER", 1e6)
+    assert not recorded.submit([BUDGET, BUDGET, 3]).result(60).failed
+    assert recorded.batches == [[BUDGET], [BUDGET], [3]]
 
 
 def test_a_request_larger_than_a_batch_is_split(recorded, predictor):
