@@ -5,10 +5,10 @@ are clients. It runs right before and right after each load of the service, on a
 has, and the mean of both counts, so that a noisy machine favours none. The service's clients run on the same machine.
 
     python benchmarks/serve.py --save
-    python benchmarks/serve.py --model base --topology together-direct --seconds 10
+    python benchmarks/serve.py --model base --topology together-haproxy --seconds 10
 
-Topologies: HTTP and model in one process (together) or in two (apart); behind Serve's proxy, or with the HTTP side
-listening itself (direct: RAY_SERVE_THROUGHPUT_OPTIMIZED=1). `base` has random weights in the size of ModernBERT-base.
+Topologies: HTTP and model in one process (together) or in two (apart); behind Serve's own proxy, or behind HAProxy as
+the README has it. `base` has random weights in the size of ModernBERT-base.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ import numpy as np
 REPOSITORY = Path(__file__).parents[1]
 RESULTS = REPOSITORY / "benchmarks" / "results"
 DEMO = REPOSITORY / "jobs" / "demo"
-TOPOLOGIES = ["apart-proxy", "together-proxy", "apart-direct", "together-direct"]
+TOPOLOGIES = ["apart-haproxy", "together-haproxy", "apart-proxy", "together-proxy"]
 
 
 def texts(kind: str) -> list[str]:
@@ -137,9 +137,8 @@ def measure(name: str, model: Path, threads: int, topology: str, levels: list[in
     args = {"models": [served], "one_process": topology.startswith("together")}
     environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(REPOSITORY)}
     command = [sys.executable, __file__, "--serve", json.dumps(args), str(port)]
-    if topology.endswith("direct"):
-        port = free_port(port + 1)
-        environment |= {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(port)}
+    if topology.endswith("haproxy"):
+        environment |= {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
     direct, rows = Direct(model, threads), []
     with subprocess.Popen(
         command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -184,7 +183,7 @@ def main() -> None:
     parser.add_argument("--topology", choices=TOPOLOGIES, action="append", help="(default: all)")
     parser.add_argument("--clients", type=int, action="append", help="(default: 1, 4, 16 and 64)")
     parser.add_argument("--seconds", type=float, default=5.0, help="of the loop, for each load")
-    parser.add_argument("--threads", type=int, help="of the model (default: 1 for intent, all cores for base)")
+    parser.add_argument("--threads", type=int, default=1, help="of the model (default: 1)")
     parser.add_argument(
         "--save",
         action="store_true",
@@ -195,10 +194,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name in options.model or ["intent", "base"]:
             model = DEMO / "intent-classifier" if name == "intent" else base_checkpoint(Path(folder))
-            threads = options.threads or (1 if name == "intent" else os.cpu_count() or 1)
             for topology in options.topology or TOPOLOGIES:
                 levels = options.clients or [1, 4, 16, 64]
-                rows += measure(name, model, threads, topology, levels, options.seconds)
+                rows += measure(name, model, options.threads, topology, levels, options.seconds)
     if not options.save:
         print(json.dumps(rows))
         return

@@ -143,7 +143,7 @@ def build(args: dict[str, Any]) -> serve.Application:
         options = _placed(service_options(args))
         check_checkpoints(options.models)
     except UserError as error:
-        raise click.ClickException(str(error)) from error  # one line in place of a traceback
+        raise click.ClickException(str(error)) from None  # one line in place of a traceback
     if options.one_process:
         needed = [_resources(model) for model in options.models]
         together = {unit: max(each[unit] for each in needed) for unit in ("num_cpus", "num_gpus")}

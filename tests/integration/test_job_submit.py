@@ -1,7 +1,8 @@
-"""`ray job submit` against a head started on this machine, as on a cluster."""
+"""`ray job submit` and `serve deploy` against a head started on this machine, as on a cluster."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -18,9 +19,10 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from conftest import REPOSITORY
 
-RAY = [str(Path(sys.executable).with_name("ray"))]
+RAY, SERVE = ([str(Path(sys.executable).with_name(name))] for name in ("ray", "serve"))
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {
     "RAY_AUTH_MODE": "disabled",  # a token file on the machine would switch it on
     "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
@@ -33,7 +35,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def head() -> Iterator[str]:
     """The address of the job server of a head of our own."""
     folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # Ray's socket paths must be short
@@ -88,3 +90,41 @@ def test_a_submitted_job_labels_a_corpus(head, tmp_path):
     rows = ds.dataset(tmp_path / "out").to_table()
     assert rows["message"].to_pylist() == [f"please set an alarm for {i} o'clock" for i in range(100)]
     assert set(rows["label"].to_pylist()) == {"alarm"}
+
+
+def serve(address: str, command: str, *options: str) -> str:
+    """What a command of `serve` says to the head at `address`."""
+    call = [*SERVE, command, "--address", address, *options]
+    done = subprocess.run(call, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_a_deployed_service_answers(head, tmp_path):
+    config = yaml.safe_load((REPOSITORY / "jobs" / "serve.yaml").read_text())
+    config["http_options"]["port"] = port = free_port()
+    served = config["applications"][0]["args"]["models"] = config["applications"][0]["args"]["models"][:1]
+    file = tmp_path / "serve.yaml"
+
+    def deployed(model: str) -> dict:
+        """The state of the application that serves `model`, once it is settled."""
+        served[0]["model"] = model
+        file.write_text(yaml.safe_dump(config))
+        serve(head, "deploy", str(file))
+        for _ in range(120):
+            state = yaml.safe_load(serve(head, "status"))["applications"]["modernbert"]
+            if state["status"] in ("RUNNING", "DEPLOY_FAILED"):
+                return state
+            time.sleep(1)
+        raise AssertionError(state)
+
+    wrong = deployed(str(tmp_path / "nothing"))
+    assert (wrong["status"], f"{tmp_path / 'nothing'}" in wrong["message"]) == ("DEPLOY_FAILED", True), wrong
+    assert deployed(str(REPOSITORY / "jobs/demo/intent-classifier"))["status"] == "RUNNING"
+    body = json.dumps({"inputs": "wake me up at six", "parameters": {"top_k": 1}}).encode()
+    kind = {"content-type": "application/json"}
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/models/intent", body, kind)
+    with urllib.request.urlopen(request, timeout=60) as reply:
+        assert [label["label"] for label in json.loads(reply.read())[0]] == ["alarm"]
+    serve(head, "shutdown", "--yes")
