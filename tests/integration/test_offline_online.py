@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import shlex
 import signal
 import socket
 import subprocess
@@ -48,11 +47,11 @@ def url(labelled, tmp_path_factory) -> str:  # after the jobs: they would share 
         model["model"] = str(REPOSITORY / model["model"])
     file = tmp_path_factory.mktemp("serve") / "serve.yaml"
     file.write_text(yaml.safe_dump(config))
-    command = readme_block("serve").replace(".venv/bin/serve", str(Path(sys.executable).with_name("serve")))
+    command = readme_block("serve").replace(".venv/bin/serve", f"exec {Path(sys.executable).with_name('serve')}")
     command = command.replace("jobs/serve.yaml", str(file))
     with open(file.with_name("log"), "w") as log:
         process = subprocess.Popen(
-            shlex.split(command),
+            ["bash", "-c", command],
             stdout=log,
             stderr=log,
             start_new_session=True,
@@ -102,6 +101,14 @@ def test_the_request_in_the_readme(url):
         ("PERSON", "Peter Miller"),
         ("PHONE", "+44 20 7946 0123"),
     ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("body", [{"inputs": "a"}, {"inputs": 1}], ids=["answered", "refused"])
+def test_each_answer_has_one_request_id(url, body):
+    named = httpx.post(f"{url}/models/intent", json=body, headers={"x-request-id": "mine-1"})
+    assert named.headers.get_list("x-request-id") == ["mine-1"]
+    assert len(httpx.post(f"{url}/models/intent", json=body).headers.get_list("x-request-id")) == 1
 
 
 @pytest.mark.slow
