@@ -1,8 +1,9 @@
 """Requests and tokens a second of the online service over HTTP, and their latency, beside the predictor in a loop.
 
-The loop calls Predictor.predict on the same texts, tokenised beforehand: one text a call, and as many a call as there
-are clients. It runs right before and right after each load of the service, on as many threads as the service's model
-has, and the mean of both counts, so that a noisy machine favours none. The service's clients run on the same machine.
+The loop calls Predictor.predict on the same texts, tokenised beforehand: one text a call, and as many a call as all
+clients ask at a time. It runs right before and right after each load of the service, on as many threads as the
+service's model has, and the mean of both counts, so that a noisy machine favours none. The clients run on the same
+machine.
 
     python benchmarks/serve.py --save
     python benchmarks/serve.py --model base --topology together-haproxy --seconds 10
@@ -35,7 +36,7 @@ import numpy as np
 REPOSITORY = Path(__file__).parents[1]
 RESULTS = REPOSITORY / "benchmarks" / "results"
 DEMO = REPOSITORY / "jobs" / "demo"
-TOPOLOGIES = ["apart-haproxy", "together-haproxy", "apart-proxy", "together-proxy"]
+TOPOLOGIES = ["apart-haproxy", "together-haproxy", "apart-proxy"]
 
 
 def texts(kind: str) -> list[str]:
@@ -97,25 +98,26 @@ class Direct:
         return time.perf_counter() - began
 
 
-async def load(url: str, documents: list[str], clients: int) -> tuple[float, list[float]]:
-    """The seconds that `clients`, each asking one text at a time, take for all documents, and each answer's own."""
+async def load(url: str, documents: list[str], clients: int, inputs: int = 1) -> tuple[float, list[float]]:
+    """The seconds that `clients`, asking with some inputs at a time, take for all documents, and each answer's own."""
     import aiohttp
 
     latencies = []
+    requests = [documents[first : first + inputs] for first in range(0, len(documents), inputs)]
 
-    async def client(session: aiohttp.ClientSession, source: Iterator[str]) -> None:
-        for text in source:
+    async def client(session: aiohttp.ClientSession, source: Iterator[list[str]]) -> None:
+        for texts in source:
             asked = time.perf_counter()
-            async with session.post(url, json={"inputs": text, "parameters": {"top_k": 1}}) as reply:
+            async with session.post(url, json={"inputs": texts, "parameters": {"top_k": 1}}) as reply:
                 await reply.read()
                 reply.raise_for_status()
             latencies.append(time.perf_counter() - asked)
 
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
-        warm = iter(documents[: 2 * clients])
+        warm = iter(requests[: 2 * clients])
         await asyncio.gather(*(client(session, warm) for _ in range(clients)))
         latencies.clear()
-        source = iter(documents)
+        source = iter(requests)
         began = time.perf_counter()
         await asyncio.gather(*(client(session, source) for _ in range(clients)))
         return time.perf_counter() - began, latencies
@@ -148,21 +150,23 @@ def measure(name: str, model: Path, threads: int, topology: str, levels: list[in
         while (line := service.stdout.readline()) != "ready\n":
             if not line:
                 raise SystemExit("the service did not start")
-        for kind, clients in itertools.product(("short", "mixed"), levels):
+        loads = [(kind, clients, 1) for kind in ("short", "mixed") for clients in levels]
+        for kind, clients, inputs in [*loads, ("short", 16, 16)]:
             documents = texts(kind)
             probe = documents[:20]
             enough = int(seconds / direct.seconds(probe, 1) * len(probe))  # for so many seconds of the loop
-            count = max(enough, 4 * clients)
+            count = max(enough, 2 * clients * inputs)
             documents = list(itertools.islice(itertools.cycle(documents), count))
             tokens = int(direct.predictor.task.encode(direct.predictor.checkpoint.tokenizer, documents).n_tokens.sum())
-            before = [direct.seconds(documents, at_once) for at_once in (1, clients)]
-            took, latencies = asyncio.run(load(f"http://127.0.0.1:{port}/models/intent", documents, clients))
-            after = [direct.seconds(documents, at_once) for at_once in (1, clients)]
+            before = [direct.seconds(documents, at_once) for at_once in (1, clients * inputs)]
+            took, latencies = asyncio.run(load(f"http://127.0.0.1:{port}/models/intent", documents, clients, inputs))
+            after = [direct.seconds(documents, at_once) for at_once in (1, clients * inputs)]
             one, many = (2 * tokens / (b + a) for b, a in zip(before, after, strict=True))
             p50, p95, p99 = (np.percentile(latencies, [50, 95, 99]) * 1000).round(1).tolist()
-            row = {"model": name, "threads": threads, "topology": topology, "texts": kind, "clients": clients}
-            row |= {"requests": count, "tokens_per_text": round(tokens / count, 1)}
-            row |= {"requests_per_s": round(count / took, 1), "tokens_per_s": round(tokens / took)}
+            row = {"model": name, "threads": threads, "topology": topology, "texts": kind}
+            row |= {"clients": clients, "inputs": inputs, "requests": len(latencies)}
+            row |= {"tokens_per_text": round(tokens / count, 1)}
+            row |= {"requests_per_s": round(len(latencies) / took, 1), "tokens_per_s": round(tokens / took)}
             row |= {"p50_ms": p50, "p95_ms": p95, "p99_ms": p99}
             row |= {"loop_tokens_per_s": round(one), "batched_loop_tokens_per_s": round(many)}
             rows.append(
@@ -181,7 +185,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", choices=["intent", "base"], action="append", help="(default: both)")
     parser.add_argument("--topology", choices=TOPOLOGIES, action="append", help="(default: all)")
-    parser.add_argument("--clients", type=int, action="append", help="(default: 1, 4, 16 and 64)")
+    parser.add_argument("--clients", type=int, action="append", help="(default: 1, 16 and 64)")
     parser.add_argument("--seconds", type=float, default=5.0, help="of the loop, for each load")
     parser.add_argument("--threads", type=int, default=1, help="of the model (default: 1)")
     parser.add_argument(
@@ -190,22 +194,25 @@ def main() -> None:
         help="put into benchmarks/results/serve.json, in place of the same models and topologies",
     )
     options = parser.parse_args()
-    rows = []
     with tempfile.TemporaryDirectory() as folder:
         for name in options.model or ["intent", "base"]:
             model = DEMO / "intent-classifier" if name == "intent" else base_checkpoint(Path(folder))
             for topology in options.topology or TOPOLOGIES:
-                levels = options.clients or [1, 4, 16, 64]
-                rows += measure(name, model, options.threads, topology, levels, options.seconds)
-    if not options.save:
-        print(json.dumps(rows))
-        return
+                levels = options.clients or [1, 16, 64]
+                rows = measure(name, model, options.threads, topology, levels, options.seconds)
+                if options.save:
+                    save(rows)
+                else:
+                    print(json.dumps(rows))
+
+
+def save(rows: list[dict]) -> None:
+    """Put rows of one model and topology in place of those there were."""
     file = RESULTS / "serve.json"
+    same = {(row["model"], row["topology"]) for row in rows}
     earlier = json.loads(file.read_text())["rows"] if file.is_file() else []
-    measured = {(row["model"], row["topology"]) for row in rows}
-    rows = [row for row in earlier if (row["model"], row["topology"]) not in measured] + rows
-    RESULTS.mkdir(exist_ok=True)
-    result = {"cpu_count": os.cpu_count(), "python": platform.python_version(), "rows": rows}
+    kept = [row for row in earlier if (row["model"], row["topology"]) not in same]
+    result = {"cpu_count": os.cpu_count(), "python": platform.python_version(), "rows": kept + rows}
     file.write_text(json.dumps(result, indent=1) + "\n")
 
 
