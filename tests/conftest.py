@@ -9,11 +9,6 @@ from pathlib import Path
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 for name in [name for name in os.environ if name.startswith("MODERNBERT_") or name == "RAY_ADDRESS"]:
     del os.environ[name]
-os.environ.update(  # Serve as the README starts it, but ended at once
-    RAY_SERVE_ENABLE_HA_PROXY="1",
-    RAY_SERVE_THROUGHPUT_OPTIMIZED="1",
-    RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S="1",
-)
 
 import pytest
 import torch

@@ -55,7 +55,7 @@ def url(labelled, tmp_path_factory) -> str:  # after the jobs: they would share 
             stdout=log,
             stderr=log,
             start_new_session=True,
-            env=os.environ | {"RAY_ADDRESS": "local"},
+            env=os.environ | {"RAY_ADDRESS": "local", "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1"},
         )
     address = f"http://127.0.0.1:{config['http_options']['port']}"
     deadline = time.monotonic() + 180
