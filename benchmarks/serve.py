@@ -98,7 +98,7 @@ class Direct:
         return time.perf_counter() - began
 
 
-async def load(url: str, documents: list[str], clients: int, inputs: int = 1) -> tuple[float, list[float]]:
+async def load(url: str, documents: list[str], clients: int, inputs: int) -> tuple[float, list[float]]:
     """The seconds that `clients`, asking with some inputs at a time, take for all documents, and each answer's own."""
     import aiohttp
 
@@ -106,9 +106,9 @@ async def load(url: str, documents: list[str], clients: int, inputs: int = 1) ->
     requests = [documents[first : first + inputs] for first in range(0, len(documents), inputs)]
 
     async def client(session: aiohttp.ClientSession, source: Iterator[list[str]]) -> None:
-        for texts in source:
+        for some in source:
             asked = time.perf_counter()
-            async with session.post(url, json={"inputs": texts, "parameters": {"top_k": 1}}) as reply:
+            async with session.post(url, json={"inputs": some, "parameters": {"top_k": 1}}) as reply:
                 await reply.read()
                 reply.raise_for_status()
             latencies.append(time.perf_counter() - asked)

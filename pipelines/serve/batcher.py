@@ -131,8 +131,8 @@ class Batcher:
         where it is better to wait for more.
         """
         batch: _Batch = []
-        few = len(self._queue) < self._answered and self._room_left()
-        if few and time.perf_counter() < self._rested and not self._closed:
+        resting = time.perf_counter() < self._rested and not self._closed
+        if resting and len(self._queue) < self._answered and self._room_left():
             return batch
         kept: list[_Waiting] = []
         room = self.predictor.budget_tokens

@@ -6,7 +6,6 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,7 +17,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
 import yaml
-from conftest import REPOSITORY, readme_block
+from conftest import REPOSITORY, free_port, readme_block
 
 DEMO = REPOSITORY / "jobs" / "demo"
 CLIENTS, MOST_INPUTS = 8, 20
@@ -40,9 +39,7 @@ def labelled(tmp_path_factory) -> dict[str, Path]:
 def url(labelled, tmp_path_factory) -> str:  # after the jobs: they would share the cores
     """`serve run` of jobs/serve.yaml, on a free port."""
     config = yaml.safe_load((REPOSITORY / "jobs" / "serve.yaml").read_text())
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        config["http_options"]["port"] = probe.getsockname()[1]
+    config["http_options"]["port"] = free_port()
     for model in config["applications"][0]["args"]["models"]:
         model["model"] = str(REPOSITORY / model["model"])
     file = tmp_path_factory.mktemp("serve") / "serve.yaml"

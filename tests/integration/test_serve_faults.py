@@ -6,13 +6,13 @@ import asyncio
 import contextlib
 import os
 import signal
-import socket
 import time
 
 import httpx
 import psutil
 import pytest
 from checkpoints import write_task
+from conftest import free_port
 
 from pipelines import pipeline
 
@@ -39,9 +39,7 @@ def http(local_ray):
     """Serve's HTTP side on a free port; the port."""
     from ray import serve
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     yield port
     serve.shutdown()
