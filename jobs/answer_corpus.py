@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 
 from pipelines.command import run_command
-from pipelines.config import AnswerOptions
+from pipelines.options import AnswerOptions
 
 if __name__ == "__main__":
     sys.exit(run_command("answer", AnswerOptions))

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from pipelines.command import run_command
-from pipelines.config import ClassifyOptions
+from pipelines.options import ClassifyOptions
 
 DEMO = Path(__file__).parent / "demo"
 DEFAULTS = {

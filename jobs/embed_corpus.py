@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from pipelines.command import run_command
-from pipelines.config import EmbedOptions
+from pipelines.options import EmbedOptions
 
 DEMO = Path(__file__).parent / "demo"
 DEFAULTS = {

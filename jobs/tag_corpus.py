@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from pipelines.command import run_command
-from pipelines.config import TagOptions
+from pipelines.options import TagOptions
 
 DEMO = Path(__file__).parent / "demo"
 DEFAULTS = {

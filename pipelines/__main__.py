@@ -14,7 +14,7 @@ import os
 import sys
 from itertools import islice
 
-from pipelines import config
+from pipelines import options as config
 from pipelines.command import parse, with_flag
 
 _OPTIONS: dict[str, type[config.TaskOptions]] = {

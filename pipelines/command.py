@@ -10,7 +10,7 @@ from typing import Literal, get_args, get_origin
 
 from pydantic import ValidationError
 
-from pipelines.config import ENV_PREFIX, CorpusOptions, JobError, Options, TaskOptions, UserError
+from pipelines.options import ENV_PREFIX, CorpusOptions, JobError, Options, TaskOptions, UserError
 
 
 def run_command(task: str, options_class: type[CorpusOptions], defaults: dict[str, str] | None = None) -> int:
@@ -18,8 +18,8 @@ def run_command(task: str, options_class: type[CorpusOptions], defaults: dict[st
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
         options = parse(options_class, sys.argv[1:], defaults or {})
-        from pipelines.cluster import Stopped  # torch and Ray take seconds, which a wrong option should not
-        from pipelines.corpus import run_corpus
+        from pipelines.corpus.cluster import Stopped  # torch and Ray take seconds, which a wrong option should not
+        from pipelines.corpus.run import run_corpus
 
         try:
             return run_corpus(options, task)

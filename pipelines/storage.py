@@ -15,7 +15,7 @@ from urllib.parse import urlsplit, urlunsplit
 import pyarrow as pa
 from pyarrow import fs
 
-from pipelines.config import UserError
+from pipelines.options import UserError
 
 _OBJECT_STORES = ("s3", "gcs", "abfs")
 _MODEL_FILES = (".json", ".safetensors")

@@ -47,7 +47,7 @@ def local_ray():
     """One Ray on this machine for all tests that run a pipeline in process."""
     import ray
 
-    from pipelines.cluster import cluster_resources
+    from pipelines.corpus.cluster import cluster_resources
 
     os.environ["RAY_ADDRESS"] = "local"
     cluster_resources()

@@ -17,11 +17,11 @@ import httpx
 import uvicorn
 from checkpoints import write_task
 
-from pipelines.serve.app import create_app
 from pipelines.serve.config import DEMOS, served_models
-from pipelines.serve.engine import Answers, Ask, Models
-from pipelines.serve.limits import HttpLimits
+from pipelines.serve.http.app import create_app
+from pipelines.serve.http.middleware import HttpLimits
 from pipelines.serve.model import LocalModels
+from pipelines.serve.protocol import Answers, Ask, Models
 
 TASKS = {
     "intent": ("classify", DEMOS / "intent-classifier"),

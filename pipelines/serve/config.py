@@ -9,7 +9,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
-from pipelines.config import (
+from pipelines.options import (
     AnswerTask,
     ClassifyTask,
     EmbedTask,
@@ -20,7 +20,7 @@ from pipelines.config import (
     UserError,
     read_yaml,
 )
-from pipelines.serve.limits import HttpLimits
+from pipelines.serve.http.middleware import HttpLimits
 from pipelines.tasks.base import Checkpoint, make_task, task_class
 
 HTTP_SIDE = "http"

@@ -15,9 +15,9 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from pipelines.config import UserError
+from pipelines.options import UserError
 from pipelines.serve.config import HTTP_SIDE, ServedModel, ServiceOptions, check_checkpoints, service_options
-from pipelines.serve.engine import Answers, Ask, Info, ServeError, Tokens
+from pipelines.serve.protocol import Answers, Ask, Info, ServeError, Tokens
 
 _ONGOING = 100_000  # requests at a time that Serve lets through: the model's own limit counts documents
 _HEALTH_S = 5.0  # between two checks; Serve replaces a copy after three that fail
@@ -112,7 +112,7 @@ class Apart:
         self.options, self.models = options, ServeModels(options.models, handles)
 
     def __serve_build_asgi_app__(self) -> Any:
-        from pipelines.serve.app import create_app
+        from pipelines.serve.http.app import create_app
 
         return create_app(self.models, self.options.http, behind_serve=True)
 
@@ -127,7 +127,7 @@ class Together:
         self.options, self.models = options, LocalModels(options.models)
 
     def __serve_build_asgi_app__(self) -> Any:
-        from pipelines.serve.app import create_app
+        from pipelines.serve.http.app import create_app
 
         return create_app(self.models, self.options.http, behind_serve=True)
 

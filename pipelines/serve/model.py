@@ -25,8 +25,8 @@ from modernbert.windows import Windows
 from pipelines.predictor import Predictor
 from pipelines.serve.batcher import Batcher, Made
 from pipelines.serve.config import ServedModel
-from pipelines.serve.engine import Answers, Ask, Info, ServeError, Tokens
 from pipelines.serve.metrics import Metrics
+from pipelines.serve.protocol import Answers, Ask, Info, ServeError, Tokens
 from pipelines.tasks.base import Checkpoint, Predicted, Task, check_documents, make_task, task_class
 from pipelines.tasks.classify import Classify
 from pipelines.tasks.embed import Embed

@@ -11,8 +11,8 @@ import time
 
 import ray
 
-from pipelines.config import ClassifyOptions
-from pipelines.corpus import run_corpus
+from pipelines.corpus.run import run_corpus
+from pipelines.options import ClassifyOptions
 
 
 def poison() -> None:

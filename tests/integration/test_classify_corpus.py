@@ -20,9 +20,9 @@ from checkpoints import write_checkpoint, write_tokenizer
 from conftest import REPOSITORY
 
 from modernbert.tokenizer import Tokenizer
-from pipelines import corpus
-from pipelines.config import ClassifyOptions
-from pipelines.corpus import run_corpus
+from pipelines.corpus import run as corpus
+from pipelines.corpus.run import run_corpus
+from pipelines.options import ClassifyOptions
 from pipelines.predictor import Predictor
 from pipelines.tasks.base import Checkpoint
 from pipelines.tasks.classify import Classify

@@ -17,9 +17,9 @@ import torch
 from conftest import REPOSITORY, readme_block
 
 from modernbert.tokenizer import Tokenizer
-from pipelines.config import TagOptions
-from pipelines.corpus import run_corpus
+from pipelines.corpus.run import run_corpus
 from pipelines.inmemory import pipeline
+from pipelines.options import TagOptions
 
 README = (REPOSITORY / "README.md").read_text()
 DEMO = REPOSITORY / "jobs" / "demo"

@@ -17,10 +17,11 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import REPOSITORY
 
-from pipelines import output, shards
-from pipelines.config import ClassifyOptions, UserError
-from pipelines.corpus import run_corpus
-from pipelines.lease import LEASE, _processes, lease
+from pipelines.corpus.run import run_corpus
+from pipelines.input import shards
+from pipelines.options import ClassifyOptions, UserError
+from pipelines.output import folder as output
+from pipelines.output.lease import LEASE, _processes, lease
 from pipelines.storage import Folder
 
 JOB = REPOSITORY / "jobs" / "classify_corpus.py"

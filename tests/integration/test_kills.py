@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import REPOSITORY
 
-from pipelines import receipts
+from pipelines.output import shard_stats as receipts
 
 JOB = REPOSITORY / "jobs" / "classify_corpus.py"
 KILLS, ROWS = 25, 4000

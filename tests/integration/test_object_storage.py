@@ -18,8 +18,9 @@ import pytest
 from conftest import REPOSITORY
 from pyarrow import fs
 
-from pipelines import lease, output
-from pipelines.config import JobError, UserError
+from pipelines.options import JobError, UserError
+from pipelines.output import folder as output
+from pipelines.output import lease
 from pipelines.storage import Folder, hidden, local_copy
 from pipelines.tasks.base import Checkpoint
 

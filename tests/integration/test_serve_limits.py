@@ -31,8 +31,8 @@ from safetensors.numpy import load_file, save_file
 
 from pipelines.inmemory import pipeline
 from pipelines.serve.config import served_models
-from pipelines.serve.engine import Answers, Ask
 from pipelines.serve.model import LocalModels
+from pipelines.serve.protocol import Answers, Ask
 
 SECRET = "my password is swordfish"
 

@@ -15,8 +15,8 @@ import pytest
 from checkpoints import write_checkpoint, write_tokenizer
 from conftest import REPOSITORY
 
-from pipelines import config
-from pipelines.corpus import run_corpus
+from pipelines import options as config
+from pipelines.corpus.run import run_corpus
 from pipelines.inmemory import pipeline
 
 BIO = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipelines.command import parse
-from pipelines.config import ClassifyOptions, UserError
+from pipelines.options import ClassifyOptions, UserError
 
 DEFAULTS = {"input": "sample", "model": "demo", "output": "out"}
 

@@ -7,8 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from pipelines import receipts
-from pipelines.receipts import Receipts, add_up, count_scores, count_windows
+from pipelines.output import shard_stats as receipts
+from pipelines.output.shard_stats import Receipts, add_up, count_scores, count_windows
 
 
 @pytest.mark.parametrize("count", [0, 1, 31, 32, 33, 100])

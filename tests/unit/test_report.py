@@ -10,8 +10,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from pipelines.charts import bars, compact, histogram, line, percent
-from pipelines.report import render
+from pipelines.report.charts import bars, compact, histogram, line, percent
+from pipelines.report.html import render
 
 VOID = {"meta"}
 NAMED = ("settings", "versions", "failed")

@@ -18,8 +18,8 @@ from pipelines.predictor import Predictor
 from pipelines.serve import batcher
 from pipelines.serve.batcher import Batcher
 from pipelines.serve.config import served_models
-from pipelines.serve.engine import Ask, ServeError
 from pipelines.serve.model import LocalModels
+from pipelines.serve.protocol import Ask, ServeError
 from pipelines.tasks.base import Checkpoint, make_task, task_class
 
 BUDGET = 512

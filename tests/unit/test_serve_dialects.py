@@ -11,14 +11,14 @@ from typing import Any, get_args
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from pipelines.serve.app import create_app
-from pipelines.serve.dialects.huggingface import AnswerParameters, TagParameters
-from pipelines.serve.dialects.rerank import CohereRequest, JinaRequest
-from pipelines.serve.dialects.tei import PredictRequest
-from pipelines.serve.engine import Answers, Info, Kind
-from pipelines.serve.errors import KINDS, Refusal, error_response
-from pipelines.serve.limits import HttpLimits
-from pipelines.serve.online import Inputs
+from pipelines.serve.http.app import create_app
+from pipelines.serve.http.errors import KINDS, Refusal, error_response
+from pipelines.serve.http.handler import Inputs
+from pipelines.serve.http.huggingface import AnswerParameters, TagParameters
+from pipelines.serve.http.middleware import HttpLimits
+from pipelines.serve.http.rerank import CohereRequest, JinaRequest
+from pipelines.serve.http.tei import PredictRequest
+from pipelines.serve.protocol import Answers, Info, Kind
 
 
 def said(path: str, kind: str, **rest: Any) -> tuple[int, Any, dict[str, str]]:

@@ -12,9 +12,9 @@ import pyarrow.feather as feather
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import text_files
-from pipelines.config import UserError
-from pipelines.shards import plan_corpus, read_shard
+from pipelines.input import text as text_files
+from pipelines.input.shards import plan_corpus, read_shard
+from pipelines.options import UserError
 
 ROWS = 1000
 FRAME = pd.DataFrame({

@@ -10,7 +10,9 @@ from pydantic import Discriminator, Field, Tag
 from starlette.responses import Response
 
 from modernbert.tokenizer import Text
-from pipelines.serve.dialects.tasks import (
+from pipelines.serve.http.errors import TEI
+from pipelines.serve.http.handler import Body, Ids, Inputs, NonEmpty, Online, Texts, json_response, new_router, shown
+from pipelines.serve.http.tasks import (
     ClassifyParameters,
     Cut,
     EmbedRequest,
@@ -21,9 +23,7 @@ from pipelines.serve.dialects.tasks import (
     prompt_options,
     similarity,
 )
-from pipelines.serve.engine import Info
-from pipelines.serve.errors import TEI
-from pipelines.serve.online import Body, Ids, Inputs, NonEmpty, Online, Texts, json_response, new_router, shown
+from pipelines.serve.protocol import Info
 
 
 class EmbedAllRequest(Cut):

@@ -17,8 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pipelines.serve.errors import Refusal, error_response, path_of
-from pipelines.serve.http_metrics import HttpMetrics
+from pipelines.serve.http.errors import Refusal, error_response, path_of
+from pipelines.serve.http.metrics import HttpMetrics
 
 logger = logging.getLogger(__name__)
 API_KEY = "MODERNBERT_API_KEY"

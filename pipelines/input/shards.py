@@ -23,9 +23,9 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from pipelines.config import UserError
+from pipelines.input.text import STRIDE_ROWS, Scan, infer_schema, parse_text, scan_text
+from pipelines.options import UserError
 from pipelines.storage import hidden, place_of
-from pipelines.text_files import STRIDE_ROWS, Scan, infer_schema, parse_text, scan_text
 
 FORMATS = {
     "parquet": (".parquet", ".pq"),

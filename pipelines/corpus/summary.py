@@ -12,14 +12,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipelines import output
-from pipelines.job import ADDED, Job
-from pipelines.progress import clock
-from pipelines.receipts import LENGTH_EDGES, SCORE_EDGES
-from pipelines.shards import Corpus, read_shard
+from pipelines.corpus.plan import ADDED, Job
+from pipelines.input.documents import valid_documents
+from pipelines.input.shards import Corpus, read_shard
+from pipelines.output import folder as output
+from pipelines.output.shard_stats import LENGTH_EDGES, SCORE_EDGES
+from pipelines.report.progress import clock
 from pipelines.storage import hidden
 from pipelines.tasks.base import Task
-from pipelines.texts import valid_documents
 
 _SAMPLED_SHARDS, _SAMPLED_ROWS, _SHOWN_LABELS, _SHOWN_ROWS, _SHOWN_WIDTH = 8, 128, 12, 5, 60
 _SLOWEST, _BINS = 10, 120

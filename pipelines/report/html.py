@@ -5,8 +5,21 @@ from __future__ import annotations
 from itertools import accumulate
 from typing import Any
 
-from pipelines.charts import MISSING, Html, bars, compact, count, histogram, line, page, percent, stacked, table, text
-from pipelines.progress import clock
+from pipelines.report.charts import (
+    MISSING,
+    Html,
+    bars,
+    compact,
+    count,
+    histogram,
+    line,
+    page,
+    percent,
+    stacked,
+    table,
+    text,
+)
+from pipelines.report.progress import clock
 
 _SHOWN_LABELS, _SHOWN_REASONS, _SHOWN_FAILURES, _SHOWN_SHARDS = 12, 6, 20, 10
 _SHOWN_ATTEMPTS, _SHOWN_SETTINGS, _NAMED_ATTEMPTS, _FEW_LABELS = 10, 60, 12, 6

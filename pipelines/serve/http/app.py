@@ -10,16 +10,16 @@ from fastapi import APIRouter, FastAPI
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
-from pipelines.serve import errors
-from pipelines.serve.dialects.huggingface import task_route
-from pipelines.serve.dialects.openai import openai_routes
-from pipelines.serve.dialects.rerank import cohere_and_jina_routes, rerank_routes
-from pipelines.serve.dialects.tei import embed_routes, model_routes, predict_routes
-from pipelines.serve.engine import Models
-from pipelines.serve.errors import TEI, Refusal
-from pipelines.serve.http_metrics import HttpMetrics
-from pipelines.serve.limits import Guard, HttpLimits
-from pipelines.serve.online import Online, json_response, new_router
+from pipelines.serve.http import errors
+from pipelines.serve.http.errors import TEI, Refusal
+from pipelines.serve.http.handler import Online, json_response, new_router
+from pipelines.serve.http.huggingface import task_route
+from pipelines.serve.http.metrics import HttpMetrics
+from pipelines.serve.http.middleware import Guard, HttpLimits
+from pipelines.serve.http.openai import openai_routes
+from pipelines.serve.http.rerank import cohere_and_jina_routes, rerank_routes
+from pipelines.serve.http.tei import embed_routes, model_routes, predict_routes
+from pipelines.serve.protocol import Models
 
 _EXPOSED = ("x-request-id", "x-truncated", "retry-after", "x-compute-tokens", "x-total-time")
 _ABOUT = """ModernBERT models online, for the clients of text-embeddings-inference, Hugging Face, OpenAI (embeddings),

@@ -10,9 +10,9 @@ from fastapi import APIRouter
 from pydantic import Field
 from starlette.responses import Response
 
-from pipelines.serve.dialects.tasks import embed
-from pipelines.serve.errors import OPENAI, Refusal
-from pipelines.serve.online import Body, Inputs, Int, Online, json_response, new_router, shown
+from pipelines.serve.http.errors import OPENAI, Refusal
+from pipelines.serve.http.handler import Body, Inputs, Int, Online, json_response, new_router, shown
+from pipelines.serve.http.tasks import embed
 
 
 class EmbeddingsRequest(Body):

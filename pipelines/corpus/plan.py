@@ -11,14 +11,14 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from pipelines.cluster import cluster_resources
-from pipelines.config import CorpusOptions, UserError
-from pipelines.output import read_files, read_run
+from pipelines.corpus.cluster import cluster_resources
+from pipelines.input.documents import is_text
+from pipelines.input.shards import Corpus, plan_corpus
+from pipelines.options import CorpusOptions, UserError
+from pipelines.output.folder import read_files, read_run
 from pipelines.predictor import BUDGET_TOKENS, DTYPE
-from pipelines.shards import Corpus, plan_corpus
 from pipelines.storage import Folder, hidden
 from pipelines.tasks.base import Checkpoint, Task, task_class
-from pipelines.texts import is_text
 
 ADDED = ("n_tokens", "n_windows", "truncated")
 """What every task adds beside its own columns."""

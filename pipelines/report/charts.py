@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from pipelines.progress import clock
+from pipelines.report.progress import clock
 
 MISSING = "–"
 _COLUMNS = 240

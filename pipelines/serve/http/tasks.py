@@ -11,9 +11,9 @@ from pydantic import Field
 from starlette.responses import Response
 
 from modernbert.tokenizer import Text
-from pipelines.serve.engine import Info
-from pipelines.serve.errors import Refusal
-from pipelines.serve.online import Answered, Body, Direction, Inputs, Int, NonEmpty, Online
+from pipelines.serve.http.errors import Refusal
+from pipelines.serve.http.handler import Answered, Body, Direction, Inputs, Int, NonEmpty, Online
+from pipelines.serve.protocol import Info
 
 _MOST_NUMBERS = 1 << 23  # of token vectors in an answer: about 160 MB of JSON
 

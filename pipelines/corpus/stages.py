@@ -19,13 +19,13 @@ import ray
 
 from modernbert.tokenizer import Text
 from modernbert.windows import Windows
-from pipelines import output
-from pipelines.job import Job
+from pipelines.corpus.plan import Job
+from pipelines.input.documents import cut, longest, readable, valid_documents
+from pipelines.input.shards import Rows, Shard, read_shard
+from pipelines.output import folder as output
+from pipelines.output.shard_stats import count_scores, count_windows
 from pipelines.predictor import Predictor
-from pipelines.receipts import count_scores, count_windows
-from pipelines.shards import Rows, Shard, read_shard
 from pipelines.tasks.base import Predicted
-from pipelines.texts import cut, longest, readable, valid_documents
 
 REJECT = pa.struct([("row", pa.int64()), ("reason", pa.string()), ("stage", pa.string()), ("raw", pa.string())])
 WINDOWS = {

@@ -8,10 +8,10 @@ from fastapi import APIRouter, Request
 from pydantic import Discriminator, Field, Tag
 from starlette.responses import Response
 
-from pipelines.serve.dialects.tasks import Cut, rerank
-from pipelines.serve.engine import Info
-from pipelines.serve.errors import COHERE, JINA, TEI, Refusal
-from pipelines.serve.online import Body, Int, NonEmpty, Online, new_router, shown
+from pipelines.serve.http.errors import COHERE, JINA, TEI, Refusal
+from pipelines.serve.http.handler import Body, Int, NonEmpty, Online, new_router, shown
+from pipelines.serve.http.tasks import Cut, rerank
+from pipelines.serve.protocol import Info
 
 _QUERY = "Where is my parcel?"
 _TEXTS = ["You can track your order here.", "Our shops open at nine."]

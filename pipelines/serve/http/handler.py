@@ -16,10 +16,10 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from modernbert.tokenizer import Text
-from pipelines.serve.engine import Answers, Ask, Info, Models, Tokens
-from pipelines.serve.errors import Dialect, Refusal, documented
-from pipelines.serve.http_metrics import HttpMetrics
-from pipelines.serve.limits import HttpLimits
+from pipelines.serve.http.errors import Dialect, Refusal, documented
+from pipelines.serve.http.metrics import HttpMetrics
+from pipelines.serve.http.middleware import HttpLimits
+from pipelines.serve.protocol import Answers, Ask, Info, Models, Tokens
 
 _LISTED = 100  # truncated inputs that the header names
 

@@ -24,12 +24,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from pipelines import receipts
-from pipelines.config import UserError
-from pipelines.lease import LEASE
-from pipelines.shards import Corpus, DataFile
+from pipelines.input.shards import Corpus, DataFile
+from pipelines.input.text import Scan
+from pipelines.options import UserError
+from pipelines.output import shard_stats as receipts
+from pipelines.output.lease import LEASE
 from pipelines.storage import Folder
-from pipelines.text_files import Scan
 
 RUN, REPORT, SHARDS, FILES, REJECTED = "_run.json", "_report.html", "_shards.arrow", "_files.arrow", "_rejected"
 REJECTED_FIELDS = pa.schema(

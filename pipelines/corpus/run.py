@@ -16,15 +16,17 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 from ray.exceptions import RayError
 
-from pipelines import output, receipts, summary
-from pipelines.cluster import Stopped, pool_size, stopped_by_sigterm
-from pipelines.config import CorpusOptions, JobError, UserError
-from pipelines.job import Job, plan_job
-from pipelines.lease import lease
-from pipelines.progress import shown_progress
-from pipelines.report import render
-from pipelines.shards import Shard
-from pipelines.stages import Predict, Progress, commit, read_and_tokenise, reject_shard, shard_row
+from pipelines.corpus import summary
+from pipelines.corpus.cluster import Stopped, pool_size, stopped_by_sigterm
+from pipelines.corpus.plan import Job, plan_job
+from pipelines.corpus.stages import Predict, Progress, commit, read_and_tokenise, reject_shard, shard_row
+from pipelines.input.shards import Shard
+from pipelines.options import CorpusOptions, JobError, UserError
+from pipelines.output import folder as output
+from pipelines.output import shard_stats as receipts
+from pipelines.output.lease import lease
+from pipelines.report.html import render
+from pipelines.report.progress import shown_progress
 
 _SHARE_FROM_ROWS, _MOST_SPLIT = 1000, 32
 _RUNS, _RUNS_OF_A_ROW, _VAIN_ROUNDS = 2, 3, 5

@@ -9,7 +9,9 @@ from pydantic import Discriminator, Field, Tag
 from starlette.responses import Response
 
 from modernbert.tokenizer import Text
-from pipelines.serve.dialects.tasks import (
+from pipelines.serve.http.errors import TEI, Refusal
+from pipelines.serve.http.handler import Answered, Body, Int, NonEmpty, Online, Texts, new_router, shown
+from pipelines.serve.http.tasks import (
     ClassifyParameters,
     EmbedRequest,
     SimilarityRequest,
@@ -17,8 +19,6 @@ from pipelines.serve.dialects.tasks import (
     embedded,
     similarity,
 )
-from pipelines.serve.errors import TEI, Refusal
-from pipelines.serve.online import Answered, Body, Int, NonEmpty, Online, Texts, new_router, shown
 
 _MOST_CHARACTERS = 50_000_000  # of the sequences in a fill-mask answer
 

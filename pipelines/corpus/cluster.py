@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import ray
 
-from pipelines.config import UserError
+from pipelines.options import UserError
 
 
 def cluster_resources() -> dict[str, float]:

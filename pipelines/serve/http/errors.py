@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Scope
 
-from pipelines.serve.engine import ServeError
+from pipelines.serve.protocol import ServeError
 
 
 class Refusal(Exception):
