@@ -17,7 +17,7 @@ from modernbert.linear import prepack
 from modernbert.packing import PackedBatch
 from modernbert.tokenizer import Text
 from pipelines.bucketing import packed_batches
-from pipelines.tasks.base import Checkpoint, Predicted, Task
+from pipelines.tasks.base import Checkpoint, ModelOutputs, Task
 
 BUDGET_TOKENS = {"cpu": 4096, "cuda": 65536}
 DTYPE = {"cpu": "float32", "cuda": "bfloat16"}
@@ -63,7 +63,7 @@ class Predictor:
         self.model = task.load(checkpoint, self.device, as_dtype(self.dtype))
         prepack(self.model)
 
-    def answer(self, documents: Sequence[Text], task: Task | None = None) -> tuple[Predicted, dict[int, str]]:
+    def answer(self, documents: Sequence[Text], task: Task | None = None) -> tuple[ModelOutputs, dict[int, str]]:
         """Encode and run `documents`, with the options of `task` in place of the predictor's own where given.
 
         Returns what `decode` and `results` of the task take, and the documents without an answer with the reason.
@@ -73,7 +73,7 @@ class Predictor:
         windows = task.encode(tokenizer, documents)
         made = self.predict(windows.input_ids, windows.cu_seqlens, task=task)
         failed = windows.unfit | {int(windows.document[w]): reason for w, reason in made.failed.items()}
-        return Predicted(documents, windows, made.values, made.splits, tokenizer), failed
+        return ModelOutputs(documents, windows, made.values, made.splits, tokenizer), failed
 
     @torch.inference_mode()
     def predict(

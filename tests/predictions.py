@@ -13,7 +13,7 @@ import numpy as np
 from modernbert.config import ModernBertConfig
 from modernbert.tokenizer import Tokenizer
 from modernbert.windows import Windows
-from pipelines.tasks.base import Predicted, Task
+from pipelines.tasks.base import ModelOutputs, Task
 
 
 def described(tokenizer: Any = None, **config: Any) -> Any:
@@ -24,7 +24,7 @@ def described(tokenizer: Any = None, **config: Any) -> Any:
     )
 
 
-def predicted(values: np.ndarray, document: list[int] | None = None, lengths: list[int] | None = None) -> Predicted:
+def predicted(values: np.ndarray, document: list[int] | None = None, lengths: list[int] | None = None) -> ModelOutputs:
     """A row a window; `document`: whose window each is (by default each its own), `lengths`: their tokens."""
     document = list(range(len(values))) if document is None else document
     lengths = [5] * len(values) if lengths is None else lengths
@@ -38,15 +38,15 @@ def predicted(values: np.ndarray, document: list[int] | None = None, lengths: li
         truncated=np.zeros(count, bool),
         unfit={},
     )
-    return Predicted([""] * count, windows, values, np.arange(len(values) + 1), None)  # type: ignore[arg-type]
+    return ModelOutputs([""] * count, windows, values, np.arange(len(values) + 1), None)  # type: ignore[arg-type]
 
 
-def said(task: Task, tokenizer: Tokenizer, documents: list[Any], answer: Callable[[Windows], Any]) -> Predicted:
+def said(task: Task, tokenizer: Tokenizer, documents: list[Any], answer: Callable[[Windows], Any]) -> ModelOutputs:
     """What is predicted of `documents` by a model whose answer for their windows, a row each, `answer` makes up."""
     windows = task.encode(tokenizer, documents)
     splits = np.concatenate(([0], np.cumsum(task.rows(windows.input_ids, windows.cu_seqlens))))
     values = np.asarray(answer(windows), dtype=np.float32)
-    return Predicted(documents, windows, values, splits, tokenizer)
+    return ModelOutputs(documents, windows, values, splits, tokenizer)
 
 
 PIECES = [

@@ -25,7 +25,7 @@ from pipelines.input.shards import Rows, Shard, read_shard
 from pipelines.output import folder as output
 from pipelines.output.shard_stats import count_scores, count_windows
 from pipelines.predictor import Predictor
-from pipelines.tasks.base import Predicted
+from pipelines.tasks.base import ModelOutputs
 
 REJECT = pa.struct([("row", pa.int64()), ("reason", pa.string()), ("stage", pa.string()), ("raw", pa.string())])
 WINDOWS = {
@@ -145,7 +145,7 @@ def commit(job: Job, table: pa.Table) -> pa.Table:
         read = read_shard(job.source, shard, job.schema, stored)
         documents: list[Text] = _documents(job, read)[0] if texts else [""] * len(rows)
         splits, values = _values(table, "splits"), _values(table, "values")
-        made = Predicted(documents, windows, values.reshape(-1, job.task.width), splits, job.model.tokenizer)
+        made = ModelOutputs(documents, windows, values.reshape(-1, job.task.width), splits, job.model.tokenizer)
         decoded = job.task.decode(made).take(pa.array(good))
         answers = {name: decoded.field(name) for name in job.task.columns.names}
         answers["n_tokens"] = pa.array(windows.n_tokens[good])

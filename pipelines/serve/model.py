@@ -27,7 +27,7 @@ from pipelines.serve.batcher import Batcher, Made
 from pipelines.serve.config import ServedModel
 from pipelines.serve.metrics import Metrics
 from pipelines.serve.protocol import Answers, Ask, Info, ServeError, Tokens
-from pipelines.tasks.base import Checkpoint, Predicted, Task, check_documents, make_task, task_class
+from pipelines.tasks.base import Checkpoint, ModelOutputs, Task, check_documents, make_task, task_class
 from pipelines.tasks.classify import Classify
 from pipelines.tasks.embed import Embed
 from pipelines.tasks.tag import Tag
@@ -55,7 +55,7 @@ class TokenVectors(Embed):
         """The encoder's last hidden states."""
         return model.encoder.forward_packed(batch)
 
-    def results(self, made: Predicted) -> list[Any]:
+    def results(self, made: ModelOutputs) -> list[Any]:
         """(tokens, H) for each document, special tokens included."""
         return np.split(made.values, made.splits[1:-1]) if made.documents else []
 
@@ -225,7 +225,7 @@ class OnlineModel:
     def _answers(self, ready: _Prepared, made: Made) -> Answers:
         """The answers of the documents that were run, among those that were not."""
         task, windows, at = ready.task, ready.windows, np.flatnonzero(~ready.too_long)
-        predicted = Predicted(ready.documents, windows, made.values, made.splits, self.checkpoint.tokenizer)
+        predicted = ModelOutputs(ready.documents, windows, made.values, made.splits, self.checkpoint.tokenizer)
         failed = {int(d): f"text has more than the {task.max_length} tokens that the model reads"
                   for d in np.flatnonzero(ready.too_long)}  # fmt: skip
         failed |= {int(at[d]): reason for d, reason in windows.unfit.items()}
@@ -265,7 +265,7 @@ class OnlineModel:
         self.metrics.ran(tokens, tokens / self.predictor.budget_tokens, seconds)
 
 
-def _results(task: Task, made: Predicted, at: np.ndarray, failed: dict[int, str], count: int) -> Any:
+def _results(task: Task, made: ModelOutputs, at: np.ndarray, failed: dict[int, str], count: int) -> Any:
     """The task's results at their places among `count` documents, None (zeros in an array) where failed."""
     if isinstance(task, Embed) and not isinstance(task, TokenVectors):
         vectors = task.vectors(made)

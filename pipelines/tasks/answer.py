@@ -20,7 +20,7 @@ from modernbert.windows import Windows
 from pipelines.tasks.base import (
     Checkpoint,
     LongDocuments,
-    Predicted,
+    ModelOutputs,
     Task,
     list_array,
     per_document,
@@ -120,7 +120,7 @@ class Answer(Task):
         """One a token."""
         return np.diff(cu_seqlens)
 
-    def decode(self, made: Predicted) -> pa.StructArray:
+    def decode(self, made: ModelOutputs) -> pa.StructArray:
         """The best spans of each context."""
         found = self.spans(made)
         best = [spans[0] if spans else Span("", 0.0, 0, 0) for spans, _ in found]
@@ -131,7 +131,7 @@ class Answer(Task):
             arrays.append(list_array(np.array([len(spans) for spans, _ in found]), pa.array(flat, SPAN)))
         return pa.StructArray.from_arrays(arrays, fields=list(self.columns))
 
-    def results(self, made: Predicted) -> list[Any]:
+    def results(self, made: ModelOutputs) -> list[Any]:
         """{score, start, end, answer}, or a list of them where there are several."""
         out = []
         for spans, _ in self.spans(made):
@@ -139,7 +139,7 @@ class Answer(Task):
             out.append(shown[0] if len(shown) == 1 else shown)
         return out
 
-    def spans(self, made: Predicted) -> list[tuple[list[Span], float]]:
+    def spans(self, made: ModelOutputs) -> list[tuple[list[Span], float]]:
         """Of each pair the best spans, at most `top_k` or one, and the score of there being no answer.
 
         Spans of one text, whatever the case of its letters, count as one and add up.

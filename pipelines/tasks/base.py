@@ -110,7 +110,7 @@ def _tokenizer(folder: Path, _changed: int) -> Tokenizer:
 
 
 @dataclass(frozen=True)
-class Predicted:
+class ModelOutputs:
     """Documents, their windows, and what the model said of these."""
 
     documents: Sequence[Text]
@@ -155,11 +155,11 @@ class Task(ABC):
         """C"""
 
     @abstractmethod
-    def decode(self, made: Predicted) -> pa.StructArray:
+    def decode(self, made: ModelOutputs) -> pa.StructArray:
         """One struct of `columns` for each document; those of documents without windows have no meaning."""
 
     @abstractmethod
-    def results(self, made: Predicted) -> list[Any]:
+    def results(self, made: ModelOutputs) -> list[Any]:
         """Plain Python values, one for each document, in the shape of Hugging Face's pipelines."""
 
     @classmethod

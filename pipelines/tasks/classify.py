@@ -17,7 +17,7 @@ from pipelines.tasks.base import (
     Checkpoint,
     LongDocuments,
     Merge,
-    Predicted,
+    ModelOutputs,
     Task,
     list_array,
     merged,
@@ -100,7 +100,7 @@ class Classify(Task):
         """A logit a label."""
         return len(self.labels)
 
-    def decode(self, made: Predicted) -> pa.StructArray:
+    def decode(self, made: ModelOutputs) -> pa.StructArray:
         """The best label and its score, lists from best to worst.
 
         A regression's score is the logit itself; several of them are listed in the labels' order.
@@ -122,7 +122,7 @@ class Classify(Task):
             arrays.append(list_array(counts, pa.array(kept_scores_DK[shown_DK], pa.float32())))
         return pa.StructArray.from_arrays(arrays, fields=list(self.columns))
 
-    def results(self, made: Predicted) -> list[list[dict[str, Any]]]:
+    def results(self, made: ModelOutputs) -> list[list[dict[str, Any]]]:
         """[{label, score}] from best to worst, at most `top_k`."""
         scores_DC = self._scores(merged(made.windows, made.values, self.merge))
         order_DC = np.argsort(-scores_DC, axis=1, kind="stable")[:, : self.top_k]

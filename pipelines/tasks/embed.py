@@ -21,7 +21,7 @@ from modernbert.packing import PackedBatch
 from modernbert.sentence import SentenceConfig, SentenceEncoder
 from modernbert.tokenizer import Text, Tokenizer
 from modernbert.windows import Windows
-from pipelines.tasks.base import Checkpoint, LongDocuments, Predicted, Task, merged, windowing
+from pipelines.tasks.base import Checkpoint, LongDocuments, ModelOutputs, Task, merged, windowing
 
 Precision = Literal["float32", "float16", "int8", "binary", "ubinary"]
 _STORED = {"float32": pa.float32(), "float16": pa.float16(), "int8": pa.int8(), "binary": pa.int8(),
@@ -145,14 +145,14 @@ class Embed(Task):
         texts = [self.prompt + str(document) for document in documents]
         return super().encode(tokenizer.lowercased if self.lower_case else tokenizer, texts)
 
-    def decode(self, made: Predicted) -> pa.StructArray:
+    def decode(self, made: ModelOutputs) -> pa.StructArray:
         """The vector of each document in the precision asked for."""
         kind = self.columns.field("embedding").type
         flat = pa.array(self.vectors(made).ravel(), kind.value_type)
         lists = pa.FixedSizeListArray.from_arrays(flat, kind.list_size)
         return pa.StructArray.from_arrays([lists], fields=list(self.columns))
 
-    def results(self, made: Predicted) -> list[list[float]]:
+    def results(self, made: ModelOutputs) -> list[list[float]]:
         """The vector of each document."""
         return self.vectors(made).tolist()
 
@@ -161,7 +161,7 @@ class Embed(Task):
         numbers = ", ".join(f"{float(x):.3g}" for x in answer["embedding"][:4])
         return f"[{numbers}, …]"
 
-    def vectors(self, made: Predicted) -> np.ndarray:
+    def vectors(self, made: ModelOutputs) -> np.ndarray:
         """(D, E), in the precision asked for: of a long document the mean of its windows', weighted by their tokens."""
         vectors = merged(made.windows, made.values, "mean", made.windows.lengths)
         vectors = _of_length_one(vectors) if self.normalize_first else vectors

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from modernbert.checkpoint import check_weights
 from modernbert.model import ModernBertModel
-from pipelines.tasks.base import Checkpoint, Predicted, Task, list_array, windowing
+from pipelines.tasks.base import Checkpoint, ModelOutputs, Task, list_array, windowing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,12 +48,12 @@ class Features(Task):
         """One a token."""
         return np.diff(cu_seqlens)
 
-    def decode(self, made: Predicted) -> pa.StructArray:
+    def decode(self, made: ModelOutputs) -> pa.StructArray:
         """A list of vectors for each document, special tokens included."""
         vectors = pa.FixedSizeListArray.from_arrays(pa.array(made.values.ravel(), pa.float32()), self.hidden_size)
         return pa.StructArray.from_arrays([list_array(np.diff(made.splits), vectors)], fields=list(self.columns))
 
-    def results(self, made: Predicted) -> list[list[list[list[float]]]]:
+    def results(self, made: ModelOutputs) -> list[list[list[list[float]]]]:
         """[[vector of each token]]: a batch of one for each document, as transformers gives it."""
         return [[rows.tolist()] for rows in np.split(made.values, made.splits[1:-1])] if made.documents else []
 

@@ -19,7 +19,7 @@ from modernbert.heads import ModernBertForMaskedLM
 from modernbert.packing import PackedBatch
 from modernbert.tokenizer import Text, Tokenizer
 from modernbert.windows import Windows
-from pipelines.tasks.base import Checkpoint, LongDocuments, Predicted, Task, list_array, per_document, windowing
+from pipelines.tasks.base import Checkpoint, LongDocuments, ModelOutputs, Task, list_array, per_document, windowing
 
 logger = logging.getLogger(__name__)
 FILL = pa.struct([("token", pa.string()), ("token_id", pa.int32()), ("score", pa.float32())])
@@ -108,7 +108,7 @@ class Fill(Task):
         """Which tokens, and how many of them."""
         return self.top_k, self.targets
 
-    def decode(self, made: Predicted) -> pa.StructArray:
+    def decode(self, made: ModelOutputs) -> pa.StructArray:
         """For each mask in the order of the text, the best tokens."""
         rows, counts = self._masks(made)
         scores, ids = made.values[rows, : self.top_k].ravel(), made.values[rows, self.top_k :].ravel().astype(np.int32)
@@ -118,7 +118,7 @@ class Fill(Task):
         of_mask = list_array(np.full(len(rows), self.top_k), fills)
         return pa.StructArray.from_arrays([list_array(counts, of_mask)], fields=list(self.columns))
 
-    def results(self, made: Predicted) -> list[Any]:
+    def results(self, made: ModelOutputs) -> list[Any]:
         """[{score, token, token_str, sequence}], or a list of such lists where a text has several masks."""
         tokenizer, windows = made.tokenizer, made.windows
         rows, counts = self._masks(made)
@@ -144,7 +144,7 @@ class Fill(Task):
         shown = ", ".join(f"{fill['token'].strip()} {fill['score']:.2f}" for fill in answer["fills"][0][:4])
         return shown + (" …" if len(answer["fills"]) > 1 else "")
 
-    def _masks(self, made: Predicted) -> tuple[np.ndarray, np.ndarray]:
+    def _masks(self, made: ModelOutputs) -> tuple[np.ndarray, np.ndarray]:
         """The rows of each document's masks, in the order of the text, and how many there are.
 
         A mask that two windows share counts in the one where it has more text on its scantier side.

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from modernbert.heads import ModernBertForSequenceClassification
-from pipelines.tasks.base import Checkpoint, LongDocuments, Merge, Predicted, Task, merged, sigmoid, windowing
+from pipelines.tasks.base import Checkpoint, LongDocuments, Merge, ModelOutputs, Task, merged, sigmoid, windowing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,12 +54,12 @@ class Rerank(Task):
         settled = windowing(checkpoint, max_length, long_documents, stride, "truncate")
         return cls(**settled, merge=merge, raw_scores=raw_scores)  # type: ignore[arg-type]
 
-    def decode(self, made: Predicted) -> pa.StructArray:
+    def decode(self, made: ModelOutputs) -> pa.StructArray:
         """The score: a number that grows with relevance, between 0 and 1 unless raw."""
         scores = pa.array(self._scores(made), pa.float32())
         return pa.StructArray.from_arrays([scores], fields=list(self.columns))
 
-    def results(self, made: Predicted) -> list[float]:
+    def results(self, made: ModelOutputs) -> list[float]:
         """A score for each pair."""
         return self._scores(made).tolist()
 
@@ -67,6 +67,6 @@ class Rerank(Task):
         """The score."""
         return f"{answer['score']:.3f}"
 
-    def _scores(self, made: Predicted) -> np.ndarray:
+    def _scores(self, made: ModelOutputs) -> np.ndarray:
         logits_D = merged(made.windows, made.values, self.merge)[:, 0]
         return logits_D if self.raw_scores else sigmoid(logits_D)

@@ -19,7 +19,7 @@ from modernbert.windows import Windows
 from pipelines.tasks.base import (
     Checkpoint,
     LongDocuments,
-    Predicted,
+    ModelOutputs,
     Task,
     list_array,
     per_document,
@@ -110,7 +110,7 @@ class Tag(Task):
         """One a token."""
         return np.diff(cu_seqlens)
 
-    def decode(self, made: Predicted) -> pa.StructArray:
+    def decode(self, made: ModelOutputs) -> pa.StructArray:
         """The entities of each document in the order of its text."""
         found = self.entities(made.windows, made.values)
         texts = [str(made.documents[d])[a:b] for d, (a, b) in zip(found.document, found.span.tolist(), strict=True)]
@@ -125,7 +125,7 @@ class Tag(Task):
         lists = list_array(counts, pa.StructArray.from_arrays(fields, fields=list(ENTITY)))
         return pa.StructArray.from_arrays([lists], fields=list(self.columns))
 
-    def results(self, made: Predicted) -> list[list[dict[str, Any]]]:
+    def results(self, made: ModelOutputs) -> list[list[dict[str, Any]]]:
         """[{entity_group, score, word, start, end}], or with aggregation none [{entity, score, index, word, …}]."""
         found = self.entities(made.windows, made.values)
         out: list[list[dict[str, Any]]] = [[] for _ in made.documents]
@@ -215,7 +215,7 @@ class Tag(Task):
             return scores_TC[order[first_U]]
         return scores_TC[first_U]
 
-    def _word(self, made: Predicted, text: str, first: int, last: int) -> str:
+    def _word(self, made: ModelOutputs, text: str, first: int, last: int) -> str:
         """The entity as the tokenizer spells it: of words, each word for itself first, as transformers does."""
         windows, tokenizer = made.windows, made.tokenizer
         words: list[list[str]] = []
