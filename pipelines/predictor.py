@@ -24,7 +24,7 @@ DTYPE = {"cpu": "float32", "cuda": "bfloat16"}
 
 
 @dataclass(frozen=True)
-class Outputs:
+class Predictions:
     """What the model said of some windows."""
 
     values: np.ndarray
@@ -82,7 +82,7 @@ class Predictor:
         cu_seqlens: np.ndarray,
         done: Callable[[int, int], None] | None = None,
         task: Task | None = None,
-    ) -> Outputs:
+    ) -> Predictions:
         """Run windows laid end to end, `input_ids` (T,) cut at `cu_seqlens` (W+1,); answers keep their order.
 
         `done(windows, tokens)` is called after each packed batch. A batch that does not fit the device's memory is
@@ -117,7 +117,7 @@ class Predictor:
         bad_rows = np.flatnonzero(~np.isfinite(values).all(axis=1))
         for w in np.unique(np.searchsorted(splits, bad_rows, side="right") - 1):
             failed[int(w)] = "the model's answer is not a finite number"
-        return Outputs(values, splits, failed, batches, time.perf_counter() - started)
+        return Predictions(values, splits, failed, batches, time.perf_counter() - started)
 
     def _to_device(self, ids: np.ndarray) -> torch.Tensor:
         tensor = torch.from_numpy(ids)
