@@ -26,7 +26,7 @@ from pipelines.predictor import Predictor
 from pipelines.serve.batcher import Batcher, Made
 from pipelines.serve.config import ServedModel
 from pipelines.serve.metrics import Metrics
-from pipelines.serve.protocol import Answers, Ask, Info, ServeError, Tokens
+from pipelines.serve.protocol import Answers, Info, PredictRequest, ServeError, Tokens
 from pipelines.tasks.base import Checkpoint, ModelOutputs, Task, check_documents, make_task, task_class
 from pipelines.tasks.classify import Classify
 from pipelines.tasks.embed import Embed
@@ -98,7 +98,7 @@ class OnlineModel:
         self._probe = self._encode(self.task, [(text, text) if len(self.kind.inputs) == 2 else text])
         self.batcher = Batcher(self.predictor, self._ran)
 
-    async def ask(self, ask: Ask) -> Answers:
+    async def ask(self, ask: PredictRequest) -> Answers:
         """Answers for `ask`; what the caller cancels leaves the queue."""
         count, limit_s = len(ask.documents), min(ask.timeout_s or self.options.timeout_s, self.options.timeout_s)
         self._admit(count)
@@ -179,7 +179,7 @@ class OnlineModel:
         self.metrics.refused(kind)
         return ServeError(kind, f"model {self.options.name}: {message}", retry_after_s)
 
-    async def _answer(self, ask: Ask) -> Answers:
+    async def _answer(self, ask: PredictRequest) -> Answers:
         try:
             ready = await self._in_thread(self._prepare, ask)
         except ValueError as error:
@@ -211,7 +211,7 @@ class OnlineModel:
     def _encode(self, task: Task, documents: Sequence[Text]) -> Windows:
         return task.encode(self.checkpoint.tokenizer, documents)
 
-    def _prepare(self, ask: Ask) -> _Prepared:
+    def _prepare(self, ask: PredictRequest) -> _Prepared:
         started = time.perf_counter()
         check_documents(self.kind, ask.documents)
         task = self._task(json.dumps(ask.options, sort_keys=True), ask.token_vectors)
@@ -287,7 +287,7 @@ class LocalModels:
         self.models = {options.name: OnlineModel(options) for options in models}
         self.tasks = {options.name: options.task for options in models}
 
-    async def ask(self, model: str, ask: Ask) -> Answers:
+    async def ask(self, model: str, ask: PredictRequest) -> Answers:
         """As of Models."""
         return await self._named(model).ask(ask)
 

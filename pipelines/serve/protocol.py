@@ -23,7 +23,7 @@ class ServeError(Exception):
 
 
 @dataclass(frozen=True)
-class Ask:
+class PredictRequest:
     """Documents for one model."""
 
     documents: Sequence[Text]
@@ -103,7 +103,7 @@ class Models(Protocol):
     tasks: dict[str, str]
     """Each model's task, in the order of the configuration."""
 
-    async def ask(self, model: str, ask: Ask) -> Answers:
+    async def ask(self, model: str, ask: PredictRequest) -> Answers:
         """Answers for `ask`."""
 
     async def info(self, model: str) -> Info:

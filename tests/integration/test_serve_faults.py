@@ -73,7 +73,7 @@ def processes(deployment="cat"):
 
 
 async def load(url, expected, disturb, seconds=2.0, clients=8):
-    """Ask until `disturb` has returned, and some seconds more; the wrong answers, and how many came."""
+    """PredictRequest until `disturb` has returned, and some seconds more; the wrong answers, and how many came."""
     wrong, answered, running = [], 0, True
 
     async def client(number):

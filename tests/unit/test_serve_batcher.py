@@ -19,7 +19,7 @@ from pipelines.serve import batcher
 from pipelines.serve.batcher import Batcher
 from pipelines.serve.config import served_models
 from pipelines.serve.model import LocalModels
-from pipelines.serve.protocol import Ask, ServeError
+from pipelines.serve.protocol import PredictRequest, ServeError
 from pipelines.tasks.base import Checkpoint, make_task, task_class
 
 BUDGET = 512
@@ -310,7 +310,10 @@ def test_online_is_offline_to_the_last_bit(serving, folders, task, options, own)
     want, failed = pipe.run(texts, {})
     assert not failed
     got = ask(
-        serving(task, budget_tokens=64, **own), task, *(Ask([text], options) for text in texts), Ask(texts, options)
+        serving(task, budget_tokens=64, **own),
+        task,
+        *(PredictRequest([text], options) for text in texts),
+        PredictRequest(texts, options),
     )
     together = got.pop()
     assert [list(made.results[0]) if task == "embed" else made.results[0] for made in got] == want
@@ -322,14 +325,14 @@ def test_online_is_offline_to_the_last_bit(serving, folders, task, options, own)
 def test_token_vectors_are_those_of_the_feature_pipeline(serving, folders):
     texts = documents("embed")
     want = pipeline("feature-extraction", str(folders["embed"]), max_length=24)(texts)
-    (made,) = ask(serving("embed", **WINDOWS), "embed", Ask(texts, token_vectors=True))
+    (made,) = ask(serving("embed", **WINDOWS), "embed", PredictRequest(texts, token_vectors=True))
     assert [vectors.tolist() for vectors in made.results] == [vectors for (vectors,) in want]
 
 
 def test_documents_without_an_answer_are_named_beside_the_others(serving, folders):
     models = serving("fill", max_length=16, long_documents="truncate")
     texts = ["the [MASK]", "the", "[MASK] " + "the cat sat " * 60, "a [MASK]"]
-    (made,) = ask(models, "fill", Ask(texts, truncate=False))
+    (made,) = ask(models, "fill", PredictRequest(texts, truncate=False))
     assert made.failed == {
         1: "text has no [MASK]",
         2: "text has more than the 16 tokens that the model reads",
@@ -340,7 +343,7 @@ def test_documents_without_an_answer_are_named_beside_the_others(serving, folder
     assert [made.results[0], made.results[3]] == want
     assert made.n_tokens[0] > 0
     assert made.n_tokens[2] == 0
-    (cut,) = ask(models, "fill", Ask(["[MASK] " + "the cat sat " * 60]))
+    (cut,) = ask(models, "fill", PredictRequest(["[MASK] " + "the cat sat " * 60]))
     assert cut.truncated == [True]
 
 
@@ -350,7 +353,7 @@ def test_a_failure_of_the_model_is_not_the_texts_fault(serving):
     bad = int(model.checkpoint.tokenizer.encode(["the"]).input_ids[1])
     with torch.no_grad():
         model.predictor.model.encoder.embeddings.tok_embeddings.weight[bad] = float("nan")
-    made, other = ask(models, "embed", Ask(["a", "the"]), Ask(["a"]))
+    made, other = ask(models, "embed", PredictRequest(["a", "the"]), PredictRequest(["a"]))
     assert made.failed == {1: "the model's answer is not a finite number"}
     assert made.invalid == frozenset()
     assert not made.results[1].any()
@@ -358,22 +361,22 @@ def test_a_failure_of_the_model_is_not_the_texts_fault(serving):
 
 
 MISTAKES = [
-    ("classify", Ask(["a"], {"top_k": 99}), "top_k 99 must be from 1 to the model's 5 labels"),
-    ("classify", Ask(["a"], {"top": 1}), "top is no option of classify"),
-    ("classify", Ask(["a", ("a", "b")]), "texts and pairs cannot be mixed"),
-    ("classify", Ask([7]), r"input 0 holds '7' \(int\), not text"),
-    ("classify", Ask(["a"], {"max_length": 40}), "max_length 40 is above the 32 that this service reads"),
-    ("classify", Ask(["a"], token_vectors=True), "token vectors come from embed models"),
-    ("tag", Ask([("a", "b")]), "input 0 is a pair"),
-    ("answer", Ask(["a"]), "input 0 is a single text; answer takes question and context"),
-    ("answer", Ask([("a", "")]), "input 0: context is empty"),
+    ("classify", PredictRequest(["a"], {"top_k": 99}), "top_k 99 must be from 1 to the model's 5 labels"),
+    ("classify", PredictRequest(["a"], {"top": 1}), "top is no option of classify"),
+    ("classify", PredictRequest(["a", ("a", "b")]), "texts and pairs cannot be mixed"),
+    ("classify", PredictRequest([7]), r"input 0 holds '7' \(int\), not text"),
+    ("classify", PredictRequest(["a"], {"max_length": 40}), "max_length 40 is above the 32 that this service reads"),
+    ("classify", PredictRequest(["a"], token_vectors=True), "token vectors come from embed models"),
+    ("tag", PredictRequest([("a", "b")]), "input 0 is a pair"),
+    ("answer", PredictRequest(["a"]), "input 0 is a single text; answer takes question and context"),
+    ("answer", PredictRequest([("a", "")]), "input 0: context is empty"),
 ]
 
 
 @pytest.mark.parametrize(("task", "wrong", "message"), MISTAKES, ids=lambda value: str(value)[:40])
 def test_mistakes_in_a_request(serving, task, wrong, message):
     models = serving(task, max_length=32)
-    fine = Ask([("the", "cat")] if task == "answer" else ["the"])
+    fine = PredictRequest([("the", "cat")] if task == "answer" else ["the"])
     error, made = ask(models, task, wrong, fine)
     assert isinstance(error, ServeError)
     assert error.kind == "invalid"
@@ -400,20 +403,20 @@ def held(models, task):
 
 def test_a_full_queue_refuses_and_says_when_to_come_back(serving):
     models = serving("classify", max_queued_documents=4)
-    too_large, *_ = ask(models, "classify", Ask(["a"] * 5))
+    too_large, *_ = ask(models, "classify", PredictRequest(["a"] * 5))
     assert too_large.kind == "too_large"
     assert "5 documents in a request; at most 4" in str(too_large)
 
     async def fill():
-        first = asyncio.create_task(models.ask("classify", Ask(["a"] * 3)))
+        first = asyncio.create_task(models.ask("classify", PredictRequest(["a"] * 3)))
         await asyncio.sleep(0)
         with pytest.raises(ServeError, match="3 documents are being answered; at most 4") as full:
-            await models.ask("classify", Ask(["a"] * 2))
+            await models.ask("classify", PredictRequest(["a"] * 2))
         assert full.value.kind == "overloaded"
         assert full.value.retry_after_s >= 1
         go()
         assert not (await first).failed
-        assert not (await models.ask("classify", Ask(["a"] * 4))).failed
+        assert not (await models.ask("classify", PredictRequest(["a"] * 4))).failed
 
     with held(models, "classify") as (go, _):
         asyncio.run(fill())
@@ -425,10 +428,10 @@ def test_a_deadline_passes_and_a_client_leaves(serving):
     model = models.models["classify"]
 
     async def late():
-        first = asyncio.create_task(models.ask("classify", Ask(["the cat sat"])))
+        first = asyncio.create_task(models.ask("classify", PredictRequest(["the cat sat"])))
         await asyncio.to_thread(entered.wait, 60)
-        second = asyncio.create_task(models.ask("classify", Ask(["the cat sat"] * 20)))
-        third = asyncio.create_task(models.ask("classify", Ask(["the cat sat"] * 20)))
+        second = asyncio.create_task(models.ask("classify", PredictRequest(["the cat sat"] * 20)))
+        third = asyncio.create_task(models.ask("classify", PredictRequest(["the cat sat"] * 20)))
         await asyncio.sleep(0.05)
         third.cancel()
         error, other, left = await asyncio.gather(first, second, third, return_exceptions=True)
@@ -439,7 +442,7 @@ def test_a_deadline_passes_and_a_client_leaves(serving):
         ran = []
         model.batcher._ran = lambda windows, *_: ran.append(windows)
         go()
-        assert not (await models.ask("classify", Ask(["a"], timeout_s=60))).failed
+        assert not (await models.ask("classify", PredictRequest(["a"], timeout_s=60))).failed
         assert sum(ran) == 2
 
     with held(models, "classify") as (go, entered):
@@ -494,6 +497,6 @@ def test_errors_cross_processes():
 
 
 def test_an_unknown_model(serving):
-    (error,) = ask(serving("embed"), "nix", Ask(["a"]))
+    (error,) = ask(serving("embed"), "nix", PredictRequest(["a"]))
     assert error.kind == "unknown_model"
     assert str(error) == "model 'nix' is unknown; known are embed"

@@ -19,7 +19,7 @@ from modernbert.tokenizer import Text
 from pipelines.serve.http.errors import Dialect, Refusal, documented
 from pipelines.serve.http.metrics import HttpMetrics
 from pipelines.serve.http.middleware import HttpLimits
-from pipelines.serve.protocol import Answers, Ask, Info, Models, Tokens
+from pipelines.serve.protocol import Answers, Info, Models, PredictRequest, Tokens
 
 _LISTED = 100  # truncated inputs that the header names
 
@@ -152,7 +152,7 @@ class Online:
         started = time.perf_counter()
         left = (direction or "right").lower() == "left"
         given = {name: value for name, value in (options or {}).items() if value is not None}
-        ask = Ask(documents, given, truncate and not left, self.limits.timeout_s, token_vectors)
+        ask = PredictRequest(documents, given, truncate and not left, self.limits.timeout_s, token_vectors)
         with self._taken(documents, place):
             answers = await self.models.ask(info.name, ask)
         if answers.failed:
