@@ -21,7 +21,7 @@ from pipelines.serve.config import DEMOS, served_models
 from pipelines.serve.http.app import create_app
 from pipelines.serve.http.middleware import HttpLimits
 from pipelines.serve.model import LocalModels
-from pipelines.serve.protocol import Answers, Models, PredictRequest
+from pipelines.serve.protocol import Models, PredictRequest, PredictResponse
 
 TASKS = {
     "intent": ("classify", DEMOS / "intent-classifier"),
@@ -144,7 +144,7 @@ class Held:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.models, name)
 
-    async def ask(self, model: str, ask: PredictRequest) -> Answers:
+    async def ask(self, model: str, ask: PredictRequest) -> PredictResponse:
         self.waiting += 1
         try:
             while not self.go.is_set():

@@ -17,7 +17,7 @@ from ray.serve.handle import DeploymentHandle
 
 from pipelines.options import UserError
 from pipelines.serve.config import HTTP_SIDE, ServedModel, ServiceOptions, check_checkpoints, service_options
-from pipelines.serve.protocol import Answers, Info, PredictRequest, ServeError, Tokens
+from pipelines.serve.protocol import Info, PredictRequest, PredictResponse, ServeError, Tokens
 
 _ONGOING = 100_000  # requests at a time that Serve lets through: the model's own limit counts documents
 _HEALTH_S = 5.0  # between two checks; Serve replaces a copy after three that fail
@@ -53,7 +53,7 @@ class ServeModels:
         self.tasks = {options.name: options.task for options in models}
         self._handles = handles
 
-    async def ask(self, model: str, ask: PredictRequest) -> Answers:
+    async def ask(self, model: str, ask: PredictRequest) -> PredictResponse:
         """As of Models."""
         return await self._call(model, "ask", ask, limit_s=ask.timeout_s)
 

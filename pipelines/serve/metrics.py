@@ -5,7 +5,7 @@ from __future__ import annotations
 # ray.util.metrics puts ray_ before each name.
 from ray.util.metrics import Counter, Histogram
 
-from pipelines.serve.protocol import Answers, Kind
+from pipelines.serve.protocol import Kind, PredictResponse
 
 SECONDS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0]
 SHARES = [0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
@@ -27,7 +27,7 @@ class Metrics:
         self._forward = _histogram("modernbert_forward_s", "A packed batch", SECONDS, tags)
         self._fill = _histogram("modernbert_batch_fill", "A packed batch's share of the token budget", SHARES, tags)
 
-    def answered(self, answers: Answers) -> None:
+    def answered(self, answers: PredictResponse) -> None:
         """A request has its answers."""
         self._requests.inc()
         self._tokenise.observe(answers.tokenise_s)

@@ -26,7 +26,7 @@ from pipelines.predictor import Predictor
 from pipelines.serve.batcher import Batcher, Made
 from pipelines.serve.config import ServedModel
 from pipelines.serve.metrics import Metrics
-from pipelines.serve.protocol import Answers, Info, PredictRequest, ServeError, Tokens
+from pipelines.serve.protocol import Info, PredictRequest, PredictResponse, ServeError, Tokens
 from pipelines.tasks.base import Checkpoint, ModelOutputs, Task, check_documents, make_task, task_class
 from pipelines.tasks.classify import Classify
 from pipelines.tasks.embed import Embed
@@ -98,7 +98,7 @@ class OnlineModel:
         self._probe = self._encode(self.task, [(text, text) if len(self.kind.inputs) == 2 else text])
         self.batcher = Batcher(self.predictor, self._ran)
 
-    async def ask(self, ask: PredictRequest) -> Answers:
+    async def ask(self, ask: PredictRequest) -> PredictResponse:
         """Answers for `ask`; what the caller cancels leaves the queue."""
         count, limit_s = len(ask.documents), min(ask.timeout_s or self.options.timeout_s, self.options.timeout_s)
         self._admit(count)
@@ -179,7 +179,7 @@ class OnlineModel:
         self.metrics.refused(kind)
         return ServeError(kind, f"model {self.options.name}: {message}", retry_after_s)
 
-    async def _answer(self, ask: PredictRequest) -> Answers:
+    async def _answer(self, ask: PredictRequest) -> PredictResponse:
         try:
             ready = await self._in_thread(self._prepare, ask)
         except ValueError as error:
@@ -222,7 +222,7 @@ class OnlineModel:
             windows = self._encode(task, documents)
         return _Prepared(task, documents, windows, too_long, time.perf_counter() - started)
 
-    def _answers(self, ready: _Prepared, made: Made) -> Answers:
+    def _answers(self, ready: _Prepared, made: Made) -> PredictResponse:
         """The answers of the documents that were run, among those that were not."""
         task, windows, at = ready.task, ready.windows, np.flatnonzero(~ready.too_long)
         predicted = ModelOutputs(ready.documents, windows, made.values, made.splits, self.checkpoint.tokenizer)
@@ -234,7 +234,7 @@ class OnlineModel:
             failed.setdefault(int(at[windows.document[w]]), reason)
         n_tokens, truncated = np.zeros(len(ready.too_long), np.int64), np.zeros(len(ready.too_long), bool)
         n_tokens[at], truncated[at] = windows.n_tokens, windows.truncated
-        return Answers(
+        return PredictResponse(
             results=_results(task, predicted, at, failed, len(ready.too_long)),
             failed=failed,
             invalid=invalid,
@@ -287,7 +287,7 @@ class LocalModels:
         self.models = {options.name: OnlineModel(options) for options in models}
         self.tasks = {options.name: options.task for options in models}
 
-    async def ask(self, model: str, ask: PredictRequest) -> Answers:
+    async def ask(self, model: str, ask: PredictRequest) -> PredictResponse:
         """As of Models."""
         return await self._named(model).ask(ask)
 

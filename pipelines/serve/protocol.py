@@ -38,7 +38,7 @@ class PredictRequest:
 
 
 @dataclass(frozen=True)
-class Answers:
+class PredictResponse:
     """One answer a document, in order."""
 
     results: Sequence[Any]
@@ -103,7 +103,7 @@ class Models(Protocol):
     tasks: dict[str, str]
     """Each model's task, in the order of the configuration."""
 
-    async def ask(self, model: str, ask: PredictRequest) -> Answers:
+    async def ask(self, model: str, ask: PredictRequest) -> PredictResponse:
         """Answers for `ask`."""
 
     async def info(self, model: str) -> Info:

@@ -32,7 +32,7 @@ from safetensors.numpy import load_file, save_file
 from pipelines.inmemory import pipeline
 from pipelines.serve.config import served_models
 from pipelines.serve.model import LocalModels
-from pipelines.serve.protocol import Answers, PredictRequest
+from pipelines.serve.protocol import PredictRequest, PredictResponse
 
 SECRET = "my password is swordfish"
 
@@ -162,7 +162,7 @@ class TestFailures:
 
     def test_a_fault_of_ours_is_500_and_its_message_stays_here(self, caplog: pytest.LogCaptureFixture) -> None:
         class Broken(Held):
-            async def ask(self, model: str, ask: PredictRequest) -> Answers:
+            async def ask(self, model: str, ask: PredictRequest) -> PredictResponse:
                 raise RuntimeError(f"{model} cannot digest {ask.documents[0]}")
 
         with caplog.at_level(logging.INFO), serving(Broken()) as url:

@@ -18,7 +18,7 @@ from pipelines.serve.http.huggingface import AnswerParameters, TagParameters
 from pipelines.serve.http.middleware import HttpLimits
 from pipelines.serve.http.rerank import CohereRequest, JinaRequest
 from pipelines.serve.http.tei import PredictRequest
-from pipelines.serve.protocol import Answers, Info, Kind
+from pipelines.serve.protocol import Info, Kind, PredictResponse
 
 
 def said(path: str, kind: str, **rest: Any) -> tuple[int, Any, dict[str, str]]:
@@ -157,13 +157,13 @@ class Echo:
         labels = ("score",) if model == "one" else ()
         return Info(model, model, None, self.tasks[model], "cpu", "float32", 512, 4096, 64, labels)
 
-    async def ask(self, model: str, ask: Any) -> Answers:
+    async def ask(self, model: str, ask: Any) -> PredictResponse:
         self.asked.append(ask)
         count = len(ask.documents)
         results: list[Any] = [len(document[1]) for document in ask.documents]
         if model == "one":
             results = [[{"label": "score", "score": 0.5}]] * count
-        return Answers(results, {}, frozenset(), [1] * count, [False] * count, 0.0, 0.0, 0.0)
+        return PredictResponse(results, {}, frozenset(), [1] * count, [False] * count, 0.0, 0.0, 0.0)
 
 
 def call(models: Any, path: str, body: Any, headers: tuple[tuple[bytes, bytes], ...] = ()) -> tuple[int, Any]:

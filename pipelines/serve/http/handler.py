@@ -19,7 +19,7 @@ from modernbert.tokenizer import Text
 from pipelines.serve.http.errors import Dialect, Refusal, documented
 from pipelines.serve.http.metrics import HttpMetrics
 from pipelines.serve.http.middleware import HttpLimits
-from pipelines.serve.protocol import Answers, Info, Models, PredictRequest, Tokens
+from pipelines.serve.protocol import Info, Models, PredictRequest, PredictResponse, Tokens
 
 _LISTED = 100  # truncated inputs that the header names
 
@@ -227,7 +227,7 @@ class Answered:
     """What a model said of a request's documents."""
 
     info: Info
-    answers: Answers
+    answers: PredictResponse
     characters: int
     n_tokens: int
     cut: set[int]
