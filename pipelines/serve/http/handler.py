@@ -147,7 +147,7 @@ class Online:
         truncate: bool = True,
         direction: str | None = None,
         token_vectors: bool = False,
-    ) -> Answered:
+    ) -> HandledRequest:
         """An answer for each document, or a Refusal that names one as `place[i]`."""
         started = time.perf_counter()
         left = (direction or "right").lower() == "left"
@@ -161,7 +161,7 @@ class Online:
             if left and truncate and i in answers.invalid:
                 told += " (truncation_direction left is not available here; right is)"
             raise Refusal("invalid" if i in answers.invalid else "failed", told, field=place)
-        answered = Answered(
+        answered = HandledRequest(
             info=info,
             answers=answers,
             characters=sum(map(_length, documents)),
@@ -223,7 +223,7 @@ class Online:
 
 
 @dataclass
-class Answered:
+class HandledRequest:
     """What a model said of a request's documents."""
 
     info: Info

@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from modernbert.tokenizer import Text
 from pipelines.serve.http.errors import TEI, Refusal
-from pipelines.serve.http.handler import Answered, Body, Int, NonEmpty, Online, Texts, new_router, shown
+from pipelines.serve.http.handler import Body, HandledRequest, Int, NonEmpty, Online, Texts, new_router, shown
 from pipelines.serve.http.tasks import (
     ClassifyParameters,
     EmbedRequest,
@@ -230,6 +230,6 @@ def _many(inputs: Any) -> list[Any]:
     return inputs if isinstance(inputs, list) else [inputs]
 
 
-def _reply(answered: Answered, inputs: Any) -> Response:
+def _reply(answered: HandledRequest, inputs: Any) -> Response:
     results = answered.answers.results
     return answered.reply(results if isinstance(inputs, list) else results[0])

@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from modernbert.tokenizer import Text
 from pipelines.serve.http.errors import Refusal
-from pipelines.serve.http.handler import Answered, Body, Direction, Inputs, Int, NonEmpty, Online
+from pipelines.serve.http.handler import Body, Direction, HandledRequest, Inputs, Int, NonEmpty, Online
 from pipelines.serve.protocol import Info
 
 _MOST_NUMBERS = 1 << 23  # of token vectors in an answer: about 160 MB of JSON
@@ -92,7 +92,7 @@ async def embed(
     normalize: bool | None = True,
     dimensions: int | None = None,
     **cut: Any,
-) -> Answered:
+) -> HandledRequest:
     """Vectors, as a float32 array (inputs, dimensions)."""
     options: dict[str, Any] = {"normalize": normalize is not False, **prompt_options(info, prompt_name)}
     if dimensions is not None:
@@ -102,7 +102,7 @@ async def embed(
 
 async def embed_tokens(
     online: Online, info: Info, texts: Sequence[str], prompt_name: str | None, **cut: Any
-) -> Answered:
+) -> HandledRequest:
     """A float32 array (tokens, hidden) for each text."""
     options = prompt_options(info, prompt_name)
     most = _MOST_NUMBERS // (info.dimensions or 1)
@@ -126,7 +126,7 @@ async def embedded(online: Online, info: Info, body: EmbedRequest) -> Response:
     return answered.reply(answered.vectors)
 
 
-async def similarity(online: Online, info: Info, body: SimilarityRequest) -> tuple[Answered, list[float]]:
+async def similarity(online: Online, info: Info, body: SimilarityRequest) -> tuple[HandledRequest, list[float]]:
     """The cosine of the source sentence with each of the others, and what the model said."""
     texts = [body.inputs.source_sentence, *body.inputs.sentences]
     given = body.parameters or SimilarityParameters()
@@ -143,7 +143,7 @@ async def classify(
     *,
     raw: bool = False,
     **cut: Any,
-) -> tuple[Answered, list[list[dict[str, Any]]]]:
+) -> tuple[HandledRequest, list[list[dict[str, Any]]]]:
     """[{label, score}] of each document from best to worst, and what the model said."""
     function = "none" if raw else parameters.function_to_apply
     if function is None and len(info.labels) == 1 and info.problem_type is None:
@@ -155,7 +155,7 @@ async def classify(
 
 async def rerank(
     online: Online, info: Info, query: str, texts: Sequence[str], place: str, *, raw: bool = False, **cut: Any
-) -> tuple[Answered, list[tuple[int, float]]]:
+) -> tuple[HandledRequest, list[tuple[int, float]]]:
     """The place and the score of each text from best to worst, and what the model said."""
     answered = await online.ask(
         info, [(query, text) for text in texts], place=place, options={"raw_scores": raw}, **cut
