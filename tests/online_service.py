@@ -20,8 +20,8 @@ from checkpoints import write_task
 from pipelines.serve.config import DEMOS, served_models
 from pipelines.serve.http.app import create_app
 from pipelines.serve.http.middleware import HttpLimits
-from pipelines.serve.model import LocalModels
-from pipelines.serve.protocol import Models, PredictRequest, PredictResponse
+from pipelines.serve.model import LocalModelClient
+from pipelines.serve.protocol import ModelClient, PredictRequest, PredictResponse
 
 TASKS = {
     "intent": ("classify", DEMOS / "intent-classifier"),
@@ -54,15 +54,15 @@ def checkpoint_of(name: str) -> Path:
 
 
 @cache
-def all_models() -> LocalModels:
+def all_models() -> LocalModelClient:
     """One model of each task, loaded once."""
-    return LocalModels(served_models([
+    return LocalModelClient(served_models([
         {"name": name, "task": task, "model": str(checkpoint_of(name))} for name, (task, _) in TASKS.items()
     ]))  # fmt: skip
 
 
 @contextlib.contextmanager
-def serving(models: Models, **limits: Any) -> Iterator[str]:
+def serving(models: ModelClient, **limits: Any) -> Iterator[str]:
     """The application on a free port; yields its URL."""
     app = create_app(models, HttpLimits(**limits))
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", lifespan="off"))

@@ -28,10 +28,10 @@ class Replica:
     """A copy of a model, in a process of its own."""
 
     def __init__(self, options: ServedModel):
-        from pipelines.serve.model import OnlineModel
+        from pipelines.serve.model import ModelServer
 
         _keep_texts_out_of_logs()
-        self.model = OnlineModel(options)
+        self.model = ModelServer(options)
 
     async def call(self, method: str, *arguments: Any) -> Any:
         """A method of OnlineModel; a ServeError is returned, since Serve logs what is raised, and wraps it."""
@@ -45,7 +45,7 @@ class Replica:
         await self.model.check_health()
 
 
-class ServeModels:
+class ServeModelClient:
     """Models behind Ray Serve's handles."""
 
     def __init__(self, models: Sequence[ServedModel], handles: dict[str, DeploymentHandle]):
@@ -109,7 +109,7 @@ class Apart:
     """The HTTP side in a process of its own."""
 
     def __init__(self, options: ServiceOptions, handles: dict[str, DeploymentHandle]):
-        self.options, self.models = options, ServeModels(options.models, handles)
+        self.options, self.models = options, ServeModelClient(options.models, handles)
 
     def __serve_build_asgi_app__(self) -> Any:
         from pipelines.serve.http.app import create_app
@@ -121,10 +121,10 @@ class Together:
     """The HTTP side and the models in one process."""
 
     def __init__(self, options: ServiceOptions):
-        from pipelines.serve.model import LocalModels
+        from pipelines.serve.model import LocalModelClient
 
         _keep_texts_out_of_logs()
-        self.options, self.models = options, LocalModels(options.models)
+        self.options, self.models = options, LocalModelClient(options.models)
 
     def __serve_build_asgi_app__(self) -> Any:
         from pipelines.serve.http.app import create_app

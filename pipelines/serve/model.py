@@ -72,7 +72,7 @@ class _Prepared:
     seconds: float
 
 
-class OnlineModel:
+class ModelServer:
     """One model with its queue."""
 
     def __init__(self, options: ServedModel):
@@ -280,11 +280,11 @@ def _results(task: Task, made: ModelOutputs, at: np.ndarray, failed: dict[int, s
     return results
 
 
-class LocalModels:
+class LocalModelClient:
     """Models in this process, without Ray."""
 
     def __init__(self, models: Sequence[ServedModel]):
-        self.models = {options.name: OnlineModel(options) for options in models}
+        self.models = {options.name: ModelServer(options) for options in models}
         self.tasks = {options.name: options.task for options in models}
 
     async def ask(self, model: str, ask: PredictRequest) -> PredictResponse:
@@ -318,7 +318,7 @@ class LocalModels:
         for model in self.models.values():
             model.close()
 
-    def _named(self, model: str) -> OnlineModel:
+    def _named(self, model: str) -> ModelServer:
         if model not in self.models:
             raise ServeError("unknown_model", f"model {model[:80]!r} is unknown; known are {', '.join(self.models)}")
         return self.models[model]

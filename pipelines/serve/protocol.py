@@ -97,7 +97,7 @@ class Tokens:
     """Characters [start, end) of each in the text; None for special tokens."""
 
 
-class Models(Protocol):
+class ModelClient(Protocol):
     """The models that are online. Each method raises ServeError, of kind unknown_model for a name that is none."""
 
     tasks: dict[str, str]

@@ -28,7 +28,7 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from pipelines.inmemory import pipeline
 from pipelines.serve.config import served_models
-from pipelines.serve.model import LocalModels
+from pipelines.serve.model import LocalModelClient
 
 
 @pytest.fixture
@@ -258,7 +258,7 @@ class TestShapes:
             assert (found.status_code, found.json().keys()) == (404, shape)
 
     def test_no_model_for_it(self) -> None:
-        only_pii = LocalModels(served_models([{"name": "pii", "task": "tag", "model": str(checkpoint_of("pii"))}]))
+        only_pii = LocalModelClient(served_models([{"name": "pii", "task": "tag", "model": str(checkpoint_of("pii"))}]))
         with serving(only_pii) as url:
             for path in ("/embed", "/predict", "/rerank", "/similarity"):
                 found = post(path, SHAPES[path][0], url)

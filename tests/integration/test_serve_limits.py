@@ -31,7 +31,7 @@ from safetensors.numpy import load_file, save_file
 
 from pipelines.inmemory import pipeline
 from pipelines.serve.config import served_models
-from pipelines.serve.model import LocalModels
+from pipelines.serve.model import LocalModelClient
 from pipelines.serve.protocol import PredictRequest, PredictResponse
 
 SECRET = "my password is swordfish"
@@ -108,7 +108,7 @@ class TestLimits:
 
 
 @cache
-def poisoned() -> LocalModels:
+def poisoned() -> LocalModelClient:
     """An embedding model that gives NaN for every text with the word "mat"."""
     folder = write_task(new_folder(), "ModernBertModel")
     bad = pipeline("sentence-embedding", str(folder)).checkpoint.tokenizer.token_id("Ġmat")
@@ -116,7 +116,7 @@ def poisoned() -> LocalModels:
     weights = load_file(folder / "model.safetensors")
     weights["embeddings.tok_embeddings.weight"][bad] = np.nan
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    return LocalModels(served_models([{"name": "poisoned", "task": "embed", "model": str(folder)}]))
+    return LocalModelClient(served_models([{"name": "poisoned", "task": "embed", "model": str(folder)}]))
 
 
 class TestFailures:

@@ -18,7 +18,7 @@ from pipelines.predictor import Predictor
 from pipelines.serve import batcher
 from pipelines.serve.batcher import Batcher
 from pipelines.serve.config import served_models
-from pipelines.serve.model import LocalModels
+from pipelines.serve.model import LocalModelClient
 from pipelines.serve.protocol import PredictRequest, ServeError
 from pipelines.tasks.base import Checkpoint, make_task, task_class
 
@@ -266,7 +266,7 @@ def serving(folders):
 
     def serve(task, **options):
         (served,) = served_models([{"name": task, "task": task, "model": str(folders[task]), **options}])
-        open_models.append(LocalModels([served]))
+        open_models.append(LocalModelClient([served]))
         return open_models[-1]
 
     yield serve

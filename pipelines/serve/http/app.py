@@ -19,7 +19,7 @@ from pipelines.serve.http.middleware import Guard, HttpLimits
 from pipelines.serve.http.openai import openai_routes
 from pipelines.serve.http.rerank import cohere_and_jina_routes, rerank_routes
 from pipelines.serve.http.tei import embed_routes, model_routes, predict_routes
-from pipelines.serve.protocol import Models
+from pipelines.serve.protocol import ModelClient
 
 _EXPOSED = ("x-request-id", "x-truncated", "retry-after", "x-compute-tokens", "x-total-time")
 _ABOUT = """ModernBERT models online, for the clients of text-embeddings-inference, Hugging Face, OpenAI (embeddings),
@@ -27,7 +27,7 @@ Cohere and Jina (rerank). Routes that name no model go to the first in the confi
 model has its own below `/models/{name}`, which serves as the base URL of a client, too."""
 
 
-def create_app(models: Models, limits: HttpLimits | None = None, *, behind_serve: bool = False) -> FastAPI:
+def create_app(models: ModelClient, limits: HttpLimits | None = None, *, behind_serve: bool = False) -> FastAPI:
     """The application over `models`; `behind_serve`: Ray Serve's proxy stands before it, and names requests."""
     limits = limits or HttpLimits()
     metrics = HttpMetrics()

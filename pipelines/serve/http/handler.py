@@ -19,7 +19,7 @@ from modernbert.tokenizer import Text
 from pipelines.serve.http.errors import Dialect, Refusal, documented
 from pipelines.serve.http.metrics import HttpMetrics
 from pipelines.serve.http.middleware import HttpLimits
-from pipelines.serve.protocol import Info, Models, PredictRequest, PredictResponse, Tokens
+from pipelines.serve.protocol import Info, ModelClient, PredictRequest, PredictResponse, Tokens
 
 _LISTED = 100  # truncated inputs that the header names
 
@@ -102,7 +102,7 @@ class _JsonRequest(Request):
 class Online:
     """The models, and what is kept of requests under way."""
 
-    models: Models
+    models: ModelClient
     limits: HttpLimits
     metrics: HttpMetrics
     documents: int = 0
