@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from pipelines.serve.http import errors
 from pipelines.serve.http.errors import TEI, Refusal
-from pipelines.serve.http.handler import Online, json_response, new_router
+from pipelines.serve.http.handler import RequestHandler, json_response, new_router
 from pipelines.serve.http.huggingface import task_route
 from pipelines.serve.http.metrics import HttpMetrics
 from pipelines.serve.http.middleware import Guard, HttpLimits
@@ -31,7 +31,7 @@ def create_app(models: ModelClient, limits: HttpLimits | None = None, *, behind_
     """The application over `models`; `behind_serve`: Ray Serve's proxy stands before it, and names requests."""
     limits = limits or HttpLimits()
     metrics = HttpMetrics()
-    online = Online(models, limits, metrics)
+    online = RequestHandler(models, limits, metrics)
     app = FastAPI(title="modernbert-ray", version=version("modernbert-ray"), description=_ABOUT, redoc_url=None)
     errors.install(app)
     app.include_router(_state_routes(online), tags=["state"])
@@ -62,7 +62,7 @@ def create_app(models: ModelClient, limits: HttpLimits | None = None, *, behind_
     return app
 
 
-def _state_routes(online: Online) -> APIRouter:
+def _state_routes(online: RequestHandler) -> APIRouter:
     """Whether the service lives, whether it answers, and what it has done: without a key."""
     router = new_router(TEI)
 
@@ -80,7 +80,7 @@ def _state_routes(online: Online) -> APIRouter:
     return router
 
 
-def _health_route(online: Online, name: str | None) -> APIRouter:
+def _health_route(online: RequestHandler, name: str | None) -> APIRouter:
     router = new_router(TEI)
 
     @router.get("/health", response_model=dict[str, Any])

@@ -99,7 +99,7 @@ class _JsonRequest(Request):
 
 
 @dataclass
-class Online:
+class RequestHandler:
     """The models, and what is kept of requests under way."""
 
     models: ModelClient

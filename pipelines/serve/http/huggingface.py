@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from modernbert.tokenizer import Text
 from pipelines.serve.http.errors import TEI, Refusal
-from pipelines.serve.http.handler import Body, HandledRequest, Int, NonEmpty, Online, Texts, new_router, shown
+from pipelines.serve.http.handler import Body, HandledRequest, Int, NonEmpty, RequestHandler, Texts, new_router, shown
 from pipelines.serve.http.tasks import (
     ClassifyParameters,
     EmbedRequest,
@@ -140,7 +140,7 @@ VectorRequest = Annotated[
 ]
 
 
-def task_route(online: Online, name: str, path: str, *, shared: bool = False) -> APIRouter:
+def task_route(online: RequestHandler, name: str, path: str, *, shared: bool = False) -> APIRouter:
     """The route of the model `name` at `path`; `shared`: a classifier answers TEI's clients there too."""
     router = new_router(TEI)
     add = _ADD[online.models.tasks[name]]
@@ -148,7 +148,7 @@ def task_route(online: Online, name: str, path: str, *, shared: bool = False) ->
     return router
 
 
-def _add_classify(router: APIRouter, online: Online, name: str, path: str, shared: bool) -> None:
+def _add_classify(router: APIRouter, online: RequestHandler, name: str, path: str, shared: bool) -> None:
     @router.post(path, **shown(list[Any], {"inputs": "Where is my parcel?", "parameters": {"top_k": 3}}))
     async def text_classification(body: ClassifyRequest) -> Response:
         """[[{label, score}]]: for each input a list from best to worst."""
@@ -161,7 +161,7 @@ def _add_classify(router: APIRouter, online: Online, name: str, path: str, share
         return answered.reply(labels[0] if flat else labels)
 
 
-def _add_tag(router: APIRouter, online: Online, name: str, path: str, shared: bool) -> None:  # noqa: ARG001
+def _add_tag(router: APIRouter, online: RequestHandler, name: str, path: str, shared: bool) -> None:  # noqa: ARG001
     example = {"inputs": "Call Ada at 555-0100.", "parameters": {"aggregation_strategy": "simple"}}
 
     @router.post(path, **shown(list[Any], example))
@@ -173,7 +173,7 @@ def _add_tag(router: APIRouter, online: Online, name: str, path: str, shared: bo
         return _reply(answered, body.inputs)
 
 
-def _add_fill(router: APIRouter, online: Online, name: str, path: str, shared: bool) -> None:  # noqa: ARG001
+def _add_fill(router: APIRouter, online: RequestHandler, name: str, path: str, shared: bool) -> None:  # noqa: ARG001
     @router.post(path, **shown(list[Any], {"inputs": "The capital of France is [MASK].", "parameters": {"top_k": 3}}))
     async def fill_mask(body: FillRequest) -> Response:
         """[{score, token, token_str, sequence}] for a text with one mask; lists of them for several masks or texts."""
@@ -188,7 +188,7 @@ def _add_fill(router: APIRouter, online: Online, name: str, path: str, shared: b
         return _reply(answered, body.inputs)
 
 
-def _add_answer(router: APIRouter, online: Online, name: str, path: str, shared: bool) -> None:  # noqa: ARG001
+def _add_answer(router: APIRouter, online: RequestHandler, name: str, path: str, shared: bool) -> None:  # noqa: ARG001
     question = {"question": "Where do I live?", "context": "My name is Merve and I live in Istanbul."}
 
     @router.post(path, **shown(list[Any] | dict[str, Any], {"inputs": question, "parameters": {}}))
@@ -201,7 +201,7 @@ def _add_answer(router: APIRouter, online: Online, name: str, path: str, shared:
         return _reply(answered, body.inputs)
 
 
-def _add_embed(router: APIRouter, online: Online, name: str, path: str, shared: bool) -> None:  # noqa: ARG001
+def _add_embed(router: APIRouter, online: RequestHandler, name: str, path: str, shared: bool) -> None:  # noqa: ARG001
     @router.post(path, **shown(list[Any], {"inputs": ["What is Deep Learning?"], "normalize": True}))
     async def feature_extraction(body: VectorRequest) -> Response:
         """A vector for each input; with inputs {source_sentence, sentences} their cosines: sentence similarity."""
@@ -212,7 +212,7 @@ def _add_embed(router: APIRouter, online: Online, name: str, path: str, shared: 
         return await embedded(online, info, body)
 
 
-def _add_rerank(router: APIRouter, online: Online, name: str, path: str, shared: bool) -> None:
+def _add_rerank(router: APIRouter, online: RequestHandler, name: str, path: str, shared: bool) -> None:
     """Hugging Face's client has no such task."""
 
 

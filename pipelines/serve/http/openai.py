@@ -11,7 +11,7 @@ from pydantic import Field
 from starlette.responses import Response
 
 from pipelines.serve.http.errors import OPENAI, Refusal
-from pipelines.serve.http.handler import Body, Inputs, Int, Online, json_response, new_router, shown
+from pipelines.serve.http.handler import Body, Inputs, Int, RequestHandler, json_response, new_router, shown
 from pipelines.serve.http.tasks import embed
 
 
@@ -25,7 +25,7 @@ class EmbeddingsRequest(Body):
     user: str | None = Field(default=None, description="not used")
 
 
-def openai_routes(online: Online) -> APIRouter:
+def openai_routes(online: RequestHandler) -> APIRouter:
     """`/v1/embeddings` and `/v1/models`."""
     router = new_router(OPENAI)
     example = {"model": online.first("embed") or "none here", "input": ["What is Deep Learning?"]}

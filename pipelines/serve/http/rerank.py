@@ -9,7 +9,7 @@ from pydantic import Discriminator, Field, Tag
 from starlette.responses import Response
 
 from pipelines.serve.http.errors import COHERE, JINA, TEI, Refusal
-from pipelines.serve.http.handler import Body, Int, NonEmpty, Online, new_router, shown
+from pipelines.serve.http.handler import Body, Int, NonEmpty, RequestHandler, new_router, shown
 from pipelines.serve.http.tasks import Cut, rerank
 from pipelines.serve.protocol import Info
 
@@ -68,7 +68,7 @@ SharedRequest = Annotated[
 ]
 
 
-def rerank_routes(online: Online, name: str | None) -> APIRouter:
+def rerank_routes(online: RequestHandler, name: str | None) -> APIRouter:
     """`/rerank`, TEI's with `texts`, Jina's with `documents`: of the model called `name`, or of the first."""
     router = new_router(TEI, JINA)
 
@@ -86,7 +86,7 @@ def rerank_routes(online: Online, name: str | None) -> APIRouter:
     return router
 
 
-def cohere_and_jina_routes(online: Online) -> APIRouter:
+def cohere_and_jina_routes(online: RequestHandler) -> APIRouter:
     """`/v2/rerank` and `/v1/rerank`."""
     router = new_router()
     example = {"model": online.first("rerank") or "none here", "query": _QUERY, "documents": _TEXTS, "top_n": 1}
@@ -114,7 +114,7 @@ def cohere_and_jina_routes(online: Online) -> APIRouter:
     return router
 
 
-async def _jina(online: Online, body: JinaRequest, name: str | None) -> Response:
+async def _jina(online: RequestHandler, body: JinaRequest, name: str | None) -> Response:
     if name and body.model not in (None, name):
         raise Refusal("unknown_model", f"model {str(body.model)[:60]!r} is not here; this is {name}", field="model")
     info = await online.pick("rerank", name or body.model)
@@ -126,7 +126,7 @@ async def _jina(online: Online, body: JinaRequest, name: str | None) -> Response
     return answered.reply({"model": info.name, "usage": usage, "results": results})
 
 
-async def _first_tokens(online: Online, info: Info, texts: list[str], count: int) -> tuple[list[str], set[int]]:
+async def _first_tokens(online: RequestHandler, info: Info, texts: list[str], count: int) -> tuple[list[str], set[int]]:
     """Each text up to the end of its token `count`, and which of them that cuts."""
     out, cut = [*texts], set()
     for i, tokens in enumerate(await online.tokenize(info, texts, "documents", False)):

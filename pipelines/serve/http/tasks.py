@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from modernbert.tokenizer import Text
 from pipelines.serve.http.errors import Refusal
-from pipelines.serve.http.handler import Body, Direction, HandledRequest, Inputs, Int, NonEmpty, Online
+from pipelines.serve.http.handler import Body, Direction, HandledRequest, Inputs, Int, NonEmpty, RequestHandler
 from pipelines.serve.protocol import Info
 
 _MOST_NUMBERS = 1 << 23  # of token vectors in an answer: about 160 MB of JSON
@@ -83,7 +83,7 @@ def prompt_options(info: Info, prompt_name: str | None) -> dict[str, Any]:
 
 
 async def embed(
-    online: Online,
+    online: RequestHandler,
     info: Info,
     texts: Sequence[str],
     place: str,
@@ -101,7 +101,7 @@ async def embed(
 
 
 async def embed_tokens(
-    online: Online, info: Info, texts: Sequence[str], prompt_name: str | None, **cut: Any
+    online: RequestHandler, info: Info, texts: Sequence[str], prompt_name: str | None, **cut: Any
 ) -> HandledRequest:
     """A float32 array (tokens, hidden) for each text."""
     options = prompt_options(info, prompt_name)
@@ -114,7 +114,7 @@ async def embed_tokens(
     return await online.ask(info, texts, place="inputs", options=options, token_vectors=True, **cut)
 
 
-async def embedded(online: Online, info: Info, body: EmbedRequest) -> Response:
+async def embedded(online: RequestHandler, info: Info, body: EmbedRequest) -> Response:
     """The answer to a request for vectors: a list of them."""
     texts = await online.texts(info, body.inputs, "inputs")
     options: dict[str, Any] = {
@@ -126,7 +126,7 @@ async def embedded(online: Online, info: Info, body: EmbedRequest) -> Response:
     return answered.reply(answered.vectors)
 
 
-async def similarity(online: Online, info: Info, body: SimilarityRequest) -> tuple[HandledRequest, list[float]]:
+async def similarity(online: RequestHandler, info: Info, body: SimilarityRequest) -> tuple[HandledRequest, list[float]]:
     """The cosine of the source sentence with each of the others, and what the model said."""
     texts = [body.inputs.source_sentence, *body.inputs.sentences]
     given = body.parameters or SimilarityParameters()
@@ -136,7 +136,7 @@ async def similarity(online: Online, info: Info, body: SimilarityRequest) -> tup
 
 
 async def classify(
-    online: Online,
+    online: RequestHandler,
     info: Info,
     documents: Sequence[Text],
     parameters: ClassifyParameters,
@@ -154,7 +154,7 @@ async def classify(
 
 
 async def rerank(
-    online: Online, info: Info, query: str, texts: Sequence[str], place: str, *, raw: bool = False, **cut: Any
+    online: RequestHandler, info: Info, query: str, texts: Sequence[str], place: str, *, raw: bool = False, **cut: Any
 ) -> tuple[HandledRequest, list[tuple[int, float]]]:
     """The place and the score of each text from best to worst, and what the model said."""
     answered = await online.ask(

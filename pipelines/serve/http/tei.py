@@ -11,7 +11,17 @@ from starlette.responses import Response
 
 from modernbert.tokenizer import Text
 from pipelines.serve.http.errors import TEI
-from pipelines.serve.http.handler import Body, Ids, Inputs, NonEmpty, Online, Texts, json_response, new_router, shown
+from pipelines.serve.http.handler import (
+    Body,
+    Ids,
+    Inputs,
+    NonEmpty,
+    RequestHandler,
+    Texts,
+    json_response,
+    new_router,
+    shown,
+)
 from pipelines.serve.http.tasks import (
     ClassifyParameters,
     Cut,
@@ -76,7 +86,7 @@ class DecodeRequest(Body):
     skip_special_tokens: bool = True
 
 
-def embed_routes(online: Online, name: str | None) -> APIRouter:
+def embed_routes(online: RequestHandler, name: str | None) -> APIRouter:
     """Of embed models: the one called `name`, or the first."""
     router = new_router(TEI)
 
@@ -106,7 +116,7 @@ def embed_routes(online: Online, name: str | None) -> APIRouter:
     return router
 
 
-def predict_routes(online: Online, name: str | None) -> APIRouter:
+def predict_routes(online: RequestHandler, name: str | None) -> APIRouter:
     """Of classifiers."""
     router = new_router(TEI)
 
@@ -127,7 +137,7 @@ def predict_routes(online: Online, name: str | None) -> APIRouter:
     return router
 
 
-def model_routes(online: Online, name: str | None) -> APIRouter:
+def model_routes(online: RequestHandler, name: str | None) -> APIRouter:
     """Of any model: its tokenizer, and what it is."""
     router = new_router(TEI)
 
@@ -168,7 +178,7 @@ def _token(text: str, id_: int, token: str, span: tuple[int, int] | None) -> dic
     return {"id": id_, "text": text[slice(*span)], "special": False, "start": span[0], "stop": span[1]}
 
 
-def _told(info: Info, online: Online) -> dict[str, Any]:
+def _told(info: Info, online: RequestHandler) -> dict[str, Any]:
     labels = {
         "id2label": {str(i): label for i, label in enumerate(info.labels)},
         "label2id": {label: i for i, label in enumerate(info.labels)},
