@@ -105,7 +105,7 @@ class ServeModelClient:
         return answer
 
 
-class Apart:
+class HttpIngress:
     """The HTTP side in a process of its own."""
 
     def __init__(self, options: ServiceOptions, handles: dict[str, DeploymentHandle]):
@@ -117,7 +117,7 @@ class Apart:
         return create_app(self.models, self.options.http, behind_serve=True)
 
 
-class Together:
+class SingleProcessApp:
     """The HTTP side and the models in one process."""
 
     def __init__(self, options: ServiceOptions):
@@ -150,7 +150,7 @@ def build(args: dict[str, Any]) -> serve.Application:
         deployed = serve.deployment(
             name=HTTP_SIDE, num_replicas=options.replicas, ray_actor_options=together, **_common(options)
         )
-        return deployed(serve.ingress()(Together)).bind(options)
+        return deployed(serve.ingress()(SingleProcessApp)).bind(options)
     handles = {}
     for model in options.models:
         scaling: dict[str, Any] = {"num_replicas": model.replicas}
@@ -162,7 +162,7 @@ def build(args: dict[str, Any]) -> serve.Application:
     deployed = serve.deployment(
         name=HTTP_SIDE, num_replicas=options.replicas, ray_actor_options={"num_cpus": 0}, **_common(options)
     )
-    return deployed(serve.ingress()(Apart)).bind(options, handles)
+    return deployed(serve.ingress()(HttpIngress)).bind(options, handles)
 
 
 def _keep_texts_out_of_logs() -> None:
