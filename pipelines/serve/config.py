@@ -23,7 +23,7 @@ from pipelines.options import (
 from pipelines.serve.http.middleware import HttpLimits
 from pipelines.tasks.base import Checkpoint, make_task, task_class
 
-HTTP_SIDE = "http"
+INGRESS_NAME = "http"
 """What its deployment is called; each model's is called as the model."""
 DEMOS = Path(__file__).parents[2] / "jobs" / "demo"
 
@@ -170,9 +170,9 @@ def served_models(given: Any) -> tuple[ServedModel, ...]:
     for at, entry in enumerate(DEMO_MODELS if given is None else given):
         models.append(_served_model(f"models[{at}]", entry))
     names = [model.name for model in models]
-    if HTTP_SIDE in names:
-        at = names.index(HTTP_SIDE)
-        raise UserError(f"models[{at}]: the name {HTTP_SIDE!r} is the HTTP side's own; choose another")
+    if INGRESS_NAME in names:
+        at = names.index(INGRESS_NAME)
+        raise UserError(f"models[{at}]: the name {INGRESS_NAME!r} is the HTTP side's own; choose another")
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"models: the name {repeated[0]!r} is there {names.count(repeated[0])} times; each must differ")
     if not models:

@@ -16,7 +16,7 @@ from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from pipelines.options import UserError
-from pipelines.serve.config import HTTP_SIDE, ServedModel, ServiceOptions, check_checkpoints, service_options
+from pipelines.serve.config import INGRESS_NAME, ServedModel, ServiceOptions, check_checkpoints, service_options
 from pipelines.serve.protocol import Info, PredictRequest, PredictResponse, ServeError, Tokens
 
 _ONGOING = 100_000  # requests at a time that Serve lets through: the model's own limit counts documents
@@ -148,7 +148,7 @@ def build(args: dict[str, Any]) -> serve.Application:
         needed = [_resources(model) for model in options.models]
         together = {unit: max(each[unit] for each in needed) for unit in ("num_cpus", "num_gpus")}
         deployed = serve.deployment(
-            name=HTTP_SIDE, num_replicas=options.replicas, ray_actor_options=together, **_common(options)
+            name=INGRESS_NAME, num_replicas=options.replicas, ray_actor_options=together, **_common(options)
         )
         return deployed(serve.ingress()(SingleProcessApp)).bind(options)
     handles = {}
@@ -160,7 +160,7 @@ def build(args: dict[str, Any]) -> serve.Application:
         deployed = serve.deployment(name=model.name, ray_actor_options=_resources(model), **scaling, **_common(options))
         handles[model.name] = deployed(Replica).bind(model)
     deployed = serve.deployment(
-        name=HTTP_SIDE, num_replicas=options.replicas, ray_actor_options={"num_cpus": 0}, **_common(options)
+        name=INGRESS_NAME, num_replicas=options.replicas, ray_actor_options={"num_cpus": 0}, **_common(options)
     )
     return deployed(serve.ingress()(HttpIngress)).bind(options, handles)
 
