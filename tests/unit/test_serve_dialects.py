@@ -12,7 +12,7 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from pipelines.serve.http.app import create_app
-from pipelines.serve.http.errors import KINDS, Refusal, error_response
+from pipelines.serve.http.errors import KINDS, ApiError, error_response
 from pipelines.serve.http.handler import Inputs
 from pipelines.serve.http.huggingface import AnswerParameters, TagParameters
 from pipelines.serve.http.middleware import HttpLimits
@@ -23,7 +23,7 @@ from pipelines.serve.protocol import Info, Kind, PredictResponse
 
 def said(path: str, kind: str, **rest: Any) -> tuple[int, Any, dict[str, str]]:
     """Status, body and headers of a refusal at `path`."""
-    response = error_response({"path": path}, Refusal(kind, "no", **rest))
+    response = error_response({"path": path}, ApiError(kind, "no", **rest))
     headers = {name: value for name, value in response.headers.items() if not name.startswith("content-")}
     return response.status_code, json.loads(bytes(response.body)), headers
 
@@ -69,7 +69,7 @@ def test_headers_of_refusals() -> None:
 
 
 def test_a_path_below_another_application() -> None:
-    response = error_response({"path": "/ml/v2/rerank", "root_path": "/ml"}, Refusal("invalid", "no"))
+    response = error_response({"path": "/ml/v2/rerank", "root_path": "/ml"}, ApiError("invalid", "no"))
     assert json.loads(bytes(response.body)) == {"message": "no"}
 
 

@@ -11,7 +11,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
 from pipelines.serve.http import errors
-from pipelines.serve.http.errors import TEI, Refusal
+from pipelines.serve.http.errors import TEI, ApiError
 from pipelines.serve.http.handler import RequestHandler, json_response, new_router
 from pipelines.serve.http.huggingface import task_route
 from pipelines.serve.http.metrics import HttpMetrics
@@ -89,7 +89,7 @@ def _health_route(online: RequestHandler, name: str | None) -> APIRouter:
         unready = await online.models.unready()
         wrong = {model: reason for model, reason in unready.items() if name in (None, model)}
         if wrong:
-            raise Refusal("unhealthy", "; ".join(f"{model}: {reason}" for model, reason in wrong.items()))
+            raise ApiError("unhealthy", "; ".join(f"{model}: {reason}" for model, reason in wrong.items()))
         return json_response({"status": "ok"})
 
     return router

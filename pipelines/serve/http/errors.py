@@ -18,7 +18,7 @@ from starlette.types import Scope
 from pipelines.serve.protocol import ServeError
 
 
-class Refusal(Exception):
+class ApiError(Exception):
     """A request that is not answered, and why: `kind` is one of KINDS."""
 
     def __init__(self, kind: str, message: str, *, field: str | None = None, retry_after_s: float | None = None):
@@ -105,11 +105,11 @@ class Dialect:
     """How errors are said."""
 
     model: type[BaseModel]
-    shape: Callable[[Refusal, Kind], dict[str, Any]]
+    shape: Callable[[ApiError, Kind], dict[str, Any]]
     status: Callable[[Kind], int] = lambda kind: kind.status
 
 
-def _openai(refusal: Refusal, kind: Kind) -> dict[str, Any]:
+def _openai(refusal: ApiError, kind: Kind) -> dict[str, Any]:
     told = {"message": refusal.message, "type": kind.openai_type, "param": refusal.field, "code": kind.openai_code}
     return {"error": told}
 
@@ -141,7 +141,7 @@ def dialect_of(scope: Scope) -> Dialect:
     return TEI
 
 
-def error_response(scope: Scope, refusal: Refusal) -> Response:
+def error_response(scope: Scope, refusal: ApiError) -> Response:
     """The answer that says `refusal`."""
     dialect, kind = dialect_of(scope), KINDS[refusal.kind]
     headers = {}
@@ -157,13 +157,13 @@ def error_response(scope: Scope, refusal: Refusal) -> Response:
 def install(app: FastAPI) -> None:
     """Let `app` say every error in the request's dialect."""
 
-    @app.exception_handler(Refusal)
-    async def refused(request: Request, error: Refusal) -> Response:
+    @app.exception_handler(ApiError)
+    async def refused(request: Request, error: ApiError) -> Response:
         return error_response(request.scope, error)
 
     @app.exception_handler(ServeError)
     async def not_served(request: Request, error: ServeError) -> Response:
-        return error_response(request.scope, Refusal(error.kind, error.message, retry_after_s=error.retry_after_s))
+        return error_response(request.scope, ApiError(error.kind, error.message, retry_after_s=error.retry_after_s))
 
     @app.exception_handler(RequestValidationError)
     async def not_valid(request: Request, error: RequestValidationError) -> Response:
@@ -179,12 +179,12 @@ def install(app: FastAPI) -> None:
             "not_found": f"there is nothing at {request.url.path!r}; /docs lists the routes",
             "not_allowed": f"{request.method} is not for {request.url.path!r}",
         }.get(kind, str(error.detail))
-        response = error_response(request.scope, Refusal(kind, message))
+        response = error_response(request.scope, ApiError(kind, message))
         response.headers.update(error.headers or {})
         return response
 
 
-def wrong_field(error: RequestValidationError) -> Refusal:
+def wrong_field(error: RequestValidationError) -> ApiError:
     """The first thing that is wrong with a body, named by its place."""
     first = error.errors()[0]
     # Places of a union's branches are written <so>; the client knows nothing of them.
@@ -192,12 +192,14 @@ def wrong_field(error: RequestValidationError) -> Refusal:
     place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
     field = next((part for part in path if isinstance(part, str)), None)
     if first["type"] == "extra_forbidden":
-        return Refusal("invalid", f"{place[:100]!r} is no field of this request; /docs lists those it has", field=field)
+        return ApiError(
+            "invalid", f"{place[:100]!r} is no field of this request; /docs lists those it has", field=field
+        )
     if first["type"] == "missing":
-        return Refusal("invalid", f"{place or 'the body'} is missing", field=field)
+        return ApiError("invalid", f"{place or 'the body'} is missing", field=field)
     kind = "empty" if first["type"] == "too_short" else "invalid"
     message = _PLAIN.get(first["type"]) or first["msg"].replace("Input should be", "must be")
-    return Refusal(kind, f"{place or 'the body'} {message}", field=field)
+    return ApiError(kind, f"{place or 'the body'} {message}", field=field)
 
 
 def documented(*dialects: Dialect) -> dict[int | str, dict[str, Any]]:

@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from modernbert.tokenizer import Text
-from pipelines.serve.http.errors import Dialect, Refusal, documented
+from pipelines.serve.http.errors import ApiError, Dialect, documented
 from pipelines.serve.http.metrics import HttpMetrics
 from pipelines.serve.http.middleware import HttpLimits
 from pipelines.serve.protocol import Info, ModelClient, PredictRequest, PredictResponse, Tokens
@@ -125,16 +125,16 @@ class RequestHandler:
             fits = [other for other, does in tasks.items() if does == task]
             if not fits:
                 online = ", ".join(f"{other} ({does})" for other, does in tasks.items())
-                raise Refusal("wrong_task", f"no model here does {task}; online are {online}")
+                raise ApiError("wrong_task", f"no model here does {task}; online are {online}")
             name = fits[0]
         if name not in tasks:
             fits = [other for other, does in tasks.items() if does == task]
             told = ", ".join(fits) or "none"
-            raise Refusal(
+            raise ApiError(
                 "unknown_model", f"model {name[:60]!r} is unknown; for {task} there are: {told}", field="model"
             )
         if tasks[name] != task:
-            raise Refusal("wrong_task", f"model {name} does {tasks[name]}, not {task}", field="model")
+            raise ApiError("wrong_task", f"model {name} does {tasks[name]}, not {task}", field="model")
         return await self.info(name)
 
     async def ask(
@@ -160,7 +160,7 @@ class RequestHandler:
             told = f"{place}[{i}]: {answers.failed[i]}"
             if left and truncate and i in answers.invalid:
                 told += " (truncation_direction left is not available here; right is)"
-            raise Refusal("invalid" if i in answers.invalid else "failed", told, field=place)
+            raise ApiError("invalid" if i in answers.invalid else "failed", told, field=place)
         answered = HandledRequest(
             info=info,
             answers=answers,
@@ -183,7 +183,7 @@ class RequestHandler:
         for i, (ids, whole) in enumerate(zip(given, await self.tokenize(info, texts, place), strict=True)):
             bare = [token for token, span in zip(whole.ids, whole.spans, strict=True) if span is not None]
             if ids not in (whole.ids, bare):
-                raise Refusal("invalid", f"{place}[{i}]: no text has just these token ids; send the text", field=place)
+                raise ApiError("invalid", f"{place}[{i}]: no text has just these token ids; send the text", field=place)
         return texts
 
     async def tokenize(self, info: Info, texts: Sequence[str], place: str, special: bool = True) -> list[Tokens]:
@@ -204,15 +204,15 @@ class RequestHandler:
         limits, count = self.limits, len(inputs)
         if count > (most := min(limits.max_inputs, limits.max_documents)):
             told = f"{place} holds {count:,} inputs; a request may hold {most:,}"
-            raise Refusal("invalid", told, field=place)
+            raise ApiError("invalid", told, field=place)
         for i, given in enumerate(inputs):
             if (length := _length(given)) > limits.max_characters:
                 what = "ids" if isinstance(given, list) else "characters"
                 told = f"{place}[{i}] has {length:,} {what}; an input may have {limits.max_characters:,}"
-                raise Refusal("invalid", told, field=place)
+                raise ApiError("invalid", told, field=place)
         if self.documents + count > limits.max_documents:
             told = f"{self.documents:,} inputs are being answered; {limits.max_documents:,} may be at a time"
-            raise Refusal("overloaded", told, retry_after_s=1)
+            raise ApiError("overloaded", told, retry_after_s=1)
         self.documents += count
         self.metrics.in_flight.set(self.documents)
         try:

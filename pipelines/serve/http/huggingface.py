@@ -9,7 +9,7 @@ from pydantic import Discriminator, Field, Tag
 from starlette.responses import Response
 
 from modernbert.tokenizer import Text
-from pipelines.serve.http.errors import TEI, Refusal
+from pipelines.serve.http.errors import TEI, ApiError
 from pipelines.serve.http.handler import Body, HandledRequest, Int, NonEmpty, RequestHandler, Texts, new_router, shown
 from pipelines.serve.http.tasks import (
     ClassifyParameters,
@@ -183,7 +183,7 @@ def _add_fill(router: APIRouter, online: RequestHandler, name: str, path: str, s
         size = sum(count * len(text) for count, text in zip(masks, texts, strict=True)) * (given.top_k or 5)
         if size > _MOST_CHARACTERS:
             told = f"{sum(masks):,} masks would be answered with {size:,} characters; send fewer masks at a time"
-            raise Refusal("invalid", told, field="inputs")
+            raise ApiError("invalid", told, field="inputs")
         answered = await online.ask(info, texts, place="inputs", options=given.options)
         return _reply(answered, body.inputs)
 

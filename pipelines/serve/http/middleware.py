@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pipelines.serve.http.errors import Refusal, error_response, path_of
+from pipelines.serve.http.errors import ApiError, error_response, path_of
 from pipelines.serve.http.metrics import HttpMetrics
 
 logger = logging.getLogger(__name__)
@@ -96,7 +96,7 @@ class Guard:
                     MutableHeaders(scope=message)["x-request-id"] = request_id
             await send(message)
 
-        async def refuse(refusal: Refusal) -> None:
+        async def refuse(refusal: ApiError) -> None:
             if status == LEFT:
                 await error_response(scope, refusal)(scope, receive, send_with_id)
 
@@ -107,14 +107,14 @@ class Guard:
                 async with asyncio.timeout(self.limits.timeout_s):
                     await _run(self.app, scope, body, receive, send_with_id)
         except TimeoutError:
-            await refuse(Refusal("timeout", f"no answer within {self.limits.timeout_s:g} s"))
-        except Refusal as refusal:
+            await refuse(ApiError("timeout", f"no answer within {self.limits.timeout_s:g} s"))
+        except ApiError as refusal:
             await refuse(refusal)
         except Exception as error:
             # The message may hold a client's text: only its kind and place are logged.
             places = "".join(traceback.format_tb(error.__traceback__))
             logger.error("%s %s\n%s", request_id, type(error).__name__, places)
-            await refuse(Refusal("internal", "the service failed; its log has the reason under this x-request-id"))
+            await refuse(ApiError("internal", "the service failed; its log has the reason under this x-request-id"))
         finally:
             seconds = time.perf_counter() - started
             route = getattr(scope.get("route"), "path", "none")
@@ -123,14 +123,14 @@ class Guard:
 
     def _check_key(self, scope: Scope, headers: Headers) -> None:
         if path_of(scope) not in PUBLIC and not self.limits.admits(headers.get("authorization", "")):
-            raise Refusal("unauthorized", "send the service's key as the header 'authorization: Bearer KEY'")
+            raise ApiError("unauthorized", "send the service's key as the header 'authorization: Bearer KEY'")
 
     async def _body(self, scope: Scope, headers: Headers, receive: Receive) -> bytes | None:
         """The body, counted as it arrives; None where the client left."""
         most = self.limits.max_body_bytes
         stated = headers.get("content-length", "0")
         body = bytearray()
-        large = Refusal("body_too_large", f"the body is larger than {most:,} bytes")
+        large = ApiError("body_too_large", f"the body is larger than {most:,} bytes")
         if stated.isdecimal() and int(stated[:20]) > most:
             raise large
         try:
@@ -146,10 +146,10 @@ class Guard:
                         raise large
         except TimeoutError:
             told = f"the body did not arrive within {self.limits.body_timeout_s:g} s"
-            raise Refusal("slow", told) from None
+            raise ApiError("slow", told) from None
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         if body and scope["method"] == "POST" and kind != "application/json":
-            raise Refusal("media_type", f"content-type is {kind[:60]!r}; it must be application/json")
+            raise ApiError("media_type", f"content-type is {kind[:60]!r}; it must be application/json")
         return bytes(body)
 
 

@@ -10,7 +10,7 @@ from fastapi import APIRouter
 from pydantic import Field
 from starlette.responses import Response
 
-from pipelines.serve.http.errors import OPENAI, Refusal
+from pipelines.serve.http.errors import OPENAI, ApiError
 from pipelines.serve.http.handler import Body, Inputs, Int, RequestHandler, json_response, new_router, shown
 from pipelines.serve.http.tasks import embed
 
@@ -56,7 +56,7 @@ def openai_routes(online: RequestHandler) -> APIRouter:
         """One of them."""
         if model not in online.models.tasks:
             known = ", ".join(online.models.tasks)
-            raise Refusal("unknown_model", f"model {model[:60]!r} is unknown; known are {known}", field="model")
+            raise ApiError("unknown_model", f"model {model[:60]!r} is unknown; known are {known}", field="model")
         return json_response(_model(model))
 
     return router

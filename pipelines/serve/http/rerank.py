@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from pydantic import Discriminator, Field, Tag
 from starlette.responses import Response
 
-from pipelines.serve.http.errors import COHERE, JINA, TEI, Refusal
+from pipelines.serve.http.errors import COHERE, JINA, TEI, ApiError
 from pipelines.serve.http.handler import Body, Int, NonEmpty, RequestHandler, new_router, shown
 from pipelines.serve.http.tasks import Cut, rerank
 from pipelines.serve.protocol import Info
@@ -116,7 +116,7 @@ def cohere_and_jina_routes(online: RequestHandler) -> APIRouter:
 
 async def _jina(online: RequestHandler, body: JinaRequest, name: str | None) -> Response:
     if name and body.model not in (None, name):
-        raise Refusal("unknown_model", f"model {str(body.model)[:60]!r} is not here; this is {name}", field="model")
+        raise ApiError("unknown_model", f"model {str(body.model)[:60]!r} is not here; this is {name}", field="model")
     info = await online.pick("rerank", name or body.model)
     texts = [document if isinstance(document, str) else document.text for document in body.documents]
     answered, order = await rerank(online, info, body.query, texts, "documents")

@@ -11,7 +11,7 @@ from pydantic import Field
 from starlette.responses import Response
 
 from modernbert.tokenizer import Text
-from pipelines.serve.http.errors import Refusal
+from pipelines.serve.http.errors import ApiError
 from pipelines.serve.http.handler import Body, Direction, HandledRequest, Inputs, Int, NonEmpty, RequestHandler
 from pipelines.serve.protocol import Info
 
@@ -78,7 +78,7 @@ def prompt_options(info: Info, prompt_name: str | None) -> dict[str, Any]:
         return {}
     if prompt_name not in info.prompts:
         told = f"prompt_name {prompt_name[:60]!r} is unknown. Available prompts: {json.dumps(list(info.prompts))}"
-        raise Refusal("invalid", told, field="prompt_name")
+        raise ApiError("invalid", told, field="prompt_name")
     return {"prompt_name": prompt_name}
 
 
@@ -110,7 +110,7 @@ async def embed_tokens(
         tokens = await online.tokenize(info, texts, "inputs")
         if (n := sum(min(len(each.ids), info.max_length) for each in tokens)) > most:
             told = f"inputs have {n:,} tokens; token vectors are given for {most:,} in a request"
-            raise Refusal("invalid", told, field="inputs")
+            raise ApiError("invalid", told, field="inputs")
     return await online.ask(info, texts, place="inputs", options=options, token_vectors=True, **cut)
 
 
