@@ -5,7 +5,7 @@ from __future__ import annotations
 # ray.util.metrics puts ray_ before each name.
 from ray.util.metrics import Counter, Histogram
 
-from pipelines.serve.protocol import Kind, PredictResponse
+from pipelines.serve.protocol import ErrorType, PredictResponse
 
 SECONDS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0]
 SHARES = [0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
@@ -41,7 +41,7 @@ class Metrics:
             if count:
                 counter.inc(count)
 
-    def refused(self, reason: Kind) -> None:
+    def refused(self, reason: ErrorType) -> None:
         """A request has none."""
         self._refused.inc(tags={"reason": reason})
 

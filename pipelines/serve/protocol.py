@@ -8,13 +8,13 @@ from typing import Any, Literal, Protocol
 
 from modernbert.tokenizer import Text
 
-Kind = Literal["invalid", "too_large", "unknown_model", "overloaded", "timeout", "unhealthy", "failed"]
+ErrorType = Literal["invalid", "too_large", "unknown_model", "overloaded", "timeout", "unhealthy", "failed"]
 
 
 class ServeError(Exception):
     """Why a request as a whole has no answer."""
 
-    def __init__(self, kind: Kind, message: str, retry_after_s: float | None = None):
+    def __init__(self, kind: ErrorType, message: str, retry_after_s: float | None = None):
         super().__init__(kind, message, retry_after_s)  # all of it, so that it can be pickled
         self.kind, self.message, self.retry_after_s = kind, message, retry_after_s
 

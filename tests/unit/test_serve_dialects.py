@@ -12,13 +12,13 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from pipelines.serve.http.app import create_app
-from pipelines.serve.http.errors import KINDS, ApiError, error_response
+from pipelines.serve.http.errors import ERROR_TYPES, ApiError, error_response
 from pipelines.serve.http.handler import Inputs
 from pipelines.serve.http.huggingface import AnswerParameters, TagParameters
 from pipelines.serve.http.middleware import HttpLimits
 from pipelines.serve.http.rerank import CohereRequest, JinaRequest
 from pipelines.serve.http.tei import PredictRequest
-from pipelines.serve.protocol import Info, Kind, PredictResponse
+from pipelines.serve.protocol import ErrorType, Info, PredictResponse
 
 
 def said(path: str, kind: str, **rest: Any) -> tuple[int, Any, dict[str, str]]:
@@ -29,7 +29,7 @@ def said(path: str, kind: str, **rest: Any) -> tuple[int, Any, dict[str, str]]:
 
 
 def test_every_kind_of_the_engine_can_be_said() -> None:
-    assert set(get_args(Kind)) <= set(KINDS)
+    assert set(get_args(ErrorType)) <= set(ERROR_TYPES)
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ class ApiError(Exception):
         self.kind, self.message, self.field, self.retry_after_s = kind, message, field, retry_after_s
 
 
-class Kind(NamedTuple):
+class ErrorType(NamedTuple):
     """What a kind of refusal is in TEI's words (with Hugging Face's), and in OpenAI's; the others go by OpenAI's."""
 
     tei_status: int
@@ -36,24 +36,24 @@ class Kind(NamedTuple):
     openai_code: str | None = None
 
 
-KINDS = {
-    "malformed": Kind(400, "Validation", 400),
-    "empty": Kind(400, "Empty", 400),
-    "invalid": Kind(422, "Validation", 400),
-    "too_large": Kind(422, "Validation", 400),
-    "unauthorized": Kind(401, "Validation", 401, openai_code="invalid_api_key"),
-    "unknown_model": Kind(404, "Validation", 404, openai_code="model_not_found"),
-    "wrong_task": Kind(424, "Backend", 400),
-    "not_found": Kind(404, "Validation", 404),
-    "not_allowed": Kind(405, "Validation", 405),
-    "slow": Kind(408, "Validation", 408),
-    "body_too_large": Kind(413, "Validation", 413),
-    "media_type": Kind(415, "Validation", 415),
-    "overloaded": Kind(429, "Overloaded", 429, "rate_limit_error", "rate_limit_exceeded"),
-    "failed": Kind(424, "Backend", 500, "server_error"),
-    "internal": Kind(500, "Backend", 500, "server_error"),
-    "unhealthy": Kind(503, "Unhealthy", 503, "server_error"),
-    "timeout": Kind(504, "Overloaded", 504, "server_error"),
+ERROR_TYPES = {
+    "malformed": ErrorType(400, "Validation", 400),
+    "empty": ErrorType(400, "Empty", 400),
+    "invalid": ErrorType(422, "Validation", 400),
+    "too_large": ErrorType(422, "Validation", 400),
+    "unauthorized": ErrorType(401, "Validation", 401, openai_code="invalid_api_key"),
+    "unknown_model": ErrorType(404, "Validation", 404, openai_code="model_not_found"),
+    "wrong_task": ErrorType(424, "Backend", 400),
+    "not_found": ErrorType(404, "Validation", 404),
+    "not_allowed": ErrorType(405, "Validation", 405),
+    "slow": ErrorType(408, "Validation", 408),
+    "body_too_large": ErrorType(413, "Validation", 413),
+    "media_type": ErrorType(415, "Validation", 415),
+    "overloaded": ErrorType(429, "Overloaded", 429, "rate_limit_error", "rate_limit_exceeded"),
+    "failed": ErrorType(424, "Backend", 500, "server_error"),
+    "internal": ErrorType(500, "Backend", 500, "server_error"),
+    "unhealthy": ErrorType(503, "Unhealthy", 503, "server_error"),
+    "timeout": ErrorType(504, "Overloaded", 504, "server_error"),
 }
 _OF_STATUS = {400: "malformed", 404: "not_found", 405: "not_allowed"}
 _PLAIN = {
@@ -105,11 +105,11 @@ class Dialect:
     """How errors are said."""
 
     model: type[BaseModel]
-    shape: Callable[[ApiError, Kind], dict[str, Any]]
-    status: Callable[[Kind], int] = lambda kind: kind.status
+    shape: Callable[[ApiError, ErrorType], dict[str, Any]]
+    status: Callable[[ErrorType], int] = lambda kind: kind.status
 
 
-def _openai(refusal: ApiError, kind: Kind) -> dict[str, Any]:
+def _openai(refusal: ApiError, kind: ErrorType) -> dict[str, Any]:
     told = {"message": refusal.message, "type": kind.openai_type, "param": refusal.field, "code": kind.openai_code}
     return {"error": told}
 
@@ -143,7 +143,7 @@ def dialect_of(scope: Scope) -> Dialect:
 
 def error_response(scope: Scope, refusal: ApiError) -> Response:
     """The answer that says `refusal`."""
-    dialect, kind = dialect_of(scope), KINDS[refusal.kind]
+    dialect, kind = dialect_of(scope), ERROR_TYPES[refusal.kind]
     headers = {}
     if refusal.kind in ("overloaded", "unhealthy", "timeout"):
         headers["retry-after"] = str(max(1, math.ceil(refusal.retry_after_s or 1)))
@@ -205,7 +205,7 @@ def wrong_field(error: RequestValidationError) -> ApiError:
 def documented(*dialects: Dialect) -> dict[int | str, dict[str, Any]]:
     """The errors that a route can answer with, for its OpenAPI document."""
     out: dict[int | str, dict[str, Any]] = {}
-    for name, kind in KINDS.items():
+    for name, kind in ERROR_TYPES.items():
         for dialect in dialects:
             said = out.setdefault(dialect.status(kind), {"description": name.replace("_", " "), "model": dialect.model})
             said["model"] |= dialect.model
