@@ -15,7 +15,7 @@ from pipelines.serve.http.errors import TEI, ApiError
 from pipelines.serve.http.handler import RequestHandler, json_response, new_router
 from pipelines.serve.http.huggingface import task_route
 from pipelines.serve.http.metrics import HttpMetrics
-from pipelines.serve.http.middleware import Guard, HttpLimits
+from pipelines.serve.http.middleware import HttpLimits, RequestLimitsMiddleware
 from pipelines.serve.http.openai import openai_routes
 from pipelines.serve.http.rerank import cohere_and_jina_routes, rerank_routes
 from pipelines.serve.http.tei import embed_routes, model_routes, predict_routes
@@ -50,7 +50,7 @@ def create_app(models: ModelClient, limits: HttpLimits | None = None, *, behind_
             app.include_router(routes(online, name), prefix=prefix, tags=tags, include_in_schema=does == task)
         app.include_router(model_routes(online, name), prefix=prefix, tags=tags)
         app.include_router(_health_route(online, name), prefix=prefix, tags=tags)
-    app.add_middleware(Guard, limits=limits, metrics=metrics, behind_serve=behind_serve)
+    app.add_middleware(RequestLimitsMiddleware, limits=limits, metrics=metrics, behind_serve=behind_serve)
     if limits.cors_origins:
         app.add_middleware(
             CORSMiddleware,

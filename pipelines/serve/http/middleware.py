@@ -69,7 +69,7 @@ class HttpLimits(BaseModel):
         return any(matches) or not matches
 
 
-class Guard:
+class RequestLimitsMiddleware:
     """The outermost layer: lets a request through to the application whole, or answers in its place."""
 
     def __init__(self, app: ASGIApp, limits: HttpLimits, metrics: HttpMetrics, behind_serve: bool):
