@@ -23,7 +23,7 @@ from pipelines.serve.http.metrics import HttpMetrics
 logger = logging.getLogger(__name__)
 API_KEY = "MODERNBERT_API_KEY"
 PUBLIC = frozenset({"/health", "/ping", "/metrics"})
-LEFT = 499
+CLIENT_CLOSED_REQUEST = 499
 """The status that is counted where the client left before an answer began."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
@@ -86,7 +86,7 @@ class RequestLimitsMiddleware:
         sane = _REQUEST_ID.fullmatch(given) is not None
         request_id = given if sane else uuid.uuid4().hex
         scope["request_id"] = request_id
-        status = LEFT
+        status = CLIENT_CLOSED_REQUEST
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -97,7 +97,7 @@ class RequestLimitsMiddleware:
             await send(message)
 
         async def refuse(refusal: ApiError) -> None:
-            if status == LEFT:
+            if status == CLIENT_CLOSED_REQUEST:
                 await error_response(scope, refusal)(scope, receive, send_with_id)
 
         try:
