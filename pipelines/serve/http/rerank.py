@@ -10,14 +10,14 @@ from starlette.responses import Response
 
 from pipelines.serve.http.errors import COHERE, JINA, TEI, ApiError
 from pipelines.serve.http.handler import Body, Int, NonEmpty, RequestHandler, new_router, shown
-from pipelines.serve.http.tasks import Cut, rerank
+from pipelines.serve.http.tasks import TruncationParams, rerank
 from pipelines.serve.protocol import Info
 
 _QUERY = "Where is my parcel?"
 _TEXTS = ["You can track your order here.", "Our shops open at nine."]
 
 
-class TeiRequest(Cut):
+class TeiRequest(TruncationParams):
     """TEI's: a query and texts."""
 
     query: NonEmpty

@@ -18,7 +18,7 @@ from pipelines.serve.protocol import Info
 _MOST_NUMBERS = 1 << 23  # of token vectors in an answer: about 160 MB of JSON
 
 
-class Cut(Body):
+class TruncationParams(Body):
     """What a request can say of inputs that are too long."""
 
     truncate: bool | None = Field(
@@ -34,7 +34,7 @@ class Cut(Body):
         return {"truncate": self.truncate is not False, "direction": self.truncation_direction}
 
 
-class EmbedRequest(Cut):
+class EmbedRequest(TruncationParams):
     """Inputs to embed."""
 
     inputs: Inputs
@@ -43,7 +43,7 @@ class EmbedRequest(Cut):
     prompt_name: str | None = Field(default=None, description="a prompt of the model's to put before each input")
 
 
-class SimilarityParameters(Cut):
+class SimilarityParameters(TruncationParams):
     """How sentences are read."""
 
     prompt_name: str | None = None

@@ -24,9 +24,9 @@ from pipelines.serve.http.handler import (
 )
 from pipelines.serve.http.tasks import (
     ClassifyParameters,
-    Cut,
     EmbedRequest,
     SimilarityRequest,
+    TruncationParams,
     classify,
     embed_tokens,
     embedded,
@@ -36,7 +36,7 @@ from pipelines.serve.http.tasks import (
 from pipelines.serve.protocol import Info
 
 
-class EmbedAllRequest(Cut):
+class EmbedAllRequest(TruncationParams):
     """Inputs whose token vectors are wanted."""
 
     inputs: Inputs
@@ -53,7 +53,7 @@ def _form(value: Any) -> str:
     return "<batch>" if value and isinstance(value[0], list) else "<pair>"
 
 
-class PredictRequest(Cut):
+class PredictRequest(TruncationParams):
     """Inputs to classify: a text, a pair ["a", "b"], or a batch of those [["a"], ["b"]]."""
 
     inputs: Annotated[
