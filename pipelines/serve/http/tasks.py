@@ -49,7 +49,7 @@ class SimilarityParameters(TruncationParams):
     prompt_name: str | None = None
 
 
-class Compared(Body):
+class SimilarityInputs(Body):
     """A sentence, and others to compare with it."""
 
     source_sentence: NonEmpty
@@ -59,7 +59,7 @@ class Compared(Body):
 class SimilarityRequest(Body):
     """A sentence and those to compare with it."""
 
-    inputs: Compared
+    inputs: SimilarityInputs
     parameters: SimilarityParameters | None = None
 
 
