@@ -202,7 +202,7 @@ def wrong_field(error: RequestValidationError) -> ApiError:
     return ApiError(kind, f"{place or 'the body'} {message}", field=field)
 
 
-def documented(*dialects: Dialect) -> dict[int | str, dict[str, Any]]:
+def error_responses(*dialects: Dialect) -> dict[int | str, dict[str, Any]]:
     """The errors that a route can answer with, for its OpenAPI document."""
     out: dict[int | str, dict[str, Any]] = {}
     for name, kind in ERROR_TYPES.items():

@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from modernbert.tokenizer import Text
-from pipelines.serve.http.errors import ApiError, Dialect, documented
+from pipelines.serve.http.errors import ApiError, Dialect, error_responses
 from pipelines.serve.http.metrics import HttpMetrics
 from pipelines.serve.http.middleware import HttpLimits
 from pipelines.serve.protocol import Info, ModelClient, PredictRequest, PredictResponse, Tokens
@@ -76,13 +76,13 @@ class JsonRoute(APIRoute):
 
 def new_router(*dialects: Dialect) -> APIRouter:
     """A router whose routes parse strictly, and answer errors as `dialects` say them."""
-    return APIRouter(route_class=JsonRoute, responses=documented(*dialects))
+    return APIRouter(route_class=JsonRoute, responses=error_responses(*dialects))
 
 
-def shown(answer: Any, example: dict[str, Any], *dialects: Dialect) -> dict[str, Any]:
+def route_docs(answer: Any, example: dict[str, Any], *dialects: Dialect) -> dict[str, Any]:
     """What the OpenAPI document says of a route: the answer's type, and an example of a request."""
     body = {"requestBody": {"content": {"application/json": {"example": example}}}}
-    return {"response_model": answer, "openapi_extra": body, "responses": documented(*dialects)}
+    return {"response_model": answer, "openapi_extra": body, "responses": error_responses(*dialects)}
 
 
 def json_response(content: Any, headers: dict[str, str] | None = None) -> Response:

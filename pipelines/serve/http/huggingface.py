@@ -10,7 +10,16 @@ from starlette.responses import Response
 
 from modernbert.tokenizer import Text
 from pipelines.serve.http.errors import TEI, ApiError
-from pipelines.serve.http.handler import Body, HandledRequest, Int, NonEmpty, RequestHandler, Texts, new_router, shown
+from pipelines.serve.http.handler import (
+    Body,
+    HandledRequest,
+    Int,
+    NonEmpty,
+    RequestHandler,
+    Texts,
+    new_router,
+    route_docs,
+)
 from pipelines.serve.http.tasks import (
     ClassifyParameters,
     EmbedRequest,
@@ -149,7 +158,7 @@ def task_route(online: RequestHandler, name: str, path: str, *, shared: bool = F
 
 
 def _add_classify(router: APIRouter, online: RequestHandler, name: str, path: str, shared: bool) -> None:
-    @router.post(path, **shown(list[Any], {"inputs": "Where is my parcel?", "parameters": {"top_k": 3}}))
+    @router.post(path, **route_docs(list[Any], {"inputs": "Where is my parcel?", "parameters": {"top_k": 3}}))
     async def text_classification(body: ClassifyRequest) -> Response:
         """[[{label, score}]]: for each input a list from best to worst."""
         info = await online.pick("classify", name)
@@ -164,7 +173,7 @@ def _add_classify(router: APIRouter, online: RequestHandler, name: str, path: st
 def _add_tag(router: APIRouter, online: RequestHandler, name: str, path: str, shared: bool) -> None:  # noqa: ARG001
     example = {"inputs": "Call Ada at 555-0100.", "parameters": {"aggregation_strategy": "simple"}}
 
-    @router.post(path, **shown(list[Any], example))
+    @router.post(path, **route_docs(list[Any], example))
     async def token_classification(body: TagRequest) -> Response:
         """[{entity_group or entity, score, word, start, end}] for a text; a list of such lists for several."""
         info = await online.pick("tag", name)
@@ -174,7 +183,9 @@ def _add_tag(router: APIRouter, online: RequestHandler, name: str, path: str, sh
 
 
 def _add_fill(router: APIRouter, online: RequestHandler, name: str, path: str, shared: bool) -> None:  # noqa: ARG001
-    @router.post(path, **shown(list[Any], {"inputs": "The capital of France is [MASK].", "parameters": {"top_k": 3}}))
+    @router.post(
+        path, **route_docs(list[Any], {"inputs": "The capital of France is [MASK].", "parameters": {"top_k": 3}})
+    )
     async def fill_mask(body: FillRequest) -> Response:
         """[{score, token, token_str, sequence}] for a text with one mask; lists of them for several masks or texts."""
         info = await online.pick("fill", name)
@@ -191,7 +202,7 @@ def _add_fill(router: APIRouter, online: RequestHandler, name: str, path: str, s
 def _add_answer(router: APIRouter, online: RequestHandler, name: str, path: str, shared: bool) -> None:  # noqa: ARG001
     question = {"question": "Where do I live?", "context": "My name is Merve and I live in Istanbul."}
 
-    @router.post(path, **shown(list[Any] | dict[str, Any], {"inputs": question, "parameters": {}}))
+    @router.post(path, **route_docs(list[Any] | dict[str, Any], {"inputs": question, "parameters": {}}))
     async def question_answering(body: AnswerRequest) -> Response:
         """{answer, score, start, end} of a question, or with top_k a list of them; a list for several questions."""
         info = await online.pick("answer", name)
@@ -202,7 +213,7 @@ def _add_answer(router: APIRouter, online: RequestHandler, name: str, path: str,
 
 
 def _add_embed(router: APIRouter, online: RequestHandler, name: str, path: str, shared: bool) -> None:  # noqa: ARG001
-    @router.post(path, **shown(list[Any], {"inputs": ["What is Deep Learning?"], "normalize": True}))
+    @router.post(path, **route_docs(list[Any], {"inputs": ["What is Deep Learning?"], "normalize": True}))
     async def feature_extraction(body: VectorRequest) -> Response:
         """A vector for each input; with inputs {source_sentence, sentences} their cosines: sentence similarity."""
         info = await online.pick("embed", name)

@@ -11,7 +11,7 @@ from pydantic import Field
 from starlette.responses import Response
 
 from pipelines.serve.http.errors import OPENAI, ApiError
-from pipelines.serve.http.handler import Body, Inputs, Int, RequestHandler, json_response, new_router, shown
+from pipelines.serve.http.handler import Body, Inputs, Int, RequestHandler, json_response, new_router, route_docs
 from pipelines.serve.http.tasks import embed
 
 
@@ -30,7 +30,7 @@ def openai_routes(online: RequestHandler) -> APIRouter:
     router = new_router(OPENAI)
     example = {"model": online.first("embed") or "none here", "input": ["What is Deep Learning?"]}
 
-    @router.post("/v1/embeddings", **shown(dict[str, Any], example))
+    @router.post("/v1/embeddings", **route_docs(dict[str, Any], example))
     async def embeddings(body: EmbeddingsRequest) -> Response:
         """{data: [{embedding, index}], model, usage}, vectors of length one; an input that is too long is refused."""
         info = await online.pick("embed", body.model)

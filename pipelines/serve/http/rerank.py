@@ -9,7 +9,7 @@ from pydantic import Discriminator, Field, Tag
 from starlette.responses import Response
 
 from pipelines.serve.http.errors import COHERE, JINA, TEI, ApiError
-from pipelines.serve.http.handler import Body, Int, NonEmpty, RequestHandler, new_router, shown
+from pipelines.serve.http.handler import Body, Int, NonEmpty, RequestHandler, new_router, route_docs
 from pipelines.serve.http.tasks import TruncationParams, rerank
 from pipelines.serve.protocol import Info
 
@@ -72,7 +72,7 @@ def rerank_routes(online: RequestHandler, name: str | None) -> APIRouter:
     """`/rerank`, TEI's with `texts`, Jina's with `documents`: of the model called `name`, or of the first."""
     router = new_router(TEI, JINA)
 
-    @router.post("/rerank", **shown(list[dict[str, Any]] | dict[str, Any], {"query": _QUERY, "texts": _TEXTS}))
+    @router.post("/rerank", **route_docs(list[dict[str, Any]] | dict[str, Any], {"query": _QUERY, "texts": _TEXTS}))
     async def shared(body: SharedRequest, request: Request) -> Response:
         """TEI: [{index, score, text?}] from best to worst. With `documents` in place of `texts`, as /v1/rerank."""
         if isinstance(body, JinaRequest):
@@ -91,7 +91,7 @@ def cohere_and_jina_routes(online: RequestHandler) -> APIRouter:
     router = new_router()
     example = {"model": online.first("rerank") or "none here", "query": _QUERY, "documents": _TEXTS, "top_n": 1}
 
-    @router.post("/v2/rerank", **shown(dict[str, Any], example, COHERE), tags=["Cohere"])
+    @router.post("/v2/rerank", **route_docs(dict[str, Any], example, COHERE), tags=["Cohere"])
     async def cohere(body: CohereRequest, request: Request) -> Response:
         """{id, results: [{index, relevance_score}], meta} from best to worst."""
         info = await online.pick("rerank", body.model)
@@ -106,7 +106,7 @@ def cohere_and_jina_routes(online: RequestHandler) -> APIRouter:
         results = [{"index": i, "relevance_score": score} for i, score in order[: body.top_n]]
         return answered.reply({"id": request.scope.get("request_id"), "results": results, "meta": meta})
 
-    @router.post("/v1/rerank", **shown(dict[str, Any], example, JINA), tags=["Jina, vLLM"])
+    @router.post("/v1/rerank", **route_docs(dict[str, Any], example, JINA), tags=["Jina, vLLM"])
     async def jina(body: JinaRequest) -> Response:
         """{model, usage, results: [{index, relevance_score, document: {text}}]} from best to worst."""
         return await _jina(online, body, body.model)

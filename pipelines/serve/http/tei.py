@@ -20,7 +20,7 @@ from pipelines.serve.http.handler import (
     Texts,
     json_response,
     new_router,
-    shown,
+    route_docs,
 )
 from pipelines.serve.http.tasks import (
     ClassifyParameters,
@@ -90,13 +90,13 @@ def embed_routes(online: RequestHandler, name: str | None) -> APIRouter:
     """Of embed models: the one called `name`, or the first."""
     router = new_router(TEI)
 
-    @router.post("/embed", **shown(list[list[float]], {"inputs": ["What is Deep Learning?"], "normalize": True}))
+    @router.post("/embed", **route_docs(list[list[float]], {"inputs": ["What is Deep Learning?"], "normalize": True}))
     async def embed(body: EmbedRequest) -> Response:
         """A vector for each input."""
         info = await online.pick("embed", name)
         return await embedded(online, info, body)
 
-    @router.post("/embed_all", **shown(list[list[list[float]]], {"inputs": "What is Deep Learning?"}))
+    @router.post("/embed_all", **route_docs(list[list[list[float]]], {"inputs": "What is Deep Learning?"}))
     async def embed_all(body: EmbedAllRequest) -> Response:
         """A vector for each token of each input, special tokens included."""
         info = await online.pick("embed", name)
@@ -106,7 +106,7 @@ def embed_routes(online: RequestHandler, name: str | None) -> APIRouter:
 
     example = {"inputs": {"source_sentence": "Where is my parcel?", "sentences": ["Track my order", "I am hungry"]}}
 
-    @router.post("/similarity", **shown(list[float], example))
+    @router.post("/similarity", **route_docs(list[float], example))
     async def sentence_similarity(body: SimilarityRequest) -> Response:
         """The cosine of the source sentence with each of the others."""
         info = await online.pick("embed", name)
@@ -120,7 +120,7 @@ def predict_routes(online: RequestHandler, name: str | None) -> APIRouter:
     """Of classifiers."""
     router = new_router(TEI)
 
-    @router.post("/predict", **shown(list[Any], {"inputs": [["Where is my parcel?"], ["I want my money back"]]}))
+    @router.post("/predict", **route_docs(list[Any], {"inputs": [["Where is my parcel?"], ["I want my money back"]]}))
     async def predict(body: PredictRequest) -> Response:
         """[{label, score}] from best to worst for one input; a list of such lists for a batch."""
         info = await online.pick("classify", name)
@@ -144,7 +144,7 @@ def model_routes(online: RequestHandler, name: str | None) -> APIRouter:
     async def model() -> Info:
         return await online.info(name or next(iter(online.models.tasks)))
 
-    @router.post("/tokenize", **shown(list[list[dict[str, Any]]], {"inputs": "What is Deep Learning?"}))
+    @router.post("/tokenize", **route_docs(list[list[dict[str, Any]]], {"inputs": "What is Deep Learning?"}))
     async def tokenize(body: TokenizeRequest) -> Response:
         """The tokens of each text: id, text, and the characters [start, stop) that it stands for."""
         info = await model()
@@ -157,7 +157,7 @@ def model_routes(online: RequestHandler, name: str | None) -> APIRouter:
             for text, tokens in zip(texts, all_tokens, strict=True)
         ])  # fmt: skip
 
-    @router.post("/decode", **shown(list[str], {"ids": [[2, 60, 61, 3]], "skip_special_tokens": True}))
+    @router.post("/decode", **route_docs(list[str], {"ids": [[2, 60, 61, 3]], "skip_special_tokens": True}))
     async def decode(body: DecodeRequest) -> Response:
         """The text of each list of ids."""
         info = await model()
