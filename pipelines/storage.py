@@ -35,15 +35,15 @@ class Folder:
         try:
             filesystem, path = fs.FileSystem.from_uri(location)
         except (pa.ArrowException, OSError) as error:
-            raise UserError(f"{hidden(location)!r} is not a location that can be used: {error}") from error
+            raise UserError(f"{redact_credentials(location)!r} is not a location that can be used: {error}") from error
         if filesystem.type_name == "local":
             return cls(path)
         if filesystem.type_name not in _OBJECT_STORES:
-            raise UserError(f"{hidden(location)!r} must be a folder, or begin with s3://, gs:// or abfs://")
+            raise UserError(f"{redact_credentials(location)!r} must be a folder, or begin with s3://, gs:// or abfs://")
         return cls(location)
 
     def __str__(self) -> str:
-        return hidden(self.location)
+        return redact_credentials(self.location)
 
     @property
     def is_local(self) -> bool:
@@ -105,7 +105,7 @@ class Folder:
             filesystem.delete_file(f"{path}/{name}")
 
 
-def hidden(location: str) -> str:
+def redact_credentials(location: str) -> str:
     """`location` without the keys that a URI may hold: for what is shown or kept."""
     if "://" not in location:
         return location
@@ -132,11 +132,18 @@ def local_copy(location: str) -> Path:
     try:
         infos = filesystem.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
     except OSError as error:
-        raise UserError(f"model {hidden(location)!r} cannot be read: {str(error).splitlines()[0]}") from error
+        raise UserError(
+            f"model {redact_credentials(location)!r} cannot be read: {str(error).splitlines()[0]}"
+        ) from error
     found = {info.path: info for info in infos if info.is_file and info.path.endswith(_MODEL_FILES)}
     if not found:
-        raise UserError(f"model {hidden(location)!r} holds no checkpoint: no *.json and *.safetensors files are there")
-    told = [hidden(location), *sorted(f"{info.path} {info.size} {info.mtime_ns}" for info in found.values())]
+        raise UserError(
+            f"model {redact_credentials(location)!r} holds no checkpoint: no *.json and *.safetensors files are there"
+        )
+    told = [
+        redact_credentials(location),
+        *sorted(f"{info.path} {info.size} {info.mtime_ns}" for info in found.values()),
+    ]
     name = re.sub(r"[^\w.-]", "_", path.rpartition("/")[2])
     kept = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "modernbert-ray")
     copy = kept / f"{name}-{sha256(repr(told).encode()).hexdigest()[:16]}"

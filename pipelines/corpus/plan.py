@@ -17,7 +17,7 @@ from pipelines.input.shards import Corpus, plan_corpus
 from pipelines.options import CorpusOptions, UserError
 from pipelines.output.folder import read_files, read_run
 from pipelines.predictor import BUDGET_TOKENS, DTYPE
-from pipelines.storage import Folder, hidden
+from pipelines.storage import Folder, redact_credentials
 from pipelines.tasks.base import Checkpoint, Task, task_class
 
 ADDED = ("n_tokens", "n_windows", "truncated")
@@ -60,7 +60,7 @@ def plan_job(options: CorpusOptions, task_name: str) -> tuple[Job, Corpus, dict[
     source = options.input if "://" in options.input else str(Path(options.input).expanduser().absolute())
     target = Folder.at(options.output)
     corpus = _corpus(source, target, options)
-    if f"{target}/".startswith(f"{hidden(source).rstrip('/')}/"):
+    if f"{target}/".startswith(f"{redact_credentials(source).rstrip('/')}/"):
         raise UserError(f"output {options.output!r} lies in the input folder, which would be read again; name another")
     names = corpus.schema.names
     for option, column in zip(options.text_options, options.text_columns, strict=True):
@@ -97,7 +97,7 @@ def plan_job(options: CorpusOptions, task_name: str) -> tuple[Job, Corpus, dict[
     if (job.device, job.dtype) == ("cpu", "float16"):
         raise UserError("--dtype float16 is for GPUs; on CPUs use bfloat16 or float32")
     names = ("text_columns", "keep_columns", "prefix", "dtype", "max_characters")
-    identity = {"source": hidden(source)} | {name: getattr(job, name) for name in names}
+    identity = {"source": redact_credentials(source)} | {name: getattr(job, name) for name in names}
     identity |= {"limit": options.limit, "task": task_name, **asdict(task)}
     identity |= {"model": "" if options.dry_run else task.fingerprint(checkpoint)}
     return job, corpus, json.loads(json.dumps(identity))
@@ -106,7 +106,7 @@ def plan_job(options: CorpusOptions, task_name: str) -> tuple[Job, Corpus, dict[
 def _corpus(source: str, target: Folder, options: CorpusOptions) -> Corpus:
     """The plan, as an earlier run into the same output began it."""
     record = None if options.overwrite else read_run(target)
-    if record is None or record["fingerprint"].get("source") != hidden(source):
+    if record is None or record["fingerprint"].get("source") != redact_credentials(source):
         return plan_corpus(source, options.limit)
     return plan_corpus(source, options.limit, record["shard_rows"], read_files(target))
 

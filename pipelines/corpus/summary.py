@@ -18,7 +18,7 @@ from pipelines.input.shards import Corpus, read_shard
 from pipelines.output import folder as output
 from pipelines.output.shard_stats import LENGTH_EDGES, SCORE_EDGES
 from pipelines.report.progress import clock
-from pipelines.storage import hidden
+from pipelines.storage import redact_credentials
 from pipelines.tasks.base import Task
 
 _SAMPLED_SHARDS, _SAMPLED_ROWS, _SHOWN_LABELS, _SHOWN_ROWS, _SHOWN_WIDTH = 8, 128, 12, 5, 60
@@ -96,10 +96,10 @@ def describe(job: Job, corpus: Corpus) -> str:
     tokens, truncated, rejected, sampled = _sample(job, corpus)
     columns = [job.prefix + name for name in (*job.task.columns.names, *ADDED)]
     shown = {
-        "input": f"{hidden(job.source)}: {len(corpus.files)} {corpus.format} file(s), {corpus.rows:,} rows",
+        "input": f"{redact_credentials(job.source)}: {len(corpus.files)} {corpus.format} file(s), {corpus.rows:,} rows",
         "shards": f"{len(corpus.shards)} of at most {corpus.shard_rows:,} rows",
         "output": str(job.folder),
-        "model": f"{hidden(job.model.model)}: {job.task.name}",
+        "model": f"{redact_credentials(job.model.model)}: {job.task.name}",
         "text columns": ", ".join(job.text_columns),
         "columns": f"{', '.join(job.keep_columns)} + {', '.join(columns)}",
         "device": f"{job.device} in {job.dtype}",
@@ -140,9 +140,9 @@ def report(job: Job, record: dict[str, Any], every: pa.Table) -> dict[str, Any]:
         "complete": record["complete"],
         "made": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
         "settings": {
-            "input": hidden(job.source),
+            "input": redact_credentials(job.source),
             "text columns": ", ".join(job.text_columns),
-            "model": hidden(job.model.model),
+            "model": redact_credentials(job.model.model),
             "device": last["device"],
             "token budget": f"{job.budget_tokens:,} a packed batch",
             "long texts": _long_documents(job.task),

@@ -25,7 +25,7 @@ from pyarrow import fs
 
 from pipelines.input.text import STRIDE_ROWS, Scan, infer_schema, parse_text, scan_text
 from pipelines.options import UserError
-from pipelines.storage import hidden, place_of
+from pipelines.storage import place_of, redact_credentials
 
 FORMATS = {
     "parquet": (".parquet", ".pq"),
@@ -123,7 +123,7 @@ def find_files(source: str) -> tuple[fs.FileSystem, dict[str, str], str]:
     try:
         filesystem, path = fs.FileSystem.from_uri(source) if "://" in source else (fs.LocalFileSystem(), source)
     except pa.ArrowInvalid as error:
-        raise UserError(f"input {hidden(source)!r} is not a location that can be read: {error}") from error
+        raise UserError(f"input {redact_credentials(source)!r} is not a location that can be read: {error}") from error
     if "://" not in source:
         path = str(Path(source).expanduser().absolute())
     pattern = re.search(r"[*?\[]", path) is not None and filesystem.get_file_info(path).type == fs.FileType.NotFound
@@ -138,15 +138,18 @@ def find_files(source: str) -> tuple[fs.FileSystem, dict[str, str], str]:
     elif info.type == fs.FileType.File:
         base, found = path.rpartition("/")[0], [info]
     else:
-        raise UserError(f"input {hidden(source)!r} does not exist")
+        raise UserError(f"input {redact_credentials(source)!r} does not exist")
     files = {info.path: _version(info) for info in found if file_format(info.path)}
     if not files:
         known = ", ".join(suffix for suffixes in FORMATS.values() for suffix in suffixes)
-        raise UserError(f"input {hidden(source)!r} holds no data file; known are {known} (text also as .gz)")
+        raise UserError(
+            f"input {redact_credentials(source)!r} holds no data file; known are {known} (text also as .gz)"
+        )
     formats = {file_format(file) for file in files}
     if len(formats) > 1:
         raise UserError(
-            f"input {hidden(source)!r} mixes {', '.join(sorted(map(str, formats)))} files; choose some with a glob"
+            f"input {redact_credentials(source)!r} mixes {', '.join(sorted(map(str, formats)))} files; "
+            "choose some with a glob"
         )
     return filesystem, {path: files[path] for path in sorted(files, key=partial(file_slug, base=base))}, base
 
@@ -178,7 +181,7 @@ def plan_corpus(
     broken = {path: told for path, told in zip(fresh, looked, strict=True) if isinstance(told, str)}
     found = {path: told for path, told in zip(fresh, looked, strict=True) if not isinstance(told, str)}
     if len(broken) == len(versions):
-        raise UserError(f"input {hidden(source)!r} cannot be read: {next(iter(broken.values()))}")
+        raise UserError(f"input {redact_credentials(source)!r} cannot be read: {next(iter(broken.values()))}")
     versions = {path: version for path, version in versions.items() if path not in broken}
     schemas = [schema for _, schema in found.values()]
     if earlier and known:
@@ -187,12 +190,14 @@ def plan_corpus(
         partitions, keys = _hive_partitions(list(versions), base)
         stored = pa.unify_schemas(schemas, promote_options="permissive").remove_metadata()
     except (pa.ArrowException, ValueError) as error:
-        raise UserError(f"input {hidden(source)!r}: its files' columns differ: {str(error).splitlines()[0]}") from error
+        raise UserError(
+            f"input {redact_credentials(source)!r}: its files' columns differ: {str(error).splitlines()[0]}"
+        ) from error
     schema = pa.schema([field for field in stored if field.name not in keys.names] + list(keys))
     scan_of = {path: found[path][0] if path in found else known[path].scan for path in versions}
     total = sum(scan.rows for scan in scan_of.values())
     if not total:
-        raise UserError(f"input {hidden(source)!r} has no rows")
+        raise UserError(f"input {redact_credentials(source)!r} has no rows")
     size = shard_rows or min(MAX_SHARD_ROWS, -(-total // (_WANTED_SHARDS * STRIDE_ROWS)) * STRIDE_ROWS)
     left = limit if limit is not None else total
     shards = []

@@ -27,7 +27,7 @@ from modernbert.config import ModernBertConfig
 from modernbert.sentence import encoder_folder
 from modernbert.tokenizer import Text, Tokenizer
 from modernbert.windows import Windows
-from pipelines.storage import hidden, local_copy
+from pipelines.storage import local_copy, redact_credentials
 
 LongDocuments = Literal["truncate", "windows"]
 Merge = Literal["mean", "max"]
@@ -100,7 +100,7 @@ def _folder(model: str, revision: str | None) -> Path:
         return resolve(model, revision)
     folder = local_copy(model)
     if folder.name != revision:
-        raise ValueError(f"model {hidden(model)!r} has changed since the job began")
+        raise ValueError(f"model {redact_credentials(model)!r} has changed since the job began")
     return folder
 
 

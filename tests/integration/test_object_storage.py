@@ -21,7 +21,7 @@ from pyarrow import fs
 from pipelines.options import JobError, UserError
 from pipelines.output import folder as output
 from pipelines.output import lease
-from pipelines.storage import Folder, hidden, local_copy
+from pipelines.storage import Folder, local_copy, redact_credentials
 from pipelines.tasks.base import Checkpoint
 
 JOB = REPOSITORY / "jobs" / "classify_corpus.py"
@@ -147,4 +147,4 @@ def test_locations_that_cannot_be_an_output_are_refused():
     for location in ("ftp://there/x", "hdfs://there/x"):
         with pytest.raises(UserError, match=f"'{location}'"):
             Folder.at(location)
-    assert hidden("s3://key:secret@bucket/a?endpoint_override=x") == "s3://bucket/a"
+    assert redact_credentials("s3://key:secret@bucket/a?endpoint_override=x") == "s3://bucket/a"
