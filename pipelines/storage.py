@@ -122,7 +122,7 @@ def place_of(location: str) -> tuple[fs.FileSystem, str]:
     return filesystem, path.rstrip("/")
 
 
-def local_copy(location: str) -> Path:
+def download_checkpoint(location: str) -> Path:
     """A checkpoint in object storage as a folder of this machine, copied once and kept for the next time.
 
     Raises UserError where there is no checkpoint. The copy's name comes from what the listing tells of each file, so

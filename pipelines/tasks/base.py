@@ -27,7 +27,7 @@ from modernbert.config import ModernBertConfig
 from modernbert.sentence import encoder_folder
 from modernbert.tokenizer import Text, Tokenizer
 from modernbert.windows import Windows
-from pipelines.storage import local_copy, redact_credentials
+from pipelines.storage import download_checkpoint, redact_credentials
 
 LongDocuments = Literal["truncate", "windows"]
 Merge = Literal["mean", "max"]
@@ -55,7 +55,7 @@ class Checkpoint:
         """The checkpoint `model`; CheckpointError or UserError where there is none."""
         name = str(model)
         if "://" in name:
-            return cls(name, local_copy(name).name)
+            return cls(name, download_checkpoint(name).name)
         folder = resolve(name, revision).absolute()
         return cls(str(folder), None) if Path(name).expanduser().is_dir() else cls(name, folder.name)
 
@@ -98,7 +98,7 @@ class Checkpoint:
 def _folder(model: str, revision: str | None) -> Path:
     if "://" not in model:
         return resolve(model, revision)
-    folder = local_copy(model)
+    folder = download_checkpoint(model)
     if folder.name != revision:
         raise ValueError(f"model {redact_credentials(model)!r} has changed since the job began")
     return folder

@@ -21,7 +21,7 @@ from pyarrow import fs
 from pipelines.options import JobError, UserError
 from pipelines.output import folder as output
 from pipelines.output import lease
-from pipelines.storage import Folder, local_copy, redact_credentials
+from pipelines.storage import Folder, download_checkpoint, redact_credentials
 from pipelines.tasks.base import Checkpoint
 
 JOB = REPOSITORY / "jobs" / "classify_corpus.py"
@@ -137,7 +137,7 @@ def test_a_checkpoint_is_copied_once_and_again_when_it_has_changed(bucket, check
     assert len(list(cache.glob("modernbert-ray/*"))) == 1
     time.sleep(1.1)  # times in S3 are whole seconds
     bucket.copy(tmp_path / "model", "changing")
-    assert local_copy(bucket.uri("changing")) != opened.folder
+    assert download_checkpoint(bucket.uri("changing")) != opened.folder
     with pytest.raises(UserError, match=r"model 's3://bucket/nowhere' holds no checkpoint"):
         Checkpoint.open(bucket.uri("nowhere"))
 
