@@ -51,19 +51,19 @@ class Folder:
         return "://" not in self.location
 
     @property
-    def place(self) -> tuple[fs.FileSystem, str]:
+    def filesystem_and_path(self) -> tuple[fs.FileSystem, str]:
         """Where it lies, for Arrow."""
-        return place_of(self.location)
+        return resolve_filesystem(self.location)
 
     def files(self, below: str = "") -> dict[str, fs.FileInfo]:
         """What lies in it, or in the folder `below` it, by name, from one listing; nothing where it does not exist."""
-        filesystem, path = self.place
+        filesystem, path = self.filesystem_and_path
         infos = filesystem.get_file_info(fs.FileSelector(f"{path}/{below}".rstrip("/"), allow_not_found=True))
         return {info.base_name: info for info in infos}
 
     def read(self, name: str) -> bytes:
         """A file's bytes; FileNotFoundError where there is none."""
-        filesystem, path = self.place
+        filesystem, path = self.filesystem_and_path
         with filesystem.open_input_file(f"{path}/{name}") as stream:
             return stream.read()
 
@@ -72,7 +72,7 @@ class Folder:
 
         In object storage that is what one put does. On disk it takes a temporary name, and a sync of file and folder.
         """
-        filesystem, path = self.place
+        filesystem, path = self.filesystem_and_path
         if not self.is_local:
             stream = filesystem.open_output_stream(
                 f"{path}/{name}"
@@ -100,7 +100,7 @@ class Folder:
 
     def remove(self, name: str) -> None:
         """Remove a file, if it is there."""
-        filesystem, path = self.place
+        filesystem, path = self.filesystem_and_path
         with suppress(FileNotFoundError):
             filesystem.delete_file(f"{path}/{name}")
 
@@ -114,7 +114,7 @@ def redact_credentials(location: str) -> str:
 
 
 @lru_cache(maxsize=16)
-def place_of(location: str) -> tuple[fs.FileSystem, str]:
+def resolve_filesystem(location: str) -> tuple[fs.FileSystem, str]:
     """The file system that a path or a URI lies in, and its path there."""
     if "://" not in location:
         return fs.LocalFileSystem(), location
@@ -128,7 +128,7 @@ def download_checkpoint(location: str) -> Path:
     Raises UserError where there is no checkpoint. The copy's name comes from what the listing tells of each file, so
     that a checkpoint that has changed is copied again.
     """
-    filesystem, path = Folder.at(location).place
+    filesystem, path = Folder.at(location).filesystem_and_path
     try:
         infos = filesystem.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
     except OSError as error:

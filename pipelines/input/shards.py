@@ -25,7 +25,7 @@ from pyarrow import fs
 
 from pipelines.input.text import STRIDE_ROWS, Scan, infer_schema, parse_text, scan_text
 from pipelines.options import UserError
-from pipelines.storage import place_of, redact_credentials
+from pipelines.storage import redact_credentials, resolve_filesystem
 
 FORMATS = {
     "parquet": (".parquet", ".pq"),
@@ -240,7 +240,7 @@ def _fitting(scan: Scan, rows: int) -> int:
 
 def read_shard(source: str, shard: Shard, schema: pa.Schema, columns: list[str]) -> Rows:
     """The rows of `shard` with `columns` in the types of `schema`; columns that its file lacks are null."""
-    filesystem, _ = place_of(source)
+    filesystem, _ = resolve_filesystem(source)
     partition = dict(shard.partition)
     stored = [name for name in columns if name not in partition]
     if shard.format in ("json", "csv"):

@@ -215,7 +215,7 @@ def write_receipts(folder: Folder, new: pa.Table) -> pa.Table:
 
 
 def _recovered(folder: Folder, name: str, written: float) -> dict[str, Any]:
-    filesystem, path = folder.place
+    filesystem, path = folder.filesystem_and_path
     with filesystem.open_input_file(f"{path}/{name}.parquet") as stream:
         kept = (pq.read_metadata(stream).metadata or {}).get(_FOOTER.encode(), b"{}")
     return {"name": name, "committed_at": written} | json.loads(kept)
