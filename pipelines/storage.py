@@ -67,7 +67,7 @@ class Folder:
         with filesystem.open_input_file(f"{path}/{name}") as stream:
             return stream.read()
 
-    def put(self, name: str, data: bytes | pa.Buffer) -> None:
+    def write_atomic(self, name: str, data: bytes | pa.Buffer) -> None:
         """Write a file so that others see the old one or the new one, never a part, whenever this process ends.
 
         In object storage that is what one put does. On disk it takes a temporary name, and a sync of file and folder.

@@ -80,7 +80,7 @@ def finish(job: Job, record: dict[str, Any], made: pa.Table, failed: dict[str, s
         complete = record["attempts"][-1]["outcome"] == "complete"
         record |= {"totals": receipts.add_up(every), "failed": failed, "complete": complete}
         output.write_run(job.folder, record)
-        job.folder.put(output.REPORT, render(summary.report(job, record, every)).encode())
+        job.folder.write_atomic(output.REPORT, render(summary.report(job, record, every)).encode())
     except OSError as error:
         raise _unwritable(job, error.strerror or str(error)) from error
 

@@ -86,7 +86,7 @@ def begin_run(folder: Folder, record: dict[str, Any], corpus: Corpus, overwrite:
         stale = [f"{name}.parquet" for name in there - planned - pieces if _file_of(name) in files]
         _remove(folder, stale + [f"{REJECTED}/{name}" for name in stale])
         write_run(folder, record)
-        folder.put(FILES, _files(corpus))
+        folder.write_atomic(FILES, _files(corpus))
         return (there & planned) | split
     except OSError as error:
         raise UserError(f"output '{folder}' cannot be written: {error.strerror or error}") from error
@@ -177,7 +177,7 @@ def read_run(folder: Folder) -> dict[str, Any] | None:
 
 def write_run(folder: Folder, record: dict[str, Any]) -> None:
     """Replace the record of the runs."""
-    folder.put(RUN, (json.dumps(record, indent=2) + "\n").encode())
+    folder.write_atomic(RUN, (json.dumps(record, indent=2) + "\n").encode())
 
 
 def committed(folder: Folder) -> dict[str, fs.FileInfo]:
@@ -191,8 +191,8 @@ def commit_shard(folder: Folder, receipt: dict[str, Any], labelled: pa.Table, re
     """Write a shard's rejects, then its labelled rows, each file whole or not at all; a retry overwrites itself."""
     name = f"{receipt['name']}.parquet"
     if len(rejected):
-        folder.put(f"{REJECTED}/{name}", _parquet(rejected))
-    folder.put(name, _parquet(labelled, {_FOOTER: receipts.footer(receipt)}))
+        folder.write_atomic(f"{REJECTED}/{name}", _parquet(rejected))
+    folder.write_atomic(name, _parquet(labelled, {_FOOTER: receipts.footer(receipt)}))
 
 
 def write_receipts(folder: Folder, new: pa.Table) -> pa.Table:
@@ -210,7 +210,7 @@ def write_receipts(folder: Folder, new: pa.Table) -> pa.Table:
         told = list(pool.map(partial(_recovered, folder), lacking, [there[name].mtime_ns / 1e9 for name in lacking]))
     every = pa.concat_tables([*tables, receipts.table(told)])
     every = every.filter(pa.array([name in there for name in every["name"].to_pylist()], pa.bool_())).sort_by("name")
-    folder.put(SHARDS, _packed(every))
+    folder.write_atomic(SHARDS, _packed(every))
     return every
 
 

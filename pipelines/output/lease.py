@@ -51,7 +51,7 @@ def lease(folder: Folder) -> Iterator[Lease]:
     try:
         holder = _holder(folder)
         if holder is None:
-            folder.put(LEASE, mine)
+            folder.write_atomic(LEASE, mine)
             time.sleep(_SETTLED_S[folder.is_local])
             holder = None if _read(folder) == mine else json.loads(_read(folder) or "{}")
     except OSError as error:
@@ -66,7 +66,7 @@ def lease(folder: Folder) -> Iterator[Lease]:
         while not stop.wait(_RENEWED_S) and not held.lost.is_set():
             with suppress(OSError):
                 if _read(folder) == mine:
-                    folder.put(LEASE, mine)
+                    folder.write_atomic(LEASE, mine)
                 else:
                     held.lost.set()
 
@@ -106,7 +106,7 @@ def _holder(folder: Folder) -> dict[str, Any] | None:
 def _now(folder: Folder) -> float:
     """The time by the clock of the storage, which may be another machine's."""
     probe = f".clock.{uuid4().hex}"
-    folder.put(probe, b"")
+    folder.write_atomic(probe, b"")
     now = folder.files()[probe].mtime_ns / 1e9
     folder.remove(probe)
     return now

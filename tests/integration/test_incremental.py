@@ -174,7 +174,7 @@ def test_an_overwrite_that_dies_in_between_leaves_no_mixture(tmp_path, monkeypat
     planned, out = shards.plan_corpus(str(tmp_path / "in.parquet"), shard_rows=64), Folder(str(tmp_path / "out"))
     output.begin_run(out, {"fingerprint": {"model": "one"}}, planned, overwrite=False)
     for shard in planned.shards:
-        out.put(f"{shard.name}.parquet", b"")
+        out.write_atomic(f"{shard.name}.parquet", b"")
     with monkeypatch.context() as patched:
         patched.setattr(output, "write_run", lambda *_: sys.exit("killed"))
         with pytest.raises(SystemExit):

@@ -112,7 +112,7 @@ def test_a_lease_in_object_storage(bucket, monkeypatch):
         with pytest.raises(UserError, match=f"is being written by process {os.getpid()} on"), lease.lease(folder):
             pass
         held.check()
-        folder.put(lease.LEASE, b"{}")  # another run that thought this one dead
+        folder.write_atomic(lease.LEASE, b"{}")  # another run that thought this one dead
         assert held.lost.wait(30)
         with pytest.raises(JobError, match="was taken over by another run"):
             held.check()
@@ -120,7 +120,7 @@ def test_a_lease_in_object_storage(bucket, monkeypatch):
     folder.remove(lease.LEASE)
     folder.remove(lease.LEASE)
     monkeypatch.setattr(lease, "_EXPIRES_S", 1.0)
-    folder.put(lease.LEASE, b'{"host": "dead", "process": 1, "processes": "elsewhere"}')
+    folder.write_atomic(lease.LEASE, b'{"host": "dead", "process": 1, "processes": "elsewhere"}')
     time.sleep(3)
     with lease.lease(folder):
         pass
