@@ -15,7 +15,7 @@ import sys
 from itertools import islice
 
 from pipelines import options as config
-from pipelines.command import parse, with_flag
+from pipelines.command import parse, prefix_flag
 
 _OPTIONS: dict[str, type[config.TaskOptions]] = {
     "fill-mask": config.FillTask,
@@ -60,7 +60,7 @@ def main(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         return 130
     except ValueError as error:  # UserError, ConfigError, CheckpointError
-        print(f"error: {with_flag(str(error), options_class)}", file=sys.stderr)
+        print(f"error: {prefix_flag(str(error), options_class)}", file=sys.stderr)
         return 2
 
 

@@ -26,7 +26,7 @@ def run_command(task: str, options_class: type[CorpusOptions], defaults: dict[st
         except Stopped:
             return _stopped("stopped", 143)
     except ValueError as error:  # UserError, ConfigError, CheckpointError
-        print(f"error: {with_flag(str(error), options_class)}", file=sys.stderr)
+        print(f"error: {prefix_flag(str(error), options_class)}", file=sys.stderr)
         return 2
     except JobError as error:
         print(f"error: {error}; what is done stays, and the same command goes on from there", file=sys.stderr)
@@ -40,7 +40,7 @@ def _stopped(how: str, code: int) -> int:
     return code
 
 
-def with_flag(message: str, options_class: type[TaskOptions]) -> str:
+def prefix_flag(message: str, options_class: type[TaskOptions]) -> str:
     """`message`, with the flag in place of the name of an option that it begins with."""
     option, space, rest = message.partition(" ")
     return f"--{option.replace('_', '-')}{space}{rest}" if option in options_class.model_fields else message
