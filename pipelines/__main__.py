@@ -44,13 +44,13 @@ def main(arguments: list[str]) -> int:
 
         pipe = pipeline(
             arguments[0], options.model, device=None if options.device == "auto" else options.device,
-            dtype=options.dtype, budget_tokens=options.budget_tokens, **options.of_task(),
+            dtype=options.dtype, budget_tokens=options.budget_tokens, **options.task_kwargs(),
         )  # fmt: skip
         sys.stdin.reconfigure(encoding="utf-8", errors="replace", newline="\n")  # type: ignore[union-attr]
         sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
         failed = False
         while lines := [line.rstrip("\r\n") for line in islice(sys.stdin, _LINES)]:
-            for result in pipe.of_lines(lines):
+            for result in pipe.predict_lines(lines):
                 print(json.dumps(result, ensure_ascii=False), flush=True)
                 failed |= isinstance(result, dict) and "error" in result
         return int(failed)

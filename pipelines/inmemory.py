@@ -86,7 +86,7 @@ class Pipeline:
             return self.answered([inputs], options)[0]
         return self.answered(list(inputs), options)
 
-    def of_lines(self, lines: Sequence[str]) -> list[Any]:
+    def predict_lines(self, lines: Sequence[str]) -> list[Any]:
         """A result for each line of text, or {"error": reason} where there is none."""
         results, failed = self.run(lines, {})
         return [{"error": failed[i]} if i in failed else result for i, result in enumerate(results)]
@@ -165,7 +165,7 @@ class AnswerPipeline(Pipeline):
         results = self.answered(documents, options)
         return results[0] if len(documents) == 1 else results
 
-    def of_lines(self, lines: Sequence[str]) -> list[Any]:
+    def predict_lines(self, lines: Sequence[str]) -> list[Any]:
         """A result for each line of {"question", "context"} as JSON."""
         return [_line(line, lambda item: self.answered([_fields(item, *self.kind.inputs)], {})[0]) for line in lines]
 
@@ -181,7 +181,7 @@ class RerankPipeline(Pipeline):
         order = sorted(range(len(scores)), key=lambda i: -scores[i])
         return [{"index": i, "score": scores[i]} | ({"text": texts[i]} if return_text else {}) for i in order]
 
-    def of_lines(self, lines: Sequence[str]) -> list[Any]:
+    def predict_lines(self, lines: Sequence[str]) -> list[Any]:
         """A result for each line of {"query", "texts"} as JSON."""
         return [_line(line, lambda item: self(*_fields(item, "query", "texts"))) for line in lines]
 

@@ -65,7 +65,7 @@ class TaskOptions(BaseSettings):
         Literal["auto", "float32", "bfloat16", "float16"], Field(description="auto: float32 on CPUs, bfloat16 on GPUs")
     ] = "auto"
 
-    def of_task(self) -> dict[str, Any]:
+    def task_kwargs(self) -> dict[str, Any]:
         """What the task is made with: the options that were given."""
         names = ("max_length", "long_documents", "stride", *self.task_options)
         return {name: value for name in names if (value := getattr(self, name)) is not None}

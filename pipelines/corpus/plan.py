@@ -56,7 +56,7 @@ def plan_job(options: CorpusOptions, task_name: str) -> tuple[Job, Corpus, dict[
     checkpoint = Checkpoint.open(options.model)
     kind = task_class(task_name)
     kind.check(checkpoint)
-    task = kind.from_checkpoint(checkpoint, **options.of_task())
+    task = kind.from_checkpoint(checkpoint, **options.task_kwargs())
     source = options.input if "://" in options.input else str(Path(options.input).expanduser().absolute())
     target = Folder.at(options.output)
     corpus = _corpus(source, target, options)

@@ -157,7 +157,7 @@ def check_checkpoints(models: tuple[ServedModel, ...]) -> None:
         try:
             checkpoint, kind = Checkpoint.open(options.model, options.revision), task_class(options.task)
             kind.check(checkpoint)
-            make_task(kind, checkpoint, options.of_task())
+            make_task(kind, checkpoint, options.task_kwargs())
         except ValueError as error:  # CheckpointError, ConfigError
             raise UserError(f"models[{at}] {options.name!r}: {error}") from error
 

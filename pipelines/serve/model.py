@@ -80,7 +80,7 @@ class ModelServer:
         self.options, self.kind = options, task_class(options.task)
         self.checkpoint = Checkpoint.open(options.model, options.revision)
         self.kind.check(self.checkpoint)
-        self.task = make_task(self.kind, self.checkpoint, options.of_task())
+        self.task = make_task(self.kind, self.checkpoint, options.task_kwargs())
         self._task = lru_cache(_TASKS_KEPT)(self._make_task)
         self.predictor = Predictor(
             self.checkpoint,
@@ -197,7 +197,7 @@ class ModelServer:
         return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
 
     def _make_task(self, options: str, token_vectors: bool) -> Task:
-        given, ours = json.loads(options), self.options.of_task()
+        given, ours = json.loads(options), self.options.task_kwargs()
         task = make_task(self.kind, self.checkpoint, ours | given)
         if "max_length" in ours and task.max_length > ours["max_length"]:
             raise ValueError(f"max_length {task.max_length} is above the {ours['max_length']} that this service reads")

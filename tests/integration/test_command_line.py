@@ -62,7 +62,7 @@ def test_results_and_error_lines(tmp_path, task):
     lines += ["{not JSON"] if items is not LINES else []
     made = run(task, "--model", folder, *flags(options), given="\n".join(lines).encode() + b"\n")
     got = [json.loads(line) for line in made.stdout.decode().splitlines()]
-    want = pipeline(task, folder, **options).of_lines([line.rstrip("\r") for line in lines])
+    want = pipeline(task, folder, **options).predict_lines([line.rstrip("\r") for line in lines])
     assert_close(got, want)
     errors = {
         "fill-mask": {0: "text has no [MASK]", 1: "text has no [MASK]", 4: "text has no [MASK]"},

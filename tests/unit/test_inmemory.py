@@ -188,7 +188,7 @@ def test_inputs_that_have_no_answer(folders, task, inputs, named, message):
 def test_lines_that_cannot_be_read_do_not_stop_the_others(folders):
     pipe = pipeline("question-answering", folders["question-answering"])
     lines = ['{"question": "\\ud800", "context": "the cat"}', "[" * 100_000, '{"question": "a", "context": "the cat"}']
-    surrogate, nested, answered = pipe.of_lines(lines)
+    surrogate, nested, answered = pipe.predict_lines(lines)
     assert surrogate["error"].startswith("input 0 holds '\\ud800', half a surrogate pair")
     assert nested["error"].startswith("not valid JSON: maximum recursion depth exceeded")
     assert answered["answer"] in "the cat"
