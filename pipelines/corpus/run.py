@@ -43,13 +43,13 @@ def run_corpus(options: CorpusOptions, task: str) -> int:
     job, corpus, identity = plan_job(options, task)
     output.open_output(job.folder, identity, options.overwrite)
     if options.dry_run:
-        print(summary.describe(job, corpus))
+        print(summary.dry_run_report(job, corpus))
         return 0
     with lease(job.folder) as held:
         record = output.open_output(job.folder, identity, options.overwrite)
-        news = summary.news(output.read_files(job.folder) if record else None, corpus)
+        changes = summary.input_changes(output.read_files(job.folder) if record else None, corpus)
         record = record or {"fingerprint": identity, "shard_rows": corpus.shard_rows, "attempts": []}
-        attempt = summary.attempt(job)
+        attempt = summary.start_attempt(job)
         record |= {"attempts": [*record["attempts"], attempt], "complete": False}
         done = output.begin_run(job.folder, record, corpus, options.overwrite)
         todo = [shard for shard in corpus.shards if shard.name not in done]
@@ -69,7 +69,7 @@ def run_corpus(options: CorpusOptions, task: str) -> int:
             attempt |= {name: totals[name] for name in ("rows", "tokens")}
             if not held.lost.is_set():  # else the record is another run's
                 finish(job, record, made.table(), failed)
-    print(summary.of_run(job, totals, attempt, failed, news, skipped=len(done)))
+    print(summary.format_summary(job, totals, attempt, failed, changes, skipped=len(done)))
     return 1 if failed else 0
 
 

@@ -26,7 +26,7 @@ _SLOWEST, _BINS = 10, 120
 _PACKAGES = ("modernbert-ray", "ray", "torch", "tokenizers", "pyarrow", "numpy")
 
 
-def news(earlier: Corpus | None, corpus: Corpus) -> list[str]:
+def input_changes(earlier: Corpus | None, corpus: Corpus) -> list[str]:
     """What has become of the input since the last run."""
     if earlier is None:
         return []
@@ -44,11 +44,11 @@ def news(earlier: Corpus | None, corpus: Corpus) -> list[str]:
     return lines
 
 
-def of_run(
-    job: Job, totals: dict[str, Any], attempt: dict[str, Any], failed: dict[str, str], news: list[str], skipped: int
+def format_summary(
+    job: Job, totals: dict[str, Any], attempt: dict[str, Any], failed: dict[str, str], changes: list[str], skipped: int
 ) -> str:
     """What a run did, for the terminal."""
-    lines = list(news)
+    lines = list(changes)
     if skipped:
         lines.append(f"{skipped} shards were in the output already")
     if totals["rows"]:
@@ -91,7 +91,7 @@ def _first_rows(job: Job) -> list[str]:
     return [f"example    {answer:<{width}}  {text[:70]}" for answer, text in shown]
 
 
-def describe(job: Job, corpus: Corpus) -> str:
+def dry_run_report(job: Job, corpus: Corpus) -> str:
     """What a run would do: the resolved configuration, the files and shards, and the tokens estimated from a sample."""
     tokens, truncated, rejected, sampled = _sample(job, corpus)
     columns = [job.prefix + name for name in (*job.task.columns.names, *ADDED)]
@@ -111,7 +111,7 @@ def describe(job: Job, corpus: Corpus) -> str:
     return "\n".join(f"{name:<13}{value}" for name, value in shown.items()) + "\nnothing was done (--dry-run)"
 
 
-def attempt(job: Job) -> dict[str, Any]:
+def start_attempt(job: Job) -> dict[str, Any]:
     """What is kept of a run as it begins: `outcome` and `seconds` stay empty where it dies."""
     return {
         "started": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
