@@ -26,7 +26,7 @@ from pipelines.output import folder as output
 from pipelines.output import shard_stats as receipts
 from pipelines.output.lease import lease
 from pipelines.report.html import render
-from pipelines.report.progress import shown_progress
+from pipelines.report.progress import progress_bar
 
 _SHARE_FROM_ROWS, _MOST_SPLIT = 1000, 32
 _RUNS, _RUNS_OF_A_ROW, _VAIN_ROUNDS = 2, 3, 5
@@ -138,7 +138,7 @@ def label(
             raise JobError(f"Ray: {str(error).splitlines()[0]}") from error
         return list(left.values())
 
-    with stopped_by_sigterm(), shown_progress(rows, lambda: ray.get(progress.read.remote())):
+    with stopped_by_sigterm(), progress_bar(rows, lambda: ray.get(progress.read.remote())):
         lost = run(todo, min(len(todo), max(len(todo) // 8, 4 * high)))
         runs, vain = Counter(shard.name for shard in lost), 0
         while lost and vain < _VAIN_ROUNDS:

@@ -17,7 +17,7 @@ from pipelines.input.documents import valid_documents
 from pipelines.input.shards import Corpus, read_shard
 from pipelines.output import folder as output
 from pipelines.output.shard_stats import LENGTH_EDGES, SCORE_EDGES
-from pipelines.report.progress import clock
+from pipelines.report.progress import format_duration
 from pipelines.storage import redact_credentials
 from pipelines.tasks.base import Task
 
@@ -55,7 +55,7 @@ def format_summary(
         seconds, labels, rejects = attempt["seconds"], totals["labels"], totals["rejects"]
         lines += [
             f"rows       {totals['rows']:,}: {totals['labelled']:,} labelled, {totals['rejected']:,} rejected"
-            f" in {clock(seconds)}",
+            f" in {format_duration(seconds)}",
             f"tokens     {totals['tokens']:,}, {totals['tokens'] / seconds:,.0f} tokens/s"
             f"{_truncated(job.task, totals['truncated'])}",
             f"batches    {totals['batches']:,}, filled to {totals['fill'] or 0:.1%} of {job.budget_tokens:,} tokens",

@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from pipelines.report.progress import clock
+from pipelines.report.progress import format_duration
 
 MISSING = "–"
 _COLUMNS = 240
@@ -150,12 +150,12 @@ def line(
         drawing += f'<path class="mean" d="M0 {100 - 100 * mean / top:.1f}H1000"/>'
     for i, value in enumerate(values):
         drawing += (
-            f"<g><title>after {clock(edges[i])}: {value:,.0f} {text(unit)}</title>"
+            f"<g><title>after {format_duration(edges[i])}: {value:,.0f} {text(unit)}</title>"
             f'<rect class="hit" x="{x[i]:.1f}" y="0" width="{x[i + 1] - x[i]:.1f}" height="100"/></g>'
         )
     step = next((step for step in _TIME_STEPS if length / step <= 6), 86400 * math.ceil(length / 86400 / 5))
     below = [(i * step / length, _time(i * step, step)) for i in range(int(length / step) + 1)]
-    says = f"{clock(length)} in {len(values)} steps; from {min(values):,.0f} to {max(values):,.0f} {unit}."
+    says = f"{format_duration(length)} in {len(values)} steps; from {min(values):,.0f} to {max(values):,.0f} {unit}."
     left = [(tick / top, compact(tick)) for tick in ticks]
     return _plot(title, says, 1000, drawing, left, below, [(at / length, name) for at, name in marks])
 

@@ -19,7 +19,7 @@ from pipelines.report.charts import (
     table,
     text,
 )
-from pipelines.report.progress import clock
+from pipelines.report.progress import format_duration
 
 _SHOWN_LABELS, _SHOWN_REASONS, _SHOWN_FAILURES, _SHOWN_SHARDS = 12, 6, 20, 10
 _SHOWN_ATTEMPTS, _SHOWN_SETTINGS, _NAMED_ATTEMPTS, _FEW_LABELS = 10, 60, 12, 6
@@ -98,7 +98,11 @@ def _figures(totals: dict[str, Any], attempts: list[dict[str, Any]], speed: floa
         ("Rows labelled", _large(labelled), f"of {_some(rows, 'row')} in {_some(totals.get('shards'), 'shard')}"),
         ("Rejected", percent(_share(rejected, rows)), f"{_some(rejected, 'row')}, kept in _rejected"),
         ("Tokens", _large(tokens), f"{each:,.0f} for each row labelled" if each else ""),
-        ("Tokens per second", _large(speed), f"{clock(ran)} in {_some(len(attempts), 'attempt')}" if ran else ""),
+        (
+            "Tokens per second",
+            _large(speed),
+            f"{format_duration(ran)} in {_some(len(attempts), 'attempt')}" if ran else "",
+        ),
         ("Padding saved", percent(saved), f"{_large(padded)} tokens in padded batches of 32"),
         ("Batch fill", percent(totals.get("fill")), _some(batches, "batch", "es")),
     ]
@@ -170,7 +174,7 @@ def _time(totals: dict[str, Any]) -> str:
         says = f"Nearly balanced: the model waited {percent(waits)} of its time for tokenised shards. "
     says += "Seconds are those of all processes together, which run side by side."
     stages = [("tokenise", "tokenise", tokenise), ("predict", "predict", predict), ("waiting", "model waiting", waited)]
-    parts = [(*stage, _seconds(stage[2]) if stage[2] < 10 else clock(stage[2])) for stage in stages]
+    parts = [(*stage, _seconds(stage[2]) if stage[2] < 10 else format_duration(stage[2])) for stage in stages]
     return _section("Time", says, stacked("Time by stage", parts))
 
 
@@ -221,7 +225,7 @@ def _attempts(attempts: list[dict[str, Any]]) -> str:
         outcome, seconds = one.get("outcome"), one.get("seconds")
         sign = "✓" if outcome == "complete" else "■" if outcome in ("stopped", "interrupted") else "✕"
         said = Html(f'<span aria-hidden="true">{sign}</span> {text(outcome or "ended without notice")}')
-        ran = MISSING if seconds is None else clock(seconds)
+        ran = MISSING if seconds is None else format_duration(seconds)
         figures = [count(one.get("rows")), count(one.get("tokens")), count(_speed([one]))]
         rows.append([f"{number:,}", _moment(one.get("started")), said, one.get("host"), ran, *figures])
     head = ["no.", "started", "outcome", "host", "ran", "rows", "tokens", "tokens/s"]

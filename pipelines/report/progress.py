@@ -15,14 +15,14 @@ _TERMINAL_S, _LOG_S = 0.5, 5.0
 def progress_line(rows: int, total: int, tokens: int, seconds: float, bar: bool) -> str:
     """Rows and tokens so far with their rates, and the time left at this rate."""
     share = min(rows / total, 1.0) if total else 1.0
-    left = clock(seconds * (1 - share) / share)
+    left = format_duration(seconds * (1 - share) / share)
     rates = f"{rows / seconds:,.1f} rows/s, {tokens / seconds:,.0f} tokens/s"
     shown = f"{rows:,} of {total:,} rows, {tokens:,} tokens, {rates}, {left} left"
     filled = round(share * BAR_WIDTH)
     return f"{share:4.0%} [{'#' * filled}{'.' * (BAR_WIDTH - filled)}] {shown}" if bar else f"{share:4.0%} {shown}"
 
 
-def clock(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """12 s, 3 min 20 s, 5 h 10 min."""
     if seconds < 100:
         return f"{seconds:.0f} s"
@@ -31,7 +31,7 @@ def clock(seconds: float) -> str:
 
 
 @contextmanager
-def shown_progress(total: int, read: Callable[[], tuple[int, int]]) -> Iterator[None]:
+def progress_bar(total: int, read: Callable[[], tuple[int, int]]) -> Iterator[None]:
     """While the block runs, show what `read` returns: (rows, tokens) so far. The clock starts with the first rows."""
     terminal, stop = sys.stderr.isatty(), threading.Event()
 
