@@ -164,7 +164,7 @@ def commit(job: Job, table: pa.Table) -> pa.Table:
             "truncated": int(windows.truncated[good].sum()),
             **count_windows(windows.lengths),
             "scores": count_scores(job.task.scores(decoded).to_numpy(zero_copy_only=False)),
-            "labels": job.task.counts(decoded),
+            "labels": job.task.label_counts(decoded),
             "rejects": Counter(reject["reason"] for reject in rejects),
         }
     except Exception as error:  # whatever it is, it is this shard's alone

@@ -86,7 +86,7 @@ def _first_rows(job: Job) -> list[str]:
     shown = []
     for row in table.slice(0, _SHOWN_ROWS).to_pylist():
         text = " | ".join(" ".join(str(row[column]).split()) for column in job.text_columns)
-        shown.append((job.task.show({name: row[stored] for stored, name in names.items()}), text))
+        shown.append((job.task.preview({name: row[stored] for stored, name in names.items()}), text))
     width = min(max((len(answer) for answer, _ in shown), default=0), _SHOWN_WIDTH)
     return [f"example    {answer:<{width}}  {text[:70]}" for answer, text in shown]
 

@@ -169,7 +169,7 @@ class Answer(Task):
             out.append((spans[: self.top_k or 1], no_answer if count else 0.0))
         return out
 
-    def show(self, answer: dict[str, Any]) -> str:
+    def preview(self, answer: dict[str, Any]) -> str:
         """The score and the answer."""
         return f"{answer['score']:.2f}  {answer['answer']!r}"
 

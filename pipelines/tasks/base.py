@@ -198,7 +198,7 @@ class Task(ABC):
         """The answer (R, C) for a packed batch, its windows' rows in order; `ids`: its token ids, on the host."""
         return model.forward_packed(batch)
 
-    def counts(self, answers: pa.StructArray) -> Counter[str]:  # noqa: ARG002
+    def label_counts(self, answers: pa.StructArray) -> Counter[str]:  # noqa: ARG002
         """What a summary counts of some answers, by name."""
         return Counter()
 
@@ -207,7 +207,7 @@ class Task(ABC):
         return answers.field("score") if "score" in self.columns.names else pa.array([], pa.float32())
 
     @abstractmethod
-    def show(self, answer: dict[str, Any]) -> str:
+    def preview(self, answer: dict[str, Any]) -> str:
         """An answer (by column) in a few words, for the terminal."""
 
 

@@ -131,11 +131,11 @@ class Classify(Task):
             for scores_C, order_C in zip(scores_DC, order_DC, strict=True)
         ]
 
-    def counts(self, answers: pa.StructArray) -> Counter[str]:
+    def label_counts(self, answers: pa.StructArray) -> Counter[str]:
         """Documents by their best label; of a regression nothing."""
         return Counter() if self.kind == "regression" else Counter(answers.field("label").to_pylist())
 
-    def show(self, answer: dict[str, Any]) -> str:
+    def preview(self, answer: dict[str, Any]) -> str:
         """The score and the label."""
         return f"{answer['score']:.2f}  {answer['label']}"
 

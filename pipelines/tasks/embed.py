@@ -156,7 +156,7 @@ class Embed(Task):
         """The vector of each document."""
         return self.vectors(made).tolist()
 
-    def show(self, answer: dict[str, Any]) -> str:
+    def preview(self, answer: dict[str, Any]) -> str:
         """The first numbers."""
         numbers = ", ".join(f"{float(x):.3g}" for x in answer["embedding"][:4])
         return f"[{numbers}, …]"

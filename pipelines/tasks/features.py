@@ -57,6 +57,6 @@ class Features(Task):
         """[[vector of each token]]: a batch of one for each document, as transformers gives it."""
         return [[rows.tolist()] for rows in np.split(made.values, made.splits[1:-1])] if made.documents else []
 
-    def show(self, answer: dict[str, Any]) -> str:
+    def preview(self, answer: dict[str, Any]) -> str:
         """How many there are."""
         return f"{len(answer['vectors'])} vectors"

@@ -139,7 +139,7 @@ class Fill(Task):
             out.append(lists[0] if count == 1 else lists)
         return out
 
-    def show(self, answer: dict[str, Any]) -> str:
+    def preview(self, answer: dict[str, Any]) -> str:
         """The best tokens of the first mask."""
         shown = ", ".join(f"{fill['token'].strip()} {fill['score']:.2f}" for fill in answer["fills"][0][:4])
         return shown + (" …" if len(answer["fills"]) > 1 else "")

@@ -63,7 +63,7 @@ class Rerank(Task):
         """A score for each pair."""
         return self._scores(made).tolist()
 
-    def show(self, answer: dict[str, Any]) -> str:
+    def preview(self, answer: dict[str, Any]) -> str:
         """The score."""
         return f"{answer['score']:.3f}"
 

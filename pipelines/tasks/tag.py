@@ -178,7 +178,7 @@ class Tag(Task):
         )
         return _without_overlaps(found, windows)
 
-    def counts(self, answers: pa.StructArray) -> Counter[str]:
+    def label_counts(self, answers: pa.StructArray) -> Counter[str]:
         """Entities by label."""
         return Counter(answers.field("entities").flatten().field("label").to_pylist())
 
@@ -186,7 +186,7 @@ class Tag(Task):
         """Those of the entities."""
         return answers.field("entities").flatten().field("score")
 
-    def show(self, answer: dict[str, Any]) -> str:
+    def preview(self, answer: dict[str, Any]) -> str:
         """The entities."""
         found = [f"{entity['label']} {entity['text']!r}" for entity in answer["entities"][:4]]
         return ", ".join(found) + (", …" if len(answer["entities"]) > 4 else "") if found else "(nothing found)"
