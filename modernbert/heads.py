@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from modernbert.checkpoint import PreTrained, init_weights
 from modernbert.config import ConfigError, ModernBertConfig, activation_function
-from modernbert.linear import Linear, by_rows
+from modernbert.linear import Linear, map_row_chunks
 from modernbert.model import ModernBertModel, finish, layer_norm
 from modernbert.outputs import (
     MaskedLMOutput,
@@ -102,7 +102,7 @@ class ModernBertForMaskedLM(_Head):
     def forward_packed(self, batch: PackedBatch, positions: Tensor | None = None) -> Tensor:
         """The logits (P, V) of the tokens at `positions` (P,) of a packed batch, or of all of them (T, V)."""
         x_TD = self.model.forward_packed(batch)
-        return by_rows(self._decode, x_TD if positions is None else x_TD[positions])
+        return map_row_chunks(self._decode, x_TD if positions is None else x_TD[positions])
 
     def _decode(self, x_PD: Tensor) -> Tensor:
         return self.decoder(self.head(x_PD))
@@ -116,13 +116,13 @@ class ModernBertForMaskedLM(_Head):
         copy of the logits carries a gradient beside a loss only with `repad_logits_with_grad`; the loss always does.
         """
         if labels is None:
-            return MaskedLMOutput(logits=inputs.pad(by_rows(self._decode, x_TD)), **traces)
+            return MaskedLMOutput(logits=inputs.pad(map_row_chunks(self._decode, x_TD)), **traces)
         labels_T = inputs.unpad(labels)
         if self.config.sparse_prediction:
             wanted_T = labels_T != self.config.sparse_pred_ignore_index
-            logits = by_rows(self._decode, x_TD[wanted_T])
+            logits = map_row_chunks(self._decode, x_TD[wanted_T])
             return MaskedLMOutput(loss=F.cross_entropy(logits.float(), labels_T[wanted_T]), logits=logits, **traces)
-        logits = by_rows(self._decode, x_TD)
+        logits = map_row_chunks(self._decode, x_TD)
         loss = F.cross_entropy(logits.float(), labels_T)
         return MaskedLMOutput(
             loss=loss, logits=inputs.pad(logits if self.config.repad_logits_with_grad else logits.detach()), **traces
@@ -145,7 +145,7 @@ class _Classifier(_Head):
         return self.classifier(self.drop(self.head(x_BD)))
 
     def _classify_pooled(self, x_TD: Tensor, batch: PackedBatch) -> Tensor:
-        return by_rows(self._classify, pool(x_TD, batch, self.config.classifier_pooling))
+        return map_row_chunks(self._classify, pool(x_TD, batch, self.config.classifier_pooling))
 
 
 class ModernBertForSequenceClassification(_Classifier):
@@ -175,13 +175,13 @@ class ModernBertForTokenClassification(_Classifier):
 
     def forward_packed(self, batch: PackedBatch) -> Tensor:
         """The logits (T, C) of a packed batch on the model's device, in its order."""
-        return by_rows(self._classify, self.model.forward_packed(batch))
+        return map_row_chunks(self._classify, self.model.forward_packed(batch))
 
     def _answer(
         self, inputs: ModelInputs, x_TD: Tensor, labels: Tensor | None, traces: dict[str, Any]
     ) -> TokenClassifierOutput:
         """Labels (B, S) or (T,): a class each, -100 where no loss is wanted; labels at padding are never read."""
-        logits = by_rows(self._classify, x_TD)
+        logits = map_row_chunks(self._classify, x_TD)
         loss = None if labels is None else F.cross_entropy(logits, inputs.unpad(labels))
         return TokenClassifierOutput(loss=loss, logits=inputs.pad(logits), **traces)
 
@@ -256,7 +256,7 @@ class ModernBertForQuestionAnswering(_Classifier):
 
     def forward_packed(self, batch: PackedBatch) -> Tensor:
         """The start and end logits (T, 2) of a packed batch on the model's device, in its order."""
-        return by_rows(self._classify, self.model.forward_packed(batch))
+        return map_row_chunks(self._classify, self.model.forward_packed(batch))
 
     def forward(  # type: ignore[override]
         self,
@@ -286,7 +286,7 @@ class ModernBertForQuestionAnswering(_Classifier):
             input_ids, attention_mask, sliding_window_mask, position_ids, inputs_embeds, indices, cu_seqlens,
             max_seqlen, batch_size, seq_len, output_attentions, output_hidden_states, ignored,
         )  # fmt: skip
-        start_T, end_T = by_rows(self._classify, x_TD).unbind(-1)
+        start_T, end_T = map_row_chunks(self._classify, x_TD).unbind(-1)
         least = torch.finfo(start_T.dtype).min
         loss = None
         if start_positions is not None and end_positions is not None:

@@ -104,7 +104,7 @@ def _prepackable(weight: Tensor) -> bool:
     return bf16 or weight.dtype == torch.float32
 
 
-def by_rows(fn: Callable[..., Tensor], *inputs_TX: Tensor) -> Tensor:
+def map_row_chunks(fn: Callable[..., Tensor], *inputs_TX: Tensor) -> Tensor:
     """`fn(*inputs_TX)` for an `fn` that treats rows independently, in chunks of rows when that is CPU inference."""
     rows = inputs_TX[0].shape[0]
     if not rows or torch.is_grad_enabled() or inputs_TX[0].device.type != "cpu":

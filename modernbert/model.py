@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from modernbert.attention import attention_maps, resolve_backend, varlen_attention
 from modernbert.checkpoint import PreTrained, init_weights
 from modernbert.config import ModernBertConfig
-from modernbert.linear import GatedLinear, Linear, by_rows
+from modernbert.linear import GatedLinear, Linear, map_row_chunks
 from modernbert.outputs import BaseModelOutput, ModelOutput
 from modernbert.packing import ModelInputs, PackedBatch, check_sliding_window_mask
 from modernbert.rope import apply_rope, pairs_side_by_side, rope_table, rotate_pairs_
@@ -103,7 +103,7 @@ class ModernBertEncoderLayer(nn.Module):
         maps: list[tuple[Tensor, ...]] | None = None,
     ) -> Tensor:
         """Hidden states (T, D) of `batch` to the next (T, D); `maps` takes the attention weights of each sequence."""
-        q_TNH, k_TNH, v_TNH = by_rows(self._into_heads, x_TD, *rope).unbind(dim=1)
+        q_TNH, k_TNH, v_TNH = map_row_chunks(self._into_heads, x_TD, *rope).unbind(dim=1)
         dropout = self.attention_dropout if self.training else 0.0
         if maps is not None:
             maps.append(attention_maps(q_TNH, k_TNH, batch.seqlens, self.window, dropout))
@@ -116,7 +116,7 @@ class ModernBertEncoderLayer(nn.Module):
                 q_TNH, k_TNH, v_TNH, batch.cu_seqlens, batch.max_seqlen, self.window, backend=backend,
                 dropout=dropout, deterministic=self.deterministic,
             )  # fmt: skip
-        return by_rows(self._out_of_heads, x_TD, a_TNH.flatten(1))
+        return map_row_chunks(self._out_of_heads, x_TD, a_TNH.flatten(1))
 
     def _into_heads(self, x_TD: Tensor, cos_TH: Tensor, sin_TH: Tensor) -> Tensor:
         return self.attn.project(self.attn_norm(x_TD), cos_TH, sin_TH)
@@ -259,8 +259,12 @@ class ModernBertModel(PreTrained):
         if sliding_window_mask is not None:
             real = inputs.pad(torch.ones_like(inputs.batch.input_ids, dtype=torch.bool))
             check_sliding_window_mask(sliding_window_mask, real, self.config.local_attention // 2)
-        hidden_states: list[Tensor] | None = [] if _or(output_hidden_states, self.config.output_hidden_states) else None
-        maps: list[tuple[Tensor, ...]] | None = [] if _or(output_attentions, self.config.output_attentions) else None
+        hidden_states: list[Tensor] | None = (
+            [] if _default(output_hidden_states, self.config.output_hidden_states) else None
+        )
+        maps: list[tuple[Tensor, ...]] | None = (
+            [] if _default(output_attentions, self.config.output_attentions) else None
+        )
         x_TD = self.forward_packed(inputs.batch, hidden_states, maps)
         traces: dict[str, Any] = {}
         if hidden_states is not None:
@@ -284,10 +288,10 @@ def layer_norm(config: ModernBertConfig) -> nn.LayerNorm:
 
 def finish(output: ModelOutput, return_dict: bool | None, config: ModernBertConfig) -> Any:
     """`output`, or its tuple where `return_dict`, or else the configuration, says so."""
-    return output if _or(return_dict, config.return_dict) else output.to_tuple()
+    return output if _default(return_dict, config.return_dict) else output.to_tuple()
 
 
-def _or(given: bool | None, default: bool) -> bool:
+def _default(given: bool | None, default: bool) -> bool:
     return default if given is None else given
 
 
