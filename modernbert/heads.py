@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from modernbert.checkpoint import PreTrained, init_weights
 from modernbert.config import ConfigError, ModernBertConfig, activation_function
 from modernbert.linear import Linear, map_row_chunks
-from modernbert.model import ModernBertModel, finish, layer_norm
+from modernbert.model import ModernBertModel, layer_norm, to_output
 from modernbert.outputs import (
     MaskedLMOutput,
     ModelOutput,
@@ -76,7 +76,7 @@ class _Head(PreTrained):
             input_ids, attention_mask, sliding_window_mask, position_ids, inputs_embeds, indices, cu_seqlens,
             max_seqlen, batch_size, seq_len, output_attentions, output_hidden_states, ignored,
         )  # fmt: skip
-        return finish(self._answer(inputs, x_TD, labels, traces), return_dict, self.config)
+        return to_output(self._answer(inputs, x_TD, labels, traces), return_dict, self.config)
 
     def _answer(self, inputs: ModelInputs, x_TD: Tensor, labels: Tensor | None, traces: dict[str, Any]) -> ModelOutput:
         raise NotImplementedError
@@ -243,7 +243,7 @@ class ModernBertForMultipleChoice(_Classifier):
         )  # fmt: skip
         logits = self._classify_pooled(x_TD, inputs.batch).view(questions, -1)
         loss = None if labels is None else F.cross_entropy(logits, labels)
-        return finish(MultipleChoiceModelOutput(loss=loss, logits=logits, **traces), return_dict, self.config)
+        return to_output(MultipleChoiceModelOutput(loss=loss, logits=logits, **traces), return_dict, self.config)
 
 
 class ModernBertForQuestionAnswering(_Classifier):
@@ -294,7 +294,7 @@ class ModernBertForQuestionAnswering(_Classifier):
             loss = (start_loss + _position_loss(inputs, end_T, end_positions, least)) / 2
         start, end = inputs.pad(start_T, least), inputs.pad(end_T, least)
         result = QuestionAnsweringModelOutput(loss=loss, start_logits=start, end_logits=end, **traces)
-        return finish(result, return_dict, self.config)
+        return to_output(result, return_dict, self.config)
 
 
 def _position_loss(inputs: ModelInputs, logits_T: Tensor, wanted_B: Tensor, least: float) -> Tensor:

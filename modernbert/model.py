@@ -219,7 +219,7 @@ class ModernBertModel(PreTrained):
             input_ids, attention_mask, sliding_window_mask, position_ids, inputs_embeds, indices, cu_seqlens,
             max_seqlen, batch_size, seq_len, output_attentions, output_hidden_states, ignored,
         )  # fmt: skip
-        return finish(BaseModelOutput(last_hidden_state=inputs.pad(x_TD), **traces), return_dict, self.config)
+        return to_output(BaseModelOutput(last_hidden_state=inputs.pad(x_TD), **traces), return_dict, self.config)
 
     def encode(
         self,
@@ -286,7 +286,7 @@ def layer_norm(config: ModernBertConfig) -> nn.LayerNorm:
     return nn.LayerNorm(config.hidden_size, eps=config.norm_eps, bias=config.norm_bias)
 
 
-def finish(output: ModelOutput, return_dict: bool | None, config: ModernBertConfig) -> Any:
+def to_output(output: ModelOutput, return_dict: bool | None, config: ModernBertConfig) -> Any:
     """`output`, or its tuple where `return_dict`, or else the configuration, says so."""
     return output if _default(return_dict, config.return_dict) else output.to_tuple()
 
