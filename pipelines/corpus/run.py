@@ -57,7 +57,7 @@ def run_corpus(options: CorpusOptions, task: str) -> int:
         failed = {path: f"cannot be read: {reason}" for path, reason in corpus.broken.items()}
         started = time.monotonic()
         try:
-            failed |= label(job, todo, options.actors, options.max_rejected, made, held.check)
+            failed |= run_shards(job, todo, options.actors, options.max_rejected, made, held.check)
             held.check()
             outcome = "failed" if failed else "complete"
         except BaseException as error:
@@ -85,7 +85,7 @@ def finish(job: Job, record: dict[str, Any], made: pa.Table, failed: dict[str, s
         raise _unwritable(job, error.strerror or str(error)) from error
 
 
-def label(
+def run_shards(
     job: Job,
     todo: list[Shard],
     actors: str,
