@@ -28,9 +28,9 @@ from pipelines.output.lease import lease
 from pipelines.report.html import render
 from pipelines.report.progress import progress_bar
 
-_SHARE_FROM_ROWS, _MOST_SPLIT = 1000, 32
-_RUNS, _RUNS_OF_A_ROW, _VAIN_ROUNDS = 2, 3, 5
-_DEADLY = "its process ended each time that it was predicted"
+_SHARE_FROM_ROWS, MAX_SHARDS_TO_SPLIT = 1000, 32
+MAX_ATTEMPTS, MAX_ATTEMPTS_PER_ROW, MAX_ROUNDS_WITHOUT_PROGRESS = 2, 3, 5
+POISON_ROW = "its process ended each time that it was predicted"
 _OUTCOMES = {Stopped: "stopped", KeyboardInterrupt: "interrupted"}
 
 
@@ -140,19 +140,23 @@ def run_shards(
 
     with stopped_by_sigterm(), progress_bar(rows, lambda: ray.get(progress.read.remote())):
         lost = run(todo, min(len(todo), max(len(todo) // 8, 4 * high)))
-        runs, vain = Counter(shard.name for shard in lost), 0
-        while lost and vain < _VAIN_ROUNDS:
+        runs, rounds_without_progress = Counter(shard.name for shard in lost), 0
+        while lost and rounds_without_progress < MAX_ROUNDS_WITHOUT_PROGRESS:
             again: list[Shard] = []
             for shard in lost:
-                if len(lost) > _MOST_SPLIT or runs[shard.name] < (_RUNS if shard.count > 1 else _RUNS_OF_A_ROW):
+                if len(lost) > MAX_SHARDS_TO_SPLIT or runs[shard.name] < (
+                    MAX_ATTEMPTS if shard.count > 1 else MAX_ATTEMPTS_PER_ROW
+                ):
                     again.append(shard)
                 elif shard.count > 1:
                     again += shard.pieces
                 else:
-                    add(json.loads(reject_shard(job, shard, _DEADLY).to_pylist()[0]["receipt"]))
+                    add(json.loads(reject_shard(job, shard, POISON_ROW).to_pylist()[0]["receipt"]))
             lost = run(again, len(again)) if again else []
             runs.update(shard.name for shard in lost)
-            vain = vain + 1 if len(lost) > _MOST_SPLIT and len(lost) == len(again) else 0
+            rounds_without_progress = (
+                rounds_without_progress + 1 if len(lost) > MAX_SHARDS_TO_SPLIT and len(lost) == len(again) else 0
+            )
     return failed | {shard.name: "its processes ended without an answer, again and again" for shard in lost}
 
 
