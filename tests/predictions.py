@@ -59,10 +59,12 @@ PIECES = [
 ]  # fmt: skip
 
 
-def random_texts(seed: int, count: int, shortest: int = 1, longest: int = 200, pieces: list[str] = PIECES) -> list[str]:
+def random_texts(
+    seed: int, count: int, shortest: int = 1, longest: int = 200, subshards: list[str] = PIECES
+) -> list[str]:
     """Texts of so many pieces: letters, spaces of all kinds, combining marks, emoji, other scripts, special tokens."""
     dice = random.Random(seed)
-    return ["".join(dice.choices(pieces, k=dice.randint(shortest, longest))) for _ in range(count)]
+    return ["".join(dice.choices(subshards, k=dice.randint(shortest, longest))) for _ in range(count)]
 
 
 def assert_close(got: Any, want: Any, tolerance: float = 1e-5, place: str = "result") -> None:

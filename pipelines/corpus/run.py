@@ -149,7 +149,7 @@ def run_shards(
                 ):
                     again.append(shard)
                 elif shard.count > 1:
-                    again += shard.pieces
+                    again += shard.subshards
                 else:
                     add(json.loads(reject_shard(job, shard, POISON_ROW).to_pylist()[0]["receipt"]))
             lost = run(again, len(again)) if again else []

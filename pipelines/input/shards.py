@@ -57,7 +57,7 @@ class Shard:
     """Of a shard that was split, the rows [first, stop) that are meant, counted from its start; None: all."""
 
     @property
-    def pieces(self) -> list[Shard]:
+    def subshards(self) -> list[Shard]:
         """The shard cut into at most 16 parts, each a shard with a name of its own."""
         first, stop = self.part or (0, self.rows)
         stem, step = self.name.rsplit("-", 2)[0], -(-(stop - first) // 16)
@@ -177,9 +177,9 @@ def plan_corpus(
     known = {file.path: file for file in earlier.files} if earlier and earlier.format == kind else {}
     fresh = [path for path, version in versions.items() if path not in known or known[path].version != version]
     with ThreadPoolExecutor(16) as pool:
-        looked = list(pool.map(lambda file: _look(filesystem, file, kind), fresh))
-    broken = {path: told for path, told in zip(fresh, looked, strict=True) if isinstance(told, str)}
-    found = {path: told for path, told in zip(fresh, looked, strict=True) if not isinstance(told, str)}
+        inspected = list(pool.map(lambda file: inspect_file(filesystem, file, kind), fresh))
+    broken = {path: told for path, told in zip(fresh, inspected, strict=True) if isinstance(told, str)}
+    found = {path: told for path, told in zip(fresh, inspected, strict=True) if not isinstance(told, str)}
     if len(broken) == len(versions):
         raise UserError(f"input {redact_credentials(source)!r} cannot be read: {next(iter(broken.values()))}")
     versions = {path: version for path, version in versions.items() if path not in broken}
@@ -203,7 +203,7 @@ def plan_corpus(
     shards = []
     for (path, version), partition in zip(versions.items(), partitions, strict=True):
         scan, stem = scan_of[path], f"{file_slug(path, base)}-{version}"
-        step = _fitting(scan, size)
+        step = rows_per_shard(scan, size)
         for start in range(0, min(scan.rows, left), step):
             rows = min(step, scan.rows - start, left - start)
             span = scan.span(start, start + rows) if kind in ("json", "csv") else (0, 0)
@@ -213,7 +213,7 @@ def plan_corpus(
     return Corpus(files, kind, schema, shards, size, broken)
 
 
-def _look(filesystem: fs.FileSystem, path: str, kind: str) -> tuple[Scan, pa.Schema] | str:
+def inspect_file(filesystem: fs.FileSystem, path: str, kind: str) -> tuple[Scan, pa.Schema] | str:
     """A file's rows and columns, or why it cannot be read."""
     try:
         if kind in ("parquet", "ipc"):
@@ -232,7 +232,7 @@ def _bytes(data: ds.Dataset) -> int:
     return fragment.filesystem.get_file_info(fragment.path).size
 
 
-def _fitting(scan: Scan, rows: int) -> int:
+def rows_per_shard(scan: Scan, rows: int) -> int:
     """At most `rows` rows: fewer, but a multiple of 64, where a file's rows are so large that a shard would be."""
     fit = _SHARD_BYTES * scan.rows // max(scan.end, 1)
     return min(rows, max(fit // STRIDE_ROWS, 1) * STRIDE_ROWS)

@@ -81,9 +81,9 @@ def begin_run(folder: Folder, record: dict[str, Any], corpus: Corpus, overwrite:
             _remove(folder, [f"{REJECTED}/{name}" for name in folder.files(REJECTED)])
             there = set()
         planned = {shard.name for shard in corpus.shards}
-        split, pieces = _split_shards(there - planned, corpus)
+        split, subshards = _split_shards(there - planned, corpus)
         files = {_file_of(name) for name in planned}
-        stale = [f"{name}.parquet" for name in there - planned - pieces if _file_of(name) in files]
+        stale = [f"{name}.parquet" for name in there - planned - subshards if _file_of(name) in files]
         _remove(folder, stale + [f"{REJECTED}/{name}" for name in stale])
         write_run(folder, record)
         folder.write_atomic(FILES, _files(corpus))
@@ -126,14 +126,14 @@ def _split_shards(names: set[str], corpus: Corpus) -> tuple[set[str], set[str]]:
         stem, start, stop = name.rsplit("-", 2)
         if start.isdigit() and stop.isdigit():
             parts.setdefault(stem, []).append((int(start), int(stop), name))
-    whole, pieces = set(), set()
+    whole, subshards = set(), set()
     for shard in corpus.shards if parts else []:
         first, last = shard.start, shard.start + shard.rows
         inside = [part for part in parts.get(shard.name.rsplit("-", 2)[0], []) if first <= part[0] and part[1] <= last]
         if sum(stop - start for start, stop, _ in inside) == shard.rows:
             whole.add(shard.name)
-            pieces |= {name for _, _, name in inside}
-    return whole, pieces
+            subshards |= {name for _, _, name in inside}
+    return whole, subshards
 
 
 def _file_of(name: str) -> str:

@@ -43,9 +43,13 @@ def main() -> None:
     model = write_checkpoint(FOLDER, architecture="ModernBertForQuestionAnswering", heat=1.5, **size)
     model.half().save_pretrained(FOLDER)
     write_tokenizer(FOLDER)
-    pieces = [piece for piece in PIECES if not piece.startswith("[")] + [" ", " ", " "]
-    questions = [*random_texts(1, 12, 3, 15, pieces), "the cat?"]
-    contexts = [*random_texts(2, 8, 40, 150, pieces), *random_texts(3, 4, 600, 900, pieces), "the cat sat on the mat"]
+    subshards = [piece for piece in PIECES if not piece.startswith("[")] + [" ", " ", " "]
+    questions = [*random_texts(1, 12, 3, 15, subshards), "the cat?"]
+    contexts = [
+        *random_texts(2, 8, 40, 150, subshards),
+        *random_texts(3, 4, 600, 900, subshards),
+        "the cat sat on the mat",
+    ]
     pipe = transformers.pipeline("question-answering", model=str(FOLDER), tokenizer=str(FOLDER), dtype=torch.float32)
     pairs = list(zip(questions, contexts, strict=True))
     answers = [
