@@ -124,7 +124,7 @@ class Predict:
 
 def reject_shard(job: Job, shard: Shard, reason: str) -> pa.Table:
     """Commit a shard with all its rows set aside, without a look at its texts; the receipt."""
-    first, stop = shard.part or (0, shard.rows)
+    first, stop = shard.row_range or (0, shard.rows)
     rejects = [{"row": row, "reason": reason, "stage": "predict", "raw": None} for row in range(first, stop)]
     row = _one_row(_nothing(json.dumps(asdict(shard))) | {"rejects": rejects}, TOKENISED)
     columns = {name: row[name] for name in row.column_names} | {"batches": [0], "predict_s": [0.0], "waited_s": [0.0]}
@@ -239,7 +239,7 @@ def _told(error: Exception) -> str:
 def _shard(encoded: str) -> Shard:
     raw = json.loads(encoded)
     listed = {"partition": tuple(map(tuple, raw["partition"])), "span": tuple(raw["span"])}
-    return Shard(**raw | listed | {"part": raw["part"] and tuple(raw["part"])})
+    return Shard(**raw | listed | {"row_range": raw["row_range"] and tuple(raw["row_range"])})
 
 
 def _list(values: pa.Array) -> pa.Array:

@@ -53,22 +53,22 @@ class Shard:
     """Hive partition values of the file."""
     span: tuple[int, int] = (0, 0)
     """Where its rows lie in the decompressed bytes of a text file."""
-    part: tuple[int, int] | None = None
+    row_range: tuple[int, int] | None = None
     """Of a shard that was split, the rows [first, stop) that are meant, counted from its start; None: all."""
 
     @property
     def subshards(self) -> list[Shard]:
         """The shard cut into at most 16 parts, each a shard with a name of its own."""
-        first, stop = self.part or (0, self.rows)
+        first, stop = self.row_range or (0, self.rows)
         stem, step = self.name.rsplit("-", 2)[0], -(-(stop - first) // 16)
         parts = [(a, min(a + step, stop)) for a in range(first, stop, step)]
         names = [f"{stem}-{self.start + a:09d}-{self.start + b:09d}" for a, b in parts]
-        return [replace(self, name=name, part=part) for name, part in zip(names, parts, strict=True)]
+        return [replace(self, name=name, row_range=part) for name, part in zip(names, parts, strict=True)]
 
     @property
     def count(self) -> int:
         """How many rows are meant."""
-        return self.part[1] - self.part[0] if self.part else self.rows
+        return self.row_range[1] - self.row_range[0] if self.row_range else self.rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -261,7 +261,7 @@ def read_shard(source: str, shard: Shard, schema: pa.Schema, columns: list[str])
         else:
             arrays.append(pa.nulls(len(table), kind))
     rows = Rows(pa.table(arrays, schema=pa.schema([schema.field(name) for name in columns])), positions, bad)
-    return rows if shard.part is None else _part(rows, *shard.part)
+    return rows if shard.row_range is None else _part(rows, *shard.row_range)
 
 
 def _part(rows: Rows, first: int, stop: int) -> Rows:
