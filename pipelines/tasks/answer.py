@@ -24,14 +24,14 @@ from pipelines.tasks.base import (
     Task,
     list_array,
     per_document,
+    resolve_windowing,
     softmax,
-    windowing,
 )
 
 SPAN = pa.struct([("answer", pa.string()), ("score", pa.float32()), ("start", pa.int32()), ("end", pa.int32())])
 OUTSIDE, CLS, CONTEXT = 0, 1, 2
 """In `Windows.marks`: no part of the softmax; a part of it but of no answer; a part of both."""
-_USUAL_LENGTH = 384  # of transformers' pipeline, and of the windows that such models are trained on
+DEFAULT_LENGTH = 384  # of transformers' pipeline, and of the windows that such models are trained on
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Answer(Task):
             if value is not None and value < 1:
                 raise ValueError(f"{name} {value} must be at least 1")
         return cls(
-            **windowing(checkpoint, max_length, long_documents, stride, "windows", _USUAL_LENGTH),  # type: ignore[arg-type]
+            **resolve_windowing(checkpoint, max_length, long_documents, stride, "windows", DEFAULT_LENGTH),  # type: ignore[arg-type]
             top_k=top_k,
             max_answer_length=max_answer_length,
             no_answer=no_answer,

@@ -256,24 +256,24 @@ def check_documents(kind: type[Task], documents: Sequence[Any]) -> None:
 
 def check_kind(checkpoint: Checkpoint, name: str, *architectures: str) -> None:
     """Raise ValueError where config.json says that the checkpoint is of another kind than `architectures`."""
-    stated = next(iter(checkpoint.raw_config.get("architectures") or []), None)
-    if stated in (None, *architectures):
+    configured = next(iter(checkpoint.raw_config.get("architectures") or []), None)
+    if configured in (None, *architectures):
         return
-    fits = f"it fits {_FITS[stated]}" if stated in _FITS else f"no task here runs a {stated}"
+    fits = f"it fits {_FITS[configured]}" if configured in _FITS else f"no task here runs a {configured}"
     raise ValueError(
-        f"model {str(checkpoint.folder)!r} is a {stated}: {fits}; {name} runs a {' or '.join(architectures)}"
+        f"model {str(checkpoint.folder)!r} is a {configured}: {fits}; {name} runs a {' or '.join(architectures)}"
     )
 
 
-def windowing(
+def resolve_windowing(
     checkpoint: Checkpoint,
     max_length: int | None,
     long_documents: LongDocuments | None,
     stride: int | None,
-    usual: LongDocuments,
-    usual_length: int | None = None,
+    default: LongDocuments,
+    default_length: int | None = None,
 ) -> dict[str, int | None]:
-    """`max_length` and `stride` of a task whose long documents are `usual` treated so.
+    """`max_length` and `stride` of a task whose long documents are `default` treated so.
 
     Raises ValueError for what the model cannot do.
     """
@@ -283,9 +283,9 @@ def windowing(
     for name, value, least in (("max_length", max_length, 3), ("stride", stride, 0)):
         if value is not None and value < least:
             raise ValueError(f"{name} {value} must be at least {least}")
-    stated = checkpoint.tokenizer.model_max_length or longest
-    length = max_length or min(longest, stated, usual_length or longest)
-    if (long_documents or usual) == "truncate":
+    configured = checkpoint.tokenizer.model_max_length or longest
+    length = max_length or min(longest, configured, default_length or longest)
+    if (long_documents or default) == "truncate":
         if stride is not None:
             raise ValueError(
                 f"stride {stride} is for overlapping windows: long_documents must be windows, not truncate"

@@ -21,9 +21,9 @@ from pipelines.tasks.base import (
     Task,
     list_array,
     merged,
+    resolve_windowing,
     sigmoid,
     softmax,
-    windowing,
 )
 
 Function = Literal["softmax", "sigmoid", "none"]
@@ -70,15 +70,15 @@ class Classify(Task):
             raise ValueError("top_k is for classifiers; this model is a regression")
         if top_k is not None and not 1 <= top_k <= config.num_labels:
             raise ValueError(f"top_k {top_k} must be from 1 to the model's {config.num_labels} labels")
-        usual: dict[str, Function] = {"regression": "none", "multi_label_classification": "sigmoid"}
+        default: dict[str, Function] = {"regression": "none", "multi_label_classification": "sigmoid"}
         return cls(
-            **windowing(checkpoint, max_length, long_documents, stride, "truncate"),  # type: ignore[arg-type]
+            **resolve_windowing(checkpoint, max_length, long_documents, stride, "truncate"),  # type: ignore[arg-type]
             labels=tuple(config.id2label[i] for i in range(config.num_labels)),
             kind=kind,
             top_k=top_k,
             threshold=0.5 if threshold is None else threshold,
             merge=merge,
-            function=function or usual.get(kind, "softmax"),
+            function=function or default.get(kind, "softmax"),
         )
 
     @property

@@ -21,7 +21,7 @@ from modernbert.packing import PackedBatch
 from modernbert.sentence import SentenceConfig, SentenceEncoder
 from modernbert.tokenizer import Text, Tokenizer
 from modernbert.windows import Windows
-from pipelines.tasks.base import Checkpoint, LongDocuments, ModelOutputs, Task, merged, windowing
+from pipelines.tasks.base import Checkpoint, LongDocuments, ModelOutputs, Task, merged, resolve_windowing
 
 Precision = Literal["float32", "float16", "int8", "binary", "ubinary"]
 _STORED = {"float32": pa.float32(), "float16": pa.float16(), "int8": pa.int8(), "binary": pa.int8(),
@@ -91,7 +91,7 @@ class Embed(Task):
             if long_documents == "windows":
                 raise ValueError("long_documents must be truncate: this model pools without its prompt")
         return cls(
-            **windowing(checkpoint, max_length, long_documents, stride, "truncate", stored.max_length),  # type: ignore[arg-type]
+            **resolve_windowing(checkpoint, max_length, long_documents, stride, "truncate", stored.max_length),  # type: ignore[arg-type]
             pooling=stored.pooling,
             size=size,
             normalize_first=stored.normalize,

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from modernbert.checkpoint import check_weights
 from modernbert.model import ModernBertModel
-from pipelines.tasks.base import Checkpoint, ModelOutputs, Task, list_array, windowing
+from pipelines.tasks.base import Checkpoint, ModelOutputs, Task, list_array, resolve_windowing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +25,8 @@ class Features(Task):
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint, *, max_length: int | None = None) -> Features:
         """Any encoder, whatever head it has."""
-        settled = windowing(checkpoint, max_length, None, None, "truncate")
-        return cls(**settled, hidden_size=checkpoint.config.hidden_size)  # type: ignore[arg-type]
+        window_options = resolve_windowing(checkpoint, max_length, None, None, "truncate")
+        return cls(**window_options, hidden_size=checkpoint.config.hidden_size)  # type: ignore[arg-type]
 
     @property
     def columns(self) -> pa.Schema:

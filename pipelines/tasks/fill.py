@@ -19,7 +19,15 @@ from modernbert.heads import ModernBertForMaskedLM
 from modernbert.packing import PackedBatch
 from modernbert.tokenizer import Text, Tokenizer
 from modernbert.windows import Windows
-from pipelines.tasks.base import Checkpoint, LongDocuments, ModelOutputs, Task, list_array, per_document, windowing
+from pipelines.tasks.base import (
+    Checkpoint,
+    LongDocuments,
+    ModelOutputs,
+    Task,
+    list_array,
+    per_document,
+    resolve_windowing,
+)
 
 logger = logging.getLogger(__name__)
 FILL = pa.struct([("token", pa.string()), ("token_id", pa.int32()), ("score", pa.float32())])
@@ -60,9 +68,9 @@ class Fill(Task):
         most = checkpoint.config.vocab_size if ids is None else len(ids)
         if not 1 <= top_k <= checkpoint.config.vocab_size:
             raise ValueError(f"top_k {top_k} must be from 1 to the vocabulary's {checkpoint.config.vocab_size} tokens")
-        settled = windowing(checkpoint, max_length, long_documents, stride, "windows")
+        window_options = resolve_windowing(checkpoint, max_length, long_documents, stride, "windows")
         return cls(
-            **settled,  # type: ignore[arg-type]
+            **window_options,  # type: ignore[arg-type]
             top_k=min(top_k, most),
             targets=ids,
             mask_token_id=mask,

@@ -12,7 +12,16 @@ import numpy as np
 import pyarrow as pa
 
 from modernbert.heads import ModernBertForSequenceClassification
-from pipelines.tasks.base import Checkpoint, LongDocuments, Merge, ModelOutputs, Task, merged, sigmoid, windowing
+from pipelines.tasks.base import (
+    Checkpoint,
+    LongDocuments,
+    Merge,
+    ModelOutputs,
+    Task,
+    merged,
+    resolve_windowing,
+    sigmoid,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,11 +57,13 @@ class Rerank(Task):
                 " runs a ModernBertForSequenceClassification with one output"
             )
         if raw_scores is None:
-            stated = checkpoint.raw_config.get("sentence_transformers") or {}
-            stated = stated.get("activation_fn") or checkpoint.raw_config.get("sbert_ce_default_activation_function")
-            raw_scores = (stated or "").endswith("Identity")
-        settled = windowing(checkpoint, max_length, long_documents, stride, "truncate")
-        return cls(**settled, merge=merge, raw_scores=raw_scores)  # type: ignore[arg-type]
+            configured = checkpoint.raw_config.get("sentence_transformers") or {}
+            configured = configured.get("activation_fn") or checkpoint.raw_config.get(
+                "sbert_ce_default_activation_function"
+            )
+            raw_scores = (configured or "").endswith("Identity")
+        window_options = resolve_windowing(checkpoint, max_length, long_documents, stride, "truncate")
+        return cls(**window_options, merge=merge, raw_scores=raw_scores)  # type: ignore[arg-type]
 
     def decode(self, made: ModelOutputs) -> pa.StructArray:
         """The score: a number that grows with relevance, between 0 and 1 unless raw."""

@@ -23,8 +23,8 @@ from pipelines.tasks.base import (
     Task,
     list_array,
     per_document,
+    resolve_windowing,
     softmax,
-    windowing,
 )
 
 Aggregation = Literal["none", "simple", "first", "average", "max"]
@@ -86,8 +86,8 @@ class Tag(Task):
         """The task for a checkpoint's labels: BIO, BIOES (also BILOU), or plain."""
         config = checkpoint.config
         labels = tuple(config.id2label[i] for i in range(config.num_labels))
-        settled = windowing(checkpoint, max_length, long_documents, stride, "windows")
-        return cls(**settled, labels=labels, aggregation=aggregation, ignore_labels=tuple(ignore_labels))  # type: ignore[arg-type]
+        window_options = resolve_windowing(checkpoint, max_length, long_documents, stride, "windows")
+        return cls(**window_options, labels=labels, aggregation=aggregation, ignore_labels=tuple(ignore_labels))  # type: ignore[arg-type]
 
     @property
     def width(self) -> int:
