@@ -24,7 +24,7 @@ from pipelines.predictor import Predictor
 from pipelines.tasks.base import Task
 
 logger = logging.getLogger(__name__)
-TURNS = 4
+TURN_FRACTION = 4
 """A request gets this part of a batch before the next request has its turn."""
 LINGER = 0.05
 """How long is waited after a batch, as a share of the time that it took."""
@@ -44,7 +44,7 @@ class Made:
     forward_s: float
 
 
-class _Waiting:
+class PendingRequest:
     """A request's windows, some of which are still in the queue."""
 
     def __init__(self, task: Task, input_ids: np.ndarray, cu_seqlens: np.ndarray):
@@ -64,7 +64,7 @@ class _Waiting:
         return max(count, 1) if at_least_one else count
 
 
-_Batch = list[tuple[_Waiting, int, int]]
+_Batch = list[tuple[PendingRequest, int, int]]
 """Windows `first` to `stop` of each request."""
 
 
@@ -76,10 +76,10 @@ class Batcher:
         self.predictor, self._ran = predictor, ran
         self.succeeded = float("-inf")
         """When a batch last had an answer, by time.monotonic()."""
-        self._queue: deque[_Waiting] = deque()
+        self._queue: deque[PendingRequest] = deque()
         self._changed = threading.Condition()
         self._closed = False
-        self._rested = float("-inf")  # when the wait after the last batch is over, by time.perf_counter()
+        self._wait_until = float("-inf")  # when the wait after the last batch is over, by time.perf_counter()
         self._answered = 0  # requests that the last batch completed
         # A second thread prepares and launches a batch while the first one waits for the GPU.
         count = 1 if predictor.device.type == "cpu" else 2
@@ -93,7 +93,7 @@ class Batcher:
         Cancelling the future takes what has not run out of the queue. `first`: before all others.
         Raises RuntimeError after `close`.
         """
-        waiting = _Waiting(task, input_ids, cu_seqlens)
+        waiting = PendingRequest(task, input_ids, cu_seqlens)
         with self._changed:
             if self._closed:
                 raise RuntimeError("the batcher is closed")
@@ -117,13 +117,13 @@ class Batcher:
     def _work(self) -> None:
         while True:
             with self._changed:
-                while not (batch := self._take()):
+                while not (batch := self._next_batch()):
                     if self._closed and not self._queue:
                         return
-                    self._changed.wait(max(self._rested - time.perf_counter(), 0) if self._queue else None)
+                    self._changed.wait(max(self._wait_until - time.perf_counter(), 0) if self._queue else None)
             self._run(batch)
 
-    def _take(self) -> _Batch:
+    def _next_batch(self) -> _Batch:
         """The next batch: requests take turns in the order of arrival, a part of the batch each, until it is full.
 
         A request whose next window does not fit any more keeps its place, and so comes first in the next batch; one
@@ -131,12 +131,12 @@ class Batcher:
         where it is better to wait for more.
         """
         batch: _Batch = []
-        resting = time.perf_counter() < self._rested and not self._closed
-        if resting and len(self._queue) < self._answered and self._room_left():
+        waiting_for_more = time.perf_counter() < self._wait_until and not self._closed
+        if waiting_for_more and len(self._queue) < self._answered and self._room_left():
             return batch
-        kept: list[_Waiting] = []
+        kept: list[PendingRequest] = []
         room = self.predictor.budget_tokens
-        turn = max(room // TURNS, 1)
+        turn = max(room // TURN_FRACTION, 1)
         while self._queue and room > 0:
             waiting = self._queue.popleft()
             if waiting.made.cancelled():
@@ -196,7 +196,7 @@ class Batcher:
                 waiting.unanswered -= stop - first
                 if not waiting.unanswered:
                     done.append(waiting)
-            self._answered, self._rested = len(done), ended + LINGER * (ended - began)
+            self._answered, self._wait_until = len(done), ended + LINGER * (ended - began)
         for waiting in done:
             if waiting.made.set_running_or_notify_cancel():
                 times = waiting.started - waiting.arrived, ended - waiting.started
