@@ -26,10 +26,10 @@ class Windows:
     start: np.ndarray
     """(W,) int64: how many tokens of its document, of a pair the second text, lie before the window's own."""
     n_tokens: np.ndarray
-    """(D,) int32: tokens of the document that are in its windows, each counted once; 0 where it is in `unfit`."""
+    """(D,) int32: tokens of the document that are in its windows, each counted once; 0 where it is in `rejected`."""
     truncated: np.ndarray
     """(D,) bool: tokens were cut off."""
-    unfit: dict[int, str]
+    rejected: dict[int, str]
     """Documents without windows: why they cannot be encoded."""
     spans: np.ndarray = field(default_factory=lambda: np.empty((0, 2), np.int32))
     """(T, 2) int32: characters [start, end) of each token in its own text; 0, 0 for special tokens."""
@@ -71,7 +71,7 @@ class WindowsBuilder:
         self.start: list[int] = []
         self.n_tokens: list[int] = []
         self.truncated: list[bool] = []
-        self.unfit: dict[int, str] = {}
+        self.rejected: dict[int, str] = {}
         self.spans: list[np.ndarray] = []
         self.words: list[int] = []
         self.texts: list[int] = []
@@ -98,7 +98,7 @@ class WindowsBuilder:
 
     def reject(self, reason: str) -> None:
         """A document without windows."""
-        self.unfit[len(self.n_tokens)] = reason
+        self.rejected[len(self.n_tokens)] = reason
         self.n_tokens.append(0)
         self.truncated.append(False)
 
@@ -112,7 +112,7 @@ class WindowsBuilder:
             start=np.array(self.start, dtype=np.int64),
             n_tokens=np.array(self.n_tokens, dtype=np.int32),
             truncated=np.array(self.truncated, dtype=bool),
-            unfit=self.unfit,
+            rejected=self.rejected,
             spans=spans,
             words=np.array(self.words, dtype=np.int32),
             texts=np.array(self.texts, dtype=np.int8),

@@ -72,7 +72,7 @@ class Predictor:
         tokenizer = self.checkpoint.tokenizer
         windows = task.encode(tokenizer, documents)
         made = self.predict(windows.input_ids, windows.cu_seqlens, task=task)
-        failed = windows.unfit | {int(windows.document[w]): reason for w, reason in made.failed.items()}
+        failed = windows.rejected | {int(windows.document[w]): reason for w, reason in made.failed.items()}
         return ModelOutputs(documents, windows, made.values, made.splits, tokenizer), failed
 
     @torch.inference_mode()

@@ -36,7 +36,7 @@ def predicted(values: np.ndarray, document: list[int] | None = None, lengths: li
         start=np.zeros(len(values), np.int64),
         n_tokens=np.full(count, 5, np.int32),
         truncated=np.zeros(count, bool),
-        unfit={},
+        rejected={},
     )
     return ModelOutputs([""] * count, windows, values, np.arange(len(values) + 1), None)  # type: ignore[arg-type]
 

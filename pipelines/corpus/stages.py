@@ -69,8 +69,8 @@ def read_and_tokenise(job: Job, table: pa.Table) -> pa.Table:
         return _one_row(row | {"error": f"cannot be read: {_told(error)}"}, TOKENISED)
     aside = [{"row": at, "reason": reason, "stage": "read", "raw": raw} for at, reason, raw in read.bad]
     aside += [{"row": at, "reason": reason, "stage": "text", "raw": None} for at, reason in rejects]
-    unfit = windows.unfit.items()
-    aside += [{"row": int(rows[at]), "reason": reason, "stage": "encode", "raw": None} for at, reason in unfit]
+    rejected = windows.rejected.items()
+    aside += [{"row": int(rows[at]), "reason": reason, "stage": "encode", "raw": None} for at, reason in rejected]
     row |= {name: getattr(windows, name).ravel() for name in WINDOWS}
     row |= {"rows": rows, "rejects": aside, "tokenise_s": time.perf_counter() - started}
     return _one_row(row, TOKENISED)
@@ -198,7 +198,7 @@ def _documents(job: Job, read: Rows) -> tuple[list[Text], np.ndarray, list[tuple
 def _windows(table: pa.Table) -> Windows:
     """The Windows that a shard's row holds; who is unfit is among its rejects."""
     arrays = {name: _values(table, name) for name in WINDOWS}
-    return Windows(**arrays | {"spans": arrays["spans"].reshape(-1, 2)}, unfit={})
+    return Windows(**arrays | {"spans": arrays["spans"].reshape(-1, 2)}, rejected={})
 
 
 def _values(table: pa.Table, name: str) -> np.ndarray:

@@ -207,6 +207,6 @@ def _sample(job: Job, corpus: Corpus) -> tuple[int, int, int, int]:
         windows = job.task.encode(job.model.tokenizer, documents)
         tokens += len(windows.input_ids)
         truncated += int(windows.truncated.sum())
-        rejected += len(rejects) + len(windows.unfit)
+        rejected += len(rejects) + len(windows.rejected)
         sampled += len(documents) + len(rejects)
     return tokens, truncated, rejected, sampled

@@ -228,7 +228,7 @@ class ModelServer:
         predicted = ModelOutputs(ready.documents, windows, made.values, made.splits, self.checkpoint.tokenizer)
         failed = {int(d): f"text has more than the {task.max_length} tokens that the model reads"
                   for d in np.flatnonzero(ready.too_long)}  # fmt: skip
-        failed |= {int(at[d]): reason for d, reason in windows.unfit.items()}
+        failed |= {int(at[d]): reason for d, reason in windows.rejected.items()}
         invalid = frozenset(failed)
         for w, reason in made.failed.items():
             failed.setdefault(int(at[windows.document[w]]), reason)

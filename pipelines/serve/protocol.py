@@ -30,7 +30,7 @@ class PredictRequest:
     options: dict[str, Any] = field(default_factory=dict)
     """Options of the task for this call, under the task's own names (those of its `from_checkpoint`)."""
     truncate: bool = True
-    """False: a document that is longer than the model reads has no answer, and is named in `unfit`."""
+    """False: a document that is longer than the model reads has no answer, and is named in `rejected`."""
     timeout_s: float | None = None
     """Seconds until the answer is of no use any more; None for the service's own limit."""
     token_vectors: bool = False

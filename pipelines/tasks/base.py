@@ -187,7 +187,7 @@ class Task(ABC):
         return None
 
     def encode(self, tokenizer: Tokenizer, documents: Sequence[Text]) -> Windows:
-        """Documents to windows; those that cannot be encoded are in `unfit` with the reason."""
+        """Documents to windows; those that cannot be encoded are in `rejected` with the reason."""
         return tokenizer.encode(documents, self.max_length, stride=self.stride, details=self.needs_details)
 
     def rows(self, input_ids: np.ndarray, cu_seqlens: np.ndarray) -> np.ndarray:  # noqa: ARG002

@@ -87,11 +87,11 @@ class Fill(Task):
         windows = super().encode(tokenizer, documents)
         masks_W = self.rows(windows.input_ids, windows.cu_seqlens)
         has_mask = np.bincount(windows.document, masks_W, minlength=len(documents)) > 0
-        unfit = dict(windows.unfit)
+        rejected = dict(windows.rejected)
         for document in np.flatnonzero(~has_mask).tolist():
             cut = " in the tokens that are read" if windows.truncated[document] else ""
-            unfit.setdefault(document, f"text has no {self.mask_token}{cut}")
-        return keep_windows(replace(windows, unfit=unfit), has_mask[windows.document])
+            rejected.setdefault(document, f"text has no {self.mask_token}{cut}")
+        return keep_windows(replace(windows, rejected=rejected), has_mask[windows.document])
 
     def rows(self, input_ids: np.ndarray, cu_seqlens: np.ndarray) -> np.ndarray:
         """One a mask."""
@@ -176,13 +176,13 @@ class Fill(Task):
 
 
 def keep_windows(windows: Windows, keep_W: np.ndarray) -> Windows:
-    """Some of the windows; a document that is in `unfit` counts no tokens."""
+    """Some of the windows; a document that is in `rejected` counts no tokens."""
     if keep_W.all():
         return windows
     tokens = np.repeat(keep_W, windows.lengths)
-    unfit = np.array(sorted(windows.unfit), dtype=np.int64)
+    rejected = np.array(sorted(windows.rejected), dtype=np.int64)
     n_tokens, truncated = windows.n_tokens.copy(), windows.truncated.copy()
-    n_tokens[unfit], truncated[unfit] = 0, False
+    n_tokens[rejected], truncated[rejected] = 0, False
     return replace(
         windows,
         input_ids=windows.input_ids[tokens],

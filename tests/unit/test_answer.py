@@ -133,7 +133,7 @@ def test_a_context_shorter_than_its_question_is_rejected(question, context, reas
 
 def test_a_question_that_fills_a_window(tokenizer):
     windows = task(max_length=40, stride=8).encode(tokenizer, [("the " * 30, "cat " * 60), ("the", "cat")])
-    assert windows.unfit == {0: "too long for overlapping windows: its first text has 31 tokens, and 8 are shared"}
+    assert windows.rejected == {0: "too long for overlapping windows: its first text has 31 tokens, and 8 are shared"}
 
 
 def test_the_usual_windows():

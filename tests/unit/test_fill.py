@@ -66,18 +66,18 @@ def test_a_mask_counts_in_the_window_where_it_has_most_text_on_its_scantier_side
         want.append(int(inside[np.argmax(np.minimum(left, right))]))
     fills = made.decode(prediction).to_pylist()[0]["fills"]
     assert [fill[0]["score"] for fill in fills] == want
-    assert prediction.windows.unfit == {1: "text has no [MASK]"}
+    assert prediction.windows.rejected == {1: "text has no [MASK]"}
 
 
 def test_texts_without_a_mask_say_so(tokenizer):
     texts = ["the cat", "the [MASK]", "the " * 50 + "[MASK]", "the [mask]", ""]
     windows = task(tokenizer, max_length=20, long_documents="truncate").encode(tokenizer, texts)
     cut = "text has no [MASK] in the tokens that are read"
-    assert windows.unfit == {0: "text has no [MASK]", 2: cut, 3: "text has no [MASK]", 4: "text has no [MASK]"}
+    assert windows.rejected == {0: "text has no [MASK]", 2: cut, 3: "text has no [MASK]", 4: "text has no [MASK]"}
     assert windows.document.tolist() == [1]
     assert windows.n_tokens.tolist() == [0, 4, 0, 0, 0]
     assert not windows.truncated.any()
-    assert 2 not in task(tokenizer, max_length=20, stride=5).encode(tokenizer, texts).unfit
+    assert 2 not in task(tokenizer, max_length=20, stride=5).encode(tokenizer, texts).rejected
 
 
 def test_targets(tokenizer, caplog):

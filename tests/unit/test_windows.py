@@ -40,7 +40,7 @@ def test_windows_equal_transformers(both, documents, max_length, stride):
     ours, theirs = both
     want = overflowing(theirs, documents, max_length, stride)
     got = ours.encode(documents, max_length, stride=stride, details=True)
-    assert not got.unfit
+    assert not got.rejected
     assert got.document.tolist() == want["overflow_to_sample_mapping"]
     cut = got.cu_seqlens[1:-1]
     assert [ids.tolist() for ids in np.split(got.input_ids, cut)] == want["input_ids"]
@@ -82,7 +82,7 @@ def test_documents_that_do_not_fit_overlapping_windows(both):
     ours, _ = both
     pairs = [("the cat", "sat"), ("the cat " * 50, "sat"), ("the cat", "sat " * 50), ("cat " * 11, "the " * 9)]
     got = ours.encode(pairs, 20, stride=5, details=True)
-    assert got.unfit == {
+    assert got.rejected == {
         1: "too long for overlapping windows: its first text has 101 tokens, and 5 are shared",
         3: "too long for overlapping windows: its first text has 12 tokens, and 5 are shared",
     }
@@ -92,7 +92,7 @@ def test_documents_that_do_not_fit_overlapping_windows(both):
 
 def test_windows_with_no_room_for_anything_new(both):
     got = both[0].encode(["the", "the cat " * 9], 8, stride=6)
-    assert got.unfit == {1: "too long for overlapping windows: windows have room for 6 tokens, and 6 are shared"}
+    assert got.rejected == {1: "too long for overlapping windows: windows have room for 6 tokens, and 6 are shared"}
     with pytest.raises(ValueError, match="2 of its tokens are special"):
         both[0].encode(["a"], 2, stride=0)
     with pytest.raises(ValueError, match="3 of its tokens are special"):
