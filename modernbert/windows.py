@@ -31,14 +31,14 @@ class Windows:
     """(D,) bool: tokens were cut off."""
     rejected: dict[int, str]
     """Documents without windows: why they cannot be encoded."""
-    spans: np.ndarray = field(default_factory=lambda: np.empty((0, 2), np.int32))
+    offsets: np.ndarray = field(default_factory=lambda: np.empty((0, 2), np.int32))
     """(T, 2) int32: characters [start, end) of each token in its own text; 0, 0 for special tokens."""
     words: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))
     """(T,) int32: the number of the token's word in its text; -1 for special tokens."""
     texts: np.ndarray = field(default_factory=lambda: np.empty(0, np.int8))
     """(T,) int8: 0 for the first text of a pair, 1 for the second, -1 for special tokens."""
     marks: np.ndarray = field(default_factory=lambda: np.empty(0, np.int8))
-    """(T,) int8: what a task notes of each token; spans, words, texts and marks are empty where nobody asked."""
+    """(T,) int8: what a task notes of each token; offsets, words, texts and marks are empty where nobody asked."""
 
     @property
     def lengths(self) -> np.ndarray:
@@ -72,7 +72,7 @@ class WindowsBuilder:
         self.n_tokens: list[int] = []
         self.truncated: list[bool] = []
         self.rejected: dict[int, str] = {}
-        self.spans: list[np.ndarray] = []
+        self.offsets: list[np.ndarray] = []
         self.words: list[int] = []
         self.texts: list[int] = []
 
@@ -83,7 +83,7 @@ class WindowsBuilder:
         for number, (part, (start, stop)) in enumerate(zip(parts, ranges, strict=True)):
             self.ids += part.ids[start:stop]
             if self.details:
-                self.spans.append(np.array(part.offsets[start:stop], dtype=np.int32).reshape(-1, 2))
+                self.offsets.append(np.array(part.offsets[start:stop], dtype=np.int32).reshape(-1, 2))
                 self.words += [-1 if word is None else word for word in part.word_ids[start:stop]]
                 self.texts += [number] * (stop - start)
             self._add_special(number + 1)
@@ -104,7 +104,7 @@ class WindowsBuilder:
 
     def windows(self) -> Windows:
         """All of it as arrays."""
-        spans = np.concatenate(self.spans) if self.spans else np.empty((0, 2), np.int32)
+        offsets = np.concatenate(self.offsets) if self.offsets else np.empty((0, 2), np.int32)
         return Windows(
             input_ids=np.array(self.ids, dtype=np.int32),
             cu_seqlens=np.cumsum([0, *self.lengths], dtype=np.int64),
@@ -113,7 +113,7 @@ class WindowsBuilder:
             n_tokens=np.array(self.n_tokens, dtype=np.int32),
             truncated=np.array(self.truncated, dtype=bool),
             rejected=self.rejected,
-            spans=spans,
+            offsets=offsets,
             words=np.array(self.words, dtype=np.int32),
             texts=np.array(self.texts, dtype=np.int8),
         )
@@ -122,7 +122,7 @@ class WindowsBuilder:
         ids = self.template[place]
         self.ids += ids
         if self.details:
-            self.spans.append(np.zeros((len(ids), 2), dtype=np.int32))
+            self.offsets.append(np.zeros((len(ids), 2), dtype=np.int32))
             self.words += [-1] * len(ids)
             self.texts += [-1] * len(ids)
 

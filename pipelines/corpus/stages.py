@@ -30,7 +30,7 @@ from pipelines.tasks.base import ModelOutputs
 REJECT = pa.struct([("row", pa.int64()), ("reason", pa.string()), ("stage", pa.string()), ("raw", pa.string())])
 WINDOWS = {
     "input_ids": pa.int32(), "cu_seqlens": pa.int64(), "document": pa.int64(), "start": pa.int64(),
-    "n_tokens": pa.int32(), "truncated": pa.bool_(), "spans": pa.int32(), "marks": pa.int8(),
+    "n_tokens": pa.int32(), "truncated": pa.bool_(), "offsets": pa.int32(), "marks": pa.int8(),
 }  # fmt: skip
 """The arrays of a shard's Windows, laid flat."""
 TOKENISED = pa.schema(
@@ -198,7 +198,7 @@ def _documents(job: Job, read: Rows) -> tuple[list[Text], np.ndarray, list[tuple
 def _windows(table: pa.Table) -> Windows:
     """The Windows that a shard's row holds; who is unfit is among its rejects."""
     arrays = {name: _values(table, name) for name in WINDOWS}
-    return Windows(**arrays | {"spans": arrays["spans"].reshape(-1, 2)}, rejected={})
+    return Windows(**arrays | {"offsets": arrays["offsets"].reshape(-1, 2)}, rejected={})
 
 
 def _values(table: pa.Table, name: str) -> np.ndarray:

@@ -93,7 +93,7 @@ class Tokens:
     ids: list[int]
     tokens: list[str]
     """As the vocabulary spells them."""
-    spans: list[tuple[int, int] | None]
+    offsets: list[tuple[int, int] | None]
     """Characters [start, end) of each in the text; None for special tokens."""
 
 

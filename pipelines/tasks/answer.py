@@ -97,17 +97,17 @@ class Answer(Task):
     def encode(self, tokenizer: Tokenizer, documents: Sequence[Text]) -> Windows:
         """As of every task; `marks` are OUTSIDE, CLS or CONTEXT, and `spans` those of whole words if so asked."""
         windows = super().encode(tokenizer, documents)
-        spans = windows.spans
+        spans = windows.offsets
         if self.align_to_words and len(spans):
             changes = (np.diff(windows.words) != 0) | (np.diff(windows.texts) != 0)
             first = np.flatnonzero(np.append(True, changes))
             last = np.append(first[1:], len(spans)) - 1
             of_word = np.repeat(np.arange(len(first)), last - first + 1)
             spans = np.stack((spans[first, 0], spans[last, 1]), axis=1)[of_word]
-            spans[windows.words < 0] = windows.spans[windows.words < 0]
+            spans[windows.words < 0] = windows.offsets[windows.words < 0]
         part = np.where(windows.texts == 1, CONTEXT, OUTSIDE)
         part[(part == OUTSIDE) & (windows.input_ids == tokenizer.cls_token_id)] = CLS
-        return replace(windows, spans=spans, marks=part.astype(np.int8))
+        return replace(windows, offsets=spans, marks=part.astype(np.int8))
 
     def reject(self, document: Text) -> str | None:
         """A context shorter than its question: most likely the two columns are swapped."""
@@ -156,7 +156,7 @@ class Answer(Task):
                 best, null = self._of_window(made.values[tokens], windows.marks[tokens])
                 no_answer = min(no_answer, null)
                 for begin, end, score in best:
-                    start, stop = int(windows.spans[tokens][begin, 0]), int(windows.spans[tokens][end, 1])
+                    start, stop = int(windows.offsets[tokens][begin, 0]), int(windows.offsets[tokens][end, 1])
                     text = context[start:stop]
                     earlier = found.get(text.lower())
                     found[text.lower()] = (

@@ -99,7 +99,7 @@ class Tag(Task):
         windows = super().encode(tokenizer, documents)
         if tokenizer.continuing_subword_prefix:
             spelt = np.array([len(tokenizer.token(i)) for i in windows.input_ids.tolist()], dtype=np.int32)
-            marks_T = (spelt != np.diff(windows.spans, axis=1)[:, 0]).astype(np.int32)
+            marks_T = (spelt != np.diff(windows.offsets, axis=1)[:, 0]).astype(np.int32)
         else:
             marks_T = _inside_words([str(document) for document in documents], windows)
         marks_T[windows.input_ids == tokenizer.unk_token_id] = 0
@@ -173,7 +173,7 @@ class Tag(Task):
             windows.document[window_T[first_U[first_G[kept]]]],
             [names[i] for i in label_G[kept]],
             score_G[kept].astype(np.float32),
-            np.stack((windows.spans[tokens[:, 0], 0], windows.spans[tokens[:, 1], 1]), axis=1),
+            np.stack((windows.offsets[tokens[:, 0], 0], windows.offsets[tokens[:, 1], 1]), axis=1),
             tokens,
         )
         return _without_overlaps(found, windows)
@@ -222,7 +222,7 @@ class Tag(Task):
         for t in range(first, last + 1):
             token = tokenizer.token(int(windows.input_ids[t]))
             if windows.input_ids[t] == tokenizer.unk_token_id:
-                token = text[windows.spans[t, 0] : windows.spans[t, 1]]
+                token = text[windows.offsets[t, 0] : windows.offsets[t, 1]]
             if words and windows.marks[t] == SUBWORD:
                 words[-1].append(token)
             else:
@@ -243,7 +243,7 @@ def _inside_words(texts: list[str], windows: Windows) -> np.ndarray:
         space = np.append(codes == ord(" "), False)
         first = windows.cu_seqlens[starts[document]]
         tokens = slice(first, windows.cu_seqlens[starts[document] + counts[document]])
-        start_T = windows.spans[tokens, 0]
+        start_T = windows.offsets[tokens, 0]
         marks_T[tokens] = SUBWORD * ((start_T > 0) & ~space[start_T - 1] & ~space[start_T])
     return marks_T
 

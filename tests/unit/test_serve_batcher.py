@@ -477,10 +477,10 @@ def test_tokens_and_back(serving):
     models = serving("embed")
     (whole, inner), back = asyncio.run(_tokens(models, ["the cat", "[SEP]é"]))
     assert whole.tokens[0] == "[CLS]"
-    assert whole.spans[0] is whole.spans[-1] is None
-    assert whole.spans[1][0] == 0
-    assert whole.spans[-2][1] == 7
-    assert inner.spans[1] == (0, 5)
+    assert whole.offsets[0] is whole.offsets[-1] is None
+    assert whole.offsets[1][0] == 0
+    assert whole.offsets[-2][1] == 7
+    assert inner.offsets[1] == (0, 5)
     assert back == ["the cat", "[SEP]é"]
     with pytest.raises(ServeError, match="ids 0 hold 1000000; they must be from 0 to 283"):
         asyncio.run(models.decode("embed", [[5, 1_000_000]]))

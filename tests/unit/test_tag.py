@@ -33,7 +33,7 @@ def label_at(characters, count):
 
     def answer(windows):
         logits = np.zeros((len(windows.input_ids), count))
-        for t, (start, stop) in enumerate(windows.spans.tolist()):
+        for t, (start, stop) in enumerate(windows.offsets.tolist()):
             if stop > start:
                 logits[t, int(characters[start])] = np.log(9 * (count - 1))
         return logits

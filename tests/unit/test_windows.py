@@ -44,7 +44,7 @@ def test_windows_equal_transformers(both, documents, max_length, stride):
     assert got.document.tolist() == want["overflow_to_sample_mapping"]
     cut = got.cu_seqlens[1:-1]
     assert [ids.tolist() for ids in np.split(got.input_ids, cut)] == want["input_ids"]
-    assert [list(map(tuple, spans.tolist())) for spans in np.split(got.spans, cut)] == want["offset_mapping"]
+    assert [list(map(tuple, spans.tolist())) for spans in np.split(got.offsets, cut)] == want["offset_mapping"]
     words = [[-1 if word is None else word for word in want.word_ids(w)] for w in range(len(got.document))]
     assert [part.tolist() for part in np.split(got.words, cut)] == words
     texts = [[-1 if text is None else text for text in want.sequence_ids(w)] for w in range(len(got.document))]
@@ -114,7 +114,7 @@ def test_two_very_long_texts_and_a_small_window(both):
     short = tuple(text[:2000] for text in pair)
     assert got.input_ids.tolist() == theirs(*short, truncation=True, max_length=64)["input_ids"]
     windows = ours.encode([("the cat?", pair[1])], 64, stride=16, details=True)
-    assert windows.spans[:, 1].max() == len(pair[1])
+    assert windows.offsets[:, 1].max() == len(pair[1])
 
 
 @pytest.mark.parametrize("options", [{}, {"padding": True}, {"truncation": True, "max_length": 20},

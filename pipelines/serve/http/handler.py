@@ -181,7 +181,7 @@ class RequestHandler:
         given: list[list[int]] = [inputs] if isinstance(inputs[0], int) else inputs
         texts = await self.decode(info, given, place)
         for i, (ids, whole) in enumerate(zip(given, await self.tokenize(info, texts, place), strict=True)):
-            bare = [token for token, span in zip(whole.ids, whole.spans, strict=True) if span is not None]
+            bare = [token for token, span in zip(whole.ids, whole.offsets, strict=True) if span is not None]
             if ids not in (whole.ids, bare):
                 raise ApiError("invalid", f"{place}[{i}]: no text has just these token ids; send the text", field=place)
         return texts

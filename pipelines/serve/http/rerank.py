@@ -131,6 +131,6 @@ async def _first_tokens(online: RequestHandler, info: Info, texts: list[str], co
     out, cut = [*texts], set()
     for i, tokens in enumerate(await online.tokenize(info, texts, "documents", False)):
         if len(tokens.ids) > count:
-            out[i] = texts[i][: (tokens.spans[count - 1] or (0, 0))[1]]
+            out[i] = texts[i][: (tokens.offsets[count - 1] or (0, 0))[1]]
             cut.add(i)
     return out, cut

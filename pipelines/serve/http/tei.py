@@ -153,7 +153,7 @@ def model_routes(online: RequestHandler, name: str | None) -> APIRouter:
         texts = [info.prompts.get(body.prompt_name or "", "") + text for text in given]
         all_tokens = await online.tokenize(info, texts, "inputs", body.add_special_tokens)
         return json_response([
-            [_token(text, *token) for token in zip(tokens.ids, tokens.tokens, tokens.spans, strict=True)]
+            [_token(text, *token) for token in zip(tokens.ids, tokens.tokens, tokens.offsets, strict=True)]
             for text, tokens in zip(texts, all_tokens, strict=True)
         ])  # fmt: skip
 
