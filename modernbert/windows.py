@@ -33,12 +33,12 @@ class Windows:
     """Documents without windows: why they cannot be encoded."""
     offsets: np.ndarray = field(default_factory=lambda: np.empty((0, 2), np.int32))
     """(T, 2) int32: characters [start, end) of each token in its own text; 0, 0 for special tokens."""
-    words: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))
+    word_ids: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))
     """(T,) int32: the number of the token's word in its text; -1 for special tokens."""
-    texts: np.ndarray = field(default_factory=lambda: np.empty(0, np.int8))
+    sequence_ids: np.ndarray = field(default_factory=lambda: np.empty(0, np.int8))
     """(T,) int8: 0 for the first text of a pair, 1 for the second, -1 for special tokens."""
-    marks: np.ndarray = field(default_factory=lambda: np.empty(0, np.int8))
-    """(T,) int8: what a task notes of each token; offsets, words, texts and marks are empty where nobody asked."""
+    token_tags: np.ndarray = field(default_factory=lambda: np.empty(0, np.int8))
+    """(T,) int8: a task's own tag of each token. Without `details` it, offsets, word_ids and sequence_ids are empty."""
 
     @property
     def lengths(self) -> np.ndarray:
@@ -73,8 +73,8 @@ class WindowsBuilder:
         self.truncated: list[bool] = []
         self.rejected: dict[int, str] = {}
         self.offsets: list[np.ndarray] = []
-        self.words: list[int] = []
-        self.texts: list[int] = []
+        self.word_ids: list[int] = []
+        self.sequence_ids: list[int] = []
 
     def add(self, document: int, parts: Sequence[Tokens], ranges: list[tuple[int, int]], first: int) -> None:
         """A window: of each text its tokens in a range, with the special tokens round them."""
@@ -84,8 +84,8 @@ class WindowsBuilder:
             self.ids += part.ids[start:stop]
             if self.details:
                 self.offsets.append(np.array(part.offsets[start:stop], dtype=np.int32).reshape(-1, 2))
-                self.words += [-1 if word is None else word for word in part.word_ids[start:stop]]
-                self.texts += [number] * (stop - start)
+                self.word_ids += [-1 if word is None else word for word in part.word_ids[start:stop]]
+                self.sequence_ids += [number] * (stop - start)
             self._add_special(number + 1)
         self.lengths.append(len(self.ids) - before)
         self.document.append(document)
@@ -114,8 +114,8 @@ class WindowsBuilder:
             truncated=np.array(self.truncated, dtype=bool),
             rejected=self.rejected,
             offsets=offsets,
-            words=np.array(self.words, dtype=np.int32),
-            texts=np.array(self.texts, dtype=np.int8),
+            word_ids=np.array(self.word_ids, dtype=np.int32),
+            sequence_ids=np.array(self.sequence_ids, dtype=np.int8),
         )
 
     def _add_special(self, place: int) -> None:
@@ -123,8 +123,8 @@ class WindowsBuilder:
         self.ids += ids
         if self.details:
             self.offsets.append(np.zeros((len(ids), 2), dtype=np.int32))
-            self.words += [-1] * len(ids)
-            self.texts += [-1] * len(ids)
+            self.word_ids += [-1] * len(ids)
+            self.sequence_ids += [-1] * len(ids)
 
 
 def longest_first(lengths: list[int], room: int) -> list[int]:

@@ -30,7 +30,7 @@ from pipelines.tasks.base import ModelOutputs
 REJECT = pa.struct([("row", pa.int64()), ("reason", pa.string()), ("stage", pa.string()), ("raw", pa.string())])
 WINDOWS = {
     "input_ids": pa.int32(), "cu_seqlens": pa.int64(), "document": pa.int64(), "start": pa.int64(),
-    "n_tokens": pa.int32(), "truncated": pa.bool_(), "offsets": pa.int32(), "marks": pa.int8(),
+    "n_tokens": pa.int32(), "truncated": pa.bool_(), "offsets": pa.int32(), "token_tags": pa.int8(),
 }  # fmt: skip
 """The arrays of a shard's Windows, laid flat."""
 TOKENISED = pa.schema(

@@ -254,9 +254,9 @@ class ModelServer:
         windows = tokenizer.encode(texts, details=True)
         out = []
         for start, stop in zip(windows.cu_seqlens[:-1], windows.cu_seqlens[1:], strict=True):
-            at = [t for t in range(start, stop) if special or windows.texts[t] >= 0]
+            at = [t for t in range(start, stop) if special or windows.sequence_ids[t] >= 0]
             ids = windows.input_ids[at].tolist()
-            spans = [tuple(windows.offsets[t].tolist()) if windows.texts[t] >= 0 else None for t in at]
+            spans = [tuple(windows.offsets[t].tolist()) if windows.sequence_ids[t] >= 0 else None for t in at]
             out.append(Tokens(ids, [tokenizer.token(i) for i in ids], spans))
         return out
 

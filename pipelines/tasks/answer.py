@@ -30,7 +30,7 @@ from pipelines.tasks.base import (
 
 SPAN = pa.struct([("answer", pa.string()), ("score", pa.float32()), ("start", pa.int32()), ("end", pa.int32())])
 OUTSIDE, CLS, CONTEXT = 0, 1, 2
-"""In `Windows.marks`: no part of the softmax; a part of it but of no answer; a part of both."""
+"""In `Windows.token_tags`: no part of the softmax; a part of it but of no answer; a part of both."""
 DEFAULT_LENGTH = 384  # of transformers' pipeline, and of the windows that such models are trained on
 
 
@@ -95,19 +95,19 @@ class Answer(Task):
         return pa.schema([*fields, *([pa.field("answers", pa.list_(SPAN))] if self.top_k else [])])
 
     def encode(self, tokenizer: Tokenizer, documents: Sequence[Text]) -> Windows:
-        """As of every task; `marks` are OUTSIDE, CLS or CONTEXT, and `spans` those of whole words if so asked."""
+        """As of every task; `token_tags` are OUTSIDE, CLS or CONTEXT, and `spans` those of whole words if so asked."""
         windows = super().encode(tokenizer, documents)
         spans = windows.offsets
         if self.align_to_words and len(spans):
-            changes = (np.diff(windows.words) != 0) | (np.diff(windows.texts) != 0)
+            changes = (np.diff(windows.word_ids) != 0) | (np.diff(windows.sequence_ids) != 0)
             first = np.flatnonzero(np.append(True, changes))
             last = np.append(first[1:], len(spans)) - 1
             of_word = np.repeat(np.arange(len(first)), last - first + 1)
             spans = np.stack((spans[first, 0], spans[last, 1]), axis=1)[of_word]
-            spans[windows.words < 0] = windows.offsets[windows.words < 0]
-        part = np.where(windows.texts == 1, CONTEXT, OUTSIDE)
+            spans[windows.word_ids < 0] = windows.offsets[windows.word_ids < 0]
+        part = np.where(windows.sequence_ids == 1, CONTEXT, OUTSIDE)
         part[(part == OUTSIDE) & (windows.input_ids == tokenizer.cls_token_id)] = CLS
-        return replace(windows, offsets=spans, marks=part.astype(np.int8))
+        return replace(windows, offsets=spans, token_tags=part.astype(np.int8))
 
     def reject(self, document: Text) -> str | None:
         """A context shorter than its question: most likely the two columns are swapped."""
@@ -153,7 +153,7 @@ class Answer(Task):
             no_answer = 1.0
             for w in range(first, first + count):
                 tokens = slice(windows.cu_seqlens[w], windows.cu_seqlens[w + 1])
-                best, null = self._of_window(made.values[tokens], windows.marks[tokens])
+                best, null = self._of_window(made.values[tokens], windows.token_tags[tokens])
                 no_answer = min(no_answer, null)
                 for begin, end, score in best:
                     start, stop = int(windows.offsets[tokens][begin, 0]), int(windows.offsets[tokens][end, 1])

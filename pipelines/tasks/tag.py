@@ -29,7 +29,7 @@ from pipelines.tasks.base import (
 
 Aggregation = Literal["none", "simple", "first", "average", "max"]
 SPECIAL, SUBWORD = -1, 1
-"""In `Windows.marks`: not a token of the text; a token that goes on with the word before it."""
+"""In `Windows.token_tags`: not a token of the text; a token that goes on with the word before it."""
 ENTITY = pa.struct(
     [("label", pa.string()), ("score", pa.float32()), ("start", pa.int32()), ("end", pa.int32()), ("text", pa.string())]
 )
@@ -95,16 +95,16 @@ class Tag(Task):
         return len(self.labels)
 
     def encode(self, tokenizer: Tokenizer, documents: Sequence[Text]) -> Windows:
-        """As of every task; `marks` are SPECIAL, SUBWORD or 0, by the rules of transformers' pipeline."""
+        """As of every task; `token_tags` are SPECIAL, SUBWORD or 0, by the rules of transformers' pipeline."""
         windows = super().encode(tokenizer, documents)
         if tokenizer.continuing_subword_prefix:
             spelt = np.array([len(tokenizer.token(i)) for i in windows.input_ids.tolist()], dtype=np.int32)
-            marks_T = (spelt != np.diff(windows.offsets, axis=1)[:, 0]).astype(np.int32)
+            tags_T = (spelt != np.diff(windows.offsets, axis=1)[:, 0]).astype(np.int32)
         else:
-            marks_T = _inside_words([str(document) for document in documents], windows)
-        marks_T[windows.input_ids == tokenizer.unk_token_id] = 0
-        marks_T[windows.texts < 0] = SPECIAL
-        return replace(windows, marks=marks_T.astype(np.int8))
+            tags_T = _inside_words([str(document) for document in documents], windows)
+        tags_T[windows.input_ids == tokenizer.unk_token_id] = 0
+        tags_T[windows.sequence_ids < 0] = SPECIAL
+        return replace(windows, token_tags=tags_T.astype(np.int8))
 
     def rows(self, input_ids: np.ndarray, cu_seqlens: np.ndarray) -> np.ndarray:  # noqa: ARG002
         """One a token."""
@@ -145,12 +145,12 @@ class Tag(Task):
 
     def entities(self, windows: Windows, logits_TC: np.ndarray) -> Entities:
         """Every entity that is not ignored; of those that overlap in two windows the longest, then the surest."""
-        real_T = np.flatnonzero(windows.marks != SPECIAL)
+        real_T = np.flatnonzero(windows.token_tags != SPECIAL)
         window_T = np.repeat(np.arange(len(windows.document)), windows.lengths)[real_T]
         scores_TC = softmax(logits_TC[real_T])
         begins_unit = np.ones(len(real_T), dtype=bool)
         if self.aggregation in ("first", "average", "max"):
-            begins_unit[1:] = (windows.marks[real_T][1:] != SUBWORD) | (np.diff(window_T) > 0)
+            begins_unit[1:] = (windows.token_tags[real_T][1:] != SUBWORD) | (np.diff(window_T) > 0)
         first_U, last_U = _runs(begins_unit)
         scores_UC = self._unit_scores(scores_TC, first_U, last_U)
         label_U = scores_UC.argmax(axis=1) if len(scores_UC) else np.empty(0, np.int64)
@@ -223,7 +223,7 @@ class Tag(Task):
             token = tokenizer.token(int(windows.input_ids[t]))
             if windows.input_ids[t] == tokenizer.unk_token_id:
                 token = text[windows.offsets[t, 0] : windows.offsets[t, 1]]
-            if words and windows.marks[t] == SUBWORD:
+            if words and windows.token_tags[t] == SUBWORD:
                 words[-1].append(token)
             else:
                 words.append([token])
@@ -237,15 +237,15 @@ class Tag(Task):
 def _inside_words(texts: list[str], windows: Windows) -> np.ndarray:
     """SUBWORD for tokens that go on with a word: with no space at their first character or before it; else 0."""
     starts, counts = per_document(windows)
-    marks_T = np.zeros(len(windows.input_ids), dtype=np.int32)
+    tags_T = np.zeros(len(windows.input_ids), dtype=np.int32)
     for document in np.flatnonzero(counts):
         codes = np.frombuffer(texts[document].encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
         space = np.append(codes == ord(" "), False)
         first = windows.cu_seqlens[starts[document]]
         tokens = slice(first, windows.cu_seqlens[starts[document] + counts[document]])
         start_T = windows.offsets[tokens, 0]
-        marks_T[tokens] = SUBWORD * ((start_T > 0) & ~space[start_T - 1] & ~space[start_T])
-    return marks_T
+        tags_T[tokens] = SUBWORD * ((start_T > 0) & ~space[start_T - 1] & ~space[start_T])
+    return tags_T
 
 
 def _runs(begins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

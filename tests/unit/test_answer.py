@@ -33,7 +33,7 @@ def at(starts, ends, null=-20.0, windows_null=()):
     def answer(windows):
         logits = np.full((len(windows.input_ids), 2), -20.0)
         logits[windows.cu_seqlens[:-1]] = np.array([windows_null or [null] * len(windows.document)]).T
-        for t in np.flatnonzero(windows.texts == 1):
+        for t in np.flatnonzero(windows.sequence_ids == 1):
             logits[t] = starts.get(int(windows.offsets[t, 0]), -20), ends.get(int(windows.offsets[t, 1]), -20)
         return logits
 

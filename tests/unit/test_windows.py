@@ -46,9 +46,9 @@ def test_windows_equal_transformers(both, documents, max_length, stride):
     assert [ids.tolist() for ids in np.split(got.input_ids, cut)] == want["input_ids"]
     assert [list(map(tuple, spans.tolist())) for spans in np.split(got.offsets, cut)] == want["offset_mapping"]
     words = [[-1 if word is None else word for word in want.word_ids(w)] for w in range(len(got.document))]
-    assert [part.tolist() for part in np.split(got.words, cut)] == words
+    assert [part.tolist() for part in np.split(got.word_ids, cut)] == words
     texts = [[-1 if text is None else text for text in want.sequence_ids(w)] for w in range(len(got.document))]
-    assert [part.tolist() for part in np.split(got.texts, cut)] == texts
+    assert [part.tolist() for part in np.split(got.sequence_ids, cut)] == texts
     assert got.n_tokens.tolist() == [len(ids) for ids in theirs(*as_arguments(documents))["input_ids"]]
     assert not got.truncated.any()
 
@@ -65,12 +65,12 @@ def test_starts_and_shared_tokens_put_a_document_together_again(both, documents,
     got = ours.encode(documents, 100, stride=stride, details=True)
     for document in range(len(documents)):
         tokens = slice(*whole.cu_seqlens[document : document + 2])
-        last = int(whole.texts[tokens].max())
-        want = whole.input_ids[tokens][whole.texts[tokens] == last]
+        last = int(whole.sequence_ids[tokens].max())
+        want = whole.input_ids[tokens][whole.sequence_ids[tokens] == last]
         seen = np.zeros(len(want), int)
         for w in np.flatnonzero(got.document == document):
             part = slice(*got.cu_seqlens[w : w + 2])
-            ids = got.input_ids[part][got.texts[part] == last]
+            ids = got.input_ids[part][got.sequence_ids[part] == last]
             assert ids.tolist() == want[got.start[w] : got.start[w] + len(ids)].tolist()
             seen[got.start[w] : got.start[w] + len(ids)] += 1
         n_windows = (got.document == document).sum()
