@@ -23,7 +23,7 @@ class Scan:
     """How many records a file has, and of a text file where."""
 
     rows: int
-    marks: np.ndarray
+    row_offsets: np.ndarray
     """The byte at which record i * 64 starts; blank lines before it belong to the record before."""
     end: int
     """How many bytes they take, of compressed text and of Parquet about as much as in memory."""
@@ -31,7 +31,9 @@ class Scan:
     def span(self, start: int, stop: int) -> tuple[int, int]:
         """The bytes of records [start, stop), a little more where `stop` is no multiple of 64."""
         last = -(-stop // STRIDE_ROWS)
-        return int(self.marks[start // STRIDE_ROWS]), int(self.marks[last]) if last < len(self.marks) else self.end
+        return int(self.row_offsets[start // STRIDE_ROWS]), int(self.row_offsets[last]) if last < len(
+            self.row_offsets
+        ) else self.end
 
 
 def scan_text(filesystem: fs.FileSystem, path: str, header: bool) -> Scan:

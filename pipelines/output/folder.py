@@ -106,12 +106,12 @@ def read_files(folder: Folder) -> Corpus | None:
     """The input files as the last run read them, without shards; None where there was none."""
     try:
         table = _unpacked(folder.read(FILES))
-    except (OSError, pa.ArrowException):  # it saves work, and no more
+        row_offsets = table["row_offsets"].combine_chunks()
+    except (OSError, pa.ArrowException, KeyError):  # it saves work, and no more
         return None
     kind, schema = table.schema.metadata[b"format"].decode(), table.schema.metadata[b"schema"]
-    marks = table["marks"].combine_chunks()
     files = [
-        DataFile(path, version, Scan(rows, marks[i].values.to_numpy(), end))
+        DataFile(path, version, Scan(rows, row_offsets[i].values.to_numpy(), end))
         for i, (path, version, rows, end) in enumerate(
             zip(*(table[name].to_pylist() for name in ("path", "version", "rows", "end")), strict=True)
         )
@@ -146,7 +146,7 @@ def _files(corpus: Corpus) -> pa.Buffer:
         "path": [file.path for file in corpus.files],
         "version": [file.version for file in corpus.files],
         "rows": pa.array([file.scan.rows for file in corpus.files], pa.int64()),
-        "marks": pa.array([file.scan.marks for file in corpus.files], pa.large_list(pa.int64())),
+        "row_offsets": pa.array([file.scan.row_offsets for file in corpus.files], pa.large_list(pa.int64())),
         "end": pa.array([file.scan.end for file in corpus.files], pa.int64()),
     }
     described = {"format": corpus.format, "schema": corpus.schema.serialize().to_pybytes()}
