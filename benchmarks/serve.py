@@ -81,8 +81,9 @@ class Direct:
     """The predictor in a loop."""
 
     def __init__(self, model: Path, threads: int):
+        from pipelines.checkpoints import Checkpoint
         from pipelines.predictor import Predictor
-        from pipelines.tasks.base import Checkpoint, make_task, task_class
+        from pipelines.tasks.base import make_task, task_class
 
         checkpoint = Checkpoint.open(model)
         self.predictor = Predictor(checkpoint, make_task(task_class("classify"), checkpoint, {}), threads=threads)

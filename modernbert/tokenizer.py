@@ -134,7 +134,8 @@ class Tokenizer:
         `max_length`: tokens in a window at most; None for no limit. `stride`: None to cut off what is too long, of a
         pair the longer text first; else the tokens that neighbouring windows of a document share. Of a pair, the second
         text is then cut into windows, each with the whole first text. `details`: give `offsets`, `word_ids` and
-        `sequence_ids` too. Raises ValueError for a `max_length` without room for special tokens, and for a mixture of texts and pairs.
+        `sequence_ids` too. Raises ValueError for a `max_length` without room for special tokens, and for a mixture of
+        texts and pairs.
         """
         pairs = bool(documents) and isinstance(documents[0], tuple)
         if any(isinstance(document, tuple) != pairs for document in documents):

@@ -10,7 +10,8 @@ from typing import Literal, get_args, get_origin
 
 from pydantic import ValidationError
 
-from pipelines.options import ENV_PREFIX, CorpusOptions, JobError, Options, TaskOptions, UserError
+from pipelines.errors import JobError, UserError
+from pipelines.options import ENV_PREFIX, CorpusOptions, Options, TaskOptions
 
 
 def run_command(task: str, options_class: type[CorpusOptions], defaults: dict[str, str] | None = None) -> int:

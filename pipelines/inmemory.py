@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from modernbert.tokenizer import Text
+from pipelines.checkpoints import Checkpoint
 from pipelines.predictor import Predictor
-from pipelines.tasks.base import Checkpoint, Task, check_documents, make_task, task_class
+from pipelines.tasks.base import Task, check_documents, make_task, task_class
 
 TASKS = {
     "fill-mask": "fill",

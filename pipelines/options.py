@@ -16,6 +16,8 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from pipelines.errors import UserError
+
 ENV_PREFIX = "MODERNBERT_"
 Options = TypeVar("Options", bound="TaskOptions")
 
@@ -23,14 +25,6 @@ Options = TypeVar("Options", bound="TaskOptions")
 Commas = Annotated[list[str] | None, NoDecode]
 LISTS = ("keep_columns", "ignore_labels", "targets")
 """Options that are lists: comma-separated on the command line and in the environment."""
-
-
-class UserError(ValueError):
-    """A mistake in what the user asked for; shown as one line, without a traceback, with exit code 2."""
-
-
-class JobError(RuntimeError):
-    """What keeps a job from going on, though nobody asked for the wrong thing; shown as one line, with exit code 1."""
 
 
 class TaskOptions(BaseSettings):

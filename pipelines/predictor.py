@@ -17,7 +17,8 @@ from modernbert.linear import prepack
 from modernbert.packing import PackedBatch
 from modernbert.tokenizer import Text
 from pipelines.bucketing import packed_batches
-from pipelines.tasks.base import Checkpoint, ModelOutputs, Task
+from pipelines.checkpoints import Checkpoint
+from pipelines.tasks.base import ModelOutputs, Task
 
 BUDGET_TOKENS = {"cpu": 4096, "cuda": 65536}
 DTYPE = {"cpu": "float32", "cuda": "bfloat16"}

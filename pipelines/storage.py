@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import os
-import re
-import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from hashlib import sha256
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 import pyarrow as pa
 from pyarrow import fs
 
-from pipelines.options import UserError
+from pipelines.errors import UserError
 
 _OBJECT_STORES = ("s3", "gcs", "abfs")
-_MODEL_FILES = (".json", ".safetensors")
 
 
 @dataclass(frozen=True)
@@ -120,44 +116,3 @@ def resolve_filesystem(location: str) -> tuple[fs.FileSystem, str]:
         return fs.LocalFileSystem(), location
     filesystem, path = fs.FileSystem.from_uri(location)
     return filesystem, path.rstrip("/")
-
-
-def download_checkpoint(location: str) -> Path:
-    """A checkpoint in object storage as a folder of this machine, copied once and kept for the next time.
-
-    Raises UserError where there is no checkpoint. The copy's name comes from what the listing tells of each file, so
-    that a checkpoint that has changed is copied again.
-    """
-    filesystem, path = Folder.at(location).filesystem_and_path
-    try:
-        infos = filesystem.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
-    except OSError as error:
-        raise UserError(
-            f"model {redact_credentials(location)!r} cannot be read: {str(error).splitlines()[0]}"
-        ) from error
-    found = {info.path: info for info in infos if info.is_file and info.path.endswith(_MODEL_FILES)}
-    if not found:
-        raise UserError(
-            f"model {redact_credentials(location)!r} holds no checkpoint: no *.json and *.safetensors files are there"
-        )
-    told = [
-        redact_credentials(location),
-        *sorted(f"{info.path} {info.size} {info.mtime_ns}" for info in found.values()),
-    ]
-    name = re.sub(r"[^\w.-]", "_", path.rpartition("/")[2])
-    kept = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "modernbert-ray")
-    copy = kept / f"{name}-{sha256(repr(told).encode()).hexdigest()[:16]}"
-    if copy.is_dir():
-        return copy
-    kept.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=kept, ignore_cleanup_errors=True) as temporary:
-        for source in found:
-            target = Path(temporary, source[len(path) + 1 :])
-            target.parent.mkdir(parents=True, exist_ok=True)
-            fs.copy_files(source, str(target), source_filesystem=filesystem)
-        try:
-            os.rename(temporary, copy)
-        except OSError:  # another process of this machine was quicker
-            if not copy.is_dir():
-                raise
-    return copy

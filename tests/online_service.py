@@ -20,7 +20,7 @@ from checkpoints import write_task
 from pipelines.serve.config import DEMOS, served_models
 from pipelines.serve.http.app import create_app
 from pipelines.serve.http.middleware import HttpLimits
-from pipelines.serve.model import LocalModelClient
+from pipelines.serve.local import LocalModelClient
 from pipelines.serve.protocol import ModelClient, PredictRequest, PredictResponse
 
 TASKS = {

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import ray
 
-from pipelines.options import UserError
+from pipelines.errors import UserError
 
 
 def cluster_resources() -> dict[str, float]:

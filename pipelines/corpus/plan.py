@@ -11,14 +11,16 @@ from typing import Any
 import pyarrow as pa
 import torch
 
+from pipelines.checkpoints import Checkpoint
 from pipelines.corpus.cluster import cluster_resources
+from pipelines.errors import UserError
 from pipelines.input.documents import is_text
 from pipelines.input.shards import Corpus, plan_corpus
-from pipelines.options import CorpusOptions, UserError
+from pipelines.options import CorpusOptions
 from pipelines.output.folder import read_files, read_run
 from pipelines.predictor import BUDGET_TOKENS, DTYPE
 from pipelines.storage import Folder, redact_credentials
-from pipelines.tasks.base import Checkpoint, Task, task_class
+from pipelines.tasks.base import Task, task_class
 
 ADDED = ("n_tokens", "n_windows", "truncated")
 """What every task adds beside its own columns."""

@@ -20,8 +20,9 @@ from pipelines.corpus import summary
 from pipelines.corpus.cluster import Stopped, pool_size, stopped_by_sigterm
 from pipelines.corpus.plan import Job, plan_job
 from pipelines.corpus.stages import Predict, Progress, commit, read_and_tokenise, reject_shard, shard_row
+from pipelines.errors import JobError, UserError
 from pipelines.input.shards import Shard
-from pipelines.options import CorpusOptions, JobError, UserError
+from pipelines.options import CorpusOptions
 from pipelines.output import folder as output
 from pipelines.output import shard_stats as receipts
 from pipelines.output.lease import lease

@@ -23,8 +23,8 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from pyarrow import fs
 
+from pipelines.errors import UserError
 from pipelines.input.text import STRIDE_ROWS, Scan, infer_schema, parse_text, scan_text
-from pipelines.options import UserError
 from pipelines.storage import redact_credentials, resolve_filesystem
 
 FORMATS = {

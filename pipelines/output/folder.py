@@ -24,9 +24,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
+from pipelines.errors import UserError
 from pipelines.input.shards import Corpus, DataFile
 from pipelines.input.text import Scan
-from pipelines.options import UserError
 from pipelines.output import shard_stats as receipts
 from pipelines.output.lease import LEASE
 from pipelines.storage import Folder

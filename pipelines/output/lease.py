@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from pipelines.options import JobError, UserError
+from pipelines.errors import JobError, UserError
 from pipelines.storage import Folder
 
 LEASE = "_lease.json"

@@ -9,19 +9,11 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
-from pipelines.options import (
-    AnswerTask,
-    ClassifyTask,
-    EmbedTask,
-    FillTask,
-    RerankTask,
-    TagTask,
-    TaskOptions,
-    UserError,
-    read_yaml,
-)
+from pipelines.checkpoints import Checkpoint
+from pipelines.errors import UserError
+from pipelines.options import AnswerTask, ClassifyTask, EmbedTask, FillTask, RerankTask, TagTask, TaskOptions, read_yaml
 from pipelines.serve.http.middleware import HttpLimits
-from pipelines.tasks.base import Checkpoint, make_task, task_class
+from pipelines.tasks.base import make_task, task_class
 
 INGRESS_NAME = "http"
 """What its deployment is called; each model's is called as the model."""

@@ -15,7 +15,7 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from pipelines.options import UserError
+from pipelines.errors import UserError
 from pipelines.serve.config import INGRESS_NAME, ServedModel, ServiceOptions, check_checkpoints, service_options
 from pipelines.serve.protocol import Info, PredictRequest, PredictResponse, ServeError, Tokens
 
@@ -121,7 +121,7 @@ class SingleProcessApp:
     """The HTTP side and the models in one process."""
 
     def __init__(self, options: ServiceOptions):
-        from pipelines.serve.model import LocalModelClient
+        from pipelines.serve.local import LocalModelClient
 
         _keep_texts_out_of_logs()
         self.options, self.models = options, LocalModelClient(options.models)

@@ -17,19 +17,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from modernbert.sentence import SentenceConfig
 from modernbert.tokenizer import Text
 from modernbert.windows import Windows
+from pipelines.checkpoints import Checkpoint
 from pipelines.predictor import Predictor
 from pipelines.serve.batcher import Batcher, Made
 from pipelines.serve.config import ServedModel
 from pipelines.serve.metrics import Metrics
 from pipelines.serve.protocol import Info, PredictRequest, PredictResponse, ServeError, Tokens
-from pipelines.tasks.base import Checkpoint, ModelOutputs, Task, check_documents, make_task, task_class
+from pipelines.tasks.base import ModelOutputs, Task, check_documents, make_task, task_class
 from pipelines.tasks.classify import Classify
-from pipelines.tasks.embed import Embed
+from pipelines.tasks.embed import Embed, TokenVectors
 from pipelines.tasks.tag import Tag
 
 _THREADS = min(8, max(2, os.cpu_count() or 1))  # for checking, tokenising and decoding
@@ -37,27 +37,6 @@ _BUDGET_TOKENS = {"cpu": 1024}
 """Less than offline: a CPU gains little from larger batches, and those who ask wait for the batch before theirs."""
 _TASKS_KEPT = 256  # settled options of calls
 _RECENT_S = 5.0  # an answer so young says that the model is healthy
-
-
-class TokenVectors(Embed):
-    """A vector for each token in place of the document's; `size` is H."""
-
-    @property
-    def forward_options(self) -> tuple[Any, ...]:
-        """The encoder alone."""
-        return ("token_vectors",)
-
-    def rows(self, input_ids: np.ndarray, cu_seqlens: np.ndarray) -> np.ndarray:  # noqa: ARG002
-        """One a token."""
-        return np.diff(cu_seqlens)
-
-    def forward(self, model: Any, batch: Any, ids: np.ndarray) -> Tensor:  # noqa: ARG002
-        """The encoder's last hidden states."""
-        return model.encoder.forward_packed(batch)
-
-    def results(self, made: ModelOutputs) -> list[Any]:
-        """(tokens, H) for each document, special tokens included."""
-        return np.split(made.values, made.splits[1:-1]) if made.documents else []
 
 
 @dataclass(frozen=True)
@@ -278,47 +257,3 @@ def _results(task: Task, made: ModelOutputs, at: np.ndarray, failed: dict[int, s
         if place not in failed:
             results[place] = result
     return results
-
-
-class LocalModelClient:
-    """Models in this process, without Ray."""
-
-    def __init__(self, models: Sequence[ServedModel]):
-        self.models = {options.name: ModelServer(options) for options in models}
-        self.tasks = {options.name: options.task for options in models}
-
-    async def ask(self, model: str, ask: PredictRequest) -> PredictResponse:
-        """As of Models."""
-        return await self._named(model).ask(ask)
-
-    async def info(self, model: str) -> Info:
-        """As of Models."""
-        return await self._named(model).info()
-
-    async def tokenize(self, model: str, texts: Sequence[str], special: bool = True) -> list[Tokens]:
-        """As of Models."""
-        return await self._named(model).tokenize(texts, special)
-
-    async def decode(self, model: str, ids: Sequence[Sequence[int]], skip_special_tokens: bool = True) -> list[str]:
-        """As of Models."""
-        return await self._named(model).decode(ids, skip_special_tokens)
-
-    async def unready(self) -> dict[str, str]:
-        """As of Models."""
-        found = {}
-        for name, model in self.models.items():
-            try:
-                await model.check_health()
-            except ServeError as error:
-                found[name] = str(error)
-        return found
-
-    def close(self) -> None:
-        """Answer what is in the queues and end their threads."""
-        for model in self.models.values():
-            model.close()
-
-    def _named(self, model: str) -> ModelServer:
-        if model not in self.models:
-            raise ServeError("unknown_model", f"model {model[:80]!r} is unknown; known are {', '.join(self.models)}")
-        return self.models[model]

@@ -17,16 +17,9 @@ import pyarrow as pa
 from modernbert.heads import ModernBertForQuestionAnswering
 from modernbert.tokenizer import Text, Tokenizer
 from modernbert.windows import Windows
-from pipelines.tasks.base import (
-    Checkpoint,
-    LongDocuments,
-    ModelOutputs,
-    Task,
-    list_array,
-    per_document,
-    resolve_windowing,
-    softmax,
-)
+from pipelines.checkpoints import Checkpoint
+from pipelines.tasks.base import LongDocuments, ModelOutputs, Task, resolve_windowing
+from pipelines.tasks.postprocess import list_array, per_document, softmax
 
 SPAN = pa.struct([("answer", pa.string()), ("score", pa.float32()), ("start", pa.int32()), ("end", pa.int32())])
 OUTSIDE, CLS, CONTEXT = 0, 1, 2

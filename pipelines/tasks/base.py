@@ -6,14 +6,11 @@ Shapes: T packed tokens, W windows, D documents, R rows of the model's answer, C
 from __future__ import annotations
 
 import importlib
-import json
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 from typing import Any, ClassVar, Literal, get_type_hints
 
 import numpy as np
@@ -22,91 +19,13 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
-from modernbert.checkpoint import check_weights, fingerprint, load, load_config, resolve
-from modernbert.config import ModernBertConfig
-from modernbert.sentence import encoder_folder
+from modernbert.checkpoint import check_weights, fingerprint, load
 from modernbert.tokenizer import Text, Tokenizer
 from modernbert.windows import Windows
-from pipelines.storage import download_checkpoint, redact_credentials
+from pipelines.checkpoints import Checkpoint, check_kind
 
 LongDocuments = Literal["truncate", "windows"]
-Merge = Literal["mean", "max"]
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_FITS = {
-    "ModernBertForSequenceClassification": "classify (or rerank, with one label)",
-    "ModernBertForTokenClassification": "tag",
-    "ModernBertForQuestionAnswering": "answer",
-    "ModernBertForMaskedLM": "fill (or embed)",
-    "ModernBertModel": "embed",
-}
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A checkpoint by its name, which each process finds for itself on the machine where it runs."""
-
-    model: str
-    """A folder, a hub id, or a location in object storage."""
-    revision: str | None
-    """Of the hub the commit, of object storage what its files were: all processes have the same one."""
-
-    @classmethod
-    def open(cls, model: str | Path, revision: str | None = None) -> Checkpoint:
-        """The checkpoint `model`; CheckpointError or UserError where there is none."""
-        name = str(model)
-        if "://" in name:
-            return cls(name, download_checkpoint(name).name)
-        folder = resolve(name, revision).absolute()
-        return cls(str(folder), None) if Path(name).expanduser().is_dir() else cls(name, folder.name)
-
-    @property
-    def folder(self) -> Path:
-        """Where it lies on this machine; it is fetched where it does not yet."""
-        return _folder(self.model, self.revision)
-
-    @property
-    def encoder(self) -> Path:
-        """Where config.json, weights and tokenizer lie: the folder itself, or one that modules.json names."""
-        return encoder_folder(self.folder)
-
-    @property
-    def config(self) -> ModernBertConfig:
-        """The model's configuration."""
-        return load_config(self.encoder)
-
-    @property
-    def raw_config(self) -> dict[str, Any]:
-        """The whole of config.json."""
-        return json.loads((self.encoder / "config.json").read_text(encoding="utf-8"))
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """The tokenizer, loaded once in a process."""
-        file = self.encoder / "tokenizer.json"
-        return _tokenizer(self.encoder, file.stat().st_mtime_ns if file.is_file() else 0)
-
-    def check_tokenizer(self) -> None:
-        """Raise ValueError where the tokenizer gives ids that the model does not have."""
-        tokenizer = self.tokenizer
-        if tokenizer.vocab_size > self.config.vocab_size:
-            raise ValueError(
-                f"tokenizer.json has {tokenizer.vocab_size} tokens, the model only {self.config.vocab_size}"
-            )
-
-
-@lru_cache(maxsize=8)
-def _folder(model: str, revision: str | None) -> Path:
-    if "://" not in model:
-        return resolve(model, revision)
-    folder = download_checkpoint(model)
-    if folder.name != revision:
-        raise ValueError(f"model {redact_credentials(model)!r} has changed since the job began")
-    return folder
-
-
-@lru_cache(maxsize=8)
-def _tokenizer(folder: Path, _changed: int) -> Tokenizer:
-    return Tokenizer.from_folder(folder)
 
 
 @dataclass(frozen=True)
@@ -254,17 +173,6 @@ def check_documents(kind: type[Task], documents: Sequence[Any]) -> None:
         raise ValueError("texts and pairs cannot be mixed in one call")
 
 
-def check_kind(checkpoint: Checkpoint, name: str, *architectures: str) -> None:
-    """Raise ValueError where config.json says that the checkpoint is of another kind than `architectures`."""
-    configured = next(iter(checkpoint.raw_config.get("architectures") or []), None)
-    if configured in (None, *architectures):
-        return
-    fits = f"it fits {_FITS[configured]}" if configured in _FITS else f"no task here runs a {configured}"
-    raise ValueError(
-        f"model {str(checkpoint.folder)!r} is a {configured}: {fits}; {name} runs a {' or '.join(architectures)}"
-    )
-
-
 def resolve_windowing(
     checkpoint: Checkpoint,
     max_length: int | None,
@@ -296,41 +204,3 @@ def resolve_windowing(
     if stride > most:
         raise ValueError(f"stride {stride} leaves nothing new in windows of max_length {length}")
     return {"max_length": length, "stride": stride}
-
-
-def per_document(windows: Windows) -> tuple[np.ndarray, np.ndarray]:
-    """The first window of each document, (D,), and how many windows it has, (D,)."""
-    counts = np.bincount(windows.document, minlength=len(windows.n_tokens))
-    return np.cumsum(counts) - counts, counts
-
-
-def merged(windows: Windows, values_WC: np.ndarray, how: Merge, weights_W: np.ndarray | None = None) -> np.ndarray:
-    """One row a document, (D, C): the (weighted) mean or the maximum over its windows; zeros where it has none."""
-    starts, counts = per_document(windows)
-    out = np.zeros((len(counts), values_WC.shape[1]), dtype=np.float32)
-    single = counts == 1
-    out[single] = values_WC[starts[single]]
-    for document in np.flatnonzero(counts > 1):
-        rows = slice(starts[document], starts[document] + counts[document])
-        if how == "max":
-            out[document] = values_WC[rows].max(axis=0)
-        else:
-            weights = None if weights_W is None else weights_W[rows]
-            out[document] = np.average(values_WC[rows], axis=0, weights=weights)
-    return out
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Over the last axis, in the dtype given."""
-    shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return shifted / shifted.sum(axis=-1, keepdims=True)
-
-
-def sigmoid(logits: np.ndarray) -> np.ndarray:
-    """1 / (1 + exp(-x)), without overflow."""
-    return np.exp(-np.logaddexp(np.float32(0), -logits))
-
-
-def list_array(counts: np.ndarray, values: pa.Array) -> pa.ListArray:
-    """`values` cut into lists of `counts` each."""
-    return pa.ListArray.from_arrays(pa.array(np.concatenate(([0], np.cumsum(counts))), pa.int32()), values)

@@ -13,18 +13,9 @@ import numpy as np
 import pyarrow as pa
 
 from modernbert.heads import ModernBertForSequenceClassification
-from pipelines.tasks.base import (
-    Checkpoint,
-    LongDocuments,
-    Merge,
-    ModelOutputs,
-    Task,
-    list_array,
-    merged,
-    resolve_windowing,
-    sigmoid,
-    softmax,
-)
+from pipelines.checkpoints import Checkpoint
+from pipelines.tasks.base import LongDocuments, ModelOutputs, Task, resolve_windowing
+from pipelines.tasks.postprocess import Merge, list_array, merged, sigmoid, softmax
 
 Function = Literal["softmax", "sigmoid", "none"]
 

@@ -21,7 +21,9 @@ from modernbert.packing import PackedBatch
 from modernbert.sentence import SentenceConfig, SentenceEncoder
 from modernbert.tokenizer import Text, Tokenizer
 from modernbert.windows import Windows
-from pipelines.tasks.base import Checkpoint, LongDocuments, ModelOutputs, Task, merged, resolve_windowing
+from pipelines.checkpoints import Checkpoint
+from pipelines.tasks.base import LongDocuments, ModelOutputs, Task, resolve_windowing
+from pipelines.tasks.postprocess import merged
 
 Precision = Literal["float32", "float16", "int8", "binary", "ubinary"]
 _STORED = {"float32": pa.float32(), "float16": pa.float16(), "int8": pa.int8(), "binary": pa.int8(),
@@ -177,6 +179,27 @@ class Embed(Task):
         if self.precision == "binary":
             return (np.packbits(vectors > 0, axis=1).astype(np.int16) - 128).astype(np.int8)
         return vectors.astype(self.precision)
+
+
+class TokenVectors(Embed):
+    """A vector for each token in place of the document's; `size` is H."""
+
+    @property
+    def forward_options(self) -> tuple[Any, ...]:
+        """The encoder alone."""
+        return ("token_vectors",)
+
+    def rows(self, input_ids: np.ndarray, cu_seqlens: np.ndarray) -> np.ndarray:  # noqa: ARG002
+        """One a token."""
+        return np.diff(cu_seqlens)
+
+    def forward(self, model: Any, batch: Any, ids: np.ndarray) -> Tensor:  # noqa: ARG002
+        """The encoder's last hidden states."""
+        return model.encoder.forward_packed(batch)
+
+    def results(self, made: ModelOutputs) -> list[Any]:
+        """(tokens, H) for each document, special tokens included."""
+        return np.split(made.values, made.splits[1:-1]) if made.documents else []
 
 
 def _of_length_one(vectors: np.ndarray) -> np.ndarray:

@@ -10,7 +10,9 @@ import pyarrow as pa
 
 from modernbert.checkpoint import check_weights
 from modernbert.model import ModernBertModel
-from pipelines.tasks.base import Checkpoint, ModelOutputs, Task, list_array, resolve_windowing
+from pipelines.checkpoints import Checkpoint
+from pipelines.tasks.base import ModelOutputs, Task, resolve_windowing
+from pipelines.tasks.postprocess import list_array
 
 
 @dataclass(frozen=True, kw_only=True)

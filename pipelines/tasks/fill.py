@@ -19,15 +19,9 @@ from modernbert.heads import ModernBertForMaskedLM
 from modernbert.packing import PackedBatch
 from modernbert.tokenizer import Text, Tokenizer
 from modernbert.windows import Windows
-from pipelines.tasks.base import (
-    Checkpoint,
-    LongDocuments,
-    ModelOutputs,
-    Task,
-    list_array,
-    per_document,
-    resolve_windowing,
-)
+from pipelines.checkpoints import Checkpoint
+from pipelines.tasks.base import LongDocuments, ModelOutputs, Task, resolve_windowing
+from pipelines.tasks.postprocess import list_array, per_document
 
 logger = logging.getLogger(__name__)
 FILL = pa.struct([("token", pa.string()), ("token_id", pa.int32()), ("score", pa.float32())])

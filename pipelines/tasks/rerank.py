@@ -12,16 +12,9 @@ import numpy as np
 import pyarrow as pa
 
 from modernbert.heads import ModernBertForSequenceClassification
-from pipelines.tasks.base import (
-    Checkpoint,
-    LongDocuments,
-    Merge,
-    ModelOutputs,
-    Task,
-    merged,
-    resolve_windowing,
-    sigmoid,
-)
+from pipelines.checkpoints import Checkpoint
+from pipelines.tasks.base import LongDocuments, ModelOutputs, Task, resolve_windowing
+from pipelines.tasks.postprocess import Merge, merged, sigmoid
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,16 +16,9 @@ import pyarrow as pa
 from modernbert.heads import ModernBertForTokenClassification
 from modernbert.tokenizer import Text, Tokenizer
 from modernbert.windows import Windows
-from pipelines.tasks.base import (
-    Checkpoint,
-    LongDocuments,
-    ModelOutputs,
-    Task,
-    list_array,
-    per_document,
-    resolve_windowing,
-    softmax,
-)
+from pipelines.checkpoints import Checkpoint
+from pipelines.tasks.base import LongDocuments, ModelOutputs, Task, resolve_windowing
+from pipelines.tasks.postprocess import list_array, per_document, softmax
 
 Aggregation = Literal["none", "simple", "first", "average", "max"]
 SPECIAL, SUBWORD = -1, 1

@@ -20,11 +20,11 @@ from checkpoints import write_checkpoint, write_tokenizer
 from conftest import REPOSITORY
 
 from modernbert.tokenizer import Tokenizer
+from pipelines.checkpoints import Checkpoint
 from pipelines.corpus import run as corpus
 from pipelines.corpus.run import run_corpus
 from pipelines.options import ClassifyOptions
 from pipelines.predictor import Predictor
-from pipelines.tasks.base import Checkpoint
 from pipelines.tasks.classify import Classify
 
 COMMAND = [sys.executable, str(REPOSITORY / "jobs" / "classify_corpus.py")]

@@ -18,8 +18,9 @@ import pytest
 from conftest import REPOSITORY
 
 from pipelines.corpus.run import run_corpus
+from pipelines.errors import UserError
 from pipelines.input import shards
-from pipelines.options import ClassifyOptions, UserError
+from pipelines.options import ClassifyOptions
 from pipelines.output import folder as output
 from pipelines.output.lease import LEASE, _processes, lease
 from pipelines.storage import Folder

@@ -18,11 +18,11 @@ import pytest
 from conftest import REPOSITORY
 from pyarrow import fs
 
-from pipelines.options import JobError, UserError
+from pipelines.checkpoints import Checkpoint, download_checkpoint
+from pipelines.errors import JobError, UserError
 from pipelines.output import folder as output
 from pipelines.output import lease
-from pipelines.storage import Folder, download_checkpoint, redact_credentials
-from pipelines.tasks.base import Checkpoint
+from pipelines.storage import Folder, redact_credentials
 
 JOB = REPOSITORY / "jobs" / "classify_corpus.py"
 

@@ -28,7 +28,7 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from pipelines.inmemory import pipeline
 from pipelines.serve.config import served_models
-from pipelines.serve.model import LocalModelClient
+from pipelines.serve.local import LocalModelClient
 
 
 @pytest.fixture

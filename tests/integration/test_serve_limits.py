@@ -31,7 +31,7 @@ from safetensors.numpy import load_file, save_file
 
 from pipelines.inmemory import pipeline
 from pipelines.serve.config import served_models
-from pipelines.serve.model import LocalModelClient
+from pipelines.serve.local import LocalModelClient
 from pipelines.serve.protocol import PredictRequest, PredictResponse
 
 SECRET = "my password is swordfish"

@@ -8,7 +8,8 @@ import pytest
 from checkpoints import HEADS, write_checkpoint, write_tokenizer
 
 from pipelines import pipeline
-from pipelines.tasks.base import Checkpoint, task_class
+from pipelines.checkpoints import Checkpoint
+from pipelines.tasks.base import task_class
 
 TASKS = {
     "classify": "ModernBertForSequenceClassification",

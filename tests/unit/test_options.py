@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from pipelines.command import parse
-from pipelines.options import ClassifyOptions, UserError
+from pipelines.errors import UserError
+from pipelines.options import ClassifyOptions
 
 DEFAULTS = {"input": "sample", "model": "demo", "output": "out"}
 

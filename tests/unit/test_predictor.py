@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from pipelines.checkpoints import Checkpoint
 from pipelines.predictor import Predictor
-from pipelines.tasks.base import Checkpoint
 from pipelines.tasks.classify import Classify
 
 

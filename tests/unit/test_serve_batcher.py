@@ -14,13 +14,14 @@ from checkpoints import write_task
 from predictions import random_texts
 
 from pipelines import pipeline
+from pipelines.checkpoints import Checkpoint
 from pipelines.predictor import Predictor
 from pipelines.serve import batcher
 from pipelines.serve.batcher import Batcher
 from pipelines.serve.config import served_models
-from pipelines.serve.model import LocalModelClient
+from pipelines.serve.local import LocalModelClient
 from pipelines.serve.protocol import PredictRequest, ServeError
-from pipelines.tasks.base import Checkpoint, make_task, task_class
+from pipelines.tasks.base import make_task, task_class
 
 BUDGET = 512
 BAD = 299  # a token whose embedding is no number

@@ -9,7 +9,7 @@ import click
 import pytest
 import yaml
 
-from pipelines.options import UserError
+from pipelines.errors import UserError
 from pipelines.serve.config import check_checkpoints, service_options
 from pipelines.serve.deployment import build
 

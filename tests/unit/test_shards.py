@@ -12,9 +12,9 @@ import pyarrow.feather as feather
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines.errors import UserError
 from pipelines.input import text as text_files
 from pipelines.input.shards import plan_corpus, read_shard
-from pipelines.options import UserError
 
 ROWS = 1000
 FRAME = pd.DataFrame({

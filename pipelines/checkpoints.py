@@ -1,0 +1,155 @@
+"""A checkpoint by its name: where it lies, how it is fetched, and which task it fits."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from pyarrow import fs
+
+from modernbert.checkpoint import load_config, resolve
+from modernbert.config import ModernBertConfig
+from modernbert.sentence import encoder_folder
+from modernbert.tokenizer import Tokenizer
+from pipelines.errors import UserError
+from pipelines.storage import Folder, redact_credentials
+
+_MODEL_FILES = (".json", ".safetensors")
+TASK_OF_ARCHITECTURE = {
+    "ModernBertForSequenceClassification": "classify (or rerank, with one label)",
+    "ModernBertForTokenClassification": "tag",
+    "ModernBertForQuestionAnswering": "answer",
+    "ModernBertForMaskedLM": "fill (or embed)",
+    "ModernBertModel": "embed",
+}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint by its name, which each process finds for itself on the machine where it runs."""
+
+    model: str
+    """A folder, a hub id, or a location in object storage."""
+    revision: str | None
+    """Of the hub the commit, of object storage what its files were: all processes have the same one."""
+
+    @classmethod
+    def open(cls, model: str | Path, revision: str | None = None) -> Checkpoint:
+        """The checkpoint `model`; CheckpointError or UserError where there is none."""
+        name = str(model)
+        if "://" in name:
+            return cls(name, download_checkpoint(name).name)
+        folder = resolve(name, revision).absolute()
+        return cls(str(folder), None) if Path(name).expanduser().is_dir() else cls(name, folder.name)
+
+    @property
+    def folder(self) -> Path:
+        """Where it lies on this machine; it is fetched where it does not yet."""
+        return _folder(self.model, self.revision)
+
+    @property
+    def encoder(self) -> Path:
+        """Where config.json, weights and tokenizer lie: the folder itself, or one that modules.json names."""
+        return encoder_folder(self.folder)
+
+    @property
+    def config(self) -> ModernBertConfig:
+        """The model's configuration."""
+        return load_config(self.encoder)
+
+    @property
+    def raw_config(self) -> dict[str, Any]:
+        """The whole of config.json."""
+        return json.loads((self.encoder / "config.json").read_text(encoding="utf-8"))
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer, loaded once in a process."""
+        file = self.encoder / "tokenizer.json"
+        return _tokenizer(self.encoder, file.stat().st_mtime_ns if file.is_file() else 0)
+
+    def check_tokenizer(self) -> None:
+        """Raise ValueError where the tokenizer gives ids that the model does not have."""
+        tokenizer = self.tokenizer
+        if tokenizer.vocab_size > self.config.vocab_size:
+            raise ValueError(
+                f"tokenizer.json has {tokenizer.vocab_size} tokens, the model only {self.config.vocab_size}"
+            )
+
+
+def check_kind(checkpoint: Checkpoint, name: str, *architectures: str) -> None:
+    """Raise ValueError where config.json says that the checkpoint is of another kind than `architectures`."""
+    configured = next(iter(checkpoint.raw_config.get("architectures") or []), None)
+    if configured in (None, *architectures):
+        return
+    fits = (
+        f"it fits {TASK_OF_ARCHITECTURE[configured]}"
+        if configured in TASK_OF_ARCHITECTURE
+        else f"no task here runs a {configured}"
+    )
+    raise ValueError(
+        f"model {str(checkpoint.folder)!r} is a {configured}: {fits}; {name} runs a {' or '.join(architectures)}"
+    )
+
+
+def download_checkpoint(location: str) -> Path:
+    """A checkpoint in object storage as a folder of this machine, copied once and kept for the next time.
+
+    Raises UserError where there is no checkpoint. The copy's name comes from what the listing tells of each file, so
+    that a checkpoint that has changed is copied again.
+    """
+    filesystem, path = Folder.at(location).filesystem_and_path
+    try:
+        infos = filesystem.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
+    except OSError as error:
+        raise UserError(
+            f"model {redact_credentials(location)!r} cannot be read: {str(error).splitlines()[0]}"
+        ) from error
+    found = {info.path: info for info in infos if info.is_file and info.path.endswith(_MODEL_FILES)}
+    if not found:
+        raise UserError(
+            f"model {redact_credentials(location)!r} holds no checkpoint: no *.json and *.safetensors files are there"
+        )
+    told = [
+        redact_credentials(location),
+        *sorted(f"{info.path} {info.size} {info.mtime_ns}" for info in found.values()),
+    ]
+    name = re.sub(r"[^\w.-]", "_", path.rpartition("/")[2])
+    kept = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "modernbert-ray")
+    copy = kept / f"{name}-{sha256(repr(told).encode()).hexdigest()[:16]}"
+    if copy.is_dir():
+        return copy
+    kept.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=kept, ignore_cleanup_errors=True) as temporary:
+        for source in found:
+            target = Path(temporary, source[len(path) + 1 :])
+            target.parent.mkdir(parents=True, exist_ok=True)
+            fs.copy_files(source, str(target), source_filesystem=filesystem)
+        try:
+            os.rename(temporary, copy)
+        except OSError:  # another process of this machine was quicker
+            if not copy.is_dir():
+                raise
+    return copy
+
+
+@lru_cache(maxsize=8)
+def _folder(model: str, revision: str | None) -> Path:
+    if "://" not in model:
+        return resolve(model, revision)
+    folder = download_checkpoint(model)
+    if folder.name != revision:
+        raise ValueError(f"model {redact_credentials(model)!r} has changed since the job began")
+    return folder
+
+
+@lru_cache(maxsize=8)
+def _tokenizer(folder: Path, _changed: int) -> Tokenizer:
+    return Tokenizer.from_folder(folder)

@@ -1,0 +1,53 @@
+"""Models in this process, without Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pipelines.serve.config import ServedModel
+from pipelines.serve.model import ModelServer
+from pipelines.serve.protocol import Info, PredictRequest, PredictResponse, ServeError, Tokens
+
+
+class LocalModelClient:
+    """Models in this process, without Ray."""
+
+    def __init__(self, models: Sequence[ServedModel]):
+        self.models = {options.name: ModelServer(options) for options in models}
+        self.tasks = {options.name: options.task for options in models}
+
+    async def ask(self, model: str, ask: PredictRequest) -> PredictResponse:
+        """As of Models."""
+        return await self._named(model).ask(ask)
+
+    async def info(self, model: str) -> Info:
+        """As of Models."""
+        return await self._named(model).info()
+
+    async def tokenize(self, model: str, texts: Sequence[str], special: bool = True) -> list[Tokens]:
+        """As of Models."""
+        return await self._named(model).tokenize(texts, special)
+
+    async def decode(self, model: str, ids: Sequence[Sequence[int]], skip_special_tokens: bool = True) -> list[str]:
+        """As of Models."""
+        return await self._named(model).decode(ids, skip_special_tokens)
+
+    async def unready(self) -> dict[str, str]:
+        """As of Models."""
+        found = {}
+        for name, model in self.models.items():
+            try:
+                await model.check_health()
+            except ServeError as error:
+                found[name] = str(error)
+        return found
+
+    def close(self) -> None:
+        """Answer what is in the queues and end their threads."""
+        for model in self.models.values():
+            model.close()
+
+    def _named(self, model: str) -> ModelServer:
+        if model not in self.models:
+            raise ServeError("unknown_model", f"model {model[:80]!r} is unknown; known are {', '.join(self.models)}")
+        return self.models[model]

@@ -1,0 +1,53 @@
+"""From the windows' values to the documents': what tasks share when they decode.
+
+Shapes: W windows, D documents, C numbers a row.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+
+from modernbert.windows import Windows
+
+Merge = Literal["mean", "max"]
+
+
+def per_document(windows: Windows) -> tuple[np.ndarray, np.ndarray]:
+    """The first window of each document, (D,), and how many windows it has, (D,)."""
+    counts = np.bincount(windows.document, minlength=len(windows.n_tokens))
+    return np.cumsum(counts) - counts, counts
+
+
+def merged(windows: Windows, values_WC: np.ndarray, how: Merge, weights_W: np.ndarray | None = None) -> np.ndarray:
+    """One row a document, (D, C): the (weighted) mean or the maximum over its windows; zeros where it has none."""
+    starts, counts = per_document(windows)
+    out = np.zeros((len(counts), values_WC.shape[1]), dtype=np.float32)
+    single = counts == 1
+    out[single] = values_WC[starts[single]]
+    for document in np.flatnonzero(counts > 1):
+        rows = slice(starts[document], starts[document] + counts[document])
+        if how == "max":
+            out[document] = values_WC[rows].max(axis=0)
+        else:
+            weights = None if weights_W is None else weights_W[rows]
+            out[document] = np.average(values_WC[rows], axis=0, weights=weights)
+    return out
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Over the last axis, in the dtype given."""
+    shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return shifted / shifted.sum(axis=-1, keepdims=True)
+
+
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    """1 / (1 + exp(-x)), without overflow."""
+    return np.exp(-np.logaddexp(np.float32(0), -logits))
+
+
+def list_array(counts: np.ndarray, values: pa.Array) -> pa.ListArray:
+    """`values` cut into lists of `counts` each."""
+    return pa.ListArray.from_arrays(pa.array(np.concatenate(([0], np.cumsum(counts))), pa.int32()), values)
