@@ -24,7 +24,7 @@ from pipelines.errors import JobError, UserError
 from pipelines.input.shards import Shard
 from pipelines.options import CorpusOptions
 from pipelines.output import folder as output
-from pipelines.output import shard_stats as receipts
+from pipelines.output import shard_stats
 from pipelines.output.lease import lease
 from pipelines.report.html import render
 from pipelines.report.progress import progress_bar
@@ -54,7 +54,7 @@ def run_corpus(options: CorpusOptions, task: str) -> int:
         record |= {"attempts": [*record["attempts"], attempt], "complete": False}
         done = output.begin_run(job.folder, record, corpus, options.overwrite)
         todo = [shard for shard in corpus.shards if shard.name not in done]
-        made = receipts.Receipts()
+        made = shard_stats.ShardStatsBuilder()
         failed = {path: f"cannot be read: {reason}" for path, reason in corpus.broken.items()}
         started = time.monotonic()
         try:
@@ -65,7 +65,7 @@ def run_corpus(options: CorpusOptions, task: str) -> int:
             outcome = _OUTCOMES.get(type(error), f"error: {error}")
             raise
         finally:
-            totals = receipts.add_up(made.table())
+            totals = shard_stats.add_up(made.table())
             attempt |= {"outcome": outcome, "seconds": time.monotonic() - started}
             attempt |= {name: totals[name] for name in ("rows", "tokens")}
             if not held.lost.is_set():  # else the record is another run's
@@ -77,9 +77,9 @@ def run_corpus(options: CorpusOptions, task: str) -> int:
 def finish(job: Job, record: dict[str, Any], made: pa.Table, failed: dict[str, str]) -> None:
     """Write what is known of the output after a run: its shards, the record of its runs, the report."""
     try:
-        every = output.write_receipts(job.folder, made)
+        every = output.write_shard_stats(job.folder, made)
         complete = record["attempts"][-1]["outcome"] == "complete"
-        record |= {"totals": receipts.add_up(every), "failed": failed, "complete": complete}
+        record |= {"totals": shard_stats.add_up(every), "failed": failed, "complete": complete}
         output.write_run(job.folder, record)
         job.folder.write_atomic(output.REPORT, render(summary.report(job, record, every)).encode())
     except OSError as error:
@@ -91,7 +91,7 @@ def run_shards(
     todo: list[Shard],
     actors: str,
     max_rejected: str | None,
-    made: receipts.Receipts,
+    made: shard_stats.ShardStatsBuilder,
     check: Callable[[], None],
 ) -> dict[str, str]:
     """Run the shards still to do; their receipts go to `made`, and those that fail are returned with the reason.
@@ -110,11 +110,11 @@ def run_shards(
     print(f"labelling {rows:,} rows in {len(todo)} shards: {low} actors on {job.device} in {job.dtype}", flush=True)
     progress = Progress.remote()  # type: ignore[attr-defined]
 
-    def add(receipt: dict[str, Any]) -> None:
+    def add(stats: dict[str, Any]) -> None:
         nonlocal seen
-        made.add(receipt)
-        seen += receipt["rows"]
-        rejects.update(receipt["rejects"])
+        made.add(stats)
+        seen += stats["rows"]
+        rejects.update(stats["rejects"])
         if _too_many(max_rejected, rejects.total(), seen, min(rows, _SHARE_FROM_ROWS)):
             reasons = ", ".join(f"{n:,} times {reason}" for reason, n in rejects.most_common(3))
             raise UserError(
@@ -134,7 +134,7 @@ def run_shards(
                 if told["error"]:
                     failed[told["name"]] = told["error"]
                 else:
-                    add(json.loads(told["receipt"]))
+                    add(json.loads(told["stats"]))
         except RayError as error:
             raise JobError(f"Ray: {str(error).splitlines()[0]}") from error
         return list(left.values())
@@ -152,7 +152,7 @@ def run_shards(
                 elif shard.count > 1:
                     again += shard.subshards
                 else:
-                    add(json.loads(reject_shard(job, shard, POISON_ROW).to_pylist()[0]["receipt"]))
+                    add(json.loads(reject_shard(job, shard, POISON_ROW).to_pylist()[0]["stats"]))
             lost = run(again, len(again)) if again else []
             runs.update(shard.name for shard in lost)
             rounds_without_progress = (

@@ -43,7 +43,7 @@ TOKENISED = pa.schema(
         ("error", pa.string()),
     ]
 )
-COMMITTED = pa.schema([("name", pa.string()), ("error", pa.string()), ("stops", pa.bool_()), ("receipt", pa.string())])
+COMMITTED = pa.schema([("name", pa.string()), ("error", pa.string()), ("stops", pa.bool_()), ("stats", pa.string())])
 """What a commit says: the receipt (receipts.py) as JSON, or why there is none, and whether that stops the job."""
 
 
@@ -156,7 +156,7 @@ def commit(job: Job, table: pa.Table) -> pa.Table:
         columns = {name: read.table[name].take(at) for name in job.keep_columns}
         columns |= {job.prefix + name: values for name, values in answers.items()}
         rejected = _rejected(shard, read.table, place, rejects)
-        receipt: dict[str, Any] = {
+        stats: dict[str, Any] = {
             "name": shard.name,
             "rows": shard.count,
             "labelled": len(good),
@@ -170,16 +170,16 @@ def commit(job: Job, table: pa.Table) -> pa.Table:
     except Exception as error:  # whatever it is, it is this shard's alone
         return _committed(shard.name, error=f"cannot be committed: {_told(error)}")
     try:
-        output.commit_shard(job.folder, receipt, pa.table(columns), rejected)
+        output.commit_shard(job.folder, stats, pa.table(columns), rejected)
     except OSError as error:
         return _committed(shard.name, error=_told(error), stops=True)
-    receipt |= {name: table[name][0].as_py() for name in ("batches", "predict_s", "tokenise_s", "waited_s")}
-    receipt["room"] = receipt["batches"] * job.budget_tokens
-    return _committed(shard.name, receipt=json.dumps(receipt | {"committed_at": time.time()}))
+    stats |= {name: table[name][0].as_py() for name in ("batches", "predict_s", "tokenise_s", "waited_s")}
+    stats["room"] = stats["batches"] * job.budget_tokens
+    return _committed(shard.name, stats=json.dumps(stats | {"committed_at": time.time()}))
 
 
-def _committed(name: str, *, error: str | None = None, stops: bool = False, receipt: str | None = None) -> pa.Table:
-    return pa.table([[name], [error], [stops], [receipt]], COMMITTED)
+def _committed(name: str, *, error: str | None = None, stops: bool = False, stats: str | None = None) -> pa.Table:
+    return pa.table([[name], [error], [stops], [stats]], COMMITTED)
 
 
 def _documents(job: Job, read: Rows) -> tuple[list[Text], np.ndarray, list[tuple[int, str]]]:

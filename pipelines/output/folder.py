@@ -27,7 +27,7 @@ from pyarrow import fs
 from pipelines.errors import UserError
 from pipelines.input.shards import Corpus, DataFile
 from pipelines.input.text import Scan
-from pipelines.output import shard_stats as receipts
+from pipelines.output import shard_stats
 from pipelines.output.lease import LEASE
 from pipelines.storage import Folder
 
@@ -187,15 +187,15 @@ def committed(folder: Folder) -> dict[str, fs.FileInfo]:
     return {name.removesuffix(".parquet"): info for name, info in parts.items()}
 
 
-def commit_shard(folder: Folder, receipt: dict[str, Any], labelled: pa.Table, rejected: pa.Table) -> None:
+def commit_shard(folder: Folder, stats: dict[str, Any], labelled: pa.Table, rejected: pa.Table) -> None:
     """Write a shard's rejects, then its labelled rows, each file whole or not at all; a retry overwrites itself."""
-    name = f"{receipt['name']}.parquet"
+    name = f"{stats['name']}.parquet"
     if len(rejected):
         folder.write_atomic(f"{REJECTED}/{name}", _parquet(rejected))
-    folder.write_atomic(name, _parquet(labelled, {_FOOTER: receipts.footer(receipt)}))
+    folder.write_atomic(name, _parquet(labelled, {_FOOTER: shard_stats.footer(stats)}))
 
 
-def write_receipts(folder: Folder, new: pa.Table) -> pa.Table:
+def write_shard_stats(folder: Folder, new: pa.Table) -> pa.Table:
     """Add the receipts `new` to those that are kept, and return those of all parts in the folder.
 
     Those of a run that was killed are read from the footers of its parts.
@@ -208,7 +208,7 @@ def write_receipts(folder: Folder, new: pa.Table) -> pa.Table:
     lacking = sorted(there.keys() - known)
     with ThreadPoolExecutor(_THREADS) as pool:
         told = list(pool.map(partial(_recovered, folder), lacking, [there[name].mtime_ns / 1e9 for name in lacking]))
-    every = pa.concat_tables([*tables, receipts.table(told)])
+    every = pa.concat_tables([*tables, shard_stats.table(told)])
     every = every.filter(pa.array([name in there for name in every["name"].to_pylist()], pa.bool_())).sort_by("name")
     folder.write_atomic(SHARDS, _packed(every))
     return every

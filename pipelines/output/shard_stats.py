@@ -23,7 +23,7 @@ _AT_ONCE = 256
 SUMS = ("rows", "labelled", "tokens", "windows", "truncated", "padded_tokens")
 KEPT = (*SUMS, "lengths", "scores", "labels", "rejects")
 """What a part's footer holds."""
-RECEIPT = pa.schema(
+SHARD_STATS = pa.schema(
     [
         ("name", pa.string()),
         *((name, pa.int64()) for name in SUMS),
@@ -59,24 +59,24 @@ def count_scores(scores: np.ndarray) -> list[int]:
     return np.histogram(finite, SCORE_EDGES)[0].tolist()
 
 
-def table(receipts: list[dict[str, Any]]) -> pa.Table:
+def table(shard_stats: list[dict[str, Any]]) -> pa.Table:
     """Receipts as a table."""
-    columns = {name: [receipt.get(name) for receipt in receipts] for name in RECEIPT.names}
+    columns = {name: [stats.get(name) for stats in shard_stats] for name in SHARD_STATS.names}
     for name in ("labels", "rejects"):
         columns[name] = [list((counts or {}).items()) for counts in columns[name]]
-    return pa.table(columns, RECEIPT)
+    return pa.table(columns, SHARD_STATS)
 
 
-class Receipts:
+class ShardStatsBuilder:
     """Those of a run, which may have a hundred thousand: as tables they take a tenth of the memory."""
 
     def __init__(self) -> None:
         self._tables: list[pa.Table] = []
         self._recent: list[dict[str, Any]] = []
 
-    def add(self, receipt: dict[str, Any]) -> None:
+    def add(self, stats: dict[str, Any]) -> None:
         """One more."""
-        self._recent.append(receipt)
+        self._recent.append(stats)
         if len(self._recent) == _AT_ONCE:
             self._tables.append(table(self._recent))
             self._recent = []
@@ -86,26 +86,26 @@ class Receipts:
         return pa.concat_tables([*self._tables, table(self._recent)])
 
 
-def footer(receipt: dict[str, Any]) -> str:
+def footer(stats: dict[str, Any]) -> str:
     """What of a receipt is kept in the part itself."""
-    return json.dumps({name: receipt[name] for name in KEPT})
+    return json.dumps({name: stats[name] for name in KEPT})
 
 
-def add_up(receipts: pa.Table) -> dict[str, Any]:
+def add_up(shard_stats: pa.Table) -> dict[str, Any]:
     """The totals of some receipts: sums, counts by label and by reason, histograms."""
-    totals: dict[str, Any] = {"shards": len(receipts)}
+    totals: dict[str, Any] = {"shards": len(shard_stats)}
     for name in (*SUMS, "batches", "tokenise_s", "predict_s", "waited_s"):
-        totals[name] = pc.sum(receipts[name]).as_py() or 0
-    room, known = pc.sum(receipts["room"]).as_py(), receipts.filter(pc.is_valid(receipts["room"]))
+        totals[name] = pc.sum(shard_stats[name]).as_py() or 0
+    room, known = pc.sum(shard_stats["room"]).as_py(), shard_stats.filter(pc.is_valid(shard_stats["room"]))
     totals["fill"] = pc.sum(known["tokens"]).as_py() / room if room else None
     totals["rejected"] = totals["rows"] - totals["labelled"]
     for name in ("labels", "rejects"):
-        entries = receipts[name].combine_chunks()
+        entries = shard_stats[name].combine_chunks()
         grouped = pa.table({"key": entries.keys, "n": entries.items}).group_by("key").aggregate([("n", "sum")])
         counts: Counter[str] = Counter(dict(zip(grouped["key"].to_pylist(), grouped["n_sum"].to_pylist(), strict=True)))
         totals[name] = dict(sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])))
     for name in ("lengths", "scores"):
-        lists = receipts[name].drop_null()
+        lists = shard_stats[name].drop_null()
         full = [row for row in lists.to_pylist() if row]
         totals[name] = np.sum(full, axis=0).tolist() if full else []
     return totals

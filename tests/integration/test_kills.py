@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import REPOSITORY
 
-from pipelines.output import shard_stats as receipts
+from pipelines.output import shard_stats
 
 JOB = REPOSITORY / "jobs" / "classify_corpus.py"
 KILLS, ROWS = 25, 4000
@@ -103,7 +103,9 @@ def test_kills_of_the_whole_job_lose_and_double_nothing(corpus, clean, checkpoin
         assert parts == want
         assert all((out / folder / part).read_bytes() == (clean / folder / part).read_bytes() for part in parts)
     record, want = (json.loads((each / "_run.json").read_text()) for each in (out, clean))
-    assert all(record["totals"][name] == want["totals"][name] for name in receipts.KEPT)  # from footers, where need be
+    assert all(
+        record["totals"][name] == want["totals"][name] for name in shard_stats.KEPT
+    )  # from footers, where need be
     assert None in [attempt["outcome"] for attempt in record["attempts"]]  # killed after it had begun
 
 

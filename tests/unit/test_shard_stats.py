@@ -7,8 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from pipelines.output import shard_stats as receipts
-from pipelines.output.shard_stats import Receipts, add_up, count_scores, count_windows
+from pipelines.output import shard_stats
+from pipelines.output.shard_stats import ShardStatsBuilder, add_up, count_scores, count_windows
 
 
 @pytest.mark.parametrize("count", [0, 1, 31, 32, 33, 100])
@@ -31,7 +31,7 @@ def test_scores_that_are_no_probabilities_have_no_histogram():
 
 
 def test_receipts_add_up_and_what_a_footer_holds_is_enough_for_the_counts():
-    made = Receipts()
+    made = ShardStatsBuilder()
     for i in range(1000):
         counted = count_windows(np.full(3, i + 1)) | {"scores": [i] * 20, "labels": {"a": 2, f"b{i % 2}": 1}}
         counted |= {"rows": 4, "labelled": 3, "tokens": 3 * i, "truncated": 1, "rejects": {"text is null": 1}}
@@ -45,9 +45,9 @@ def test_receipts_add_up_and_what_a_footer_holds_is_enough_for_the_counts():
     assert totals["predict_s"] == 500
     assert totals["fill"] == pytest.approx(3 * 499_500 / 4_096_000)
     first = made.table().slice(0, 2).to_pylist()
-    maps = [{name: dict(receipt[name]) for name in ("labels", "rejects")} for receipt in first]
-    kept = [json.loads(receipts.footer(receipt | counts)) for receipt, counts in zip(first, maps, strict=True)]
-    recovered = add_up(receipts.table(kept))
+    maps = [{name: dict(stats[name]) for name in ("labels", "rejects")} for stats in first]
+    kept = [json.loads(shard_stats.footer(stats | counts)) for stats, counts in zip(first, maps, strict=True)]
+    recovered = add_up(shard_stats.table(kept))
     assert (recovered["tokens"], recovered["labels"]) == (3, {"a": 4, "b0": 1, "b1": 1})
     assert recovered["fill"] is None
-    assert add_up(Receipts().table())["rows"] == 0
+    assert add_up(ShardStatsBuilder().table())["rows"] == 0
