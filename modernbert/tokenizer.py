@@ -14,10 +14,8 @@ from tokenizers import Encoding, normalizers
 from tokenizers import Tokenizer as FastTokenizer
 
 from modernbert.checkpoint import CheckpointError, resolve
-from modernbert.windows import Tokens, Windows, WindowsBuilder, longest_first
+from modernbert.windows import Text, Tokens, Windows, WindowsBuilder, longest_first
 
-Text = str | tuple[str, str]
-"""A text or a pair of texts."""
 _CHARS_PER_TOKEN = 12  # a long text is first tried cut to this many characters for each token wanted
 _MARGIN_WORDS = 8  # words before such a cut whose tokens may depend on what was cut off
 _CHARS_AT_ONCE = 4 << 20

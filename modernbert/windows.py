@@ -12,6 +12,9 @@ from typing import NamedTuple
 import numpy as np
 from tokenizers import Encoding
 
+Text = str | tuple[str, str]
+"""A text or a pair of texts."""
+
 
 @dataclass(frozen=True)
 class Windows:

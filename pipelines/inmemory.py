@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from modernbert.tokenizer import Text
+from modernbert.windows import Text
 from pipelines.checkpoints import Checkpoint
 from pipelines.predictor import Predictor
 from pipelines.tasks.base import Task, check_documents, make_task, task_class

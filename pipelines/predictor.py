@@ -15,7 +15,7 @@ import torch
 from modernbert.checkpoint import as_dtype
 from modernbert.linear import prepack
 from modernbert.packing import PackedBatch
-from modernbert.tokenizer import Text
+from modernbert.windows import Text
 from pipelines.bucketing import packed_batches
 from pipelines.checkpoints import Checkpoint
 from pipelines.tasks.base import ModelOutputs, Task

@@ -17,8 +17,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from modernbert.tokenizer import Text
-from modernbert.windows import Windows
+from modernbert.windows import Text, Windows
 from pipelines.corpus.plan import Job
 from pipelines.input.documents import cut, longest, readable, valid_documents
 from pipelines.input.shards import Rows, Shard, read_shard

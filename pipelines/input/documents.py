@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from modernbert.tokenizer import Text
+from modernbert.windows import Text
 
 Reject = tuple[int, str]
 """(row of the column, reason)"""

@@ -19,8 +19,7 @@ import numpy as np
 import torch
 
 from modernbert.sentence import SentenceConfig
-from modernbert.tokenizer import Text
-from modernbert.windows import Windows
+from modernbert.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
 from pipelines.predictor import Predictor
 from pipelines.serve.batcher import Batcher, Made

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from modernbert.tokenizer import Text
+from modernbert.windows import Text
 
 ErrorType = Literal["invalid", "too_large", "unknown_model", "overloaded", "timeout", "unhealthy", "failed"]
 

@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 
 from modernbert.heads import ModernBertForQuestionAnswering
-from modernbert.tokenizer import Text, Tokenizer
-from modernbert.windows import Windows
+from modernbert.tokenizer import Tokenizer
+from modernbert.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
 from pipelines.tasks.base import LongDocuments, ModelOutputs, Task, resolve_windowing
 from pipelines.tasks.postprocess import list_array, per_document, softmax

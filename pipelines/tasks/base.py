@@ -20,8 +20,8 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from modernbert.checkpoint import check_weights, fingerprint, load
-from modernbert.tokenizer import Text, Tokenizer
-from modernbert.windows import Windows
+from modernbert.tokenizer import Tokenizer
+from modernbert.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint, check_kind
 
 LongDocuments = Literal["truncate", "windows"]

@@ -19,8 +19,8 @@ from modernbert.checkpoint import check_weights, fingerprint
 from modernbert.model import ModernBertModel
 from modernbert.packing import PackedBatch
 from modernbert.sentence import SentenceConfig, SentenceEncoder
-from modernbert.tokenizer import Text, Tokenizer
-from modernbert.windows import Windows
+from modernbert.tokenizer import Tokenizer
+from modernbert.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
 from pipelines.tasks.base import LongDocuments, ModelOutputs, Task, resolve_windowing
 from pipelines.tasks.postprocess import merged

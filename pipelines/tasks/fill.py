@@ -17,8 +17,8 @@ from torch import Tensor
 
 from modernbert.heads import ModernBertForMaskedLM
 from modernbert.packing import PackedBatch
-from modernbert.tokenizer import Text, Tokenizer
-from modernbert.windows import Windows
+from modernbert.tokenizer import Tokenizer
+from modernbert.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
 from pipelines.tasks.base import LongDocuments, ModelOutputs, Task, resolve_windowing
 from pipelines.tasks.postprocess import list_array, per_document

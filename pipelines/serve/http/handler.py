@@ -15,7 +15,7 @@ from pydantic_core import from_json, to_json
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from modernbert.tokenizer import Text
+from modernbert.windows import Text
 from pipelines.serve.http.errors import ApiError, Dialect, error_responses
 from pipelines.serve.http.metrics import HttpMetrics
 from pipelines.serve.http.middleware import HttpLimits

@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import Field
 from starlette.responses import Response
 
-from modernbert.tokenizer import Text
+from modernbert.windows import Text
 from pipelines.serve.http.errors import ApiError
 from pipelines.serve.http.handler import Body, Direction, HandledRequest, Inputs, Int, NonEmpty, RequestHandler
 from pipelines.serve.protocol import Info

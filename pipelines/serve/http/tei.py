@@ -9,7 +9,7 @@ from fastapi import APIRouter
 from pydantic import Discriminator, Field, Tag
 from starlette.responses import Response
 
-from modernbert.tokenizer import Text
+from modernbert.windows import Text
 from pipelines.serve.http.errors import TEI
 from pipelines.serve.http.handler import (
     Body,
