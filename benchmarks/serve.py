@@ -82,11 +82,12 @@ class Direct:
 
     def __init__(self, model: Path, threads: int):
         from pipelines.checkpoints import Checkpoint
+        from pipelines.options import ClassifyOptions
         from pipelines.predictor import Predictor
-        from pipelines.tasks.base import make_task, task_class
+        from pipelines.tasks.classify import Classify
 
         checkpoint = Checkpoint.open(model)
-        self.predictor = Predictor(checkpoint, make_task(task_class("classify"), checkpoint, {}), threads=threads)
+        self.predictor = Predictor(checkpoint, Classify.from_checkpoint(checkpoint, ClassifyOptions()), threads=threads)
 
     def seconds(self, documents: list[str], at_once: int) -> float:
         """Of calls with `at_once` documents each; tokenising does not count."""

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 from pipelines.command import run_command
-from pipelines.options import FillOptions
 
 DEMO = Path(__file__).parent / "demo"
 DEFAULTS = {
@@ -19,4 +18,4 @@ DEFAULTS = {
 }
 
 if __name__ == "__main__":
-    sys.exit(run_command("fill", FillOptions, DEFAULTS))
+    sys.exit(run_command("fill", DEFAULTS))

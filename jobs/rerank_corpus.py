@@ -8,7 +8,6 @@ from __future__ import annotations
 import sys
 
 from pipelines.command import run_command
-from pipelines.options import RerankOptions
 
 if __name__ == "__main__":
-    sys.exit(run_command("rerank", RerankOptions))
+    sys.exit(run_command("rerank"))

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-
-def pipeline(task: str, model: str, **options: Any) -> Any:
-    """A task in memory: see `pipelines.inmemory.pipeline`, which this loads when it is called."""
+if TYPE_CHECKING:
     from pipelines.inmemory import pipeline
 
-    return pipeline(task, model, **options)
+__all__ = ["pipeline"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "pipeline":
+        from pipelines.inmemory import pipeline  # torch takes seconds, which not every import of this package needs
+
+        return pipeline
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

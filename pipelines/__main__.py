@@ -14,37 +14,33 @@ import os
 import sys
 from itertools import islice
 
-from pipelines import options as config
 from pipelines.command import parse, prefix_flag
+from pipelines.errors import UserError
+from pipelines.options import TASKS, command_options, task_named
 
-_OPTIONS: dict[str, type[config.TaskOptions]] = {
-    "fill-mask": config.FillTask,
-    "text-classification": config.ClassifyTask,
-    "token-classification": config.TagTask,
-    "question-answering": config.AnswerTask,
-    "sentence-embedding": config.EmbedTask,
-    "feature-extraction": config.TaskOptions,
-    "rerank": config.RerankTask,
-}
-_LINES = 512  # read before they are answered together
+_TASKS = [alias for task in TASKS.values() for alias in task.aliases]
+_LINES = 512  # predicted together
 
 
 def main(arguments: list[str]) -> int:
     """Run the task that the first argument names; the exit code: 0, 1 where lines had no answer, 2 for a mistake."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    if not arguments or arguments[0] not in _OPTIONS:
-        print(f"usage: python -m pipelines TASK --model MODEL [options]\nTASK: {', '.join(_OPTIONS)}", file=sys.stderr)
+    if not arguments or arguments[0] not in _TASKS:
+        print(f"usage: python -m pipelines TASK --model MODEL [options]\nTASK: {', '.join(_TASKS)}", file=sys.stderr)
         return 0 if arguments[:1] in (["-h"], ["--help"]) else 2
-    options_class = _OPTIONS[arguments[0]]
+    task = task_named(arguments[0])
+    options_class = command_options(task.task)
     try:
         options = parse(options_class, arguments[1:], {})
         if options.model is None:
-            raise config.UserError("--model is missing")
+            raise UserError("--model is missing")
         from pipelines.inmemory import pipeline  # torch takes seconds, which a wrong option should not
 
+        values = {name: getattr(options, name) for name in task.model_fields}
         pipe = pipeline(
             arguments[0], options.model, device=None if options.device == "auto" else options.device,
-            dtype=options.dtype, budget_tokens=options.budget_tokens, **options.task_kwargs(),
+            dtype=options.dtype, budget_tokens=options.budget_tokens,
+            **{name: value for name, value in values.items() if value is not None},
         )  # fmt: skip
         sys.stdin.reconfigure(encoding="utf-8", errors="replace", newline="\n")  # type: ignore[union-attr]
         sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
@@ -59,7 +55,7 @@ def main(arguments: list[str]) -> int:
         return 0
     except KeyboardInterrupt:
         return 130
-    except ValueError as error:  # UserError, ConfigError, CheckpointError
+    except ValueError as error:
         print(f"error: {prefix_flag(str(error), options_class)}", file=sys.stderr)
         return 2
 

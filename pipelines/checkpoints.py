@@ -22,13 +22,6 @@ from pipelines.errors import UserError
 from pipelines.storage import Folder, redact_credentials
 
 _MODEL_FILES = (".json", ".safetensors")
-TASK_OF_ARCHITECTURE = {
-    "ModernBertForSequenceClassification": "classify (or rerank, with one label)",
-    "ModernBertForTokenClassification": "tag",
-    "ModernBertForQuestionAnswering": "answer",
-    "ModernBertForMaskedLM": "fill (or embed)",
-    "ModernBertModel": "embed",
-}
 
 
 @dataclass(frozen=True)
@@ -82,21 +75,6 @@ class Checkpoint:
             raise ValueError(
                 f"tokenizer.json has {tokenizer.vocab_size} tokens, the model only {self.config.vocab_size}"
             )
-
-
-def check_kind(checkpoint: Checkpoint, name: str, *architectures: str) -> None:
-    """Raise ValueError where config.json says that the checkpoint is of another kind than `architectures`."""
-    configured = next(iter(checkpoint.raw_config.get("architectures") or []), None)
-    if configured in (None, *architectures):
-        return
-    fits = (
-        f"it fits {TASK_OF_ARCHITECTURE[configured]}"
-        if configured in TASK_OF_ARCHITECTURE
-        else f"no task here runs a {configured}"
-    )
-    raise ValueError(
-        f"model {str(checkpoint.folder)!r} is a {configured}: {fits}; {name} runs a {' or '.join(architectures)}"
-    )
 
 
 def download_checkpoint(location: str) -> Path:

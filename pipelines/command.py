@@ -6,16 +6,24 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
-from typing import Literal, get_args, get_origin
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import ValidationError
 
 from pipelines.errors import JobError, UserError
-from pipelines.options import ENV_PREFIX, CorpusOptions, Options, TaskOptions
+from pipelines.options import ENV_PREFIX, CommandOptions, corpus_options, plain_message
+
+Options = TypeVar("Options", bound=CommandOptions)
 
 
-def run_command(task: str, options_class: type[CorpusOptions], defaults: dict[str, str] | None = None) -> int:
-    """Parse sys.argv, run the job of the task `task`, and return the exit code: 2 with a line for a user's mistake."""
+def run_command(task: str, defaults: dict[str, str] | None = None) -> int:
+    """Parse sys.argv, run the corpus job of a task, and return the exit code.
+
+    `defaults`: the sample input, model and output of a call that names neither input nor model.
+
+    Example: `sys.exit(run_command("classify"))`
+    """
+    options_class = corpus_options(task)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
         options = parse(options_class, sys.argv[1:], defaults or {})
@@ -26,7 +34,7 @@ def run_command(task: str, options_class: type[CorpusOptions], defaults: dict[st
             return run_corpus(options, task)
         except Stopped:
             return _stopped("stopped", 143)
-    except ValueError as error:  # UserError, ConfigError, CheckpointError
+    except ValueError as error:
         print(f"error: {prefix_flag(str(error), options_class)}", file=sys.stderr)
         return 2
     except JobError as error:
@@ -36,15 +44,19 @@ def run_command(task: str, options_class: type[CorpusOptions], defaults: dict[st
         return _stopped("interrupted", 130)
 
 
+def _flag(option: str) -> str:
+    return "--" + option.replace("_", "-")
+
+
 def _stopped(how: str, code: int) -> int:
     print(f"{how}; the same command goes on where this one stopped", file=sys.stderr)
     return code
 
 
-def prefix_flag(message: str, options_class: type[TaskOptions]) -> str:
+def prefix_flag(message: str, options_class: type[CommandOptions]) -> str:
     """`message`, with the flag in place of the name of an option that it begins with."""
     option, space, rest = message.partition(" ")
-    return f"--{option.replace('_', '-')}{space}{rest}" if option in options_class.model_fields else message
+    return f"{_flag(option)}{space}{rest}" if option in options_class.model_fields else message
 
 
 def parse(options_class: type[Options], arguments: Sequence[str], defaults: dict[str, str]) -> Options:
@@ -54,19 +66,21 @@ def parse(options_class: type[Options], arguments: Sequence[str], defaults: dict
     UserError that names each wrong option.
     """
     parser = argparse.ArgumentParser(
+        usage="%(prog)s [options]",
         description=options_class.__doc__,
         epilog=f"All options can come from a YAML file (--config) or the environment ({ENV_PREFIX}MAX_LENGTH=512) too.",
         allow_abbrev=False,
     )
     for name, field in options_class.model_fields.items():
-        kind = next((k for k in get_args(field.annotation) if k is not type(None)), field.annotation)
-        flag, text = "--" + name.replace("_", "-"), field.description
-        if kind is bool:
+        optional = type(None) in get_args(field.annotation)
+        type_: Any = get_args(field.annotation)[0] if optional else field.annotation
+        flag, text = _flag(name), field.description
+        if type_ is bool:
             action = "store_true" if field.default is False else argparse.BooleanOptionalAction
             parser.add_argument(flag, action=action, default=argparse.SUPPRESS, help=text)
             continue
-        choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else None
-        metavar = {int: "N", float: "X"}.get(kind, name.split("_")[-1].upper())  # type: ignore[arg-type]
+        choices = get_args(type_) if get_origin(type_) is Literal else None
+        metavar = {int: "N", float: "X"}.get(type_, name.split("_")[-1].upper())
         metavar = "{" + ",".join(choices) + "}" if choices else metavar
         if field.default not in (None, ""):
             text = f"{text} (default: {field.default})"
@@ -74,12 +88,8 @@ def parse(options_class: type[Options], arguments: Sequence[str], defaults: dict
     try:
         options = options_class(**vars(parser.parse_args(arguments)))
     except ValidationError as error:
-        wrong = [f"--{str(e['loc'][0]).replace('_', '-')} {e['input']!r}: {_plain(e['msg'])}" for e in error.errors()]
+        wrong = [f"{_flag(str(e['loc'][0]))} {e['input']!r}: {plain_message(e['msg'])}" for e in error.errors()]
         raise UserError("; ".join(wrong)) from error
     if any(getattr(options, name, None) is not None for name in ("input", "model")):
         return options
     return options.model_copy(update={name: getattr(options, name) or value for name, value in defaults.items()})
-
-
-def _plain(message: str) -> str:
-    return message.removeprefix("Value error, ").replace("Input should be", "must be")

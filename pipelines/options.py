@@ -1,13 +1,20 @@
-"""Options of tasks and of corpus jobs: one typed model behind the command line, a YAML file and the environment."""
+"""Every option, without torch: one class a task in one registry, and what the faces add to it.
+
+The command line, YAML, the environment, `pipeline`, the corpus job and the served model are all made from TASKS. Rules
+that need no checkpoint are validated here; those that do, by the task's `from_checkpoint`.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import yaml
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -19,36 +26,243 @@ from pydantic_settings import (
 from pipelines.errors import UserError
 
 ENV_PREFIX = "MODERNBERT_"
-Options = TypeVar("Options", bound="TaskOptions")
+LongDocuments = Literal["truncate", "windows"]
+LONG_DOCUMENTS = Field(
+    description="what is longer than --max-length: truncate cuts it off, windows reads it in overlapping windows"
+)
+Merge = Literal["mean", "max"]
+Function = Literal["softmax", "sigmoid", "none"]
+Aggregation = Literal["none", "simple", "first", "average", "max"]
+Precision = Literal["float32", "float16", "int8", "binary", "ubinary"]
 
 
-Commas = Annotated[list[str] | None, NoDecode]
-LISTS = ("keep_columns", "ignore_labels", "targets")
-"""Options that are lists: comma-separated on the command line and in the environment."""
+@dataclass(frozen=True)
+class Commas:
+    """Marks a list that is one comma-separated text on the command line, in the environment and in YAML."""
+
+    strip: bool = True
+    """Whether blanks around a name are dropped: " cat" is a token of its own."""
 
 
-class TaskOptions(BaseSettings):
-    """A model and how it is run. The command line wins over the environment, which wins over the YAML file."""
+Names = Annotated[Sequence[str] | None, NoDecode, Commas()]
+Tokens = Annotated[Sequence[str] | None, NoDecode, Commas(strip=False)]
 
-    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", protected_namespaces=())
-    task_options: ClassVar[tuple[str, ...]] = ()
-    """The options of the task itself, beside those on long documents."""
 
-    config: Annotated[Path | None, Field(description="YAML file with any of these options")] = None
-    model: Annotated[
-        str | None,
-        Field(description="checkpoint: a folder, a URI or a Hugging Face hub id"),
-    ] = None
+class TaskOptions(BaseModel):
+    """The options of a task, and what the faces need to know of it before torch is loaded.
+
+    A subclass adds the task's own options as fields and describes the task in class variables. An option that is None
+    has its default.
+    """
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    task: ClassVar[str]
+    """The name of the task: in `task:` of a served model and in messages."""
+    implementation: ClassVar[str]
+    """Where its Task lies, as "module:class"."""
+    purpose: ClassVar[str]
+    """What its corpus job does, in a sentence."""
+    aliases: ClassVar[tuple[str, ...]] = ()
+    """Its names in transformers and on the command line."""
+    inputs: ClassVar[dict[str, str]] = {"text": "text"}
+    """What the texts of a document are called, and what they hold; a corpus job has a column option for each."""
+    fits: ClassVar[dict[str, str]] = {}
+    """The architectures whose checkpoints it runs, and how that is told to a user who asks for another task."""
+    transformers_names: ClassVar[dict[str, str]] = {}
+    """What transformers calls some of the options, and their names here."""
+    online: ClassVar[bool] = True
+    """Whether a model can be served for it."""
+
     max_length: Annotated[
         int | None, Field(ge=3, description="tokens read at a time (default: the model's maximum)")
     ] = None
-    long_documents: Annotated[
-        Literal["truncate", "windows"] | None,
-        Field(description="what is longer than --max-length: cut off, or read in overlapping windows"),
-    ] = None
+    long_documents: Annotated[LongDocuments, LONG_DOCUMENTS] = "truncate"
     stride: Annotated[
         int | None, Field(ge=0, description="tokens that two windows share (default: 128, at most half of a window)")
     ] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _none_is_the_default(cls, values: Any) -> Any:
+        return {name: value for name, value in values.items() if value is not None}
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any]) -> Self:
+        """The options `values`, which Python code gives: each must be one of the task's and of its very type.
+
+        Raises ValueError that begins with the option's name.
+        """
+        if unknown := sorted(set(values) - set(cls.model_fields)):
+            raise ValueError(f"{unknown[0]} is no option of {cls.task}; it has {', '.join(cls.model_fields)}")
+        try:
+            return cls.model_validate(dict(values), strict=True)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = str(first["loc"][0])
+            if first["type"] == "greater_than_equal":
+                raise ValueError(f"{name} {first['input']} must be at least {first['ctx']['ge']}") from error
+            raise ValueError(f"{name} {values[name]!r}: {plain_message(first['msg'])}") from error
+
+    def override(self, values: Mapping[str, Any]) -> TaskOptions:
+        """The options with `values` in place of some; ValueError as `parse` raises it."""
+        cls = TASKS[self.task]
+        return cls.parse({name: getattr(self, name) for name in cls.model_fields} | dict(values))
+
+
+class ClassifyOptions(TaskOptions):
+    """A label, several labels or a number for each text."""
+
+    task = "classify"
+    implementation = "pipelines.tasks.classify:Classify"
+    purpose = "Label every document of a corpus with a ModernBERT sequence classifier."
+    aliases = ("text-classification", "sentiment-analysis")
+    fits = {"ModernBertForSequenceClassification": "classify"}
+    transformers_names = {"function_to_apply": "function"}
+
+    top_k: Annotated[
+        int | None, Field(ge=1, description="add the TOP_K best labels and their scores as the lists labels, scores")
+    ] = None
+    threshold: Annotated[
+        float | None, Field(ge=0, le=1, description="least score of a label of a multi-label model (default: 0.5)")
+    ] = None
+    merge: Annotated[Merge, Field(description="logits of a document's windows become one by")] = "mean"
+    function: Annotated[
+        Function | None, Field(description="from logits to scores (default: as the model's problem_type says)")
+    ] = None
+
+
+class TagOptions(TaskOptions):
+    """The entities in each text."""
+
+    task = "tag"
+    implementation = "pipelines.tasks.tag:Tag"
+    purpose = "Find the entities in every document of a corpus with a ModernBERT token classifier."
+    aliases = ("token-classification", "ner")
+    fits = {"ModernBertForTokenClassification": "tag"}
+    transformers_names = {"aggregation_strategy": "aggregation"}
+
+    long_documents: Annotated[LongDocuments, LONG_DOCUMENTS] = "windows"
+    aggregation: Annotated[Aggregation, Field(description="how tokens become entities")] = "simple"
+    ignore_labels: Annotated[Names, Field(description="labels to leave out, comma-separated (default: O)")] = None
+
+
+class AnswerOptions(TaskOptions):
+    """The span of a context that answers a question."""
+
+    task = "answer"
+    implementation = "pipelines.tasks.answer:Answer"
+    purpose = "Answer every question of a corpus from its context with a ModernBERT question answering model."
+    aliases = ("question-answering",)
+    inputs = {"question": "question", "context": "text that holds the answer"}
+    fits = {"ModernBertForQuestionAnswering": "answer"}
+    transformers_names = {
+        "handle_impossible_answer": "no_answer",
+        "max_answer_len": "max_answer_length",
+        "max_seq_len": "max_length",
+        "doc_stride": "stride",
+    }
+
+    long_documents: Annotated[LongDocuments, LONG_DOCUMENTS] = "windows"
+    top_k: Annotated[int | None, Field(ge=1, description="add the TOP_K best spans as the list answers")] = None
+    max_answer_length: Annotated[int, Field(ge=1, description="tokens in an answer at most")] = 15
+    no_answer: Annotated[bool, Field(description="let no answer, an empty one, compete with the spans")] = False
+    align_to_words: Annotated[bool, Field(description="let answers begin and end with whole words")] = True
+
+
+class FillOptions(TaskOptions):
+    """The likeliest tokens for each mask in a text."""
+
+    task = "fill"
+    implementation = "pipelines.tasks.fill:Fill"
+    purpose = "Find the likeliest tokens for each mask in a corpus with a ModernBERT masked language model."
+    aliases = ("fill-mask",)
+    fits = {"ModernBertForMaskedLM": "fill"}
+
+    long_documents: Annotated[LongDocuments, LONG_DOCUMENTS] = "windows"
+    top_k: Annotated[int, Field(ge=1, description="tokens for each mask")] = 5
+    targets: Annotated[Tokens, Field(description="the only tokens to choose from, comma-separated")] = None
+
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _one_target(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+
+class EmbedOptions(TaskOptions):
+    """A vector for each text."""
+
+    task = "embed"
+    implementation = "pipelines.tasks.embed:Embed"
+    purpose = "Embed every document of a corpus with a ModernBERT encoder or a sentence-transformers model on one."
+    aliases = ("sentence-embedding",)
+    fits = {"ModernBertForMaskedLM": "embed", "ModernBertModel": "embed"}
+
+    pooling: Annotated[
+        Literal["cls", "mean"] | None, Field(description="how token vectors become one (default: the model's, or mean)")
+    ] = None
+    dimensions: Annotated[int | None, Field(ge=1, description="keep only the first DIMENSIONS numbers")] = None
+    normalize: Annotated[bool, Field(description="make vectors of length one, after --dimensions")] = False
+    precision: Annotated[Precision, Field(description="how vectors are stored")] = "float32"
+    prompt: Annotated[str | None, Field(description="text to put before each document")] = None
+    prompt_name: Annotated[str | None, Field(description="name of a prompt of the model's to put there")] = None
+
+
+class RerankOptions(TaskOptions):
+    """How well a passage answers a query."""
+
+    task = "rerank"
+    implementation = "pipelines.tasks.rerank:Rerank"
+    purpose = "Score every pair of query and passage of a corpus with a ModernBERT cross-encoder."
+    aliases = ("rerank",)
+    inputs = {"query": "query", "passage": "passage"}
+    fits = {"ModernBertForSequenceClassification": "rerank, with one label"}
+
+    merge: Annotated[Merge, Field(description="logits of a passage's windows become one by")] = "max"
+    raw_scores: Annotated[
+        bool | None, Field(description="give the model's numbers, not their sigmoid (default: as the model says)")
+    ] = None
+
+
+class FeaturesOptions(TaskOptions):
+    """A vector for each token of a text."""
+
+    task = "features"
+    implementation = "pipelines.tasks.features:Features"
+    purpose = "Keep the encoder's last hidden state of every token of a corpus."
+    aliases = ("feature-extraction",)
+    online = False
+
+
+TASKS: dict[str, type[TaskOptions]] = {
+    options.task: options
+    for options in (
+        ClassifyOptions,
+        TagOptions,
+        AnswerOptions,
+        FillOptions,
+        EmbedOptions,
+        RerankOptions,
+        FeaturesOptions,
+    )
+}
+"""Every task by its name."""
+
+
+def task_named(name: str) -> type[TaskOptions]:
+    """The task called `name`, here or in transformers; ValueError where there is none."""
+    names = {alias: options for options in TASKS.values() for alias in options.aliases}
+    if name not in names and name not in TASKS:
+        raise ValueError(f"task {name!r} is unknown; known are {', '.join(names)}")
+    return names.get(name) or TASKS[name]
+
+
+class ModelOptions(BaseModel):
+    """A model and how it is run."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    model: Annotated[str | None, Field(description="checkpoint: a folder, a URI or a Hugging Face hub id")] = None
     budget_tokens: Annotated[
         int | None, Field(ge=16, description="tokens in a packed batch (default: 4096, GPUs 65536)")
     ] = None
@@ -59,18 +273,27 @@ class TaskOptions(BaseSettings):
         Literal["auto", "float32", "bfloat16", "float16"], Field(description="auto: float32 on CPUs, bfloat16 on GPUs")
     ] = "auto"
 
-    def task_kwargs(self) -> dict[str, Any]:
-        """What the task is made with: the options that were given."""
-        names = ("max_length", "long_documents", "stride", *self.task_options)
-        return {name: value for name in names if (value := getattr(self, name)) is not None}
-
-    @field_validator(*LISTS, mode="before", check_fields=False)
+    @model_validator(mode="before")
     @classmethod
-    def _split_commas(cls, value: Any, info: ValidationInfo) -> Any:
-        if not isinstance(value, str):
+    def _split_commas(cls, values: Any) -> Any:
+        return {name: cls._list(name, value) for name, value in values.items()}
+
+    @classmethod
+    def _list(cls, name: str, value: Any) -> Any:
+        field = cls.model_fields.get(name)
+        commas = next((mark for mark in field.metadata if isinstance(mark, Commas)), None) if field else None
+        if commas is None or not isinstance(value, str):
             return value
         names = [name for name in value.split(",") if name.strip()]
-        return names if info.field_name == "targets" else [name.strip() for name in names]  # " cat" is a token
+        return [name.strip() for name in names] if commas.strip else names
+
+
+class CommandOptions(ModelOptions, BaseSettings):
+    """The options of a command: its command line wins over the environment, which wins over the YAML file."""
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", protected_namespaces=())
+
+    config: Annotated[Path | None, Field(description="YAML file with any of these options")] = None
 
     @classmethod
     def settings_customise_sources(
@@ -81,34 +304,19 @@ class TaskOptions(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """What is given in code (the command line), then the environment, then the YAML file."""
         path = init_settings().get("config") or os.environ.get(f"{ENV_PREFIX}CONFIG")
         return init_settings, env_settings, InitSettingsSource(settings_cls, read_yaml(path) if path else {})
 
 
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The options in a YAML file, a mapping of names with hyphens or underscores; UserError where it is none."""
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"--config {path}: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"--config {path} must hold options as 'name: value' lines")
-    return {str(name).replace("-", "_"): value for name, value in values.items()}
-
-
-class CorpusOptions(TaskOptions):
-    """What every corpus job has beside the task."""
-
-    text_options: ClassVar[tuple[str, ...]] = ("text_column",)
-    """The options that name the columns of a document's texts."""
+class CorpusOptions(TaskOptions, CommandOptions):  # type: ignore[misc]  # two forms of model_config
+    """The options that every corpus job has beside its task's."""
 
     input: Annotated[
         str | None, Field(description="file, folder or glob of Parquet, Arrow, JSONL or CSV files; gzip is read too")
     ] = None
     output: Annotated[str | None, Field(description="folder or URI for the labelled Parquet files")] = None
     keep_columns: Annotated[
-        Commas, Field(description="input columns to keep in the output, comma-separated (default: all)")
+        Names, Field(description="input columns to keep in the output, comma-separated (default: all)")
     ] = None
     output_prefix: Annotated[str, Field(description="put before the name of each column that the job adds")] = ""
     actors: Annotated[
@@ -130,8 +338,8 @@ class CorpusOptions(TaskOptions):
 
     @property
     def text_columns(self) -> list[str]:
-        """The columns of a document's texts."""
-        return [getattr(self, name) for name in self.text_options]
+        """The columns of a document's texts, in the order of the task's inputs."""
+        return [getattr(self, column_option(name)) for name in self.inputs]
 
     @field_validator("actors")
     @classmethod
@@ -147,119 +355,45 @@ class CorpusOptions(TaskOptions):
         return str(value) if isinstance(value, int) else value
 
 
-class TextOptions(CorpusOptions):
-    """A job over single texts."""
-
-    text_column: Annotated[str, Field(description="column with the text")] = "text"
-
-
-class ClassifyTask(TaskOptions):
-    """A label, several labels or a number for each text."""
-
-    task_options = ("top_k", "threshold", "merge")
-
-    top_k: Annotated[
-        int | None, Field(ge=1, description="add the TOP_K best labels and their scores as the lists labels, scores")
-    ] = None
-    threshold: Annotated[
-        float | None, Field(ge=0, le=1, description="least score of a label of a multi-label model (default: 0.5)")
-    ] = None
-    merge: Annotated[
-        Literal["mean", "max"] | None, Field(description="logits of a document's windows become one by (default: mean)")
-    ] = None
+def column_option(name: str) -> str:
+    """The option that names the column of the input `name` of a task."""
+    return f"{name}_column"
 
 
-class TagTask(TaskOptions):
-    """The entities in each text."""
+@cache
+def corpus_options(task: str) -> type[CorpusOptions]:
+    """The options of the corpus job of a task: the task's, a column for each of its inputs, and the job's own.
 
-    task_options = ("aggregation", "ignore_labels")
-
-    aggregation: Annotated[
-        Literal["none", "simple", "first", "average", "max"],
-        Field(description="none: tokens; simple: neighbours of one label; the others: words first, by that score"),
-    ] = "simple"
-    ignore_labels: Annotated[Commas, Field(description="labels to leave out, comma-separated (default: O)")] = None
-
-
-class AnswerTask(TaskOptions):
-    """The span of a context that answers a question."""
-
-    task_options = ("top_k", "max_answer_length", "no_answer", "align_to_words")
-
-    top_k: Annotated[int | None, Field(ge=1, description="add the TOP_K best spans as the list answers")] = None
-    max_answer_length: Annotated[int, Field(ge=1, description="tokens in an answer at most")] = 15
-    no_answer: Annotated[bool, Field(description="let no answer, an empty one, compete with the spans")] = False
-    align_to_words: Annotated[bool, Field(description="let answers begin and end with whole words")] = True
+    Example: `corpus_options("classify")(input="in/", output="out/", model="my-org/my-modernbert", top_k=3)`
+    """
+    options = TASKS[task]
+    columns: dict[str, Any] = {
+        column_option(name): (Annotated[str, Field(description=f"column with the {content}")], name)
+        for name, content in options.inputs.items()
+    }
+    bases: Any = (options, CorpusOptions)
+    return create_model(f"Corpus{options.__name__}", __base__=bases, __doc__=options.purpose, **columns)
 
 
-class FillTask(TaskOptions):
-    """The likeliest tokens for each mask in a text."""
-
-    task_options = ("top_k", "targets")
-
-    top_k: Annotated[int, Field(ge=1, description="tokens for each mask")] = 5
-    targets: Annotated[Commas, Field(description="the only tokens to choose from, comma-separated")] = None
-
-
-class EmbedTask(TaskOptions):
-    """A vector for each text."""
-
-    task_options = ("pooling", "dimensions", "normalize", "precision", "prompt", "prompt_name")
-
-    pooling: Annotated[
-        Literal["cls", "mean"] | None, Field(description="how token vectors become one (default: the model's, or mean)")
-    ] = None
-    dimensions: Annotated[int | None, Field(ge=1, description="keep only the first DIMENSIONS numbers")] = None
-    normalize: Annotated[bool, Field(description="make vectors of length one, after --dimensions")] = False
-    precision: Annotated[
-        Literal["float32", "float16", "int8", "binary", "ubinary"], Field(description="how vectors are stored")
-    ] = "float32"
-    prompt: Annotated[str | None, Field(description="text to put before each document")] = None
-    prompt_name: Annotated[str | None, Field(description="name of a prompt of the model's to put there")] = None
+@cache
+def command_options(task: str) -> type[CommandOptions]:
+    """The options of `python -m pipelines` for a task: the task's, and how its model is run."""
+    options = TASKS[task]
+    bases: Any = (options, CommandOptions)
+    return create_model(f"Command{options.__name__}", __base__=bases, __doc__=options.__doc__)
 
 
-class RerankTask(TaskOptions):
-    """How well a passage answers a query."""
-
-    task_options = ("merge", "raw_scores")
-
-    merge: Annotated[
-        Literal["mean", "max"] | None, Field(description="logits of a passage's windows become one by (default: max)")
-    ] = None
-    raw_scores: Annotated[
-        bool | None, Field(description="give the model's numbers, not their sigmoid (default: as the model says)")
-    ] = None
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The options in a YAML file: a mapping whose names have hyphens or underscores; UserError for another content."""
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {path}: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"--config {path} must hold options as 'name: value' lines")
+    return {str(name).replace("-", "_"): value for name, value in values.items()}
 
 
-class ClassifyOptions(ClassifyTask, TextOptions):
-    """Label every document of a corpus with a ModernBERT sequence classifier."""
-
-
-class TagOptions(TagTask, TextOptions):
-    """Find the entities in every document of a corpus with a ModernBERT token classifier."""
-
-
-class AnswerOptions(AnswerTask, CorpusOptions):
-    """Answer every question of a corpus from its context with a ModernBERT question answering model."""
-
-    text_options = ("question_column", "context_column")
-
-    question_column: Annotated[str, Field(description="column with the question")] = "question"
-    context_column: Annotated[str, Field(description="column with the text that holds the answer")] = "context"
-
-
-class FillOptions(FillTask, TextOptions):
-    """Find the likeliest tokens for each mask in a corpus with a ModernBERT masked language model."""
-
-
-class EmbedOptions(EmbedTask, TextOptions):
-    """Embed every document of a corpus with a ModernBERT encoder or a sentence-transformers model on one."""
-
-
-class RerankOptions(RerankTask, CorpusOptions):
-    """Score every pair of query and passage of a corpus with a ModernBERT cross-encoder."""
-
-    text_options = ("query_column", "passage_column")
-
-    query_column: Annotated[str, Field(description="column with the query")] = "query"
-    passage_column: Annotated[str, Field(description="column with the passage")] = "passage"
+def plain_message(message: str) -> str:
+    """A message of pydantic's in the words of ours: what is allowed, without a preamble."""
+    return message.removeprefix("Value error, ").replace("Input should be", "must be")

@@ -16,13 +16,15 @@ from typing import Any
 import httpx
 import uvicorn
 from checkpoints import write_task
+from conftest import REPOSITORY
 
-from pipelines.serve.config import DEMOS, served_models
+from pipelines.serve.config import served_models
 from pipelines.serve.http.app import create_app
 from pipelines.serve.http.middleware import HttpLimits
 from pipelines.serve.local import LocalModelClient
 from pipelines.serve.protocol import ModelClient, PredictRequest, PredictResponse
 
+DEMOS = REPOSITORY / "jobs" / "demo"
 TASKS = {
     "intent": ("classify", DEMOS / "intent-classifier"),
     "pii": ("tag", DEMOS / "pii-tagger"),

@@ -56,22 +56,22 @@ def plan_job(options: CorpusOptions, task_name: str) -> tuple[Job, Corpus, dict[
     assert options.model
     assert options.output
     checkpoint = Checkpoint.open(options.model)
-    kind = task_class(task_name)
-    kind.check(checkpoint)
-    task = kind.from_checkpoint(checkpoint, **options.task_kwargs())
+    task_cls = task_class(task_name)
+    task_cls.check(checkpoint)
+    task = task_cls.from_checkpoint(checkpoint, options)
     source = options.input if "://" in options.input else str(Path(options.input).expanduser().absolute())
     target = Folder.at(options.output)
     corpus = _corpus(source, target, options)
     if f"{target}/".startswith(f"{redact_credentials(source).rstrip('/')}/"):
         raise UserError(f"output {options.output!r} lies in the input folder, which would be read again; name another")
     names = corpus.schema.names
-    for option, column in zip(options.text_options, options.text_columns, strict=True):
-        flag = "--" + option.replace("_", "-")
+    for name, column in zip(options.inputs, options.text_columns, strict=True):
+        flag = f"--{name}-column"
         if column not in names:
             raise UserError(f"input has no column {column!r}; it has {', '.join(names)} (see {flag})")
         if not is_text(stored := corpus.schema.field(column).type):
             raise UserError(f"column {column!r} holds {stored}, not text (see {flag})")
-    keep = options.keep_columns if options.keep_columns is not None else names
+    keep = list(options.keep_columns) if options.keep_columns is not None else names
     if absent := [name for name in keep if name not in names]:
         raise UserError(f"input has no column {', '.join(absent)}; it has {', '.join(names)} (see --keep-columns)")
     added = [options.output_prefix + name for name in [*task.columns.names, *ADDED]]

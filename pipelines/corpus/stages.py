@@ -184,7 +184,7 @@ def _committed(name: str, *, error: str | None = None, stops: bool = False, stat
 def _documents(job: Job, read: Rows) -> tuple[list[Text], np.ndarray, list[tuple[int, str]]]:
     """The documents of a shard, their rows in it, and the rows that hold none or that the task rejects."""
     columns = [read.table[name] for name in job.text_columns]
-    documents, rows, rejects = valid_documents(columns, job.task.inputs)
+    documents, rows, rejects = valid_documents(columns, tuple(job.task.options_class.inputs))
     most = job.max_characters if job.task.stride is not None else None
     long = [f"longer than --max-characters {most}" if most and longest(d) > most else None for d in documents]
     reasons = [told or job.task.reject(document) for told, document in zip(long, documents, strict=True)]

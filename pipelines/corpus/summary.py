@@ -99,7 +99,7 @@ def dry_run_report(job: Job, corpus: Corpus) -> str:
         "input": f"{redact_credentials(job.source)}: {len(corpus.files)} {corpus.format} file(s), {corpus.rows:,} rows",
         "shards": f"{len(corpus.shards)} of at most {corpus.shard_rows:,} rows",
         "output": str(job.folder),
-        "model": f"{redact_credentials(job.model.model)}: {job.task.name}",
+        "model": f"{redact_credentials(job.model.model)}: {job.task.options_class.task}",
         "text columns": ", ".join(job.text_columns),
         "columns": f"{', '.join(job.keep_columns)} + {', '.join(columns)}",
         "device": f"{job.device} in {job.dtype}",
@@ -135,7 +135,7 @@ def report(job: Job, record: dict[str, Any], every: pa.Table) -> dict[str, Any]:
     columns = ["name", "rows", "tokens", "tokenise_s", "predict_s"]
     slowest = timed.select(columns).sort_by([("predict_s", "descending")]).slice(0, _SLOWEST)
     return {
-        "title": job.task.name,
+        "title": job.task.options_class.task,
         "output": str(job.folder),
         "complete": record["complete"],
         "made": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
@@ -203,7 +203,7 @@ def _sample(job: Job, corpus: Corpus) -> tuple[int, int, int, int]:
     for shard in (corpus.shards[i] for i in picks):
         read = read_shard(job.source, shard, job.schema, list(dict.fromkeys(job.text_columns)))
         columns = [read.table[name].slice(0, _SAMPLED_ROWS) for name in job.text_columns]
-        documents, _, rejects = valid_documents(columns, job.task.inputs)
+        documents, _, rejects = valid_documents(columns, tuple(job.task.options_class.inputs))
         windows = job.task.encode(job.model.tokenizer, documents)
         tokens += len(windows.input_ids)
         truncated += int(windows.truncated.sum())

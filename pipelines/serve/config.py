@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, Self
 
-import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
 from pipelines.checkpoints import Checkpoint
 from pipelines.errors import UserError
-from pipelines.options import AnswerTask, ClassifyTask, EmbedTask, FillTask, RerankTask, TagTask, TaskOptions, read_yaml
+from pipelines.options import TASKS, ModelOptions, TaskOptions, plain_message, read_yaml
 from pipelines.serve.http.middleware import HttpLimits
-from pipelines.tasks.base import make_task, task_class
 
 INGRESS_NAME = "http"
 """What its deployment is called; each model's is called as the model."""
-DEMOS = Path(__file__).parents[2] / "jobs" / "demo"
+DEMOS = Path("jobs", "demo")
+"""The demo models, where the service is started in a checkout of the repository."""
 
 
-class ServedModel(TaskOptions):
+class ServedModel(TaskOptions, ModelOptions):
     """A model online: the options of its task, and of its replicas."""
-
-    task: ClassVar[str]
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", description="what requests call it")]
     model: Annotated[str, Field(description="checkpoint: a folder or a Hugging Face hub id")]  # type: ignore[assignment]
@@ -43,73 +40,26 @@ class ServedModel(TaskOptions):
         float, Field(gt=0, description="seconds that a packed batch may take before its copy is replaced")
     ] = 60.0
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],  # noqa: ARG003
-        init_settings: PydanticBaseSettingsSource,
-        *_: Any,
-        **__: Any,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """What the configuration says: an environment variable would apply to every model."""
-        return (init_settings,)
-
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         if self.max_replicas is not None and self.max_replicas < self.replicas:
             raise ValueError(f"max_replicas {self.max_replicas} is below replicas {self.replicas}")
         return self
 
-    @property
-    def placement(self) -> str:
-        """The device, with auto settled: a GPU where torch sees one."""
-        return ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
+
+@cache
+def served_model(task: str) -> type[ServedModel]:
+    """The options of a model that is served for a task: the task's, and those of its replicas."""
+    options = TASKS[task]
+    bases: Any = (options, ServedModel)
+    return create_model(f"Served{options.__name__}", __base__=bases, __doc__=options.__doc__)
 
 
-class ServedClassify(ServedModel, ClassifyTask):
-    """classify online."""
-
-    task = "classify"
-
-
-class ServedTag(ServedModel, TagTask):
-    """tag online."""
-
-    task = "tag"
-
-
-class ServedAnswer(ServedModel, AnswerTask):
-    """answer online."""
-
-    task = "answer"
-
-
-class ServedFill(ServedModel, FillTask):
-    """fill online."""
-
-    task = "fill"
-
-
-class ServedEmbed(ServedModel, EmbedTask):
-    """embed online."""
-
-    task = "embed"
-
-
-class ServedRerank(ServedModel, RerankTask):
-    """rerank online."""
-
-    task = "rerank"
-
-
-TASKS: dict[str, type[ServedModel]] = {
-    kind.task: kind for kind in (ServedClassify, ServedTag, ServedAnswer, ServedFill, ServedEmbed, ServedRerank)
-}
-DEMO_MODELS: list[dict[str, Any]] = [  # small: they share a core
-    {"name": "intent", "task": "classify", "model": str(DEMOS / "intent-classifier"), "cpus": 0.25},
-    {"name": "pii", "task": "tag", "model": str(DEMOS / "pii-tagger"), "cpus": 0.25},
-    {"name": "mask", "task": "fill", "model": str(DEMOS / "masked-lm"), "cpus": 0.25},
-    {"name": "sentence", "task": "embed", "model": str(DEMOS / "sentence-encoder"), "cpus": 0.25},
+_DEMO_MODELS: list[dict[str, Any]] = [  # small: they share a core
+    {"name": "intent", "task": "classify", "model": "intent-classifier", "cpus": 0.25},
+    {"name": "pii", "task": "tag", "model": "pii-tagger", "cpus": 0.25},
+    {"name": "mask", "task": "fill", "model": "masked-lm", "cpus": 0.25},
+    {"name": "sentence", "task": "embed", "model": "sentence-encoder", "cpus": 0.25},
 ]
 
 
@@ -145,11 +95,13 @@ def service_options(given: dict[str, Any]) -> ServiceOptions:
 
 def check_checkpoints(models: tuple[ServedModel, ...]) -> None:
     """Raise UserError where a checkpoint is not there, is of another task, or cannot do what its options ask."""
+    from pipelines.tasks.base import task_class
+
     for at, options in enumerate(models):
         try:
-            checkpoint, kind = Checkpoint.open(options.model, options.revision), task_class(options.task)
-            kind.check(checkpoint)
-            make_task(kind, checkpoint, options.task_kwargs())
+            checkpoint, task_cls = Checkpoint.open(options.model, options.revision), task_class(options.task)
+            task_cls.check(checkpoint)
+            task_cls.from_checkpoint(checkpoint, options)
         except ValueError as error:  # CheckpointError, ConfigError
             raise UserError(f"models[{at}] {options.name!r}: {error}") from error
 
@@ -159,7 +111,7 @@ def served_models(given: Any) -> tuple[ServedModel, ...]:
     models = []
     if given is not None and not isinstance(given, list):
         raise UserError(f"models {str(given)[:40]!r}: must be a list, an entry a model")
-    for at, entry in enumerate(DEMO_MODELS if given is None else given):
+    for at, entry in enumerate(_demo_models() if given is None else given):
         models.append(_served_model(f"models[{at}]", entry))
     names = [model.name for model in models]
     if INGRESS_NAME in names:
@@ -172,15 +124,25 @@ def served_models(given: Any) -> tuple[ServedModel, ...]:
     return tuple(models)
 
 
+def _demo_models() -> list[dict[str, Any]]:
+    if not DEMOS.is_dir():
+        raise UserError(
+            f"models is missing, and the demo models are not here: they lie in {DEMOS} of the repository, whose folder "
+            "the service must be started in; name models of yours under models:"
+        )
+    return [entry | {"model": str(DEMOS.absolute() / entry["model"])} for entry in _DEMO_MODELS]
+
+
 def _served_model(place: str, entry: Any) -> ServedModel:
     if not isinstance(entry, dict):
         raise UserError(f"{place} is {str(entry)[:40]!r}; it must hold options as 'name: value' lines")
     entry = {str(name).replace("-", "_"): value for name, value in entry.items()}
     task = entry.pop("task", None)
-    if task not in TASKS:
-        raise UserError(f"{place}: task {task!r} must be one of {', '.join(TASKS)}")
+    tasks = [name for name, options in TASKS.items() if options.online]
+    if task not in tasks:
+        raise UserError(f"{place}: task {task!r} must be one of {', '.join(tasks)}")
     try:
-        return TASKS[task](**entry)
+        return served_model(task)(**entry)
     except ValidationError as error:
         raise UserError(f"{place}: {_told(error)}") from error
 
@@ -190,7 +152,7 @@ def _told(error: ValidationError) -> str:
     wrong = []
     for e in error.errors():
         name = ".".join(map(str, e["loc"]))
-        message = e["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+        message = plain_message(e["msg"])
         if e["type"] == "missing":
             message = f"{name} is missing"
         elif e["type"] == "extra_forbidden":

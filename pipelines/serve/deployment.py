@@ -9,7 +9,6 @@ from typing import Any
 
 import click
 import ray
-import torch
 from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import DeploymentUnavailableError
@@ -172,9 +171,14 @@ def _keep_texts_out_of_logs() -> None:
 
 def _placed(options: ServiceOptions) -> ServiceOptions:
     """With device auto settled by what the cluster has: the process that builds may run where no GPU is."""
-    gpus = ray.cluster_resources().get("GPU", 0) if ray.is_initialized() else torch.cuda.device_count()
-    usual = "cuda" if gpus else "cpu"
-    models = [m.model_copy(update={"device": usual}) if m.device == "auto" else m for m in options.models]
+    if ray.is_initialized():
+        gpus = ray.cluster_resources().get("GPU", 0)
+    else:
+        import torch  # only where there is no Ray to ask: the HTTP process does without
+
+        gpus = torch.cuda.device_count()
+    default = "cuda" if gpus else "cpu"
+    models = [m.model_copy(update={"device": default}) if m.device == "auto" else m for m in options.models]
     return options.model_copy(update={"models": tuple(models)})
 
 

@@ -11,14 +11,13 @@ import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 
-from modernbert.sentence import SentenceConfig
 from modernbert.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
 from pipelines.predictor import Predictor
@@ -26,10 +25,7 @@ from pipelines.serve.batcher import Batcher, Made
 from pipelines.serve.config import ServedModel
 from pipelines.serve.metrics import Metrics
 from pipelines.serve.protocol import Info, PredictRequest, PredictResponse, ServeError, Tokens
-from pipelines.tasks.base import ModelOutputs, Task, check_documents, make_task, task_class
-from pipelines.tasks.classify import Classify
-from pipelines.tasks.embed import Embed, TokenVectors
-from pipelines.tasks.tag import Tag
+from pipelines.tasks.base import ModelOutputs, Task, task_class
 
 _THREADS = min(8, max(2, os.cpu_count() or 1))  # for checking, tokenising and decoding
 _BUDGET_TOKENS = {"cpu": 1024}
@@ -55,25 +51,26 @@ class ModelServer:
 
     def __init__(self, options: ServedModel):
         """Load it; ValueError where checkpoint and options do not fit."""
-        self.options, self.kind = options, task_class(options.task)
+        self.options, self.task_cls = options, task_class(options.task)
         self.checkpoint = Checkpoint.open(options.model, options.revision)
-        self.kind.check(self.checkpoint)
-        self.task = make_task(self.kind, self.checkpoint, options.task_kwargs())
+        self.task_cls.check(self.checkpoint)
+        self.task = self.task_cls.from_checkpoint(self.checkpoint, options)
         self._task = lru_cache(_TASKS_KEPT)(self._make_task)
+        gpu = options.device == "cuda" or (options.device == "auto" and torch.cuda.is_available())
+        device = "cuda" if gpu else "cpu"
         self.predictor = Predictor(
             self.checkpoint,
             self.task,
-            device=options.placement,
+            device=device,
             dtype=options.dtype,
-            budget_tokens=options.budget_tokens or _BUDGET_TOKENS.get(torch.device(options.placement).type),
+            budget_tokens=options.budget_tokens or _BUDGET_TOKENS.get(device),
             threads=max(1, int(options.cpus)),
         )
         self.metrics = Metrics(options.name)
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="tokenise")
         self._documents = 0  # taken in and not yet answered
         self._window_s = 0.01  # what a window has taken lately
-        text: Any = self.task.mask_token if self.kind.name == "fill" else "a"  # type: ignore[attr-defined]
-        self._probe = self._encode(self.task, [(text, text) if len(self.kind.inputs) == 2 else text])
+        self._probe = self._encode(self.task, [self.task.probe])
         self.batcher = Batcher(self.predictor, self._ran)
 
     async def ask(self, ask: PredictRequest) -> PredictResponse:
@@ -106,8 +103,6 @@ class ModelServer:
 
     async def info(self) -> Info:
         """What is told of the model."""
-        task, embeds = self.task, isinstance(self.task, Embed)
-        stored = SentenceConfig.from_folder(self.checkpoint.folder) if embeds else None
         return Info(
             name=self.options.name,
             model=self.options.model,
@@ -115,15 +110,10 @@ class ModelServer:
             task=self.options.task,
             device=str(self.predictor.device),
             dtype=self.predictor.dtype,
-            max_length=task.max_length,
+            max_length=self.task.max_length,
             budget_tokens=self.predictor.budget_tokens,
             max_queued_documents=self.options.max_queued_documents,
-            labels=task.labels if isinstance(task, Classify | Tag) else (),
-            problem_type=self.checkpoint.config.problem_type if isinstance(task, Classify) else None,
-            dimensions=task.dimensions if isinstance(task, Embed) else None,
-            pooling="+".join(task.pooling) if isinstance(task, Embed) else None,
-            prompts=dict(stored.prompts) if stored else {},
-            mask_token=getattr(task, "mask_token", None),
+            **self.task.info(self.checkpoint),
         )
 
     async def tokenize(self, texts: Sequence[str], special: bool = True) -> list[Tokens]:
@@ -175,23 +165,18 @@ class ModelServer:
         return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
 
     def _make_task(self, options: str, token_vectors: bool) -> Task:
-        given, ours = json.loads(options), self.options.task_kwargs()
-        task = make_task(self.kind, self.checkpoint, ours | given)
-        if "max_length" in ours and task.max_length > ours["max_length"]:
-            raise ValueError(f"max_length {task.max_length} is above the {ours['max_length']} that this service reads")
-        if not token_vectors:
-            return task
-        if not isinstance(task, Embed):
-            raise ValueError(f"token vectors come from embed models; {self.options.name} is for {self.options.task}")
-        kept = {field.name: getattr(task, field.name) for field in fields(task)}
-        return TokenVectors(**kept | {"size": self.checkpoint.config.hidden_size, "stride": None})
+        task = self.task_cls.from_checkpoint(self.checkpoint, self.options.override(json.loads(options)))
+        longest = self.options.max_length
+        if longest is not None and task.max_length > longest:
+            raise ValueError(f"max_length {task.max_length} is above the {longest} that this service reads")
+        return task.for_tokens(self.checkpoint) if token_vectors else task
 
     def _encode(self, task: Task, documents: Sequence[Text]) -> Windows:
         return task.encode(self.checkpoint.tokenizer, documents)
 
     def _prepare(self, ask: PredictRequest) -> _Prepared:
         started = time.perf_counter()
-        check_documents(self.kind, ask.documents)
+        self.task_cls.check_documents(ask.documents)
         task = self._task(json.dumps(ask.options, sort_keys=True), ask.token_vectors)
         documents, windows = ask.documents, self._encode(task, ask.documents)
         too_long = windows.truncated & (not ask.truncate)
@@ -225,7 +210,7 @@ class ModelServer:
 
     def _tokenize(self, texts: Sequence[str], special: bool) -> list[Tokens]:
         try:
-            check_documents(task_class("embed"), texts)
+            task_class("embed").check_documents(texts)
         except ValueError as error:
             raise self._refused("invalid", str(error)) from error
         tokenizer = self.checkpoint.tokenizer
@@ -245,14 +230,14 @@ class ModelServer:
 
 def _results(task: Task, made: ModelOutputs, at: np.ndarray, failed: dict[int, str], count: int) -> Any:
     """The task's results at their places among `count` documents, None (zeros in an array) where failed."""
-    if isinstance(task, Embed) and not isinstance(task, TokenVectors):
-        vectors = task.vectors(made)
-        out = np.zeros((count, *vectors.shape[1:]), vectors.dtype)
-        out[at] = vectors
+    response = task.response(made)
+    if isinstance(response, np.ndarray):
+        out = np.zeros((count, *response.shape[1:]), response.dtype)
+        out[at] = response
         out[list(failed)] = 0
         return out
     results: list[Any] = [None] * count
-    for place, result in zip(at.tolist(), task.results(made), strict=True):
+    for place, result in zip(at.tolist(), response, strict=True):
         if place not in failed:
             results[place] = result
     return results

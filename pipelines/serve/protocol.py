@@ -84,6 +84,8 @@ class Info:
     """Of embed: prompts by name."""
     mask_token: str | None = None
     """Of fill."""
+    model_type: dict[str, Any] = field(default_factory=dict)
+    """What text-embeddings-inference calls so in its `/info`: a key for what the model does, with its details."""
 
 
 @dataclass(frozen=True)

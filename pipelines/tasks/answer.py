@@ -18,7 +18,9 @@ from modernbert.heads import ModernBertForQuestionAnswering
 from modernbert.tokenizer import Tokenizer
 from modernbert.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
-from pipelines.tasks.base import LongDocuments, ModelOutputs, Task, resolve_windowing
+from pipelines.options import AnswerOptions
+from pipelines.tasks.base import ModelOutputs, Task, resolve_windowing
+from pipelines.tasks.pipeline import Pipeline, fields_of, predict_json
 from pipelines.tasks.postprocess import list_array, per_document, softmax
 
 SPAN = pa.struct([("answer", pa.string()), ("score", pa.float32()), ("start", pa.int32()), ("end", pa.int32())])
@@ -37,6 +39,26 @@ class Span:
     end: int
 
 
+class AnswerPipeline(Pipeline):
+    """question-answering: {score, start, end, answer}, or a list of them with a `top_k` above one."""
+
+    def __call__(self, inputs: Any = None, *, question: Any = None, context: Any = None, **options: Any) -> Any:  # type: ignore[override]
+        """Answer a question from its context, or several.
+
+        Give `question` and `context`, texts or lists of texts (one context may serve all questions), or as `inputs` a
+        {question, context} dictionary or a list of them.
+        """
+        if inputs is None:
+            documents = _pairs(question, context)
+        else:
+            documents = [_pair(item) for item in (inputs if isinstance(inputs, list) else [inputs])]
+        results = self.predict(documents, options)
+        return results[0] if len(documents) == 1 else results
+
+    def predict_lines(self, lines: Sequence[str]) -> list[Any]:
+        return [predict_json(line, lambda item: self.predict([_pair(item)], {})[0]) for line in lines]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Answer(Task):
     """How start and end logits become spans."""
@@ -50,36 +72,30 @@ class Answer(Task):
     align_to_words: bool
     """Whether answers begin and end with whole words."""
 
-    name = "answer"
+    options_class = AnswerOptions
     model_class = ModernBertForQuestionAnswering
-    inputs = ("question", "context")
+    pipeline_class = AnswerPipeline
     needs_details = True
     width = 2  # type: ignore[assignment]
 
     @classmethod
-    def from_checkpoint(
-        cls,
-        checkpoint: Checkpoint,
-        *,
-        max_length: int | None = None,
-        long_documents: LongDocuments | None = None,
-        stride: int | None = None,
-        top_k: int | None = None,
-        max_answer_length: int = 15,
-        no_answer: bool = False,
-        align_to_words: bool = True,
-    ) -> Answer:
-        """Windows of 384 tokens that share 128, unless told otherwise."""
-        for name, value in (("top_k", top_k), ("max_answer_length", max_answer_length)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name} {value} must be at least 1")
+    def from_checkpoint(cls, checkpoint: Checkpoint, options: AnswerOptions) -> Answer:
         return cls(
-            **resolve_windowing(checkpoint, max_length, long_documents, stride, "windows", DEFAULT_LENGTH),  # type: ignore[arg-type]
-            top_k=top_k,
-            max_answer_length=max_answer_length,
-            no_answer=no_answer,
-            align_to_words=align_to_words,
+            **resolve_windowing(checkpoint, options, DEFAULT_LENGTH),  # type: ignore[arg-type]
+            top_k=options.top_k,
+            max_answer_length=options.max_answer_length,
+            no_answer=options.no_answer,
+            align_to_words=options.align_to_words,
         )
+
+    @classmethod
+    def refuse(cls, document: Text) -> str | None:
+        return next(
+            (f"{name} is empty" for name, text in zip(AnswerOptions.inputs, document, strict=True) if not text), None
+        )
+
+    def info(self, checkpoint: Checkpoint) -> dict[str, Any]:  # noqa: ARG002
+        return {"model_type": {"question_answering": {}}}
 
     @property
     def columns(self) -> pa.Schema:
@@ -88,7 +104,6 @@ class Answer(Task):
         return pa.schema([*fields, *([pa.field("answers", pa.list_(SPAN))] if self.top_k else [])])
 
     def encode(self, tokenizer: Tokenizer, documents: Sequence[Text]) -> Windows:
-        """As of every task; `token_tags` are OUTSIDE, CLS or CONTEXT, and `spans` those of whole words if so asked."""
         windows = super().encode(tokenizer, documents)
         spans = windows.offsets
         if self.align_to_words and len(spans):
@@ -110,11 +125,9 @@ class Answer(Task):
         return None
 
     def rows(self, input_ids: np.ndarray, cu_seqlens: np.ndarray) -> np.ndarray:  # noqa: ARG002
-        """One a token."""
         return np.diff(cu_seqlens)
 
     def decode(self, made: ModelOutputs) -> pa.StructArray:
-        """The best spans of each context."""
         found = self.spans(made)
         best = [spans[0] if spans else Span("", 0.0, 0, 0) for spans, _ in found]
         arrays = [pa.array([getattr(span, field.name) for span in best], field.type) for field in SPAN]
@@ -125,7 +138,6 @@ class Answer(Task):
         return pa.StructArray.from_arrays(arrays, fields=list(self.columns))
 
     def results(self, made: ModelOutputs) -> list[Any]:
-        """{score, start, end, answer}, or a list of them where there are several."""
         out = []
         for spans, _ in self.spans(made):
             shown = [{"score": s.score, "start": s.start, "end": s.end, "answer": s.answer} for s in spans]
@@ -163,7 +175,6 @@ class Answer(Task):
         return out
 
     def preview(self, answer: dict[str, Any]) -> str:
-        """The score and the answer."""
         return f"{answer['score']:.2f}  {answer['answer']!r}"
 
     def _of_window(self, logits_L2: np.ndarray, part: np.ndarray) -> tuple[list[tuple[int, int, float]], float]:
@@ -186,3 +197,19 @@ class Answer(Task):
             real = real[np.argpartition(-scores[real], wanted - 1)[:wanted]]
         order = real[np.argsort(-scores[real], kind="stable")]
         return [(int(place[begin[i]]), int(place[end[i]]), float(scores[i])) for i in order], null
+
+
+def _pair(item: Any) -> Text:
+    return fields_of(item, *AnswerOptions.inputs)
+
+
+def _pairs(question: Any, context: Any) -> list[Text]:
+    if question is None or context is None:
+        raise ValueError("give question and context, or a list of {question, context}")
+    questions = [question] if isinstance(question, str) else list(question)
+    contexts = [context] * len(questions) if isinstance(context, str) else list(context)
+    if len(questions) != len(contexts):
+        raise ValueError(
+            f"{len(questions)} questions have {len(contexts)} contexts; give as many, or one context for all"
+        )
+    return list(zip(questions, contexts, strict=True))

@@ -5,26 +5,26 @@ Shapes: T packed tokens, W windows, D documents, R rows of the model's answer, C
 
 from __future__ import annotations
 
-import importlib
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_type_hints
+from pkgutil import resolve_name
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 import torch
-from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from modernbert.checkpoint import check_weights, fingerprint, load
 from modernbert.tokenizer import Tokenizer
 from modernbert.windows import Text, Windows
-from pipelines.checkpoints import Checkpoint, check_kind
+from pipelines.checkpoints import Checkpoint
+from pipelines.options import TASKS, TaskOptions
+from pipelines.tasks.pipeline import Pipeline
 
-LongDocuments = Literal["truncate", "windows"]
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -50,18 +50,30 @@ class Task(ABC):
     stride: int | None
     """Tokens that neighbouring windows of a long document share; None: long documents are truncated."""
 
-    name: ClassVar[str]
+    options_class: ClassVar[type[TaskOptions]]
+    """Its entry in `options.TASKS`."""
     model_class: ClassVar[Any]
     """The model that runs it, and the architecture that its checkpoints are of."""
-    inputs: ClassVar[tuple[str, ...]] = ("text",)
-    """What each text of a document is called."""
+    pipeline_class: ClassVar[type[Pipeline]] = Pipeline
+    """The shape of its calls in memory."""
+    takes_pairs: ClassVar[bool] = False
+    """Whether a document may be a pair of texts where `inputs` names a single one."""
     needs_details: ClassVar[bool] = False
     """Whether answers need to know where in a text each token lies."""
 
     @classmethod
     @abstractmethod
-    def from_checkpoint(cls, *args: Any, **options: Any) -> Task:
-        """The task for a Checkpoint; ValueError (its message begins with the option's name) for wrong options."""
+    def from_checkpoint(cls, checkpoint: Checkpoint, options: Any) -> Task:
+        """The task for a checkpoint.
+
+        `options`: an instance of `options_class`. Raises ValueError, whose message begins with the option's name, for
+        options that do not fit the checkpoint.
+        """
+
+    @classmethod
+    def for_pipeline(cls, checkpoint: Checkpoint, options: Any) -> Task:
+        """The task as `pipeline` runs it, where transformers' defaults differ from those of the corpus job."""
+        return cls.from_checkpoint(checkpoint, options)
 
     @property
     @abstractmethod
@@ -74,17 +86,25 @@ class Task(ABC):
         """C"""
 
     @abstractmethod
-    def decode(self, made: ModelOutputs) -> pa.StructArray:
+    def decode(self, outputs: ModelOutputs) -> pa.StructArray:
         """One struct of `columns` for each document; those of documents without windows have no meaning."""
 
     @abstractmethod
-    def results(self, made: ModelOutputs) -> list[Any]:
+    def results(self, outputs: ModelOutputs) -> list[Any]:
         """Plain Python values, one for each document, in the shape of Hugging Face's pipelines."""
+
+    def response(self, outputs: ModelOutputs) -> Sequence[Any] | np.ndarray:
+        """One answer a document as an online model gives it: as `results`, or an array whose rows they are."""
+        return self.results(outputs)
+
+    def for_tokens(self, checkpoint: Checkpoint) -> Task:  # noqa: ARG002
+        """The task that answers with a vector for each token; ValueError where there is none."""
+        raise ValueError(f"token vectors come from embed models; this one is for {self.options_class.task}")
 
     @classmethod
     def check(cls, checkpoint: Checkpoint) -> None:
         """Raise ValueError where the checkpoint's weights are not of this task."""
-        check_kind(checkpoint, cls.name, cls.model_class.__name__)
+        check_architecture(checkpoint, cls.options_class.task, cls.model_class.__name__)
         check_weights(cls.model_class, checkpoint.encoder, checkpoint.config)
         checkpoint.check_tokenizer()
 
@@ -104,6 +124,39 @@ class Task(ABC):
     def reject(self, document: Text) -> str | None:  # noqa: ARG002
         """Why a corpus job sets a document aside, though it could be encoded; None where it does not."""
         return None
+
+    @classmethod
+    def check_documents(cls, documents: Sequence[Any]) -> None:
+        """Raise ValueError that names the first document of a call that is no text, or no pair, that the task takes."""
+        name, inputs = cls.options_class.task, tuple(cls.options_class.inputs)
+        for i, document in enumerate(documents):
+            for text in document if isinstance(document, tuple) else (document,):
+                if not isinstance(text, str):
+                    raise ValueError(f"input {i} holds {str(text)[:40]!r} ({type(text).__name__}), not text")
+                if not text.isascii() and (half := _SURROGATE.search(text)):
+                    raise ValueError(f"input {i} holds {half[0]!r}, half a surrogate pair, which is no text")
+            if isinstance(document, tuple) and len(inputs) == 1 and not cls.takes_pairs:
+                raise ValueError(f"input {i} is a pair; {name} takes single texts")
+            if len(inputs) == 2 and not (isinstance(document, tuple) and len(document) == 2):
+                raise ValueError(f"input {i} is a single text; {name} takes {' and '.join(inputs)}")
+            if reason := cls.refuse(document):
+                raise ValueError(f"input {i}: {reason}")
+        if len({isinstance(document, str) for document in documents}) > 1:
+            raise ValueError("texts and pairs cannot be mixed in one call")
+
+    @classmethod
+    def refuse(cls, document: Text) -> str | None:  # noqa: ARG003
+        """Why a call, in memory or online, with this document is refused; None where it is taken."""
+        return None
+
+    @property
+    def probe(self) -> Text:
+        """A short document that can always be answered, for a check of the model's health."""
+        return ("a", "a") if len(self.options_class.inputs) == 2 else "a"
+
+    def info(self, checkpoint: Checkpoint) -> dict[str, Any]:  # noqa: ARG002
+        """What `/info` tells of a model beside what all tasks have: fields of `serve.protocol.Info`."""
+        return {}
 
     def encode(self, tokenizer: Tokenizer, documents: Sequence[Text]) -> Windows:
         """Documents to windows; those that cannot be encoded are in `rejected` with the reason."""
@@ -131,69 +184,43 @@ class Task(ABC):
 
 
 def task_class(name: str) -> type[Task]:
-    """The task called `name`."""
-    module = importlib.import_module(f"pipelines.tasks.{name}")
-    return getattr(module, name.capitalize())
+    """The class of the task called `name`, one of `options.TASKS`."""
+    return resolve_name(TASKS[name].implementation)
 
 
-def make_task(kind: type[Task], checkpoint: Checkpoint, options: dict[str, Any]) -> Task:
-    """The task with `options` (None: as usual), of which each must be one of its own and of the right type.
-
-    Raises ValueError that begins with the option's name.
-    """
-    given = {name: value for name, value in options.items() if value is not None}
-    types = get_type_hints(kind.from_checkpoint)
-    known = [name for name in types if name not in ("checkpoint", "return")]
-    if unknown := sorted(set(given) - set(known)):
-        raise ValueError(f"{unknown[0]} is no option of {kind.name}; it has {', '.join(known)}")
-    for name, value in given.items():
-        try:
-            TypeAdapter(types[name]).validate_python(value, strict=True)
-        except ValidationError as error:
-            what = error.errors()[0]["msg"].replace("Input should be", "must be")
-            raise ValueError(f"{name} {value!r}: {what}") from error
-    return kind.from_checkpoint(checkpoint, **given)
+def check_architecture(checkpoint: Checkpoint, task: str, *architectures: str) -> None:
+    """Raise ValueError where config.json names another architecture than `architectures`, with the tasks that fit."""
+    configured = next(iter(checkpoint.raw_config.get("architectures") or []), None)
+    if configured in (None, *architectures):
+        return
+    tasks = [options.fits[configured] for options in TASKS.values() if configured in options.fits]
+    fits = f"no task here runs a {configured}"
+    if tasks:
+        fits = f"it fits {tasks[0]}" + (f" (or {', '.join(tasks[1:])})" if len(tasks) > 1 else "")
+    raise ValueError(
+        f"model {str(checkpoint.folder)!r} is a {configured}: {fits}; {task} runs a {' or '.join(architectures)}"
+    )
 
 
-def check_documents(kind: type[Task], documents: Sequence[Any]) -> None:
-    """Raise ValueError that names the first document which is no text, or no pair, that the task takes."""
-    for i, document in enumerate(documents):
-        for text in document if isinstance(document, tuple) else (document,):
-            if not isinstance(text, str):
-                raise ValueError(f"input {i} holds {str(text)[:40]!r} ({type(text).__name__}), not text")
-            if not text.isascii() and (half := _SURROGATE.search(text)):
-                raise ValueError(f"input {i} holds {half[0]!r}, half a surrogate pair, which is no text")
-        if isinstance(document, tuple) and kind.inputs == ("text",) and kind.name != "classify":
-            raise ValueError(f"input {i} is a pair; {kind.name} takes single texts")
-        if len(kind.inputs) == 2 and not (isinstance(document, tuple) and len(document) == 2):
-            raise ValueError(f"input {i} is a single text; {kind.name} takes {' and '.join(kind.inputs)}")
-        if kind.name == "answer" and not all(document):
-            raise ValueError(f"input {i}: {kind.inputs[bool(document[0])]} is empty")
-    if len({isinstance(document, str) for document in documents}) > 1:
-        raise ValueError("texts and pairs cannot be mixed in one call")
+def label_maps(labels: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """`id2label` and `label2id` of labels in the order of their ids, as text-embeddings-inference gives them."""
+    return {
+        "id2label": {str(i): label for i, label in enumerate(labels)},
+        "label2id": {label: i for i, label in enumerate(labels)},
+    }
 
 
 def resolve_windowing(
-    checkpoint: Checkpoint,
-    max_length: int | None,
-    long_documents: LongDocuments | None,
-    stride: int | None,
-    default: LongDocuments,
-    default_length: int | None = None,
+    checkpoint: Checkpoint, options: TaskOptions, default_length: int | None = None
 ) -> dict[str, int | None]:
-    """`max_length` and `stride` of a task whose long documents are `default` treated so.
-
-    Raises ValueError for what the model cannot do.
-    """
+    """`max_length` and `stride` of a task; ValueError for what the model cannot do."""
+    max_length, stride = options.max_length, options.stride
     longest = checkpoint.config.max_position_embeddings
     if max_length is not None and max_length > longest:
         raise ValueError(f"max_length {max_length} is above the model's {longest} positions")
-    for name, value, least in (("max_length", max_length, 3), ("stride", stride, 0)):
-        if value is not None and value < least:
-            raise ValueError(f"{name} {value} must be at least {least}")
     configured = checkpoint.tokenizer.model_max_length or longest
     length = max_length or min(longest, configured, default_length or longest)
-    if (long_documents or default) == "truncate":
+    if options.long_documents == "truncate":
         if stride is not None:
             raise ValueError(
                 f"stride {stride} is for overlapping windows: long_documents must be windows, not truncate"

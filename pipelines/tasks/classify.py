@@ -6,18 +6,37 @@ Shapes: W windows, D documents, C labels.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from modernbert.heads import ModernBertForSequenceClassification
+from modernbert.windows import Text
 from pipelines.checkpoints import Checkpoint
-from pipelines.tasks.base import LongDocuments, ModelOutputs, Task, resolve_windowing
-from pipelines.tasks.postprocess import Merge, list_array, merged, sigmoid, softmax
+from pipelines.options import ClassifyOptions, Function, Merge
+from pipelines.tasks.base import ModelOutputs, Task, label_maps, resolve_windowing
+from pipelines.tasks.pipeline import Pipeline, fields_of
+from pipelines.tasks.postprocess import list_array, merged, sigmoid, softmax
 
-Function = Literal["softmax", "sigmoid", "none"]
+
+class ClassifyPipeline(Pipeline):
+    """text-classification: the best label, or with `top_k` a list of the best (of all labels, where it is None)."""
+
+    def __call__(self, inputs: Any, **options: Any) -> Any:
+        """{label, score} of each text or {text, text_pair}, in a list for a single text; lists of them with `top_k`."""
+        many = isinstance(inputs, list)
+        results = self.predict([_document(item) for item in (inputs if many else [inputs])], options)
+        return results if many or (isinstance(inputs, str) and "top_k" not in options) else results[0]
+
+    def run(self, documents: Sequence[Text], options: Mapping[str, Any]) -> tuple[list[Any], dict[int, str]]:
+        results, failed = super().run(documents, options)
+        given = {**self.options, **options}
+        if "top_k" in given:
+            return [scores[: given["top_k"]] for scores in results], failed
+        return [scores[0] for scores in results], failed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,41 +55,43 @@ class Classify(Task):
     function: Function
     """From logits to scores."""
 
-    name = "classify"
+    options_class = ClassifyOptions
     model_class = ModernBertForSequenceClassification
+    pipeline_class = ClassifyPipeline
+    takes_pairs = True
 
     @classmethod
-    def from_checkpoint(
-        cls,
-        checkpoint: Checkpoint,
-        *,
-        max_length: int | None = None,
-        long_documents: LongDocuments | None = None,
-        stride: int | None = None,
-        top_k: int | None = None,
-        threshold: float | None = None,
-        merge: Merge = "mean",
-        function: Function | None = None,
-    ) -> Classify:
-        """The task that a checkpoint's problem_type and number of labels describe."""
-        config = checkpoint.config
+    def from_checkpoint(cls, checkpoint: Checkpoint, options: ClassifyOptions) -> Classify:
+        config, top_k = checkpoint.config, options.top_k
         kind = config.problem_type or ("regression" if config.num_labels == 1 else "single_label_classification")
-        if threshold is not None and kind != "multi_label_classification":
+        if options.threshold is not None and kind != "multi_label_classification":
             raise ValueError(f"threshold is for multi-label models; this one's problem_type is {kind}")
         if top_k is not None and kind == "regression":
             raise ValueError("top_k is for classifiers; this model is a regression")
-        if top_k is not None and not 1 <= top_k <= config.num_labels:
+        if top_k is not None and top_k > config.num_labels:
             raise ValueError(f"top_k {top_k} must be from 1 to the model's {config.num_labels} labels")
         default: dict[str, Function] = {"regression": "none", "multi_label_classification": "sigmoid"}
         return cls(
-            **resolve_windowing(checkpoint, max_length, long_documents, stride, "truncate"),  # type: ignore[arg-type]
+            **resolve_windowing(checkpoint, options),  # type: ignore[arg-type]
             labels=tuple(config.id2label[i] for i in range(config.num_labels)),
             kind=kind,
             top_k=top_k,
-            threshold=0.5 if threshold is None else threshold,
-            merge=merge,
-            function=function or default.get(kind, "softmax"),
+            threshold=0.5 if options.threshold is None else options.threshold,
+            merge=options.merge,
+            function=options.function or default.get(kind, "softmax"),
         )
+
+    @classmethod
+    def for_pipeline(cls, checkpoint: Checkpoint, options: ClassifyOptions) -> Classify:
+        # A single output without a problem_type is a probability to transformers; the pipeline itself cuts to top_k.
+        config = checkpoint.config
+        probability = config.num_labels == 1 and config.problem_type is None and options.function is None
+        changes = {"top_k": None} | ({"function": "sigmoid"} if probability else {})
+        return cls.from_checkpoint(checkpoint, options.model_copy(update=changes))
+
+    def info(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        model_type = {"classifier": label_maps(self.labels)}
+        return {"labels": self.labels, "problem_type": checkpoint.config.problem_type, "model_type": model_type}
 
     @property
     def lists(self) -> bool:
@@ -80,7 +101,6 @@ class Classify(Task):
 
     @property
     def columns(self) -> pa.Schema:
-        """`label` and `score`, and where `lists` says so `labels` and `scores`."""
         fields = [("label", pa.string()), ("score", pa.float32())]
         if self.lists:
             fields += [("labels", pa.list_(pa.string())), ("scores", pa.list_(pa.float32()))]
@@ -88,14 +108,10 @@ class Classify(Task):
 
     @property
     def width(self) -> int:
-        """A logit a label."""
         return len(self.labels)
 
     def decode(self, made: ModelOutputs) -> pa.StructArray:
-        """The best label and its score, lists from best to worst.
-
-        A regression's score is the logit itself; several of them are listed in the labels' order.
-        """
+        # A regression's score is the logit itself; several of them are listed in the labels' order.
         scores_DC = self._scores(merged(made.windows, made.values, self.merge))
         order_DC = self._order(scores_DC)
         rows = np.arange(len(scores_DC))
@@ -114,7 +130,6 @@ class Classify(Task):
         return pa.StructArray.from_arrays(arrays, fields=list(self.columns))
 
     def results(self, made: ModelOutputs) -> list[list[dict[str, Any]]]:
-        """[{label, score}] from best to worst, at most `top_k`."""
         scores_DC = self._scores(merged(made.windows, made.values, self.merge))
         order_DC = np.argsort(-scores_DC, axis=1, kind="stable")[:, : self.top_k]
         return [
@@ -123,11 +138,9 @@ class Classify(Task):
         ]
 
     def label_counts(self, answers: pa.StructArray) -> Counter[str]:
-        """Documents by their best label; of a regression nothing."""
         return Counter() if self.kind == "regression" else Counter(answers.field("label").to_pylist())
 
     def preview(self, answer: dict[str, Any]) -> str:
-        """The score and the label."""
         return f"{answer['score']:.2f}  {answer['label']}"
 
     def _order(self, scores_DC: np.ndarray) -> np.ndarray:
@@ -139,3 +152,10 @@ class Classify(Task):
         if self.function == "none":
             return logits_DC
         return {"sigmoid": sigmoid, "softmax": softmax}[self.function](logits_DC)
+
+
+def _document(item: Any) -> Any:
+    if not isinstance(item, dict):
+        return item
+    (text,) = fields_of(item, "text")
+    return (text, item["text_pair"]) if item.get("text_pair") is not None else text

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,10 +22,10 @@ from modernbert.sentence import SentenceConfig, SentenceEncoder
 from modernbert.tokenizer import Tokenizer
 from modernbert.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
-from pipelines.tasks.base import LongDocuments, ModelOutputs, Task, resolve_windowing
+from pipelines.options import EmbedOptions, Precision
+from pipelines.tasks.base import ModelOutputs, Task, resolve_windowing
 from pipelines.tasks.postprocess import merged
 
-Precision = Literal["float32", "float16", "int8", "binary", "ubinary"]
 _STORED = {"float32": pa.float32(), "float16": pa.float16(), "int8": pa.int8(), "binary": pa.int8(),
            "ubinary": pa.uint8()}  # fmt: skip
 
@@ -51,115 +51,102 @@ class Embed(Task):
     """Tokens at the start that the pooling leaves out, since they are the prompt's."""
     lower_case: bool
 
-    name = "embed"
+    options_class = EmbedOptions
     model_class = ModernBertModel
 
     @classmethod
-    def from_checkpoint(
-        cls,
-        checkpoint: Checkpoint,
-        *,
-        max_length: int | None = None,
-        long_documents: LongDocuments | None = None,
-        stride: int | None = None,
-        pooling: Literal["cls", "mean"] | None = None,
-        dimensions: int | None = None,
-        normalize: bool = False,
-        precision: Precision = "float32",
-        prompt: str | None = None,
-        prompt_name: str | None = None,
-    ) -> Embed:
-        """What a sentence-transformers checkpoint says, unless told otherwise; else mean pooling and no more."""
+    def from_checkpoint(cls, checkpoint: Checkpoint, options: EmbedOptions) -> Embed:
+        # What a sentence-transformers checkpoint says, unless the options say otherwise; else mean pooling and no more.
         stored = SentenceConfig.from_folder(checkpoint.folder)
-        if pooling is not None:
-            stored = replace(stored, pooling=(pooling,))
-        if prompt is None:
-            name = prompt_name or stored.default_prompt_name
-            if name is not None and name not in stored.prompts:
-                known = f"this model has {', '.join(stored.prompts)}" if stored.prompts else "this model has none"
-                raise ValueError(f"prompt_name {name!r} is unknown; {known}")
-            prompt = stored.prompts[name] if name is not None else ""
+        if options.pooling is not None:
+            stored = replace(stored, pooling=(options.pooling,))
         size = stored.width(checkpoint.config.hidden_size)
-        if dimensions is not None and not 1 <= dimensions <= size:
+        dimensions = options.dimensions or size
+        if dimensions > size:
             raise ValueError(f"dimensions {dimensions} must be from 1 to the model's {size}")
-        if precision in ("binary", "ubinary") and (dimensions or size) % 8:
+        if options.precision in ("binary", "ubinary") and dimensions % 8:
             raise ValueError(
-                f"precision {precision} packs eight dimensions in a byte; {dimensions or size} is no multiple"
+                f"precision {options.precision} packs eight dimensions in a byte; {dimensions} is no multiple"
             )
-        skipped = 0
+        prompt, skipped = _prompt(options, stored), 0
         if prompt and not stored.include_prompt:
             tokenizer = checkpoint.tokenizer.lowercased if stored.lower_case else checkpoint.tokenizer
             skipped = int(tokenizer.encode([prompt]).n_tokens[0]) - 1  # but not [SEP]
-            if long_documents == "windows":
+            if options.long_documents == "windows":
                 raise ValueError("long_documents must be truncate: this model pools without its prompt")
         return cls(
-            **resolve_windowing(checkpoint, max_length, long_documents, stride, "truncate", stored.max_length),  # type: ignore[arg-type]
+            **resolve_windowing(checkpoint, options, stored.max_length),  # type: ignore[arg-type]
             pooling=stored.pooling,
             size=size,
             normalize_first=stored.normalize,
-            dimensions=dimensions or size,
-            normalize=normalize,
-            precision=precision,
+            dimensions=dimensions,
+            normalize=options.normalize,
+            precision=options.precision,
             prompt=prompt,
             prompt_tokens=skipped,
             lower_case=stored.lower_case,
         )
 
+    def info(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        pooling = "+".join(self.pooling)
+        return {
+            "dimensions": self.dimensions,
+            "pooling": pooling,
+            "prompts": dict(SentenceConfig.from_folder(checkpoint.folder).prompts),
+            "model_type": {"embedding": {"pooling": "last_token" if pooling == "lasttoken" else pooling}},
+        }
+
     @property
     def columns(self) -> pa.Schema:
-        """`embedding`, a fixed-size list."""
         width = self.dimensions // 8 if self.precision in ("binary", "ubinary") else self.dimensions
         return pa.schema([("embedding", pa.list_(_STORED[self.precision], width))])
 
     @property
     def width(self) -> int:
-        """The numbers of the model's vector."""
         return self.size
 
     @classmethod
     def check(cls, checkpoint: Checkpoint) -> None:
-        """Any encoder will do, whatever head it has."""
         check_weights(ModernBertModel, checkpoint.encoder, checkpoint.config)
         checkpoint.check_tokenizer()
 
     def load(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> nn.Module:
-        """The encoder with its pooling and dense layers."""
         return SentenceEncoder.load(SentenceConfig.from_folder(checkpoint.folder), device=device, dtype=dtype)
 
     def forward(self, model: SentenceEncoder, batch: PackedBatch, ids: np.ndarray) -> Tensor:  # noqa: ARG002
-        """A vector a window."""
         return model.forward_packed(batch, self.pooling, self.prompt_tokens)
 
     @property
     def forward_options(self) -> tuple[Any, ...]:
-        """The pooling, and how many tokens it leaves out."""
         return self.pooling, self.prompt_tokens
 
     def fingerprint(self, checkpoint: Checkpoint) -> str:
-        """The encoder's, and the files of dense layers."""
         digest = hashlib.sha256(fingerprint(checkpoint.encoder).encode())
         for file in SentenceConfig.from_folder(checkpoint.folder).files:
             digest.update(file.read_bytes())
         return digest.hexdigest()
 
     def encode(self, tokenizer: Tokenizer, documents: Sequence[Text]) -> Windows:
-        """As of every task, after the prompt and in lower case if so asked."""
         texts = [self.prompt + str(document) for document in documents]
         return super().encode(tokenizer.lowercased if self.lower_case else tokenizer, texts)
 
     def decode(self, made: ModelOutputs) -> pa.StructArray:
-        """The vector of each document in the precision asked for."""
         kind = self.columns.field("embedding").type
         flat = pa.array(self.vectors(made).ravel(), kind.value_type)
         lists = pa.FixedSizeListArray.from_arrays(flat, kind.list_size)
         return pa.StructArray.from_arrays([lists], fields=list(self.columns))
 
     def results(self, made: ModelOutputs) -> list[list[float]]:
-        """The vector of each document."""
         return self.vectors(made).tolist()
 
+    def response(self, made: ModelOutputs) -> np.ndarray:
+        return self.vectors(made)
+
+    def for_tokens(self, checkpoint: Checkpoint) -> TokenVectors:
+        kept = {field.name: getattr(self, field.name) for field in fields(self)}
+        return TokenVectors(**kept | {"size": checkpoint.config.hidden_size, "stride": None})
+
     def preview(self, answer: dict[str, Any]) -> str:
-        """The first numbers."""
         numbers = ", ".join(f"{float(x):.3g}" for x in answer["embedding"][:4])
         return f"[{numbers}, …]"
 
@@ -186,21 +173,30 @@ class TokenVectors(Embed):
 
     @property
     def forward_options(self) -> tuple[Any, ...]:
-        """The encoder alone."""
         return ("token_vectors",)
 
     def rows(self, input_ids: np.ndarray, cu_seqlens: np.ndarray) -> np.ndarray:  # noqa: ARG002
-        """One a token."""
         return np.diff(cu_seqlens)
 
     def forward(self, model: Any, batch: Any, ids: np.ndarray) -> Tensor:  # noqa: ARG002
-        """The encoder's last hidden states."""
         return model.encoder.forward_packed(batch)
 
     def results(self, made: ModelOutputs) -> list[Any]:
-        """(tokens, H) for each document, special tokens included."""
         return np.split(made.values, made.splits[1:-1]) if made.documents else []
+
+    def response(self, made: ModelOutputs) -> list[Any]:  # type: ignore[override]
+        return self.results(made)
 
 
 def _of_length_one(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(min=1e-12)
+
+
+def _prompt(options: EmbedOptions, stored: SentenceConfig) -> str:
+    if options.prompt is not None:
+        return options.prompt
+    name = options.prompt_name or stored.default_prompt_name
+    if name is not None and name not in stored.prompts:
+        known = f"this model has {', '.join(stored.prompts)}" if stored.prompts else "this model has none"
+        raise ValueError(f"prompt_name {name!r} is unknown; {known}")
+    return stored.prompts[name] if name is not None else ""

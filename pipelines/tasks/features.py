@@ -11,6 +11,7 @@ import pyarrow as pa
 from modernbert.checkpoint import check_weights
 from modernbert.model import ModernBertModel
 from pipelines.checkpoints import Checkpoint
+from pipelines.options import FeaturesOptions
 from pipelines.tasks.base import ModelOutputs, Task, resolve_windowing
 from pipelines.tasks.postprocess import list_array
 
@@ -21,44 +22,36 @@ class Features(Task):
 
     hidden_size: int
 
-    name = "features"
+    options_class = FeaturesOptions
     model_class = ModernBertModel
 
     @classmethod
-    def from_checkpoint(cls, checkpoint: Checkpoint, *, max_length: int | None = None) -> Features:
-        """Any encoder, whatever head it has."""
-        window_options = resolve_windowing(checkpoint, max_length, None, None, "truncate")
-        return cls(**window_options, hidden_size=checkpoint.config.hidden_size)  # type: ignore[arg-type]
+    def from_checkpoint(cls, checkpoint: Checkpoint, options: FeaturesOptions) -> Features:
+        return cls(**resolve_windowing(checkpoint, options), hidden_size=checkpoint.config.hidden_size)  # type: ignore[arg-type]
 
     @property
     def columns(self) -> pa.Schema:
-        """`vectors`, a list of fixed-size lists."""
         return pa.schema([("vectors", pa.list_(pa.list_(pa.float32(), self.hidden_size)))])
 
     @property
     def width(self) -> int:
-        """The numbers in a vector."""
         return self.hidden_size
 
     @classmethod
     def check(cls, checkpoint: Checkpoint) -> None:
-        """Any encoder will do."""
         check_weights(ModernBertModel, checkpoint.encoder, checkpoint.config)
         checkpoint.check_tokenizer()
 
     def rows(self, input_ids: np.ndarray, cu_seqlens: np.ndarray) -> np.ndarray:  # noqa: ARG002
-        """One a token."""
         return np.diff(cu_seqlens)
 
     def decode(self, made: ModelOutputs) -> pa.StructArray:
-        """A list of vectors for each document, special tokens included."""
         vectors = pa.FixedSizeListArray.from_arrays(pa.array(made.values.ravel(), pa.float32()), self.hidden_size)
         return pa.StructArray.from_arrays([list_array(np.diff(made.splits), vectors)], fields=list(self.columns))
 
     def results(self, made: ModelOutputs) -> list[list[list[list[float]]]]:
-        """[[vector of each token]]: a batch of one for each document, as transformers gives it."""
+        # A batch of one for each document, as transformers gives it.
         return [[rows.tolist()] for rows in np.split(made.values, made.splits[1:-1])] if made.documents else []
 
     def preview(self, answer: dict[str, Any]) -> str:
-        """How many there are."""
         return f"{len(answer['vectors'])} vectors"

@@ -20,11 +20,22 @@ from modernbert.packing import PackedBatch
 from modernbert.tokenizer import Tokenizer
 from modernbert.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
-from pipelines.tasks.base import LongDocuments, ModelOutputs, Task, resolve_windowing
+from pipelines.options import FillOptions
+from pipelines.tasks.base import ModelOutputs, Task, resolve_windowing
+from pipelines.tasks.pipeline import Pipeline
 from pipelines.tasks.postprocess import list_array, per_document
 
 logger = logging.getLogger(__name__)
 FILL = pa.struct([("token", pa.string()), ("token_id", pa.int32()), ("score", pa.float32())])
+
+
+class FillPipeline(Pipeline):
+    """fill-mask: [{score, token, token_str, sequence}] for a text with one mask, a list of such lists for several."""
+
+    def __call__(self, inputs: str | Sequence[str], **options: Any) -> Any:
+        results = super().__call__(inputs, **options)
+        # For a list of one text, transformers gives that text's result.
+        return results[0] if not isinstance(inputs, str) and len(inputs) == 1 else results
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,42 +49,38 @@ class Fill(Task):
     mask_token_id: int
     mask_token: str
 
-    name = "fill"
+    options_class = FillOptions
     model_class = ModernBertForMaskedLM
+    pipeline_class = FillPipeline
     columns = pa.schema([("fills", pa.list_(pa.list_(FILL)))])  # type: ignore[assignment]
 
     @classmethod
-    def from_checkpoint(
-        cls,
-        checkpoint: Checkpoint,
-        *,
-        max_length: int | None = None,
-        long_documents: LongDocuments | None = None,
-        stride: int | None = None,
-        top_k: int = 5,
-        targets: str | Sequence[str] | None = None,
-    ) -> Fill:
-        """`targets`: words or tokens; one that the vocabulary lacks counts as its first token, with a warning."""
-        tokenizer = checkpoint.tokenizer
+    def from_checkpoint(cls, checkpoint: Checkpoint, options: FillOptions) -> Fill:
+        tokenizer, vocab_size = checkpoint.tokenizer, checkpoint.config.vocab_size
         mask = tokenizer.mask_token_id
         if mask is None:
             raise ValueError(f"model {str(checkpoint.folder)!r}: its tokenizer has no mask token")
-        ids = None if targets is None else _target_ids(targets, tokenizer)
-        most = checkpoint.config.vocab_size if ids is None else len(ids)
-        if not 1 <= top_k <= checkpoint.config.vocab_size:
-            raise ValueError(f"top_k {top_k} must be from 1 to the vocabulary's {checkpoint.config.vocab_size} tokens")
-        window_options = resolve_windowing(checkpoint, max_length, long_documents, stride, "windows")
+        ids = None if options.targets is None else _target_ids(options.targets, tokenizer)
+        if options.top_k > vocab_size:
+            raise ValueError(f"top_k {options.top_k} must be from 1 to the vocabulary's {vocab_size} tokens")
         return cls(
-            **window_options,  # type: ignore[arg-type]
-            top_k=min(top_k, most),
+            **resolve_windowing(checkpoint, options),  # type: ignore[arg-type]
+            top_k=min(options.top_k, vocab_size if ids is None else len(ids)),
             targets=ids,
             mask_token_id=mask,
             mask_token=tokenizer.token(mask),
         )
 
     @property
+    def probe(self) -> Text:
+        return self.mask_token
+
+    def info(self, checkpoint: Checkpoint) -> dict[str, Any]:  # noqa: ARG002
+        return {"mask_token": self.mask_token, "model_type": {"masked_lm": {}}}
+
+    @property
     def width(self) -> int:
-        """The scores of a mask's tokens, best first, then their ids: whole numbers that float32 holds exactly."""
+        # The scores of a mask's tokens, best first, then their ids: whole numbers that float32 holds exactly.
         return 2 * self.top_k
 
     def encode(self, tokenizer: Tokenizer, documents: Sequence[Text]) -> Windows:
@@ -88,12 +95,10 @@ class Fill(Task):
         return keep_windows(replace(windows, rejected=rejected), has_mask[windows.document])
 
     def rows(self, input_ids: np.ndarray, cu_seqlens: np.ndarray) -> np.ndarray:
-        """One a mask."""
         before = np.concatenate(([0], np.cumsum(input_ids == self.mask_token_id)))
         return np.diff(before[cu_seqlens])
 
     def forward(self, model: ModernBertForMaskedLM, batch: PackedBatch, ids: np.ndarray) -> Tensor:
-        """Only masks go through the decoder."""
         positions = torch.from_numpy(np.flatnonzero(ids == self.mask_token_id))
         logits_PV = model.forward_packed(batch, positions.to(batch.input_ids.device, non_blocking=True)).float()
         probabilities = logits_PV.softmax(dim=-1)
@@ -107,11 +112,9 @@ class Fill(Task):
 
     @property
     def forward_options(self) -> tuple[Any, ...]:
-        """Which tokens, and how many of them."""
         return self.top_k, self.targets
 
     def decode(self, made: ModelOutputs) -> pa.StructArray:
-        """For each mask in the order of the text, the best tokens."""
         rows, counts = self._masks(made)
         scores, ids = made.values[rows, : self.top_k].ravel(), made.values[rows, self.top_k :].ravel().astype(np.int32)
         texts = {i: made.tokenizer.decode([i]) for i in set(ids.tolist())}
@@ -121,7 +124,6 @@ class Fill(Task):
         return pa.StructArray.from_arrays([list_array(counts, of_mask)], fields=list(self.columns))
 
     def results(self, made: ModelOutputs) -> list[Any]:
-        """[{score, token, token_str, sequence}], or a list of such lists where a text has several masks."""
         tokenizer, windows = made.tokenizer, made.windows
         rows, counts = self._masks(made)
         masks = np.flatnonzero(windows.input_ids == self.mask_token_id)[rows]
@@ -142,7 +144,6 @@ class Fill(Task):
         return out
 
     def preview(self, answer: dict[str, Any]) -> str:
-        """The best tokens of the first mask."""
         shown = ", ".join(f"{fill['token'].strip()} {fill['score']:.2f}" for fill in answer["fills"][0][:4])
         return shown + (" …" if len(answer["fills"]) > 1 else "")
 
@@ -188,8 +189,8 @@ def keep_windows(windows: Windows, keep_W: np.ndarray) -> Windows:
     )
 
 
-def _target_ids(targets: str | Sequence[str], tokenizer: Tokenizer) -> tuple[int, ...]:
-    targets = [targets] if isinstance(targets, str) else targets
+def _target_ids(targets: Sequence[str], tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The ids of words or tokens; one that the vocabulary lacks counts as its first token, with a warning."""
     ids: list[int] = []
     for target in targets:
         token = tokenizer.token_id(target)

@@ -5,6 +5,7 @@ Shapes: W windows, D pairs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +14,25 @@ import pyarrow as pa
 
 from modernbert.heads import ModernBertForSequenceClassification
 from pipelines.checkpoints import Checkpoint
-from pipelines.tasks.base import LongDocuments, ModelOutputs, Task, resolve_windowing
-from pipelines.tasks.postprocess import Merge, merged, sigmoid
+from pipelines.options import Merge, RerankOptions
+from pipelines.tasks.base import ModelOutputs, Task, label_maps, resolve_windowing
+from pipelines.tasks.pipeline import Pipeline, fields_of, predict_json
+from pipelines.tasks.postprocess import merged, sigmoid
+
+
+class RerankPipeline(Pipeline):
+    """rerank: [{index, score}] from the best text to the worst."""
+
+    def __call__(self, query: str, texts: Sequence[str], *, return_text: bool = False, **options: Any) -> Any:  # type: ignore[override]
+        """Score how well each of `texts` answers `query`; with `return_text`, the texts are in the result too."""
+        if isinstance(texts, str) or not isinstance(texts, Sequence):
+            raise ValueError(f"texts must be a list of texts, not {str(texts)[:40]!r}")
+        scores = self.predict([(query, text) for text in texts], options)
+        order = sorted(range(len(scores)), key=lambda i: -scores[i])
+        return [{"index": i, "score": scores[i]} | ({"text": texts[i]} if return_text else {}) for i in order]
+
+    def predict_lines(self, lines: Sequence[str]) -> list[Any]:
+        return [predict_json(line, lambda item: self(*fields_of(item, "query", "texts"))) for line in lines]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,49 +44,40 @@ class Rerank(Task):
     raw_scores: bool
     """Give the logit itself, not its sigmoid."""
 
-    name = "rerank"
+    options_class = RerankOptions
     model_class = ModernBertForSequenceClassification
-    inputs = ("query", "passage")
+    pipeline_class = RerankPipeline
     columns = pa.schema([("score", pa.float32())])  # type: ignore[assignment]
     width = 1  # type: ignore[assignment]
 
     @classmethod
-    def from_checkpoint(
-        cls,
-        checkpoint: Checkpoint,
-        *,
-        max_length: int | None = None,
-        long_documents: LongDocuments | None = None,
-        stride: int | None = None,
-        merge: Merge = "max",
-        raw_scores: bool | None = None,
-    ) -> Rerank:
-        """`raw_scores` None: as sentence-transformers' setting in config.json says, else the sigmoid."""
+    def from_checkpoint(cls, checkpoint: Checkpoint, options: RerankOptions) -> Rerank:
         if checkpoint.config.num_labels != 1:
             raise ValueError(
                 f"model {str(checkpoint.folder)!r} has {checkpoint.config.num_labels} labels: it fits classify; rerank"
                 " runs a ModernBertForSequenceClassification with one output"
             )
-        if raw_scores is None:
+        raw_scores = options.raw_scores
+        if raw_scores is None:  # as sentence-transformers' setting in config.json says, else the sigmoid
             configured = checkpoint.raw_config.get("sentence_transformers") or {}
             configured = configured.get("activation_fn") or checkpoint.raw_config.get(
                 "sbert_ce_default_activation_function"
             )
             raw_scores = (configured or "").endswith("Identity")
-        window_options = resolve_windowing(checkpoint, max_length, long_documents, stride, "truncate")
-        return cls(**window_options, merge=merge, raw_scores=raw_scores)  # type: ignore[arg-type]
+        window_options = resolve_windowing(checkpoint, options)
+        return cls(**window_options, merge=options.merge, raw_scores=raw_scores)  # type: ignore[arg-type]
+
+    def info(self, checkpoint: Checkpoint) -> dict[str, Any]:  # noqa: ARG002
+        return {"model_type": {"reranker": label_maps(["LABEL_0"])}}
 
     def decode(self, made: ModelOutputs) -> pa.StructArray:
-        """The score: a number that grows with relevance, between 0 and 1 unless raw."""
         scores = pa.array(self._scores(made), pa.float32())
         return pa.StructArray.from_arrays([scores], fields=list(self.columns))
 
     def results(self, made: ModelOutputs) -> list[float]:
-        """A score for each pair."""
         return self._scores(made).tolist()
 
     def preview(self, answer: dict[str, Any]) -> str:
-        """The score."""
         return f"{answer['score']:.3f}"
 
     def _scores(self, made: ModelOutputs) -> np.ndarray:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,10 +17,10 @@ from modernbert.heads import ModernBertForTokenClassification
 from modernbert.tokenizer import Tokenizer
 from modernbert.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
-from pipelines.tasks.base import LongDocuments, ModelOutputs, Task, resolve_windowing
+from pipelines.options import Aggregation, TagOptions
+from pipelines.tasks.base import ModelOutputs, Task, label_maps, resolve_windowing
 from pipelines.tasks.postprocess import list_array, per_document, softmax
 
-Aggregation = Literal["none", "simple", "first", "average", "max"]
 SPECIAL, SUBWORD = -1, 1
 """In `Windows.token_tags`: not a token of the text; a token that goes on with the word before it."""
 ENTITY = pa.struct(
@@ -60,35 +60,35 @@ class Tag(Task):
     first token, the mean of their tokens' scores, or their surest token."""
     ignore_labels: tuple[str, ...]
 
-    name = "tag"
+    options_class = TagOptions
     model_class = ModernBertForTokenClassification
     needs_details = True
     columns = pa.schema([("entities", pa.list_(ENTITY))])  # type: ignore[assignment]
 
     @classmethod
-    def from_checkpoint(
-        cls,
-        checkpoint: Checkpoint,
-        *,
-        max_length: int | None = None,
-        long_documents: LongDocuments | None = None,
-        stride: int | None = None,
-        aggregation: Aggregation = "simple",
-        ignore_labels: Sequence[str] = ("O",),
-    ) -> Tag:
-        """The task for a checkpoint's labels: BIO, BIOES (also BILOU), or plain."""
+    def from_checkpoint(cls, checkpoint: Checkpoint, options: TagOptions) -> Tag:
         config = checkpoint.config
-        labels = tuple(config.id2label[i] for i in range(config.num_labels))
-        window_options = resolve_windowing(checkpoint, max_length, long_documents, stride, "windows")
-        return cls(**window_options, labels=labels, aggregation=aggregation, ignore_labels=tuple(ignore_labels))  # type: ignore[arg-type]
+        return cls(
+            **resolve_windowing(checkpoint, options),  # type: ignore[arg-type]
+            labels=tuple(config.id2label[i] for i in range(config.num_labels)),
+            aggregation=options.aggregation,
+            ignore_labels=("O",) if options.ignore_labels is None else tuple(options.ignore_labels),
+        )
+
+    @classmethod
+    def for_pipeline(cls, checkpoint: Checkpoint, options: TagOptions) -> Tag:
+        given = "aggregation" in options.model_fields_set
+        return cls.from_checkpoint(checkpoint, options if given else options.model_copy(update={"aggregation": "none"}))
+
+    def info(self, checkpoint: Checkpoint) -> dict[str, Any]:  # noqa: ARG002
+        return {"labels": self.labels, "model_type": {"token_classifier": label_maps(self.labels)}}
 
     @property
     def width(self) -> int:
-        """A logit a label."""
         return len(self.labels)
 
     def encode(self, tokenizer: Tokenizer, documents: Sequence[Text]) -> Windows:
-        """As of every task; `token_tags` are SPECIAL, SUBWORD or 0, by the rules of transformers' pipeline."""
+        # The rules of transformers' pipeline for what goes on with a word.
         windows = super().encode(tokenizer, documents)
         if tokenizer.continuing_subword_prefix:
             spelt = np.array([len(tokenizer.token(i)) for i in windows.input_ids.tolist()], dtype=np.int32)
@@ -100,11 +100,9 @@ class Tag(Task):
         return replace(windows, token_tags=tags_T.astype(np.int8))
 
     def rows(self, input_ids: np.ndarray, cu_seqlens: np.ndarray) -> np.ndarray:  # noqa: ARG002
-        """One a token."""
         return np.diff(cu_seqlens)
 
     def decode(self, made: ModelOutputs) -> pa.StructArray:
-        """The entities of each document in the order of its text."""
         found = self.entities(made.windows, made.values)
         texts = [str(made.documents[d])[a:b] for d, (a, b) in zip(found.document, found.span.tolist(), strict=True)]
         fields = [
@@ -119,7 +117,6 @@ class Tag(Task):
         return pa.StructArray.from_arrays([lists], fields=list(self.columns))
 
     def results(self, made: ModelOutputs) -> list[list[dict[str, Any]]]:
-        """[{entity_group, score, word, start, end}], or with aggregation none [{entity, score, index, word, …}]."""
         found = self.entities(made.windows, made.values)
         out: list[list[dict[str, Any]]] = [[] for _ in made.documents]
         spans = zip(found.span.tolist(), found.tokens.tolist(), strict=True)
@@ -172,15 +169,12 @@ class Tag(Task):
         return _without_overlaps(found, windows)
 
     def label_counts(self, answers: pa.StructArray) -> Counter[str]:
-        """Entities by label."""
         return Counter(answers.field("entities").flatten().field("label").to_pylist())
 
     def scores(self, answers: pa.StructArray) -> pa.Array:
-        """Those of the entities."""
         return answers.field("entities").flatten().field("score")
 
     def preview(self, answer: dict[str, Any]) -> str:
-        """The entities."""
         found = [f"{entity['label']} {entity['text']!r}" for entity in answer["entities"][:4]]
         return ", ".join(found) + (", …" if len(answer["entities"]) > 4 else "") if found else "(nothing found)"
 

@@ -12,7 +12,7 @@ import time
 import ray
 
 from pipelines.corpus.run import run_corpus
-from pipelines.options import ClassifyOptions
+from pipelines.options import corpus_options
 
 
 def poison() -> None:
@@ -40,5 +40,5 @@ if __name__ == "__main__":
         runtime_env={"worker_process_setup_hook": poison},
     )
     source, target, model = sys.argv[1:]
-    options = ClassifyOptions(input=source, output=target, model=model, batch_timeout_s=4)
+    options = corpus_options("classify")(input=source, output=target, model=model, batch_timeout_s=4)
     sys.exit(run_corpus(options, "classify"))

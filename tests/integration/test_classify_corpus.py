@@ -23,7 +23,7 @@ from modernbert.tokenizer import Tokenizer
 from pipelines.checkpoints import Checkpoint
 from pipelines.corpus import run as corpus
 from pipelines.corpus.run import run_corpus
-from pipelines.options import ClassifyOptions
+from pipelines.options import ClassifyOptions, corpus_options
 from pipelines.predictor import Predictor
 from pipelines.tasks.classify import Classify
 
@@ -35,7 +35,7 @@ def command(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 def run(**options) -> int:
-    made = ClassifyOptions(**{name: str(v) if isinstance(v, Path) else v for name, v in options.items()})
+    made = corpus_options("classify")(**{name: str(v) if isinstance(v, Path) else v for name, v in options.items()})
     return run_corpus(made, "classify")
 
 
@@ -280,7 +280,7 @@ def test_the_demo_checkpoint_loads_in_transformers_and_answers_alike():
         want = torch.cat([model(**tokenizer(text, return_tensors="pt")).logits for text in texts])
     encoded = Tokenizer.from_folder(demo).encode(texts)
     checkpoint = Checkpoint.open(demo)
-    predictor = Predictor(checkpoint, Classify.from_checkpoint(checkpoint))
+    predictor = Predictor(checkpoint, Classify.from_checkpoint(checkpoint, ClassifyOptions()))
     got = predictor.predict(encoded.input_ids, encoded.cu_seqlens).values
     np.testing.assert_allclose(got, want.numpy(), rtol=2e-5, atol=2e-5)
     assert [model.config.id2label[i] for i in got.argmax(1)] == ["report_lost_card", "translate", "alarm"]

@@ -20,7 +20,7 @@ from conftest import REPOSITORY
 from pipelines.corpus.run import run_corpus
 from pipelines.errors import UserError
 from pipelines.input import shards
-from pipelines.options import ClassifyOptions
+from pipelines.options import corpus_options
 from pipelines.output import folder as output
 from pipelines.output.lease import LEASE, _processes, lease
 from pipelines.storage import Folder
@@ -34,7 +34,7 @@ def write(folder: Path, name: str, rows: range) -> None:
 
 def run(folder: Path, model: Path, **options) -> int:
     named = {"input": str(folder / "in"), "output": str(folder / "out"), "model": str(model)}
-    return run_corpus(ClassifyOptions(**named | options), "classify")
+    return run_corpus(corpus_options("classify")(**named | options), "classify")
 
 
 def ids(folder: Path) -> list[int]:
@@ -135,7 +135,9 @@ def test_rejected_rows_are_an_input_once_they_are_mended(tmp_path, checkpoint, l
     mended = rejected.set_column(rejected.schema.get_field_index("text"), "text", pa.array(["mended"]))
     (tmp_path / "mended").mkdir()
     pq.write_table(mended, tmp_path / "mended" / "a.parquet")
-    again = ClassifyOptions(input=str(tmp_path / "mended"), output=str(tmp_path / "more"), model=str(checkpoint))
+    again = corpus_options("classify")(
+        input=str(tmp_path / "mended"), output=str(tmp_path / "more"), model=str(checkpoint)
+    )
     assert run_corpus(again, "classify") == 0
     assert ds.dataset(tmp_path / "more").to_table()["id"].to_pylist() == [1]
 

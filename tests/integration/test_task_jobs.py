@@ -15,9 +15,9 @@ import pytest
 from checkpoints import write_checkpoint, write_tokenizer
 from conftest import REPOSITORY
 
-from pipelines import options as config
 from pipelines.corpus.run import run_corpus
 from pipelines.inmemory import pipeline
+from pipelines.options import corpus_options
 
 BIO = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -32,14 +32,6 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "rerank": ("ModernBertForSequenceClassification", {"num_labels": 1}),
 }
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 1}
-OPTIONS = {
-    "classify": config.ClassifyOptions,
-    "tag": config.TagOptions,
-    "answer": config.AnswerOptions,
-    "fill": config.FillOptions,
-    "embed": config.EmbedOptions,
-    "rerank": config.RerankOptions,
-}
 WORDS = ["the", "cat", "sat", "é", "e\u0301", "👩‍👩‍👧", "👍🏽", "\r\n", "中文", "[SEP]", "mat.", "(on)"]
 ROWS, NULL, EMPTY, NO_MASK, LONG = 60, 4, 5, 6, 7
 COLUMNS = {"answer": {"context_column": "text"}, "fill": {"text_column": "masked"},
@@ -75,7 +67,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(task: str, corpus: Path, model: Path, output: Path, **options: Any) -> int:
     named = COLUMNS.get(task, {}) | options
-    made = OPTIONS[task](input=str(corpus), model=str(model), output=str(output), **named)
+    made = corpus_options(task)(input=str(corpus), model=str(model), output=str(output), **named)
     return run_corpus(made, task)
 
 

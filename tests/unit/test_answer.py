@@ -9,6 +9,7 @@ from checkpoints import write_tokenizer
 from predictions import described, random_texts, said
 
 from modernbert.tokenizer import Tokenizer
+from pipelines.options import AnswerOptions
 from pipelines.tasks.answer import SPAN, Answer
 
 
@@ -20,7 +21,7 @@ def tokenizer(tmp_path_factory):
 
 
 def task(**options):
-    return Answer.from_checkpoint(described(), **options)
+    return Answer.from_checkpoint(described(), AnswerOptions.parse(options))
 
 
 LETTERS = "bdfgijklnp"  # a token each

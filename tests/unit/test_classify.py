@@ -7,6 +7,7 @@ import pytest
 import torch
 from predictions import described, predicted
 
+from pipelines.options import ClassifyOptions
 from pipelines.tasks.classify import Classify
 
 LOGITS = np.array([[1.0, 3.0, -1.0], [0.5, 0.5, 0.0]], dtype=np.float32)
@@ -14,7 +15,7 @@ LOGITS = np.array([[1.0, 3.0, -1.0], [0.5, 0.5, 0.0]], dtype=np.float32)
 
 def task(problem_type=None, labels=3, **options):
     checkpoint = described(id2label={i: "abc"[i] for i in range(labels)}, problem_type=problem_type)
-    return Classify.from_checkpoint(checkpoint, **options)
+    return Classify.from_checkpoint(checkpoint, ClassifyOptions.parse(options))
 
 
 def test_single_label():

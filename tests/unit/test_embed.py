@@ -12,6 +12,7 @@ import pytest
 from predictions import described, predicted
 
 from modernbert.sentence import SentenceConfig
+from pipelines.options import EmbedOptions
 from pipelines.tasks.embed import Embed
 
 VECTORS = np.array([[3, 4, 0, -1], [0, 0, 0, 0], [-2, 0.5, 1, 8]], np.float32)
@@ -20,7 +21,7 @@ BITS = {"binary": pa.int8(), "ubinary": pa.uint8()}
 
 
 def task(size=4, **options):
-    return Embed.from_checkpoint(described(hidden_size=size, num_attention_heads=1), **options)
+    return Embed.from_checkpoint(described(hidden_size=size, num_attention_heads=1), EmbedOptions.parse(options))
 
 
 def embeddings(values, made_of=None, **options):
@@ -92,19 +93,19 @@ def with_prompts(tmp_path: Path, include_prompt: bool) -> SimpleNamespace:
 def test_prompts(tmp_path, include_prompt):
     checkpoint = with_prompts(tmp_path, include_prompt)
     assert SentenceConfig.from_folder(tmp_path).pooling == ("cls",)
-    made = Embed.from_checkpoint(checkpoint)
+    made = Embed.from_checkpoint(checkpoint, EmbedOptions())
     assert (made.prompt, made.prompt_tokens, made.normalize_first) == ("find: ", 0 if include_prompt else 7, True)
-    assert Embed.from_checkpoint(checkpoint, prompt_name="none").prompt_tokens == 0
-    assert Embed.from_checkpoint(checkpoint, prompt="").prompt == ""
-    assert Embed.from_checkpoint(checkpoint, prompt="x ", pooling="mean").pooling == ("mean",)
+    assert Embed.from_checkpoint(checkpoint, EmbedOptions(prompt_name="none")).prompt_tokens == 0
+    assert Embed.from_checkpoint(checkpoint, EmbedOptions(prompt="")).prompt == ""
+    assert Embed.from_checkpoint(checkpoint, EmbedOptions(prompt="x ", pooling="mean")).pooling == ("mean",)
     with pytest.raises(ValueError, match="prompt_name 'answer' is unknown; this model has query, none"):
-        Embed.from_checkpoint(checkpoint, prompt_name="answer")
+        Embed.from_checkpoint(checkpoint, EmbedOptions(prompt_name="answer"))
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dimensions": 0}, "dimensions 0 must be from 1 to the model's 4"),
+        ({"dimensions": 0}, "dimensions 0 must be at least 1"),
         ({"dimensions": 5}, "dimensions 5 must be from 1 to the model's 4"),
         ({"precision": "binary"}, "precision binary packs eight dimensions in a byte; 4 is no multiple"),
         ({"prompt_name": "query"}, "prompt_name 'query' is unknown; this model has none"),

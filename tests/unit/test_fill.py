@@ -11,6 +11,7 @@ from checkpoints import write_tokenizer
 from predictions import described, said
 
 from modernbert.tokenizer import Tokenizer
+from pipelines.options import FillOptions
 from pipelines.tasks.fill import FILL, Fill
 
 
@@ -22,7 +23,7 @@ def tokenizer(tmp_path_factory):
 
 
 def task(tokenizer, **options):
-    return Fill.from_checkpoint(described(tokenizer, vocab_size=300), **options)
+    return Fill.from_checkpoint(described(tokenizer, vocab_size=300), FillOptions.parse(options))
 
 
 def counting(made, ids=(268, 269)):
@@ -94,7 +95,7 @@ def test_targets(tokenizer, caplog):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"top_k": 0}, "top_k 0 must be from 1 to the vocabulary's 300 tokens"),
+        ({"top_k": 0}, "top_k 0 must be at least 1"),
         ({"top_k": 301}, "top_k 301 must be from 1 to the vocabulary's 300 tokens"),
         ({"targets": [""]}, "hold no token of the vocabulary"),
         ({"targets": []}, "hold no token of the vocabulary"),
@@ -109,4 +110,4 @@ def test_a_tokenizer_without_a_mask_token(tokenizer):
     bare = described(vocab_size=300)
     bare.tokenizer.mask_token_id = None
     with pytest.raises(ValueError, match="model 'a folder': its tokenizer has no mask token"):
-        Fill.from_checkpoint(bare)
+        Fill.from_checkpoint(bare, FillOptions())

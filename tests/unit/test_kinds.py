@@ -54,5 +54,5 @@ def test_a_pipeline_says_so_too(folders):
         pipeline("rerank", str(folders["ModernBertForSequenceClassification"]))
     with pytest.raises(ValueError, match="it fits answer"):
         pipeline("ner", str(folders["ModernBertForQuestionAnswering"]))
-    with pytest.raises(ValueError, match="task 'translate' is unknown; known are fill-mask"):
+    with pytest.raises(ValueError, match=r"task 'translate' is unknown; known are .*fill-mask"):
         pipeline("translate", "nothing")

@@ -6,13 +6,13 @@ import pytest
 
 from pipelines.command import parse
 from pipelines.errors import UserError
-from pipelines.options import ClassifyOptions
+from pipelines.options import corpus_options
 
 DEFAULTS = {"input": "sample", "model": "demo", "output": "out"}
 
 
 def options(*arguments):
-    return parse(ClassifyOptions, arguments, DEFAULTS)
+    return parse(corpus_options("classify"), arguments, DEFAULTS)
 
 
 def test_command_line_over_environment_over_yaml(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from pipelines.checkpoints import Checkpoint
+from pipelines.options import ClassifyOptions
 from pipelines.predictor import Predictor
 from pipelines.tasks.classify import Classify
 
@@ -16,7 +17,7 @@ from pipelines.tasks.classify import Classify
 @pytest.fixture
 def predictor(checkpoint):
     model = Checkpoint.open(checkpoint)
-    return Predictor(model, Classify.from_checkpoint(model), budget_tokens=512)
+    return Predictor(model, Classify.from_checkpoint(model, ClassifyOptions()), budget_tokens=512)
 
 
 @pytest.fixture(scope="module")

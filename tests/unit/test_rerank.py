@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 from predictions import described, predicted
 
+from pipelines.options import RerankOptions
 from pipelines.tasks.rerank import Rerank
 
 IDENTITY = "torch.nn.modules.linear.Identity"
@@ -16,7 +17,7 @@ LOGITS = np.array([[0.0], [4.0], [-100.0]], np.float32)
 def task(raw_config=None, **options):
     checkpoint = described(num_labels=1)
     checkpoint.raw_config = raw_config or {}
-    return Rerank.from_checkpoint(checkpoint, **options)
+    return Rerank.from_checkpoint(checkpoint, RerankOptions.parse(options))
 
 
 def test_scores_are_probabilities_unless_raw():
@@ -49,4 +50,4 @@ def test_windows_of_a_long_passage(merge, want):
 
 def test_a_classifier_of_several_labels_is_no_reranker():
     with pytest.raises(ValueError, match="model 'a folder' has 3 labels: it fits classify; rerank runs a"):
-        Rerank.from_checkpoint(described(num_labels=3))
+        Rerank.from_checkpoint(described(num_labels=3), RerankOptions())

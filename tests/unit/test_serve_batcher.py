@@ -15,23 +15,28 @@ from predictions import random_texts
 
 from pipelines import pipeline
 from pipelines.checkpoints import Checkpoint
+from pipelines.options import TASKS
 from pipelines.predictor import Predictor
 from pipelines.serve import batcher
 from pipelines.serve.batcher import Batcher
 from pipelines.serve.config import served_models
 from pipelines.serve.local import LocalModelClient
 from pipelines.serve.protocol import PredictRequest, ServeError
-from pipelines.tasks.base import make_task, task_class
+from pipelines.tasks.base import task_class
 
 BUDGET = 512
 BAD = 299  # a token whose embedding is no number
 SMALL = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 48}
 
 
+def make_task(name, checkpoint, **options):
+    return task_class(name).from_checkpoint(checkpoint, TASKS[name].parse(options))
+
+
 @pytest.fixture
 def predictor(checkpoint):
     model = Checkpoint.open(checkpoint)
-    return Predictor(model, make_task(task_class("classify"), model, {}), budget_tokens=BUDGET)
+    return Predictor(model, make_task("classify", model), budget_tokens=BUDGET)
 
 
 class Recorded:
@@ -200,7 +205,7 @@ def test_an_answer_that_is_no_number_fails_alone(recorded, predictor):
 
 
 def test_options_that_the_forward_pass_does_not_read_share_a_batch(recorded, predictor):
-    other = make_task(task_class("classify"), predictor.checkpoint, {"top_k": 2, "function": "none"})
+    other = make_task("classify", predictor.checkpoint, top_k=2, function="none")
     with recorded.busy():
         waiting = [recorded.submit([20]), recorded.submit([20], task=other)]
     assert all(not made.result(60).failed for made in waiting)
@@ -209,8 +214,8 @@ def test_options_that_the_forward_pass_does_not_read_share_a_batch(recorded, pre
 
 def test_options_that_the_forward_pass_reads_do_not(tmp_path):
     folder = write_task(tmp_path, "ModernBertForMaskedLM", **SMALL)
-    model, kind = Checkpoint.open(folder), task_class("fill")
-    tasks = [make_task(kind, model, options) for options in ({}, {"top_k": 2}, {"targets": ["t"]})]
+    model = Checkpoint.open(folder)
+    tasks = [make_task("fill", model, **options) for options in ({}, {"top_k": 2}, {"targets": ["t"]})]
     recorded = Recorded(Predictor(model, tasks[0], budget_tokens=BUDGET))
     with recorded.busy():
         waiting = [recorded.submit([length], task=task) for length in (20, 30) for task in tasks]

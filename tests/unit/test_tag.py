@@ -12,6 +12,7 @@ from checkpoints import write_tokenizer
 from predictions import described, random_texts, said
 
 from modernbert.tokenizer import Tokenizer
+from pipelines.options import TagOptions
 from pipelines.tasks.tag import ENTITY, Tag
 
 BIO = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
@@ -25,7 +26,7 @@ def tokenizer(tmp_path_factory):
 
 
 def task(labels, **options):
-    return Tag.from_checkpoint(described(id2label=dict(enumerate(labels))), **options)
+    return Tag.from_checkpoint(described(id2label=dict(enumerate(labels))), TagOptions.parse(options))
 
 
 def label_at(characters, count):

@@ -179,24 +179,12 @@ def _token(text: str, id_: int, token: str, span: tuple[int, int] | None) -> dic
 
 
 def _told(info: Info, online: RequestHandler) -> dict[str, Any]:
-    labels = {
-        "id2label": {str(i): label for i, label in enumerate(info.labels)},
-        "label2id": {label: i for i, label in enumerate(info.labels)},
-    }
-    kinds: dict[str, dict[str, Any]] = {
-        "classify": {"classifier": labels},
-        "rerank": {"reranker": {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}},
-        "embed": {"embedding": {"pooling": {"lasttoken": "last_token"}.get(info.pooling or "", info.pooling)}},
-        "tag": {"token_classifier": labels},
-        "answer": {"question_answering": {}},
-        "fill": {"masked_lm": {}},
-    }
     return {
         "model_id": info.model,
         "model_sha": info.revision,
         "model_dtype": info.dtype,
         "served_model_name": info.name,
-        "model_type": kinds[info.task],
+        "model_type": info.model_type,
         "max_concurrent_requests": online.limits.max_documents,
         "max_input_length": info.max_length,
         "max_batch_tokens": info.budget_tokens,
