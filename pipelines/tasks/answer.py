@@ -127,8 +127,8 @@ class Answer(Task):
     def rows(self, input_ids: np.ndarray, cu_seqlens: np.ndarray) -> np.ndarray:  # noqa: ARG002
         return np.diff(cu_seqlens)
 
-    def decode(self, made: ModelOutputs) -> pa.StructArray:
-        found = self.spans(made)
+    def decode(self, outputs: ModelOutputs) -> pa.StructArray:
+        found = self.spans(outputs)
         best = [spans[0] if spans else Span("", 0.0, 0, 0) for spans, _ in found]
         arrays = [pa.array([getattr(span, field.name) for span in best], field.type) for field in SPAN]
         arrays.append(pa.array([null for _, null in found], pa.float32()))
@@ -137,28 +137,28 @@ class Answer(Task):
             arrays.append(list_array(np.array([len(spans) for spans, _ in found]), pa.array(flat, SPAN)))
         return pa.StructArray.from_arrays(arrays, fields=list(self.columns))
 
-    def results(self, made: ModelOutputs) -> list[Any]:
+    def results(self, outputs: ModelOutputs) -> list[Any]:
         out = []
-        for spans, _ in self.spans(made):
+        for spans, _ in self.spans(outputs):
             shown = [{"score": s.score, "start": s.start, "end": s.end, "answer": s.answer} for s in spans]
             out.append(shown[0] if len(shown) == 1 else shown)
         return out
 
-    def spans(self, made: ModelOutputs) -> list[tuple[list[Span], float]]:
+    def spans(self, outputs: ModelOutputs) -> list[tuple[list[Span], float]]:
         """Of each pair the best spans, at most `top_k` or one, and the score of there being no answer.
 
         Spans of one text, whatever the case of its letters, count as one and add up.
         """
-        windows = made.windows
+        windows = outputs.windows
         starts, counts = per_document(windows)
         out = []
         for document, (first, count) in enumerate(zip(starts, counts, strict=True)):
-            context = made.documents[document][1]
+            context = outputs.documents[document][1]
             found: dict[str, Span] = {}
             no_answer = 1.0
             for w in range(first, first + count):
                 tokens = slice(windows.cu_seqlens[w], windows.cu_seqlens[w + 1])
-                best, null = self._of_window(made.values[tokens], windows.token_tags[tokens])
+                best, null = self._of_window(outputs.values[tokens], windows.token_tags[tokens])
                 no_answer = min(no_answer, null)
                 for begin, end, score in best:
                     start, stop = int(windows.offsets[tokens][begin, 0]), int(windows.offsets[tokens][end, 1])

@@ -110,9 +110,9 @@ class Classify(Task):
     def width(self) -> int:
         return len(self.labels)
 
-    def decode(self, made: ModelOutputs) -> pa.StructArray:
+    def decode(self, outputs: ModelOutputs) -> pa.StructArray:
         # A regression's score is the logit itself; several of them are listed in the labels' order.
-        scores_DC = self._scores(merged(made.windows, made.values, self.merge))
+        scores_DC = self._scores(merged(outputs.windows, outputs.values, self.merge))
         order_DC = self._order(scores_DC)
         rows = np.arange(len(scores_DC))
         names = pa.array(self.labels, pa.string())
@@ -129,8 +129,8 @@ class Classify(Task):
             arrays.append(list_array(counts, pa.array(kept_scores_DK[shown_DK], pa.float32())))
         return pa.StructArray.from_arrays(arrays, fields=list(self.columns))
 
-    def results(self, made: ModelOutputs) -> list[list[dict[str, Any]]]:
-        scores_DC = self._scores(merged(made.windows, made.values, self.merge))
+    def results(self, outputs: ModelOutputs) -> list[list[dict[str, Any]]]:
+        scores_DC = self._scores(merged(outputs.windows, outputs.values, self.merge))
         order_DC = np.argsort(-scores_DC, axis=1, kind="stable")[:, : self.top_k]
         return [
             [{"label": self.labels[i], "score": float(scores_C[i])} for i in order_C]

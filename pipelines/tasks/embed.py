@@ -130,17 +130,17 @@ class Embed(Task):
         texts = [self.prompt + str(document) for document in documents]
         return super().encode(tokenizer.lowercased if self.lower_case else tokenizer, texts)
 
-    def decode(self, made: ModelOutputs) -> pa.StructArray:
+    def decode(self, outputs: ModelOutputs) -> pa.StructArray:
         kind = self.columns.field("embedding").type
-        flat = pa.array(self.vectors(made).ravel(), kind.value_type)
+        flat = pa.array(self.vectors(outputs).ravel(), kind.value_type)
         lists = pa.FixedSizeListArray.from_arrays(flat, kind.list_size)
         return pa.StructArray.from_arrays([lists], fields=list(self.columns))
 
-    def results(self, made: ModelOutputs) -> list[list[float]]:
-        return self.vectors(made).tolist()
+    def results(self, outputs: ModelOutputs) -> list[list[float]]:
+        return self.vectors(outputs).tolist()
 
-    def response(self, made: ModelOutputs) -> np.ndarray:
-        return self.vectors(made)
+    def response(self, outputs: ModelOutputs) -> np.ndarray:
+        return self.vectors(outputs)
 
     def for_tokens(self, checkpoint: Checkpoint) -> TokenVectors:
         kept = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -150,9 +150,9 @@ class Embed(Task):
         numbers = ", ".join(f"{float(x):.3g}" for x in answer["embedding"][:4])
         return f"[{numbers}, …]"
 
-    def vectors(self, made: ModelOutputs) -> np.ndarray:
+    def vectors(self, outputs: ModelOutputs) -> np.ndarray:
         """(D, E), in the precision asked for: of a long document the mean of its windows', weighted by their tokens."""
-        vectors = merged(made.windows, made.values, "mean", made.windows.lengths)
+        vectors = merged(outputs.windows, outputs.values, "mean", outputs.windows.lengths)
         vectors = _of_length_one(vectors) if self.normalize_first else vectors
         vectors = vectors[:, : self.dimensions]
         return self._stored(_of_length_one(vectors) if self.normalize else vectors)
@@ -181,11 +181,11 @@ class TokenVectors(Embed):
     def forward(self, model: Any, batch: Any, ids: np.ndarray) -> Tensor:  # noqa: ARG002
         return model.encoder.forward_packed(batch)
 
-    def results(self, made: ModelOutputs) -> list[Any]:
-        return np.split(made.values, made.splits[1:-1]) if made.documents else []
+    def results(self, outputs: ModelOutputs) -> list[Any]:
+        return np.split(outputs.values, outputs.splits[1:-1]) if outputs.documents else []
 
-    def response(self, made: ModelOutputs) -> list[Any]:  # type: ignore[override]
-        return self.results(made)
+    def response(self, outputs: ModelOutputs) -> list[Any]:  # type: ignore[override]
+        return self.results(outputs)
 
 
 def _of_length_one(vectors: np.ndarray) -> np.ndarray:

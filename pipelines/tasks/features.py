@@ -45,13 +45,13 @@ class Features(Task):
     def rows(self, input_ids: np.ndarray, cu_seqlens: np.ndarray) -> np.ndarray:  # noqa: ARG002
         return np.diff(cu_seqlens)
 
-    def decode(self, made: ModelOutputs) -> pa.StructArray:
-        vectors = pa.FixedSizeListArray.from_arrays(pa.array(made.values.ravel(), pa.float32()), self.hidden_size)
-        return pa.StructArray.from_arrays([list_array(np.diff(made.splits), vectors)], fields=list(self.columns))
+    def decode(self, outputs: ModelOutputs) -> pa.StructArray:
+        vectors = pa.FixedSizeListArray.from_arrays(pa.array(outputs.values.ravel(), pa.float32()), self.hidden_size)
+        return pa.StructArray.from_arrays([list_array(np.diff(outputs.splits), vectors)], fields=list(self.columns))
 
-    def results(self, made: ModelOutputs) -> list[list[list[list[float]]]]:
+    def results(self, outputs: ModelOutputs) -> list[list[list[list[float]]]]:
         # A batch of one for each document, as transformers gives it.
-        return [[rows.tolist()] for rows in np.split(made.values, made.splits[1:-1])] if made.documents else []
+        return [[rows.tolist()] for rows in np.split(outputs.values, outputs.splits[1:-1])] if outputs.documents else []
 
     def preview(self, answer: dict[str, Any]) -> str:
         return f"{len(answer['vectors'])} vectors"

@@ -114,18 +114,21 @@ class Fill(Task):
     def forward_options(self) -> tuple[Any, ...]:
         return self.top_k, self.targets
 
-    def decode(self, made: ModelOutputs) -> pa.StructArray:
-        rows, counts = self._masks(made)
-        scores, ids = made.values[rows, : self.top_k].ravel(), made.values[rows, self.top_k :].ravel().astype(np.int32)
-        texts = {i: made.tokenizer.decode([i]) for i in set(ids.tolist())}
+    def decode(self, outputs: ModelOutputs) -> pa.StructArray:
+        rows, counts = self._masks(outputs)
+        scores, ids = (
+            outputs.values[rows, : self.top_k].ravel(),
+            outputs.values[rows, self.top_k :].ravel().astype(np.int32),
+        )
+        texts = {i: outputs.tokenizer.decode([i]) for i in set(ids.tolist())}
         fields = [pa.array([texts[i] for i in ids.tolist()], pa.string()), pa.array(ids), pa.array(scores)]
         fills = pa.StructArray.from_arrays(fields, fields=list(FILL))
         of_mask = list_array(np.full(len(rows), self.top_k), fills)
         return pa.StructArray.from_arrays([list_array(counts, of_mask)], fields=list(self.columns))
 
-    def results(self, made: ModelOutputs) -> list[Any]:
-        tokenizer, windows = made.tokenizer, made.windows
-        rows, counts = self._masks(made)
+    def results(self, outputs: ModelOutputs) -> list[Any]:
+        tokenizer, windows = outputs.tokenizer, outputs.windows
+        rows, counts = self._masks(outputs)
         masks = np.flatnonzero(windows.input_ids == self.mask_token_id)[rows]
         out = []
         for first, count in zip(np.cumsum(counts) - counts, counts, strict=True):
@@ -134,7 +137,7 @@ class Fill(Task):
                 w = np.searchsorted(windows.cu_seqlens, mask, side="right") - 1
                 ids = windows.input_ids[windows.cu_seqlens[w] : windows.cu_seqlens[w + 1]].tolist()
                 filled = []
-                for score, token in zip(*np.split(made.values[row], 2), strict=True):
+                for score, token in zip(*np.split(outputs.values[row], 2), strict=True):
                     ids[mask - windows.cu_seqlens[w]] = int(token)
                     sequence = tokenizer.decode(ids, skip_special_tokens=count == 1)
                     told = {"token": int(token), "token_str": tokenizer.decode([int(token)]), "sequence": sequence}
@@ -147,12 +150,12 @@ class Fill(Task):
         shown = ", ".join(f"{fill['token'].strip()} {fill['score']:.2f}" for fill in answer["fills"][0][:4])
         return shown + (" …" if len(answer["fills"]) > 1 else "")
 
-    def _masks(self, made: ModelOutputs) -> tuple[np.ndarray, np.ndarray]:
+    def _masks(self, outputs: ModelOutputs) -> tuple[np.ndarray, np.ndarray]:
         """The rows of each document's masks, in the order of the text, and how many there are.
 
         A mask that two windows share counts in the one where it has more text on its scantier side.
         """
-        windows = made.windows
+        windows = outputs.windows
         starts, counts = per_document(windows)
         tokens = np.flatnonzero(windows.input_ids == self.mask_token_id)
         window = np.searchsorted(windows.cu_seqlens, tokens, side="right") - 1
@@ -167,7 +170,7 @@ class Fill(Task):
         new = np.ones(len(order), dtype=bool)
         new[1:] = (np.diff(document[order]) != 0) | (np.diff(at[order]) != 0)
         rows = order[new]
-        return rows, np.bincount(document[rows], minlength=len(made.documents))
+        return rows, np.bincount(document[rows], minlength=len(outputs.documents))
 
 
 def keep_windows(windows: Windows, keep_W: np.ndarray) -> Windows:

@@ -70,16 +70,16 @@ class Rerank(Task):
     def info(self, checkpoint: Checkpoint) -> dict[str, Any]:  # noqa: ARG002
         return {"model_type": {"reranker": label_maps(["LABEL_0"])}}
 
-    def decode(self, made: ModelOutputs) -> pa.StructArray:
-        scores = pa.array(self._scores(made), pa.float32())
+    def decode(self, outputs: ModelOutputs) -> pa.StructArray:
+        scores = pa.array(self._scores(outputs), pa.float32())
         return pa.StructArray.from_arrays([scores], fields=list(self.columns))
 
-    def results(self, made: ModelOutputs) -> list[float]:
-        return self._scores(made).tolist()
+    def results(self, outputs: ModelOutputs) -> list[float]:
+        return self._scores(outputs).tolist()
 
     def preview(self, answer: dict[str, Any]) -> str:
         return f"{answer['score']:.3f}"
 
-    def _scores(self, made: ModelOutputs) -> np.ndarray:
-        logits_D = merged(made.windows, made.values, self.merge)[:, 0]
+    def _scores(self, outputs: ModelOutputs) -> np.ndarray:
+        logits_D = merged(outputs.windows, outputs.values, self.merge)[:, 0]
         return logits_D if self.raw_scores else sigmoid(logits_D)

@@ -102,9 +102,9 @@ class Tag(Task):
     def rows(self, input_ids: np.ndarray, cu_seqlens: np.ndarray) -> np.ndarray:  # noqa: ARG002
         return np.diff(cu_seqlens)
 
-    def decode(self, made: ModelOutputs) -> pa.StructArray:
-        found = self.entities(made.windows, made.values)
-        texts = [str(made.documents[d])[a:b] for d, (a, b) in zip(found.document, found.span.tolist(), strict=True)]
+    def decode(self, outputs: ModelOutputs) -> pa.StructArray:
+        found = self.entities(outputs.windows, outputs.values)
+        texts = [str(outputs.documents[d])[a:b] for d, (a, b) in zip(found.document, found.span.tolist(), strict=True)]
         fields = [
             pa.array(found.label, pa.string()),
             pa.array(found.score, pa.float32()),
@@ -112,24 +112,24 @@ class Tag(Task):
             pa.array(found.span[:, 1], pa.int32()),
             pa.array(texts, pa.string()),
         ]
-        counts = np.bincount(found.document, minlength=len(made.documents))
+        counts = np.bincount(found.document, minlength=len(outputs.documents))
         lists = list_array(counts, pa.StructArray.from_arrays(fields, fields=list(ENTITY)))
         return pa.StructArray.from_arrays([lists], fields=list(self.columns))
 
-    def results(self, made: ModelOutputs) -> list[list[dict[str, Any]]]:
-        found = self.entities(made.windows, made.values)
-        out: list[list[dict[str, Any]]] = [[] for _ in made.documents]
+    def results(self, outputs: ModelOutputs) -> list[list[dict[str, Any]]]:
+        found = self.entities(outputs.windows, outputs.values)
+        out: list[list[dict[str, Any]]] = [[] for _ in outputs.documents]
         spans = zip(found.span.tolist(), found.tokens.tolist(), strict=True)
         for i, ((start, end), (first, last)) in enumerate(spans):
             answer: dict[str, Any] = {"score": float(found.score[i])}
-            text = str(made.documents[found.document[i]])
+            text = str(outputs.documents[found.document[i]])
             if self.aggregation == "none":
-                starts = made.windows.cu_seqlens
+                starts = outputs.windows.cu_seqlens
                 window = np.searchsorted(starts, first, side="right") - 1
                 answer |= {"entity": found.label[i], "index": int(first - starts[window])}
             else:
                 answer["entity_group"] = found.label[i]
-            answer |= {"word": self._word(made, text, first, last), "start": start, "end": end}
+            answer |= {"word": self._word(outputs, text, first, last), "start": start, "end": end}
             out[found.document[i]].append(answer)
         return out
 
@@ -202,9 +202,9 @@ class Tag(Task):
             return scores_TC[order[first_U]]
         return scores_TC[first_U]
 
-    def _word(self, made: ModelOutputs, text: str, first: int, last: int) -> str:
+    def _word(self, outputs: ModelOutputs, text: str, first: int, last: int) -> str:
         """The entity as the tokenizer spells it: of words, each word for itself first, as transformers does."""
-        windows, tokenizer = made.windows, made.tokenizer
+        windows, tokenizer = outputs.windows, outputs.tokenizer
         words: list[list[str]] = []
         for t in range(first, last + 1):
             token = tokenizer.token(int(windows.input_ids[t]))
