@@ -13,8 +13,8 @@ import numpy as np
 def packed_batches(lengths: Sequence[int] | np.ndarray, budget_tokens: int) -> list[np.ndarray]:
     """Cut windows into packed batches of at most `budget_tokens` tokens: arrays of indices into `lengths` (W,).
 
-    Windows are taken from the longest to the shortest, so that equal lengths stand side by side and what does not fit
-    the device shows at once. Each batch holds its windows from the shortest to the longest. A window longer than the
+    Windows are taken from the longest to the shortest, so that equal lengths share a batch and the first batch is the
+    one that needs most memory. Each batch holds its windows from the shortest to the longest. A window longer than the
     budget is a batch of its own. Raises ValueError for a length or budget below 1.
     """
     lengths = np.asarray(lengths, dtype=np.int64)

@@ -26,16 +26,19 @@ _MODEL_FILES = (".json", ".safetensors")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint by its name, which each process finds for itself on the machine where it runs."""
+    """A checkpoint by its name; each process finds its files on the machine where it runs.
+
+    Example: `Checkpoint.open("answerdotai/ModernBERT-base").tokenizer`
+    """
 
     model: str
     """A folder, a hub id, or a location in object storage."""
     revision: str | None
-    """Of the hub the commit, of object storage what its files were: all processes have the same one."""
+    """The commit of the hub, or a digest of the files' listing in object storage: the same in all processes."""
 
     @classmethod
     def open(cls, model: str | Path, revision: str | None = None) -> Checkpoint:
-        """The checkpoint `model`; CheckpointError or UserError where there is none."""
+        """Find the checkpoint `model`, fetched if need be; CheckpointError or UserError if it is missing."""
         name = str(model)
         if "://" in name:
             return cls(name, download_checkpoint(name).name)
@@ -44,32 +47,32 @@ class Checkpoint:
 
     @property
     def folder(self) -> Path:
-        """Where it lies on this machine; it is fetched where it does not yet."""
+        """The checkpoint's folder on this machine, fetched first where it is missing."""
         return _folder(self.model, self.revision)
 
     @property
     def encoder(self) -> Path:
-        """Where config.json, weights and tokenizer lie: the folder itself, or one that modules.json names."""
+        """The folder with config.json, weights and tokenizer: the checkpoint's own, or one that modules.json names."""
         return encoder_folder(self.folder)
 
     @property
     def config(self) -> ModernBertConfig:
-        """The model's configuration."""
+        """The configuration in config.json."""
         return load_config(self.encoder)
 
     @property
     def raw_config(self) -> dict[str, Any]:
-        """The whole of config.json."""
+        """The content of config.json as it is stored, with keys that the configuration does not know."""
         return json.loads((self.encoder / "config.json").read_text(encoding="utf-8"))
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer, loaded once in a process."""
+        """The tokenizer, loaded once per process."""
         file = self.encoder / "tokenizer.json"
         return _tokenizer(self.encoder, file.stat().st_mtime_ns if file.is_file() else 0)
 
     def check_tokenizer(self) -> None:
-        """Raise ValueError where the tokenizer gives ids that the model does not have."""
+        """Raise ValueError if the tokenizer has more ids than the model."""
         tokenizer = self.tokenizer
         if tokenizer.vocab_size > self.config.vocab_size:
             raise ValueError(
@@ -78,10 +81,10 @@ class Checkpoint:
 
 
 def download_checkpoint(location: str) -> Path:
-    """A checkpoint in object storage as a folder of this machine, copied once and kept for the next time.
+    """Copy a checkpoint from object storage to a folder of this machine, once, and return the folder.
 
-    Raises UserError where there is no checkpoint. The copy's name comes from what the listing tells of each file, so
-    that a checkpoint that has changed is copied again.
+    The folder's name holds a digest of the listing (paths, sizes, times), so that a changed checkpoint is copied again.
+    Raises UserError if no checkpoint is there.
     """
     filesystem, path = Folder.at(location).filesystem_and_path
     try:
@@ -95,13 +98,13 @@ def download_checkpoint(location: str) -> Path:
         raise UserError(
             f"model {redact_credentials(location)!r} holds no checkpoint: no *.json and *.safetensors files are there"
         )
-    told = [
+    listing = [
         redact_credentials(location),
         *sorted(f"{info.path} {info.size} {info.mtime_ns}" for info in found.values()),
     ]
     name = re.sub(r"[^\w.-]", "_", path.rpartition("/")[2])
     kept = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "modernbert-ray")
-    copy = kept / f"{name}-{sha256(repr(told).encode()).hexdigest()[:16]}"
+    copy = kept / f"{name}-{sha256(repr(listing).encode()).hexdigest()[:16]}"
     if copy.is_dir():
         return copy
     kept.mkdir(parents=True, exist_ok=True)

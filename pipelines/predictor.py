@@ -1,6 +1,6 @@
-"""Predictor: a checkpoint loaded once, packed windows in, predictions out. The one class of Data and of Serve; no Ray.
+"""Predictor: a checkpoint loaded once, windows in, predictions out. Ray Data, Ray Serve and memory share it.
 
-Shapes: T packed tokens, W windows, R rows of the task's answer, C numbers a row.
+Shapes: T packed tokens, W windows, R rows of values, C numbers a row.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ DTYPE = {"cpu": "float32", "cuda": "bfloat16"}
 
 @dataclass(frozen=True)
 class Predictions:
-    """What the model said of some windows."""
+    """The model's values for windows."""
 
     values: np.ndarray
     """(R, C) float32; rows of failed windows are not meaningful."""
     splits: np.ndarray
-    """(W+1,): rows `splits[w]:splits[w + 1]` are of window w."""
+    """(W+1,): the rows of window w are `splits[w]:splits[w + 1]`."""
     failed: dict[int, str]
-    """Window to the reason why there is no answer for it."""
+    """Windows without values, with the reason."""
     batches: int
-    """Packed batches run."""
+    """The number of packed batches."""
     seconds: float
 
 
@@ -52,7 +52,12 @@ class Predictor:
         budget_tokens: int | None = None,
         threads: int | None = None,
     ):
-        """Load the checkpoint; `threads`: of the CPU, None to leave torch's setting."""
+        """Load the checkpoint.
+
+        `device`, `dtype`: torch's names; dtype "auto" is float32 on CPUs and bfloat16 on GPUs. `budget_tokens`: the most
+        tokens in a packed batch. `threads`: CPU threads of torch, None to leave its setting. Raises ValueError for a
+        dtype or budget that cannot be.
+        """
         self.device = torch.device(device)
         if threads and self.device.type == "cpu":
             torch.set_num_threads(threads)
@@ -65,16 +70,16 @@ class Predictor:
         prepack(self.model)
 
     def answer(self, documents: Sequence[Text], task: Task | None = None) -> tuple[ModelOutputs, dict[int, str]]:
-        """Encode and run `documents`, with the options of `task` in place of the predictor's own where given.
+        """Encode and run documents; `task` stands in for the predictor's own.
 
-        Returns what `decode` and `results` of the task take, and the documents without an answer with the reason.
+        Returns what `decode` and `results` of the task take, and the documents that failed with the reason.
         """
         task = task or self.task
         tokenizer = self.checkpoint.tokenizer
         windows = task.encode(tokenizer, documents)
-        made = self.predict(windows.input_ids, windows.cu_seqlens, task=task)
-        failed = windows.rejected | {int(windows.document[w]): reason for w, reason in made.failed.items()}
-        return ModelOutputs(documents, windows, made.values, made.splits, tokenizer), failed
+        predictions = self.predict(windows.input_ids, windows.cu_seqlens, task=task)
+        failed = windows.rejected | {int(windows.document[w]): reason for w, reason in predictions.failed.items()}
+        return ModelOutputs(documents, windows, predictions.values, predictions.splits, tokenizer), failed
 
     @torch.inference_mode()
     def predict(
@@ -84,17 +89,17 @@ class Predictor:
         done: Callable[[int, int], None] | None = None,
         task: Task | None = None,
     ) -> Predictions:
-        """Run windows laid end to end, `input_ids` (T,) cut at `cu_seqlens` (W+1,); answers keep their order.
+        """Run windows laid end to end, `input_ids` (T,) cut at `cu_seqlens` (W+1,), and return their values in order.
 
-        `done(windows, tokens)` is called after each packed batch. A batch that does not fit the device's memory is
-        halved until it does; a window that fails alone, or whose answer is not finite, is in `failed`.
+        `done(windows, tokens)` is called after each packed batch. A batch that exceeds the device's memory is halved
+        until it fits; a window that fails alone, or whose values are not finite, is in `failed`.
         """
         started = time.perf_counter()
         task = task or self.task
         lengths = np.diff(cu_seqlens)
         splits = np.concatenate(([0], np.cumsum(task.rows(input_ids, cu_seqlens))))
         failed: dict[int, str] = {}
-        pieces: list[tuple[np.ndarray, torch.Tensor]] = []
+        computed: list[tuple[np.ndarray, torch.Tensor]] = []
         queue = packed_batches(lengths, self.budget_tokens)[::-1]
         batches = 0
         while queue:
@@ -102,7 +107,7 @@ class Predictor:
             try:
                 ids = input_ids[_ranges(cu_seqlens, windows)]
                 batch = PackedBatch.from_lengths(self._to_device(ids), tuple(lengths[windows].tolist()))
-                pieces.append((windows, task.forward(self.model, batch, ids)))
+                computed.append((windows, task.forward(self.model, batch, ids)))
             except torch.OutOfMemoryError as error:
                 if len(windows) == 1:
                     failed[int(windows[0])] = f"out of memory on {self.device}: {str(error).splitlines()[0]}"
@@ -113,7 +118,7 @@ class Predictor:
             if done:
                 done(len(windows), len(ids))
         values = np.zeros((splits[-1], task.width), dtype=np.float32)
-        for windows, outputs in pieces:  # only now does the host wait for a device
+        for windows, outputs in computed:  # only now does the host wait for a device
             values[_ranges(splits, windows)] = outputs.float().cpu().numpy()
         bad_rows = np.flatnonzero(~np.isfinite(values).all(axis=1))
         for w in np.unique(np.searchsorted(splits, bad_rows, side="right") - 1):
@@ -126,7 +131,7 @@ class Predictor:
 
 
 def _ranges(splits: np.ndarray, windows: np.ndarray) -> np.ndarray:
-    """The places `splits[w]:splits[w + 1]` of some windows, one after the other."""
+    """Return the indices `splits[w]:splits[w + 1]` of windows w, one window after the other."""
     starts, counts = splits[windows], splits[windows + 1] - splits[windows]
     before = np.cumsum(counts) - counts
     return np.arange(counts.sum()) + np.repeat(starts - before, counts)

@@ -25,7 +25,7 @@ from pipelines.tasks.postprocess import list_array, per_document, softmax
 
 SPAN = pa.struct([("answer", pa.string()), ("score", pa.float32()), ("start", pa.int32()), ("end", pa.int32())])
 OUTSIDE, CLS, CONTEXT = 0, 1, 2
-"""In `Windows.token_tags`: no part of the softmax; a part of it but of no answer; a part of both."""
+"""Values of `Windows.token_tags`: not in the softmax; in the softmax but never in an answer; in both."""
 DEFAULT_LENGTH = 384  # of transformers' pipeline, and of the windows that such models are trained on
 
 
@@ -61,16 +61,19 @@ class AnswerPipeline(Pipeline):
 
 @dataclass(frozen=True, kw_only=True)
 class Answer(Task):
-    """How start and end logits become spans."""
+    """Spans of the context by the product of their start and end probabilities.
+
+    `token_tags` of its windows are OUTSIDE, CLS or CONTEXT; with `align_to_words`, `offsets` are those of whole words.
+    """
 
     top_k: int | None
-    """How many spans the list `answers` holds; None for no such list."""
+    """The most spans in the list `answers`; None for no such list."""
     max_answer_length: int
-    """Tokens in an answer at most."""
+    """The most tokens in an answer."""
     no_answer: bool
-    """Whether no answer, an empty string, competes with the spans."""
+    """Whether the empty answer competes with the spans."""
     align_to_words: bool
-    """Whether answers begin and end with whole words."""
+    """Whether answers begin and end at word boundaries."""
 
     options_class = AnswerOptions
     model_class = ModernBertForQuestionAnswering
@@ -99,7 +102,6 @@ class Answer(Task):
 
     @property
     def columns(self) -> pa.Schema:
-        """The best span, the score of there being no answer, and with `top_k` the best spans as a list."""
         fields = [*SPAN, pa.field("no_answer_score", pa.float32())]
         return pa.schema([*fields, *([pa.field("answers", pa.list_(SPAN))] if self.top_k else [])])
 
@@ -118,7 +120,7 @@ class Answer(Task):
         return replace(windows, offsets=spans, token_tags=part.astype(np.int8))
 
     def reject(self, document: Text) -> str | None:
-        """A context shorter than its question: most likely the two columns are swapped."""
+        # Most likely the two columns are swapped.
         question, context = document[0], document[1]
         if len(context) < len(question):
             return "context is shorter than the question"
@@ -145,9 +147,9 @@ class Answer(Task):
         return out
 
     def spans(self, outputs: ModelOutputs) -> list[tuple[list[Span], float]]:
-        """Of each pair the best spans, at most `top_k` or one, and the score of there being no answer.
+        """Return, per pair, the best spans (at most `top_k`, or one) and the score of the empty answer.
 
-        Spans of one text, whatever the case of its letters, count as one and add up.
+        Spans with the same text, regardless of case, count as one whose score is their sum.
         """
         windows = outputs.windows
         starts, counts = per_document(windows)
@@ -158,7 +160,7 @@ class Answer(Task):
             no_answer = 1.0
             for w in range(first, first + count):
                 tokens = slice(windows.cu_seqlens[w], windows.cu_seqlens[w + 1])
-                best, null = self._of_window(outputs.values[tokens], windows.token_tags[tokens])
+                best, null = self._best_spans(outputs.values[tokens], windows.token_tags[tokens])
                 no_answer = min(no_answer, null)
                 for begin, end, score in best:
                     start, stop = int(windows.offsets[tokens][begin, 0]), int(windows.offsets[tokens][end, 1])
@@ -177,26 +179,26 @@ class Answer(Task):
     def preview(self, answer: dict[str, Any]) -> str:
         return f"{answer['score']:.2f}  {answer['answer']!r}"
 
-    def _of_window(self, logits_L2: np.ndarray, part: np.ndarray) -> tuple[list[tuple[int, int, float]], float]:
-        """(first token, last token, score) of the best spans, and the score of no answer."""
+    def _best_spans(self, logits_L2: np.ndarray, part: np.ndarray) -> tuple[list[tuple[int, int, float]], float]:
+        """Return (first token, last token, score) of a window's best spans, and the score of the empty answer."""
         inside = np.flatnonzero(part != OUTSIDE)
         start_L, end_L = softmax(logits_L2[inside].T)
         null = float(start_L[0] * end_L[0]) if inside[0] == 0 else 0.0
         context = part[inside] == CONTEXT
-        start_L, end_L, place = start_L[context], end_L[context], inside[context]
-        width = min(self.max_answer_length, len(place))
+        start_L, end_L, token_L = start_L[context], end_L[context], inside[context]
+        width = min(self.max_answer_length, len(token_L))
         if not width:
             return [], null
         ends_LA = np.lib.stride_tricks.sliding_window_view(np.pad(end_L, (0, width - 1)), width)
         scores = (start_L[:, None] * ends_LA).ravel()
         begin, end = np.divmod(np.arange(len(scores)), width)
         end += begin
-        real = np.flatnonzero(end < len(place))
+        real = np.flatnonzero(end < len(token_L))
         wanted = 2 * (self.top_k or 1) + 10 if self.align_to_words else self.top_k or 1
         if len(real) > wanted:
             real = real[np.argpartition(-scores[real], wanted - 1)[:wanted]]
         order = real[np.argsort(-scores[real], kind="stable")]
-        return [(int(place[begin[i]]), int(place[end[i]]), float(scores[i])) for i in order], null
+        return [(int(token_L[begin[i]]), int(token_L[end[i]]), float(scores[i])) for i in order], null
 
 
 def _pair(item: Any) -> Text:

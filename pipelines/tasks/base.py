@@ -1,4 +1,4 @@
-"""What every task is: which texts go in, how they become windows, what the model computes, which columns come out.
+"""Task: the texts that go in, how they become windows, what the model computes, and the columns that come out.
 
 Shapes: T packed tokens, W windows, D documents, R rows of the model's answer, C numbers a row.
 """
@@ -30,36 +30,39 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 @dataclass(frozen=True)
 class ModelOutputs:
-    """Documents, their windows, and what the model said of these."""
+    """Documents, their windows, and the model's values for these: what `decode` takes."""
 
     documents: Sequence[Text]
     windows: Windows
     values: np.ndarray
     """(R, C) float32"""
     splits: np.ndarray
-    """(W+1,): rows `splits[w]:splits[w + 1]` are of window w."""
+    """(W+1,): the rows of window w are `splits[w]:splits[w + 1]`."""
     tokenizer: Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task(ABC):
-    """A task with its options settled: a plain value, which travels to workers and goes into a fingerprint."""
+    """A task with its options resolved for a checkpoint: a plain value that travels to workers.
+
+    Its fields are part of the fingerprint of a corpus job's output.
+    """
 
     max_length: int
-    """Tokens in a window at most."""
+    """The most tokens in a window."""
     stride: int | None
-    """Tokens that neighbouring windows of a long document share; None: long documents are truncated."""
+    """Tokens that neighbouring windows of a long document share; None if long documents are truncated."""
 
     options_class: ClassVar[type[TaskOptions]]
     """Its entry in `options.TASKS`."""
     model_class: ClassVar[Any]
-    """The model that runs it, and the architecture that its checkpoints are of."""
+    """The model that runs it; its name is the architecture that config.json must name."""
     pipeline_class: ClassVar[type[Pipeline]] = Pipeline
-    """The shape of its calls in memory."""
+    """What `pipeline` returns for it: the arguments and results of a call in memory."""
     takes_pairs: ClassVar[bool] = False
     """Whether a document may be a pair of texts where `inputs` names a single one."""
     needs_details: ClassVar[bool] = False
-    """Whether answers need to know where in a text each token lies."""
+    """Whether decoding needs the offsets, word ids and sequence ids of the tokens."""
 
     @classmethod
     @abstractmethod
@@ -78,56 +81,56 @@ class Task(ABC):
     @property
     @abstractmethod
     def columns(self) -> pa.Schema:
-        """What the task adds to a document."""
+        """The columns that a corpus job adds for the task."""
 
     @property
     @abstractmethod
     def width(self) -> int:
-        """C"""
+        """C, the numbers in a row of the model's values."""
 
     @abstractmethod
     def decode(self, outputs: ModelOutputs) -> pa.StructArray:
-        """One struct of `columns` for each document; those of documents without windows have no meaning."""
+        """Turn the model's values into a struct of `columns` per document; any for one without windows."""
 
     @abstractmethod
     def results(self, outputs: ModelOutputs) -> list[Any]:
-        """Plain Python values, one for each document, in the shape of Hugging Face's pipelines."""
+        """Turn the model's values into one plain Python value per document, as transformers' pipelines do."""
 
     def response(self, outputs: ModelOutputs) -> Sequence[Any] | np.ndarray:
-        """One answer a document as an online model gives it: as `results`, or an array whose rows they are."""
+        """Return what an online model answers per document: the `results`, or an array with a row per document."""
         return self.results(outputs)
 
     def for_tokens(self, checkpoint: Checkpoint) -> Task:  # noqa: ARG002
-        """The task that answers with a vector for each token; ValueError where there is none."""
+        """Return the task that gives a vector per token in place of this one; ValueError if there is none."""
         raise ValueError(f"token vectors come from embed models; this one is for {self.options_class.task}")
 
     @classmethod
     def check(cls, checkpoint: Checkpoint) -> None:
-        """Raise ValueError where the checkpoint's weights are not of this task."""
+        """Raise ValueError if the checkpoint's architecture, weights or tokenizer do not fit the task."""
         check_architecture(checkpoint, cls.options_class.task, cls.model_class.__name__)
         check_weights(cls.model_class, checkpoint.encoder, checkpoint.config)
         checkpoint.check_tokenizer()
 
     def load(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> nn.Module:
-        """The model, with `forward_packed`."""
+        """Load the model, which has `forward_packed`."""
         return load(self.model_class, checkpoint.encoder, device=device, dtype=dtype)
 
     @property
     def forward_options(self) -> tuple[Any, ...]:
-        """The options that `forward` depends on: windows of tasks with the same ones can share a packed batch."""
+        """The options that `forward` depends on: windows of tasks that agree in them can share a packed batch."""
         return ()
 
     def fingerprint(self, checkpoint: Checkpoint) -> str:
-        """A digest of what answers depend on in the checkpoint."""
+        """Return a digest of the checkpoint's files that answers depend on."""
         return fingerprint(checkpoint.encoder)
 
     def reject(self, document: Text) -> str | None:  # noqa: ARG002
-        """Why a corpus job sets a document aside, though it could be encoded; None where it does not."""
+        """Return the reason why a corpus job rejects a document that could be encoded, or None."""
         return None
 
     @classmethod
     def check_documents(cls, documents: Sequence[Any]) -> None:
-        """Raise ValueError that names the first document of a call that is no text, or no pair, that the task takes."""
+        """Raise ValueError that names the first document of a call that the task does not take."""
         name, inputs = cls.options_class.task, tuple(cls.options_class.inputs)
         for i, document in enumerate(documents):
             for text in document if isinstance(document, tuple) else (document,):
@@ -146,7 +149,7 @@ class Task(ABC):
 
     @classmethod
     def refuse(cls, document: Text) -> str | None:  # noqa: ARG003
-        """Why a call, in memory or online, with this document is refused; None where it is taken."""
+        """Return the reason why a call in memory or online with this document is refused, or None."""
         return None
 
     @property
@@ -155,41 +158,44 @@ class Task(ABC):
         return ("a", "a") if len(self.options_class.inputs) == 2 else "a"
 
     def info(self, checkpoint: Checkpoint) -> dict[str, Any]:  # noqa: ARG002
-        """What `/info` tells of a model beside what all tasks have: fields of `serve.protocol.Info`."""
+        """Return what `/info` shows of the model beside what every task has: fields of `serve.protocol.Info`."""
         return {}
 
     def encode(self, tokenizer: Tokenizer, documents: Sequence[Text]) -> Windows:
-        """Documents to windows; those that cannot be encoded are in `rejected` with the reason."""
+        """Tokenise documents into windows; those that cannot be encoded are in `rejected` with the reason."""
         return tokenizer.encode(documents, self.max_length, stride=self.stride, details=self.needs_details)
 
     def rows(self, input_ids: np.ndarray, cu_seqlens: np.ndarray) -> np.ndarray:  # noqa: ARG002
-        """How many rows of the answer each window has, (W,)."""
+        """Return how many rows of values each window has, (W,): one, unless a task overrides it."""
         return np.ones(len(cu_seqlens) - 1, dtype=np.int64)
 
     def forward(self, model: Any, batch: Any, ids: np.ndarray) -> Tensor:  # noqa: ARG002
-        """The answer (R, C) for a packed batch, its windows' rows in order; `ids`: its token ids, on the host."""
+        """Run the model on a packed batch and return its values (R, C), the rows of its windows in order.
+
+        `ids`: the batch's token ids (T,) on the host.
+        """
         return model.forward_packed(batch)
 
     def label_counts(self, answers: pa.StructArray) -> Counter[str]:  # noqa: ARG002
-        """What a summary counts of some answers, by name."""
+        """Count answers by label, for the summary of a run."""
         return Counter()
 
     def scores(self, answers: pa.StructArray) -> pa.Array:
-        """The scores of some answers, for a histogram."""
+        """Return the scores of answers, for the report's histogram."""
         return answers.field("score") if "score" in self.columns.names else pa.array([], pa.float32())
 
     @abstractmethod
     def preview(self, answer: dict[str, Any]) -> str:
-        """An answer (by column) in a few words, for the terminal."""
+        """Describe an answer, given by column, in a few words for the terminal."""
 
 
 def task_class(name: str) -> type[Task]:
-    """The class of the task called `name`, one of `options.TASKS`."""
+    """Load the class of a task, one of `options.TASKS`."""
     return resolve_name(TASKS[name].implementation)
 
 
 def check_architecture(checkpoint: Checkpoint, task: str, *architectures: str) -> None:
-    """Raise ValueError where config.json names another architecture than `architectures`, with the tasks that fit."""
+    """Raise ValueError, with the tasks that fit, if config.json names none of `architectures`."""
     configured = next(iter(checkpoint.raw_config.get("architectures") or []), None)
     if configured in (None, *architectures):
         return
@@ -213,7 +219,7 @@ def label_maps(labels: Sequence[str]) -> dict[str, dict[str, Any]]:
 def resolve_windowing(
     checkpoint: Checkpoint, options: TaskOptions, default_length: int | None = None
 ) -> dict[str, int | None]:
-    """`max_length` and `stride` of a task; ValueError for what the model cannot do."""
+    """Return `max_length` and `stride` of a task; ValueError for options that the model does not allow."""
     max_length, stride = options.max_length, options.stride
     longest = checkpoint.config.max_position_embeddings
     if max_length is not None and max_length > longest:

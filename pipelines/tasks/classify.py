@@ -26,7 +26,11 @@ class ClassifyPipeline(Pipeline):
     """text-classification: the best label, or with `top_k` a list of the best (of all labels, where it is None)."""
 
     def __call__(self, inputs: Any, **options: Any) -> Any:
-        """{label, score} of each text or {text, text_pair}, in a list for a single text; lists of them with `top_k`."""
+        """Classify texts or {text, text_pair} dictionaries.
+
+        Returns {label, score} per document (for a single text in a list, as transformers does), or with `top_k` a list
+        of them per document.
+        """
         many = isinstance(inputs, list)
         results = self.predict([_document(item) for item in (inputs if many else [inputs])], options)
         return results if many or (isinstance(inputs, str) and "top_k" not in options) else results[0]
@@ -41,19 +45,19 @@ class ClassifyPipeline(Pipeline):
 
 @dataclass(frozen=True, kw_only=True)
 class Classify(Task):
-    """How logits become labels and scores."""
+    """Labels and scores from the logits of a document's windows."""
 
     labels: tuple[str, ...]
     kind: str
     """single_label_classification, multi_label_classification or regression."""
     top_k: int | None
-    """How many labels the lists `labels` and `scores` hold; None for no such lists."""
+    """The most labels in the lists `labels` and `scores`; None for no such lists."""
     threshold: float
-    """The least score of a label that a multi-label model's lists hold."""
+    """The least score of a label in the lists of a multi-label model."""
     merge: Merge
-    """How the logits of a long document's windows become one."""
+    """How the logits of a document's windows become one row."""
     function: Function
-    """From logits to scores."""
+    """What turns logits into scores."""
 
     options_class = ClassifyOptions
     model_class = ModernBertForSequenceClassification

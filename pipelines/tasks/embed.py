@@ -32,23 +32,23 @@ _STORED = {"float32": pa.float32(), "float16": pa.float16(), "int8": pa.int8(), 
 
 @dataclass(frozen=True, kw_only=True)
 class Embed(Task):
-    """How token vectors become a document's."""
+    """A vector per document from the vectors of its tokens."""
 
     pooling: tuple[str, ...]
     size: int
-    """Numbers in a vector of the model."""
+    """The numbers in a vector of the model."""
     normalize_first: bool
-    """Whether the checkpoint makes vectors of length one."""
+    """Whether the checkpoint normalises its vectors."""
     dimensions: int
-    """How many numbers of it are kept (Matryoshka): the first ones."""
+    """How many of the first numbers are kept (Matryoshka)."""
     normalize: bool
-    """Whether the kept part is made one of length one."""
+    """Whether the kept part is normalised."""
     precision: Precision
     """float32, float16; int8: each vector scaled so that its largest number is 127; binary: the signs, eight to a byte,
     as int8 (less 128, as in sentence-transformers), ubinary as uint8."""
     prompt: str
     prompt_tokens: int
-    """Tokens at the start that the pooling leaves out, since they are the prompt's."""
+    """Tokens of the prompt, which the pooling leaves out."""
     lower_case: bool
 
     options_class = EmbedOptions
@@ -131,9 +131,9 @@ class Embed(Task):
         return super().encode(tokenizer.lowercased if self.lower_case else tokenizer, texts)
 
     def decode(self, outputs: ModelOutputs) -> pa.StructArray:
-        kind = self.columns.field("embedding").type
-        flat = pa.array(self.vectors(outputs).ravel(), kind.value_type)
-        lists = pa.FixedSizeListArray.from_arrays(flat, kind.list_size)
+        type_ = self.columns.field("embedding").type
+        flat = pa.array(self.vectors(outputs).ravel(), type_.value_type)
+        lists = pa.FixedSizeListArray.from_arrays(flat, type_.list_size)
         return pa.StructArray.from_arrays([lists], fields=list(self.columns))
 
     def results(self, outputs: ModelOutputs) -> list[list[float]]:
@@ -151,11 +151,11 @@ class Embed(Task):
         return f"[{numbers}, …]"
 
     def vectors(self, outputs: ModelOutputs) -> np.ndarray:
-        """(D, E), in the precision asked for: of a long document the mean of its windows', weighted by their tokens."""
+        """Return the vectors (D, E) in `precision`: the mean over a document's windows, weighted by tokens."""
         vectors = merged(outputs.windows, outputs.values, "mean", outputs.windows.lengths)
-        vectors = _of_length_one(vectors) if self.normalize_first else vectors
+        vectors = _normalised(vectors) if self.normalize_first else vectors
         vectors = vectors[:, : self.dimensions]
-        return self._stored(_of_length_one(vectors) if self.normalize else vectors)
+        return self._stored(_normalised(vectors) if self.normalize else vectors)
 
     def _stored(self, vectors: np.ndarray) -> np.ndarray:
         if self.precision == "int8":
@@ -169,7 +169,7 @@ class Embed(Task):
 
 
 class TokenVectors(Embed):
-    """A vector for each token in place of the document's; `size` is H."""
+    """A vector per token, special tokens included, in place of one per document; `size` is the hidden size."""
 
     @property
     def forward_options(self) -> tuple[Any, ...]:
@@ -188,7 +188,7 @@ class TokenVectors(Embed):
         return self.results(outputs)
 
 
-def _of_length_one(vectors: np.ndarray) -> np.ndarray:
+def _normalised(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(min=1e-12)
 
 

@@ -1,4 +1,4 @@
-"""features: a vector for each token, the encoder's last hidden states, as nested lists in memory."""
+"""features: a vector per token, the encoder's last hidden states."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pipelines.tasks.postprocess import list_array
 
 @dataclass(frozen=True, kw_only=True)
 class Features(Task):
-    """The encoder without a head; long documents are truncated."""
+    """The encoder's last hidden state of each token, special tokens included."""
 
     hidden_size: int
 
@@ -27,6 +27,8 @@ class Features(Task):
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint, options: FeaturesOptions) -> Features:
+        if options.long_documents == "windows":
+            raise ValueError("long_documents must be truncate: a token's vector depends on the whole window")
         return cls(**resolve_windowing(checkpoint, options), hidden_size=checkpoint.config.hidden_size)  # type: ignore[arg-type]
 
     @property

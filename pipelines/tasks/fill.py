@@ -40,12 +40,12 @@ class FillPipeline(Pipeline):
 
 @dataclass(frozen=True, kw_only=True)
 class Fill(Task):
-    """How a mask's logits become tokens."""
+    """The likeliest tokens for each mask; documents without a mask among their tokens are rejected."""
 
     top_k: int
-    """How many tokens are given for a mask."""
+    """Tokens per mask."""
     targets: tuple[int, ...] | None
-    """The only ids that may be given; None for all."""
+    """The only ids to choose from; None for the whole vocabulary."""
     mask_token_id: int
     mask_token: str
 
@@ -140,8 +140,10 @@ class Fill(Task):
                 for score, token in zip(*np.split(outputs.values[row], 2), strict=True):
                     ids[mask - windows.cu_seqlens[w]] = int(token)
                     sequence = tokenizer.decode(ids, skip_special_tokens=count == 1)
-                    told = {"token": int(token), "token_str": tokenizer.decode([int(token)]), "sequence": sequence}
-                    filled.append({"score": float(score)} | told)
+                    token_str = tokenizer.decode([int(token)])
+                    filled.append(
+                        {"score": float(score), "token": int(token), "token_str": token_str, "sequence": sequence}
+                    )
                 lists.append(filled)
             out.append(lists[0] if count == 1 else lists)
         return out
@@ -151,20 +153,20 @@ class Fill(Task):
         return shown + (" …" if len(answer["fills"]) > 1 else "")
 
     def _masks(self, outputs: ModelOutputs) -> tuple[np.ndarray, np.ndarray]:
-        """The rows of each document's masks, in the order of the text, and how many there are.
+        """Return the rows of all masks by document and position, and the number of masks per document, (D,).
 
-        A mask that two windows share counts in the one where it has more text on its scantier side.
+        A mask that two windows share counts in the window that leaves it more context on its shorter side.
         """
         windows = outputs.windows
         starts, counts = per_document(windows)
         tokens = np.flatnonzero(windows.input_ids == self.mask_token_id)
         window = np.searchsorted(windows.cu_seqlens, tokens, side="right") - 1
-        place = tokens - windows.cu_seqlens[window]
-        at = place + windows.start[window]
+        position = tokens - windows.cu_seqlens[window]
+        at = position + windows.start[window]
         is_first = window == starts[windows.document[window]]
         is_last = window == (starts + counts - 1)[windows.document[window]]
-        left = np.where(is_first, np.inf, place)
-        right = np.where(is_last, np.inf, windows.lengths[window] - 1 - place)
+        left = np.where(is_first, np.inf, position)
+        right = np.where(is_last, np.inf, windows.lengths[window] - 1 - position)
         document = windows.document[window]
         order = np.lexsort((-np.minimum(left, right), at, document))
         new = np.ones(len(order), dtype=bool)
@@ -174,7 +176,7 @@ class Fill(Task):
 
 
 def keep_windows(windows: Windows, keep_W: np.ndarray) -> Windows:
-    """Some of the windows; a document that is in `rejected` counts no tokens."""
+    """Keep some of the windows; the counts of rejected documents become zero."""
     if keep_W.all():
         return windows
     tokens = np.repeat(keep_W, windows.lengths)

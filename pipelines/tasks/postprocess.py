@@ -1,4 +1,4 @@
-"""From the windows' values to the documents': what tasks share when they decode.
+"""From values per window to values per document: what tasks share when they decode.
 
 Shapes: W windows, D documents, C numbers a row.
 """
@@ -16,13 +16,13 @@ Merge = Literal["mean", "max"]
 
 
 def per_document(windows: Windows) -> tuple[np.ndarray, np.ndarray]:
-    """The first window of each document, (D,), and how many windows it has, (D,)."""
+    """Return the first window of each document, (D,), and its number of windows, (D,)."""
     counts = np.bincount(windows.document, minlength=len(windows.n_tokens))
     return np.cumsum(counts) - counts, counts
 
 
 def merged(windows: Windows, values_WC: np.ndarray, how: Merge, weights_W: np.ndarray | None = None) -> np.ndarray:
-    """One row a document, (D, C): the (weighted) mean or the maximum over its windows; zeros where it has none."""
+    """Reduce windows to documents, (D, C), by the (weighted) mean or the maximum; zeros where there are none."""
     starts, counts = per_document(windows)
     out = np.zeros((len(counts), values_WC.shape[1]), dtype=np.float32)
     single = counts == 1
@@ -38,16 +38,16 @@ def merged(windows: Windows, values_WC: np.ndarray, how: Merge, weights_W: np.nd
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Over the last axis, in the dtype given."""
+    """Softmax over the last axis, in the array's dtype."""
     shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return shifted / shifted.sum(axis=-1, keepdims=True)
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:
-    """1 / (1 + exp(-x)), without overflow."""
+    """Sigmoid 1 / (1 + exp(-x)) without overflow, in the array's dtype."""
     return np.exp(-np.logaddexp(np.float32(0), -logits))
 
 
 def list_array(counts: np.ndarray, values: pa.Array) -> pa.ListArray:
-    """`values` cut into lists of `counts` each."""
+    """Cut `values` into lists of `counts` items."""
     return pa.ListArray.from_arrays(pa.array(np.concatenate(([0], np.cumsum(counts))), pa.int32()), values)

@@ -1,4 +1,4 @@
-"""rerank: how well a passage answers a query, from a cross-encoder: a sequence classifier with one output.
+"""rerank: the relevance of a passage to a query, from a cross-encoder (a sequence classifier with one output).
 
 Shapes: W windows, D pairs.
 """
@@ -24,7 +24,7 @@ class RerankPipeline(Pipeline):
     """rerank: [{index, score}] from the best text to the worst."""
 
     def __call__(self, query: str, texts: Sequence[str], *, return_text: bool = False, **options: Any) -> Any:  # type: ignore[override]
-        """Score how well each of `texts` answers `query`; with `return_text`, the texts are in the result too."""
+        """Score the relevance of each of `texts` to `query`; `return_text` puts the texts into the result."""
         if isinstance(texts, str) or not isinstance(texts, Sequence):
             raise ValueError(f"texts must be a list of texts, not {str(texts)[:40]!r}")
         scores = self.predict([(query, text) for text in texts], options)
@@ -37,12 +37,12 @@ class RerankPipeline(Pipeline):
 
 @dataclass(frozen=True, kw_only=True)
 class Rerank(Task):
-    """How a logit becomes a score."""
+    """A score per pair that grows with relevance, between 0 and 1 unless `raw_scores`."""
 
     merge: Merge
-    """How the logits of a long passage's windows become one."""
+    """How the logits of a passage's windows become one."""
     raw_scores: bool
-    """Give the logit itself, not its sigmoid."""
+    """Whether the score is the logit itself, not its sigmoid."""
 
     options_class = RerankOptions
     model_class = ModernBertForSequenceClassification

@@ -22,7 +22,7 @@ from pipelines.tasks.base import ModelOutputs, Task, label_maps, resolve_windowi
 from pipelines.tasks.postprocess import list_array, per_document, softmax
 
 SPECIAL, SUBWORD = -1, 1
-"""In `Windows.token_tags`: not a token of the text; a token that goes on with the word before it."""
+"""Values of `Windows.token_tags`: not a token of the text; a token that continues the word before it."""
 ENTITY = pa.struct(
     [("label", pa.string()), ("score", pa.float32()), ("start", pa.int32()), ("end", pa.int32()), ("text", pa.string())]
 )
@@ -32,7 +32,7 @@ _PREFIXES = ("B-", "I-", "E-", "L-", "S-", "U-")
 
 @dataclass(frozen=True)
 class Entities:
-    """Entities of some documents, in the order of the text."""
+    """Entities of several documents, in the order of the text."""
 
     document: np.ndarray
     """(G,)"""
@@ -42,22 +42,22 @@ class Entities:
     span: np.ndarray
     """(G, 2): characters [start, end)"""
     tokens: np.ndarray
-    """(G, 2): its tokens [first, last] in the pack"""
+    """(G, 2): tokens [first, last] in the pack"""
 
     def take(self, rows: np.ndarray) -> Entities:
-        """Some of them."""
+        """Return the entities at `rows`."""
         label = [self.label[i] for i in rows]
         return Entities(self.document[rows], label, self.score[rows], self.span[rows], self.tokens[rows])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tag(Task):
-    """How token logits become entities."""
+    """Entities from the logits of tokens; `token_tags` of its windows are SPECIAL, SUBWORD or 0."""
 
     labels: tuple[str, ...]
     aggregation: Aggregation
-    """none: each token for itself; simple: tokens of one entity together; first, average, max: words first, by their
-    first token, the mean of their tokens' scores, or their surest token."""
+    """none: each token by itself; simple: adjacent tokens of one entity together; first, average, max: words first, by
+    their first token, the mean of their tokens' scores, or their most probable token."""
     ignore_labels: tuple[str, ...]
 
     options_class = TagOptions
@@ -134,7 +134,7 @@ class Tag(Task):
         return out
 
     def entities(self, windows: Windows, logits_TC: np.ndarray) -> Entities:
-        """Every entity that is not ignored; of those that overlap in two windows the longest, then the surest."""
+        """Find every entity that is not ignored; where two windows overlap, the longest, then the most probable one."""
         real_T = np.flatnonzero(windows.token_tags != SPECIAL)
         window_T = np.repeat(np.arange(len(windows.document)), windows.lengths)[real_T]
         scores_TC = softmax(logits_TC[real_T])
@@ -180,14 +180,14 @@ class Tag(Task):
 
     @property
     def _prefixed(self) -> bool:
-        """Whether the labels follow a scheme with B- or I-; a hyphen in a plain label is part of its name."""
+        """Whether the labels follow a scheme with B- or I-; in plain labels a hyphen is part of the name."""
         return any(label.startswith(("B-", "I-")) for label in self.labels)
 
     @property
     def _scheme(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of each label: the number of its type, whether it begins an entity, whether it ends one."""
+        """Return, per label, the number of its type, whether it begins an entity, and whether it ends one."""
         types = [_type(label, self._prefixed) for label in self.labels]
-        tag = np.array([types.index(kind) for kind in types])
+        tag = np.array([types.index(type_) for type_ in types])
         prefixed = self._prefixed
         begins = np.array([prefixed and label.startswith(_BEGINS) for label in self.labels])
         ends = np.array([prefixed and label.startswith(_ENDS) for label in self.labels])
@@ -203,7 +203,7 @@ class Tag(Task):
         return scores_TC[first_U]
 
     def _word(self, outputs: ModelOutputs, text: str, first: int, last: int) -> str:
-        """The entity as the tokenizer spells it: of words, each word for itself first, as transformers does."""
+        """Spell the entity as the tokenizer does; with word aggregation word by word, as transformers does."""
         windows, tokenizer = outputs.windows, outputs.tokenizer
         words: list[list[str]] = []
         for t in range(first, last + 1):
@@ -222,7 +222,7 @@ class Tag(Task):
 
 
 def _inside_words(texts: list[str], windows: Windows) -> np.ndarray:
-    """SUBWORD for tokens that go on with a word: with no space at their first character or before it; else 0."""
+    """Tag tokens with SUBWORD if neither their first character nor the one before it is a space, else with 0."""
     starts, counts = per_document(windows)
     tags_T = np.zeros(len(windows.input_ids), dtype=np.int32)
     for document in np.flatnonzero(counts):
@@ -236,7 +236,7 @@ def _inside_words(texts: list[str], windows: Windows) -> np.ndarray:
 
 
 def _runs(begins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The first and last place of each run, where `begins` says that a run begins."""
+    """Return the first and last index of each run; `begins` is true where a run begins."""
     first = np.flatnonzero(begins)
     return first, np.append(first[1:], len(begins))[: len(first)] - 1
 
@@ -246,7 +246,7 @@ def _type(label: str, prefixed: bool) -> str:
 
 
 def _without_overlaps(found: Entities, windows: Windows) -> Entities:
-    """Drop what a neighbouring window found too, or found less of: transformers' rule for a stride."""
+    """Drop entities that a neighbouring window also found, whole or in part: transformers' rule for a stride."""
     several = np.bincount(windows.document, minlength=len(windows.n_tokens)) > 1
     if not several.any():
         return found
