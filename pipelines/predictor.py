@@ -54,9 +54,9 @@ class Predictor:
     ):
         """Load the checkpoint.
 
-        `device`, `dtype`: torch's names; dtype "auto" is float32 on CPUs and bfloat16 on GPUs. `budget_tokens`: the most
-        tokens in a packed batch. `threads`: CPU threads of torch, None to leave its setting. Raises ValueError for a
-        dtype or budget that cannot be.
+        `device`, `dtype`: torch's names; dtype "auto" is float32 on CPUs and bfloat16 on GPUs. `budget_tokens`: the
+        most tokens in a packed batch. `threads`: CPU threads of torch, None to leave its setting. Raises ValueError for
+        an unknown dtype and a budget below 1.
         """
         self.device = torch.device(device)
         if threads and self.device.type == "cpu":

@@ -8,7 +8,6 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
-from pipelines.checkpoints import Checkpoint
 from pipelines.errors import UserError
 from pipelines.options import TASKS, ModelOptions, TaskOptions, plain_message, read_yaml
 from pipelines.serve.http.middleware import HttpLimits
@@ -94,7 +93,8 @@ def service_options(given: dict[str, Any]) -> ServiceOptions:
 
 
 def check_checkpoints(models: tuple[ServedModel, ...]) -> None:
-    """Raise UserError where a checkpoint is not there, is of another task, or cannot do what its options ask."""
+    """Raise UserError if a checkpoint is missing, is another task's, or does not allow its options."""
+    from pipelines.checkpoints import Checkpoint  # torch, which the HTTP process does without
     from pipelines.tasks.base import task_class
 
     for at, options in enumerate(models):

@@ -1,34 +1,38 @@
-"""Imports point one way: jobs -> pipelines -> modernbert; what runs beside a GPU imports without Ray."""
+"""Imports point one way, as the contracts in pyproject.toml say; what a process does not need, it does not load."""
 
 from __future__ import annotations
 
-import ast
 import subprocess
 import sys
 from pathlib import Path
 
+from importlinter.cli import lint_imports
+
 REPOSITORY = Path(__file__).parents[2]
 
 
-def imported(file: Path) -> set[str]:
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names.add(node.module.split(".")[0])
-    return names
+def loads(module: str, *forbidden: str) -> set[str]:
+    """Those of `forbidden` that importing `module` loads in a new process."""
+    code = f"import sys, {module}; print(*({set(forbidden)!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY, capture_output=True, text=True)
+    return set(done.stdout.split())
 
 
-def test_arrows_point_one_way():
-    for file in (REPOSITORY / "modernbert").rglob("*.py"):
-        assert not imported(file) & {"pipelines", "jobs", "ray", "pyarrow", "pandas", "transformers"}, file
-    for file in (REPOSITORY / "pipelines").rglob("*.py"):
-        assert not imported(file) & {"jobs", "transformers"}, file
-    assert "ray" not in imported(REPOSITORY / "pipelines" / "bucketing.py")
-    assert "torch" not in imported(REPOSITORY / "pipelines" / "bucketing.py")
+def test_the_import_contracts_are_kept(monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    assert lint_imports(no_cache=True) == 0
 
 
 def test_the_predictor_imports_without_ray_and_transformers():
     code = "import sys; sys.modules['ray'] = sys.modules['transformers'] = None; import pipelines.predictor"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY)
+
+
+def test_the_http_process_loads_no_torch():
+    assert loads("pipelines.serve.http.app", "torch", "ray", "transformers") == set()
+    assert loads("pipelines.serve.deployment", "torch", "transformers") == set()
+
+
+def test_wrong_options_are_told_without_torch_and_ray():
+    assert loads("pipelines.command", "torch", "ray") == set()
+    assert loads("pipelines", "torch", "ray") == set()
