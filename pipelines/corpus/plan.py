@@ -15,7 +15,8 @@ from pipelines.checkpoints import Checkpoint
 from pipelines.corpus.cluster import cluster_resources
 from pipelines.errors import UserError
 from pipelines.input.documents import is_text
-from pipelines.input.shards import Corpus, plan_corpus
+from pipelines.input.plan import plan_corpus
+from pipelines.input.shards import Corpus
 from pipelines.options import CorpusOptions
 from pipelines.output.folder import read_files, read_run
 from pipelines.predictor import BUDGET_TOKENS, DTYPE

@@ -20,7 +20,8 @@ import ray
 from modernbert.windows import Text, Windows
 from pipelines.corpus.plan import Job
 from pipelines.input.documents import cut, longest, readable, valid_documents
-from pipelines.input.shards import Rows, Shard, read_shard
+from pipelines.input.plan import read_shard
+from pipelines.input.shards import Rows, Shard
 from pipelines.output import folder as output
 from pipelines.output.shard_stats import count_scores, count_windows
 from pipelines.predictor import Predictor

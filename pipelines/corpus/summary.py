@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 
 from pipelines.corpus.plan import ADDED, Job
 from pipelines.input.documents import valid_documents
-from pipelines.input.shards import Corpus, read_shard
+from pipelines.input.plan import read_shard
+from pipelines.input.shards import Corpus
 from pipelines.output import folder as output
 from pipelines.output.shard_stats import LENGTH_EDGES, SCORE_EDGES
 from pipelines.report.progress import format_duration

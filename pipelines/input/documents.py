@@ -1,4 +1,4 @@
-"""Columns of texts to documents, with the rows set aside that hold none."""
+"""Columns to documents; rows without a valid text are rejected with the reason."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ import pyarrow as pa
 from modernbert.windows import Text
 
 Reject = tuple[int, str]
-"""(row of the column, reason)"""
+"""(row, reason)"""
 
 
-def is_text(kind: pa.DataType) -> bool:
-    """Whether a column of this type can hold documents: strings, and bytes that are to be UTF-8."""
-    if pa.types.is_dictionary(kind):
-        return is_text(kind.value_type)
+def is_text(type_: pa.DataType) -> bool:
+    """Whether a column of this type can hold documents: strings, or bytes, which must be UTF-8."""
+    if pa.types.is_dictionary(type_):
+        return is_text(type_.value_type)
     checks = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_binary)
-    return any(check(kind) for check in (*checks, pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_null))
+    return any(check(type_) for check in (*checks, pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_null))
 
 
 def valid_documents(
     columns: Sequence[pa.ChunkedArray], names: Sequence[str]
 ) -> tuple[list[Text], list[int], list[Reject]]:
-    """The documents that `columns` hold side by side, their rows, and the rows with a text that is none.
+    """Return the documents in `columns`, their rows, and the rejected rows with the reason.
 
-    A document is a text, or a pair where there are two columns; `names` are what the texts are called.
+    A document is a text or, with two columns, a pair; `names` name the texts in reasons.
     """
     documents: list[Text] = []
     rows, rejects = [], []
@@ -41,9 +41,9 @@ def valid_documents(
 
 
 def _texts(column: pa.ChunkedArray, name: str) -> list[tuple[str, str | None]]:
-    """The text in each row of a column, and why there is none: null, empty or not valid UTF-8."""
-    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    return [_text(value, name) for value in column.cast(kind).cast(pa.large_binary()).to_pylist()]
+    """Return each row's text, and the reason if it is null, empty or not valid UTF-8."""
+    type_ = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    return [_text(value, name) for value in column.cast(type_).cast(pa.large_binary()).to_pylist()]
 
 
 def _text(value: bytes | None, name: str) -> tuple[str, str | None]:
@@ -57,19 +57,19 @@ def _text(value: bytes | None, name: str) -> tuple[str, str | None]:
 
 
 def longest(document: Text) -> int:
-    """The characters of a document's longest text."""
+    """Return the number of characters of a document's longest text."""
     return max(map(len, document)) if isinstance(document, tuple) else len(document)
 
 
 def cut(document: Text, most: int) -> Text:
-    """A document with no text longer than `most` characters."""
+    """Cut the texts of a document to `most` characters."""
     return (document[0][:most], document[1][:most]) if isinstance(document, tuple) else document[:most]
 
 
 def readable(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """`column` with U+FFFD for what is not valid UTF-8 in its strings, so that every reader opens it."""
-    kind = column.type
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
+    """Replace invalid UTF-8 in a column of strings by U+FFFD, so that every reader opens it."""
+    type_ = column.type
+    if not (pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_)):
         return column
     values = column.cast(pa.large_binary()).to_pylist()
-    return pa.chunked_array([pa.array([v if v is None else v.decode("utf-8", "replace") for v in values], kind)])
+    return pa.chunked_array([pa.array([v if v is None else v.decode("utf-8", "replace") for v in values], type_)])

@@ -25,8 +25,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from pipelines.errors import UserError
-from pipelines.input.shards import Corpus, DataFile
-from pipelines.input.text import Scan
+from pipelines.input.shards import Corpus, DataFile, Scan
 from pipelines.output import shard_stats
 from pipelines.output.lease import LEASE
 from pipelines.storage import Folder

@@ -19,7 +19,8 @@ from conftest import REPOSITORY
 
 from pipelines.corpus.run import run_corpus
 from pipelines.errors import UserError
-from pipelines.input import shards
+from pipelines.input import jsonl, parquet, shards
+from pipelines.input.plan import plan_corpus
 from pipelines.options import corpus_options
 from pipelines.output import folder as output
 from pipelines.output.lease import LEASE, _processes, lease
@@ -54,7 +55,7 @@ def test_three_nights(tmp_path, checkpoint, local_ray, monkeypatch, capfd):
     write(tmp_path / "in", "b", range(1000, 1070))
     write(tmp_path / "in", "d", range(300, 330))
     read: list[str] = []
-    original = shards.ds.dataset
+    original = parquet.ds.dataset
 
     def counted(files, **options):
         read.extend(files)
@@ -62,7 +63,7 @@ def test_three_nights(tmp_path, checkpoint, local_ray, monkeypatch, capfd):
 
     capfd.readouterr()
     with monkeypatch.context() as patched:
-        patched.setattr(shards.ds, "dataset", counted)
+        patched.setattr(parquet.ds, "dataset", counted)
         assert run(tmp_path, checkpoint) == 0
     assert sorted(Path(file).stem for file in read) == ["b", "d"]
     assert ids(tmp_path) == [*range(100), *range(1000, 1070), *range(200, 250), *range(300, 330)]
@@ -145,11 +146,11 @@ def test_rejected_rows_are_an_input_once_they_are_mended(tmp_path, checkpoint, l
 def test_text_files_that_are_known_are_not_scanned_again(tmp_path, monkeypatch):
     for name in "ab":
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": f"{name} {i}"}) + "\n" for i in range(300)))
-    planned = shards.plan_corpus(str(tmp_path))
+    planned = plan_corpus(str(tmp_path))
     out = Folder(str(tmp_path / "out"))
     output.begin_run(out, {"fingerprint": {}}, planned, overwrite=False)
-    monkeypatch.setattr(shards, "scan_text", None)
-    again = shards.plan_corpus(str(tmp_path), None, planned.shard_rows, output.read_files(out))
+    monkeypatch.setattr(jsonl, "scan_text", None)
+    again = plan_corpus(str(tmp_path), None, planned.shard_rows, output.read_files(out))
     assert again.shards == planned.shards
     assert again.schema == planned.schema
 
@@ -174,7 +175,7 @@ def test_an_overwrite_that_dies_in_between_leaves_no_mixture(tmp_path, monkeypat
     """Killed while it removes: what is left is still the earlier output's, and no other run goes on with it."""
     table = pa.table({"text": ["a"] * 200})
     pq.write_table(table, tmp_path / "in.parquet")
-    planned, out = shards.plan_corpus(str(tmp_path / "in.parquet"), shard_rows=64), Folder(str(tmp_path / "out"))
+    planned, out = plan_corpus(str(tmp_path / "in.parquet"), shard_rows=64), Folder(str(tmp_path / "out"))
     output.begin_run(out, {"fingerprint": {"model": "one"}}, planned, overwrite=False)
     for shard in planned.shards:
         out.write_atomic(f"{shard.name}.parquet", b"")

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import REPOSITORY
 
-from pipelines.input.shards import plan_corpus
+from pipelines.input.plan import plan_corpus
 
 JOBS = REPOSITORY / "jobs"
 

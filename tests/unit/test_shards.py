@@ -14,7 +14,7 @@ import pytest
 
 from pipelines.errors import UserError
 from pipelines.input import text as text_files
-from pipelines.input.shards import plan_corpus, read_shard
+from pipelines.input.plan import plan_corpus, read_shard
 
 ROWS = 1000
 FRAME = pd.DataFrame({

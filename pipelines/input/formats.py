@@ -1,0 +1,17 @@
+"""The file formats that a corpus can have. A new one is a file beside this one and a line in FORMATS."""
+
+from __future__ import annotations
+
+from pipelines.input.csv import CSV
+from pipelines.input.ipc import IPC
+from pipelines.input.jsonl import JSONL
+from pipelines.input.parquet import PARQUET
+from pipelines.input.shards import Format
+
+FORMATS: dict[str, Format] = {format_.name: format_ for format_ in (PARQUET, IPC, JSONL, CSV)}
+"""Every format by its name."""
+
+
+def file_format(path: str) -> str | None:
+    """Return the name of the format of a file by its ending, or None for a file that holds no data."""
+    return next((name for name, format_ in FORMATS.items() if path.lower().endswith(format_.suffixes)), None)
