@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 from pydantic import ValidationError
 
 from pipelines.errors import JobError, UserError
+from pipelines.input.files import check_exists
 from pipelines.options import ENV_PREFIX, CommandOptions, corpus_options, plain_message
 
 Options = TypeVar("Options", bound=CommandOptions)
@@ -27,11 +28,12 @@ def run_command(task: str, defaults: dict[str, str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
         options = parse(options_class, sys.argv[1:], defaults or {})
-        from pipelines.corpus.cluster import Stopped  # torch and Ray take seconds, which a wrong option should not
+        check_exists(options.required()[0])
+        from pipelines.corpus.cluster import Stopped  # torch and Ray take seconds, which a mistake should not
         from pipelines.corpus.run import run_corpus
 
         try:
-            return run_corpus(options, task)
+            return run_corpus(options)
         except Stopped:
             return _stopped("stopped", 143)
     except ValueError as error:

@@ -336,6 +336,13 @@ class CorpusOptions(TaskOptions, CommandOptions):  # type: ignore[misc]  # two f
     dry_run: Annotated[bool, Field(description="show what would be done, and do nothing")] = False
     overwrite: Annotated[bool, Field(description="replace an earlier output of this job")] = False
 
+    def required(self) -> tuple[str, str, str]:
+        """Return input, model and output; UserError if one is missing."""
+        for name in ("input", "model", "output"):
+            if getattr(self, name) is None:
+                raise UserError(f"--{name} is missing")
+        return self.input, self.model, self.output  # type: ignore[return-value]
+
     @property
     def text_columns(self) -> list[str]:
         """The columns of a document's texts, in the order of the task's inputs."""

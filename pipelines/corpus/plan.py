@@ -1,4 +1,4 @@
-"""A job's options turned into what workers need, with everything checked that can be checked before work begins."""
+"""The plan of a corpus job: its options become what workers need, with everything checked before work begins."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ from pipelines.input.documents import is_text
 from pipelines.input.plan import plan_corpus
 from pipelines.input.shards import Corpus
 from pipelines.options import CorpusOptions
-from pipelines.output.folder import read_files, read_run
-from pipelines.predictor import BUDGET_TOKENS, DTYPE
+from pipelines.output.folder import read_files
+from pipelines.output.record import read_record
+from pipelines.predictor import BUDGET_TOKENS, DTYPE, warn_of_slow_dtype
 from pipelines.storage import Folder, redact_credentials
 from pipelines.tasks.base import Task, task_class
 
 ADDED = ("n_tokens", "n_windows", "truncated")
-"""What every task adds beside its own columns."""
+"""The columns that a job adds beside those of its task."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """Everything that a worker needs to know; no worker sees the options themselves."""
+    """What workers need to know of a job; they do not see the options themselves."""
 
     source: str
     folder: Folder
@@ -43,38 +44,32 @@ class Job:
     device: str
     dtype: str
     max_characters: int
-    """Longer texts are cut where long documents are truncated, else rejected: none can exhaust the memory."""
+    """Longer texts are cut if long documents are truncated, else rejected: none can exhaust the memory."""
     batch_timeout_s: float
-    """How long one packed batch may take before its actor is ended and replaced."""
+    """The seconds that a packed batch may take before its actor is ended and replaced."""
 
 
-def plan_job(options: CorpusOptions, task_name: str) -> tuple[Job, Corpus, dict[str, Any]]:
-    """Check everything that can be checked without work: model, tokenizer, input, columns. Starts no Ray."""
-    for name in ("input", "model", "output"):
-        if getattr(options, name) is None:
-            raise UserError(f"--{name} is missing")
-    assert options.input
-    assert options.model
-    assert options.output
-    checkpoint = Checkpoint.open(options.model)
-    task_cls = task_class(task_name)
-    task_cls.check(checkpoint)
-    task = task_cls.from_checkpoint(checkpoint, options)
-    source = options.input if "://" in options.input else str(Path(options.input).expanduser().absolute())
-    target = Folder.at(options.output)
-    corpus = _corpus(source, target, options)
+def plan_job(options: CorpusOptions) -> tuple[Job, Corpus, dict[str, Any]]:
+    """Check everything that can be checked without work: the input and its columns, the model, the output.
+
+    Returns the job, the plan of its input, and the fingerprint: what the answers depend on. Starts no Ray unless the
+    device depends on it. Raises ValueError for a mistake.
+    """
+    source, model, output = options.required()
+    source = source if "://" in source else str(Path(source).expanduser().absolute())
+    target = Folder.at(output)
+    corpus = _plan_input(source, target, options)
     if f"{target}/".startswith(f"{redact_credentials(source).rstrip('/')}/"):
-        raise UserError(f"output {options.output!r} lies in the input folder, which would be read again; name another")
+        raise UserError(f"output {output!r} lies in the input folder, which would be read again; name another")
+    _check_text_columns(options, corpus.schema)
     names = corpus.schema.names
-    for name, column in zip(options.inputs, options.text_columns, strict=True):
-        flag = f"--{name}-column"
-        if column not in names:
-            raise UserError(f"input has no column {column!r}; it has {', '.join(names)} (see {flag})")
-        if not is_text(stored := corpus.schema.field(column).type):
-            raise UserError(f"column {column!r} holds {stored}, not text (see {flag})")
     keep = list(options.keep_columns) if options.keep_columns is not None else names
     if absent := [name for name in keep if name not in names]:
         raise UserError(f"input has no column {', '.join(absent)}; it has {', '.join(names)} (see --keep-columns)")
+    checkpoint = Checkpoint.open(model)
+    task_cls = task_class(options.task)
+    task_cls.check(checkpoint)
+    task = task_cls.from_checkpoint(checkpoint, options)
     added = [options.output_prefix + name for name in [*task.columns.names, *ADDED]]
     if clash := [name for name in added if name in keep]:
         raise UserError(
@@ -99,26 +94,35 @@ def plan_job(options: CorpusOptions, task_name: str) -> tuple[Job, Corpus, dict[
     )
     if (job.device, job.dtype) == ("cpu", "float16"):
         raise UserError("--dtype float16 is for GPUs; on CPUs use bfloat16 or float32")
-    names = ("text_columns", "keep_columns", "prefix", "dtype", "max_characters")
-    identity = {"source": redact_credentials(source)} | {name: getattr(job, name) for name in names}
-    identity |= {"limit": options.limit, "task": task_name, **asdict(task)}
-    identity |= {"model": "" if options.dry_run else task.fingerprint(checkpoint)}
-    return job, corpus, json.loads(json.dumps(identity))
+    warn_of_slow_dtype(job.device, job.dtype)
+    fields = ("text_columns", "keep_columns", "prefix", "dtype", "max_characters")
+    fingerprint = {"source": redact_credentials(source)} | {name: getattr(job, name) for name in fields}
+    fingerprint |= {"limit": options.limit, "task": options.task, **asdict(task)}
+    fingerprint |= {"model": "" if options.dry_run else task.fingerprint(checkpoint)}
+    return job, corpus, json.loads(json.dumps(fingerprint))
 
 
-def _corpus(source: str, target: Folder, options: CorpusOptions) -> Corpus:
-    """The plan, as an earlier run into the same output began it."""
-    record = None if options.overwrite else read_run(target)
-    if record is None or record["fingerprint"].get("source") != redact_credentials(source):
+def _plan_input(source: str, target: Folder, options: CorpusOptions) -> Corpus:
+    """Plan the input, cut as an earlier run into the same output has cut it."""
+    record = None if options.overwrite else read_record(target)
+    if record is None or record.fingerprint.get("source") != redact_credentials(source):
         return plan_corpus(source, options.limit)
-    return plan_corpus(source, options.limit, record["shard_rows"], read_files(target))
+    return plan_corpus(source, options.limit, record.shard_rows, read_files(target))
 
 
-def _device(asked: str) -> str:
-    if asked == "cuda" or torch.cuda.is_available():
+def _check_text_columns(options: CorpusOptions, schema: pa.Schema) -> None:
+    for name, column in zip(options.inputs, options.text_columns, strict=True):
+        if column not in schema.names:
+            raise UserError(f"input has no column {column!r}; it has {', '.join(schema.names)} (see --{name}-column)")
+        if not is_text(stored := schema.field(column).type):
+            raise UserError(f"column {column!r} holds {stored}, not text (see --{name}-column)")
+
+
+def _device(device: str) -> str:
+    if device == "cuda" or torch.cuda.is_available():
         found = torch.cuda.is_available() or cluster_resources().get("GPU", 0) >= 1
     else:
         found = bool(os.environ.get("RAY_ADDRESS")) and cluster_resources().get("GPU", 0) >= 1
-    if asked == "cuda" and not found:
+    if device == "cuda" and not found:
         raise UserError("--device cuda: there is no GPU here or in the Ray cluster; use cpu or auto")
-    return "cuda" if found and asked != "cpu" else "cpu"
+    return "cuda" if found and device != "cpu" else "cpu"

@@ -26,25 +26,18 @@ def find_files(source: str) -> tuple[fs.FileSystem, dict[str, str], str]:
     Returns the file system, each file's path with its version (sorted), and the folder that they lie in. Raises
     UserError if there are no files or several formats.
     """
-    try:
-        filesystem, path = fs.FileSystem.from_uri(source) if "://" in source else (fs.LocalFileSystem(), source)
-    except pa.ArrowInvalid as error:
-        raise UserError(f"input {redact_credentials(source)!r} is not a location that can be read: {error}") from error
-    if "://" not in source:
-        path = str(Path(source).expanduser().absolute())
-    pattern = re.search(r"[*?\[]", path) is not None and filesystem.get_file_info(path).type == fs.FileType.NotFound
-    if pattern:
+    filesystem, path = _locate(source)
+    info = check_exists(source)
+    if info.type == fs.FileType.NotFound:
         base = re.split(r"[*?\[]", path, maxsplit=1)[0].rpartition("/")[0]
         if isinstance(filesystem, fs.LocalFileSystem):
             found = [info for info in filesystem.get_file_info(glob.glob(path, recursive=True)) if info.is_file]
         else:
             found = [info for info in _walk(filesystem, base) if fnmatch(info.path, path)]
-    elif (info := filesystem.get_file_info(path)).type == fs.FileType.Directory:
+    elif info.type == fs.FileType.Directory:
         base, found = path.rstrip("/"), _walk(filesystem, path)
-    elif info.type == fs.FileType.File:
-        base, found = path.rpartition("/")[0], [info]
     else:
-        raise UserError(f"input {redact_credentials(source)!r} does not exist")
+        base, found = path.rpartition("/")[0], [info]
     files = {info.path: _version(info) for info in found if file_format(info.path)}
     if not files:
         known = ", ".join(suffix for each in FORMATS.values() for suffix in each.suffixes if not suffix.endswith(".gz"))
@@ -58,6 +51,24 @@ def find_files(source: str) -> tuple[fs.FileSystem, dict[str, str], str]:
             "choose some with a glob"
         )
     return filesystem, {path: files[path] for path in sorted(files, key=partial(file_slug, base=base))}, base
+
+
+def check_exists(source: str) -> fs.FileInfo:
+    """Look an input up; UserError if it does not exist and is no glob."""
+    filesystem, path = _locate(source)
+    info = filesystem.get_file_info(path)
+    if info.type == fs.FileType.NotFound and not re.search(r"[*?\[]", path):
+        raise UserError(f"input {redact_credentials(source)!r} does not exist")
+    return info
+
+
+def _locate(source: str) -> tuple[fs.FileSystem, str]:
+    if "://" not in source:
+        return fs.LocalFileSystem(), str(Path(source).expanduser().absolute())
+    try:
+        return fs.FileSystem.from_uri(source)
+    except pa.ArrowInvalid as error:
+        raise UserError(f"input {redact_credentials(source)!r} is not a location that can be read: {error}") from error
 
 
 def file_slug(file: str, base: str) -> str:

@@ -1,4 +1,4 @@
-"""The lease on an output: one run writes there at a time, and a dead one does not block for ever."""
+"""The lease on an output: one run writes there at a time, and a dead run does not block it for ever."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from pipelines.storage import Folder
 LEASE = "_lease.json"
 _RENEWED_S, _EXPIRES_S = 10.0, 60.0
 _SETTLED_S = {True: 0.2, False: 2.0}
-"""On disk and in object storage: of runs that begin at once, all have written their lease after this time."""
+"""By whether the folder is local: the seconds after which all runs that begin at once have written their lease."""
 
 
 class Lease:
-    """Held by this process, until `lost` is set: another run has taken it over."""
+    """A lease that this process holds until `lost` is set, when another run has taken it over."""
 
     def __init__(self, folder: Folder):
         self.folder, self.lost = folder, threading.Event()
 
     def check(self) -> None:
-        """Raise JobError where it is lost."""
+        """Raise JobError if the lease is lost."""
         if self.lost.is_set():
             raise JobError(
                 f"output '{self.folder}' was taken over by another run, since this one had not renewed its lease for "
@@ -39,14 +39,14 @@ class Lease:
 
 @contextmanager
 def lease(folder: Folder) -> Iterator[Lease]:
-    """Hold the output for this process, so that no second run writes to it; UserError where another run holds it.
+    """Hold the output for this process, so that no second run writes to it; UserError if another run holds it.
 
-    The lease is a file that is written again every ten seconds. One that has not been for a minute, by the clock of the
-    storage, or whose process is gone from this machine, is a dead run's. Of runs that begin at once, the last to write
-    it has it: each looks whether it is still its own after a moment, and again whenever it renews it.
+    The lease is a file that is written again every ten seconds. It is a dead run's if it is older than a minute by the
+    clock of the storage, or if its process is gone from this machine. The last of several runs that begin at once has
+    the lease: each checks after a moment whether it is still its own, and again whenever it renews it.
     """
-    told = {"host": socket.gethostname(), "process": os.getpid(), "processes": _processes(), "run": uuid4().hex}
-    mine = json.dumps(told).encode()
+    content = {"host": socket.gethostname(), "process": os.getpid(), "processes": _processes(), "run": uuid4().hex}
+    mine = json.dumps(content).encode()
     held, stop = Lease(folder), threading.Event()
     try:
         holder = _holder(folder)
@@ -90,21 +90,21 @@ def _read(folder: Folder) -> bytes | None:
 
 
 def _holder(folder: Folder) -> dict[str, Any] | None:
-    """Who holds the lease; None where nobody does, or a dead run did."""
+    """Return who holds the lease, or None if nobody or a dead run does."""
     written = folder.files().get(LEASE)
     found = _read(folder)
     if written is None or found is None:
         return None
     try:
-        told = json.loads(found)
+        content = json.loads(found)
     except json.JSONDecodeError:
-        told = {}
-    dead = told.get("processes") == _processes() and not _alive(told["process"])
-    return None if dead or _now(folder) - written.mtime_ns / 1e9 > _EXPIRES_S else told
+        content = {}
+    dead = content.get("processes") == _processes() and not _alive(content["process"])
+    return None if dead or _now(folder) - written.mtime_ns / 1e9 > _EXPIRES_S else content
 
 
 def _now(folder: Folder) -> float:
-    """The time by the clock of the storage, which may be another machine's."""
+    """Return the time by the clock of the storage, which may be another machine's."""
     probe = f".clock.{uuid4().hex}"
     folder.write_atomic(probe, b"")
     now = folder.files()[probe].mtime_ns / 1e9
@@ -113,7 +113,7 @@ def _now(folder: Folder) -> float:
 
 
 def _processes() -> str:
-    """Which processes our numbers are of: those of this machine since it started, and in this container."""
+    """Identify the process table that our process ids are of: this machine since it booted, and this container."""
     try:
         return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.stat('/proc/self/ns/pid').st_ino}"
     except OSError:  # not Linux: a dead run's lease has to expire

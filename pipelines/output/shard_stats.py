@@ -1,7 +1,7 @@
-"""What is known of each shard that is done, and what it adds up to.
+"""The stats of each shard that is done, and their totals.
 
-A receipt comes from a commit. What of it depends on the input alone is kept in the part's own footer too, so that
-nothing is lost with a run that was killed; times and batches are known of runs that ended by themselves.
+A commit makes them. Those that depend on the input alone are also in the footer of the part, so that a killed run loses
+none; times and batches are known of runs that ended by themselves. The column names are in files that users read.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 LENGTH_EDGES = [2**i for i in range(18)]
-"""Windows are counted by tokens from each of these to below the next, in the last bin all that are longer."""
+"""The lower edges of the bins in which windows are counted by tokens; the last bin is open."""
 SCORE_EDGES = [i / 20 for i in range(21)]
 PADDED_ROWS = 32
-"""Windows in the batches, in input order and padded to their longest, that ours are compared with."""
+"""The windows in a padded batch, in input order, that packed batches are compared with."""
 _AT_ONCE = 256
 SUMS = ("rows", "labelled", "tokens", "windows", "truncated", "padded_tokens")
 KEPT = (*SUMS, "lengths", "scores", "labels", "rejects")
-"""What a part's footer holds."""
+"""The stats in a part's footer."""
 SHARD_STATS = pa.schema(
     [
         ("name", pa.string()),
@@ -34,12 +34,12 @@ SHARD_STATS = pa.schema(
         *((name, pa.float64()) for name in ("tokenise_s", "predict_s", "waited_s", "committed_at")),
     ]
 )
-"""`room`: tokens that its batches could have held; `waited_s`: how long the actor had nothing to do before this shard;
-`committed_at`: seconds since 1970."""
+"""`room`: the tokens that the shard's batches could have held; `waited_s`: the seconds that the actor was idle before
+the shard; `committed_at`: seconds since 1970."""
 
 
 def count_windows(lengths: np.ndarray) -> dict[str, Any]:
-    """`windows`, `lengths` and `padded_tokens` of windows with so many tokens each."""
+    """Return `windows`, `lengths` and `padded_tokens` for windows of the given lengths in tokens."""
     full = np.concatenate((lengths, np.zeros(-len(lengths) % PADDED_ROWS, lengths.dtype))).reshape(-1, PADDED_ROWS)
     last = len(lengths) % PADDED_ROWS or PADDED_ROWS
     rows = np.full(len(full), PADDED_ROWS)
@@ -52,7 +52,7 @@ def count_windows(lengths: np.ndarray) -> dict[str, Any]:
 
 
 def count_scores(scores: np.ndarray) -> list[int]:
-    """How many scores lie in each bin; nothing where they are no probabilities."""
+    """Count scores by bin; an empty list if they are not probabilities."""
     finite = scores[~np.isnan(scores)]
     if not len(finite) or finite.min() < 0 or finite.max() > 1:
         return []
@@ -60,7 +60,7 @@ def count_scores(scores: np.ndarray) -> list[int]:
 
 
 def table(shard_stats: list[dict[str, Any]]) -> pa.Table:
-    """Receipts as a table."""
+    """Make a table of stats."""
     columns = {name: [stats.get(name) for stats in shard_stats] for name in SHARD_STATS.names}
     for name in ("labels", "rejects"):
         columns[name] = [list((counts or {}).items()) for counts in columns[name]]
@@ -68,36 +68,36 @@ def table(shard_stats: list[dict[str, Any]]) -> pa.Table:
 
 
 class ShardStatsBuilder:
-    """Those of a run, which may have a hundred thousand: as tables they take a tenth of the memory."""
+    """Collects the stats of a run's shards, perhaps a hundred thousand, as tables: a tenth of the memory of dicts."""
 
     def __init__(self) -> None:
         self._tables: list[pa.Table] = []
         self._recent: list[dict[str, Any]] = []
 
     def add(self, stats: dict[str, Any]) -> None:
-        """One more."""
+        """Add the stats of a shard."""
         self._recent.append(stats)
         if len(self._recent) == _AT_ONCE:
             self._tables.append(table(self._recent))
             self._recent = []
 
     def table(self) -> pa.Table:
-        """All so far."""
+        """Return the stats of all shards so far."""
         return pa.concat_tables([*self._tables, table(self._recent)])
 
 
 def footer(stats: dict[str, Any]) -> str:
-    """What of a receipt is kept in the part itself."""
+    """Return the stats that the part itself keeps in its footer, as JSON."""
     return json.dumps({name: stats[name] for name in KEPT})
 
 
 def add_up(shard_stats: pa.Table) -> dict[str, Any]:
-    """The totals of some receipts: sums, counts by label and by reason, histograms."""
+    """Add stats up: sums, counts by label and by reason, histograms."""
     totals: dict[str, Any] = {"shards": len(shard_stats)}
     for name in (*SUMS, "batches", "tokenise_s", "predict_s", "waited_s"):
         totals[name] = pc.sum(shard_stats[name]).as_py() or 0
-    room, known = pc.sum(shard_stats["room"]).as_py(), shard_stats.filter(pc.is_valid(shard_stats["room"]))
-    totals["fill"] = pc.sum(known["tokens"]).as_py() / room if room else None
+    capacity_tokens, known = pc.sum(shard_stats["room"]).as_py(), shard_stats.filter(pc.is_valid(shard_stats["room"]))
+    totals["fill"] = pc.sum(known["tokens"]).as_py() / capacity_tokens if capacity_tokens else None
     totals["rejected"] = totals["rows"] - totals["labelled"]
     for name in ("labels", "rejects"):
         entries = shard_stats[name].combine_chunks()

@@ -1,6 +1,6 @@
 """A corpus job in which some documents end, or hang, the process that predicts them: run by test_deadly_documents.py.
 
-python poisoned.py INPUT OUTPUT MODEL
+python poisoned.py INPUT OUTPUT MODEL [broken: no actor comes up]
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ import time
 
 import ray
 
-from pipelines.corpus.run import run_corpus
-from pipelines.options import corpus_options
+from pipelines.command import run_command
 
 
 def poison() -> None:
@@ -31,14 +30,26 @@ def poison() -> None:
     predictor.Predictor.predict = predict
 
 
+def break_actors() -> None:
+    """In every worker: the model cannot be loaded."""
+    from pipelines.corpus import stages
+
+    def fail(self, *_):
+        raise RuntimeError("the device is on fire")
+
+    stages.Predict.__init__ = fail
+
+
 if __name__ == "__main__":
+    os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"
+    source, target, model, *broken = sys.argv[1:]
     ray.init(
         "local",
         num_cpus=2,
         log_to_driver=False,
         logging_level="ERROR",
-        runtime_env={"worker_process_setup_hook": poison},
+        runtime_env={"worker_process_setup_hook": break_actors if broken else poison},
     )
-    source, target, model = sys.argv[1:]
-    options = corpus_options("classify")(input=source, output=target, model=model, batch_timeout_s=4)
-    sys.exit(run_corpus(options, "classify"))
+    arguments = {"input": source, "output": target, "model": model, "batch-timeout-s": "4"}
+    sys.argv = ["classify", *(part for name, value in arguments.items() for part in (f"--{name}", value))]
+    sys.exit(run_command("classify"))

@@ -36,7 +36,7 @@ def command(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 def run(**options) -> int:
     made = corpus_options("classify")(**{name: str(v) if isinstance(v, Path) else v for name, v in options.items()})
-    return run_corpus(made, "classify")
+    return run_corpus(made)
 
 
 @pytest.fixture(scope="module")

@@ -44,3 +44,19 @@ def test_a_row_that_ends_or_hangs_its_process_is_rejected_alone(tmp_path, checkp
         kept = ds.dataset(tmp_path / "out").to_table()["id"].to_pylist()
         assert kept == [i for i in range(200) if i not in (50, 51, 150)]
     assert "4 shards were in the output already" in done.stdout
+
+
+@pytest.mark.slow
+def test_where_ray_itself_fails_the_job_ends_with_one_line_that_names_the_log(tmp_path, checkpoint):
+    pq.write_table(pa.table({"text": ["the cat"] * 100}), tmp_path / "in.parquet")
+    script = Path(__file__).with_name("poisoned.py")
+    command = [sys.executable, script, tmp_path / "in.parquet", tmp_path / "out", checkpoint, "broken"]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "TMPDIR": str(tmp_path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1
+    assert done.stdout.startswith("Ray started here: 1 node, 2 CPUs, 0 GPUs\n")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: Ray: The actor died because of an error raised in its creation task: RuntimeError: ")
+    (log,) = tmp_path.glob("modernbert-ray-*.log")
+    assert f"the device is on fire (details in {log}); what is done stays" in line
+    assert "Traceback" in log.read_text()

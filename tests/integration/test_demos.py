@@ -102,7 +102,7 @@ def test_the_tagger_finds_personal_data_in_messages_from_other_templates(tmp_pat
     wanted = [json.loads(line) for line in lines]
     pq.write_table(pa.table({"text": [row["text"] for row in wanted]}), tmp_path / "in.parquet")
     options = {"input": tmp_path / "in.parquet", "model": DEMO / "pii-tagger", "output": tmp_path / "out"}
-    assert run_corpus(corpus_options("tag")(**{name: str(path) for name, path in options.items()}), "tag") == 0
+    assert run_corpus(corpus_options("tag")(**{name: str(path) for name, path in options.items()})) == 0
     rows = ds.dataset(tmp_path / "out").to_table().to_pylist()
     assert [row["text"] for row in rows] == [row["text"] for row in wanted]
     found = {(i, *without_blanks(entity)) for i, row in enumerate(rows) for entity in row["entities"]}

@@ -24,6 +24,7 @@ from pipelines.input.plan import plan_corpus
 from pipelines.options import corpus_options
 from pipelines.output import folder as output
 from pipelines.output.lease import LEASE, _processes, lease
+from pipelines.output.record import RunRecord
 from pipelines.storage import Folder
 
 JOB = REPOSITORY / "jobs" / "classify_corpus.py"
@@ -35,7 +36,7 @@ def write(folder: Path, name: str, rows: range) -> None:
 
 def run(folder: Path, model: Path, **options) -> int:
     named = {"input": str(folder / "in"), "output": str(folder / "out"), "model": str(model)}
-    return run_corpus(corpus_options("classify")(**named | options), "classify")
+    return run_corpus(corpus_options("classify")(**named | options))
 
 
 def ids(folder: Path) -> list[int]:
@@ -139,7 +140,7 @@ def test_rejected_rows_are_an_input_once_they_are_mended(tmp_path, checkpoint, l
     again = corpus_options("classify")(
         input=str(tmp_path / "mended"), output=str(tmp_path / "more"), model=str(checkpoint)
     )
-    assert run_corpus(again, "classify") == 0
+    assert run_corpus(again) == 0
     assert ds.dataset(tmp_path / "more").to_table()["id"].to_pylist() == [1]
 
 
@@ -148,7 +149,7 @@ def test_text_files_that_are_known_are_not_scanned_again(tmp_path, monkeypatch):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": f"{name} {i}"}) + "\n" for i in range(300)))
     planned = plan_corpus(str(tmp_path))
     out = Folder(str(tmp_path / "out"))
-    output.begin_run(out, {"fingerprint": {}}, planned, overwrite=False)
+    output.begin_run(out, RunRecord({}, planned.shard_rows), planned, overwrite=False)
     monkeypatch.setattr(jsonl, "scan_text", None)
     again = plan_corpus(str(tmp_path), None, planned.shard_rows, output.read_files(out))
     assert again.shards == planned.shards
@@ -166,7 +167,7 @@ def test_a_hundred_thousand_shards_are_compared_by_one_listing(tmp_path):
     for name in names[::2]:
         (tmp_path / f"{name}.parquet").touch()
     out = Folder(str(tmp_path))
-    done = output.begin_run(out, {"fingerprint": {}}, corpus, overwrite=False)
+    done = output.begin_run(out, RunRecord({}, corpus.shard_rows), corpus, overwrite=False)
     assert done == set(names[::2])
     assert [file.path for file in output.read_files(out).files] == [file.path for file in files]
 
@@ -176,16 +177,16 @@ def test_an_overwrite_that_dies_in_between_leaves_no_mixture(tmp_path, monkeypat
     table = pa.table({"text": ["a"] * 200})
     pq.write_table(table, tmp_path / "in.parquet")
     planned, out = plan_corpus(str(tmp_path / "in.parquet"), shard_rows=64), Folder(str(tmp_path / "out"))
-    output.begin_run(out, {"fingerprint": {"model": "one"}}, planned, overwrite=False)
+    output.begin_run(out, RunRecord({"model": "one"}, 64), planned, overwrite=False)
     for shard in planned.shards:
         out.write_atomic(f"{shard.name}.parquet", b"")
     with monkeypatch.context() as patched:
-        patched.setattr(output, "write_run", lambda *_: sys.exit("killed"))
+        patched.setattr(RunRecord, "write", lambda *_: sys.exit("killed"))
         with pytest.raises(SystemExit):
-            output.begin_run(out, {"fingerprint": {"model": "two"}}, planned, overwrite=True)
+            output.begin_run(out, RunRecord({"model": "two"}, 64), planned, overwrite=True)
     with pytest.raises(UserError, match="was begun with model one, not two"):
         output.open_output(out, {"model": "two"}, overwrite=False)
-    assert output.begin_run(out, {"fingerprint": {"model": "two"}}, planned, overwrite=True) == set()
+    assert output.begin_run(out, RunRecord({"model": "two"}, 64), planned, overwrite=True) == set()
     assert output.open_output(out, {"model": "two"}, overwrite=False)
 
 

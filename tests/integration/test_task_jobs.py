@@ -68,7 +68,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(task: str, corpus: Path, model: Path, output: Path, **options: Any) -> int:
     named = COLUMNS.get(task, {}) | options
     made = corpus_options(task)(input=str(corpus), model=str(model), output=str(output), **named)
-    return run_corpus(made, task)
+    return run_corpus(made)
 
 
 def in_memory(task: str, model: Path, rows: list[dict[str, Any]], **options: Any) -> list[Any]:

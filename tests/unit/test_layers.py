@@ -6,8 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-from importlinter.cli import lint_imports
-
 REPOSITORY = Path(__file__).parents[2]
 
 
@@ -18,9 +16,10 @@ def loads(module: str, *forbidden: str) -> set[str]:
     return set(done.stdout.split())
 
 
-def test_the_import_contracts_are_kept(monkeypatch):
-    monkeypatch.chdir(REPOSITORY)
-    assert lint_imports(no_cache=True) == 0
+def test_the_import_contracts_are_kept():
+    command = [Path(sys.executable).with_name("lint-imports"), "--no-cache"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
 
 
 def test_the_predictor_imports_without_ray_and_transformers():
@@ -36,3 +35,14 @@ def test_the_http_process_loads_no_torch():
 def test_wrong_options_are_told_without_torch_and_ray():
     assert loads("pipelines.command", "torch", "ray") == set()
     assert loads("pipelines", "torch", "ray") == set()
+
+
+def test_a_wrong_input_is_told_without_torch_and_ray():
+    code = (
+        "import sys; from pipelines.command import run_command\n"
+        "sys.argv = ['classify', '--input', '/no/such', '--model', 'x', '--output', 'y']\n"
+        "code = run_command('classify'); print(code, *({'torch', 'ray'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert done.stdout == "2\n"
+    assert done.stderr == "error: --input '/no/such' does not exist\n"

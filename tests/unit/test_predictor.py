@@ -10,7 +10,7 @@ import torch
 
 from pipelines.checkpoints import Checkpoint
 from pipelines.options import ClassifyOptions
-from pipelines.predictor import Predictor
+from pipelines.predictor import Predictor, warn_of_slow_dtype
 from pipelines.tasks.classify import Classify
 
 
@@ -68,3 +68,16 @@ def test_an_answer_that_is_no_number_is_a_failure(predictor, windows):
 
 def test_nothing_to_predict(predictor):
     assert predictor.predict(np.empty(0, np.int32), np.array([0])).values.shape == (0, 5)
+
+
+@pytest.mark.parametrize(("avx512_bf16", "amx", "dtype", "warned"), [
+    (False, False, "bfloat16", True), (True, False, "bfloat16", False), (False, True, "bfloat16", False),
+    (False, False, "float32", False),
+])  # fmt: skip
+def test_bfloat16_on_a_cpu_without_it_is_warned_of(monkeypatch, caplog, avx512_bf16, amx, dtype, warned):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx2_supported", lambda: True)
+    warn_of_slow_dtype("cpu", dtype)
+    warn_of_slow_dtype("cuda", "bfloat16")
+    assert ["about three times slower than float32" in record.message for record in caplog.records] == [True] * warned

@@ -1,0 +1,142 @@
+"""The row that travels between the Ray stages of a corpus job: its schema and codec.
+
+A shard is ONE row of list columns. Ray can neither split nor merge it, and the lists are already the packed layout that
+the model reads: `input_ids` and `cu_seqlens` are the values and offsets of an Arrow list, taken without a copy.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from modernbert.windows import Windows
+from pipelines.input.shards import Shard
+from pipelines.predictor import Predictions
+
+REJECT = pa.struct([("row", pa.int64()), ("reason", pa.string()), ("stage", pa.string()), ("raw", pa.string())])
+"""A rejected row: its number in the shard, why, in which stage, and its raw text if it could not be parsed."""
+WINDOWS = {
+    "input_ids": pa.int32(), "cu_seqlens": pa.int64(), "document": pa.int64(), "start": pa.int64(),
+    "n_tokens": pa.int32(), "truncated": pa.bool_(), "offsets": pa.int32(), "token_tags": pa.int8(),
+}  # fmt: skip
+"""The arrays of a shard's Windows, flattened."""
+TOKENISED = pa.schema(
+    [
+        ("shard", pa.string()),
+        *((name, pa.large_list(type_)) for name, type_ in WINDOWS.items()),
+        ("rows", pa.large_list(pa.int64())),
+        ("rejects", pa.large_list(REJECT)),
+        ("tokenise_s", pa.float64()),
+        ("error", pa.string()),
+    ]
+)
+"""What reading and tokenising gives: `rows` are the row numbers of the documents; `error` if it failed."""
+COMMITTED = pa.schema([("name", pa.string()), ("error", pa.string()), ("stops", pa.bool_()), ("stats", pa.string())])
+
+
+def reject(row: int, reason: str, stage: str, raw: str | None = None) -> dict[str, Any]:
+    """A value of REJECT."""
+    return {"row": int(row), "reason": reason, "stage": stage, "raw": raw}
+
+
+def shard_row(shard: Shard) -> dict[str, str]:
+    """Encode a shard as the row that enters the pipeline."""
+    return {"shard": json.dumps(asdict(shard))}
+
+
+def shard_of(table: pa.Table) -> Shard:
+    """Decode the shard of a row."""
+    raw = json.loads(table["shard"][0].as_py())
+    lists = {"partition": tuple(map(tuple, raw["partition"])), "span": tuple(raw["span"])}
+    return Shard(**raw | lists | {"row_range": raw["row_range"] and tuple(raw["row_range"])})
+
+
+def tokenised_row(
+    shard: Shard, windows: Windows, rows: np.ndarray, rejects: Sequence[dict[str, Any]], tokenise_s: float
+) -> pa.Table:
+    """Encode a tokenised shard."""
+    arrays = {name: getattr(windows, name).ravel() for name in WINDOWS}
+    return _table(_empty_row(shard) | arrays | {"rows": rows, "rejects": rejects, "tokenise_s": tokenise_s})
+
+
+def failed_row(shard: Shard, error: str) -> pa.Table:
+    """Encode a shard that could not be read."""
+    return _table(_empty_row(shard) | {"error": error})
+
+
+def rejected_row(shard: Shard, rejects: Sequence[dict[str, Any]]) -> pa.Table:
+    """Encode a shard without windows, whose rows are all rejected, as if it had been predicted."""
+    nothing = Predictions(np.empty(0, np.float32), np.zeros(1, np.int64), {}, 0, 0.0)
+    return predicted_row(_table(_empty_row(shard)), nothing, rejects, 0.0)
+
+
+def predicted_row(
+    table: pa.Table, predictions: Predictions, rejects: Sequence[dict[str, Any]], idle_s: float
+) -> pa.Table:
+    """Add predictions to a tokenised shard; its other columns are passed on without a copy."""
+    columns = {name: table[name] for name in TOKENISED.names} | {
+        "values": _list(pa.array(predictions.values.ravel())),
+        "splits": _list(pa.array(predictions.splits)),
+        "rejects": _list(pa.array(rejects, REJECT)),
+        "batches": [predictions.batches],
+        "predict_s": [predictions.seconds],
+        "waited_s": [idle_s],
+    }
+    return pa.table(columns)
+
+
+def windows_of(table: pa.Table) -> Windows:
+    """Decode the Windows of a row; the documents that they reject are among the row's rejects."""
+    arrays = {name: array_of(table, name) for name in WINDOWS}
+    return Windows(**arrays | {"offsets": arrays["offsets"].reshape(-1, 2)}, rejected={})
+
+
+def rejects_of(table: pa.Table) -> list[dict[str, Any]]:
+    """Decode the rejected rows of a shard."""
+    return table["rejects"][0].as_py()
+
+
+def array_of(table: pa.Table, name: str) -> np.ndarray:
+    """Decode a list column of a row, without a copy where the type allows it."""
+    return table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+
+
+@dataclass(frozen=True)
+class Committed:
+    """What the commit of a shard reports: its stats, or the error instead."""
+
+    name: str
+    error: str | None = None
+    stops: bool = False
+    """Whether the error stops the job: the output cannot be written."""
+    stats: str | None = None
+    """The shard's stats (output/shard_stats.py) as JSON."""
+
+    def to_table(self) -> pa.Table:
+        """Encode it as a row."""
+        return pa.table([[self.name], [self.error], [self.stops], [self.stats]], COMMITTED)
+
+
+def _empty_row(shard: Shard) -> dict[str, Any]:
+    empty: dict[str, Any] = {name: [] for name in TOKENISED.names}
+    return empty | shard_row(shard) | {"cu_seqlens": [0], "tokenise_s": 0.0, "error": None}
+
+
+def _table(row: dict[str, Any]) -> pa.Table:
+    columns = [
+        _list(pa.array(row[field.name], field.type.value_type))
+        if pa.types.is_large_list(field.type)
+        else [row[field.name]]
+        for field in TOKENISED
+    ]
+    return pa.table(columns, schema=TOKENISED)
+
+
+def _list(values: pa.Array) -> pa.Array:
+    """A list column of one row that holds `values`, without a copy."""
+    return pa.LargeListArray.from_arrays(pa.array([0, len(values)], pa.int64()), values)

@@ -1,0 +1,66 @@
+"""`_run.json`: what an output depends on, each attempt to make it, and what is in it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from pipelines.errors import UserError
+from pipelines.storage import Folder
+
+RUN = "_run.json"
+
+
+@dataclass
+class Attempt:
+    """One run into the output. `seconds`, `outcome`, `rows` and `tokens` stay None if its process dies."""
+
+    started: str
+    """When it began, as ISO 8601 in UTC."""
+    seconds: float | None
+    outcome: str | None
+    """complete, failed, stopped, interrupted, or "error: " with the message."""
+    rows: int | None
+    tokens: int | None
+    host: str
+    device: str
+    budget_tokens: int
+    versions: dict[str, str | None]
+
+
+@dataclass
+class RunRecord:
+    """The record of all runs into an output."""
+
+    fingerprint: dict[str, Any]
+    """What answers depend on: a run that differs in it is refused."""
+    shard_rows: int
+    """The most rows in a shard; later runs cut their files alike."""
+    attempts: list[Attempt] = field(default_factory=list)
+    complete: bool = False
+    totals: dict[str, Any] | None = None
+    """Sums over all shards (output/shard_stats.py), once a run has ended."""
+    failed: dict[str, str] | None = None
+    """Files and shards that failed in the last run, with the reason."""
+
+    def write(self, folder: Folder) -> None:
+        """Replace the record in `folder`."""
+        content = {name: value for name, value in asdict(self).items() if value is not None}
+        folder.write_atomic(RUN, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def read_record(folder: Folder) -> RunRecord | None:
+    """Read the record in `folder`, None if there is none; UserError if it cannot be read."""
+    try:
+        content = json.loads(folder.read(RUN))
+        attempts = [_build(Attempt, attempt) for attempt in content["attempts"]]
+        return _build(RunRecord, content | {"attempts": attempts})
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise UserError(f"{folder}/{RUN} cannot be read: {error}") from error
+
+
+def _build(cls: type, content: dict[str, Any]) -> Any:
+    return cls(**{each.name: content[each.name] for each in fields(cls) if each.name in content})
