@@ -146,7 +146,7 @@ class Held:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.models, name)
 
-    async def ask(self, model: str, ask: PredictRequest) -> PredictResponse:
+    async def predict(self, model: str, ask: PredictRequest) -> PredictResponse:
         self.waiting += 1
         try:
             while not self.go.is_set():
@@ -156,7 +156,7 @@ class Held:
             raise
         finally:
             self.waiting -= 1
-        return await self.models.ask(model, ask)
+        return await self.models.predict(model, ask)
 
 
 def until(true: Any) -> None:

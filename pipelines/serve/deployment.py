@@ -52,9 +52,9 @@ class ServeModelClient:
         self.tasks = {options.name: options.task for options in models}
         self._handles = handles
 
-    async def ask(self, model: str, ask: PredictRequest) -> PredictResponse:
+    async def predict(self, model: str, request: PredictRequest) -> PredictResponse:
         """As of Models."""
-        return await self._call(model, "ask", ask, limit_s=ask.timeout_s)
+        return await self._call(model, "predict", request, limit_s=request.timeout_s)
 
     async def info(self, model: str) -> Info:
         """As of Models."""

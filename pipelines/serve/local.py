@@ -16,9 +16,9 @@ class LocalModelClient:
         self.models = {options.name: ModelServer(options) for options in models}
         self.tasks = {options.name: options.task for options in models}
 
-    async def ask(self, model: str, ask: PredictRequest) -> PredictResponse:
+    async def predict(self, model: str, request: PredictRequest) -> PredictResponse:
         """As of Models."""
-        return await self._named(model).ask(ask)
+        return await self._named(model).predict(request)
 
     async def info(self, model: str) -> Info:
         """As of Models."""

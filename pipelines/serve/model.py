@@ -73,14 +73,17 @@ class ModelServer:
         self._probe = self._encode(self.task, [self.task.probe])
         self.batcher = Batcher(self.predictor, self._ran)
 
-    async def ask(self, ask: PredictRequest) -> PredictResponse:
-        """Answers for `ask`; what the caller cancels leaves the queue."""
-        count, limit_s = len(ask.documents), min(ask.timeout_s or self.options.timeout_s, self.options.timeout_s)
+    async def predict(self, request: PredictRequest) -> PredictResponse:
+        """Answers for `request`; what the caller cancels leaves the queue."""
+        count, limit_s = (
+            len(request.documents),
+            min(request.timeout_s or self.options.timeout_s, self.options.timeout_s),
+        )
         self._admit(count)
         self._documents += count
         try:
             async with asyncio.timeout(limit_s):
-                answers = await self._answer(ask)
+                answers = await self._answer(request)
         except TimeoutError:
             raise self._refused("timeout", f"no answer within {limit_s:g} s") from None
         finally:
@@ -147,9 +150,9 @@ class ModelServer:
         self.metrics.refused(kind)
         return ServeError(kind, f"model {self.options.name}: {message}", retry_after_s)
 
-    async def _answer(self, ask: PredictRequest) -> PredictResponse:
+    async def _answer(self, request: PredictRequest) -> PredictResponse:
         try:
-            ready = await self._in_thread(self._prepare, ask)
+            ready = await self._in_thread(self._prepare, request)
         except ValueError as error:
             raise self._refused("invalid", str(error)) from error
         made = await asyncio.wrap_future(self._submit(ready.task, ready.windows))
@@ -174,12 +177,12 @@ class ModelServer:
     def _encode(self, task: Task, documents: Sequence[Text]) -> Windows:
         return task.encode(self.checkpoint.tokenizer, documents)
 
-    def _prepare(self, ask: PredictRequest) -> _Prepared:
+    def _prepare(self, request: PredictRequest) -> _Prepared:
         started = time.perf_counter()
-        self.task_cls.check_documents(ask.documents)
-        task = self._task(json.dumps(ask.options, sort_keys=True), ask.token_vectors)
-        documents, windows = ask.documents, self._encode(task, ask.documents)
-        too_long = windows.truncated & (not ask.truncate)
+        self.task_cls.check_documents(request.documents)
+        task = self._task(json.dumps(request.options, sort_keys=True), request.token_vectors)
+        documents, windows = request.documents, self._encode(task, request.documents)
+        too_long = windows.truncated & (not request.truncate)
         if too_long.any():
             documents = [document for document, long in zip(documents, too_long, strict=True) if not long]
             windows = self._encode(task, documents)

@@ -105,8 +105,8 @@ class ModelClient(Protocol):
     tasks: dict[str, str]
     """Each model's task, in the order of the configuration."""
 
-    async def ask(self, model: str, ask: PredictRequest) -> PredictResponse:
-        """Answers for `ask`."""
+    async def predict(self, model: str, request: PredictRequest) -> PredictResponse:
+        """Answers for `request`."""
 
     async def info(self, model: str) -> Info:
         """What is told of a model."""

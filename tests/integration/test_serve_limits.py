@@ -162,7 +162,7 @@ class TestFailures:
 
     def test_a_fault_of_ours_is_500_and_its_message_stays_here(self, caplog: pytest.LogCaptureFixture) -> None:
         class Broken(Held):
-            async def ask(self, model: str, ask: PredictRequest) -> PredictResponse:
+            async def predict(self, model: str, ask: PredictRequest) -> PredictResponse:
                 raise RuntimeError(f"{model} cannot digest {ask.documents[0]}")
 
         with caplog.at_level(logging.INFO), serving(Broken()) as url:

@@ -284,7 +284,7 @@ def ask(models, task, *asks):
     """The answers to `asks` at the same time, errors as values."""
 
     async def together():
-        return await asyncio.gather(*(models.ask(task, one) for one in asks), return_exceptions=True)
+        return await asyncio.gather(*(models.predict(task, one) for one in asks), return_exceptions=True)
 
     return asyncio.run(together())
 
@@ -414,15 +414,15 @@ def test_a_full_queue_refuses_and_says_when_to_come_back(serving):
     assert "5 documents in a request; at most 4" in str(too_large)
 
     async def fill():
-        first = asyncio.create_task(models.ask("classify", PredictRequest(["a"] * 3)))
+        first = asyncio.create_task(models.predict("classify", PredictRequest(["a"] * 3)))
         await asyncio.sleep(0)
         with pytest.raises(ServeError, match="3 documents are being answered; at most 4") as full:
-            await models.ask("classify", PredictRequest(["a"] * 2))
+            await models.predict("classify", PredictRequest(["a"] * 2))
         assert full.value.kind == "overloaded"
         assert full.value.retry_after_s >= 1
         go()
         assert not (await first).failed
-        assert not (await models.ask("classify", PredictRequest(["a"] * 4))).failed
+        assert not (await models.predict("classify", PredictRequest(["a"] * 4))).failed
 
     with held(models, "classify") as (go, _):
         asyncio.run(fill())
@@ -434,10 +434,10 @@ def test_a_deadline_passes_and_a_client_leaves(serving):
     model = models.models["classify"]
 
     async def late():
-        first = asyncio.create_task(models.ask("classify", PredictRequest(["the cat sat"])))
+        first = asyncio.create_task(models.predict("classify", PredictRequest(["the cat sat"])))
         await asyncio.to_thread(entered.wait, 60)
-        second = asyncio.create_task(models.ask("classify", PredictRequest(["the cat sat"] * 20)))
-        third = asyncio.create_task(models.ask("classify", PredictRequest(["the cat sat"] * 20)))
+        second = asyncio.create_task(models.predict("classify", PredictRequest(["the cat sat"] * 20)))
+        third = asyncio.create_task(models.predict("classify", PredictRequest(["the cat sat"] * 20)))
         await asyncio.sleep(0.05)
         third.cancel()
         error, other, left = await asyncio.gather(first, second, third, return_exceptions=True)
@@ -448,7 +448,7 @@ def test_a_deadline_passes_and_a_client_leaves(serving):
         ran = []
         model.batcher._ran = lambda windows, *_: ran.append(windows)
         go()
-        assert not (await models.ask("classify", PredictRequest(["a"], timeout_s=60))).failed
+        assert not (await models.predict("classify", PredictRequest(["a"], timeout_s=60))).failed
         assert sum(ran) == 2
 
     with held(models, "classify") as (go, entered):

@@ -157,7 +157,7 @@ class Echo:
         labels = ("score",) if model == "one" else ()
         return Info(model, model, None, self.tasks[model], "cpu", "float32", 512, 4096, 64, labels)
 
-    async def ask(self, model: str, ask: Any) -> PredictResponse:
+    async def predict(self, model: str, ask: Any) -> PredictResponse:
         self.asked.append(ask)
         count = len(ask.documents)
         results: list[Any] = [len(document[1]) for document in ask.documents]

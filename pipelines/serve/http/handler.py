@@ -137,7 +137,7 @@ class RequestHandler:
             raise ApiError("wrong_task", f"model {name} does {tasks[name]}, not {task}", field="model")
         return await self.info(name)
 
-    async def ask(
+    async def predict(
         self,
         info: Info,
         documents: Sequence[Text],
@@ -152,9 +152,9 @@ class RequestHandler:
         started = time.perf_counter()
         left = (direction or "right").lower() == "left"
         given = {name: value for name, value in (options or {}).items() if value is not None}
-        ask = PredictRequest(documents, given, truncate and not left, self.limits.timeout_s, token_vectors)
+        request = PredictRequest(documents, given, truncate and not left, self.limits.timeout_s, token_vectors)
         with self._taken(documents, place):
-            answers = await self.models.ask(info.name, ask)
+            answers = await self.models.predict(info.name, request)
         if answers.failed:
             i = min(answers.failed)
             told = f"{place}[{i}]: {answers.failed[i]}"

@@ -178,7 +178,7 @@ def _add_tag(router: APIRouter, online: RequestHandler, name: str, path: str, sh
         """[{entity_group or entity, score, word, start, end}] for a text; a list of such lists for several."""
         info = await online.pick("tag", name)
         options = (body.parameters or TagParameters()).options
-        answered = await online.ask(info, _many(body.inputs), place="inputs", options=options)
+        answered = await online.predict(info, _many(body.inputs), place="inputs", options=options)
         return _reply(answered, body.inputs)
 
 
@@ -195,7 +195,7 @@ def _add_fill(router: APIRouter, online: RequestHandler, name: str, path: str, s
         if size > _MOST_CHARACTERS:
             told = f"{sum(masks):,} masks would be answered with {size:,} characters; send fewer masks at a time"
             raise ApiError("invalid", told, field="inputs")
-        answered = await online.ask(info, texts, place="inputs", options=given.options)
+        answered = await online.predict(info, texts, place="inputs", options=given.options)
         return _reply(answered, body.inputs)
 
 
@@ -208,7 +208,7 @@ def _add_answer(router: APIRouter, online: RequestHandler, name: str, path: str,
         info = await online.pick("answer", name)
         documents: list[Text] = [(item.question, item.context) for item in _many(body.inputs)]
         options = (body.parameters or AnswerParameters()).options
-        answered = await online.ask(info, documents, place="inputs", options=options)
+        answered = await online.predict(info, documents, place="inputs", options=options)
         return _reply(answered, body.inputs)
 
 

@@ -97,7 +97,7 @@ async def embed(
     options: dict[str, Any] = {"normalize": normalize is not False, **prompt_options(info, prompt_name)}
     if dimensions is not None:
         options["dimensions"] = dimensions
-    return await online.ask(info, texts, place=place, options=options, **cut)
+    return await online.predict(info, texts, place=place, options=options, **cut)
 
 
 async def embed_tokens(
@@ -111,7 +111,7 @@ async def embed_tokens(
         if (n := sum(min(len(each.ids), info.max_length) for each in tokens)) > most:
             told = f"inputs have {n:,} tokens; token vectors are given for {most:,} in a request"
             raise ApiError("invalid", told, field="inputs")
-    return await online.ask(info, texts, place="inputs", options=options, token_vectors=True, **cut)
+    return await online.predict(info, texts, place="inputs", options=options, token_vectors=True, **cut)
 
 
 async def embedded(online: RequestHandler, info: Info, body: EmbedRequest) -> Response:
@@ -149,7 +149,7 @@ async def classify(
     if function is None and len(info.labels) == 1 and info.problem_type is None:
         function = "sigmoid"  # to transformers and TEI a single output is a probability
     options = {} if function is None else {"function": function}
-    answered = await online.ask(info, documents, place="inputs", options=options, **cut)
+    answered = await online.predict(info, documents, place="inputs", options=options, **cut)
     return answered, [scores[: parameters.top_k] for scores in answered.answers.results]
 
 
@@ -157,7 +157,7 @@ async def rerank(
     online: RequestHandler, info: Info, query: str, texts: Sequence[str], place: str, *, raw: bool = False, **cut: Any
 ) -> tuple[HandledRequest, list[tuple[int, float]]]:
     """The place and the score of each text from best to worst, and what the model said."""
-    answered = await online.ask(
+    answered = await online.predict(
         info, [(query, text) for text in texts], place=place, options={"raw_scores": raw}, **cut
     )
     scores = answered.answers.results
