@@ -27,7 +27,7 @@ class Metrics:
         self._forward = _histogram("modernbert_forward_s", "A packed batch", SECONDS, tags)
         self._fill = _histogram("modernbert_batch_fill", "A packed batch's share of the token budget", SHARES, tags)
 
-    def answered(self, answers: PredictResponse) -> None:
+    def record_response(self, answers: PredictResponse) -> None:
         """A request has its answers."""
         self._requests.inc()
         self._tokenise.observe(answers.tokenise_s)
@@ -41,11 +41,11 @@ class Metrics:
             if count:
                 counter.inc(count)
 
-    def refused(self, reason: ErrorType) -> None:
+    def record_refusal(self, reason: ErrorType) -> None:
         """A request has none."""
         self._refused.inc(tags={"reason": reason})
 
-    def ran(self, tokens: int, fill: float, seconds: float) -> None:
+    def record_batch(self, tokens: int, fill: float, seconds: float) -> None:
         """A packed batch has run."""
         self._tokens.inc(tokens)
         self._forward.observe(seconds)

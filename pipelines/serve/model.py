@@ -88,7 +88,7 @@ class ModelServer:
             raise self._refused("timeout", f"no answer within {limit_s:g} s") from None
         finally:
             self._documents -= count
-        self.metrics.answered(answers)
+        self.metrics.record_response(answers)
         return answers
 
     async def check_health(self) -> None:
@@ -147,7 +147,7 @@ class ModelServer:
             raise self._refused("overloaded", told, wait_s)
 
     def _refused(self, kind: Any, message: str, retry_after_s: float | None = None) -> ServeError:
-        self.metrics.refused(kind)
+        self.metrics.record_refusal(kind)
         return ServeError(kind, f"model {self.options.name}: {message}", retry_after_s)
 
     async def _answer(self, request: PredictRequest) -> PredictResponse:
@@ -228,7 +228,7 @@ class ModelServer:
 
     def _ran(self, windows: int, tokens: int, seconds: float) -> None:
         self._window_s += 0.1 * (seconds / windows - self._window_s)
-        self.metrics.ran(tokens, tokens / self.predictor.budget_tokens, seconds)
+        self.metrics.record_batch(tokens, tokens / self.predictor.budget_tokens, seconds)
 
 
 def _results(task: Task, made: ModelOutputs, at: np.ndarray, failed: dict[int, str], count: int) -> Any:

@@ -169,7 +169,7 @@ class RequestHandler:
             cut={i for i, cut in enumerate(answers.truncated) if cut},
             started=started,
         )
-        self.metrics.answered(info.name, len(documents), answered.n_tokens, len(answered.cut))
+        self.metrics.record_documents(info.name, len(documents), answered.n_tokens, len(answered.cut))
         return answered
 
     async def texts(self, info: Info, inputs: str | list[Any], place: str) -> list[str]:

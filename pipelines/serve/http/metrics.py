@@ -23,12 +23,12 @@ class HttpMetrics:
         self._truncated = Counter("truncated", "Inputs that were cut off.", ("model",), **kept)
         self.in_flight = Gauge("documents_in_flight", "Inputs of requests under way.", **kept)
 
-    def request(self, route: str, status: int, seconds: float) -> None:
+    def record_request(self, route: str, status: int, seconds: float) -> None:
         """A request was answered."""
         self._requests.labels(route, status).inc()
         self._seconds.labels(route).observe(seconds)
 
-    def answered(self, model: str, documents: int, tokens: int, truncated: int) -> None:
+    def record_documents(self, model: str, documents: int, tokens: int, truncated: int) -> None:
         """A model answered some inputs."""
         self._documents.labels(model).inc(documents)
         self._tokens.labels(model).inc(tokens)

@@ -118,7 +118,7 @@ class RequestLimitsMiddleware:
         finally:
             seconds = time.perf_counter() - started
             route = getattr(scope.get("route"), "path", "none")
-            self.metrics.request(route, status, seconds)
+            self.metrics.record_request(route, status, seconds)
             logger.info("%s %s %s %d %.1f ms", request_id, scope["method"], route, status, seconds * 1e3)
 
     def _check_key(self, scope: Scope, headers: Headers) -> None:
