@@ -31,25 +31,25 @@ def create_app(models: ModelClient, limits: HttpLimits | None = None, *, behind_
     """The application over `models`; `behind_serve`: Ray Serve's proxy stands before it, and names requests."""
     limits = limits or HttpLimits()
     metrics = HttpMetrics()
-    online = RequestHandler(models, limits, metrics)
+    handler = RequestHandler(models, limits, metrics)
     app = FastAPI(title="modernbert-ray", version=version("modernbert-ray"), description=_ABOUT, redoc_url=None)
     errors.install(app)
-    app.include_router(_state_routes(online), tags=["state"])
+    app.include_router(_state_routes(handler), tags=["state"])
     for routes in (embed_routes, predict_routes, rerank_routes, model_routes):
-        app.include_router(routes(online, None), tags=["text-embeddings-inference"])
+        app.include_router(routes(handler, None), tags=["text-embeddings-inference"])
     first = next(iter(models.tasks))
-    app.include_router(task_route(online, first, "/", shared=True), tags=["Hugging Face"])
-    app.include_router(openai_routes(online), tags=["OpenAI"])
-    app.include_router(cohere_and_jina_routes(online))
+    app.include_router(task_route(handler, first, "/", shared=True), tags=["Hugging Face"])
+    app.include_router(openai_routes(handler), tags=["OpenAI"])
+    app.include_router(cohere_and_jina_routes(handler))
     fits = {"embed": embed_routes, "classify": predict_routes, "rerank": rerank_routes}
     for name, task in models.tasks.items():
         prefix = f"/models/{name}"
         tags: list[str | Enum] = [f"model {name}: {task}"]
-        app.include_router(task_route(online, name, prefix), tags=tags)
+        app.include_router(task_route(handler, name, prefix), tags=tags)
         for does, routes in fits.items():
-            app.include_router(routes(online, name), prefix=prefix, tags=tags, include_in_schema=does == task)
-        app.include_router(model_routes(online, name), prefix=prefix, tags=tags)
-        app.include_router(_health_route(online, name), prefix=prefix, tags=tags)
+            app.include_router(routes(handler, name), prefix=prefix, tags=tags, include_in_schema=does == task)
+        app.include_router(model_routes(handler, name), prefix=prefix, tags=tags)
+        app.include_router(_health_route(handler, name), prefix=prefix, tags=tags)
     app.add_middleware(RequestLimitsMiddleware, limits=limits, metrics=metrics, behind_serve=behind_serve)
     if limits.cors_origins:
         app.add_middleware(
@@ -62,7 +62,7 @@ def create_app(models: ModelClient, limits: HttpLimits | None = None, *, behind_
     return app
 
 
-def _state_routes(online: RequestHandler) -> APIRouter:
+def _state_routes(handler: RequestHandler) -> APIRouter:
     """Whether the service lives, whether it answers, and what it has done: without a key."""
     router = new_router(TEI)
 
@@ -74,19 +74,19 @@ def _state_routes(online: RequestHandler) -> APIRouter:
     @router.get("/metrics", response_class=Response)
     async def metrics() -> Response:
         """What this process has counted, as Prometheus text."""
-        return Response(online.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(handler.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    router.include_router(_health_route(online, None))
+    router.include_router(_health_route(handler, None))
     return router
 
 
-def _health_route(online: RequestHandler, name: str | None) -> APIRouter:
+def _health_route(handler: RequestHandler, name: str | None) -> APIRouter:
     router = new_router(TEI)
 
     @router.get("/health", response_model=dict[str, Any])
     async def health() -> Response:
         """Every model (or the one in the path) can answer."""
-        unready = await online.models.unready()
+        unready = await handler.models.unready()
         wrong = {model: reason for model, reason in unready.items() if name in (None, model)}
         if wrong:
             raise ApiError("unhealthy", "; ".join(f"{model}: {reason}" for model, reason in wrong.items()))

@@ -124,8 +124,8 @@ class RequestHandler:
         if name is None:
             fits = [other for other, does in tasks.items() if does == task]
             if not fits:
-                online = ", ".join(f"{other} ({does})" for other, does in tasks.items())
-                raise ApiError("wrong_task", f"no model here does {task}; online are {online}")
+                handler = ", ".join(f"{other} ({does})" for other, does in tasks.items())
+                raise ApiError("wrong_task", f"no model here does {task}; online are {handler}")
             name = fits[0]
         if name not in tasks:
             fits = [other for other, does in tasks.items() if does == task]
@@ -161,7 +161,7 @@ class RequestHandler:
             if left and truncate and i in answers.invalid:
                 told += " (truncation_direction left is not available here; right is)"
             raise ApiError("invalid" if i in answers.invalid else "failed", told, field=place)
-        answered = HandledRequest(
+        handled = HandledRequest(
             info=info,
             answers=answers,
             characters=sum(map(_length, documents)),
@@ -169,8 +169,8 @@ class RequestHandler:
             cut={i for i, cut in enumerate(answers.truncated) if cut},
             started=started,
         )
-        self.metrics.record_documents(info.name, len(documents), answered.n_tokens, len(answered.cut))
-        return answered
+        self.metrics.record_documents(info.name, len(documents), handled.n_tokens, len(handled.cut))
+        return handled
 
     async def texts(self, info: Info, inputs: str | list[Any], place: str) -> list[str]:
         """The texts that are given, or that token ids stand for; Refusal for ids that no text has."""

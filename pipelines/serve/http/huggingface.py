@@ -149,81 +149,81 @@ VectorRequest = Annotated[
 ]
 
 
-def task_route(online: RequestHandler, name: str, path: str, *, shared: bool = False) -> APIRouter:
+def task_route(handler: RequestHandler, name: str, path: str, *, shared: bool = False) -> APIRouter:
     """The route of the model `name` at `path`; `shared`: a classifier answers TEI's clients there too."""
     router = new_router(TEI)
-    add = _ADD[online.models.tasks[name]]
-    add(router, online, name, path, shared)
+    add = _ADD[handler.models.tasks[name]]
+    add(router, handler, name, path, shared)
     return router
 
 
-def _add_classify(router: APIRouter, online: RequestHandler, name: str, path: str, shared: bool) -> None:
+def _add_classify(router: APIRouter, handler: RequestHandler, name: str, path: str, shared: bool) -> None:
     @router.post(path, **route_docs(list[Any], {"inputs": "Where is my parcel?", "parameters": {"top_k": 3}}))
     async def text_classification(body: ClassifyRequest) -> Response:
         """[[{label, score}]]: for each input a list from best to worst."""
-        info = await online.pick("classify", name)
+        info = await handler.pick("classify", name)
         documents: list[Text] = [
             item if isinstance(item, str) else (item.text, item.text_pair) for item in _many(body.inputs)
         ]
-        answered, labels = await classify(online, info, documents, body.parameters or ClassifyParameters())
+        handled, labels = await classify(handler, info, documents, body.parameters or ClassifyParameters())
         flat = shared and "parameters" not in body.model_fields_set and not isinstance(body.inputs, list)
-        return answered.reply(labels[0] if flat else labels)
+        return handled.reply(labels[0] if flat else labels)
 
 
-def _add_tag(router: APIRouter, online: RequestHandler, name: str, path: str, shared: bool) -> None:  # noqa: ARG001
+def _add_tag(router: APIRouter, handler: RequestHandler, name: str, path: str, shared: bool) -> None:  # noqa: ARG001
     example = {"inputs": "Call Ada at 555-0100.", "parameters": {"aggregation_strategy": "simple"}}
 
     @router.post(path, **route_docs(list[Any], example))
     async def token_classification(body: TagRequest) -> Response:
         """[{entity_group or entity, score, word, start, end}] for a text; a list of such lists for several."""
-        info = await online.pick("tag", name)
+        info = await handler.pick("tag", name)
         options = (body.parameters or TagParameters()).options
-        answered = await online.predict(info, _many(body.inputs), place="inputs", options=options)
-        return _reply(answered, body.inputs)
+        handled = await handler.predict(info, _many(body.inputs), place="inputs", options=options)
+        return _reply(handled, body.inputs)
 
 
-def _add_fill(router: APIRouter, online: RequestHandler, name: str, path: str, shared: bool) -> None:  # noqa: ARG001
+def _add_fill(router: APIRouter, handler: RequestHandler, name: str, path: str, shared: bool) -> None:  # noqa: ARG001
     @router.post(
         path, **route_docs(list[Any], {"inputs": "The capital of France is [MASK].", "parameters": {"top_k": 3}})
     )
     async def fill_mask(body: FillRequest) -> Response:
         """[{score, token, token_str, sequence}] for a text with one mask; lists of them for several masks or texts."""
-        info = await online.pick("fill", name)
+        info = await handler.pick("fill", name)
         given, texts = body.parameters or FillParameters(), _many(body.inputs)
         masks = [text.count(info.mask_token or "[MASK]") for text in texts]
         size = sum(count * len(text) for count, text in zip(masks, texts, strict=True)) * (given.top_k or 5)
         if size > _MOST_CHARACTERS:
             told = f"{sum(masks):,} masks would be answered with {size:,} characters; send fewer masks at a time"
             raise ApiError("invalid", told, field="inputs")
-        answered = await online.predict(info, texts, place="inputs", options=given.options)
-        return _reply(answered, body.inputs)
+        handled = await handler.predict(info, texts, place="inputs", options=given.options)
+        return _reply(handled, body.inputs)
 
 
-def _add_answer(router: APIRouter, online: RequestHandler, name: str, path: str, shared: bool) -> None:  # noqa: ARG001
+def _add_answer(router: APIRouter, handler: RequestHandler, name: str, path: str, shared: bool) -> None:  # noqa: ARG001
     question = {"question": "Where do I live?", "context": "My name is Merve and I live in Istanbul."}
 
     @router.post(path, **route_docs(list[Any] | dict[str, Any], {"inputs": question, "parameters": {}}))
     async def question_answering(body: AnswerRequest) -> Response:
         """{answer, score, start, end} of a question, or with top_k a list of them; a list for several questions."""
-        info = await online.pick("answer", name)
+        info = await handler.pick("answer", name)
         documents: list[Text] = [(item.question, item.context) for item in _many(body.inputs)]
         options = (body.parameters or AnswerParameters()).options
-        answered = await online.predict(info, documents, place="inputs", options=options)
-        return _reply(answered, body.inputs)
+        handled = await handler.predict(info, documents, place="inputs", options=options)
+        return _reply(handled, body.inputs)
 
 
-def _add_embed(router: APIRouter, online: RequestHandler, name: str, path: str, shared: bool) -> None:  # noqa: ARG001
+def _add_embed(router: APIRouter, handler: RequestHandler, name: str, path: str, shared: bool) -> None:  # noqa: ARG001
     @router.post(path, **route_docs(list[Any], {"inputs": ["What is Deep Learning?"], "normalize": True}))
     async def feature_extraction(body: VectorRequest) -> Response:
         """A vector for each input; with inputs {source_sentence, sentences} their cosines: sentence similarity."""
-        info = await online.pick("embed", name)
+        info = await handler.pick("embed", name)
         if isinstance(body, SimilarityRequest):
-            answered, cosines = await similarity(online, info, body)
-            return answered.reply(cosines)
-        return await embedded(online, info, body)
+            handled, cosines = await similarity(handler, info, body)
+            return handled.reply(cosines)
+        return await embedded(handler, info, body)
 
 
-def _add_rerank(router: APIRouter, online: RequestHandler, name: str, path: str, shared: bool) -> None:
+def _add_rerank(router: APIRouter, handler: RequestHandler, name: str, path: str, shared: bool) -> None:
     """Hugging Face's client has no such task."""
 
 
@@ -241,6 +241,6 @@ def _many(inputs: Any) -> list[Any]:
     return inputs if isinstance(inputs, list) else [inputs]
 
 
-def _reply(answered: HandledRequest, inputs: Any) -> Response:
-    results = answered.answers.results
-    return answered.reply(results if isinstance(inputs, list) else results[0])
+def _reply(handled: HandledRequest, inputs: Any) -> Response:
+    results = handled.answers.results
+    return handled.reply(results if isinstance(inputs, list) else results[0])

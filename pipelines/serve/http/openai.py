@@ -25,37 +25,37 @@ class EmbeddingsRequest(Body):
     user: str | None = Field(default=None, description="not used")
 
 
-def openai_routes(online: RequestHandler) -> APIRouter:
+def openai_routes(handler: RequestHandler) -> APIRouter:
     """`/v1/embeddings` and `/v1/models`."""
     router = new_router(OPENAI)
-    example = {"model": online.first("embed") or "none here", "input": ["What is Deep Learning?"]}
+    example = {"model": handler.first("embed") or "none here", "input": ["What is Deep Learning?"]}
 
     @router.post("/v1/embeddings", **route_docs(dict[str, Any], example))
     async def embeddings(body: EmbeddingsRequest) -> Response:
         """{data: [{embedding, index}], model, usage}, vectors of length one; an input that is too long is refused."""
-        info = await online.pick("embed", body.model)
-        texts = await online.texts(info, body.input, "input")
-        answered = await embed(online, info, texts, "input", dimensions=body.dimensions, truncate=False)
+        info = await handler.pick("embed", body.model)
+        texts = await handler.texts(info, body.input, "input")
+        handled = await embed(handler, info, texts, "input", dimensions=body.dimensions, truncate=False)
         vectors: list[Any]
         if body.encoding_format == "base64":
-            rows = np.asarray(answered.answers.results, dtype="<f4")
+            rows = np.asarray(handled.answers.results, dtype="<f4")
             vectors = [base64.b64encode(row.tobytes()).decode() for row in rows]
         else:
-            vectors = answered.vectors
+            vectors = handled.vectors
         data = [{"object": "embedding", "index": i, "embedding": vector} for i, vector in enumerate(vectors)]
-        usage = {"prompt_tokens": answered.n_tokens, "total_tokens": answered.n_tokens}
-        return answered.reply({"object": "list", "data": data, "model": info.name, "usage": usage})
+        usage = {"prompt_tokens": handled.n_tokens, "total_tokens": handled.n_tokens}
+        return handled.reply({"object": "list", "data": data, "model": info.name, "usage": usage})
 
     @router.get("/v1/models", response_model=dict[str, Any])
     async def models() -> Response:
         """Every model online."""
-        return json_response({"object": "list", "data": [_model(name) for name in online.models.tasks]})
+        return json_response({"object": "list", "data": [_model(name) for name in handler.models.tasks]})
 
     @router.get("/v1/models/{model}", response_model=dict[str, Any])
     async def model(model: str) -> Response:
         """One of them."""
-        if model not in online.models.tasks:
-            known = ", ".join(online.models.tasks)
+        if model not in handler.models.tasks:
+            known = ", ".join(handler.models.tasks)
             raise ApiError("unknown_model", f"model {model[:60]!r} is unknown; known are {known}", field="model")
         return json_response(_model(model))
 

@@ -68,7 +68,7 @@ SharedRequest = Annotated[
 ]
 
 
-def rerank_routes(online: RequestHandler, name: str | None) -> APIRouter:
+def rerank_routes(handler: RequestHandler, name: str | None) -> APIRouter:
     """`/rerank`, TEI's with `texts`, Jina's with `documents`: of the model called `name`, or of the first."""
     router = new_router(TEI, JINA)
 
@@ -77,59 +77,61 @@ def rerank_routes(online: RequestHandler, name: str | None) -> APIRouter:
         """TEI: [{index, score, text?}] from best to worst. With `documents` in place of `texts`, as /v1/rerank."""
         if isinstance(body, JinaRequest):
             request.scope["dialect"] = JINA
-            return await _jina(online, body, name)
-        info = await online.pick("rerank", name)
-        answered, order = await rerank(online, info, body.query, body.texts, "texts", raw=body.raw_scores, **body.cut)
+            return await _jina(handler, body, name)
+        info = await handler.pick("rerank", name)
+        handled, order = await rerank(handler, info, body.query, body.texts, "texts", raw=body.raw_scores, **body.cut)
         text = (lambda i: {"text": body.texts[i]}) if body.return_text else lambda _: {}
-        return answered.reply([{"index": i, "score": score, **text(i)} for i, score in order])
+        return handled.reply([{"index": i, "score": score, **text(i)} for i, score in order])
 
     return router
 
 
-def cohere_and_jina_routes(online: RequestHandler) -> APIRouter:
+def cohere_and_jina_routes(handler: RequestHandler) -> APIRouter:
     """`/v2/rerank` and `/v1/rerank`."""
     router = new_router()
-    example = {"model": online.first("rerank") or "none here", "query": _QUERY, "documents": _TEXTS, "top_n": 1}
+    example = {"model": handler.first("rerank") or "none here", "query": _QUERY, "documents": _TEXTS, "top_n": 1}
 
     @router.post("/v2/rerank", **route_docs(dict[str, Any], example, COHERE), tags=["Cohere"])
     async def cohere(body: CohereRequest, request: Request) -> Response:
         """{id, results: [{index, relevance_score}], meta} from best to worst."""
-        info = await online.pick("rerank", body.model)
+        info = await handler.pick("rerank", body.model)
         documents, cut = body.documents, set[int]()
         if body.max_tokens_per_doc is not None:
-            documents, cut = await _first_tokens(online, info, documents, body.max_tokens_per_doc)
-        answered, order = await rerank(online, info, body.query, documents, "documents")
-        answered.cut |= cut
-        meta: dict[str, Any] = {"api_version": {"version": "2"}, "tokens": {"input_tokens": answered.n_tokens}}
-        if answered.cut:
-            meta["warnings"] = [f"documents[{i}] was cut off" for i in sorted(answered.cut)]
+            documents, cut = await _first_tokens(handler, info, documents, body.max_tokens_per_doc)
+        handled, order = await rerank(handler, info, body.query, documents, "documents")
+        handled.cut |= cut
+        meta: dict[str, Any] = {"api_version": {"version": "2"}, "tokens": {"input_tokens": handled.n_tokens}}
+        if handled.cut:
+            meta["warnings"] = [f"documents[{i}] was cut off" for i in sorted(handled.cut)]
         results = [{"index": i, "relevance_score": score} for i, score in order[: body.top_n]]
-        return answered.reply({"id": request.scope.get("request_id"), "results": results, "meta": meta})
+        return handled.reply({"id": request.scope.get("request_id"), "results": results, "meta": meta})
 
     @router.post("/v1/rerank", **route_docs(dict[str, Any], example, JINA), tags=["Jina, vLLM"])
     async def jina(body: JinaRequest) -> Response:
         """{model, usage, results: [{index, relevance_score, document: {text}}]} from best to worst."""
-        return await _jina(online, body, body.model)
+        return await _jina(handler, body, body.model)
 
     return router
 
 
-async def _jina(online: RequestHandler, body: JinaRequest, name: str | None) -> Response:
+async def _jina(handler: RequestHandler, body: JinaRequest, name: str | None) -> Response:
     if name and body.model not in (None, name):
         raise ApiError("unknown_model", f"model {str(body.model)[:60]!r} is not here; this is {name}", field="model")
-    info = await online.pick("rerank", name or body.model)
+    info = await handler.pick("rerank", name or body.model)
     texts = [document if isinstance(document, str) else document.text for document in body.documents]
-    answered, order = await rerank(online, info, body.query, texts, "documents")
+    handled, order = await rerank(handler, info, body.query, texts, "documents")
     text = (lambda i: {"document": {"text": texts[i]}}) if body.return_documents else lambda _: {}
     results = [{"index": i, "relevance_score": score, **text(i)} for i, score in order[: body.top_n]]
-    usage = {"prompt_tokens": answered.n_tokens, "total_tokens": answered.n_tokens}
-    return answered.reply({"model": info.name, "usage": usage, "results": results})
+    usage = {"prompt_tokens": handled.n_tokens, "total_tokens": handled.n_tokens}
+    return handled.reply({"model": info.name, "usage": usage, "results": results})
 
 
-async def _first_tokens(online: RequestHandler, info: Info, texts: list[str], count: int) -> tuple[list[str], set[int]]:
+async def _first_tokens(
+    handler: RequestHandler, info: Info, texts: list[str], count: int
+) -> tuple[list[str], set[int]]:
     """Each text up to the end of its token `count`, and which of them that cuts."""
     out, cut = [*texts], set()
-    for i, tokens in enumerate(await online.tokenize(info, texts, "documents", False)):
+    for i, tokens in enumerate(await handler.tokenize(info, texts, "documents", False)):
         if len(tokens.ids) > count:
             out[i] = texts[i][: (tokens.offsets[count - 1] or (0, 0))[1]]
             cut.add(i)

@@ -83,7 +83,7 @@ def prompt_options(info: Info, prompt_name: str | None) -> dict[str, Any]:
 
 
 async def embed(
-    online: RequestHandler,
+    handler: RequestHandler,
     info: Info,
     texts: Sequence[str],
     place: str,
@@ -97,46 +97,48 @@ async def embed(
     options: dict[str, Any] = {"normalize": normalize is not False, **prompt_options(info, prompt_name)}
     if dimensions is not None:
         options["dimensions"] = dimensions
-    return await online.predict(info, texts, place=place, options=options, **cut)
+    return await handler.predict(info, texts, place=place, options=options, **cut)
 
 
 async def embed_tokens(
-    online: RequestHandler, info: Info, texts: Sequence[str], prompt_name: str | None, **cut: Any
+    handler: RequestHandler, info: Info, texts: Sequence[str], prompt_name: str | None, **cut: Any
 ) -> HandledRequest:
     """A float32 array (tokens, hidden) for each text."""
     options = prompt_options(info, prompt_name)
     most = _MOST_NUMBERS // (info.dimensions or 1)
     if sum(len(text.encode()) for text in texts) > most:  # no token is less than a byte
-        tokens = await online.tokenize(info, texts, "inputs")
+        tokens = await handler.tokenize(info, texts, "inputs")
         if (n := sum(min(len(each.ids), info.max_length) for each in tokens)) > most:
             told = f"inputs have {n:,} tokens; token vectors are given for {most:,} in a request"
             raise ApiError("invalid", told, field="inputs")
-    return await online.predict(info, texts, place="inputs", options=options, token_vectors=True, **cut)
+    return await handler.predict(info, texts, place="inputs", options=options, token_vectors=True, **cut)
 
 
-async def embedded(online: RequestHandler, info: Info, body: EmbedRequest) -> Response:
+async def embedded(handler: RequestHandler, info: Info, body: EmbedRequest) -> Response:
     """The answer to a request for vectors: a list of them."""
-    texts = await online.texts(info, body.inputs, "inputs")
+    texts = await handler.texts(info, body.inputs, "inputs")
     options: dict[str, Any] = {
         "prompt_name": body.prompt_name,
         "normalize": body.normalize,
         "dimensions": body.dimensions,
     }
-    answered = await embed(online, info, texts, "inputs", **options, **body.cut)
-    return answered.reply(answered.vectors)
+    handled = await embed(handler, info, texts, "inputs", **options, **body.cut)
+    return handled.reply(handled.vectors)
 
 
-async def similarity(online: RequestHandler, info: Info, body: SimilarityRequest) -> tuple[HandledRequest, list[float]]:
+async def similarity(
+    handler: RequestHandler, info: Info, body: SimilarityRequest
+) -> tuple[HandledRequest, list[float]]:
     """The cosine of the source sentence with each of the others, and what the model said."""
     texts = [body.inputs.source_sentence, *body.inputs.sentences]
     given = body.parameters or SimilarityParameters()
-    answered = await embed(online, info, texts, "inputs", prompt_name=given.prompt_name, **given.cut)
-    source, *others = np.asarray(answered.answers.results)
-    return answered, [float(source @ other) for other in others]
+    handled = await embed(handler, info, texts, "inputs", prompt_name=given.prompt_name, **given.cut)
+    source, *others = np.asarray(handled.answers.results)
+    return handled, [float(source @ other) for other in others]
 
 
 async def classify(
-    online: RequestHandler,
+    handler: RequestHandler,
     info: Info,
     documents: Sequence[Text],
     parameters: ClassifyParameters,
@@ -149,16 +151,16 @@ async def classify(
     if function is None and len(info.labels) == 1 and info.problem_type is None:
         function = "sigmoid"  # to transformers and TEI a single output is a probability
     options = {} if function is None else {"function": function}
-    answered = await online.predict(info, documents, place="inputs", options=options, **cut)
-    return answered, [scores[: parameters.top_k] for scores in answered.answers.results]
+    handled = await handler.predict(info, documents, place="inputs", options=options, **cut)
+    return handled, [scores[: parameters.top_k] for scores in handled.answers.results]
 
 
 async def rerank(
-    online: RequestHandler, info: Info, query: str, texts: Sequence[str], place: str, *, raw: bool = False, **cut: Any
+    handler: RequestHandler, info: Info, query: str, texts: Sequence[str], place: str, *, raw: bool = False, **cut: Any
 ) -> tuple[HandledRequest, list[tuple[int, float]]]:
     """The place and the score of each text from best to worst, and what the model said."""
-    answered = await online.predict(
+    handled = await handler.predict(
         info, [(query, text) for text in texts], place=place, options={"raw_scores": raw}, **cut
     )
-    scores = answered.answers.results
-    return answered, [(i, scores[i]) for i in sorted(range(len(scores)), key=lambda i: -scores[i])]
+    scores = handled.answers.results
+    return handled, [(i, scores[i]) for i in sorted(range(len(scores)), key=lambda i: -scores[i])]

@@ -86,63 +86,63 @@ class DecodeRequest(Body):
     skip_special_tokens: bool = True
 
 
-def embed_routes(online: RequestHandler, name: str | None) -> APIRouter:
+def embed_routes(handler: RequestHandler, name: str | None) -> APIRouter:
     """Of embed models: the one called `name`, or the first."""
     router = new_router(TEI)
 
     @router.post("/embed", **route_docs(list[list[float]], {"inputs": ["What is Deep Learning?"], "normalize": True}))
     async def embed(body: EmbedRequest) -> Response:
         """A vector for each input."""
-        info = await online.pick("embed", name)
-        return await embedded(online, info, body)
+        info = await handler.pick("embed", name)
+        return await embedded(handler, info, body)
 
     @router.post("/embed_all", **route_docs(list[list[list[float]]], {"inputs": "What is Deep Learning?"}))
     async def embed_all(body: EmbedAllRequest) -> Response:
         """A vector for each token of each input, special tokens included."""
-        info = await online.pick("embed", name)
-        texts = await online.texts(info, body.inputs, "inputs")
-        answered = await embed_tokens(online, info, texts, body.prompt_name, **body.cut)
-        return answered.reply([rows.tolist() for rows in answered.answers.results])
+        info = await handler.pick("embed", name)
+        texts = await handler.texts(info, body.inputs, "inputs")
+        handled = await embed_tokens(handler, info, texts, body.prompt_name, **body.cut)
+        return handled.reply([rows.tolist() for rows in handled.answers.results])
 
     example = {"inputs": {"source_sentence": "Where is my parcel?", "sentences": ["Track my order", "I am hungry"]}}
 
     @router.post("/similarity", **route_docs(list[float], example))
     async def sentence_similarity(body: SimilarityRequest) -> Response:
         """The cosine of the source sentence with each of the others."""
-        info = await online.pick("embed", name)
-        answered, cosines = await similarity(online, info, body)
-        return answered.reply(cosines)
+        info = await handler.pick("embed", name)
+        handled, cosines = await similarity(handler, info, body)
+        return handled.reply(cosines)
 
     return router
 
 
-def predict_routes(online: RequestHandler, name: str | None) -> APIRouter:
+def predict_routes(handler: RequestHandler, name: str | None) -> APIRouter:
     """Of classifiers."""
     router = new_router(TEI)
 
     @router.post("/predict", **route_docs(list[Any], {"inputs": [["Where is my parcel?"], ["I want my money back"]]}))
     async def predict(body: PredictRequest) -> Response:
         """[{label, score}] from best to worst for one input; a list of such lists for a batch."""
-        info = await online.pick("classify", name)
+        info = await handler.pick("classify", name)
         items: Any = [[body.inputs]] if isinstance(body.inputs, str) else body.inputs
         one = isinstance(body.inputs, str) or isinstance(body.inputs[0], str)
         if isinstance(items[0], str):
             items = [items]
         documents: list[Text] = [item[0] if len(item) == 1 else tuple(item) for item in items]
         parameters = body.parameters or ClassifyParameters()
-        answered, labels = await classify(online, info, documents, parameters, raw=body.raw_scores, **body.cut)
+        handled, labels = await classify(handler, info, documents, parameters, raw=body.raw_scores, **body.cut)
         flat = one and "parameters" not in body.model_fields_set
-        return answered.reply(labels[0] if flat else labels)
+        return handled.reply(labels[0] if flat else labels)
 
     return router
 
 
-def model_routes(online: RequestHandler, name: str | None) -> APIRouter:
+def model_routes(handler: RequestHandler, name: str | None) -> APIRouter:
     """Of any model: its tokenizer, and what it is."""
     router = new_router(TEI)
 
     async def model() -> Info:
-        return await online.info(name or next(iter(online.models.tasks)))
+        return await handler.info(name or next(iter(handler.models.tasks)))
 
     @router.post("/tokenize", **route_docs(list[list[dict[str, Any]]], {"inputs": "What is Deep Learning?"}))
     async def tokenize(body: TokenizeRequest) -> Response:
@@ -151,7 +151,7 @@ def model_routes(online: RequestHandler, name: str | None) -> APIRouter:
         prompt_options(info, body.prompt_name)
         given = [body.inputs] if isinstance(body.inputs, str) else body.inputs
         texts = [info.prompts.get(body.prompt_name or "", "") + text for text in given]
-        all_tokens = await online.tokenize(info, texts, "inputs", body.add_special_tokens)
+        all_tokens = await handler.tokenize(info, texts, "inputs", body.add_special_tokens)
         return json_response([
             [_token(text, *token) for token in zip(tokens.ids, tokens.tokens, tokens.offsets, strict=True)]
             for text, tokens in zip(texts, all_tokens, strict=True)
@@ -162,12 +162,12 @@ def model_routes(online: RequestHandler, name: str | None) -> APIRouter:
         """The text of each list of ids."""
         info = await model()
         ids: Any = body.ids if isinstance(body.ids[0], list) else [body.ids]
-        return json_response(await online.decode(info, ids, "ids", body.skip_special_tokens))
+        return json_response(await handler.decode(info, ids, "ids", body.skip_special_tokens))
 
     @router.get("/info", response_model=dict[str, Any])
     async def info() -> Response:
         """What the model is, and what it takes."""
-        return json_response(_told(await model(), online))
+        return json_response(_told(await model(), handler))
 
     return router
 
@@ -178,18 +178,18 @@ def _token(text: str, id_: int, token: str, span: tuple[int, int] | None) -> dic
     return {"id": id_, "text": text[slice(*span)], "special": False, "start": span[0], "stop": span[1]}
 
 
-def _told(info: Info, online: RequestHandler) -> dict[str, Any]:
+def _told(info: Info, handler: RequestHandler) -> dict[str, Any]:
     return {
         "model_id": info.model,
         "model_sha": info.revision,
         "model_dtype": info.dtype,
         "served_model_name": info.name,
         "model_type": info.model_type,
-        "max_concurrent_requests": online.limits.max_documents,
+        "max_concurrent_requests": handler.limits.max_documents,
         "max_input_length": info.max_length,
         "max_batch_tokens": info.budget_tokens,
         "max_batch_requests": None,
-        "max_client_batch_size": min(online.limits.max_inputs, info.max_queued_documents),
+        "max_client_batch_size": min(handler.limits.max_inputs, info.max_queued_documents),
         "auto_truncate": True,
         "tokenization_workers": None,
         "version": version("modernbert-ray"),
