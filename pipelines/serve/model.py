@@ -143,8 +143,8 @@ class ModelServer:
             raise self._refused("too_large", f"{count} documents in a request; at most {most} are taken")
         if self._documents + count > most:
             wait_s = min(max(self._documents * self._window_s, 1.0), 60.0)
-            told = f"{self._documents} documents are being answered; at most {most} are taken at a time"
-            raise self._refused("overloaded", told, wait_s)
+            message = f"{self._documents} documents are being answered; at most {most} are taken at a time"
+            raise self._refused("overloaded", message, wait_s)
 
     def _refused(self, kind: Any, message: str, retry_after_s: float | None = None) -> ServeError:
         self.metrics.record_refusal(kind)

@@ -110,8 +110,8 @@ class Dialect:
 
 
 def _openai(refusal: ApiError, kind: ErrorType) -> dict[str, Any]:
-    told = {"message": refusal.message, "type": kind.openai_type, "param": refusal.field, "code": kind.openai_code}
-    return {"error": told}
+    message = {"message": refusal.message, "type": kind.openai_type, "param": refusal.field, "code": kind.openai_code}
+    return {"error": message}
 
 
 TEI = Dialect(

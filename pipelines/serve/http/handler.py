@@ -129,9 +129,9 @@ class RequestHandler:
             name = fits[0]
         if name not in tasks:
             fits = [other for other, does in tasks.items() if does == task]
-            told = ", ".join(fits) or "none"
+            message = ", ".join(fits) or "none"
             raise ApiError(
-                "unknown_model", f"model {name[:60]!r} is unknown; for {task} there are: {told}", field="model"
+                "unknown_model", f"model {name[:60]!r} is unknown; for {task} there are: {message}", field="model"
             )
         if tasks[name] != task:
             raise ApiError("wrong_task", f"model {name} does {tasks[name]}, not {task}", field="model")
@@ -157,10 +157,10 @@ class RequestHandler:
             answers = await self.models.predict(info.name, request)
         if answers.failed:
             i = min(answers.failed)
-            told = f"{place}[{i}]: {answers.failed[i]}"
+            message = f"{place}[{i}]: {answers.failed[i]}"
             if left and truncate and i in answers.invalid:
-                told += " (truncation_direction left is not available here; right is)"
-            raise ApiError("invalid" if i in answers.invalid else "failed", told, field=place)
+                message += " (truncation_direction left is not available here; right is)"
+            raise ApiError("invalid" if i in answers.invalid else "failed", message, field=place)
         handled = HandledRequest(
             info=info,
             answers=answers,
@@ -203,16 +203,16 @@ class RequestHandler:
         """Count inputs as under way; Refusal for too many in a request, too long ones, and too many under way."""
         limits, count = self.limits, len(inputs)
         if count > (most := min(limits.max_inputs, limits.max_documents)):
-            told = f"{place} holds {count:,} inputs; a request may hold {most:,}"
-            raise ApiError("invalid", told, field=place)
+            message = f"{place} holds {count:,} inputs; a request may hold {most:,}"
+            raise ApiError("invalid", message, field=place)
         for i, given in enumerate(inputs):
             if (length := _length(given)) > limits.max_characters:
                 what = "ids" if isinstance(given, list) else "characters"
-                told = f"{place}[{i}] has {length:,} {what}; an input may have {limits.max_characters:,}"
-                raise ApiError("invalid", told, field=place)
+                message = f"{place}[{i}] has {length:,} {what}; an input may have {limits.max_characters:,}"
+                raise ApiError("invalid", message, field=place)
         if self.documents + count > limits.max_documents:
-            told = f"{self.documents:,} inputs are being answered; {limits.max_documents:,} may be at a time"
-            raise ApiError("overloaded", told, retry_after_s=1)
+            message = f"{self.documents:,} inputs are being answered; {limits.max_documents:,} may be at a time"
+            raise ApiError("overloaded", message, retry_after_s=1)
         self.documents += count
         self.metrics.in_flight.set(self.documents)
         try:

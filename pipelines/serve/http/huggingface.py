@@ -193,8 +193,8 @@ def _add_fill(router: APIRouter, handler: RequestHandler, name: str, path: str, 
         masks = [text.count(info.mask_token or "[MASK]") for text in texts]
         size = sum(count * len(text) for count, text in zip(masks, texts, strict=True)) * (given.top_k or 5)
         if size > _MOST_CHARACTERS:
-            told = f"{sum(masks):,} masks would be answered with {size:,} characters; send fewer masks at a time"
-            raise ApiError("invalid", told, field="inputs")
+            message = f"{sum(masks):,} masks would be answered with {size:,} characters; send fewer masks at a time"
+            raise ApiError("invalid", message, field="inputs")
         handled = await handler.predict(info, texts, place="inputs", options=given.options)
         return _reply(handled, body.inputs)
 

@@ -145,8 +145,8 @@ class RequestLimitsMiddleware:
                     if len(body) > most:
                         raise large
         except TimeoutError:
-            told = f"the body did not arrive within {self.limits.body_timeout_s:g} s"
-            raise ApiError("slow", told) from None
+            message = f"the body did not arrive within {self.limits.body_timeout_s:g} s"
+            raise ApiError("slow", message) from None
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         if body and scope["method"] == "POST" and kind != "application/json":
             raise ApiError("media_type", f"content-type is {kind[:60]!r}; it must be application/json")

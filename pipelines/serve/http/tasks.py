@@ -77,8 +77,8 @@ def prompt_options(info: Info, prompt_name: str | None) -> dict[str, Any]:
     if prompt_name is None:
         return {}
     if prompt_name not in info.prompts:
-        told = f"prompt_name {prompt_name[:60]!r} is unknown. Available prompts: {json.dumps(list(info.prompts))}"
-        raise ApiError("invalid", told, field="prompt_name")
+        message = f"prompt_name {prompt_name[:60]!r} is unknown. Available prompts: {json.dumps(list(info.prompts))}"
+        raise ApiError("invalid", message, field="prompt_name")
     return {"prompt_name": prompt_name}
 
 
@@ -109,8 +109,8 @@ async def embed_tokens(
     if sum(len(text.encode()) for text in texts) > most:  # no token is less than a byte
         tokens = await handler.tokenize(info, texts, "inputs")
         if (n := sum(min(len(each.ids), info.max_length) for each in tokens)) > most:
-            told = f"inputs have {n:,} tokens; token vectors are given for {most:,} in a request"
-            raise ApiError("invalid", told, field="inputs")
+            message = f"inputs have {n:,} tokens; token vectors are given for {most:,} in a request"
+            raise ApiError("invalid", message, field="inputs")
     return await handler.predict(info, texts, place="inputs", options=options, token_vectors=True, **cut)
 
 
