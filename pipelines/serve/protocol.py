@@ -14,9 +14,9 @@ ErrorType = Literal["invalid", "too_large", "unknown_model", "overloaded", "time
 class ServeError(Exception):
     """Why a request as a whole has no answer."""
 
-    def __init__(self, kind: ErrorType, message: str, retry_after_s: float | None = None):
-        super().__init__(kind, message, retry_after_s)  # all of it, so that it can be pickled
-        self.kind, self.message, self.retry_after_s = kind, message, retry_after_s
+    def __init__(self, error_type: ErrorType, message: str, retry_after_s: float | None = None):
+        super().__init__(error_type, message, retry_after_s)  # all of it, so that it can be pickled
+        self.error_type, self.message, self.retry_after_s = error_type, message, retry_after_s
 
     def __str__(self) -> str:
         return self.message

@@ -385,7 +385,7 @@ def test_mistakes_in_a_request(serving, task, wrong, message):
     fine = PredictRequest([("the", "cat")] if task == "answer" else ["the"])
     error, made = ask(models, task, wrong, fine)
     assert isinstance(error, ServeError)
-    assert error.kind == "invalid"
+    assert error.error_type == "invalid"
     with pytest.raises(ServeError, match=message):
         raise error
     assert not made.failed
@@ -410,7 +410,7 @@ def held(models, task):
 def test_a_full_queue_refuses_and_says_when_to_come_back(serving):
     models = serving("classify", max_queued_documents=4)
     too_large, *_ = ask(models, "classify", PredictRequest(["a"] * 5))
-    assert too_large.kind == "too_large"
+    assert too_large.error_type == "too_large"
     assert "5 documents in a request; at most 4" in str(too_large)
 
     async def fill():
@@ -418,7 +418,7 @@ def test_a_full_queue_refuses_and_says_when_to_come_back(serving):
         await asyncio.sleep(0)
         with pytest.raises(ServeError, match="3 documents are being answered; at most 4") as full:
             await models.predict("classify", PredictRequest(["a"] * 2))
-        assert full.value.kind == "overloaded"
+        assert full.value.error_type == "overloaded"
         assert full.value.retry_after_s >= 1
         go()
         assert not (await first).failed
@@ -441,7 +441,7 @@ def test_a_deadline_passes_and_a_client_leaves(serving):
         await asyncio.sleep(0.05)
         third.cancel()
         error, other, left = await asyncio.gather(first, second, third, return_exceptions=True)
-        assert (error.kind, other.kind) == ("timeout", "timeout")
+        assert (error.error_type, other.error_type) == ("timeout", "timeout")
         assert "no answer within 0.2 s" in str(error)
         assert isinstance(left, asyncio.CancelledError)
         assert model._documents == 0
@@ -499,10 +499,10 @@ async def _tokens(models, texts):
 
 def test_errors_cross_processes():
     error = pickle.loads(pickle.dumps(ServeError("overloaded", "full", 2.5)))
-    assert (error.kind, error.message, error.retry_after_s, str(error)) == ("overloaded", "full", 2.5, "full")
+    assert (error.error_type, error.message, error.retry_after_s, str(error)) == ("overloaded", "full", 2.5, "full")
 
 
 def test_an_unknown_model(serving):
     (error,) = ask(serving("embed"), "nix", PredictRequest(["a"]))
-    assert error.kind == "unknown_model"
+    assert error.error_type == "unknown_model"
     assert str(error) == "model 'nix' is unknown; known are embed"

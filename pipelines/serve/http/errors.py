@@ -21,9 +21,9 @@ from pipelines.serve.protocol import ServeError
 class ApiError(Exception):
     """A request that is not answered, and why: `kind` is one of KINDS."""
 
-    def __init__(self, kind: str, message: str, *, field: str | None = None, retry_after_s: float | None = None):
+    def __init__(self, error_type: str, message: str, *, field: str | None = None, retry_after_s: float | None = None):
         super().__init__(message)
-        self.kind, self.message, self.field, self.retry_after_s = kind, message, field, retry_after_s
+        self.error_type, self.message, self.field, self.retry_after_s = error_type, message, field, retry_after_s
 
 
 class ErrorType(NamedTuple):
@@ -143,13 +143,13 @@ def dialect_of(scope: Scope) -> Dialect:
 
 def error_response(scope: Scope, refusal: ApiError) -> Response:
     """The answer that says `refusal`."""
-    dialect, kind = dialect_of(scope), ERROR_TYPES[refusal.kind]
+    dialect, kind = dialect_of(scope), ERROR_TYPES[refusal.error_type]
     headers = {}
-    if refusal.kind in ("overloaded", "unhealthy", "timeout"):
+    if refusal.error_type in ("overloaded", "unhealthy", "timeout"):
         headers["retry-after"] = str(max(1, math.ceil(refusal.retry_after_s or 1)))
-    if refusal.kind == "unauthorized":
+    if refusal.error_type == "unauthorized":
         headers["www-authenticate"] = "Bearer"
-    if refusal.kind in _UNREAD:
+    if refusal.error_type in _UNREAD:
         headers["connection"] = "close"
     return Response(to_json(dialect.shape(refusal, kind)), dialect.status(kind), headers, "application/json")
 
@@ -163,7 +163,9 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(ServeError)
     async def not_served(request: Request, error: ServeError) -> Response:
-        return error_response(request.scope, ApiError(error.kind, error.message, retry_after_s=error.retry_after_s))
+        return error_response(
+            request.scope, ApiError(error.error_type, error.message, retry_after_s=error.retry_after_s)
+        )
 
     @app.exception_handler(RequestValidationError)
     async def not_valid(request: Request, error: RequestValidationError) -> Response:
