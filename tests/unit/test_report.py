@@ -1,4 +1,4 @@
-"""The report of a corpus job: what it says, and that it is inert, whole and small whatever it is given."""
+"""The report of a corpus job: its contents, and that it is inert, complete and small whatever the values."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from pipelines.report.charts import bars, compact, histogram, line, percent
+from pipelines.report.charts import compact, percent
 from pipelines.report.html import render
 
 VOID = {"meta"}
@@ -23,7 +23,7 @@ HOSTILE = """</td></title></style></svg>"'><script>document.title="ran"</script>
 
 
 def sample(**changes):
-    """A report with every section in it."""
+    """A report with all sections."""
     report = {
         "title": "classify",
         "output": "/data/labelled",
@@ -62,15 +62,15 @@ def sample(**changes):
 
 
 class Document(HTMLParser):
-    """A document's tags, attributes and text; AssertionError where tags do not pair."""
+    """The tags, attributes and text of a document; raises AssertionError where tags do not pair."""
 
     def __init__(self, source):
         super().__init__()
-        self.open, self.tags, self.attributes, self.said, self.headings = [], Counter(), set(), [], []
+        self.open, self.tags, self.attributes, self.texts, self.headings = [], Counter(), set(), [], []
         self.feed(source)
         self.close()
         assert not self.open
-        self.text = " ".join(" ".join(self.said).split())
+        self.text = " ".join(" ".join(self.texts).split())
 
     def handle_starttag(self, tag, attrs):
         self.tags[tag] += 1
@@ -88,13 +88,18 @@ class Document(HTMLParser):
 
     def handle_data(self, data):
         if "style" not in self.open:
-            self.said.append(data)
+            self.texts.append(data)
         if self.open[-1:] == ["h2"]:
             self.headings.append(data)
 
 
+def section(source, heading):
+    """The markup of the section with this heading."""
+    return next(part for part in source.split("<section") if f"<h2>{heading}</h2>" in part)
+
+
 def hostile(value):
-    """`value` with markup in every string of it that is not the name of a field."""
+    """Appends markup to every string in `value` that is not the name of a field."""
     if isinstance(value, str):
         return value + HOSTILE
     if isinstance(value, list):
@@ -119,7 +124,7 @@ def test_the_figures_that_matter():
     assert "Batch fill 78.8% 40 batches" in text
 
 
-def test_each_section_says_what_it_shows():
+def test_each_section_explains_what_it_shows():
     text = Document(render(sample())).text
     assert "The dashed line is the mean, 2,602 tokens/s." in text
     assert "The median window has 64 to 128 tokens, the mean one 130. 12 documents were truncated." in text
@@ -134,7 +139,7 @@ def test_each_section_says_what_it_shows():
 
 
 @pytest.mark.parametrize(
-    ("predict_s", "waited_s", "says"),
+    ("predict_s", "waited_s", "note"),
     [
         (95.0, 5.0, "The model is the bottleneck: it was busy 95.0% of its time"),
         (60.0, 40.0, "Tokenising is the bottleneck: the model waited 40.0% of its time"),
@@ -142,9 +147,9 @@ def test_each_section_says_what_it_shows():
         (2.0, 8.0, "too short to say"),
     ],
 )
-def test_the_time_section_names_the_bottleneck(predict_s, waited_s, says):
+def test_the_time_section_names_the_bottleneck(predict_s, waited_s, note):
     totals = sample()["totals"] | {"predict_s": predict_s, "waited_s": waited_s}
-    assert says in Document(render(sample(totals=totals))).text
+    assert note in Document(render(sample(totals=totals))).text
 
 
 def test_no_bottleneck_is_named_where_the_waiting_is_not_known():
@@ -169,7 +174,7 @@ def test_the_error_that_ended_the_last_attempt_comes_first():
     assert text.index("The last attempt ended with an error no space left on /data") < text.index("Rows labelled")
 
 
-def test_text_of_users_is_inert_everywhere():
+def test_values_are_escaped_everywhere():
     plain, document = Document(render(sample())), Document(render(hostile_report()))
     shown = " ".join(HOSTILE.split())
     # twice the title; output and date; settings, versions and failures; labels, reasons, a shard; three attempts
@@ -181,6 +186,11 @@ def test_text_of_users_is_inert_everywhere():
 
 def test_text_that_utf8_cannot_hold_is_replaced():
     assert "broken ? name" in render(sample(title="broken \ud800 name")).encode().decode()
+
+
+def test_long_text_keeps_its_ends():
+    source = render(sample(output="a" * 1000 + "z" * 1000))
+    assert f'<p class="path">{"a" * 160} … {"z" * 80}</p>' in source
 
 
 @pytest.mark.parametrize("empty", [None, "same type"])
@@ -197,7 +207,7 @@ def test_a_part_that_is_empty_is_left_out_and_nothing_else(part, heading, empty)
     assert sorted(document.headings) == sorted(title for title in HEADINGS if title != heading)
 
 
-def test_nothing_known_at_all():
+def test_an_empty_report():
     document = Document(render({}))
     text = document.text
     assert document.headings == []
@@ -205,14 +215,14 @@ def test_nothing_known_at_all():
     assert text.count("– not known") == 6
 
 
-def test_one_row_in_one_shard_is_said_in_the_singular():
+def test_one_row_in_one_shard_is_singular():
     totals = sample()["totals"] | {"shards": 1, "rows": 1, "labelled": 1, "rejected": 1, "batches": 1}
     text = Document(render(sample(totals=totals, attempts=sample()["attempts"][2:]))).text
     for words in ("of 1 row in 1 shard ", "1 row, kept", "1 batch ", "30 s in 1 attempt "):
         assert words in text
 
 
-def test_the_size_is_bounded_and_nothing_is_lost_from_the_counts():
+def test_the_size_is_bounded_and_the_counts_include_what_is_not_shown():
     many = range(100_000)
     source = render(
         sample(
@@ -236,7 +246,7 @@ def test_the_size_is_bounded_and_nothing_is_lost_from_the_counts():
     assert "The last 10 of 9,000. Attempts no. started outcome host ran rows tokens tokens/s 9,000 2026" in text
 
 
-def test_nothing_comes_from_elsewhere():
+def test_the_page_refers_to_nothing_elsewhere():
     source = render(sample())
     for reference in ("http:", "https:", "//", "src=", "href=", "url(", "@import", "<link", "<script", "@font-face"):
         assert reference not in source
@@ -251,9 +261,11 @@ def test_drawings_and_tables_can_be_read_without_seeing_them():
     assert {"scope", "role", "lang"} <= document.attributes
 
 
-def test_many_bins_are_put_together_without_changing_the_mean():
+def test_many_bins_are_merged_without_changing_the_mean():
     values = [float((i * 7919) % 1000) for i in range(10_007)]
-    source = line("t", "tokens/s", [float(i) for i in range(10_008)], values, None, [])
+    series = {"seconds": list(range(10_007)), "tokens_per_s": values, "attempt": 0}
+    source = section(render(sample(throughput=[series], attempts=[])), "Throughput")
+    assert 'class="mean"' not in source
     shown = [float(n.replace(",", "")) for n in re.findall(r"<title>after [^:]*: ([\d,]+) ", source)]
     widths = [float(n) for n in re.findall(r'class="hit" x="[\d.]+" y="0" width="([\d.]+)"', source)]
     assert 200 < len(shown) <= 240
@@ -280,7 +292,7 @@ def test_an_attempt_is_drawn_from_its_start_to_its_end():
 
 @pytest.mark.parametrize("most", [1, 2, 3, 7, 9, 10, 11, 99, 100, 101, 1234, 250_000, 987_654_321])
 def test_a_histogram_has_a_few_round_whole_ticks_up_to_its_highest_column(most):
-    source = histogram("t", "tokens", [1, 2, 4], [0, most])
+    source = section(render(sample(lengths={"edges": [1, 2, 4], "windows": [0, most]})), "Window lengths")
     ticks = re.findall(r'class="left" style="bottom:([\d.]+)%">([^<]+)<', source)
     assert ticks[0] == ("0.0", "0")
     assert ticks[-1][0] == "100.0"
@@ -290,27 +302,29 @@ def test_a_histogram_has_a_few_round_whole_ticks_up_to_its_highest_column(most):
     assert not any("." in label and label[-1].isdigit() for _, label in ticks)
 
 
-def test_bars_are_as_long_as_their_counts():
-    source = bars("t", ["label", "count", "share"], [("a", 40), ("b", 10), ("c", 30), ("d", 20)], 2, "others")
-    assert re.findall(r"width:([\d.]+)%", source) == ["100.00", "25.00"]
-    assert "2 others a" not in source
-    assert Document(source).text.endswith("a 40 40.0% b 10 10.0% 2 others 50 50.0%")
+def test_bars_are_as_long_as_their_counts(monkeypatch):
+    monkeypatch.setattr("pipelines.report.html._SHOWN_LABELS", 2)
+    source = render(sample(labels=[("a", 40), ("b", 10), ("c", 30), ("d", 20)]))
+    assert re.findall(r"width:([\d.]+)%", section(source, "Labels")) == ["100.00", "25.00"]
+    text = Document(source).text
+    assert "2 others a" not in text
+    assert "a 40 40.0% b 10 10.0% 2 others 50 50.0% Rejected rows" in text
 
 
 @pytest.mark.parametrize(
-    ("share", "said"),
+    ("share", "expected"),
     [(None, "–"), (0, "0%"), (0.0004, "<0.1%"), (0.006, "0.6%"), (0.9996, ">99.9%"), (1, "100%"), (1.25, "125.0%")],
 )
-def test_percent_never_rounds_to_nothing_or_all(share, said):
-    assert percent(share) == said
+def test_percent_never_rounds_to_nothing_or_all(share, expected):
+    assert percent(share) == expected
 
 
 @pytest.mark.parametrize(
-    ("value", "said"),
+    ("value", "expected"),
     [(0, "0"), (999, "999"), (999.7, "1k"), (12_345, "12.3k"), (999_600, "1M"), (1.5e9, "1.5B"), (2e12, "2T")],
 )
-def test_compact_numbers(value, said):
-    assert compact(value) == said
+def test_compact_numbers(value, expected):
+    assert compact(value) == expected
 
 
 @pytest.mark.slow
