@@ -119,7 +119,7 @@ def report(job: Job, record: RunRecord, stats: pa.Table) -> dict[str, Any]:
         "title": job.task.options_class.task,
         "output": str(job.folder),
         "complete": record.complete,
-        "made": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+        "created_at": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
         "settings": {
             "input": redact_credentials(job.source),
             "text columns": ", ".join(job.text_columns),

@@ -24,7 +24,7 @@ def render(report: dict[str, Any]) -> str:
     The page stays small however large the job: tables are cut, bins merged and long texts shortened.
 
     Args:
-        report: title, output, complete, made, settings, versions, attempts, totals, throughput, lengths, labels,
+        report: title, output, complete, created_at, settings, versions, attempts, totals, throughput, lengths, labels,
             scores, rejects, slowest, failed (pipelines.corpus.summary.report). What is missing, None or empty is left
             out of the page.
 
@@ -40,7 +40,7 @@ def render(report: dict[str, Any]) -> str:
         title=report.get("title") or "unnamed",
         output=report.get("output"),
         state=state,
-        created_at=_timestamp(report.get("made")),
+        created_at=_timestamp(report.get("created_at")),
         error=_error(report),
         failures=_failures(report.get("failed") or {}),
         figures=_figures(totals, attempts, speed),

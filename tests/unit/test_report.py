@@ -28,7 +28,7 @@ def sample(**changes):
         "title": "classify",
         "output": "/data/labelled",
         "complete": True,
-        "made": "2026-11-24T16:40:00Z",
+        "created_at": "2026-11-24T16:40:00Z",
         "settings": {"input": "/data/corpus", "device": "cpu in float32"},
         "versions": {"python": "3.11.2", "ray": "2.60.0"},
         "attempts": [
