@@ -1,4 +1,4 @@
-"""What a running job shows: a bar on a terminal, a line every few seconds elsewhere."""
+"""The progress of a running job: a bar on a terminal, a line every few seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -13,7 +13,15 @@ _TERMINAL_S, _LOG_S = 0.5, 5.0
 
 
 def progress_line(rows: int, total: int, tokens: int, seconds: float, bar: bool) -> str:
-    """Rows and tokens so far with their rates, and the time left at this rate."""
+    """Formats the progress of a job as one line: rows and tokens with their rates, and the time left at these rates.
+
+    Args:
+        rows: rows done so far, more than 0 unless `total` is 0.
+        total: rows to do.
+        tokens: tokens done so far.
+        seconds: the time that they took, more than 0.
+        bar: whether the line begins with a bar.
+    """
     share = min(rows / total, 1.0) if total else 1.0
     left = format_duration(seconds * (1 - share) / share)
     rates = f"{rows / seconds:,.1f} rows/s, {tokens / seconds:,.0f} tokens/s"
@@ -23,7 +31,7 @@ def progress_line(rows: int, total: int, tokens: int, seconds: float, bar: bool)
 
 
 def format_duration(seconds: float) -> str:
-    """12 s, 3 min 20 s, 5 h 10 min."""
+    """Formats seconds as "12 s", "3 min 20 s" or "5 h 10 min"."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -32,7 +40,13 @@ def format_duration(seconds: float) -> str:
 
 @contextmanager
 def progress_bar(total: int, read: Callable[[], tuple[int, int]]) -> Iterator[None]:
-    """While the block runs, show what `read` returns: (rows, tokens) so far. The clock starts with the first rows."""
+    """Shows the progress of a job on stderr while the block runs. The clock starts with the first rows.
+
+    Args:
+        total: rows to do.
+        read: returns (rows, tokens) done so far; called from another thread every 0.5 s on a terminal, every 5 s
+            elsewhere.
+    """
     terminal, stop = sys.stderr.isatty(), threading.Event()
 
     def show() -> None:
