@@ -8,6 +8,8 @@ import socket
 from pathlib import Path
 
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+# Workers of Ray import what tests/ holds, too.
+os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
 for name in [name for name in os.environ if name.startswith("MODERNBERT_") or name == "RAY_ADDRESS"]:
     del os.environ[name]
 

@@ -51,7 +51,7 @@ def test_where_ray_itself_fails_the_job_ends_with_one_line_that_names_the_log(tm
     pq.write_table(pa.table({"text": ["the cat"] * 100}), tmp_path / "in.parquet")
     script = Path(__file__).with_name("poisoned.py")
     command = [sys.executable, script, tmp_path / "in.parquet", tmp_path / "out", checkpoint, "broken"]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "TMPDIR": str(tmp_path)}
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "TMPDIR": str(tmp_path), "RAY_TMPDIR": "/tmp"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1
     assert done.stdout.startswith("Ray started here: 1 node, 2 CPUs, 0 GPUs\n")

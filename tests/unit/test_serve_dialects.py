@@ -11,19 +11,26 @@ from typing import Any, get_args
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from pipelines.serve.http.app import create_app
-from pipelines.serve.http.errors import ERROR_TYPES, ApiError, error_response
+from pipelines.serve.http.app import DIALECTS, create_app
+from pipelines.serve.http.cohere import CohereRequest
+from pipelines.serve.http.errors import ERROR_TYPES, ApiError, dialect_of, error_response, path_of
 from pipelines.serve.http.handler import Inputs
 from pipelines.serve.http.huggingface import AnswerParameters, TagParameters
+from pipelines.serve.http.jina import JinaRequest
 from pipelines.serve.http.middleware import HttpLimits
-from pipelines.serve.http.rerank import CohereRequest, JinaRequest
-from pipelines.serve.http.tei import PredictRequest
+from pipelines.serve.http.tei import TeiPredictRequest
 from pipelines.serve.protocol import ErrorType, Info, PredictResponse
 
 
-def said(path: str, kind: str, **rest: Any) -> tuple[int, Any, dict[str, str]]:
-    """Status, body and headers of a refusal at `path`."""
-    response = error_response({"path": path}, ApiError(kind, "no", **rest))
+def scope_of(path: str, root_path: str = "") -> dict[str, Any]:
+    """The scope of a request as the middleware passes it on."""
+    scope = {"path": path, "root_path": root_path}
+    return scope | {"dialect": dialect_of(path_of(scope), DIALECTS)}
+
+
+def said(path: str, error_type: str, **rest: Any) -> tuple[int, Any, dict[str, str]]:
+    """Status, body and headers of an error at `path`."""
+    response = error_response(scope_of(path), ApiError(error_type, "no", **rest))
     headers = {name: value for name, value in response.headers.items() if not name.startswith("content-")}
     return response.status_code, json.loads(bytes(response.body)), headers
 
@@ -69,7 +76,7 @@ def test_headers_of_refusals() -> None:
 
 
 def test_a_path_below_another_application() -> None:
-    response = error_response({"path": "/ml/v2/rerank", "root_path": "/ml"}, ApiError("invalid", "no"))
+    response = error_response(scope_of("/ml/v2/rerank", "/ml"), ApiError("invalid", "no"))
     assert json.loads(bytes(response.body)) == {"message": "no"}
 
 
@@ -124,10 +131,10 @@ def test_wrong_inputs(wrong: Any) -> None:
 
 def test_a_list_of_texts_is_a_pair_and_a_list_of_lists_a_batch() -> None:
     for inputs in ("a", ["a"], ["a", "b"], [["a"], ["b"]], [["a", "b"]]):
-        assert PredictRequest(inputs=inputs).inputs == inputs
+        assert TeiPredictRequest(inputs=inputs).inputs == inputs
     for inputs in (["a", "b", "c"], [["a", "b", "c"]], [[]], ["a", ["b"]], [["a"], "b"]):
         with pytest.raises(ValidationError):
-            PredictRequest(inputs=inputs)
+            TeiPredictRequest(inputs=inputs)
 
 
 def test_options_have_our_names() -> None:

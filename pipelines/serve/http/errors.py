@@ -1,13 +1,13 @@
-"""Refusals, and how each dialect says them: status code, JSON shape, headers."""
+"""Errors of the HTTP service, and how a dialect gives them: status code, JSON shape, headers."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from pydantic_core import to_json
@@ -17,198 +17,161 @@ from starlette.types import Scope
 
 from pipelines.serve.protocol import ServeError
 
-
-class ApiError(Exception):
-    """A request that is not answered, and why: `kind` is one of KINDS."""
-
-    def __init__(self, error_type: str, message: str, *, field: str | None = None, retry_after_s: float | None = None):
-        super().__init__(message)
-        self.error_type, self.message, self.field, self.retry_after_s = error_type, message, field, retry_after_s
-
-
-class ErrorType(NamedTuple):
-    """What a kind of refusal is in TEI's words (with Hugging Face's), and in OpenAI's; the others go by OpenAI's."""
-
-    tei_status: int
-    tei_type: str
-    status: int
-    openai_type: str = "invalid_request_error"
-    openai_code: str | None = None
-
+if TYPE_CHECKING:
+    from pipelines.serve.http.handler import RequestHandler
 
 ERROR_TYPES = {
-    "malformed": ErrorType(400, "Validation", 400),
-    "empty": ErrorType(400, "Empty", 400),
-    "invalid": ErrorType(422, "Validation", 400),
-    "too_large": ErrorType(422, "Validation", 400),
-    "unauthorized": ErrorType(401, "Validation", 401, openai_code="invalid_api_key"),
-    "unknown_model": ErrorType(404, "Validation", 404, openai_code="model_not_found"),
-    "wrong_task": ErrorType(424, "Backend", 400),
-    "not_found": ErrorType(404, "Validation", 404),
-    "not_allowed": ErrorType(405, "Validation", 405),
-    "slow": ErrorType(408, "Validation", 408),
-    "body_too_large": ErrorType(413, "Validation", 413),
-    "media_type": ErrorType(415, "Validation", 415),
-    "overloaded": ErrorType(429, "Overloaded", 429, "rate_limit_error", "rate_limit_exceeded"),
-    "failed": ErrorType(424, "Backend", 500, "server_error"),
-    "internal": ErrorType(500, "Backend", 500, "server_error"),
-    "unhealthy": ErrorType(503, "Unhealthy", 503, "server_error"),
-    "timeout": ErrorType(504, "Overloaded", 504, "server_error"),
+    "malformed": 400,
+    "empty": 400,
+    "invalid": 400,
+    "too_large": 400,
+    "unauthorized": 401,
+    "unknown_model": 404,
+    "wrong_task": 400,
+    "not_found": 404,
+    "not_allowed": 405,
+    "slow": 408,
+    "body_too_large": 413,
+    "media_type": 415,
+    "overloaded": 429,
+    "failed": 500,
+    "internal": 500,
+    "unhealthy": 503,
+    "timeout": 504,
 }
-_OF_STATUS = {400: "malformed", 404: "not_found", 405: "not_allowed"}
+"""The types of errors with their status codes; a dialect may have others."""
+_TYPE_OF_STATUS = {400: "malformed", 404: "not_found", 405: "not_allowed"}
 _PLAIN = {
     "too_short": "is empty",
     "string_too_short": "is empty",
     "model_type": "must be a JSON object",
     "model_attributes_type": "must be a JSON object",
 }
-_UNREAD = ("slow", "body_too_large", "media_type", "unauthorized")
-"""Refused before the body was read: the connection cannot be used again."""
+_BODY_UNREAD = ("slow", "body_too_large", "media_type", "unauthorized")
+"""Errors that come before the body is read: the connection cannot be used again."""
 
 
-class TeiError(BaseModel):
-    """TEI's and Hugging Face's."""
+class ApiError(Exception):
+    """A request that has no answer; `error_type` is one of ERROR_TYPES."""
 
-    error: str
-    error_type: str
-
-
-class OpenAIDetails(BaseModel):
-    """What went wrong."""
-
-    message: str
-    type: str
-    param: str | None
-    code: str | None
+    def __init__(self, error_type: str, message: str, *, field: str | None = None, retry_after_s: float | None = None):
+        super().__init__(message)
+        self.error_type, self.message, self.field, self.retry_after_s = error_type, message, field, retry_after_s
 
 
-class OpenAIError(BaseModel):
-    """OpenAI's."""
-
-    error: OpenAIDetails
-
-
-class CohereError(BaseModel):
-    """Cohere's."""
-
-    message: str
-
-
-class JinaError(BaseModel):
-    """Jina's."""
-
-    detail: str
+def _no_routes(*_: Any) -> Sequence[APIRouter]:
+    return ()
 
 
 @dataclass(frozen=True)
 class Dialect:
-    """How errors are said."""
+    """What a family of clients speaks: its routes, and the shape and status of its errors."""
 
-    model: type[BaseModel]
-    shape: Callable[[ApiError, ErrorType], dict[str, Any]]
-    status: Callable[[ErrorType], int] = lambda kind: kind.status
+    name: str
+    error_model: type[BaseModel]
+    """The shape of its errors, for the OpenAPI document."""
+    format_error: Callable[[ApiError], dict[str, Any]]
+    statuses: Mapping[str, int] = field(default_factory=dict)
+    """The status codes of error types where they are not those of ERROR_TYPES."""
+    prefixes: tuple[str, ...] = ()
+    """The paths, with all below them, whose errors it shapes; the longest prefix of all dialects wins."""
+    routes: Callable[[RequestHandler], Sequence[APIRouter]] = _no_routes
+    """Its routes that name no model in their path."""
+    model_routes: Callable[[RequestHandler, str], Sequence[APIRouter]] = _no_routes
+    """Its routes below /models/{name} for a model."""
+    dialect_of_body: Callable[[Any], Dialect | None] | None = None
+    """On paths that it shares with another dialect: the one that a body is of, if it is the other."""
 
-
-def _openai(refusal: ApiError, kind: ErrorType) -> dict[str, Any]:
-    message = {"message": refusal.message, "type": kind.openai_type, "param": refusal.field, "code": kind.openai_code}
-    return {"error": message}
-
-
-TEI = Dialect(
-    TeiError,
-    lambda refusal, kind: {"error": refusal.message, "error_type": kind.tei_type},
-    lambda kind: kind.tei_status,
-)
-OPENAI = Dialect(OpenAIError, _openai)
-COHERE = Dialect(CohereError, lambda refusal, _: {"message": refusal.message})
-JINA = Dialect(JinaError, lambda refusal, _: {"detail": refusal.message})
+    def status(self, error_type: str) -> int:
+        """Return the status code of an error."""
+        return self.statuses.get(error_type, ERROR_TYPES[error_type])
 
 
 def path_of(scope: Scope) -> str:
-    """The path below that of the application."""
+    """Return the path below that of the application."""
     return scope["path"].removeprefix(scope.get("root_path", ""))
 
 
-def dialect_of(scope: Scope) -> Dialect:
-    """The dialect that a request speaks: as its route found, else by its path."""
-    path = path_of(scope)
-    if "dialect" in scope:
-        return scope["dialect"]
-    if path.startswith("/v2/"):
-        return COHERE
-    if path.startswith("/v1/"):
-        return JINA if path == "/v1/rerank" else OPENAI
-    return TEI
+def dialect_of(path: str, dialects: Sequence[Dialect]) -> Dialect:
+    """Find the dialect of a path: the first one where no prefix fits."""
+    fitting = [
+        (len(prefix), -number)
+        for number, dialect in enumerate(dialects)
+        for prefix in dialect.prefixes
+        if path == prefix or path.startswith(f"{prefix}/")
+    ]
+    return dialects[-max(fitting, default=(0, 0))[1]]
 
 
-def error_response(scope: Scope, refusal: ApiError) -> Response:
-    """The answer that says `refusal`."""
-    dialect, kind = dialect_of(scope), ERROR_TYPES[refusal.error_type]
+def error_response(scope: Scope, error: ApiError) -> Response:
+    """Make the response of an error in the request's dialect, which the middleware puts in `scope`."""
+    dialect: Dialect = scope["dialect"]
     headers = {}
-    if refusal.error_type in ("overloaded", "unhealthy", "timeout"):
-        headers["retry-after"] = str(max(1, math.ceil(refusal.retry_after_s or 1)))
-    if refusal.error_type == "unauthorized":
+    if error.error_type in ("overloaded", "unhealthy", "timeout"):
+        headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s or 1)))
+    if error.error_type == "unauthorized":
         headers["www-authenticate"] = "Bearer"
-    if refusal.error_type in _UNREAD:
+    if error.error_type in _BODY_UNREAD:
         headers["connection"] = "close"
-    return Response(to_json(dialect.shape(refusal, kind)), dialect.status(kind), headers, "application/json")
+    content = to_json(dialect.format_error(error))
+    return Response(content, dialect.status(error.error_type), headers, "application/json")
 
 
 def install(app: FastAPI) -> None:
-    """Let `app` say every error in the request's dialect."""
+    """Let `app` answer every error in the request's dialect."""
 
     @app.exception_handler(ApiError)
-    async def refused(request: Request, error: ApiError) -> Response:
+    async def api_error(request: Request, error: ApiError) -> Response:
         return error_response(request.scope, error)
 
     @app.exception_handler(ServeError)
-    async def not_served(request: Request, error: ServeError) -> Response:
+    async def serve_error(request: Request, error: ServeError) -> Response:
         return error_response(
             request.scope, ApiError(error.error_type, error.message, retry_after_s=error.retry_after_s)
         )
 
     @app.exception_handler(RequestValidationError)
-    async def not_valid(request: Request, error: RequestValidationError) -> Response:
-        # TEI's and Jina's requests to /rerank differ by this field.
-        if dialect_of(request.scope) is TEI and isinstance(error.body, dict) and "documents" in error.body:
-            request.scope["dialect"] = JINA
-        return error_response(request.scope, wrong_field(error))
+    async def validation_error(request: Request, error: RequestValidationError) -> Response:
+        dialect: Dialect = request.scope["dialect"]
+        if dialect.dialect_of_body:
+            request.scope["dialect"] = dialect.dialect_of_body(error.body) or dialect
+        return error_response(request.scope, first_mistake(error))
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
-        kind = _OF_STATUS.get(error.status_code, "invalid")
+        error_type = _TYPE_OF_STATUS.get(error.status_code, "invalid")
         message = {
             "not_found": f"there is nothing at {request.url.path!r}; /docs lists the routes",
             "not_allowed": f"{request.method} is not for {request.url.path!r}",
-        }.get(kind, str(error.detail))
-        response = error_response(request.scope, ApiError(kind, message))
+        }.get(error_type, str(error.detail))
+        response = error_response(request.scope, ApiError(error_type, message))
         response.headers.update(error.headers or {})
         return response
 
 
-def wrong_field(error: RequestValidationError) -> ApiError:
-    """The first thing that is wrong with a body, named by its place."""
+def first_mistake(error: RequestValidationError) -> ApiError:
+    """Name the first thing that is wrong with a body by its path in the body."""
     first = error.errors()[0]
-    # Places of a union's branches are written <so>; the client knows nothing of them.
-    path = [part for part in first["loc"][1:] if not str(part).startswith("<")]
-    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
-    field = next((part for part in path if isinstance(part, str)), None)
+    # The branches of a union are tagged <so>; the client does not know them.
+    parts = [part for part in first["loc"][1:] if not str(part).startswith("<")]
+    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).lstrip(".")
+    field = next((part for part in parts if isinstance(part, str)), None)
     if first["type"] == "extra_forbidden":
-        return ApiError(
-            "invalid", f"{place[:100]!r} is no field of this request; /docs lists those it has", field=field
-        )
+        message = f"{path[:100]!r} is no field of this request; /docs lists those it has"
+        return ApiError("invalid", message, field=field)
     if first["type"] == "missing":
-        return ApiError("invalid", f"{place or 'the body'} is missing", field=field)
-    kind = "empty" if first["type"] == "too_short" else "invalid"
+        return ApiError("invalid", f"{path or 'the body'} is missing", field=field)
+    error_type = "empty" if first["type"] == "too_short" else "invalid"
     message = _PLAIN.get(first["type"]) or first["msg"].replace("Input should be", "must be")
-    return ApiError(kind, f"{place or 'the body'} {message}", field=field)
+    return ApiError(error_type, f"{path or 'the body'} {message}", field=field)
 
 
 def error_responses(*dialects: Dialect) -> dict[int | str, dict[str, Any]]:
-    """The errors that a route can answer with, for its OpenAPI document."""
-    out: dict[int | str, dict[str, Any]] = {}
-    for name, kind in ERROR_TYPES.items():
+    """Describe the errors that a route of these dialects can answer with, for its OpenAPI document."""
+    responses: dict[int | str, dict[str, Any]] = {}
+    for error_type in ERROR_TYPES:
         for dialect in dialects:
-            said = out.setdefault(dialect.status(kind), {"description": name.replace("_", " "), "model": dialect.model})
-            said["model"] |= dialect.model
-    return out
+            description = {"description": error_type.replace("_", " "), "model": dialect.error_model}
+            response = responses.setdefault(dialect.status(error_type), description)
+            response["model"] |= dialect.error_model
+    return responses

@@ -1,4 +1,4 @@
-"""From a request's inputs to a model's answers: what every dialect does the same way."""
+"""RequestHandler: from a request's inputs to a model's answers, as every dialect needs it."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _LISTED = 100  # truncated inputs that the header names
 
 
 class Body(BaseModel):
-    """A request's body: types as they are, no other fields."""
+    """The body of a request, in which types are strict and unknown fields are refused."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
 
-def _so(value: Any) -> str:
+def _input_tag(value: Any) -> str:
     first = value[0] if isinstance(value, list) and value else value
     if not isinstance(value, list):
         return "<text>"
@@ -42,7 +42,7 @@ def _whole(value: Any) -> Any:
 
 
 Int = Annotated[int, BeforeValidator(_whole)]
-"""A whole number: to JSON 2.0 is one."""
+"""A whole number, which in JSON may be written 2.0."""
 Id = Annotated[Int, Field(ge=0, lt=1 << 31)]
 Ids = Annotated[list[Id], Field(min_length=1)]
 NonEmpty = Annotated[str, Field(min_length=1)]
@@ -51,7 +51,7 @@ Inputs = Annotated[
     | Annotated[list[NonEmpty], Tag("<texts>"), Field(min_length=1)]
     | Annotated[Ids, Tag("<ids>")]
     | Annotated[list[Ids], Tag("<batch>"), Field(min_length=1)],
-    Discriminator(_so),
+    Discriminator(_input_tag),
     Field(description="a text, several, or their token ids"),
 ]
 Texts = Annotated[
@@ -65,7 +65,6 @@ class JsonRoute(APIRoute):
     """A route whose body is parsed strictly: no NaN, no half surrogates, no bottomless nesting."""
 
     def get_route_handler(self) -> Any:
-        """As of every route, on a request with our parser."""
         handle = super().get_route_handler()
 
         async def strict(request: Request) -> Response:
@@ -74,19 +73,19 @@ class JsonRoute(APIRoute):
         return strict
 
 
-def new_router(*dialects: Dialect) -> APIRouter:
-    """A router whose routes parse strictly, and answer errors as `dialects` say them."""
-    return APIRouter(route_class=JsonRoute, responses=error_responses(*dialects))
+def new_router(*dialects: Dialect, **options: Any) -> APIRouter:
+    """Make a router whose routes parse strictly and answer errors as `dialects` do; `options` are FastAPI's."""
+    return APIRouter(route_class=JsonRoute, responses=error_responses(*dialects), **options)
 
 
-def route_docs(answer: Any, example: dict[str, Any], *dialects: Dialect) -> dict[str, Any]:
-    """What the OpenAPI document says of a route: the answer's type, and an example of a request."""
+def route_docs(response: Any, example: dict[str, Any], *dialects: Dialect) -> dict[str, Any]:
+    """Describe a route for the OpenAPI document: the type of its response, and an example of a request."""
     body = {"requestBody": {"content": {"application/json": {"example": example}}}}
-    return {"response_model": answer, "openapi_extra": body, "responses": error_responses(*dialects)}
+    return {"response_model": response, "openapi_extra": body, "responses": error_responses(*dialects)}
 
 
 def json_response(content: Any, headers: dict[str, str] | None = None) -> Response:
-    """`content` as JSON: floats with the digits that give the same number again."""
+    """Make a response of JSON; floats have the digits that give the same number again."""
     return Response(to_json(content), headers=headers, media_type="application/json")
 
 
@@ -98,9 +97,23 @@ class _JsonRequest(Request):
             raise HTTPException(400, f"the body is not valid JSON: {error}") from None
 
 
+@dataclass(frozen=True)
+class Truncation:
+    """What a client wants of inputs that are longer than the model reads."""
+
+    truncate: bool = True
+    """False: they are refused."""
+    left: bool = False
+    """Their start is to be cut off, which is not available: they are refused, with a reason of its own."""
+
+
+CUT_OFF = Truncation()
+"""What clients that say nothing of it get."""
+
+
 @dataclass
 class RequestHandler:
-    """The models, and what is kept of requests under way."""
+    """The models behind HTTP, and the count of inputs under way."""
 
     models: ModelClient
     limits: HttpLimits
@@ -109,30 +122,28 @@ class RequestHandler:
     _info: dict[str, Info] = field(default_factory=dict)
 
     async def info(self, name: str) -> Info:
-        """What is told of a model, asked once."""
+        """Return what is known of a model; it is asked once."""
         if name not in self._info:
             self._info[name] = await self.models.info(name)
         return self._info[name]
 
     def first(self, task: str) -> str | None:
-        """The name of the first model that does `task`."""
+        """Return the name of the first model that does `task`."""
         return next((name for name, does in self.models.tasks.items() if does == task), None)
 
     async def pick(self, task: str, name: str | None = None) -> Info:
-        """The model called `name`, which must do `task`; without a name the first that does."""
+        """Return the model called `name`, or the first that does `task`; ApiError if it is missing or does another."""
         tasks = self.models.tasks
+        fitting = [other for other, does in tasks.items() if does == task]
         if name is None:
-            fits = [other for other, does in tasks.items() if does == task]
-            if not fits:
-                handler = ", ".join(f"{other} ({does})" for other, does in tasks.items())
-                raise ApiError("wrong_task", f"no model here does {task}; online are {handler}")
-            name = fits[0]
+            if not fitting:
+                online = ", ".join(f"{other} ({does})" for other, does in tasks.items())
+                raise ApiError("wrong_task", f"no model here does {task}; online are {online}")
+            name = fitting[0]
         if name not in tasks:
-            fits = [other for other, does in tasks.items() if does == task]
-            message = ", ".join(fits) or "none"
-            raise ApiError(
-                "unknown_model", f"model {name[:60]!r} is unknown; for {task} there are: {message}", field="model"
-            )
+            known = ", ".join(fitting) or "none"
+            message = f"model {name[:60]!r} is unknown; for {task} there are: {known}"
+            raise ApiError("unknown_model", message, field="model")
         if tasks[name] != task:
             raise ApiError("wrong_task", f"model {name} does {tasks[name]}, not {task}", field="model")
         return await self.info(name)
@@ -142,74 +153,76 @@ class RequestHandler:
         info: Info,
         documents: Sequence[Text],
         *,
-        place: str,
+        field: str,
         options: dict[str, Any] | None = None,
-        truncate: bool = True,
-        direction: str | None = None,
+        truncation: Truncation = CUT_OFF,
         token_vectors: bool = False,
     ) -> HandledRequest:
-        """An answer for each document, or a Refusal that names one as `place[i]`."""
+        """Answer documents; ApiError names the first one without an answer as `field[i]`.
+
+        `options`: those of the task, None for the model's own.
+        """
         started = time.perf_counter()
-        left = (direction or "right").lower() == "left"
         given = {name: value for name, value in (options or {}).items() if value is not None}
-        request = PredictRequest(documents, given, truncate and not left, self.limits.timeout_s, token_vectors)
-        with self._taken(documents, place):
-            answers = await self.models.predict(info.name, request)
-        if answers.failed:
-            i = min(answers.failed)
-            message = f"{place}[{i}]: {answers.failed[i]}"
-            if left and truncate and i in answers.invalid:
+        truncate = truncation.truncate and not truncation.left
+        request = PredictRequest(documents, given, truncate, self.limits.timeout_s, token_vectors)
+        with self._counted(documents, field):
+            response = await self.models.predict(info.name, request)
+        if response.failed:
+            i = min(response.failed)
+            message = f"{field}[{i}]: {response.failed[i]}"
+            if truncation.left and truncation.truncate and i in response.invalid:
                 message += " (truncation_direction left is not available here; right is)"
-            raise ApiError("invalid" if i in answers.invalid else "failed", message, field=place)
+            raise ApiError("invalid" if i in response.invalid else "failed", message, field=field)
         handled = HandledRequest(
             info=info,
-            answers=answers,
+            response=response,
             characters=sum(map(_length, documents)),
-            n_tokens=sum(answers.n_tokens),
-            cut={i for i, cut in enumerate(answers.truncated) if cut},
+            n_tokens=sum(response.n_tokens),
+            truncated={i for i, truncated in enumerate(response.truncated) if truncated},
             started=started,
         )
-        self.metrics.record_documents(info.name, len(documents), handled.n_tokens, len(handled.cut))
+        self.metrics.record_documents(info.name, len(documents), handled.n_tokens, len(handled.truncated))
         return handled
 
-    async def texts(self, info: Info, inputs: str | list[Any], place: str) -> list[str]:
-        """The texts that are given, or that token ids stand for; Refusal for ids that no text has."""
+    async def texts(self, info: Info, inputs: str | list[Any], field: str) -> list[str]:
+        """Return the texts that inputs are, or that their token ids stand for; ApiError for ids that no text has."""
         if isinstance(inputs, str):
             return [inputs]
         if isinstance(inputs[0], str):
             return inputs
         given: list[list[int]] = [inputs] if isinstance(inputs[0], int) else inputs
-        texts = await self.decode(info, given, place)
-        for i, (ids, whole) in enumerate(zip(given, await self.tokenize(info, texts, place), strict=True)):
+        texts = await self.decode(info, given, field)
+        for i, (ids, whole) in enumerate(zip(given, await self.tokenize(info, texts, field), strict=True)):
             bare = [token for token, span in zip(whole.ids, whole.offsets, strict=True) if span is not None]
             if ids not in (whole.ids, bare):
-                raise ApiError("invalid", f"{place}[{i}]: no text has just these token ids; send the text", field=place)
+                raise ApiError("invalid", f"{field}[{i}]: no text has just these token ids; send the text", field=field)
         return texts
 
-    async def tokenize(self, info: Info, texts: Sequence[str], place: str, special: bool = True) -> list[Tokens]:
-        """The tokens of each text."""
-        with self._taken(texts, place):
+    async def tokenize(self, info: Info, texts: Sequence[str], field: str, special: bool = True) -> list[Tokens]:
+        """Return the tokens of each text."""
+        with self._counted(texts, field):
             return await self.models.tokenize(info.name, texts, special)
 
     async def decode(
-        self, info: Info, ids: Sequence[Sequence[int]], place: str, skip_special_tokens: bool = True
+        self, info: Info, ids: Sequence[Sequence[int]], field: str, skip_special_tokens: bool = True
     ) -> list[str]:
-        """The text of each list of token ids."""
-        with self._taken(ids, place):
+        """Return the text of each list of token ids."""
+        with self._counted(ids, field):
             return await self.models.decode(info.name, ids, skip_special_tokens)
 
     @contextmanager
-    def _taken(self, inputs: Sequence[Any], place: str) -> Iterator[None]:
-        """Count inputs as under way; Refusal for too many in a request, too long ones, and too many under way."""
+    def _counted(self, inputs: Sequence[Any], field: str) -> Iterator[None]:
+        """Count inputs as under way; ApiError for too many, in the request or under way, and for too long ones."""
         limits, count = self.limits, len(inputs)
         if count > (most := min(limits.max_inputs, limits.max_documents)):
-            message = f"{place} holds {count:,} inputs; a request may hold {most:,}"
-            raise ApiError("invalid", message, field=place)
+            message = f"{field} holds {count:,} inputs; a request may hold {most:,}"
+            raise ApiError("invalid", message, field=field)
         for i, given in enumerate(inputs):
             if (length := _length(given)) > limits.max_characters:
                 what = "ids" if isinstance(given, list) else "characters"
-                message = f"{place}[{i}] has {length:,} {what}; an input may have {limits.max_characters:,}"
-                raise ApiError("invalid", message, field=place)
+                message = f"{field}[{i}] has {length:,} {what}; an input may have {limits.max_characters:,}"
+                raise ApiError("invalid", message, field=field)
         if self.documents + count > limits.max_documents:
             message = f"{self.documents:,} inputs are being answered; {limits.max_documents:,} may be at a time"
             raise ApiError("overloaded", message, retry_after_s=1)
@@ -224,30 +237,30 @@ class RequestHandler:
 
 @dataclass
 class HandledRequest:
-    """What a model said of a request's documents."""
+    """A request's documents with their answers."""
 
     info: Info
-    answers: PredictResponse
+    response: PredictResponse
     characters: int
     n_tokens: int
-    cut: set[int]
-    """Inputs that were truncated."""
+    truncated: set[int]
+    """Inputs whose end was cut off."""
     started: float
 
     @property
     def vectors(self) -> list[list[float]]:
-        """Of embed."""
-        return self.answers.results.tolist()  # type: ignore[attr-defined]
+        """The vectors of an embed model."""
+        return self.response.results.tolist()  # type: ignore[attr-defined]
 
     def reply(self, content: Any) -> Response:
-        """`content` as JSON; NaN cannot be in it, since a document with one is a failed one."""
-        answers = self.answers
+        """Make a response of JSON with TEI's headers; a document with NaN has failed, so that there is none."""
+        response = self.response
         times = {
             "total": time.perf_counter() - self.started,
-            "compute": answers.tokenise_s + answers.forward_s,
-            "tokenization": answers.tokenise_s,
-            "queue": answers.queue_s,
-            "inference": answers.forward_s,
+            "compute": response.tokenise_s + response.forward_s,
+            "tokenization": response.tokenise_s,
+            "queue": response.queue_s,
+            "inference": response.forward_s,
         }
         headers = {f"x-{name}-time": str(round(seconds * 1e3)) for name, seconds in times.items()}
         headers |= {
@@ -255,12 +268,12 @@ class HandledRequest:
             "x-compute-characters": str(self.characters),
             "x-compute-tokens": str(self.n_tokens),
         }
-        if cut := sorted(self.cut):
-            more = [f"+{len(cut) - _LISTED}"] if len(cut) > _LISTED else []
-            headers["x-truncated"] = ",".join([*map(str, cut[:_LISTED]), *more])
+        if truncated := sorted(self.truncated):
+            more = [f"+{len(truncated) - _LISTED}"] if len(truncated) > _LISTED else []
+            headers["x-truncated"] = ",".join([*map(str, truncated[:_LISTED]), *more])
         return json_response(content, headers)
 
 
 def _length(given: Text | list[int]) -> int:
-    """Characters of a text or of both of a pair, or the number of ids."""
+    """Return the characters of a text or a pair, or the number of ids."""
     return sum(map(len, given)) if isinstance(given, tuple) else len(given)

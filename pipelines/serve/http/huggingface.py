@@ -1,7 +1,12 @@
-"""What huggingface_hub's InferenceClient sends for each task: {"inputs", "parameters"}, at a path for each model."""
+"""Hugging Face's dialect: what huggingface_hub's InferenceClient sends for each task, at a path for each model.
+
+Bodies are {"inputs", "parameters"}. Errors are TEI's. A new task adds its route to TASK_ROUTES.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter
@@ -9,7 +14,7 @@ from pydantic import Discriminator, Field, Tag
 from starlette.responses import Response
 
 from modernbert.windows import Text
-from pipelines.serve.http.errors import TEI, ApiError
+from pipelines.serve.http.errors import ApiError
 from pipelines.serve.http.handler import (
     Body,
     HandledRequest,
@@ -28,6 +33,7 @@ from pipelines.serve.http.tasks import (
     embedded,
     similarity,
 )
+from pipelines.serve.http.tei import TEI
 
 _MOST_CHARACTERS = 50_000_000  # of the sequences in a fill-mask answer
 
@@ -56,7 +62,7 @@ class ClassifyRequest(Body):
 
 
 class TagParameters(Body):
-    """How tokens become entities."""
+    """Options of token classification."""
 
     aggregation_strategy: Literal["none", "simple", "first", "average", "max"] | None = None
     ignore_labels: list[str] | None = None
@@ -64,7 +70,7 @@ class TagParameters(Body):
 
     @property
     def options(self) -> dict[str, Any]:
-        """Under our names."""
+        """The options under the task's own names."""
         return {"aggregation": self.aggregation_strategy, "ignore_labels": self.ignore_labels, "stride": self.stride}
 
 
@@ -76,14 +82,14 @@ class TagRequest(Body):
 
 
 class FillParameters(Body):
-    """Which tokens are given for a mask."""
+    """Options of fill-mask."""
 
     top_k: Int | None = Field(default=None, ge=1, le=1000, description="how many")
     targets: list[NonEmpty] | None = Field(default=None, min_length=1, description="the only ones to choose from")
 
     @property
     def options(self) -> dict[str, Any]:
-        """Under our names."""
+        """The options under the task's own names."""
         return {"top_k": self.top_k, "targets": self.targets}
 
 
@@ -95,14 +101,14 @@ class FillRequest(Body):
 
 
 class Question(Body):
-    """A question, and the text that may hold its answer."""
+    """A question and the text that may hold its answer."""
 
     question: NonEmpty
     context: NonEmpty
 
 
 class AnswerParameters(Body):
-    """How spans are chosen."""
+    """Options of question answering."""
 
     top_k: Int | None = Field(default=None, ge=1, le=1000, description="how many answers")
     max_answer_len: Int | None = Field(default=None, ge=1, le=10_000, description="tokens in an answer at most")
@@ -114,7 +120,7 @@ class AnswerParameters(Body):
 
     @property
     def options(self) -> dict[str, Any]:
-        """Under our names."""
+        """The options under the task's own names."""
         return {
             "top_k": self.top_k,
             "max_answer_length": self.max_answer_len,
@@ -149,11 +155,11 @@ VectorRequest = Annotated[
 ]
 
 
-def task_route(handler: RequestHandler, name: str, path: str, *, shared: bool = False) -> APIRouter:
-    """The route of the model `name` at `path`; `shared`: a classifier answers TEI's clients there too."""
-    router = new_router(TEI)
-    add = _ADD[handler.models.tasks[name]]
-    add(router, handler, name, path, shared)
+def task_routes(handler: RequestHandler, name: str, path: str, *, shared: bool = False, **options: Any) -> APIRouter:
+    """Make the route of a model at `path`; `shared`: a classifier answers TEI's clients there, too."""
+    router = new_router(TEI, **options)
+    if add := TASK_ROUTES.get(handler.models.tasks[name]):
+        add(router, handler, name, path, shared)
     return router
 
 
@@ -178,7 +184,7 @@ def _add_tag(router: APIRouter, handler: RequestHandler, name: str, path: str, s
         """[{entity_group or entity, score, word, start, end}] for a text; a list of such lists for several."""
         info = await handler.pick("tag", name)
         options = (body.parameters or TagParameters()).options
-        handled = await handler.predict(info, _many(body.inputs), place="inputs", options=options)
+        handled = await handler.predict(info, _many(body.inputs), field="inputs", options=options)
         return _reply(handled, body.inputs)
 
 
@@ -193,9 +199,9 @@ def _add_fill(router: APIRouter, handler: RequestHandler, name: str, path: str, 
         masks = [text.count(info.mask_token or "[MASK]") for text in texts]
         size = sum(count * len(text) for count, text in zip(masks, texts, strict=True)) * (given.top_k or 5)
         if size > _MOST_CHARACTERS:
-            message = f"{sum(masks):,} masks would be answered with {size:,} characters; send fewer masks at a time"
+            message = f"{sum(masks):,} masks would be handled with {size:,} characters; send fewer masks at a time"
             raise ApiError("invalid", message, field="inputs")
-        handled = await handler.predict(info, texts, place="inputs", options=given.options)
+        handled = await handler.predict(info, texts, field="inputs", options=given.options)
         return _reply(handled, body.inputs)
 
 
@@ -208,7 +214,7 @@ def _add_answer(router: APIRouter, handler: RequestHandler, name: str, path: str
         info = await handler.pick("answer", name)
         documents: list[Text] = [(item.question, item.context) for item in _many(body.inputs)]
         options = (body.parameters or AnswerParameters()).options
-        handled = await handler.predict(info, documents, place="inputs", options=options)
+        handled = await handler.predict(info, documents, field="inputs", options=options)
         return _reply(handled, body.inputs)
 
 
@@ -223,18 +229,25 @@ def _add_embed(router: APIRouter, handler: RequestHandler, name: str, path: str,
         return await embedded(handler, info, body)
 
 
-def _add_rerank(router: APIRouter, handler: RequestHandler, name: str, path: str, shared: bool) -> None:
-    """Hugging Face's client has no such task."""
-
-
-_ADD = {
+TASK_ROUTES: dict[str, Callable[[APIRouter, RequestHandler, str, str, bool], None]] = {
     "classify": _add_classify,
     "tag": _add_tag,
     "fill": _add_fill,
     "answer": _add_answer,
     "embed": _add_embed,
-    "rerank": _add_rerank,
 }
+"""By task, what adds its route: (router, handler, model, path, whether TEI's clients share it)."""
+
+
+def routes(handler: RequestHandler) -> Sequence[APIRouter]:
+    """Make the route / of the first model."""
+    return [task_routes(handler, next(iter(handler.models.tasks)), "/", shared=True, tags=["Hugging Face"])]
+
+
+def routes_of_model(handler: RequestHandler, name: str) -> Sequence[APIRouter]:
+    """Make the route /models/{name} of a model."""
+    tags = [f"model {name}: {handler.models.tasks[name]}"]
+    return [task_routes(handler, name, f"/models/{name}", tags=tags)]
 
 
 def _many(inputs: Any) -> list[Any]:
@@ -242,5 +255,8 @@ def _many(inputs: Any) -> list[Any]:
 
 
 def _reply(handled: HandledRequest, inputs: Any) -> Response:
-    results = handled.answers.results
+    results = handled.response.results
     return handled.reply(results if isinstance(inputs, list) else results[0])
+
+
+HUGGING_FACE = replace(TEI, name="Hugging Face", prefixes=("/models",), routes=routes, model_routes=routes_of_model)

@@ -1,4 +1,4 @@
-"""Who may ask, and how much: keys, sizes, deadlines, request ids. All of it before a byte is parsed."""
+"""Limits on requests, before a byte of them is parsed: keys, sizes, deadlines; and request ids."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import re
 import time
 import traceback
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -17,19 +18,19 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pipelines.serve.http.errors import ApiError, error_response, path_of
+from pipelines.serve.http.errors import ApiError, Dialect, dialect_of, error_response, path_of
 from pipelines.serve.http.metrics import HttpMetrics
 
 logger = logging.getLogger(__name__)
 API_KEY = "MODERNBERT_API_KEY"
 PUBLIC = frozenset({"/health", "/ping", "/metrics"})
 CLIENT_CLOSED_REQUEST = 499
-"""The status that is counted where the client left before an answer began."""
+"""The status of a request whose client left before its response began, in metrics and the log."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
 class HttpLimits(BaseModel):
-    """What the service takes from its clients, and from whom."""
+    """What the service takes from its clients, and from which of them."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -44,7 +45,7 @@ class HttpLimits(BaseModel):
         Path | None, Field(description=f"file with the key, or several, one a line (default: {API_KEY}, else none)")
     ] = None
     _keys: tuple[bytes, ...] = PrivateAttr(())
-    """Read once, where the configuration is: a process that serves cannot come up without the key."""
+    """Read once, where the configuration is: no process can serve without the key."""
 
     @model_validator(mode="after")
     def _read_keys(self) -> HttpLimits:
@@ -60,8 +61,13 @@ class HttpLimits(BaseModel):
         self._keys = tuple(key.encode() for key in (text or "").split())
         return self
 
+    @property
+    def has_keys(self) -> bool:
+        """Whether requests need a key."""
+        return bool(self._keys)
+
     def admits(self, authorization: str) -> bool:
-        """Whether a request with this header may ask."""
+        """Tell whether a request with this header is let in."""
         scheme, _, key = authorization.partition(" ")
         given = key.strip().encode() if scheme.lower() == "bearer" else b""
         # Every key is compared, so that the time does not tell which one came close.
@@ -70,13 +76,20 @@ class HttpLimits(BaseModel):
 
 
 class RequestLimitsMiddleware:
-    """The outermost layer: lets a request through to the application whole, or answers in its place."""
+    """Passes a request to the application once its whole body is there, or refuses it."""
 
-    def __init__(self, app: ASGIApp, limits: HttpLimits, metrics: HttpMetrics, behind_serve: bool):
-        self.app, self.limits, self.metrics, self.behind_serve = app, limits, metrics, behind_serve
+    def __init__(
+        self, app: ASGIApp, limits: HttpLimits, metrics: HttpMetrics, dialects: Sequence[Dialect], behind_serve: bool
+    ):
+        self.app, self.limits, self.metrics, self.dialects, self.behind_serve = (
+            app,
+            limits,
+            metrics,
+            dialects,
+            behind_serve,
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -86,6 +99,7 @@ class RequestLimitsMiddleware:
         sane = _REQUEST_ID.fullmatch(given) is not None
         request_id = given if sane else uuid.uuid4().hex
         scope["request_id"] = request_id
+        scope["dialect"] = dialect_of(path_of(scope), self.dialects)
         status = CLIENT_CLOSED_REQUEST
 
         async def send_with_id(message: Message) -> None:
@@ -96,9 +110,9 @@ class RequestLimitsMiddleware:
                     MutableHeaders(scope=message)["x-request-id"] = request_id
             await send(message)
 
-        async def refuse(refusal: ApiError) -> None:
+        async def refuse(error: ApiError) -> None:
             if status == CLIENT_CLOSED_REQUEST:
-                await error_response(scope, refusal)(scope, receive, send_with_id)
+                await error_response(scope, error)(scope, receive, send_with_id)
 
         try:
             self._check_key(scope, headers)
@@ -108,10 +122,10 @@ class RequestLimitsMiddleware:
                     await _run(self.app, scope, body, receive, send_with_id)
         except TimeoutError:
             await refuse(ApiError("timeout", f"no answer within {self.limits.timeout_s:g} s"))
-        except ApiError as refusal:
-            await refuse(refusal)
+        except ApiError as error:
+            await refuse(error)
         except Exception as error:
-            # The message may hold a client's text: only its kind and place are logged.
+            # The message may hold a client's text: only its type and traceback are logged.
             places = "".join(traceback.format_tb(error.__traceback__))
             logger.error("%s %s\n%s", request_id, type(error).__name__, places)
             await refuse(ApiError("internal", "the service failed; its log has the reason under this x-request-id"))
@@ -126,12 +140,12 @@ class RequestLimitsMiddleware:
             raise ApiError("unauthorized", "send the service's key as the header 'authorization: Bearer KEY'")
 
     async def _body(self, scope: Scope, headers: Headers, receive: Receive) -> bytes | None:
-        """The body, counted as it arrives; None where the client left."""
+        """Return the body, counted as it arrives, or None if the client left."""
         most = self.limits.max_body_bytes
-        stated = headers.get("content-length", "0")
+        length = headers.get("content-length", "0")
         body = bytearray()
         large = ApiError("body_too_large", f"the body is larger than {most:,} bytes")
-        if stated.isdecimal() and int(stated[:20]) > most:
+        if length.isdecimal() and int(length[:20]) > most:
             raise large
         try:
             async with asyncio.timeout(self.limits.body_timeout_s):
@@ -145,16 +159,15 @@ class RequestLimitsMiddleware:
                     if len(body) > most:
                         raise large
         except TimeoutError:
-            message = f"the body did not arrive within {self.limits.body_timeout_s:g} s"
-            raise ApiError("slow", message) from None
-        kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-        if body and scope["method"] == "POST" and kind != "application/json":
-            raise ApiError("media_type", f"content-type is {kind[:60]!r}; it must be application/json")
+            raise ApiError("slow", f"the body did not arrive within {self.limits.body_timeout_s:g} s") from None
+        media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
+        if body and scope["method"] == "POST" and media_type != "application/json":
+            raise ApiError("media_type", f"content-type is {media_type[:60]!r}; it must be application/json")
         return bytes(body)
 
 
 async def _run(app: ASGIApp, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
-    """Run the application on a whole body, and stop it when the client leaves."""
+    """Run the application on a whole body, and cancel it when the client leaves."""
     left = asyncio.Event()
     parts: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 

@@ -1,18 +1,56 @@
-"""OpenAI's embeddings and list of models."""
+"""OpenAI's dialect: /v1/embeddings and /v1/models."""
 
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 from fastapi import APIRouter
-from pydantic import Field
+from pydantic import BaseModel, Field
 from starlette.responses import Response
 
-from pipelines.serve.http.errors import OPENAI, ApiError
-from pipelines.serve.http.handler import Body, Inputs, Int, RequestHandler, json_response, new_router, route_docs
+from pipelines.serve.http.errors import ApiError, Dialect
+from pipelines.serve.http.handler import (
+    Body,
+    Inputs,
+    Int,
+    RequestHandler,
+    Truncation,
+    json_response,
+    new_router,
+    route_docs,
+)
 from pipelines.serve.http.tasks import embed
+
+_TYPES = {
+    "overloaded": "rate_limit_error",
+    "failed": "server_error",
+    "internal": "server_error",
+    "unhealthy": "server_error",
+    "timeout": "server_error",
+}
+_CODES = {
+    "unauthorized": "invalid_api_key",
+    "unknown_model": "model_not_found",
+    "overloaded": "rate_limit_exceeded",
+}
+
+
+class OpenAIDetails(BaseModel):
+    """The details of an error."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class OpenAIError(BaseModel):
+    """The shape of an error."""
+
+    error: OpenAIDetails
 
 
 class EmbeddingsRequest(Body):
@@ -25,9 +63,9 @@ class EmbeddingsRequest(Body):
     user: str | None = Field(default=None, description="not used")
 
 
-def openai_routes(handler: RequestHandler) -> APIRouter:
-    """`/v1/embeddings` and `/v1/models`."""
-    router = new_router(OPENAI)
+def routes(handler: RequestHandler) -> Sequence[APIRouter]:
+    """Make the routes /v1/embeddings and /v1/models."""
+    router = new_router(OPENAI, tags=["OpenAI"])
     example = {"model": handler.first("embed") or "none here", "input": ["What is Deep Learning?"]}
 
     @router.post("/v1/embeddings", **route_docs(dict[str, Any], example))
@@ -35,10 +73,10 @@ def openai_routes(handler: RequestHandler) -> APIRouter:
         """{data: [{embedding, index}], model, usage}, vectors of length one; an input that is too long is refused."""
         info = await handler.pick("embed", body.model)
         texts = await handler.texts(info, body.input, "input")
-        handled = await embed(handler, info, texts, "input", dimensions=body.dimensions, truncate=False)
+        handled = await embed(handler, info, texts, "input", dimensions=body.dimensions, truncation=Truncation(False))
         vectors: list[Any]
         if body.encoding_format == "base64":
-            rows = np.asarray(handled.answers.results, dtype="<f4")
+            rows = np.asarray(handled.response.results, dtype="<f4")
             vectors = [base64.b64encode(row.tobytes()).decode() for row in rows]
         else:
             vectors = handled.vectors
@@ -53,14 +91,22 @@ def openai_routes(handler: RequestHandler) -> APIRouter:
 
     @router.get("/v1/models/{model}", response_model=dict[str, Any])
     async def model(model: str) -> Response:
-        """One of them."""
+        """A model online."""
         if model not in handler.models.tasks:
             known = ", ".join(handler.models.tasks)
             raise ApiError("unknown_model", f"model {model[:60]!r} is unknown; known are {known}", field="model")
         return json_response(_model(model))
 
-    return router
+    return [router]
 
 
 def _model(name: str) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": 0, "owned_by": "modernbert-ray"}
+
+
+def _format_error(error: ApiError) -> dict[str, Any]:
+    type_, code = _TYPES.get(error.error_type, "invalid_request_error"), _CODES.get(error.error_type)
+    return {"error": {"message": error.message, "type": type_, "param": error.field, "code": code}}
+
+
+OPENAI = Dialect("OpenAI", OpenAIError, _format_error, prefixes=("/v1",), routes=routes)

@@ -1,4 +1,4 @@
-"""What the dialects have in common: inputs in, a task's plain answers out."""
+"""Requests that several dialects share: their bodies, and from inputs to a task's plain answers."""
 
 from __future__ import annotations
 
@@ -12,14 +12,28 @@ from starlette.responses import Response
 
 from modernbert.windows import Text
 from pipelines.serve.http.errors import ApiError
-from pipelines.serve.http.handler import Body, Direction, HandledRequest, Inputs, Int, NonEmpty, RequestHandler
+from pipelines.serve.http.handler import (
+    CUT_OFF,
+    Body,
+    Direction,
+    HandledRequest,
+    Inputs,
+    Int,
+    NonEmpty,
+    RequestHandler,
+    Truncation,
+)
 from pipelines.serve.protocol import Info
 
+RERANK_EXAMPLE = {
+    "query": "Where is my parcel?",
+    "documents": ["You can track your order here.", "Our shops open at nine."],
+}
 _MOST_NUMBERS = 1 << 23  # of token vectors in an answer: about 160 MB of JSON
 
 
 class TruncationParams(Body):
-    """What a request can say of inputs that are too long."""
+    """What a request can say about inputs that are too long."""
 
     truncate: bool | None = Field(
         default=None, description="false: refuse inputs that are too long; else they are cut off"
@@ -29,9 +43,9 @@ class TruncationParams(Body):
     )
 
     @property
-    def cut(self) -> dict[str, Any]:
-        """As Online.ask takes it."""
-        return {"truncate": self.truncate is not False, "direction": self.truncation_direction}
+    def truncation(self) -> Truncation:
+        """The parameters as RequestHandler.predict takes them."""
+        return Truncation(self.truncate is not False, (self.truncation_direction or "right").lower() == "left")
 
 
 class EmbedRequest(TruncationParams):
@@ -44,27 +58,27 @@ class EmbedRequest(TruncationParams):
 
 
 class SimilarityParameters(TruncationParams):
-    """How sentences are read."""
+    """Options of a comparison of sentences."""
 
     prompt_name: str | None = None
 
 
 class SimilarityInputs(Body):
-    """A sentence, and others to compare with it."""
+    """A sentence and the sentences to compare it with."""
 
     source_sentence: NonEmpty
     sentences: list[NonEmpty] = Field(min_length=1)
 
 
 class SimilarityRequest(Body):
-    """A sentence and those to compare with it."""
+    """A request for the similarity of sentences."""
 
     inputs: SimilarityInputs
     parameters: SimilarityParameters | None = None
 
 
 class ClassifyParameters(Body):
-    """How labels are scored."""
+    """Options of a classification."""
 
     top_k: Int | None = Field(default=None, ge=1, description="how many labels (default: all)")
     function_to_apply: Literal["sigmoid", "softmax", "none"] | None = Field(
@@ -73,7 +87,7 @@ class ClassifyParameters(Body):
 
 
 def prompt_options(info: Info, prompt_name: str | None) -> dict[str, Any]:
-    """The option of the task for a prompt; Refusal where the model has none of that name."""
+    """Return the task's options for a prompt; ApiError if the model has none of that name."""
     if prompt_name is None:
         return {}
     if prompt_name not in info.prompts:
@@ -86,24 +100,24 @@ async def embed(
     handler: RequestHandler,
     info: Info,
     texts: Sequence[str],
-    place: str,
+    field: str,
     *,
     prompt_name: str | None = None,
     normalize: bool | None = True,
     dimensions: int | None = None,
-    **cut: Any,
+    truncation: Truncation = CUT_OFF,
 ) -> HandledRequest:
-    """Vectors, as a float32 array (inputs, dimensions)."""
+    """Embed texts: the response's results are a float32 array (inputs, dimensions)."""
     options: dict[str, Any] = {"normalize": normalize is not False, **prompt_options(info, prompt_name)}
     if dimensions is not None:
         options["dimensions"] = dimensions
-    return await handler.predict(info, texts, place=place, options=options, **cut)
+    return await handler.predict(info, texts, field=field, options=options, truncation=truncation)
 
 
 async def embed_tokens(
-    handler: RequestHandler, info: Info, texts: Sequence[str], prompt_name: str | None, **cut: Any
+    handler: RequestHandler, info: Info, texts: Sequence[str], prompt_name: str | None, truncation: Truncation = CUT_OFF
 ) -> HandledRequest:
-    """A float32 array (tokens, hidden) for each text."""
+    """Embed the tokens of texts: the results are a float32 array (tokens, hidden) per text."""
     options = prompt_options(info, prompt_name)
     most = _MOST_NUMBERS // (info.dimensions or 1)
     if sum(len(text.encode()) for text in texts) > most:  # no token is less than a byte
@@ -111,29 +125,31 @@ async def embed_tokens(
         if (n := sum(min(len(each.ids), info.max_length) for each in tokens)) > most:
             message = f"inputs have {n:,} tokens; token vectors are given for {most:,} in a request"
             raise ApiError("invalid", message, field="inputs")
-    return await handler.predict(info, texts, place="inputs", options=options, token_vectors=True, **cut)
+    return await handler.predict(
+        info, texts, field="inputs", options=options, token_vectors=True, truncation=truncation
+    )
 
 
 async def embedded(handler: RequestHandler, info: Info, body: EmbedRequest) -> Response:
-    """The answer to a request for vectors: a list of them."""
+    """Answer a request for vectors with a list of them."""
     texts = await handler.texts(info, body.inputs, "inputs")
     options: dict[str, Any] = {
         "prompt_name": body.prompt_name,
         "normalize": body.normalize,
         "dimensions": body.dimensions,
     }
-    handled = await embed(handler, info, texts, "inputs", **options, **body.cut)
+    handled = await embed(handler, info, texts, "inputs", **options, truncation=body.truncation)
     return handled.reply(handled.vectors)
 
 
 async def similarity(
     handler: RequestHandler, info: Info, body: SimilarityRequest
 ) -> tuple[HandledRequest, list[float]]:
-    """The cosine of the source sentence with each of the others, and what the model said."""
+    """Return the handled request, and the cosine of the source sentence with each of the others."""
     texts = [body.inputs.source_sentence, *body.inputs.sentences]
     given = body.parameters or SimilarityParameters()
-    handled = await embed(handler, info, texts, "inputs", prompt_name=given.prompt_name, **given.cut)
-    source, *others = np.asarray(handled.answers.results)
+    handled = await embed(handler, info, texts, "inputs", prompt_name=given.prompt_name, truncation=given.truncation)
+    source, *others = np.asarray(handled.response.results)
     return handled, [float(source @ other) for other in others]
 
 
@@ -144,23 +160,30 @@ async def classify(
     parameters: ClassifyParameters,
     *,
     raw: bool = False,
-    **cut: Any,
+    truncation: Truncation = CUT_OFF,
 ) -> tuple[HandledRequest, list[list[dict[str, Any]]]]:
-    """[{label, score}] of each document from best to worst, and what the model said."""
+    """Return the handled request, and [{label, score}] per document from best to worst."""
     function = "none" if raw else parameters.function_to_apply
     if function is None and len(info.labels) == 1 and info.problem_type is None:
         function = "sigmoid"  # to transformers and TEI a single output is a probability
     options = {} if function is None else {"function": function}
-    handled = await handler.predict(info, documents, place="inputs", options=options, **cut)
-    return handled, [scores[: parameters.top_k] for scores in handled.answers.results]
+    handled = await handler.predict(info, documents, field="inputs", options=options, truncation=truncation)
+    return handled, [scores[: parameters.top_k] for scores in handled.response.results]
 
 
 async def rerank(
-    handler: RequestHandler, info: Info, query: str, texts: Sequence[str], place: str, *, raw: bool = False, **cut: Any
+    handler: RequestHandler,
+    info: Info,
+    query: str,
+    texts: Sequence[str],
+    field: str,
+    *,
+    raw: bool = False,
+    truncation: Truncation = CUT_OFF,
 ) -> tuple[HandledRequest, list[tuple[int, float]]]:
-    """The place and the score of each text from best to worst, and what the model said."""
+    """Return the handled request, and the index and score of each text from best to worst."""
     handled = await handler.predict(
-        info, [(query, text) for text in texts], place=place, options={"raw_scores": raw}, **cut
+        info, [(query, text) for text in texts], field=field, options={"raw_scores": raw}, truncation=truncation
     )
-    scores = handled.answers.results
+    scores = handled.response.results
     return handled, [(i, scores[i]) for i in sorted(range(len(scores)), key=lambda i: -scores[i])]

@@ -1,16 +1,17 @@
-"""The routes of text-embeddings-inference."""
+"""The dialect of text-embeddings-inference (TEI), and /rerank, which TEI shares with Jina."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Annotated, Any
 
-from fastapi import APIRouter
-from pydantic import Discriminator, Field, Tag
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, Discriminator, Field, Tag
 from starlette.responses import Response
 
 from modernbert.windows import Text
-from pipelines.serve.http.errors import TEI
+from pipelines.serve.http.errors import ApiError, Dialect
 from pipelines.serve.http.handler import (
     Body,
     Ids,
@@ -22,7 +23,9 @@ from pipelines.serve.http.handler import (
     new_router,
     route_docs,
 )
+from pipelines.serve.http.jina import JINA, JinaRequest, jina_rerank
 from pipelines.serve.http.tasks import (
+    RERANK_EXAMPLE,
     ClassifyParameters,
     EmbedRequest,
     SimilarityRequest,
@@ -31,9 +34,29 @@ from pipelines.serve.http.tasks import (
     embed_tokens,
     embedded,
     prompt_options,
+    rerank,
     similarity,
 )
 from pipelines.serve.protocol import Info
+
+_RERANK_EXAMPLE = {"query": RERANK_EXAMPLE["query"], "texts": RERANK_EXAMPLE["documents"]}
+_STATUSES = {"invalid": 422, "too_large": 422, "wrong_task": 424, "failed": 424}
+_TYPES = {
+    "empty": "Empty",
+    "wrong_task": "Backend",
+    "overloaded": "Overloaded",
+    "failed": "Backend",
+    "internal": "Backend",
+    "unhealthy": "Unhealthy",
+    "timeout": "Overloaded",
+}
+
+
+class TeiError(BaseModel):
+    """The shape of an error."""
+
+    error: str
+    error_type: str
 
 
 class EmbedAllRequest(TruncationParams):
@@ -47,25 +70,40 @@ class EmbedAllRequest(TruncationParams):
 OneOrPair = Annotated[list[NonEmpty], Field(min_length=1, max_length=2)]
 
 
-def _form(value: Any) -> str:
+def _predict_tag(value: Any) -> str:
     if not isinstance(value, list):
         return "<text>"
     return "<batch>" if value and isinstance(value[0], list) else "<pair>"
 
 
-class PredictRequest(TruncationParams):
+class TeiPredictRequest(TruncationParams):
     """Inputs to classify: a text, a pair ["a", "b"], or a batch of those [["a"], ["b"]]."""
 
     inputs: Annotated[
         Annotated[NonEmpty, Tag("<text>")]
         | Annotated[OneOrPair, Tag("<pair>")]
         | Annotated[list[OneOrPair], Tag("<batch>"), Field(min_length=1)],
-        Discriminator(_form),
+        Discriminator(_predict_tag),
     ]
     raw_scores: bool = Field(default=False, description="give the model's own numbers, not probabilities")
     parameters: ClassifyParameters | None = Field(
         default=None, description="where it is there, the answer is Hugging Face's"
     )
+
+
+class TeiRerankRequest(TruncationParams):
+    """A query and the texts to rank."""
+
+    query: NonEmpty
+    texts: list[NonEmpty] = Field(min_length=1)
+    raw_scores: bool = Field(default=False, description="give the model's own numbers, not their sigmoid")
+    return_text: bool = False
+
+
+RerankRequest = Annotated[
+    Annotated[TeiRerankRequest, Tag("<tei>")] | Annotated[JinaRequest, Tag("<jina>")],
+    Discriminator(lambda body: "<jina>" if isinstance(body, dict) and "documents" in body else "<tei>"),
+]
 
 
 class TokenizeRequest(Body):
@@ -86,9 +124,9 @@ class DecodeRequest(Body):
     skip_special_tokens: bool = True
 
 
-def embed_routes(handler: RequestHandler, name: str | None) -> APIRouter:
-    """Of embed models: the one called `name`, or the first."""
-    router = new_router(TEI)
+def embed_routes(handler: RequestHandler, name: str | None, **options: Any) -> APIRouter:
+    """Make the routes of embed models, for the one called `name` or the first."""
+    router = new_router(TEI, **options)
 
     @router.post("/embed", **route_docs(list[list[float]], {"inputs": ["What is Deep Learning?"], "normalize": True}))
     async def embed(body: EmbedRequest) -> Response:
@@ -101,8 +139,8 @@ def embed_routes(handler: RequestHandler, name: str | None) -> APIRouter:
         """A vector for each token of each input, special tokens included."""
         info = await handler.pick("embed", name)
         texts = await handler.texts(info, body.inputs, "inputs")
-        handled = await embed_tokens(handler, info, texts, body.prompt_name, **body.cut)
-        return handled.reply([rows.tolist() for rows in handled.answers.results])
+        handled = await embed_tokens(handler, info, texts, body.prompt_name, truncation=body.truncation)
+        return handled.reply([rows.tolist() for rows in handled.response.results])
 
     example = {"inputs": {"source_sentence": "Where is my parcel?", "sentences": ["Track my order", "I am hungry"]}}
 
@@ -116,12 +154,12 @@ def embed_routes(handler: RequestHandler, name: str | None) -> APIRouter:
     return router
 
 
-def predict_routes(handler: RequestHandler, name: str | None) -> APIRouter:
-    """Of classifiers."""
-    router = new_router(TEI)
+def predict_routes(handler: RequestHandler, name: str | None, **options: Any) -> APIRouter:
+    """Make the routes of classifiers, for the one called `name` or the first."""
+    router = new_router(TEI, **options)
 
     @router.post("/predict", **route_docs(list[Any], {"inputs": [["Where is my parcel?"], ["I want my money back"]]}))
-    async def predict(body: PredictRequest) -> Response:
+    async def predict(body: TeiPredictRequest) -> Response:
         """[{label, score}] from best to worst for one input; a list of such lists for a batch."""
         info = await handler.pick("classify", name)
         items: Any = [[body.inputs]] if isinstance(body.inputs, str) else body.inputs
@@ -130,16 +168,38 @@ def predict_routes(handler: RequestHandler, name: str | None) -> APIRouter:
             items = [items]
         documents: list[Text] = [item[0] if len(item) == 1 else tuple(item) for item in items]
         parameters = body.parameters or ClassifyParameters()
-        handled, labels = await classify(handler, info, documents, parameters, raw=body.raw_scores, **body.cut)
+        handled, labels = await classify(
+            handler, info, documents, parameters, raw=body.raw_scores, truncation=body.truncation
+        )
         flat = one and "parameters" not in body.model_fields_set
         return handled.reply(labels[0] if flat else labels)
 
     return router
 
 
-def model_routes(handler: RequestHandler, name: str | None) -> APIRouter:
-    """Of any model: its tokenizer, and what it is."""
-    router = new_router(TEI)
+def rerank_routes(handler: RequestHandler, name: str | None, **options: Any) -> APIRouter:
+    """Make the route /rerank of a reranker, the first or `name`: TEI's with `texts`, Jina's with `documents`."""
+    router = new_router(TEI, JINA, **options)
+
+    @router.post("/rerank", **route_docs(list[dict[str, Any]] | dict[str, Any], _RERANK_EXAMPLE))
+    async def rerank_texts(body: RerankRequest, request: Request) -> Response:
+        """TEI: [{index, score, text?}] from best to worst. With `documents` in place of `texts`, as /v1/rerank."""
+        if isinstance(body, JinaRequest):
+            request.scope["dialect"] = JINA
+            return await jina_rerank(handler, body, name)
+        info = await handler.pick("rerank", name)
+        handled, order = await rerank(
+            handler, info, body.query, body.texts, "texts", raw=body.raw_scores, truncation=body.truncation
+        )
+        text = (lambda i: {"text": body.texts[i]}) if body.return_text else lambda _: {}
+        return handled.reply([{"index": i, "score": score, **text(i)} for i, score in order])
+
+    return router
+
+
+def model_routes(handler: RequestHandler, name: str | None, **options: Any) -> APIRouter:
+    """Make the routes of any model: its tokenizer, and what it is."""
+    router = new_router(TEI, **options)
 
     async def model() -> Info:
         return await handler.info(name or next(iter(handler.models.tasks)))
@@ -167,7 +227,7 @@ def model_routes(handler: RequestHandler, name: str | None) -> APIRouter:
     @router.get("/info", response_model=dict[str, Any])
     async def info() -> Response:
         """What the model is, and what it takes."""
-        return json_response(_told(await model(), handler))
+        return json_response(_info(await model(), handler))
 
     return router
 
@@ -178,7 +238,7 @@ def _token(text: str, id_: int, token: str, span: tuple[int, int] | None) -> dic
     return {"id": id_, "text": text[slice(*span)], "special": False, "start": span[0], "stop": span[1]}
 
 
-def _told(info: Info, handler: RequestHandler) -> dict[str, Any]:
+def _info(info: Info, handler: RequestHandler) -> dict[str, Any]:
     return {
         "model_id": info.model,
         "model_sha": info.revision,
@@ -196,3 +256,39 @@ def _told(info: Info, handler: RequestHandler) -> dict[str, Any]:
         "sha": None,
         "docker_label": None,
     }
+
+
+_ROUTES_OF_TASK: dict[str, Callable[..., APIRouter]] = {
+    "embed": embed_routes,
+    "classify": predict_routes,
+    "rerank": rerank_routes,
+}
+
+
+def routes(handler: RequestHandler) -> Sequence[APIRouter]:
+    """Make the routes that go to the first model of a task."""
+    tags = ["text-embeddings-inference"]
+    return [make(handler, None, tags=tags) for make in (*_ROUTES_OF_TASK.values(), model_routes)]
+
+
+def routes_of_model(handler: RequestHandler, name: str) -> Sequence[APIRouter]:
+    """Make the routes of a model; those that are not of its task refuse, and are left out of the OpenAPI document."""
+    task = handler.models.tasks[name]
+    options: dict[str, Any] = {"prefix": f"/models/{name}", "tags": [f"model {name}: {task}"]}
+    routers = [make(handler, name, include_in_schema=does == task, **options) for does, make in _ROUTES_OF_TASK.items()]
+    return [*routers, model_routes(handler, name, **options)]
+
+
+def _format_error(error: ApiError) -> dict[str, Any]:
+    return {"error": error.message, "error_type": _TYPES.get(error.error_type, "Validation")}
+
+
+TEI = Dialect(
+    "text-embeddings-inference",
+    TeiError,
+    _format_error,
+    statuses=_STATUSES,
+    routes=routes,
+    model_routes=routes_of_model,
+    dialect_of_body=lambda body: JINA if isinstance(body, dict) and "documents" in body else None,
+)
