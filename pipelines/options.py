@@ -68,7 +68,7 @@ class TaskOptions(BaseModel):
     inputs: ClassVar[dict[str, str]] = {"text": "text"}
     """What the texts of a document are called, and what they hold; a corpus job has a column option for each."""
     fits: ClassVar[dict[str, str]] = {}
-    """The architectures whose checkpoints it runs, and how that is told to a user who asks for another task."""
+    """The architectures whose checkpoints it runs, and how a message names them to a user who asks for another task."""
     transformers_names: ClassVar[dict[str, str]] = {}
     """What transformers calls some of the options, and their names here."""
     online: ClassVar[bool] = True

@@ -37,8 +37,11 @@ class Predictions:
     failed: dict[int, str]
     """Windows without values, with the reason."""
     batches: int
-    """The number of packed batches."""
+    """The number of packed batches that they were in."""
     seconds: float
+    """From the start of the first of these batches to the end of the last."""
+    queue_s: float = 0.0
+    """The time online in the queue before the first batch."""
 
 
 class Predictor:

@@ -49,7 +49,7 @@ def log_ray_data_to_file() -> Path:
         if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
             logger.removeHandler(handler)
     if not any(getattr(handler, "baseFilename", None) == str(path) for handler in logger.handlers):
-        handler = logging.FileHandler(path, delay=True, encoding="utf-8")  # made when there is something to log
+        handler = logging.FileHandler(path, delay=True, encoding="utf-8")  # created when there is something to log
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logger.addHandler(handler)
     return path

@@ -1,11 +1,11 @@
-"""Batcher: windows of many requests in, packed batches through one predictor, answers out. Threads only, no event loop.
+"""Batcher: windows of many requests in, packed batches through one predictor, values out. Threads, no event loop.
 
 An idle model runs what is there at once. While it runs, the queue fills, and the next batch takes what is there then,
 so batches grow with the load. Clients that have just been answered ask again, and else the first of them would run
 alone, which on a GPU takes as long as all of them: so after a batch a model waits a twentieth of its time, unless as
 many requests are there as it has answered, or enough for a whole batch.
 
-Shapes: T packed tokens, W windows, R rows of the task's answer, C numbers a row.
+Shapes: T packed tokens, W windows, R rows of values, C numbers a row.
 """
 
 from __future__ import annotations
@@ -16,36 +16,21 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
 
 import numpy as np
 
-from pipelines.predictor import Predictor
+from pipelines.predictor import Predictions, Predictor
 from pipelines.tasks.base import Task
 
 logger = logging.getLogger(__name__)
 TURN_FRACTION = 4
-"""A request gets this part of a batch before the next request has its turn."""
+"""A request gets a TURN_FRACTION-th of a batch before the next request has its turn."""
 LINGER = 0.05
-"""How long is waited after a batch, as a share of the time that it took."""
-
-
-@dataclass(frozen=True)
-class Made:
-    """What the model said of a request's windows."""
-
-    values: np.ndarray
-    """(R, C) float32; zeros for failed windows."""
-    splits: np.ndarray
-    """(W+1,): rows `splits[w]:splits[w + 1]` are of window w."""
-    failed: dict[int, str]
-    """Window to the reason why there is no answer for it."""
-    queue_s: float
-    forward_s: float
+"""The wait after a batch, as a share of the time that the batch took."""
 
 
 class PendingRequest:
-    """A request's windows, some of which are still in the queue."""
+    """The windows of a request, some of which are still in the queue."""
 
     def __init__(self, task: Task, input_ids: np.ndarray, cu_seqlens: np.ndarray):
         self.task, self.input_ids, self.cu_seqlens = task, input_ids, cu_seqlens
@@ -55,27 +40,28 @@ class PendingRequest:
         self.next = 0  # the first window that is in no batch yet
         self.unanswered = len(cu_seqlens) - 1
         self.arrived = self.started = time.perf_counter()
-        self.made: Future[Made] = Future()
+        self.batches = 0
+        self.future: Future[Predictions] = Future()
 
     def fits(self, room: int, at_least_one: bool) -> int:
-        """How many of its next windows have at most `room` tokens; if `at_least_one`, the first whatever its length."""
+        """Return how many of its next windows have at most `room` tokens; with `at_least_one`, one of any length."""
         ends = self.cu_seqlens[self.next :]
         count = int(np.searchsorted(ends, ends[0] + room, side="right")) - 1
         return max(count, 1) if at_least_one else count
 
 
 _Batch = list[tuple[PendingRequest, int, int]]
-"""Windows `first` to `stop` of each request."""
+"""The windows from `first` to `stop` of several requests."""
 
 
 class Batcher:
-    """The queue before one predictor, and the thread that runs it."""
+    """The queue of one predictor, and the threads that run it."""
 
-    def __init__(self, predictor: Predictor, ran: Callable[[int, int, float], None] = lambda *_: None):
-        """`ran(windows, tokens, seconds)` is called after each packed batch."""
-        self.predictor, self._ran = predictor, ran
+    def __init__(self, predictor: Predictor, on_batch: Callable[[int, int, float], None] = lambda *_: None):
+        """`on_batch(windows, tokens, seconds)` is called after each packed batch."""
+        self.predictor, self._on_batch = predictor, on_batch
         self.succeeded = float("-inf")
-        """When a batch last had an answer, by time.monotonic()."""
+        """When a batch last succeeded, by time.monotonic()."""
         self._queue: deque[PendingRequest] = deque()
         self._changed = threading.Condition()
         self._closed = False
@@ -87,7 +73,9 @@ class Batcher:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, task: Task, input_ids: np.ndarray, cu_seqlens: np.ndarray, *, first: bool = False) -> Future[Made]:
+    def submit(
+        self, task: Task, input_ids: np.ndarray, cu_seqlens: np.ndarray, *, first: bool = False
+    ) -> Future[Predictions]:
         """Queue windows laid end to end, `input_ids` (T,) cut at `cu_seqlens` (W+1,).
 
         Cancelling the future takes what has not run out of the queue. `first`: before all others.
@@ -98,16 +86,16 @@ class Batcher:
             if self._closed:
                 raise RuntimeError("the batcher is closed")
             if not waiting.unanswered:
-                waiting.made.set_result(Made(waiting.values, waiting.splits, {}, 0.0, 0.0))
+                waiting.future.set_result(Predictions(waiting.values, waiting.splits, {}, 0, 0.0))
             elif first:
                 self._queue.appendleft(waiting)
             else:
                 self._queue.append(waiting)
             self._changed.notify()
-        return waiting.made
+        return waiting.future
 
     def close(self) -> None:
-        """Answer what is in the queue, take no more, and end."""
+        """Answer what is in the queue, refuse more, and end the threads."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -139,7 +127,7 @@ class Batcher:
         turn = max(room // TURN_FRACTION, 1)
         while self._queue and room > 0:
             waiting = self._queue.popleft()
-            if waiting.made.cancelled():
+            if waiting.future.cancelled():
                 continue
             count = 0
             if not batch or batch[0][0].task.forward_options == waiting.task.forward_options:
@@ -166,7 +154,7 @@ class Batcher:
         return True
 
     def _run(self, batch: _Batch) -> None:
-        """Run a batch and hand out its answers; whatever goes wrong is the reason why its windows failed."""
+        """Run a batch and hand its values out; whatever goes wrong is the reason why its windows failed."""
         ids = np.concatenate([w.input_ids[w.cu_seqlens[first] : w.cu_seqlens[stop]] for w, first, stop in batch])
         lengths = np.concatenate([np.diff(w.cu_seqlens[first : stop + 1]) for w, first, stop in batch])
         began = time.perf_counter()
@@ -175,8 +163,8 @@ class Batcher:
             failed, values, splits = outputs.failed, outputs.values, outputs.splits
         except Exception as error:
             logger.exception("a packed batch of %d windows and %d tokens failed", len(lengths), len(ids))
-            told = f"the model failed: {type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
-            failed, values, splits = dict.fromkeys(range(len(lengths)), told), None, None
+            message = f"the model failed: {type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+            failed, values, splits = dict.fromkeys(range(len(lengths)), message), None, None
         if len(failed) < len(lengths):
             self.succeeded = time.monotonic()
         at = 0
@@ -189,15 +177,18 @@ class Batcher:
                     waiting.values[waiting.splits[w] : waiting.splits[w + 1]] = values[rows]
             at += stop - first
         ended = time.perf_counter()
-        self._ran(len(lengths), len(ids), ended - began)
+        self._on_batch(len(lengths), len(ids), ended - began)
         done = []
         with self._changed:
             for waiting, first, stop in batch:
                 waiting.unanswered -= stop - first
+                waiting.batches += 1
                 if not waiting.unanswered:
                     done.append(waiting)
             self._answered, self._wait_until = len(done), ended + LINGER * (ended - began)
         for waiting in done:
-            if waiting.made.set_running_or_notify_cancel():
-                times = waiting.started - waiting.arrived, ended - waiting.started
-                waiting.made.set_result(Made(waiting.values, waiting.splits, waiting.failed, *times))
+            if waiting.future.set_running_or_notify_cancel():
+                queue_s, seconds = waiting.started - waiting.arrived, ended - waiting.started
+                waiting.future.set_result(
+                    Predictions(waiting.values, waiting.splits, waiting.failed, waiting.batches, seconds, queue_s)
+                )

@@ -1,4 +1,4 @@
-"""What is served, and how: the options of `serve run` and of jobs/serve.yaml, checked before anything is loaded."""
+"""The options of the service, as `serve run` and jobs/serve.yaml give them, checked before anything is loaded."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from pipelines.options import TASKS, ModelOptions, TaskOptions, plain_message, r
 from pipelines.serve.http.middleware import HttpLimits
 
 INGRESS_NAME = "http"
-"""What its deployment is called; each model's is called as the model."""
+"""The name of the deployment that speaks HTTP; a model's deployment has the model's name."""
 DEMOS = Path("jobs", "demo")
 """The demo models, where the service is started in a checkout of the repository."""
 
 
 class ServedModel(TaskOptions, ModelOptions):
-    """A model online: the options of its task, and of its replicas."""
+    """The options of a model online: its task's, and those of its replicas."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", description="what requests call it")]
     model: Annotated[str, Field(description="checkpoint: a folder or a Hugging Face hub id")]  # type: ignore[assignment]
@@ -63,7 +63,7 @@ _DEMO_MODELS: list[dict[str, Any]] = [  # small: they share a core
 
 
 class ServiceOptions(BaseModel):
-    """The whole service."""
+    """The options of the whole service."""
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
@@ -78,9 +78,9 @@ class ServiceOptions(BaseModel):
 
 
 def service_options(given: dict[str, Any]) -> ServiceOptions:
-    """The options in the arguments of `serve run` (config=FILE, or name=value) or of an application's `args`.
+    """Check the arguments of `serve run` (config=FILE, or name=value) or the `args` of an application.
 
-    Raises UserError, in one line, that names each wrong option.
+    Raises UserError that names each wrong option in one line.
     """
     given = {str(name).replace("-", "_"): value for name, value in given.items()}
     if (file := given.pop("config", None)) is not None:
@@ -89,7 +89,7 @@ def service_options(given: dict[str, Any]) -> ServiceOptions:
     try:
         return ServiceOptions(models=models, **given)
     except ValidationError as error:
-        raise UserError(_told(error)) from error
+        raise UserError(_format_error(error)) from error
 
 
 def check_checkpoints(models: tuple[ServedModel, ...]) -> None:
@@ -107,7 +107,7 @@ def check_checkpoints(models: tuple[ServedModel, ...]) -> None:
 
 
 def served_models(given: Any) -> tuple[ServedModel, ...]:
-    """The models of a configuration (None: the demos); UserError in one line that names what is wrong."""
+    """Check the models of a configuration, None for the demo models; UserError names what is wrong in one line."""
     models = []
     if given is not None and not isinstance(given, list):
         raise UserError(f"models {str(given)[:40]!r}: must be a list, an entry a model")
@@ -133,22 +133,22 @@ def _demo_models() -> list[dict[str, Any]]:
     return [entry | {"model": str(DEMOS.absolute() / entry["model"])} for entry in _DEMO_MODELS]
 
 
-def _served_model(place: str, entry: Any) -> ServedModel:
+def _served_model(path: str, entry: Any) -> ServedModel:
     if not isinstance(entry, dict):
-        raise UserError(f"{place} is {str(entry)[:40]!r}; it must hold options as 'name: value' lines")
+        raise UserError(f"{path} is {str(entry)[:40]!r}; it must hold options as 'name: value' lines")
     entry = {str(name).replace("-", "_"): value for name, value in entry.items()}
     task = entry.pop("task", None)
     tasks = [name for name, options in TASKS.items() if options.online]
     if task not in tasks:
-        raise UserError(f"{place}: task {task!r} must be one of {', '.join(tasks)}")
+        raise UserError(f"{path}: task {task!r} must be one of {', '.join(tasks)}")
     try:
         return served_model(task)(**entry)
     except ValidationError as error:
-        raise UserError(f"{place}: {_told(error)}") from error
+        raise UserError(f"{path}: {_format_error(error)}") from error
 
 
-def _told(error: ValidationError) -> str:
-    """Each wrong option: what came, what is allowed."""
+def _format_error(error: ValidationError) -> str:
+    """Name each wrong option: what came, what is allowed."""
     wrong = []
     for e in error.errors():
         name = ".".join(map(str, e["loc"]))

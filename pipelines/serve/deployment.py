@@ -24,7 +24,7 @@ _GRACE_S = 5.0  # after a request's own deadline, for a copy that does not even 
 
 
 class Replica:
-    """A copy of a model, in a process of its own."""
+    """A replica of a model, in a process of its own."""
 
     def __init__(self, options: ServedModel):
         from pipelines.serve.model import ModelServer
@@ -33,19 +33,19 @@ class Replica:
         self.model = ModelServer(options)
 
     async def call(self, method: str, *arguments: Any) -> Any:
-        """A method of OnlineModel; a ServeError is returned, since Serve logs what is raised, and wraps it."""
+        """Call a method of ModelServer; a ServeError is returned, since Serve logs and wraps what is raised."""
         try:
             return await getattr(self.model, method)(*arguments)
         except ServeError as error:
             return error
 
     async def check_health(self) -> None:
-        """Called by Serve, which replaces a copy that raises."""
+        """Raise if the replica must be replaced; Serve calls this."""
         await self.model.check_health()
 
 
 class ServeModelClient:
-    """Models behind Ray Serve's handles."""
+    """Models behind the handles of Ray Serve."""
 
     def __init__(self, models: Sequence[ServedModel], handles: dict[str, DeploymentHandle]):
         self.models = {options.name: options for options in models}
@@ -53,23 +53,18 @@ class ServeModelClient:
         self._handles = handles
 
     async def predict(self, model: str, request: PredictRequest) -> PredictResponse:
-        """As of Models."""
         return await self._call(model, "predict", request, limit_s=request.timeout_s)
 
     async def info(self, model: str) -> Info:
-        """As of Models."""
         return await self._call(model, "info")
 
     async def tokenize(self, model: str, texts: Sequence[str], special: bool = True) -> list[Tokens]:
-        """As of Models."""
         return await self._call(model, "tokenize", texts, special)
 
     async def decode(self, model: str, ids: Sequence[Sequence[int]], skip_special_tokens: bool = True) -> list[str]:
-        """As of Models."""
         return await self._call(model, "decode", ids, skip_special_tokens)
 
     async def unready(self) -> dict[str, str]:
-        """As of Models."""
 
         async def reason(name: str) -> str | None:
             try:
@@ -79,10 +74,10 @@ class ServeModelClient:
             return None
 
         reasons = await asyncio.gather(*map(reason, self.models))
-        return {name: told for name, told in zip(self.models, reasons, strict=True) if told}
+        return {name: reason for name, reason in zip(self.models, reasons, strict=True) if reason}
 
     async def _call(self, model: str, method: str, *arguments: Any, limit_s: float | None = None) -> Any:
-        """Call a copy of the model, and once more where that copy died: requests change nothing."""
+        """Call a replica of the model, and once more if it died: requests change nothing."""
         if model not in self.models:
             raise ServeError("unknown_model", f"model {model[:80]!r} is unknown; known are {', '.join(self.models)}")
         most_s = self.models[model].timeout_s
@@ -105,7 +100,7 @@ class ServeModelClient:
 
 
 class HttpIngress:
-    """The HTTP side in a process of its own."""
+    """HTTP in a process of its own, which loads no torch."""
 
     def __init__(self, options: ServiceOptions, handles: dict[str, DeploymentHandle]):
         self.options, self.models = options, ServeModelClient(options.models, handles)
@@ -117,7 +112,7 @@ class HttpIngress:
 
 
 class SingleProcessApp:
-    """The HTTP side and the models in one process."""
+    """HTTP and the models in one process."""
 
     def __init__(self, options: ServiceOptions):
         from pipelines.serve.local import LocalModelClient
@@ -131,13 +126,16 @@ class SingleProcessApp:
         return create_app(self.models, self.options.http, behind_serve=True)
 
     async def check_health(self) -> None:
-        """Called by Serve, which replaces a copy that raises."""
+        """Raise if the replica must be replaced; Serve calls this."""
         for name, reason in (await self.models.unready()).items():
             raise ServeError("unhealthy", f"{name}: {reason}")
 
 
 def build(args: dict[str, Any]) -> serve.Application:
-    """The application for `serve run pipelines.serve.deployment:build` and for the import_path of `serve deploy`."""
+    """Build the application: `pipelines.serve.deployment:build` is what `serve run` and `serve deploy` import.
+
+    `args`: the options of the service (config.py). Raises click.ClickException, shown as one line, for mistakes.
+    """
     try:
         options = _placed(service_options(args))
         check_checkpoints(options.models)
@@ -165,12 +163,12 @@ def build(args: dict[str, Any]) -> serve.Application:
 
 
 def _keep_texts_out_of_logs() -> None:
-    """What tasks warn of (a target that is no token, for one) quotes the request."""
+    """Silence the warnings of tasks, which quote requests (a target that is no token, for example)."""
     logging.getLogger("pipelines.tasks").setLevel(logging.ERROR)
 
 
 def _placed(options: ServiceOptions) -> ServiceOptions:
-    """With device auto settled by what the cluster has: the process that builds may run where no GPU is."""
+    """Resolve device auto by what the cluster has: the process that builds may run where no GPU is."""
     if ray.is_initialized():
         gpus = ray.cluster_resources().get("GPU", 0)
     else:
@@ -187,7 +185,7 @@ def _resources(model: ServedModel) -> dict[str, float]:
 
 
 def _common(options: ServiceOptions) -> dict[str, Any]:
-    """A copy that is to end answers what it has; one that gives no answer to a probe is replaced."""
+    """Let a replica that is to end answer what it has, and replace one that does not answer a probe."""
     return {
         "max_ongoing_requests": _ONGOING,
         "logging_config": {"enable_access_log": False},  # a line a request, twice

@@ -1,4 +1,4 @@
-"""Models in this process, without Ray."""
+"""LocalModelClient: models in this process, without Ray."""
 
 from __future__ import annotations
 
@@ -17,23 +17,18 @@ class LocalModelClient:
         self.tasks = {options.name: options.task for options in models}
 
     async def predict(self, model: str, request: PredictRequest) -> PredictResponse:
-        """As of Models."""
         return await self._named(model).predict(request)
 
     async def info(self, model: str) -> Info:
-        """As of Models."""
         return await self._named(model).info()
 
     async def tokenize(self, model: str, texts: Sequence[str], special: bool = True) -> list[Tokens]:
-        """As of Models."""
         return await self._named(model).tokenize(texts, special)
 
     async def decode(self, model: str, ids: Sequence[Sequence[int]], skip_special_tokens: bool = True) -> list[str]:
-        """As of Models."""
         return await self._named(model).decode(ids, skip_special_tokens)
 
     async def unready(self) -> dict[str, str]:
-        """As of Models."""
         found = {}
         for name, model in self.models.items():
             try:

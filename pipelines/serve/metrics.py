@@ -1,4 +1,4 @@
-"""What Prometheus is told: counts and times by model, never a text. Without a running Ray nothing is sent."""
+"""What a model reports to Prometheus through Ray: counts and times, never a text. Without Ray nothing is sent."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SHARES = [0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
 
 
 class Metrics:
-    """The counters of one model."""
+    """The counters of a model."""
 
     def __init__(self, model: str):
         tags = {"model": model}
@@ -28,7 +28,7 @@ class Metrics:
         self._fill = _histogram("modernbert_batch_fill", "A packed batch's share of the token budget", SHARES, tags)
 
     def record_response(self, answers: PredictResponse) -> None:
-        """A request has its answers."""
+        """Count an answered request."""
         self._requests.inc()
         self._tokenise.observe(answers.tokenise_s)
         self._queue.observe(answers.queue_s)
@@ -42,11 +42,11 @@ class Metrics:
                 counter.inc(count)
 
     def record_refusal(self, reason: ErrorType) -> None:
-        """A request has none."""
+        """Count a request that is refused as a whole."""
         self._refused.inc(tags={"reason": reason})
 
     def record_batch(self, tokens: int, fill: float, seconds: float) -> None:
-        """A packed batch has run."""
+        """Count a packed batch."""
         self._tokens.inc(tokens)
         self._forward.observe(seconds)
         self._fill.observe(fill)

@@ -20,8 +20,8 @@ import torch
 
 from modernbert.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
-from pipelines.predictor import Predictor
-from pipelines.serve.batcher import Batcher, Made
+from pipelines.predictor import Predictions, Predictor
+from pipelines.serve.batcher import Batcher
 from pipelines.serve.config import ServedModel
 from pipelines.serve.metrics import Metrics
 from pipelines.serve.protocol import Info, PredictRequest, PredictResponse, ServeError, Tokens
@@ -29,28 +29,28 @@ from pipelines.tasks.base import ModelOutputs, Task, task_class
 
 _THREADS = min(8, max(2, os.cpu_count() or 1))  # for checking, tokenising and decoding
 _BUDGET_TOKENS = {"cpu": 1024}
-"""Less than offline: a CPU gains little from larger batches, and those who ask wait for the batch before theirs."""
-_TASKS_KEPT = 256  # settled options of calls
-_RECENT_S = 5.0  # an answer so young says that the model is healthy
+"""Less than offline: a CPU gains little from larger batches, and requests wait for the batch before theirs."""
+_TASKS_KEPT = 256  # tasks for the options of calls
+_RECENT_S = 5.0  # with an answer as recent as this the model is healthy
 
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A request's documents, checked and tokenised."""
+    """The documents of a request, checked and tokenised."""
 
     task: Task
     documents: Sequence[Text]
     windows: Windows
     too_long: np.ndarray
-    """(D,) bool: not to be answered, since they would be truncated; `documents` and `windows` are of the others."""
+    """(D,) bool: documents that would be truncated and are not answered; `documents` and `windows` are the others."""
     seconds: float
 
 
 class ModelServer:
-    """One model with its queue."""
+    """One model with its queue; its methods are those of ModelClient for one model."""
 
     def __init__(self, options: ServedModel):
-        """Load it; ValueError where checkpoint and options do not fit."""
+        """Load the model; ValueError if checkpoint and options do not fit."""
         self.options, self.task_cls = options, task_class(options.task)
         self.checkpoint = Checkpoint.open(options.model, options.revision)
         self.task_cls.check(self.checkpoint)
@@ -74,7 +74,7 @@ class ModelServer:
         self.batcher = Batcher(self.predictor, self._ran)
 
     async def predict(self, request: PredictRequest) -> PredictResponse:
-        """Answers for `request`; what the caller cancels leaves the queue."""
+        """Answer a request; what the caller cancels leaves the queue."""
         count, limit_s = (
             len(request.documents),
             min(request.timeout_s or self.options.timeout_s, self.options.timeout_s),
@@ -97,15 +97,14 @@ class ModelServer:
             return
         try:
             probe = self._submit(self.task, self._probe, first=True)
-            made = await asyncio.wait_for(asyncio.wrap_future(probe), self.options.batch_timeout_s)
+            predictions = await asyncio.wait_for(asyncio.wrap_future(probe), self.options.batch_timeout_s)
         except TimeoutError:
             limit_s = self.options.batch_timeout_s
             raise ServeError("unhealthy", f"model {self.options.name} gave no answer within {limit_s:g} s") from None
-        if made.failed:
-            raise ServeError("unhealthy", f"model {self.options.name}: {made.failed[0]}")
+        if predictions.failed:
+            raise ServeError("unhealthy", f"model {self.options.name}: {predictions.failed[0]}")
 
     async def info(self) -> Info:
-        """What is told of the model."""
         return Info(
             name=self.options.name,
             model=self.options.model,
@@ -120,11 +119,9 @@ class ModelServer:
         )
 
     async def tokenize(self, texts: Sequence[str], special: bool = True) -> list[Tokens]:
-        """Texts as the tokenizer sees them."""
         return await self._in_thread(self._tokenize, texts, special)
 
     async def decode(self, ids: Sequence[Sequence[int]], skip_special_tokens: bool = True) -> list[str]:
-        """The texts that lists of ids stand for; ServeError for an id that there is not."""
         tokenizer = self.checkpoint.tokenizer
         most = tokenizer.vocab_size - 1
         for at, some in enumerate(ids):
@@ -133,7 +130,7 @@ class ModelServer:
         return await self._in_thread(lambda: [tokenizer.decode(some, skip_special_tokens) for some in ids])
 
     def close(self) -> None:
-        """Answer what is in the queue and take no more."""
+        """Answer what is in the queue and refuse more."""
         self.batcher.close()
         self._pool.shutdown(cancel_futures=True)
 
@@ -155,10 +152,10 @@ class ModelServer:
             ready = await self._in_thread(self._prepare, request)
         except ValueError as error:
             raise self._refused("invalid", str(error)) from error
-        made = await asyncio.wrap_future(self._submit(ready.task, ready.windows))
-        return await self._in_thread(self._answers, ready, made)
+        predictions = await asyncio.wrap_future(self._submit(ready.task, ready.windows))
+        return await self._in_thread(self._answers, ready, predictions)
 
-    def _submit(self, task: Task, windows: Windows, *, first: bool = False) -> Future[Made]:
+    def _submit(self, task: Task, windows: Windows, *, first: bool = False) -> Future[Predictions]:
         try:
             return self.batcher.submit(task, windows.input_ids, windows.cu_seqlens, first=first)
         except RuntimeError as error:
@@ -188,27 +185,28 @@ class ModelServer:
             windows = self._encode(task, documents)
         return _Prepared(task, documents, windows, too_long, time.perf_counter() - started)
 
-    def _answers(self, ready: _Prepared, made: Made) -> PredictResponse:
-        """The answers of the documents that were run, among those that were not."""
+    def _answers(self, ready: _Prepared, predictions: Predictions) -> PredictResponse:
+        """Make the response: the answers of documents that were run, in their places among those that were not."""
         task, windows, at = ready.task, ready.windows, np.flatnonzero(~ready.too_long)
-        predicted = ModelOutputs(ready.documents, windows, made.values, made.splits, self.checkpoint.tokenizer)
+        values, splits = predictions.values, predictions.splits
+        outputs = ModelOutputs(ready.documents, windows, values, splits, self.checkpoint.tokenizer)
         failed = {int(d): f"text has more than the {task.max_length} tokens that the model reads"
                   for d in np.flatnonzero(ready.too_long)}  # fmt: skip
         failed |= {int(at[d]): reason for d, reason in windows.rejected.items()}
         invalid = frozenset(failed)
-        for w, reason in made.failed.items():
+        for w, reason in predictions.failed.items():
             failed.setdefault(int(at[windows.document[w]]), reason)
         n_tokens, truncated = np.zeros(len(ready.too_long), np.int64), np.zeros(len(ready.too_long), bool)
         n_tokens[at], truncated[at] = windows.n_tokens, windows.truncated
         return PredictResponse(
-            results=_results(task, predicted, at, failed, len(ready.too_long)),
+            results=_results(task, outputs, at, failed, len(ready.too_long)),
             failed=failed,
             invalid=invalid,
             n_tokens=n_tokens.tolist(),
             truncated=truncated.tolist(),
             tokenise_s=ready.seconds,
-            queue_s=made.queue_s,
-            forward_s=made.forward_s,
+            queue_s=predictions.queue_s,
+            forward_s=predictions.seconds,
         )
 
     def _tokenize(self, texts: Sequence[str], special: bool) -> list[Tokens]:
@@ -231,9 +229,9 @@ class ModelServer:
         self.metrics.record_batch(tokens, tokens / self.predictor.budget_tokens, seconds)
 
 
-def _results(task: Task, made: ModelOutputs, at: np.ndarray, failed: dict[int, str], count: int) -> Any:
-    """The task's results at their places among `count` documents, None (zeros in an array) where failed."""
-    response = task.response(made)
+def _results(task: Task, outputs: ModelOutputs, at: np.ndarray, failed: dict[int, str], count: int) -> Any:
+    """Put the task's results in their places among `count` documents; failed ones are None, or zeros in an array."""
+    response = task.response(outputs)
     if isinstance(response, np.ndarray):
         out = np.zeros((count, *response.shape[1:]), response.dtype)
         out[at] = response

@@ -1,4 +1,4 @@
-"""What a route asks of a model and what it gets: the one contract between HTTP and the predictors."""
+"""The contract between HTTP and the models: requests, responses, errors, and the client that HTTP calls."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ ErrorType = Literal["invalid", "too_large", "unknown_model", "overloaded", "time
 
 
 class ServeError(Exception):
-    """Why a request as a whole has no answer."""
+    """The reason why a request as a whole has no answer."""
 
     def __init__(self, error_type: ErrorType, message: str, retry_after_s: float | None = None):
-        super().__init__(error_type, message, retry_after_s)  # all of it, so that it can be pickled
+        super().__init__(error_type, message, retry_after_s)  # all arguments, so that it can be pickled
         self.error_type, self.message, self.retry_after_s = error_type, message, retry_after_s
 
     def __str__(self) -> str:
@@ -24,30 +24,30 @@ class ServeError(Exception):
 
 @dataclass(frozen=True)
 class PredictRequest:
-    """Documents for one model."""
+    """Documents for a model."""
 
     documents: Sequence[Text]
     options: dict[str, Any] = field(default_factory=dict)
-    """Options of the task for this call, under the task's own names (those of its `from_checkpoint`)."""
+    """Options of the task for this call, as in `options.TASKS`."""
     truncate: bool = True
-    """False: a document that is longer than the model reads has no answer, and is named in `rejected`."""
+    """False: a document that is longer than the model reads has no answer, and is in `failed`."""
     timeout_s: float | None = None
-    """Seconds until the answer is of no use any more; None for the service's own limit."""
+    """The seconds after which nobody waits for the answer; None for the limit of the model."""
     token_vectors: bool = False
-    """Of an embed model: a float32 array (tokens, hidden) for each document in place of its vector."""
+    """Whether an embed model gives a float32 array (tokens, hidden) per document in place of a vector."""
 
 
 @dataclass(frozen=True)
 class PredictResponse:
-    """One answer a document, in order."""
+    """An answer per document, in order."""
 
     results: Sequence[Any]
     """In the shape of the task's `results`; for embeddings a float32 array (D, dimensions) (of int8 or uint8 where
     `precision` says so). None, or zeros in an array, where failed."""
     failed: dict[int, str]
-    """Documents without an answer, and why."""
+    """Documents without an answer, with the reason."""
     invalid: frozenset[int]
-    """Those of `failed` whose text is the reason (too long, no mask, …); the others failed in the model."""
+    """The documents of `failed` whose text is the reason (too long, no mask, …); the others failed in the model."""
     n_tokens: Sequence[int]
     truncated: Sequence[bool]
     tokenise_s: float
@@ -59,7 +59,7 @@ class PredictResponse:
 
 @dataclass(frozen=True)
 class Info:
-    """What is told of a model."""
+    """What is known of a model."""
 
     name: str
     model: str
@@ -73,49 +73,49 @@ class Info:
     budget_tokens: int
     max_queued_documents: int
     labels: tuple[str, ...] = ()
-    """Of classify and tag, in the order of their ids."""
+    """The labels of classify and tag, in the order of their ids."""
     problem_type: str | None = None
-    """Of classify: what config.json states, if it does."""
+    """The problem_type in config.json of a classifier."""
     dimensions: int | None = None
-    """Of embed."""
+    """The numbers in a vector of embed."""
     pooling: str | None = None
-    """Of embed."""
+    """The pooling of embed."""
     prompts: dict[str, str] = field(default_factory=dict)
-    """Of embed: prompts by name."""
+    """The prompts of embed, by name."""
     mask_token: str | None = None
-    """Of fill."""
+    """The mask token of fill."""
     model_type: dict[str, Any] = field(default_factory=dict)
-    """What text-embeddings-inference calls so in its `/info`: a key for what the model does, with its details."""
+    """The model_type in `/info` of text-embeddings-inference: what the model does, with its details."""
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """A text as the model's tokenizer sees it."""
+    """The tokens of a text."""
 
     ids: list[int]
     tokens: list[str]
-    """As the vocabulary spells them."""
+    """The tokens as the vocabulary spells them."""
     offsets: list[tuple[int, int] | None]
-    """Characters [start, end) of each in the text; None for special tokens."""
+    """The characters [start, end) of each token in the text; None for special tokens."""
 
 
 class ModelClient(Protocol):
-    """The models that are online. Each method raises ServeError, of kind unknown_model for a name that is none."""
+    """Calls models by name. Each method raises ServeError, of type unknown_model if there is no such model."""
 
     tasks: dict[str, str]
-    """Each model's task, in the order of the configuration."""
+    """The task of each model, in the order of the configuration."""
 
     async def predict(self, model: str, request: PredictRequest) -> PredictResponse:
-        """Answers for `request`."""
+        """Answer a request."""
 
     async def info(self, model: str) -> Info:
-        """What is told of a model."""
+        """What is known of a model."""
 
     async def tokenize(self, model: str, texts: Sequence[str], special: bool = True) -> list[Tokens]:
-        """Texts as the model's tokenizer sees them, whole, with or without the special tokens round them."""
+        """Tokenise texts whole, with or without special tokens."""
 
     async def decode(self, model: str, ids: Sequence[Sequence[int]], skip_special_tokens: bool = True) -> list[str]:
-        """The texts that lists of ids stand for; kind invalid for an id that the model does not have."""
+        """Decode lists of token ids; an error of type invalid for an id that the model does not have."""
 
     async def unready(self) -> dict[str, str]:
-        """The models that cannot answer now, with the reason: empty when the service is ready."""
+        """Return the models that cannot answer now, with the reason."""

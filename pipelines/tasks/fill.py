@@ -84,7 +84,6 @@ class Fill(Task):
         return 2 * self.top_k
 
     def encode(self, tokenizer: Tokenizer, documents: Sequence[Text]) -> Windows:
-        """As of every task; a text without a mask among the tokens that are read is unfit."""
         windows = super().encode(tokenizer, documents)
         masks_W = self.rows(windows.input_ids, windows.cu_seqlens)
         has_mask = np.bincount(windows.document, masks_W, minlength=len(documents)) > 0

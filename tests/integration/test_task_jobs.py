@@ -152,7 +152,8 @@ def test_a_model_of_another_kind_stops_the_job_with_the_task_that_it_fits(
     job, model, message, models, corpus, tmp_path
 ):
     command = [sys.executable, REPOSITORY / "jobs" / f"{job}_corpus.py", "--input", corpus, "--model", models[model]]
-    command += [f"--{name.replace('_', '-')}={column}" for name, column in COLUMNS.get(job.partition("_")[0], {}).items()]
+    columns = COLUMNS.get(job.removesuffix("_mask"), {})
+    command += [f"--{name.replace('_', '-')}={column}" for name, column in columns.items()]
     done = subprocess.run([*command, "--output", "out"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (2, "")
     assert message in done.stderr

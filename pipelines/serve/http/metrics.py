@@ -1,4 +1,4 @@
-"""What the HTTP side counts, as Prometheus text at /metrics."""
+"""The counters of the HTTP process, as Prometheus text at /metrics."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
 class HttpMetrics:
-    """Counters of one application: of one ingress process, where there are several."""
+    """The counters of an application, that is of one process."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
@@ -24,16 +24,16 @@ class HttpMetrics:
         self.in_flight = Gauge("documents_in_flight", "Inputs of requests under way.", **kept)
 
     def record_request(self, route: str, status: int, seconds: float) -> None:
-        """A request was answered."""
+        """Count a response."""
         self._requests.labels(route, status).inc()
         self._seconds.labels(route).observe(seconds)
 
     def record_documents(self, model: str, documents: int, tokens: int, truncated: int) -> None:
-        """A model answered some inputs."""
+        """Count the inputs that a model has answered."""
         self._documents.labels(model).inc(documents)
         self._tokens.labels(model).inc(tokens)
         self._truncated.labels(model).inc(truncated)
 
     def text(self) -> bytes:
-        """All of it."""
+        """Return all counters as text."""
         return generate_latest(self._registry)
