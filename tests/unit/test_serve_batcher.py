@@ -167,7 +167,7 @@ def test_what_nobody_waits_for_leaves_the_queue_between_two_of_its_batches(recor
         if windows == 4:
             made.cancel()
 
-    recorded.batcher._ran = cancel
+    recorded.batcher._on_batch = cancel
     with recorded.busy():
         made = recorded.submit([128] * 40)
     recorded.submit([30]).result(60)
@@ -446,7 +446,7 @@ def test_a_deadline_passes_and_a_client_leaves(serving):
         assert isinstance(left, asyncio.CancelledError)
         assert model._documents == 0
         ran = []
-        model.batcher._ran = lambda windows, *_: ran.append(windows)
+        model.batcher._on_batch = lambda windows, *_: ran.append(windows)
         go()
         assert not (await models.predict("classify", PredictRequest(["a"], timeout_s=60))).failed
         assert sum(ran) == 2
