@@ -87,7 +87,10 @@ def begin_run(folder: Folder, record: RunRecord, corpus: Corpus, overwrite: bool
         split, subshards = _split_shards(present - planned, corpus)
         files = {_file_of(name) for name in planned}
         stale = [f"{name}.parquet" for name in present - planned - subshards if _file_of(name) in files]
-        _remove(folder, stale + [f"{REJECTED}/{name}" for name in stale])
+        _remove(
+            folder, [f"{REJECTED}/{name}" for name in stale]
+        )  # first: without its part, nobody looks for them again
+        _remove(folder, stale)
         record.write(folder)
         folder.write_atomic(FILES, _files(corpus))
         return (present & planned) | split

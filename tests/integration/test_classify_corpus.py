@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import duckdb
@@ -17,13 +18,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from checkpoints import write_checkpoint, write_tokenizer
+from commands import run_job, run_script
 from conftest import REPOSITORY
 
 from modernbert.tokenizer import Tokenizer
 from pipelines.checkpoints import Checkpoint
 from pipelines.corpus import run as corpus
-from pipelines.corpus.run import run_corpus
-from pipelines.options import ClassifyOptions, corpus_options
+from pipelines.options import ClassifyOptions
 from pipelines.predictor import Predictor
 from pipelines.tasks.classify import Classify
 
@@ -31,12 +32,10 @@ COMMAND = [sys.executable, str(REPOSITORY / "jobs" / "classify_corpus.py")]
 
 
 def command(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*COMMAND, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=300)
+    return run_script("jobs/classify_corpus.py", *arguments, cwd=cwd)
 
 
-def run(**options) -> int:
-    made = corpus_options("classify")(**{name: str(v) if isinstance(v, Path) else v for name, v in options.items()})
-    return run_corpus(made)
+run = partial(run_job, "classify")
 
 
 @pytest.fixture(scope="module")
@@ -225,8 +224,10 @@ def test_mistakes_are_one_line_and_exit_code_2(change, message, articles, checkp
 
 
 def test_an_output_inside_the_input_is_refused(tmp_path, checkpoint):
+    """In a process of its own, as a user runs it: one line and the exit code."""
     pq.write_table(pa.table({"text": ["a"]}), tmp_path / "in.parquet")
-    done = command("--input", ".", "--output", "out", "--model", checkpoint, cwd=tmp_path)
+    arguments = ["--input", ".", "--output", "out", "--model", str(checkpoint)]
+    done = subprocess.run([*COMMAND, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert "lies in the input folder" in done.stderr
 

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 from checkpoints import write_task
+from commands import run_module
 from conftest import REPOSITORY
 from predictions import assert_close
 
@@ -96,10 +97,10 @@ MISTAKES = {
 
 @pytest.mark.parametrize(("arguments", "message"), MISTAKES.values(), ids=MISTAKES)
 def test_mistakes_end_with_2_and_say_what(arguments, message):
-    made = run(*arguments)
-    assert made.returncode == 2
-    assert made.stdout == b""
-    told = made.stderr.decode()
+    done = run_module("pipelines", *arguments)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    told = done.stderr
     assert told.startswith(message)
     assert "Traceback" not in told
     assert len(told.splitlines()) == 1 or message.startswith("usage")
@@ -112,10 +113,10 @@ def test_what_does_not_fit_the_checkpoint_is_one_line_that_names_the_flag(tmp_pa
         (["text-classification", "--stride", 9], "error: --stride 9 is for overlapping windows: long_documents must"),
         (["token-classification"], f"error: --model '{folder}' is a ModernBertForSequenceClassification: it fits"),
     ):
-        made = run(*arguments, "--model", folder, given=b"the cat\n")
-        assert (made.returncode, made.stdout) == (2, b"")
-        assert made.stderr.decode().startswith(message)
-        assert len(made.stderr.decode().splitlines()) == 1
+        done = run_module("pipelines", *arguments, "--model", folder)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith(message)
+        assert len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.slow
@@ -135,6 +136,7 @@ def test_output_is_utf8_and_may_be_read_in_part(tmp_path):
 
 
 def test_help():
+    """In a process of its own, as a user runs it."""
     made = run("--help")
     assert made.returncode == 0
     assert all(task in made.stderr.decode() for task in TASKS)

@@ -21,9 +21,9 @@ def test_a_row_that_ends_or_hangs_its_process_is_rejected_alone(tmp_path, checkp
     tokenizer = Tokenizer.from_folder(checkpoint)
     deadly, hanging = " too", " mat"
     texts = [f"a c{i % 7}" for i in range(200)]
-    texts[50], texts[51], texts[150] = f"a{deadly}", f"b{hanging}", f"c{deadly}"
+    texts[50], texts[51] = f"a{deadly}", f"b{hanging}"
     ids = [tokenizer.encode([text]).input_ids.tolist() for text in texts]
-    assert [i for i, tokens in enumerate(ids) if 277 in tokens] == [50, 150]
+    assert [i for i, tokens in enumerate(ids) if 277 in tokens] == [50]
     assert [i for i, tokens in enumerate(ids) if 276 in tokens] == [51]
     pq.write_table(pa.table({"id": range(200), "text": texts}), tmp_path / "in.parquet")
     command = [
@@ -38,11 +38,11 @@ def test_a_row_that_ends_or_hangs_its_process_is_rejected_alone(tmp_path, checkp
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
         assert done.returncode == 0, done.stdout + done.stderr
         rejected = pq.read_table(tmp_path / "out" / "_rejected").sort_by("id")
-        assert rejected["id"].to_pylist() == [50, 51, 150]
+        assert rejected["id"].to_pylist() == [50, 51]
         assert set(rejected["_reason"].to_pylist()) == {"its process ended each time that it was predicted"}
-        assert rejected["_row"].to_pylist() == [50, 51, 150]
+        assert rejected["_row"].to_pylist() == [50, 51]
         kept = ds.dataset(tmp_path / "out").to_table()["id"].to_pylist()
-        assert kept == [i for i in range(200) if i not in (50, 51, 150)]
+        assert kept == [i for i in range(200) if i not in (50, 51)]
     assert "4 shards were in the output already" in done.stdout
 
 

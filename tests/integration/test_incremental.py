@@ -15,13 +15,12 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
+from commands import run_job
 from conftest import REPOSITORY
 
-from pipelines.corpus.run import run_corpus
 from pipelines.errors import UserError
 from pipelines.input import jsonl, parquet, shards
 from pipelines.input.plan import plan_corpus
-from pipelines.options import corpus_options
 from pipelines.output import folder as output
 from pipelines.output.lease import LEASE, _processes, lease
 from pipelines.output.record import RunRecord
@@ -36,7 +35,7 @@ def write(folder: Path, name: str, rows: range) -> None:
 
 def run(folder: Path, model: Path, **options) -> int:
     named = {"input": str(folder / "in"), "output": str(folder / "out"), "model": str(model)}
-    return run_corpus(corpus_options("classify")(**named | options))
+    return run_job("classify", **named | options)
 
 
 def ids(folder: Path) -> list[int]:
@@ -137,10 +136,8 @@ def test_rejected_rows_are_an_input_once_they_are_mended(tmp_path, checkpoint, l
     mended = rejected.set_column(rejected.schema.get_field_index("text"), "text", pa.array(["mended"]))
     (tmp_path / "mended").mkdir()
     pq.write_table(mended, tmp_path / "mended" / "a.parquet")
-    again = corpus_options("classify")(
-        input=str(tmp_path / "mended"), output=str(tmp_path / "more"), model=str(checkpoint)
-    )
-    assert run_corpus(again) == 0
+    named = {"input": tmp_path / "mended", "output": tmp_path / "more", "model": checkpoint}
+    assert run_job("classify", **named) == 0
     assert ds.dataset(tmp_path / "more").to_table()["id"].to_pylist() == [1]
 
 

@@ -13,11 +13,10 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 from checkpoints import write_checkpoint, write_tokenizer
+from commands import run_job, run_script
 from conftest import REPOSITORY
 
-from pipelines.corpus.run import run_corpus
 from pipelines.inmemory import pipeline
-from pipelines.options import corpus_options
 
 BIO = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -66,9 +65,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(task: str, corpus: Path, model: Path, output: Path, **options: Any) -> int:
-    named = COLUMNS.get(task, {}) | options
-    made = corpus_options(task)(input=str(corpus), model=str(model), output=str(output), **named)
-    return run_corpus(made)
+    return run_job(task, input=corpus, model=model, output=output, **COLUMNS.get(task, {}) | options)
 
 
 def in_memory(task: str, model: Path, rows: list[dict[str, Any]], **options: Any) -> list[Any]:
@@ -151,10 +148,18 @@ def test_the_types_of_columns(corpus, models, local_ray, tmp_path):
 def test_a_model_of_another_kind_stops_the_job_with_the_task_that_it_fits(
     job, model, message, models, corpus, tmp_path
 ):
-    command = [sys.executable, REPOSITORY / "jobs" / f"{job}_corpus.py", "--input", corpus, "--model", models[model]]
     columns = COLUMNS.get(job.removesuffix("_mask"), {})
-    command += [f"--{name.replace('_', '-')}={column}" for name, column in columns.items()]
-    done = subprocess.run([*command, "--output", "out"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    named = {"input": corpus, "model": models[model], "output": "out", **columns}
+    arguments = [f"--{name.replace('_', '-')}={value}" for name, value in named.items()]
+    done = run_script(f"jobs/{job}_corpus.py", *arguments, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("job", sorted(file.name for file in (REPOSITORY / "jobs").glob("*_corpus.py")))
+def test_every_job_tells_a_mistake_in_one_line_and_exits_with_2(job, tmp_path):
+    """In a process of its own, as a user runs it."""
+    command = [sys.executable, REPOSITORY / "jobs" / job, "--input", "nothing", "--output", "out", "--model", "x"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", "error: --input 'nothing' does not exist\n")

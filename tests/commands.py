@@ -1,0 +1,51 @@
+"""Commands run in this process, which saves the seconds that a new process takes for its imports."""
+
+from __future__ import annotations
+
+import io
+import os
+import runpy
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+from conftest import REPOSITORY
+
+from pipelines.corpus.run import run_corpus
+from pipelines.options import corpus_options
+
+
+def run_job(task: str, **options: Any) -> int:
+    """Run the corpus job of a task with Python values for its options; the exit code."""
+    named = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
+    return run_corpus(corpus_options(task)(**named))
+
+
+def run_script(script: str, *arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run a script of the repository, such as jobs/classify_corpus.py, as its command line would."""
+    return _run(lambda: runpy.run_path(str(REPOSITORY / script), run_name="__main__"), [script, *arguments], cwd)
+
+
+def run_module(module: str, *arguments: object, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess[str]:
+    """Run `python -m module`."""
+    return _run(lambda: runpy.run_module(module, run_name="__main__"), [module, *arguments], cwd)
+
+
+def _run(call: Callable[[], Any], arguments: list[object], cwd: Path) -> subprocess.CompletedProcess[str]:
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
+    argv, folder, code = sys.argv, os.getcwd(), 0
+    sys.argv = [str(argument) for argument in arguments]
+    os.chdir(cwd)
+    try:
+        with redirect_stdout(out), redirect_stderr(err):
+            call()
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    finally:
+        sys.argv = argv
+        os.chdir(folder)
+    shown = [stream.buffer.getvalue().decode() for stream in (out, err)]  # type: ignore[attr-defined]
+    return subprocess.CompletedProcess(sys.argv, code, *shown)
