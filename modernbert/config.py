@@ -96,11 +96,11 @@ class ModernBertConfig:
 
     def __post_init__(self) -> None:
         if self.layer_types:
-            self.global_attn_every_n_layers = _rule_of(self.layer_types)
+            self.global_attn_every_n_layers = _global_layer_interval(self.layer_types)
         else:
-            self.layer_types = _alternating(self.num_hidden_layers, self.global_attn_every_n_layers)
-        self._settle_labels()
-        self._check()
+            self.layer_types = _layer_pattern(self.num_hidden_layers, self.global_attn_every_n_layers)
+        self._resolve_labels()
+        self._validate()
 
     @property
     def head_dim(self) -> int:
@@ -116,7 +116,7 @@ class ModernBertConfig:
         """The base period of layer `layer`'s rotary embedding."""
         return self.local_rope_theta if self.layer_types[layer] == LOCAL else self.global_rope_theta
 
-    def _settle_labels(self) -> None:
+    def _resolve_labels(self) -> None:
         """Make `num_labels`, `id2label` and `label2id` agree, from whichever were given."""
         if not self.id2label and self.label2id:
             self.id2label = {i: label for label, i in self.label2id.items()}
@@ -133,7 +133,7 @@ class ModernBertConfig:
         self.num_labels = len(self.id2label)
         self.label2id = {label: i for i, label in self.id2label.items()}
 
-    def _check(self) -> None:
+    def _validate(self) -> None:
         for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
@@ -216,21 +216,24 @@ class ModernBertConfig:
         return out
 
 
-def activation_function(of: Activation) -> Callable[[Tensor], Tensor]:
+def activation_function(activation: Activation) -> Callable[[Tensor], Tensor]:
     """The activation function of that name, or the function itself."""
-    return ACTIVATIONS[of] if isinstance(of, str) else of
+    return ACTIVATIONS[activation] if isinstance(activation, str) else activation
 
 
-def _rule_of(layer_types: list[str]) -> int | None:
+def _global_layer_interval(layer_types: list[str]) -> int | None:
     """The n for which every n-th layer is global, from the first; None where there is none."""
-    rules = range(1, len(layer_types) + 1)
-    return next((every for every in rules if layer_types == _alternating(len(layer_types), every)), None)
+    intervals = range(1, len(layer_types) + 1)
+    return next(
+        (interval for interval in intervals if layer_types == _layer_pattern(len(layer_types), interval)),
+        None,
+    )
 
 
-def _alternating(layers: int, every: int | None) -> list[str]:
-    if not isinstance(every, int) or every < 1:
-        raise ConfigError(f"global_attn_every_n_layers is {every!r}; it must be a whole number of at least 1")
-    return [LOCAL if i % every else GLOBAL for i in range(layers)]
+def _layer_pattern(layers: int, interval: int | None) -> list[str]:
+    if not isinstance(interval, int) or interval < 1:
+        raise ConfigError(f"global_attn_every_n_layers is {interval!r}; it must be a whole number of at least 1")
+    return [LOCAL if i % interval else GLOBAL for i in range(layers)]
 
 
 def _rope_thetas(raw: dict[str, Any]) -> dict[str, float]:
@@ -239,15 +242,17 @@ def _rope_thetas(raw: dict[str, Any]) -> dict[str, float]:
     if scaling.get("rope_type", scaling.get("type", "default")) != "default":
         raise ConfigError(f"rope_scaling is {scaling}; only the default rotary embedding is supported")
     parameters = raw.get("rope_parameters") or {}
-    if stray := sorted(set(parameters) - {GLOBAL, LOCAL}):
-        raise ConfigError(f"rope_parameters holds {', '.join(stray)}; it must hold {GLOBAL} and {LOCAL}")
+    if unknown := sorted(set(parameters) - {GLOBAL, LOCAL}):
+        raise ConfigError(f"rope_parameters holds {', '.join(unknown)}; it must hold {GLOBAL} and {LOCAL}")
     thetas: dict[str, float] = {}
-    for kind, name in ((GLOBAL, "global_rope_theta"), (LOCAL, "local_rope_theta")):
-        rope = parameters.get(kind) or {}
+    for layer_type, name in ((GLOBAL, "global_rope_theta"), (LOCAL, "local_rope_theta")):
+        rope = parameters.get(layer_type) or {}
         if rope.get("rope_type", "default") != "default":
-            raise ConfigError(f"rope_parameters.{kind}.rope_type is {rope['rope_type']!r}; only 'default' is supported")
+            raise ConfigError(
+                f"rope_parameters.{layer_type}.rope_type is {rope['rope_type']!r}; only 'default' is supported"
+            )
         theta = rope.get("rope_theta", raw.get(name))
-        if theta is None and kind == LOCAL and name in raw and not rope:
+        if theta is None and layer_type == LOCAL and name in raw and not rope:
             theta = thetas["global_rope_theta"]  # an explicit null meant "as the global layers" before transformers 5
         thetas[name] = float(theta) if theta is not None else getattr(ModernBertConfig, name)
     return thetas
