@@ -21,11 +21,11 @@ from modernbert.linear import Linear
 logger = logging.getLogger(__name__)
 Model = TypeVar("Model", bound="PreTrained")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_STORED = {"F32", "F16", "BF16"}
+_LOADABLE_DTYPES = {"F32", "F16", "BF16"}
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _HUB_FILES = ["*.json", "*.safetensors"]
 # What a checkpoint may hold beyond the class that loads it: another head, left out on purpose.
-_HEADS = ("head.", "classifier.", "decoder.")
+_HEAD_PREFIXES = ("head.", "classifier.", "decoder.")
 
 
 class CheckpointError(ValueError):
@@ -130,8 +130,8 @@ class PreTrained(nn.Module):
             overrides = {"layer_types": []} | overrides
         if {"num_labels", "id2label", "label2id"} & set(overrides):
             overrides = {"num_labels": 0, "label2id": {}} | overrides
-        loaded = _load(cls, folder, replace(config, **overrides), device, dtype, attention, new_head=True)
-        return loaded.requires_grad_(True)
+        loaded_model = _load(cls, folder, replace(config, **overrides), device, dtype, attention, new_head=True)
+        return loaded_model.requires_grad_(True)
 
     def save_pretrained(self, folder: str | Path, *, max_shard_size: int | str = "5GB") -> None:
         """Write config.json and safetensors, which transformers loads unchanged, in files of at most `max_shard_size`.
@@ -176,41 +176,43 @@ def check_weights(
     `new_head` the whole head too; heads that the class does not have are left out. Both are logged.
     """
     with torch.device("meta"):
-        wanted = {name: tuple(weight.shape) for name, weight in model_class(config).state_dict().items()}
+        expected = {name: tuple(weight.shape) for name, weight in model_class(config).state_dict().items()}
     found: dict[str, tuple[Path, str]] = {}
     problems: list[str] = []
-    left_out: list[str] = []
+    unused: list[str] = []
     for file in weight_files(folder):
         try:
-            with safe_open(file, "pt") as stored:
-                for key in stored.keys():  # noqa: SIM118 (not a dict)
-                    name = _own_name(key, model_class)
-                    piece = stored.get_slice(key)
-                    if name not in wanted:
-                        (left_out if key.startswith(_HEADS) else problems).append(f"unexpected {key}")
-                    elif tuple(piece.get_shape()) != wanted[name]:
-                        problems.append(_misshapen(key, piece.get_shape(), wanted[name], config))
-                    elif piece.get_dtype() not in _STORED:
-                        problems.append(f"{key} is stored as {piece.get_dtype()}, not one of {', '.join(_STORED)}")
+            with safe_open(file, "pt") as opened:
+                for key in opened.keys():  # noqa: SIM118 (not a dict)
+                    name = _parameter_name(key, model_class)
+                    tensor_slice = opened.get_slice(key)
+                    if name not in expected:
+                        (unused if key.startswith(_HEAD_PREFIXES) else problems).append(f"unexpected {key}")
+                    elif tuple(tensor_slice.get_shape()) != expected[name]:
+                        problems.append(_shape_problem(key, tensor_slice.get_shape(), expected[name], config))
+                    elif tensor_slice.get_dtype() not in _LOADABLE_DTYPES:
+                        problems.append(
+                            f"{key} is stored as {tensor_slice.get_dtype()}, not one of {', '.join(_LOADABLE_DTYPES)}"
+                        )
                     found[name] = (file, key)
         except SafetensorError as error:
             raise CheckpointError(f"{file} is not a readable safetensors file: {error}") from error
     embeddings = f"{model_class.encoder_prefix}embeddings.tok_embeddings.weight"
-    if config.tie_word_embeddings and "decoder.weight" in wanted:
+    if config.tie_word_embeddings and "decoder.weight" in expected:
         found["decoder.weight"] = found.get(embeddings, (folder, "decoder.weight"))
-    missing = [name for name in wanted if name not in found]
-    made = [name for name in missing if new_head and name.startswith(_HEADS)]
-    problems += [f"missing {name}" for name in missing if name not in made]
-    heads = sorted({key.split()[1].split(".")[0] for key in left_out})
+    missing = [name for name in expected if name not in found]
+    new_weights = [name for name in missing if new_head and name.startswith(_HEAD_PREFIXES)]
+    problems += [f"missing {name}" for name in missing if name not in new_weights]
+    heads = sorted({key.split()[1].split(".")[0] for key in unused})
     if problems:
-        fits = f"; it holds {' and '.join(heads)} of another task" if heads else ""
-        shown = "\n  ".join(problems[:40] + [f"… and {len(problems) - 40} more"] * (len(problems) > 40))
-        raise CheckpointError(f"{folder} does not fit {model_class.__name__}{fits}:\n  {shown}")
-    if left_out:
+        hint = f"; it holds {' and '.join(heads)} of another task" if heads else ""
+        listing = "\n  ".join(problems[:40] + [f"… and {len(problems) - 40} more"] * (len(problems) > 40))
+        raise CheckpointError(f"{folder} does not fit {model_class.__name__}{hint}:\n  {listing}")
+    if unused:
         logger.info("%s: left out %s, which %s does not have", folder, ", ".join(heads), model_class.__name__)
-    if made:
-        logger.warning("%s lacks %s: newly initialised, train before use", folder, ", ".join(made))
-    return {name: found[name] for name in wanted if name in found}
+    if new_weights:
+        logger.warning("%s lacks %s: newly initialised, train before use", folder, ", ".join(new_weights))
+    return {name: found[name] for name in expected if name in found}
 
 
 def load(
@@ -234,15 +236,15 @@ def _load(
     attention: str,
     new_head: bool,
 ) -> Model:
-    places = check_weights(model_class, folder, config, new_head=new_head)
+    locations = check_weights(model_class, folder, config, new_head=new_head)
     with torch.device("meta"):
         model = model_class(config, attention)  # type: ignore[call-arg]
     weights: dict[str, torch.Tensor] = {}
-    for file in {file for file, _ in places.values()}:
-        with safe_open(file, "pt", device=str(device)) as stored:
-            for name, (place, key) in places.items():
-                if place == file and not (name == "decoder.weight" and config.tie_word_embeddings):
-                    weights[name] = stored.get_tensor(key).to(dtype)
+    for file in {file for file, _ in locations.values()}:
+        with safe_open(file, "pt", device=str(device)) as opened:
+            for name, (weight_file, key) in locations.items():
+                if weight_file == file and not (name == "decoder.weight" and config.tie_word_embeddings):
+                    weights[name] = opened.get_tensor(key).to(dtype)
     model.load_state_dict(weights, assign=True, strict=False)
     model.tie_weights()
     for module in model.modules():
@@ -283,11 +285,11 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _own_name(key: str, model_class: type[PreTrained]) -> str:
+def _parameter_name(key: str, model_class: type[PreTrained]) -> str:
     """The name that `model_class` has for a stored weight: the encoder alone is saved without the prefix `model.`."""
-    return key if key.startswith(_HEADS) else model_class.encoder_prefix + key.removeprefix("model.")
+    return key if key.startswith(_HEAD_PREFIXES) else model_class.encoder_prefix + key.removeprefix("model.")
 
 
-def _misshapen(key: str, shape: list[int], wanted: tuple[int, ...], config: ModernBertConfig) -> str:
+def _shape_problem(key: str, shape: list[int], expected: tuple[int, ...], config: ModernBertConfig) -> str:
     labels = f" (id2label names {config.num_labels} labels)" if key.startswith("classifier.") else ""
-    return f"{key} has shape {shape}, not {list(wanted)}{labels}"
+    return f"{key} has shape {shape}, not {list(expected)}{labels}"
