@@ -22,10 +22,10 @@ from torch import Tensor
 Window = tuple[int, int] | None
 """Keys seen left and right of a query, both ends inclusive; None for all of them."""
 BACKENDS = ("flash_attn", "torch_varlen", "sdpa", "eager")
-Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None, float], Tensor]
+AttentionFn = Callable[[Tensor, Tensor, Tensor, Tensor | None, float], Tensor]
 """(queries (R, N, Q, H), keys and values (R, N, K, H), additive mask or None, dropout) -> (R, N, Q, H)."""
 _SCORES_IN_CACHE = 1_200_000  # scores that the plain formula computes at a time, of as many sequences or tiles as fit
-_ROWS_OF_LONG = 512  # query rows at a time, head by head, of a sequence that has more than twice as many
+_ROWS_PER_STEP = 512  # query rows at a time, head by head, of a sequence that has more than twice as many
 
 
 def varlen_attention(
@@ -66,12 +66,12 @@ def varlen_attention(
         )
     starts = cu_seqlens.tolist()
     lengths = [stop - start for start, stop in pairwise(starts)]
-    attend = _eager if backend == "eager" else _sdpa if dropout or _use_sdpa(q) else _matmul
+    attention_fn = _eager if backend == "eager" else _sdpa if dropout or _use_sdpa(q) else _matmul
     out, start = [], 0
     for length, run in groupby(lengths):
         rows = length * len(list(run))
         q_RLNH, k_RLNH, v_RLNH = (x[start : start + rows].unflatten(0, (-1, length)) for x in (q, k, v))
-        out.append(_equal_lengths(q_RLNH, k_RLNH, v_RLNH, window, attend, dropout).flatten(0, 1))
+        out.append(_equal_lengths(q_RLNH, k_RLNH, v_RLNH, window, attention_fn, dropout).flatten(0, 1))
         start += rows
     return torch.cat(out)
 
@@ -101,8 +101,8 @@ def resolve_backend(name: str, device: torch.device, dtype: torch.dtype, dropout
     half_on_gpu = device.type == "cuda" and dtype in (torch.float16, torch.bfloat16)
     missing = {}
     if not half_on_gpu:
-        need = f"needs a CUDA device and float16 or bfloat16, not {device.type} and {dtype}"
-        missing = {"flash_attn": need, "torch_varlen": need}
+        requirement = f"needs a CUDA device and float16 or bfloat16, not {device.type} and {dtype}"
+        missing = {"flash_attn": requirement, "torch_varlen": requirement}
     else:
         if importlib.util.find_spec("flash_attn") is None:
             missing["flash_attn"] = "needs the package flash-attn"
@@ -134,19 +134,19 @@ def _matmul(q_RNQH: Tensor, k_RNKH: Tensor, v_RNKH: Tensor, mask: Tensor | None,
     if mask is None and each > 2 * _SCORES_IN_CACHE:
         for r in range(count):
             for n in range(heads):
-                for i in range(0, queries, _ROWS_OF_LONG):
-                    rows = slice(i, i + _ROWS_OF_LONG)
+                for i in range(0, queries, _ROWS_PER_STEP):
+                    rows = slice(i, i + _ROWS_PER_STEP)
                     scores_1QK = _scaled_product(q_RNQH[r, n, None, rows], k_RNKH[r, n, None])
                     out_RNQH[r, n, rows] = _softmax(scores_1QK[0]) @ v_RNKH[r, n]
         return out_RNQH
     step = max(1, _SCORES_IN_CACHE // each)
     for r in range(0, count, step):
-        some = slice(r, r + step)
-        q_XQH, k_XKH, v_XKH = (x[some].flatten(0, 1) for x in (q_RNQH, k_RNKH, v_RNKH))
+        chunk = slice(r, r + step)
+        q_XQH, k_XKH, v_XKH = (x[chunk].flatten(0, 1) for x in (q_RNQH, k_RNKH, v_RNKH))
         scores_XQK = _scaled_product(q_XQH, k_XKH)
         if mask is not None:
-            scores_XQK.unflatten(0, (-1, heads)).add_(mask[some] if len(mask) == count else mask)
-        out_RNQH[some] = torch.bmm(_softmax(scores_XQK), v_XKH).unflatten(0, (-1, heads))
+            scores_XQK.unflatten(0, (-1, heads)).add_(mask[chunk] if len(mask) == count else mask)
+        out_RNQH[chunk] = torch.bmm(_softmax(scores_XQK), v_XKH).unflatten(0, (-1, heads))
     return out_RNQH
 
 
@@ -170,20 +170,22 @@ def _weights(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
     return _softmax(scores if mask is None else scores + mask)
 
 
-def _equal_lengths(q: Tensor, k: Tensor, v: Tensor, window: Window, attend: Attend, dropout: float) -> Tensor:
+def _equal_lengths(
+    q: Tensor, k: Tensor, v: Tensor, window: Window, attention_fn: AttentionFn, dropout: float
+) -> Tensor:
     """Attention of R sequences of one length, (R, L, N, H) each; the path depends on L alone, never on R."""
     length = q.shape[1]
-    tile = 32 if attend is _sdpa else 64
-    if window and attend is not _eager and 10 * length > 13 * (tile + sum(window)):  # measured: where tiles win
-        return torch.stack([_tiles(*x, window, tile, attend, dropout) for x in zip(q, k, v, strict=True)])
+    tile = 32 if attention_fn is _sdpa else 64
+    if window and attention_fn is not _eager and 10 * length > 13 * (tile + sum(window)):  # measured: where tiles win
+        return torch.stack([_tiles(*x, window, tile, attention_fn, dropout) for x in zip(q, k, v, strict=True)])
     mask = None
     if window and length > min(window) + 1:
         mask = _band_mask(length, length, window, q.dtype, q.device)[None]
-    return attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask, dropout).transpose(1, 2)
+    return attention_fn(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask, dropout).transpose(1, 2)
 
 
 def _tiles(
-    q: Tensor, k: Tensor, v: Tensor, window: tuple[int, int], tile: int, attend: Attend, dropout: float
+    q: Tensor, k: Tensor, v: Tensor, window: tuple[int, int], tile: int, attention_fn: AttentionFn, dropout: float
 ) -> Tensor:
     """Sliding-window attention of one long sequence (L, N, H): tiles of queries against the keys around them.
 
@@ -198,7 +200,7 @@ def _tiles(
         for x in (k, v)
     )
     mask = _tile_mask(length, window, tile, q.dtype, q.device)
-    return attend(q_GNQH, k_GNKH, v_GNKH, mask, dropout).transpose(1, 2).flatten(0, 1)[:length]
+    return attention_fn(q_GNQH, k_GNKH, v_GNKH, mask, dropout).transpose(1, 2).flatten(0, 1)[:length]
 
 
 @lru_cache(maxsize=32)
@@ -208,9 +210,9 @@ def _tile_mask(length: int, window: tuple[int, int], tile: int, dtype: torch.dty
     starts_G11 = torch.arange(0, length, tile)[:, None, None]
     keys_GQK = starts_G11 - left + torch.arange(left + tile + right)
     queries_GQK = starts_G11 + torch.arange(tile)[:, None]
-    seen_GQK = (keys_GQK >= queries_GQK - left) & (keys_GQK <= queries_GQK + right)
-    seen_GQK = seen_GQK & (keys_GQK >= 0) & (keys_GQK < length) | (queries_GQK >= length)
-    return _additive(seen_GQK, dtype, device)[:, None]
+    visible_GQK = (keys_GQK >= queries_GQK - left) & (keys_GQK <= queries_GQK + right)
+    visible_GQK = visible_GQK & (keys_GQK >= 0) & (keys_GQK < length) | (queries_GQK >= length)
+    return _additive(visible_GQK, dtype, device)[:, None]
 
 
 @lru_cache(maxsize=256)
@@ -220,6 +222,6 @@ def _band_mask(queries: int, keys: int, window: tuple[int, int], dtype: torch.dt
     return _additive((offset_QK >= -window[0]) & (offset_QK <= window[1]), dtype, device)[None]
 
 
-def _additive(seen: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _additive(visible: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
     with torch.inference_mode(False):  # masks are cached, and training may use one that inference made
-        return torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, float("-inf")).to(device)
+        return torch.zeros(visible.shape, dtype=dtype).masked_fill_(~visible, float("-inf")).to(device)
