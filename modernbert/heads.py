@@ -76,9 +76,11 @@ class _Head(PreTrained):
             input_ids, attention_mask, sliding_window_mask, position_ids, inputs_embeds, indices, cu_seqlens,
             max_seqlen, batch_size, seq_len, output_attentions, output_hidden_states, ignored,
         )  # fmt: skip
-        return to_output(self._answer(inputs, x_TD, labels, traces), return_dict, self.config)
+        return to_output(self._compute_output(inputs, x_TD, labels, traces), return_dict, self.config)
 
-    def _answer(self, inputs: ModelInputs, x_TD: Tensor, labels: Tensor | None, traces: dict[str, Any]) -> ModelOutput:
+    def _compute_output(
+        self, inputs: ModelInputs, x_TD: Tensor, labels: Tensor | None, traces: dict[str, Any]
+    ) -> ModelOutput:
         raise NotImplementedError
 
 
@@ -107,7 +109,7 @@ class ModernBertForMaskedLM(_Head):
     def _decode(self, x_PD: Tensor) -> Tensor:
         return self.decoder(self.head(x_PD))
 
-    def _answer(
+    def _compute_output(
         self, inputs: ModelInputs, x_TD: Tensor, labels: Tensor | None, traces: dict[str, Any]
     ) -> MaskedLMOutput:
         """Labels (B, S) or (T,) are ids, -100 where no loss is wanted; labels at padding are never read.
@@ -119,9 +121,9 @@ class ModernBertForMaskedLM(_Head):
             return MaskedLMOutput(logits=inputs.pad(map_row_chunks(self._decode, x_TD)), **traces)
         labels_T = inputs.unpad(labels)
         if self.config.sparse_prediction:
-            wanted_T = labels_T != self.config.sparse_pred_ignore_index
-            logits = map_row_chunks(self._decode, x_TD[wanted_T])
-            return MaskedLMOutput(loss=F.cross_entropy(logits.float(), labels_T[wanted_T]), logits=logits, **traces)
+            labelled_T = labels_T != self.config.sparse_pred_ignore_index
+            logits = map_row_chunks(self._decode, x_TD[labelled_T])
+            return MaskedLMOutput(loss=F.cross_entropy(logits.float(), labels_T[labelled_T]), logits=logits, **traces)
         logits = map_row_chunks(self._decode, x_TD)
         loss = F.cross_entropy(logits.float(), labels_T)
         return MaskedLMOutput(
@@ -130,15 +132,15 @@ class ModernBertForMaskedLM(_Head):
 
 
 class _Classifier(_Head):
-    """A prediction head, dropout and a linear classifier of `outputs` numbers."""
+    """A prediction head, dropout and a linear classifier of `num_outputs` numbers."""
 
-    def __init__(self, config: ModernBertConfig, attention: str, outputs: int):
+    def __init__(self, config: ModernBertConfig, attention: str, num_outputs: int):
         super().__init__()
         self.config = config
         self.model = ModernBertModel(config, attention)
         self.head = ModernBertPredictionHead(config)
         self.drop = nn.Dropout(config.classifier_dropout)
-        self.classifier = Linear(config.hidden_size, outputs)
+        self.classifier = Linear(config.hidden_size, num_outputs)
         init_weights(self)
 
     def _classify(self, x_BD: Tensor) -> Tensor:
@@ -158,7 +160,7 @@ class ModernBertForSequenceClassification(_Classifier):
         """The logits (B, C) of a packed batch on the model's device, in its order."""
         return self._classify_pooled(self.model.forward_packed(batch), batch)
 
-    def _answer(
+    def _compute_output(
         self, inputs: ModelInputs, x_TD: Tensor, labels: Tensor | None, traces: dict[str, Any]
     ) -> SequenceClassifierOutput:
         """Labels: (B,) classes or numbers, or (B, C) targets."""
@@ -177,7 +179,7 @@ class ModernBertForTokenClassification(_Classifier):
         """The logits (T, C) of a packed batch on the model's device, in its order."""
         return map_row_chunks(self._classify, self.model.forward_packed(batch))
 
-    def _answer(
+    def _compute_output(
         self, inputs: ModelInputs, x_TD: Tensor, labels: Tensor | None, traces: dict[str, Any]
     ) -> TokenClassifierOutput:
         """Labels (B, S) or (T,): a class each, -100 where no loss is wanted; labels at padding are never read."""
@@ -190,7 +192,7 @@ class ModernBertForMultipleChoice(_Classifier):
     """A number for each of several choices, a sequence each."""
 
     def __init__(self, config: ModernBertConfig, attention: str = "auto"):
-        super().__init__(config, attention, outputs=1)
+        super().__init__(config, attention, num_outputs=1)
 
     def forward_packed(self, batch: PackedBatch) -> Tensor:
         """The logits (B, 1) of a packed batch on the model's device, in its order."""
@@ -219,11 +221,11 @@ class ModernBertForMultipleChoice(_Classifier):
         `labels` (B,): the right choice. Of packed input, `batch_size` counts the questions (default: one), whose
         choices follow each other.
         """
-        given = inputs_embeds if input_ids is None else input_ids
-        if given is None or (cu_seqlens is None and given.dim() < 3):
+        source = inputs_embeds if input_ids is None else input_ids
+        if source is None or (cu_seqlens is None and source.dim() < 3):
             raise ValueError("multiple choice reads input of the shape (batch, choices, sequence)")
         if cu_seqlens is None:
-            questions, sequences = given.shape[0], given.shape[0] * given.shape[1]
+            questions, sequences = source.shape[0], source.shape[0] * source.shape[1]
             input_ids, attention_mask, position_ids, inputs_embeds, sliding_window_mask = (
                 x if x is None or x.dim() != dims else x.flatten(0, 1)
                 for x, dims in zip(
@@ -252,7 +254,7 @@ class ModernBertForQuestionAnswering(_Classifier):
     def __init__(self, config: ModernBertConfig, attention: str = "auto"):
         if config.num_labels != 2:
             raise ConfigError(f"question answering has two outputs, start and end; id2label names {config.num_labels}")
-        super().__init__(config, attention, outputs=2)
+        super().__init__(config, attention, num_outputs=2)
 
     def forward_packed(self, batch: PackedBatch) -> Tensor:
         """The start and end logits (T, 2) of a packed batch on the model's device, in its order."""
@@ -287,32 +289,32 @@ class ModernBertForQuestionAnswering(_Classifier):
             max_seqlen, batch_size, seq_len, output_attentions, output_hidden_states, ignored,
         )  # fmt: skip
         start_T, end_T = map_row_chunks(self._classify, x_TD).unbind(-1)
-        least = torch.finfo(start_T.dtype).min
+        minimum = torch.finfo(start_T.dtype).min
         loss = None
         if start_positions is not None and end_positions is not None:
-            start_loss = _position_loss(inputs, start_T, start_positions, least)
-            loss = (start_loss + _position_loss(inputs, end_T, end_positions, least)) / 2
-        start, end = inputs.pad(start_T, least), inputs.pad(end_T, least)
+            start_loss = _position_loss(inputs, start_T, start_positions, minimum)
+            loss = (start_loss + _position_loss(inputs, end_T, end_positions, minimum)) / 2
+        start, end = inputs.pad(start_T, minimum), inputs.pad(end_T, minimum)
         result = QuestionAnsweringModelOutput(loss=loss, start_logits=start, end_logits=end, **traces)
         return to_output(result, return_dict, self.config)
 
 
-def _position_loss(inputs: ModelInputs, logits_T: Tensor, wanted_B: Tensor, least: float) -> Tensor:
+def _position_loss(inputs: ModelInputs, logits_T: Tensor, positions_B: Tensor, minimum: float) -> Tensor:
     """Cross-entropy over the tokens of each sequence; a position beyond the end is left out."""
     if inputs.shape is None:
         rows = nn.utils.rnn.pad_sequence(
-            list(logits_T.split(inputs.batch.seqlens)), batch_first=True, padding_value=least
+            list(logits_T.split(inputs.batch.seqlens)), batch_first=True, padding_value=minimum
         )
     else:
-        rows = inputs.pad(logits_T, least)
-    ignored = rows.shape[1]
-    wanted_B = wanted_B.to(rows.device).view(-1).clamp(0, ignored)
-    return F.cross_entropy(rows, wanted_B, ignore_index=ignored)
+        rows = inputs.pad(logits_T, minimum)
+    ignore_index = rows.shape[1]
+    positions_B = positions_B.to(rows.device).view(-1).clamp(0, ignore_index)
+    return F.cross_entropy(rows, positions_B, ignore_index=ignore_index)
 
 
-def pool(hidden_TD: Tensor, batch: PackedBatch, how: str) -> Tensor:
+def pool(hidden_TD: Tensor, batch: PackedBatch, pooling: str) -> Tensor:
     """One vector a sequence, (B, D): its first token's ("cls") or the mean over its tokens ("mean")."""
-    if how == "cls":
+    if pooling == "cls":
         return hidden_TD[batch.cu_seqlens[:-1].long()]
     return torch.stack([x_LD.mean(dim=0) for x_LD in hidden_TD.split(batch.seqlens)])
 
@@ -320,8 +322,8 @@ def pool(hidden_TD: Tensor, batch: PackedBatch, how: str) -> Tensor:
 def classification_loss(logits_BC: Tensor, labels: Tensor, problem_type: str | None) -> Tensor:
     """The loss for `problem_type`, which is told from the labels' kind where it is None."""
     if problem_type is None:
-        whole = not labels.is_floating_point()
-        single = "single_label_classification" if whole else "multi_label_classification"
+        integer_labels = not labels.is_floating_point()
+        single = "single_label_classification" if integer_labels else "multi_label_classification"
         problem_type = "regression" if logits_BC.shape[-1] == 1 else single
     if problem_type == "regression":
         return F.mse_loss(logits_BC.squeeze(), labels.squeeze().to(logits_BC.dtype))
