@@ -59,10 +59,10 @@ class ModernBertAttention(nn.Module):
         if self.Wqkv.weight.dtype == torch.float32:
             return
         self.side_by_side = True
-        for part in (self.Wqkv.weight, self.Wqkv.bias):
-            if part is not None:
-                q, k, v = part.data.chunk(3)
-                part.data = torch.cat((*(pairs_side_by_side(x, self.qkv_shape[1]) for x in (q, k)), v))
+        for parameter in (self.Wqkv.weight, self.Wqkv.bias):
+            if parameter is not None:
+                q, k, v = parameter.data.chunk(3)
+                parameter.data = torch.cat((*(pairs_side_by_side(x, self.qkv_shape[1]) for x in (q, k)), v))
 
 
 class ModernBertMLP(nn.Module):
@@ -103,7 +103,7 @@ class ModernBertEncoderLayer(nn.Module):
         maps: list[tuple[Tensor, ...]] | None = None,
     ) -> Tensor:
         """Hidden states (T, D) of `batch` to the next (T, D); `maps` takes the attention weights of each sequence."""
-        q_TNH, k_TNH, v_TNH = map_row_chunks(self._into_heads, x_TD, *rope).unbind(dim=1)
+        q_TNH, k_TNH, v_TNH = map_row_chunks(self._project_qkv, x_TD, *rope).unbind(dim=1)
         dropout = self.attention_dropout if self.training else 0.0
         if maps is not None:
             maps.append(attention_maps(q_TNH, k_TNH, batch.seqlens, self.window, dropout))
@@ -116,12 +116,12 @@ class ModernBertEncoderLayer(nn.Module):
                 q_TNH, k_TNH, v_TNH, batch.cu_seqlens, batch.max_seqlen, self.window, backend=backend,
                 dropout=dropout, deterministic=self.deterministic,
             )  # fmt: skip
-        return map_row_chunks(self._out_of_heads, x_TD, a_TNH.flatten(1))
+        return map_row_chunks(self._project_output, x_TD, a_TNH.flatten(1))
 
-    def _into_heads(self, x_TD: Tensor, cos_TH: Tensor, sin_TH: Tensor) -> Tensor:
+    def _project_qkv(self, x_TD: Tensor, cos_TH: Tensor, sin_TH: Tensor) -> Tensor:
         return self.attn.project(self.attn_norm(x_TD), cos_TH, sin_TH)
 
-    def _out_of_heads(self, x_TD: Tensor, a_TD: Tensor) -> Tensor:
+    def _project_output(self, x_TD: Tensor, a_TD: Tensor) -> Tensor:
         if self.training and self.attention_dropout:
             x_TD = x_TD + self.attn.out_drop(self.attn.Wo(a_TD))
         else:
@@ -164,12 +164,12 @@ class ModernBertModel(PreTrained):
         training_dropout = self.training and self.config.attention_dropout > 0
         backend = resolve_backend(self.attention, x_TD.device, x_TD.dtype, training_dropout)
         if batch.position_ids is None:
-            positions_T, count = torch.cat([torch.arange(n) for n in batch.seqlens]), batch.max_seqlen
+            positions_T, num_positions = torch.cat([torch.arange(n) for n in batch.seqlens]), batch.max_seqlen
         else:
-            positions_T, count = batch.position_ids, int(batch.position_ids.max()) + 1
+            positions_T, num_positions = batch.position_ids, int(batch.position_ids.max()) + 1
         positions_T = positions_T.to(x_TD.device, non_blocking=True)
         rope = {
-            theta: tuple(table[positions_T] for table in self._tables(theta, count, x_TD.device))
+            theta: tuple(table[positions_T] for table in self._rope_table(theta, num_positions, x_TD.device))
             for theta in {self.config.rope_theta(i) for i in range(len(self.layers))}
         }
         for i, layer in enumerate(self.layers):
@@ -257,8 +257,8 @@ class ModernBertModel(PreTrained):
         if max_seqlen is not None and max_seqlen < inputs.batch.max_seqlen:
             raise ValueError(f"max_seqlen is {max_seqlen}, but a sequence has {inputs.batch.max_seqlen} tokens")
         if sliding_window_mask is not None:
-            real = inputs.pad(torch.ones_like(inputs.batch.input_ids, dtype=torch.bool))
-            check_sliding_window_mask(sliding_window_mask, real, self.config.local_attention // 2)
+            real_tokens = inputs.pad(torch.ones_like(inputs.batch.input_ids, dtype=torch.bool))
+            check_sliding_window_mask(sliding_window_mask, real_tokens, self.config.local_attention // 2)
         hidden_states: list[Tensor] | None = (
             [] if _default(output_hidden_states, self.config.output_hidden_states) else None
         )
@@ -270,10 +270,10 @@ class ModernBertModel(PreTrained):
         if hidden_states is not None:
             traces["hidden_states"] = tuple(inputs.pad(h_TD) for h_TD in hidden_states)
         if maps is not None:
-            traces["attentions"] = tuple(_padded_maps(inputs, of_layer) for of_layer in maps)
+            traces["attentions"] = tuple(_padded_maps(inputs, layer_maps) for layer_maps in maps)
         return inputs, x_TD, traces
 
-    def _tables(self, theta: float, positions: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    def _rope_table(self, theta: float, positions: int, device: torch.device) -> tuple[Tensor, Tensor]:
         table = self._rope_tables.get(theta)
         if table is None or len(table[0]) < positions or table[0].device != device:
             positions = max(positions, self.config.max_position_embeddings)
@@ -291,19 +291,19 @@ def to_output(output: ModelOutput, return_dict: bool | None, config: ModernBertC
     return output if _default(return_dict, config.return_dict) else output.to_tuple()
 
 
-def _default(given: bool | None, default: bool) -> bool:
-    return default if given is None else given
+def _default(value: bool | None, default: bool) -> bool:
+    return default if value is None else value
 
 
 def _padded_maps(inputs: ModelInputs, maps: tuple[Tensor, ...]) -> Tensor:
     """The weights (N, L, L) of each sequence at their places in (B, N, S, S); packed ones from the left."""
-    places = torch.arange(len(inputs.batch.input_ids), device=maps[0].device)
+    columns = torch.arange(len(inputs.batch.input_ids), device=maps[0].device)
     width = max(weights_NLL.shape[-1] for weights_NLL in maps)
     if inputs.indices is not None and inputs.shape is not None:
-        width, places = inputs.shape[1], inputs.indices % inputs.shape[1]
+        width, columns = inputs.shape[1], inputs.indices % inputs.shape[1]
     else:
-        places = torch.cat([places[: weights_NLL.shape[-1]] for weights_NLL in maps])
+        columns = torch.cat([columns[: weights_NLL.shape[-1]] for weights_NLL in maps])
     out = maps[0].new_zeros(len(maps), maps[0].shape[0], width, width)
-    for row, (weights_NLL, at) in enumerate(zip(maps, places.split(inputs.batch.seqlens), strict=True)):
-        out[row, :, at[:, None], at] = weights_NLL
+    for row, (weights_NLL, positions) in enumerate(zip(maps, columns.split(inputs.batch.seqlens), strict=True)):
+        out[row, :, positions[:, None], positions] = weights_NLL
     return out
