@@ -83,22 +83,26 @@ class ModelInputs:
         inputs_embeds: Tensor | None = None,
     ) -> ModelInputs:
         """Padded ids (B, S) or vectors (B, S, D), with padding anywhere; positions (B, S), (1, S) or (S,)."""
-        given = _one_of(input_ids, inputs_embeds)
-        if given.dim() < 2:
-            raise ValueError(f"padded input must be (batch, sequence), not {_shape(given)}; packed needs cu_seqlens")
-        shape = given.shape[:2]
-        mask = torch.ones(shape, dtype=torch.bool, device=given.device) if attention_mask is None else attention_mask
+        source = _ids_or_embeds(input_ids, inputs_embeds)
+        if source.dim() < 2:
+            raise ValueError(
+                f"padded input must be (batch, sequence), not {_format_shape(source)}; packed needs cu_seqlens"
+            )
+        shape = source.shape[:2]
+        mask = torch.ones(shape, dtype=torch.bool, device=source.device) if attention_mask is None else attention_mask
         if mask.shape != shape:
-            raise ValueError(f"attention_mask is {_shape(mask)}, the input {shape[0]} x {shape[1]}")
+            raise ValueError(f"attention_mask is {_format_shape(mask)}, the input {shape[0]} x {shape[1]}")
         ids = mask.new_zeros(shape, dtype=torch.int64) if input_ids is None else input_ids
         batch, indices = unpad(ids, mask)
         if inputs_embeds is not None:
             batch = replace(batch, inputs_embeds=inputs_embeds.flatten(0, 1)[indices])
         if position_ids is not None:
             if position_ids.shape not in (shape, (1, shape[1]), shape[1:]) or (position_ids < 0).any():
-                raise ValueError(f"position_ids must be {_shape(mask)} from 0; {_shape(position_ids)} came")
+                raise ValueError(
+                    f"position_ids must be {_format_shape(mask)} from 0; {_format_shape(position_ids)} came"
+                )
             batch = replace(batch, position_ids=position_ids.expand(shape).flatten()[indices])
-        return cls(batch, indices, (given.shape[0], given.shape[1]))
+        return cls(batch, indices, (source.shape[0], source.shape[1]))
 
     @classmethod
     def from_packed(
@@ -111,15 +115,15 @@ class ModelInputs:
         shape: tuple[int, int] | None = None,
     ) -> ModelInputs:
         """Unpadded ids (T,) or vectors (T, D), perhaps with a leading 1, cut at `cu_seqlens` (B+1,)."""
-        given = _one_of(input_ids, inputs_embeds)
-        flat = given.flatten(0, -2) if inputs_embeds is not None else given.flatten()
+        source = _ids_or_embeds(input_ids, inputs_embeds)
+        flat = source.flatten(0, -2) if inputs_embeds is not None else source.flatten()
         starts = cu_seqlens.tolist()
         lengths = tuple(stop - start for start, stop in pairwise(starts))
         if not lengths or starts[0] != 0 or min(lengths, default=0) < 1 or starts[-1] != len(flat):
             raise ValueError(f"cu_seqlens must rise from 0 to the {len(flat)} tokens of the input, not {starts[:9]}")
         if (indices is None) != (shape is None):
             raise ValueError("indices, batch_size and seq_len pad the output together: give all three or none")
-        if indices is not None and shape is not None and not _fits(indices, lengths, shape):
+        if indices is not None and shape is not None and not _indices_fit(indices, lengths, shape):
             raise ValueError(
                 f"indices must rise, with the places of each of the {len(lengths)} sequences in its own row of {shape}"
             )
@@ -143,7 +147,7 @@ class ModelInputs:
             return values.flatten()[self.indices]
         if values.numel() != tokens:
             raise ValueError(
-                f"labels are {_shape(values)}; one for each of {tokens} tokens, or the input's layout, is wanted"
+                f"labels are {_format_shape(values)}; one for each of {tokens} tokens, or the input's layout, is wanted"
             )
         return values.flatten()
 
@@ -158,27 +162,27 @@ def check_sliding_window_mask(mask: Tensor, real_BS: Tensor, half: int) -> None:
         if mask.shape == real_BS.shape and not (real_BS & ~mask.bool()).any():
             return
     elif mask.dim() == 4 and real_BS.dim() == 2 and mask.shape[-2:] == (real_BS.shape[1],) * 2:
-        seen = mask > -1.0 if mask.is_floating_point() else mask.bool()
+        visible = mask > -1.0 if mask.is_floating_point() else mask.bool()
         order = real_BS.long().cumsum(dim=1)  # windows go by order, whatever padding lies between
         window = (order[:, None, None, :] - order[:, None, :, None]).abs() <= half
         pairs = real_BS[:, None, :, None] & real_BS[:, None, None, :]
-        if not ((seen != window) & pairs).any():
+        if not ((visible != window) & pairs).any():
             return
     raise ValueError(
-        f"sliding_window_mask {_shape(mask)} is not the mask of a window of {half} keys on each side: windows come from"
-        " local_attention in the configuration; leave the mask out"
+        f"sliding_window_mask {_format_shape(mask)} is not the mask of a window of {half} keys on each side: windows"
+        " come from local_attention in the configuration; leave the mask out"
     )
 
 
-def _fits(indices: Tensor, lengths: tuple[int, ...], shape: tuple[int, int]) -> bool:
+def _indices_fit(indices: Tensor, lengths: tuple[int, ...], shape: tuple[int, int]) -> bool:
     """Whether `indices` lay sequences of these lengths out in the rows of `shape`, one each, in order."""
     if len(indices) != sum(lengths) or shape[0] != len(lengths) or int(indices[0]) < 0:
         return False
-    rises = bool((indices.diff() > 0).all())
-    return rises and torch.bincount(indices // shape[1], minlength=shape[0]).tolist() == list(lengths)
+    rising = bool((indices.diff() > 0).all())
+    return rising and torch.bincount(indices // shape[1], minlength=shape[0]).tolist() == list(lengths)
 
 
-def _one_of(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+def _ids_or_embeds(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
     if input_ids is not None and inputs_embeds is None:
         return input_ids
     if inputs_embeds is not None and input_ids is None:
@@ -186,5 +190,5 @@ def _one_of(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
     raise ValueError("give either input_ids or inputs_embeds, and not both")
 
 
-def _shape(tensor: Tensor) -> str:
+def _format_shape(tensor: Tensor) -> str:
     return " x ".join(map(str, tensor.shape))
