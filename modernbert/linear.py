@@ -84,8 +84,8 @@ def prepack(model: nn.Module) -> None:
     if any(module._compiled_call_impl for module in model.modules()) or not _prepackable(next(model.parameters())):
         return
     for module in model.modules():  # parents before children
-        if callable(step := getattr(module, "prepack", None)):
-            step()
+        if callable(prepack_module := getattr(module, "prepack", None)):
+            prepack_module()
     _keep_freed_memory()
 
 
@@ -113,8 +113,8 @@ def map_row_chunks(fn: Callable[..., Tensor], *inputs_TX: Tensor) -> Tensor:
     for start in range(0, rows, CHUNK_ROWS):
         stop = min(start + CHUNK_ROWS, rows)
         chunk = [x[start:stop] for x in inputs_TX]
-        if missing := -(stop - start) % ROW_MULTIPLE:
-            chunk = [torch.cat((x, x.new_zeros(missing, *x.shape[1:]))) for x in chunk]
+        if padding_rows := -(stop - start) % ROW_MULTIPLE:
+            chunk = [torch.cat((x, x.new_zeros(padding_rows, *x.shape[1:]))) for x in chunk]
         y = fn(*chunk)
         if out is None:
             if stop == rows:
