@@ -18,7 +18,7 @@ from modernbert.windows import Text, Tokens, Windows, WindowsBuilder, longest_fi
 
 _CHARS_PER_TOKEN = 12  # a long text is first tried cut to this many characters for each token wanted
 _MARGIN_WORDS = 8  # words before such a cut whose tokens may depend on what was cut off
-_CHARS_AT_ONCE = 4 << 20
+_CHARS_PER_CALL = 4 << 20
 _NO_LIMIT = 1 << 62
 
 
@@ -139,19 +139,19 @@ class Tokenizer:
         if any(isinstance(document, tuple) != pairs for document in documents):
             raise ValueError("documents are texts and pairs of texts; give each kind in a call of its own")
         template = self._template(pairs)
-        room = _NO_LIMIT if max_length is None else max_length - sum(map(len, template))
-        if room < 1:
-            special = sum(map(len, template))
-            raise ValueError(f"max_length {max_length} leaves no room: {special} of its tokens are special ones")
-        bounded = room if stride is None else _NO_LIMIT
+        max_tokens = _NO_LIMIT if max_length is None else max_length - sum(map(len, template))
+        if max_tokens < 1:
+            num_special = sum(map(len, template))
+            raise ValueError(f"max_length {max_length} leaves no room: {num_special} of its tokens are special ones")
+        encoded_tokens = max_tokens if stride is None else _NO_LIMIT
         out = WindowsBuilder(template, details)
-        for document, encodings in enumerate(self._encoded(documents, bounded, details)):
-            parts = [Tokens.of(encoding, details) for encoding in encodings]
+        for document, encodings in enumerate(self._iter_encodings(documents, encoded_tokens, details)):
+            parts = [Tokens.from_encoding(encoding, details) for encoding in encodings]
             lengths = [len(part.ids) for part in parts]
             if stride is not None:
-                self._cut_windows(out, document, parts, lengths, room, stride)
+                self._cut_windows(out, document, parts, lengths, max_tokens, stride)
                 continue
-            kept = lengths if sum(lengths) <= room else longest_first(lengths, room)
+            kept = lengths if sum(lengths) <= max_tokens else longest_first(lengths, max_tokens)
             out.add(document, parts, [(0, n) for n in kept], 0)
             out.finish(sum(kept), kept != lengths)
         return out.windows()
@@ -171,10 +171,10 @@ class Tokenizer:
 
         `padding` fills all rows to the longest on the right; `truncation` cuts them to `max_length`.
         """
-        one = isinstance(text, str)
+        single = isinstance(text, str)
         texts = [text] if isinstance(text, str) else list(text)
-        others = None if text_pair is None else [text_pair] if isinstance(text_pair, str) else list(text_pair)
-        documents: list[Text] = [*texts] if others is None else [*zip(texts, others, strict=True)]
+        second_texts = None if text_pair is None else [text_pair] if isinstance(text_pair, str) else list(text_pair)
+        documents: list[Text] = [*texts] if second_texts is None else [*zip(texts, second_texts, strict=True)]
         if add_special_tokens:
             longest = (max_length or self.model_max_length) if truncation else None
             windows = self.encode(documents, longest)
@@ -185,68 +185,78 @@ class Tokenizer:
         width = max(map(len, rows), default=0)
         if padding and self.pad_token_id is None:
             raise ValueError("the tokenizer has no padding token")
-        fill = [width - len(row) if padding else 0 for row in rows]
-        masks = [[1] * len(row) + [0] * n for row, n in zip(rows, fill, strict=True)]
-        ids = [row + [self.pad_token_id or 0] * n for row, n in zip(rows, fill, strict=True)]
+        padding_lengths = [width - len(row) if padding else 0 for row in rows]
+        masks = [[1] * len(row) + [0] * n for row, n in zip(rows, padding_lengths, strict=True)]
+        ids = [row + [self.pad_token_id or 0] * n for row, n in zip(rows, padding_lengths, strict=True)]
         if return_tensors == "pt":
             return Batch(input_ids=torch.tensor(ids), attention_mask=torch.tensor(masks))
         if return_tensors is not None:
             raise ValueError(f"return_tensors is {return_tensors!r}; known is 'pt'")
-        return Batch(input_ids=ids[0], attention_mask=masks[0]) if one else Batch(input_ids=ids, attention_mask=masks)
+        return (
+            Batch(input_ids=ids[0], attention_mask=masks[0]) if single else Batch(input_ids=ids, attention_mask=masks)
+        )
 
-    def _special(self, name: str, usual: str) -> int | None:
-        token = self._settings.get(name) or usual
+    def _special(self, name: str, default: str) -> int | None:
+        token = self._settings.get(name) or default
         return self._fast.token_to_id(token["content"] if isinstance(token, dict) else token)
 
     def _template(self, pairs: bool) -> list[list[int]]:
         """The special ids before, between and after the texts, read off an encoded example."""
         probe = self._fast.encode("a", "a" if pairs else None)
-        pieces: list[list[int]] = [[]]
+        template: list[list[int]] = [[]]
         last = None
         for token, text in zip(probe.ids, probe.sequence_ids, strict=True):
             if text is None:
-                pieces[-1].append(token)
+                template[-1].append(token)
             elif text != last:
-                pieces.append([])
+                template.append([])
             last = text if text is not None else last
-        return pieces
+        return template
 
-    def _encoded(self, documents: Sequence[Text], room: int, offsets: bool) -> Iterator[tuple[Encoding, ...]]:
+    def _iter_encodings(
+        self, documents: Sequence[Text], max_tokens: int, offsets: bool
+    ) -> Iterator[tuple[Encoding, ...]]:
         """The encodings of each document's texts, some documents at a time: they take more memory than ids."""
         start = size = 0
         for stop, document in enumerate(documents, 1):
             size += len(document) if isinstance(document, str) else sum(map(len, document))
-            if size >= _CHARS_AT_ONCE or stop == len(documents):
-                some = documents[start:stop]
-                columns: list[Any] = list(zip(*some, strict=True)) if isinstance(document, tuple) else [some]
-                yield from zip(*(self._encode_texts(texts, room, offsets) for texts in columns), strict=True)
+            if size >= _CHARS_PER_CALL or stop == len(documents):
+                chunk = documents[start:stop]
+                columns: list[Any] = list(zip(*chunk, strict=True)) if isinstance(document, tuple) else [chunk]
+                yield from zip(*(self._encode_texts(texts, max_tokens, offsets) for texts in columns), strict=True)
                 start, size = stop, 0
 
-    def _encode_texts(self, texts: Sequence[str], room: int, offsets: bool) -> list[Encoding]:
-        """Encode without special tokens, at a cost bounded by `room`: at least its first `room` tokens are right.
+    def _encode_texts(self, texts: Sequence[str], max_tokens: int, offsets: bool) -> list[Encoding]:
+        """Encode without special tokens; at least the first `max_tokens` tokens of each text are right.
 
-        Long texts are cut first, and encoded whole where that may show.
+        The cost is bounded by `max_tokens`: long texts are cut first, and encoded whole where the cut may show.
         """
         encode = self._fast.encode_batch if offsets else self._fast.encode_batch_fast
-        longest = room * _CHARS_PER_TOKEN
+        longest = max_tokens * _CHARS_PER_TOKEN
         cut = [i for i, text in enumerate(texts) if len(text) > longest]
         starts = self._fast.encode_batch([texts[i][:longest] for i in cut], add_special_tokens=False)  # with words
-        sure = {i: start for i, start in zip(cut, starts, strict=True) if _cut_is_invisible(start, room)}
-        rest = iter(encode([text for i, text in enumerate(texts) if i not in sure], add_special_tokens=False))
-        return [sure[i] if i in sure else next(rest) for i in range(len(texts))]
+        exact = {i: start for i, start in zip(cut, starts, strict=True) if _prefix_is_exact(start, max_tokens)}
+        rest = iter(encode([text for i, text in enumerate(texts) if i not in exact], add_special_tokens=False))
+        return [exact[i] if i in exact else next(rest) for i in range(len(texts))]
 
     def _cut_windows(
-        self, out: WindowsBuilder, document: int, parts: Sequence[Tokens], lengths: list[int], room: int, stride: int
+        self,
+        out: WindowsBuilder,
+        document: int,
+        parts: Sequence[Tokens],
+        lengths: list[int],
+        max_tokens: int,
+        stride: int,
     ) -> None:
         *whole, last = lengths
-        left = room - sum(whole)
-        if left <= stride and sum(lengths) > room:
-            what = f"its first text has {whole[0]} tokens" if whole else f"windows have room for {room} tokens"
-            out.reject(f"too long for overlapping windows: {what}, and {stride} are shared")
+        capacity = max_tokens - sum(whole)
+        if capacity <= stride and sum(lengths) > max_tokens:
+            detail = f"its first text has {whole[0]} tokens" if whole else f"windows have room for {max_tokens} tokens"
+            out.reject(f"too long for overlapping windows: {detail}, and {stride} are shared")
             return
         start = 0
         while True:
-            stop = min(start + left, last)
+            stop = min(start + capacity, last)
             out.add(document, parts, [*((0, n) for n in whole), (start, stop)], start)
             if stop == last:
                 break
@@ -254,12 +264,12 @@ class Tokenizer:
         out.finish(sum(lengths), truncated=False)
 
 
-def _cut_is_invisible(encoding: Encoding, room: int) -> bool:
-    """Whether the first `room` tokens end some words before the place where the text was cut.
+def _prefix_is_exact(encoding: Encoding, max_tokens: int) -> bool:
+    """Whether the first `max_tokens` tokens end some words before the place where the text was cut.
 
     Words are encoded one by one, so what was cut off cannot have changed them.
     """
     words = encoding.word_ids
-    kept = [word for word in words[:room] if word is not None]
-    dropped = [word for word in words[room:] if word is not None]
+    kept = [word for word in words[:max_tokens] if word is not None]
+    dropped = [word for word in words[max_tokens:] if word is not None]
     return bool(kept and dropped) and dropped[-1] - kept[-1] > _MARGIN_WORDS

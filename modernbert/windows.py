@@ -57,7 +57,7 @@ class Tokens(NamedTuple):
     word_ids: list[int | None]
 
     @classmethod
-    def of(cls, encoding: Encoding, details: bool) -> Tokens:
+    def from_encoding(cls, encoding: Encoding, details: bool) -> Tokens:
         """An encoding's tokens, with `details` their places and words."""
         return cls(encoding.ids, encoding.offsets, encoding.word_ids) if details else cls(encoding.ids, [], [])
 
@@ -67,7 +67,7 @@ class WindowsBuilder:
 
     def __init__(self, template: list[list[int]], details: bool):
         self.template, self.details = template, details
-        self.special = sum(map(len, template))
+        self.num_special = sum(map(len, template))
         self.ids: list[int] = []
         self.lengths: list[int] = []
         self.document: list[int] = []
@@ -81,7 +81,7 @@ class WindowsBuilder:
 
     def add(self, document: int, parts: Sequence[Tokens], ranges: list[tuple[int, int]], first: int) -> None:
         """A window: of each text its tokens in a range, with the special tokens round them."""
-        before = len(self.ids)
+        offset = len(self.ids)
         self._add_special(0)
         for number, (part, (start, stop)) in enumerate(zip(parts, ranges, strict=True)):
             self.ids += part.ids[start:stop]
@@ -90,13 +90,13 @@ class WindowsBuilder:
                 self.word_ids += [-1 if word is None else word for word in part.word_ids[start:stop]]
                 self.sequence_ids += [number] * (stop - start)
             self._add_special(number + 1)
-        self.lengths.append(len(self.ids) - before)
+        self.lengths.append(len(self.ids) - offset)
         self.document.append(document)
         self.start.append(first)
 
     def finish(self, tokens: int, truncated: bool) -> None:
         """The end of a document whose windows hold `tokens` tokens of its own."""
-        self.n_tokens.append(tokens + self.special)
+        self.n_tokens.append(tokens + self.num_special)
         self.truncated.append(truncated)
 
     def reject(self, reason: str) -> None:
@@ -121,8 +121,8 @@ class WindowsBuilder:
             sequence_ids=np.array(self.sequence_ids, dtype=np.int8),
         )
 
-    def _add_special(self, place: int) -> None:
-        ids = self.template[place]
+    def _add_special(self, position: int) -> None:
+        ids = self.template[position]
         self.ids += ids
         if self.details:
             self.offsets.append(np.zeros((len(ids), 2), dtype=np.int32))
@@ -130,16 +130,16 @@ class WindowsBuilder:
             self.sequence_ids += [-1] * len(ids)
 
 
-def longest_first(lengths: list[int], room: int) -> list[int]:
-    """How many tokens of each text are kept where together they may have `room`: the longer one gives first.
+def longest_first(lengths: list[int], max_tokens: int) -> list[int]:
+    """How many tokens of each text are kept where together they may have `max_tokens`: the longer one gives first.
 
     The rule of the tokenizers library: cut the longer to what the shorter leaves, but not below the shorter; if that is
     not enough, half the room for each, the odd one for the longer.
     """
     if len(lengths) == 1:
-        return [min(lengths[0], room)]
-    short, long = sorted(lengths)
-    long = short if short > room else max(short, room - short)
-    if short + long > room:
-        short, long = room // 2, room // 2 + room % 2
-    return [short, long] if lengths[0] <= lengths[1] else [long, short]
+        return [min(lengths[0], max_tokens)]
+    shorter, longer = sorted(lengths)
+    longer = shorter if shorter > max_tokens else max(shorter, max_tokens - shorter)
+    if shorter + longer > max_tokens:
+        shorter, longer = max_tokens // 2, max_tokens // 2 + max_tokens % 2
+    return [shorter, longer] if lengths[0] <= lengths[1] else [longer, shorter]
