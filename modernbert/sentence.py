@@ -36,9 +36,9 @@ _ACTIVATIONS: dict[str, nn.Module] = {
 
 def encoder_folder(folder: Path) -> Path:
     """Where the encoder of a checkpoint lies: where modules.json says, else in the folder itself."""
-    modules = _read(folder / "modules.json") or []
-    places = [folder / module["path"] for module in modules if module["type"].endswith("Transformer")]
-    return places[0] if places else folder
+    modules = _read_json(folder / "modules.json") or []
+    encoders = [folder / module["path"] for module in modules if module["type"].endswith("Transformer")]
+    return encoders[0] if encoders else folder
 
 
 @dataclass(frozen=True)
@@ -74,30 +74,30 @@ class SentenceConfig:
         """The sentence encoder in `folder`, or mean pooling over a plain one; CheckpointError for unknown modules."""
         if not (folder / "modules.json").is_file():
             return cls(folder)
-        found: dict[str, Any] = {"encoder": folder}
+        values: dict[str, Any] = {"encoder": folder}
         dense: list[Dense] = []
-        for module in _read(folder / "modules.json"):
-            kind, place = module["type"].rpartition(".")[2], folder / module["path"]
-            if kind == "Transformer":
-                settings = _read(place / "sentence_bert_config.json")
-                found |= {"encoder": place, "max_length": settings.get("max_seq_length")}
-                found["lower_case"] = bool(settings.get("do_lower_case"))
-            elif kind == "Pooling":
-                settings = _read(place / "config.json")
-                found |= {"pooling": _poolings(settings), "include_prompt": settings.get("include_prompt", True)}
-            elif kind == "Dense":
-                settings = _read(place / "config.json")
-                dense.append(_dense(place, settings))
-            elif kind == "Normalize":
-                found["normalize"] = True
-            elif kind != "Dropout":
+        for module in _read_json(folder / "modules.json"):
+            module_type, module_folder = module["type"].rpartition(".")[2], folder / module["path"]
+            if module_type == "Transformer":
+                settings = _read_json(module_folder / "sentence_bert_config.json")
+                values |= {"encoder": module_folder, "max_length": settings.get("max_seq_length")}
+                values["lower_case"] = bool(settings.get("do_lower_case"))
+            elif module_type == "Pooling":
+                settings = _read_json(module_folder / "config.json")
+                values |= {"pooling": _pooling_modes(settings), "include_prompt": settings.get("include_prompt", True)}
+            elif module_type == "Dense":
+                settings = _read_json(module_folder / "config.json")
+                dense.append(_parse_dense(module_folder, settings))
+            elif module_type == "Normalize":
+                values["normalize"] = True
+            elif module_type != "Dropout":
                 raise CheckpointError(
                     f"{folder / 'modules.json'} has a module {module['type']}; known are Transformer, Pooling, Dense,"
                     " Normalize"
                 )
-        settings = _read(folder / "config_sentence_transformers.json")
-        found["prompts"] = settings.get("prompts") or {}
-        return cls(**found, dense=tuple(dense), default_prompt_name=settings.get("default_prompt_name"))
+        settings = _read_json(folder / "config_sentence_transformers.json")
+        values["prompts"] = settings.get("prompts") or {}
+        return cls(**values, dense=tuple(dense), default_prompt_name=settings.get("default_prompt_name"))
 
     def width(self, hidden_size: int) -> int:
         """The numbers in a vector."""
@@ -138,14 +138,16 @@ class SentenceEncoder(nn.Module):
         """
         x_TD = self.encoder.forward_packed(batch)
         pooled = [
-            torch.cat([_POOL[how](x_LD.float(), prompt_tokens) for how in pooling or self.settings.pooling])
+            torch.cat(
+                [_POOLING_FUNCTIONS[mode](x_LD.float(), prompt_tokens) for mode in pooling or self.settings.pooling]
+            )
             for x_LD in x_TD.split(batch.seqlens)
         ]
         # One row at a time: the bits of a product may depend on its number of rows.
         rows = pooled if x_TD.device.type == "cpu" else [torch.stack(pooled)]
-        return torch.stack(pooled) if not self.layers else torch.cat([self._dense(x) for x in rows])
+        return torch.stack(pooled) if not self.layers else torch.cat([self._apply_dense(x) for x in rows])
 
-    def _dense(self, x: Tensor) -> Tensor:
+    def _apply_dense(self, x: Tensor) -> Tensor:
         x = x if x.dim() == 2 else x[None]
         for layer in self.layers:
             x = layer(x)
@@ -169,7 +171,7 @@ class _Dense(nn.Module):
         return y_BE + (self.residual(x_BD) if hasattr(self, "residual") else x_BD)
 
 
-def _dense(folder: Path, settings: dict[str, Any]) -> Dense:
+def _parse_dense(folder: Path, settings: dict[str, Any]) -> Dense:
     activation = settings.get("activation_function", "torch.nn.modules.activation.Tanh")
     name = activation.rpartition(".")[2]
     if not activation.startswith("torch.nn.") or name not in _ACTIVATIONS:
@@ -193,7 +195,7 @@ def _weighted_mean(x_LD: Tensor, skip: int) -> Tensor:
     return weights @ x_LD[skip:] / weights.sum()
 
 
-_POOL = {
+_POOLING_FUNCTIONS = {
     "cls": lambda x, skip: x[skip],
     "mean": lambda x, skip: x[skip:].mean(dim=0),
     "max": lambda x, skip: x[skip:].amax(dim=0),
@@ -203,17 +205,17 @@ _POOL = {
 }
 
 
-def _poolings(settings: dict[str, Any]) -> tuple[str, ...]:
-    stated = settings.get("pooling_mode")
-    if stated is None:
-        stated = [mode for flag, mode in _LEGACY_POOLINGS.items() if settings.get(flag)] or ["mean"]
-    modes = (stated,) if isinstance(stated, str) else tuple(stated)
+def _pooling_modes(settings: dict[str, Any]) -> tuple[str, ...]:
+    configured = settings.get("pooling_mode")
+    if configured is None:
+        configured = [mode for flag, mode in _LEGACY_POOLINGS.items() if settings.get(flag)] or ["mean"]
+    modes = (configured,) if isinstance(configured, str) else tuple(configured)
     if unknown := [mode for mode in modes if mode not in POOLINGS]:
         raise CheckpointError(f"pooling mode {', '.join(unknown)} is unknown; known are {', '.join(POOLINGS)}")
     return modes
 
 
-def _read(file: Path) -> Any:
+def _read_json(file: Path) -> Any:
     try:
         return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     except json.JSONDecodeError as error:
