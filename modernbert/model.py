@@ -16,7 +16,7 @@ from modernbert.config import ModernBertConfig
 from modernbert.linear import GatedLinear, Linear, map_row_chunks
 from modernbert.outputs import BaseModelOutput, ModelOutput
 from modernbert.packing import ModelInputs, PackedBatch, check_sliding_window_mask
-from modernbert.rope import apply_rope, pairs_side_by_side, rope_table, rotate_pairs_
+from modernbert.rope import apply_rope, apply_rope_interleaved_, interleave_pairs, rope_table
 
 
 class ModernBertEmbeddings(nn.Module):
@@ -43,13 +43,13 @@ class ModernBertAttention(nn.Module):
         self.Wqkv = Linear(config.hidden_size, 3 * config.hidden_size, bias=config.attention_bias)
         self.Wo = Linear(config.hidden_size, config.hidden_size, bias=config.attention_bias)
         self.out_drop = nn.Dropout(config.attention_dropout)
-        self.side_by_side = False
+        self.interleaved = False
 
     def project(self, x_TD: Tensor, cos_TH: Tensor, sin_TH: Tensor) -> Tensor:
         """Queries, keys and values (T, 3, N, H), the first two rotated to their positions."""
         qkv = self.Wqkv(x_TD).unflatten(-1, self.qkv_shape)
-        if self.side_by_side:
-            rotate_pairs_(qkv[:, :2], cos_TH, sin_TH)
+        if self.interleaved:
+            apply_rope_interleaved_(qkv[:, :2], cos_TH, sin_TH)
             return qkv
         qk, v = qkv.split((2, 1), dim=1)
         return torch.cat((apply_rope(qk, cos_TH, sin_TH), v), dim=1)
@@ -58,11 +58,11 @@ class ModernBertAttention(nn.Module):
         """In half precision, reorder queries and keys for the faster rotation; in fp32 it would cost the last bits."""
         if self.Wqkv.weight.dtype == torch.float32:
             return
-        self.side_by_side = True
+        self.interleaved = True
         for parameter in (self.Wqkv.weight, self.Wqkv.bias):
             if parameter is not None:
                 q, k, v = parameter.data.chunk(3)
-                parameter.data = torch.cat((*(pairs_side_by_side(x, self.qkv_shape[1]) for x in (q, k)), v))
+                parameter.data = torch.cat((*(interleave_pairs(x, self.qkv_shape[1]) for x in (q, k)), v))
 
 
 class ModernBertMLP(nn.Module):

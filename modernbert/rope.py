@@ -23,17 +23,17 @@ def apply_rope(qk_TGNH: Tensor, cos_TH: Tensor, sin_TH: Tensor) -> Tensor:
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(qk_TGNH.dtype)
 
 
-def rotate_pairs_(qk_TGNH: Tensor, cos_TH: Tensor, sin_TH: Tensor) -> None:
+def apply_rope_interleaved_(qk_TGNH: Tensor, cos_TH: Tensor, sin_TH: Tensor) -> None:
     """`apply_rope` in place where pairs lie side by side, (2i, 2i + 1): one complex product, twice as fast on CPUs."""
     pairs = torch.view_as_complex(qk_TGNH.float().unflatten(-1, (-1, 2)))
     pairs *= torch.complex(cos_TH, sin_TH)[:, None, None]
     qk_TGNH.copy_(torch.view_as_real(pairs).flatten(-2))
 
 
-def pairs_side_by_side(weight_OD: Tensor, heads: int) -> Tensor:
-    """The rows of a query or key projection (O, D), or its bias (O,), so that `rotate_pairs_` applies to what it gives.
+def interleave_pairs(weight_OD: Tensor, heads: int) -> Tensor:
+    """Reorder the rows of a query or key projection (O, D), or its bias (O,), for `apply_rope_interleaved_`.
 
-    Scores stay the same, since queries and keys are reordered alike.
+    Attention scores stay the same, since queries and keys are reordered alike.
     """
     halves = weight_OD.unflatten(0, (heads, 2, -1))
     return halves.transpose(1, 2).flatten(0, 2)
