@@ -42,7 +42,7 @@ def log_normal_lengths(tokens: int, median: int, sigma: float, longest: int, see
     return lengths
 
 
-def ours(model: ModernBertModel, documents: list[torch.Tensor], budget: int) -> None:
+def run_packed(model: ModernBertModel, documents: list[torch.Tensor], budget: int) -> None:
     """One pass of our encoder, bucketed by token budget."""
     for rows in packed_batches([len(document) for document in documents], budget):
         model.forward_packed(
@@ -50,7 +50,7 @@ def ours(model: ModernBertModel, documents: list[torch.Tensor], budget: int) -> 
         )
 
 
-def theirs(model: torch.nn.Module, documents: list[torch.Tensor], batches: list[list[int]]) -> None:
+def run_transformers(model: torch.nn.Module, documents: list[torch.Tensor], batches: list[list[int]]) -> None:
     """One pass of transformers over padded batches."""
     for rows in batches:
         ids = torch.nn.utils.rnn.pad_sequence([documents[i] for i in rows], batch_first=True)
@@ -80,13 +80,13 @@ def gemm_rate(config: transformers.ModernBertConfig, dtype: torch.dtype) -> floa
         (torch.randn(512, k).to(dtype), torch.ops.mkldnn._reorder_linear_weight(torch.randn(n, k).to(dtype)))
         for k, n in shapes
     ]
-    work = sum(2 * 512 * k * n for k, n in shapes)
+    flops_per_round = sum(2 * 512 * k * n for k, n in shapes)
 
     def products() -> None:
         for x, w in operands * 10:
             torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], "")
 
-    return 10 * work / best_of({"gemm": products}, 5)["gemm"]
+    return 10 * flops_per_round / best_of({"gemm": products}, 5)["gemm"]
 
 
 def flops(config: transformers.ModernBertConfig, lengths: list[int]) -> float:
@@ -96,8 +96,10 @@ def flops(config: transformers.ModernBertConfig, lengths: list[int]) -> float:
     half, total = config.local_attention // 2, 0.0
     global_layers = config.layer_types.count("full_attention")
     for n in lengths:
-        seen = sum(min(n, i + half + 1) - max(0, i - half) for i in range(n))
-        total += 2 * weights * n + 4 * d * (global_layers * n * n + (config.num_hidden_layers - global_layers) * seen)
+        visible_keys = sum(min(n, i + half + 1) - max(0, i - half) for i in range(n))
+        total += 2 * weights * n + 4 * d * (
+            global_layers * n * n + (config.num_hidden_layers - global_layers) * visible_keys
+        )
     return total
 
 
@@ -105,9 +107,9 @@ def best_of(passes: dict[str, Callable[[], None]], rounds: int) -> dict[str, flo
     """The least seconds of each pass over interleaved rounds, after one warm-up."""
     best = dict.fromkeys(passes, float("inf"))
     for round_ in range(rounds + 1):
-        for name, run in passes.items():
+        for name, run_pass in passes.items():
             start = time.perf_counter()
-            run()
+            run_pass()
             if round_:
                 best[name] = min(best[name], time.perf_counter() - start)
     return best
@@ -133,11 +135,11 @@ def main() -> None:
     config = transformers.ModernBertConfig(num_hidden_layers=options.layers, attn_implementation="sdpa")
     lengths = log_normal_lengths(options.tokens, options.median, options.sigma, options.longest, options.seed)
     documents = [torch.randint(0, 50_000, (n,)) for n in lengths]
-    peer = transformers.ModernBertModel(config).eval()
+    reference = transformers.ModernBertModel(config).eval()
     with tempfile.TemporaryDirectory() as folder:
-        peer.save_pretrained(folder)
+        reference.save_pretrained(folder)
         model = load(ModernBertModel, Path(folder), dtype=dtype)
-    peer.to(dtype)
+    reference.to(dtype)
     prepack(model)
     batchings = {
         "transformers batch 8": padded_batches(lengths, None, 8),
@@ -145,15 +147,15 @@ def main() -> None:
         "transformers token budget": padded_batches(lengths, options.budget_tokens, None),
     }
     with torch.inference_mode():
-        passes: dict[str, Callable[[], None]] = {"ours": lambda: ours(model, documents, options.budget_tokens)}
-        passes |= {name: lambda b=b: theirs(peer, documents, b) for name, b in batchings.items()}
+        passes: dict[str, Callable[[], None]] = {"ours": lambda: run_packed(model, documents, options.budget_tokens)}
+        passes |= {name: lambda b=b: run_transformers(reference, documents, b) for name, b in batchings.items()}
         seconds = best_of(passes, options.rounds)
         ceiling = gemm_rate(config, dtype)
     rates = {name: sum(lengths) / s for name, s in seconds.items()}
-    peers = {name: rate for name, rate in rates.items() if name != "ours"}
+    reference_rates = {name: rate for name, rate in rates.items() if name != "ours"}
     result = {
         "tokens_per_second": {name: round(rate, 1) for name, rate in rates.items()},
-        "ours_over_their_best": round(rates["ours"] / max(peers.values()), 3),
+        "ours_over_their_best": round(rates["ours"] / max(reference_rates.values()), 3),
         "gemm_gflops": round(ceiling / 1e9, 1),
         "share_of_gemm_ceiling": round(flops(config, lengths) / seconds["ours"] / ceiling, 3),
         "documents": len(lengths),
