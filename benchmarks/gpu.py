@@ -33,15 +33,15 @@ BATCH_TOKENS = 65_536
 HEADS, HEAD_DIM = 12, 64
 
 
-def available(device: torch.device, dtype: torch.dtype) -> list[str]:
+def available_backends(device: torch.device, dtype: torch.dtype) -> list[str]:
     """The backends that can run on `device`, without the plain formula."""
-    found = []
+    backends = []
     for name in BACKENDS[:-1]:
         try:
-            found.append(resolve_backend(name, device, dtype))
+            backends.append(resolve_backend(name, device, dtype))
         except ValueError as error:
             print(f"not checked: {error}", file=sys.stderr)
-    return found
+    return backends
 
 
 @torch.inference_mode()
@@ -55,24 +55,26 @@ def check(backend: str, device: torch.device, dtype: torch.dtype, lengths: tuple
     starts = torch.tensor((0, *lengths)).cumsum(0).int()
     result = {}
     for name, window in WINDOWS.items():
-        want = varlen_attention(
+        expected = varlen_attention(
             q.to(device), k.to(device), v.to(device), starts.to(device), max(lengths), window, backend="sdpa"
         )
-        half = [x.to(device, dtype) for x in (q, k, v)]
-        got = varlen_attention(*half, starts.to(device), max(lengths), window, backend=backend)
+        qkv_half = [x.to(device, dtype) for x in (q, k, v)]
+        actual = varlen_attention(*qkv_half, starts.to(device), max(lengths), window, backend=backend)
         errors, changed = {}, []
         for start, n in zip(starts.tolist(), lengths, strict=False):
-            some = slice(start, start + n)
-            errors[n] = ((got[some].float() - want[some]).norm() / want[some].norm()).item()
-            ends = torch.tensor([0, n], dtype=torch.int32, device=device)
-            alone = varlen_attention(*(x[some].contiguous() for x in half), ends, n, window, backend=backend)
-            if not torch.equal(alone, got[some]):
+            rows = slice(start, start + n)
+            errors[n] = ((actual[rows].float() - expected[rows]).norm() / expected[rows].norm()).item()
+            single_starts = torch.tensor([0, n], dtype=torch.int32, device=device)
+            single = varlen_attention(
+                *(x[rows].contiguous() for x in qkv_half), single_starts, n, window, backend=backend
+            )
+            if not torch.equal(single, actual[rows]):
                 changed.append(n)
         result[name] = {"worst_error": max(errors.values()), "errors": errors, "lengths_with_other_bits_alone": changed}
     return result
 
 
-def batches(lengths: list[int]) -> list[int]:
+def batch_lengths(lengths: list[int]) -> list[int]:
     """As many of `lengths` as fill a packed batch, sorted."""
     total = np.cumsum(lengths)
     return sorted(lengths[: int(np.searchsorted(total, BATCH_TOKENS, side="right"))])
@@ -85,20 +87,22 @@ def time_encoder(backend: str, device: torch.device, runs: int = 5) -> dict[str,
     model = ModernBertModel(config, attention=backend)
     model = model.to(device, torch.bfloat16).eval()
     mix = np.random.default_rng(0).lognormal(np.log(180), 1.1, 2000).astype(int).clip(4, 8192).tolist()
-    sets = {str(n): [n] * (BATCH_TOKENS // n) for n in (128, 512, 2048, 8192)} | {"log-normal mix": batches(mix)}
+    length_sets = {str(n): [n] * (BATCH_TOKENS // n) for n in (128, 512, 2048, 8192)} | {
+        "log-normal mix": batch_lengths(mix)
+    }
     result: dict[str, Any] = {}
-    for name, lengths in sets.items():
+    for name, lengths in length_sets.items():
         batch = PackedBatch.from_lengths(torch.randint(0, 50_000, (sum(lengths),), device=device), tuple(lengths))
         torch.cuda.reset_peak_memory_stats()
         seconds = []
-        for run in range(runs + 2):
-            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            begin.record()
+        for i in range(runs + 2):
+            start_event, stop_event = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start_event.record()
             model.forward_packed(batch)
-            end.record()
-            end.synchronize()
-            if run >= 2:
-                seconds.append(begin.elapsed_time(end) / 1e3)
+            stop_event.record()
+            stop_event.synchronize()
+            if i >= 2:
+                seconds.append(start_event.elapsed_time(stop_event) / 1e3)
         rate = sum(lengths) / float(np.median(seconds))
         result[name] = {"tokens_per_second": round(rate), "peak_bytes": torch.cuda.max_memory_allocated()}
     return result
@@ -108,14 +112,14 @@ def time_encoder(backend: str, device: torch.device, runs: int = 5) -> dict[str,
 def matmul_flops(device: torch.device, size: int = 8192) -> float:
     """FLOP/s of one large bf16 product: the ceiling that shares refer to."""
     a, b = torch.randn(2, size, size, device=device, dtype=torch.bfloat16)
-    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    for run in range(13):
-        if run == 3:
-            begin.record()
+    start_event, stop_event = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    for i in range(13):
+        if i == 3:
+            start_event.record()
         a @ b
-    end.record()
-    end.synchronize()
-    return 10 * 2 * size**3 / (begin.elapsed_time(end) / 1e3)
+    stop_event.record()
+    stop_event.synchronize()
+    return 10 * 2 * size**3 / (start_event.elapsed_time(stop_event) / 1e3)
 
 
 def main() -> int:
@@ -127,7 +131,7 @@ def main() -> int:
         print("skipped: no CUDA device")
         return 0
     device = torch.device("cuda", 0)
-    backends = available(device, torch.bfloat16)
+    backends = available_backends(device, torch.bfloat16)
     checks = {backend: check(backend, device, torch.bfloat16) for backend in backends}
     result = {
         "device": torch.cuda.get_device_name(0),
