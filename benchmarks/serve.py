@@ -39,15 +39,15 @@ DEMO = REPOSITORY / "jobs" / "demo"
 TOPOLOGIES = ["apart-haproxy", "together-haproxy", "apart-proxy"]
 
 
-def texts(kind: str) -> list[str]:
+def load_texts(text_length: str) -> list[str]:
     """Texts of the sample corpus: short ones of about 20 tokens, or all up to 2000 characters."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     column = pq.read_table(DEMO / "requests.parquet")["text"].cast(pa.binary()).to_pylist()
-    read = [value.decode("utf-8", "replace") for value in column if value]
-    least, most = (40, 120) if kind == "short" else (1, 2000)
-    return [text for text in read if least < len(text) < most and not text.isspace()]
+    decoded = [value.decode("utf-8", "replace") for value in column if value]
+    min_chars, max_chars = (40, 120) if text_length == "short" else (1, 2000)
+    return [text for text in decoded if min_chars < len(text) < max_chars and not text.isspace()]
 
 
 def base_checkpoint(folder: Path) -> Path:
@@ -62,7 +62,7 @@ def base_checkpoint(folder: Path) -> Path:
     return folder
 
 
-def serve_until_told(args: dict[str, Any], port: int) -> None:
+def serve_until_stdin_closes(args: dict[str, Any], port: int) -> None:
     """Serve until standard input ends."""
     import ray
     from ray import serve
@@ -77,7 +77,7 @@ def serve_until_told(args: dict[str, Any], port: int) -> None:
     ray.shutdown()
 
 
-class Direct:
+class PredictorLoop:
     """The predictor in a loop."""
 
     def __init__(self, model: Path, threads: int):
@@ -89,18 +89,18 @@ class Direct:
         checkpoint = Checkpoint.open(model)
         self.predictor = Predictor(checkpoint, Classify.from_checkpoint(checkpoint, ClassifyOptions()), threads=threads)
 
-    def seconds(self, documents: list[str], at_once: int) -> float:
-        """Of calls with `at_once` documents each; tokenising does not count."""
+    def seconds(self, documents: list[str], batch_size: int) -> float:
+        """Of calls with `batch_size` documents each; tokenising does not count."""
         windows = self.predictor.task.encode(self.predictor.checkpoint.tokenizer, documents)
         starts = windows.cu_seqlens
-        began = time.perf_counter()
-        for first in range(0, len(documents), at_once):
-            some = starts[first : first + at_once + 1]
-            self.predictor.predict(windows.input_ids[some[0] : some[-1]], some - some[0])
-        return time.perf_counter() - began
+        start = time.perf_counter()
+        for first in range(0, len(documents), batch_size):
+            chunk = starts[first : first + batch_size + 1]
+            self.predictor.predict(windows.input_ids[chunk[0] : chunk[-1]], chunk - chunk[0])
+        return time.perf_counter() - start
 
 
-async def load(url: str, documents: list[str], clients: int, inputs: int) -> tuple[float, list[float]]:
+async def run_clients(url: str, documents: list[str], clients: int, inputs: int) -> tuple[float, list[float]]:
     """The seconds that `clients`, asking with some inputs at a time, take for all documents, and each answer's own."""
     import aiohttp
 
@@ -108,21 +108,21 @@ async def load(url: str, documents: list[str], clients: int, inputs: int) -> tup
     requests = [documents[first : first + inputs] for first in range(0, len(documents), inputs)]
 
     async def client(session: aiohttp.ClientSession, source: Iterator[list[str]]) -> None:
-        for some in source:
-            asked = time.perf_counter()
-            async with session.post(url, json={"inputs": some, "parameters": {"top_k": 1}}) as reply:
+        for chunk in source:
+            sent = time.perf_counter()
+            async with session.post(url, json={"inputs": chunk, "parameters": {"top_k": 1}}) as reply:
                 await reply.read()
                 reply.raise_for_status()
-            latencies.append(time.perf_counter() - asked)
+            latencies.append(time.perf_counter() - sent)
 
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
-        warm = iter(requests[: 2 * clients])
-        await asyncio.gather(*(client(session, warm) for _ in range(clients)))
+        warm_up = iter(requests[: 2 * clients])
+        await asyncio.gather(*(client(session, warm_up) for _ in range(clients)))
         latencies.clear()
         source = iter(requests)
-        began = time.perf_counter()
+        start = time.perf_counter()
         await asyncio.gather(*(client(session, source) for _ in range(clients)))
-        return time.perf_counter() - began, latencies
+        return time.perf_counter() - start, latencies
 
 
 def free_port(first: int) -> int:
@@ -137,13 +137,13 @@ def free_port(first: int) -> int:
 def measure(name: str, model: Path, threads: int, topology: str, levels: list[int], seconds: float) -> list[dict]:
     """The service in one topology at each number of clients."""
     port = free_port(20_000)
-    served = {"name": "intent", "task": "classify", "model": str(model), "cpus": threads}
-    args = {"models": [served], "one_process": topology.startswith("together")}
+    model_config = {"name": "intent", "task": "classify", "model": str(model), "cpus": threads}
+    args = {"models": [model_config], "one_process": topology.startswith("together")}
     environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(REPOSITORY)}
     command = [sys.executable, __file__, "--serve", json.dumps(args), str(port)]
     if topology.endswith("haproxy"):
         environment |= {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
-    direct, rows = Direct(model, threads), []
+    loop, rows = PredictorLoop(model, threads), []
     with subprocess.Popen(
         command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as service:
@@ -152,28 +152,30 @@ def measure(name: str, model: Path, threads: int, topology: str, levels: list[in
         while (line := service.stdout.readline()) != "ready\n":
             if not line:
                 raise SystemExit("the service did not start")
-        loads = [(kind, clients, 1) for kind in ("short", "mixed") for clients in levels]
-        for kind, clients, inputs in [*loads, ("short", 16, 16)]:
-            documents = texts(kind)
+        load_levels = [(text_length, clients, 1) for text_length in ("short", "mixed") for clients in levels]
+        for text_length, clients, inputs in [*load_levels, ("short", 16, 16)]:
+            documents = load_texts(text_length)
             probe = documents[:20]
-            enough = int(seconds / direct.seconds(probe, 1) * len(probe))  # for so many seconds of the loop
-            count = max(enough, 2 * clients * inputs)
+            count = int(seconds / loop.seconds(probe, 1) * len(probe))  # for so many seconds of the loop
+            count = max(count, 2 * clients * inputs)
             documents = list(itertools.islice(itertools.cycle(documents), count))
-            tokens = int(direct.predictor.task.encode(direct.predictor.checkpoint.tokenizer, documents).n_tokens.sum())
-            before = [direct.seconds(documents, at_once) for at_once in (1, clients * inputs)]
-            took, latencies = asyncio.run(load(f"http://127.0.0.1:{port}/models/intent", documents, clients, inputs))
-            after = [direct.seconds(documents, at_once) for at_once in (1, clients * inputs)]
-            one, many = (2 * tokens / (b + a) for b, a in zip(before, after, strict=True))
+            tokens = int(loop.predictor.task.encode(loop.predictor.checkpoint.tokenizer, documents).n_tokens.sum())
+            before = [loop.seconds(documents, batch_size) for batch_size in (1, clients * inputs)]
+            elapsed_s, latencies = asyncio.run(
+                run_clients(f"http://127.0.0.1:{port}/models/intent", documents, clients, inputs)
+            )
+            after = [loop.seconds(documents, batch_size) for batch_size in (1, clients * inputs)]
+            one, many = (2 * tokens / (before_s + after_s) for before_s, after_s in zip(before, after, strict=True))
             p50, p95, p99 = (np.percentile(latencies, [50, 95, 99]) * 1000).round(1).tolist()
-            row = {"model": name, "threads": threads, "topology": topology, "texts": kind}
+            row = {"model": name, "threads": threads, "topology": topology, "texts": text_length}
             row |= {"clients": clients, "inputs": inputs, "requests": len(latencies)}
             row |= {"tokens_per_text": round(tokens / count, 1)}
-            row |= {"requests_per_s": round(len(latencies) / took, 1), "tokens_per_s": round(tokens / took)}
+            row |= {"requests_per_s": round(len(latencies) / elapsed_s, 1), "tokens_per_s": round(tokens / elapsed_s)}
             row |= {"p50_ms": p50, "p95_ms": p95, "p99_ms": p99}
             row |= {"loop_tokens_per_s": round(one), "batched_loop_tokens_per_s": round(many)}
-            rows.append(
-                row | {"of_loop": round(tokens / took / one, 2), "of_batched_loop": round(tokens / took / many, 2)}
-            )
+            row |= {"of_loop": round(tokens / elapsed_s / one, 2)}
+            row |= {"of_batched_loop": round(tokens / elapsed_s / many, 2)}
+            rows.append(row)
             print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
         service.stdin.close()
     return rows
@@ -182,7 +184,7 @@ def measure(name: str, model: Path, threads: int, topology: str, levels: list[in
 def main() -> None:
     """Measure, and print or save."""
     if sys.argv[1:2] == ["--serve"]:
-        serve_until_told(json.loads(sys.argv[2]), int(sys.argv[3]))
+        serve_until_stdin_closes(json.loads(sys.argv[2]), int(sys.argv[3]))
         return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", choices=["intent", "base"], action="append", help="(default: both)")
@@ -211,9 +213,9 @@ def main() -> None:
 def save(rows: list[dict]) -> None:
     """Put rows of one model and topology in place of those there were."""
     file = RESULTS / "serve.json"
-    same = {(row["model"], row["topology"]) for row in rows}
+    replaced = {(row["model"], row["topology"]) for row in rows}
     earlier = json.loads(file.read_text())["rows"] if file.is_file() else []
-    kept = [row for row in earlier if (row["model"], row["topology"]) not in same]
+    kept = [row for row in earlier if (row["model"], row["topology"]) not in replaced]
     result = {"cpu_count": os.cpu_count(), "python": platform.python_version(), "rows": kept + rows}
     file.write_text(json.dumps(result, indent=1) + "\n")
 
