@@ -112,24 +112,24 @@ class SentenceConfig:
 class SentenceEncoder(nn.Module):
     """A vector for each sequence."""
 
-    def __init__(self, encoder: ModernBertModel, settings: SentenceConfig):
+    def __init__(self, encoder: ModernBertModel, config: SentenceConfig):
         super().__init__()
         self.encoder = encoder
-        self.settings = settings
-        self.layers = nn.ModuleList(_load_dense(dense) for dense in settings.dense)
+        self.config = config
+        self.layers = nn.ModuleList(_load_dense(dense) for dense in config.dense)
 
     @classmethod
     def load(
         cls,
-        settings: SentenceConfig,
+        config: SentenceConfig,
         *,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         attention: str = "auto",
     ) -> SentenceEncoder:
-        """The weights that `settings` name, the encoder in `dtype`; pooling and dense layers always run in fp32."""
-        encoder = load(ModernBertModel, settings.encoder, device=device, dtype=dtype, attention=attention)
-        return cls(encoder, settings).to(device).eval().requires_grad_(False)
+        """The weights that `config` name, the encoder in `dtype`; pooling and dense layers always run in fp32."""
+        encoder = load(ModernBertModel, config.encoder, device=device, dtype=dtype, attention=attention)
+        return cls(encoder, config).to(device).eval().requires_grad_(False)
 
     def forward_packed(self, batch: PackedBatch, pooling: Sequence[str] = (), prompt_tokens: int = 0) -> Tensor:
         """The vectors (B, E) of a packed batch, in its order, in fp32, before any normalisation.
@@ -139,7 +139,7 @@ class SentenceEncoder(nn.Module):
         x_TD = self.encoder.forward_packed(batch)
         pooled = [
             torch.cat(
-                [_POOLING_FUNCTIONS[mode](x_LD.float(), prompt_tokens) for mode in pooling or self.settings.pooling]
+                [_POOLING_FUNCTIONS[mode](x_LD.float(), prompt_tokens) for mode in pooling or self.config.pooling]
             )
             for x_LD in x_TD.split(batch.seqlens)
         ]
