@@ -1,4 +1,7 @@
-"""Packed ModernBERT: configuration, models, tokenizer. Each name loads its module, and torch, when it is first used."""
+"""ModernBERT on packed batches: configuration, models and tokenizer.
+
+Each name loads its module, and with it torch, when it is first used (PEP 562).
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""varlen_attention: attention within each sequence of a packed batch, global or in a sliding window.
+"""Attention within each sequence of a packed batch, global or in a sliding window.
 
-Four backends behind one function, all with the same answers: flash-attn and torch's own varlen kernel on GPUs, "sdpa"
-(the path of every CPU, in runs of equal lengths and tiles of the window) and "eager" (the plain formula, for tests and
-attention maps).
+One function, `varlen_attention`, has four backends with the same results: flash-attn and torch's varlen kernel on GPUs,
+"sdpa" (every CPU; sequences of equal length together, a sliding window in tiles) and "eager" (the plain formula, for
+tests and attention maps).
 
 Shapes: T packed tokens, B sequences, L tokens of one sequence, R sequences of one length, N heads, H head dim,
 G tiles, Q queries a tile, K keys a tile.
@@ -20,12 +20,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Window = tuple[int, int] | None
-"""Keys seen left and right of a query, both ends inclusive; None for all of them."""
+"""(left, right): the keys that a query sees on each side, both ends inclusive; None: all keys of its sequence."""
 BACKENDS = ("flash_attn", "torch_varlen", "sdpa", "eager")
+"""The attention backends, the fastest first."""
 AttentionFn = Callable[[Tensor, Tensor, Tensor, Tensor | None, float], Tensor]
 """(queries (R, N, Q, H), keys and values (R, N, K, H), additive mask or None, dropout) -> (R, N, Q, H)."""
-_SCORES_IN_CACHE = 1_200_000  # scores that the plain formula computes at a time, of as many sequences or tiles as fit
-_ROWS_PER_STEP = 512  # query rows at a time, head by head, of a sequence that has more than twice as many
+_SCORES_IN_CACHE = 1_200_000  # scores computed at a time, of as many sequences or tiles as fit
+_ROWS_PER_STEP = 512  # query rows computed at a time, head by head, where one sequence has more than twice those scores
 
 
 def varlen_attention(
@@ -40,12 +41,27 @@ def varlen_attention(
     dropout: float = 0.0,
     deterministic: bool = False,
 ) -> Tensor:
-    """softmax(q k^T / sqrt(H)) v within each sequence.
+    """Compute softmax(q k^T / sqrt(H)) v within each sequence of a packed batch.
 
-    q, k, v: (T, N, H), one dtype, after RoPE. cu_seqlens: (B+1,) int32, the sequences' starts and T at the end.
-    max_seqlen: the longest sequence. window: keys left and right of a query that it sees, ends included.
-    backend: one of BACKENDS, or "auto" (`resolve_backend`). Returns (T, N, H). A sequence's result does not depend on
-    its neighbours; memory grows with T, never with the square of a length (eager alone excepted).
+    Args:
+        q: queries (T, N, H), after RoPE.
+        k: keys, of the shape and dtype of `q`, after RoPE.
+        v: values, of the shape and dtype of `q`.
+        cu_seqlens: (B+1,) int32, where each sequence starts, with T at the end.
+        max_seqlen: tokens in the longest sequence.
+        window: keys that a query sees to its left and right, both ends inclusive; None: its whole sequence.
+        backend: one of BACKENDS, or "auto" for the best one available (`resolve_backend`).
+        dropout: the probability of dropping an attention weight.
+        deterministic: passed to flash-attn, for a deterministic backward pass.
+
+    Returns:
+        (T, N, H). The result of a sequence does not depend on its neighbours in the batch. Memory grows with T, never
+        with the square of a length, except with "eager".
+
+    Example:
+        >>> q, k, v = torch.randn(3, 5, 12, 64)  # a sequence of 2 tokens and one of 3
+        >>> varlen_attention(q, k, v, torch.tensor([0, 2, 5], dtype=torch.int32), 3, window=(64, 64)).shape
+        torch.Size([5, 12, 64])
     """
     if backend == "auto":
         backend = resolve_backend("auto", q.device, q.dtype)
@@ -79,7 +95,18 @@ def varlen_attention(
 def attention_maps(
     q: Tensor, k: Tensor, seqlens: tuple[int, ...], window: Window, dropout: float = 0.0
 ) -> tuple[Tensor, ...]:
-    """The weights (N, L, L) that the plain formula gives each sequence of L tokens; q, k: (T, N, H), after RoPE."""
+    """Compute the attention weights of each sequence by the plain formula.
+
+    Args:
+        q: queries (T, N, H), after RoPE.
+        k: keys, of the shape and dtype of `q`, after RoPE.
+        seqlens: tokens in each sequence, with the sum T.
+        window: keys that a query sees to its left and right, both ends inclusive; None: its whole sequence.
+        dropout: the probability of dropping a weight.
+
+    Returns:
+        (N, L, L) for each sequence of L tokens, after softmax and dropout.
+    """
     maps = []
     for q_LNH, k_LNH in zip(q.split(seqlens), k.split(seqlens), strict=True):
         length = len(q_LNH)
@@ -90,11 +117,20 @@ def attention_maps(
 
 @cache
 def resolve_backend(name: str, device: torch.device, dtype: torch.dtype, dropout: bool = False) -> str:
-    """The backend that `name` stands for on `device` with `dtype`; "auto" prefers flash-attn, torch_varlen, sdpa.
+    """Return the attention backend that `name` stands for.
 
-    `dropout`: whether it must be able to drop attention weights.
+    Args:
+        name: one of BACKENDS, or "auto" for the first of them that can run.
+        device: where the model runs.
+        dtype: the dtype of queries, keys and values.
+        dropout: whether the backend must be able to drop attention weights.
 
-    Raises ValueError where a backend asked for by name cannot run, with what it needs.
+    Raises:
+        ValueError: for an unknown name, and for a backend that cannot run here; the message says what it needs.
+
+    Example:
+        >>> resolve_backend("auto", torch.device("cpu"), torch.float32)
+        'sdpa'
     """
     if name not in (*BACKENDS, "auto"):
         raise ValueError(f"attention backend {name!r} is unknown; known are auto, {', '.join(BACKENDS)}")
@@ -118,7 +154,7 @@ def resolve_backend(name: str, device: torch.device, dtype: torch.dtype, dropout
 
 
 def _use_sdpa(q: Tensor) -> bool:
-    """Whether torch's fused kernel wins: always, but for inference in half precision on CPUs, where it is slow."""
+    """Return whether torch's fused kernel is the fastest: always, except in half-precision inference on CPUs."""
     return q.device.type != "cpu" or q.dtype == torch.float32 or torch.is_grad_enabled()
 
 
@@ -127,7 +163,7 @@ def _sdpa(q_RNQH: Tensor, k_RNKH: Tensor, v_RNKH: Tensor, mask: Tensor | None, d
 
 
 def _matmul(q_RNQH: Tensor, k_RNKH: Tensor, v_RNKH: Tensor, mask: Tensor | None, _dropout: float) -> Tensor:
-    """The plain formula over as many sequences, tiles or rows at a time as keep their scores in cache."""
+    """Compute the plain formula for as many sequences, tiles or rows at a time as keep their scores in cache."""
     count, heads, queries, dim = q_RNQH.shape
     each = heads * queries * k_RNKH.shape[2]
     out_RNQH = q_RNQH.new_empty(count, queries, heads, dim).transpose(1, 2)
@@ -151,12 +187,12 @@ def _matmul(q_RNQH: Tensor, k_RNKH: Tensor, v_RNKH: Tensor, mask: Tensor | None,
 
 
 def _scaled_product(q_XQH: Tensor, k_XKH: Tensor) -> Tensor:
-    """q k^T / sqrt(H), scaled within the product."""
+    """Compute q k^T / sqrt(H), scaled within the product."""
     return torch.baddbmm(q_XQH.new_empty(1), q_XQH, k_XKH.transpose(1, 2), beta=0, alpha=q_XQH.shape[-1] ** -0.5)
 
 
 def _softmax(scores: Tensor) -> Tensor:
-    """softmax by way of fp32, which is faster on CPUs than their own half-precision kernel."""
+    """Compute softmax in fp32, which is faster on CPUs than the half-precision kernel."""
     return scores.softmax(dim=-1, dtype=torch.float32).to(scores.dtype)
 
 
@@ -165,7 +201,7 @@ def _eager(q_RNQH: Tensor, k_RNKH: Tensor, v_RNKH: Tensor, mask: Tensor | None, 
 
 
 def _weights(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
-    """softmax(q k^T / sqrt(H) + mask)"""
+    """Compute softmax(q k^T / sqrt(H) + mask)."""
     scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
     return _softmax(scores if mask is None else scores + mask)
 
@@ -173,10 +209,10 @@ def _weights(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
 def _equal_lengths(
     q: Tensor, k: Tensor, v: Tensor, window: Window, attention_fn: AttentionFn, dropout: float
 ) -> Tensor:
-    """Attention of R sequences of one length, (R, L, N, H) each; the path depends on L alone, never on R."""
+    """Compute attention for R sequences of one length, (R, L, N, H); the path depends on L, never on R."""
     length = q.shape[1]
     tile = 32 if attention_fn is _sdpa else 64
-    if window and attention_fn is not _eager and 10 * length > 13 * (tile + sum(window)):  # measured: where tiles win
+    if window and attention_fn is not _eager and 10 * length > 13 * (tile + sum(window)):  # measured: tiles are faster
         return torch.stack([_tiles(*x, window, tile, attention_fn, dropout) for x in zip(q, k, v, strict=True)])
     mask = None
     if window and length > min(window) + 1:
@@ -187,9 +223,9 @@ def _equal_lengths(
 def _tiles(
     q: Tensor, k: Tensor, v: Tensor, window: tuple[int, int], tile: int, attention_fn: AttentionFn, dropout: float
 ) -> Tensor:
-    """Sliding-window attention of one long sequence (L, N, H): tiles of queries against the keys around them.
+    """Compute sliding-window attention for one sequence (L, N, H): tiles of queries against the keys around them.
 
-    The grid starts at the sequence's first token, so that its bits are the same wherever in a pack it lies.
+    The tiles start at the first token of the sequence, so that its bits do not depend on its position in the batch.
     """
     length = len(q)
     left, right = window
@@ -205,7 +241,7 @@ def _tiles(
 
 @lru_cache(maxsize=32)
 def _tile_mask(length: int, window: tuple[int, int], tile: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """What the tiles of one sequence see, (G, 1, Q, K); rows past its end see everything, so that they stay finite."""
+    """Return the additive mask (G, 1, Q, K) of a sequence's tiles; rows past its end see all keys, to stay finite."""
     left, right = window
     starts_G11 = torch.arange(0, length, tile)[:, None, None]
     keys_GQK = starts_G11 - left + torch.arange(left + tile + right)
@@ -217,11 +253,12 @@ def _tile_mask(length: int, window: tuple[int, int], tile: int, dtype: torch.dty
 
 @lru_cache(maxsize=256)
 def _band_mask(queries: int, keys: int, window: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The window around the diagonal, (1, Q, K)."""
+    """Return the additive mask (1, Q, K) of a window around the diagonal."""
     offset_QK = torch.arange(keys) - torch.arange(queries)[:, None]
     return _additive((offset_QK >= -window[0]) & (offset_QK <= window[1]), dtype, device)[None]
 
 
 def _additive(visible: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
-    with torch.inference_mode(False):  # masks are cached, and training may use one that inference made
+    """Turn a mask of visible keys into one that is added to scores: 0 where visible, -inf elsewhere."""
+    with torch.inference_mode(False):  # masks are cached, and training may use one made in inference
         return torch.zeros(visible.shape, dtype=dtype).masked_fill_(~visible, float("-inf")).to(device)

@@ -1,7 +1,7 @@
-"""ModernBertConfig: the one description of a checkpoint, read from every config.json that Hugging Face writes.
+"""The configuration of a model, read from every config.json that transformers writes.
 
-transformers 4.48-4.57 wrote `global_rope_theta`, `local_rope_theta` and `global_attn_every_n_layers`; 5.x writes
-`rope_parameters` and `layer_types`. Both end here: the rest of the project knows `layer_types` and one theta a kind.
+transformers 4.48-4.57 writes `global_rope_theta`, `local_rope_theta` and `global_attn_every_n_layers`; 5.x writes
+`rope_parameters` and `layer_types`. `ModernBertConfig` holds `layer_types` and one theta for each type of layer.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Activation = str | Callable[[Tensor], Tensor]
-"""The name of an activation, one of ACTIVATIONS, or a function."""
+"""The name of an activation (a key of ACTIVATIONS) or a function on tensors."""
 GLOBAL, LOCAL = "full_attention", "sliding_attention"
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 _gelu_tanh = partial(F.gelu, approximate="tanh")
@@ -35,12 +35,23 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class ConfigError(ValueError):
-    """A config.json that cannot be honoured; the message names the field, what it holds and what is allowed."""
+    """Raised for a config.json that cannot be used; the message names the field, its value and what is allowed."""
 
 
 @dataclass(kw_only=True)
 class ModernBertConfig:
-    """The fields of config.json under their Hugging Face names, with the values of ModernBERT-base as defaults."""
+    """The fields of config.json under their Hugging Face names; the defaults are those of ModernBERT-base.
+
+    The README of this package lists the effect of each field.
+
+    Raises:
+        ConfigError: for values that are not allowed or contradict each other.
+
+    Example:
+        >>> config = ModernBertConfig(num_hidden_layers=6, id2label={0: "spam", 1: "ham"})
+        >>> config.num_labels, config.window(0), config.window(1)
+        (2, None, (64, 64))
+    """
 
     vocab_size: int = 50368
     hidden_size: int = 768
@@ -61,13 +72,13 @@ class ModernBertConfig:
     attention_bias: bool = False
     attention_dropout: float = 0.0
     global_attn_every_n_layers: int | None = 3
-    """Every how many layers one is global, from the first; None where `layer_types` follow no such rule."""
+    """The interval of global layers, counted from the first; None where `layer_types` has no such interval."""
     layer_types: list[str] = field(default_factory=list)
-    """One of `full_attention`, `sliding_attention` for each layer; empty: as `global_attn_every_n_layers` says."""
+    """`full_attention` or `sliding_attention` for each layer; empty: derived from `global_attn_every_n_layers`."""
     global_rope_theta: float = 160_000.0
     local_rope_theta: float = 10_000.0
     local_attention: int = 128
-    """Width of the sliding window: half of it on each side of a token, both ends included."""
+    """Width of the sliding window in tokens: half of it on each side of a token, both ends inclusive."""
     embedding_dropout: float = 0.0
     mlp_bias: bool = False
     mlp_dropout: float = 0.0
@@ -80,15 +91,15 @@ class ModernBertConfig:
     sparse_prediction: bool = False
     sparse_pred_ignore_index: int = -100
     reference_compile: bool | None = None
-    """True: torch.compile embeddings, MLPs and the prediction head. None and False: do not."""
+    """True: torch.compile runs on embeddings, MLPs and the prediction head. None or False: nothing is compiled."""
     repad_logits_with_grad: bool = False
     tie_word_embeddings: bool = True
     num_labels: int = 0
-    """Outputs of a classifier; 0: as many as `id2label` names, or else 2."""
+    """Outputs of a classifier; 0: the number of labels in `id2label`, or 2 where that is empty."""
     id2label: dict[int, str] = field(default_factory=dict)
-    """The labels' names; empty: LABEL_0, LABEL_1, …"""
+    """Names of the labels by output; empty: LABEL_0, LABEL_1, …"""
     label2id: dict[str, int] = field(default_factory=dict)
-    """The inverse of `id2label`; empty: made from it."""
+    """The inverse of `id2label`; empty: derived from it."""
     problem_type: str | None = None
     output_hidden_states: bool = False
     output_attentions: bool = False
@@ -104,20 +115,20 @@ class ModernBertConfig:
 
     @property
     def head_dim(self) -> int:
-        """The width of one attention head."""
+        """The width of an attention head."""
         return self.hidden_size // self.num_attention_heads
 
     def window(self, layer: int) -> tuple[int, int] | None:
-        """The keys left and right of a query that layer `layer` sees, both ends inclusive; None for a global layer."""
+        """The keys that a query of layer `layer` sees on each side, both ends inclusive; None in a global layer."""
         half = self.local_attention // 2
         return (half, half) if self.layer_types[layer] == LOCAL else None
 
     def rope_theta(self, layer: int) -> float:
-        """The base period of layer `layer`'s rotary embedding."""
+        """The base period of the rotary embedding in layer `layer`."""
         return self.local_rope_theta if self.layer_types[layer] == LOCAL else self.global_rope_theta
 
     def _resolve_labels(self) -> None:
-        """Make `num_labels`, `id2label` and `label2id` agree, from whichever were given."""
+        """Derive those of `num_labels`, `id2label` and `label2id` that are not set from the others."""
         if not self.id2label and self.label2id:
             self.id2label = {i: label for label, i in self.label2id.items()}
         if not self.id2label:
@@ -163,16 +174,20 @@ class ModernBertConfig:
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> ModernBertConfig:
-        """The configuration in the parsed config.json `raw`, of either generation.
+        """Create a configuration from a parsed config.json.
 
-        Raises ConfigError for a field that cannot be honoured. Fields that describe no computation of ours
-        (`transformers_version`, `architectures`, …) are ignored.
+        Args:
+            raw: the content of a config.json, as transformers 4.48 or later writes it. Fields without an effect on a
+                model (`transformers_version`, `architectures`, …) are ignored.
+
+        Raises:
+            ConfigError: for another model type, a quantised checkpoint, and a field with a value that is not allowed.
         """
         if raw.get("model_type") != "modernbert":
             raise ConfigError(f"model_type is {raw.get('model_type')!r}; this project runs 'modernbert' alone")
         if raw.get("quantization_config"):
             raise ConfigError("quantization_config is set; quantised checkpoints cannot be loaded")
-        values = {  # a null means the default wherever null is not a value of the field's own
+        values = {  # null means the default, unless null is an allowed value of the field
             f.name: raw[f.name]
             for f in fields(cls)
             if f.name in raw and (raw[f.name] is not None or "None" in str(f.type))
@@ -183,7 +198,7 @@ class ModernBertConfig:
         if isinstance(values.get("eos_token_id"), list):
             values["eos_token_id"] = values["eos_token_id"][0]
         if values.get("id2label"):
-            values.pop("label2id", None)  # files of fine-tunes are known where the two disagree: id2label counts
+            values.pop("label2id", None)  # in some fine-tuned checkpoints the two disagree; id2label counts
         try:
             return cls(**values)
         except TypeError as error:  # a string where a number belongs
@@ -191,7 +206,12 @@ class ModernBertConfig:
 
     @classmethod
     def from_json(cls, path: str | Path) -> ModernBertConfig:
-        """The configuration in the file `path`; the errors of `from_dict` name the file."""
+        """Create a configuration from a config.json file.
+
+        Raises:
+            ConfigError: where the file is not valid JSON, and as in `from_dict`; the message names the file.
+            OSError: where the file cannot be read.
+        """
         try:
             raw = json.loads(Path(path).read_text(encoding="utf-8"))
         except json.JSONDecodeError as error:
@@ -202,7 +222,11 @@ class ModernBertConfig:
             raise ConfigError(f"{path}: {error}") from error
 
     def to_dict(self) -> dict[str, Any]:
-        """The content of config.json in a form that this project and transformers 4.48 and later all read."""
+        """Return the content of a config.json that this package and transformers 4.48 and later read.
+
+        Raises:
+            ConfigError: where an activation is a function, which JSON cannot hold.
+        """
         out: dict[str, Any] = {"model_type": "modernbert", **asdict(self)}
         out["id2label"] = {str(i): label for i, label in self.id2label.items()}
         out["label2id"] = self.label2id
@@ -217,12 +241,12 @@ class ModernBertConfig:
 
 
 def activation_function(activation: Activation) -> Callable[[Tensor], Tensor]:
-    """The activation function of that name, or the function itself."""
+    """Return the activation function called `activation`, or `activation` itself where it is a function."""
     return ACTIVATIONS[activation] if isinstance(activation, str) else activation
 
 
 def _global_layer_interval(layer_types: list[str]) -> int | None:
-    """The n for which every n-th layer is global, from the first; None where there is none."""
+    """Return the n for which every n-th layer is global, from the first; None where no n fits."""
     intervals = range(1, len(layer_types) + 1)
     return next(
         (interval for interval in intervals if layer_types == _layer_pattern(len(layer_types), interval)),
@@ -231,13 +255,14 @@ def _global_layer_interval(layer_types: list[str]) -> int | None:
 
 
 def _layer_pattern(layers: int, interval: int | None) -> list[str]:
+    """Return the types of `layers` layers of which every `interval`-th is global, from the first."""
     if not isinstance(interval, int) or interval < 1:
         raise ConfigError(f"global_attn_every_n_layers is {interval!r}; it must be a whole number of at least 1")
     return [LOCAL if i % interval else GLOBAL for i in range(layers)]
 
 
 def _rope_thetas(raw: dict[str, Any]) -> dict[str, float]:
-    """The two thetas: `rope_parameters` wins over the old names, as in transformers 5."""
+    """Read both thetas; `rope_parameters` takes precedence over the older names, as in transformers 5."""
     scaling = raw.get("rope_scaling") or {}
     if scaling.get("rope_type", scaling.get("type", "default")) != "default":
         raise ConfigError(f"rope_scaling is {scaling}; only the default rotary embedding is supported")
@@ -253,6 +278,6 @@ def _rope_thetas(raw: dict[str, Any]) -> dict[str, float]:
             )
         theta = rope.get("rope_theta", raw.get(name))
         if theta is None and layer_type == LOCAL and name in raw and not rope:
-            theta = thetas["global_rope_theta"]  # an explicit null meant "as the global layers" before transformers 5
+            theta = thetas["global_rope_theta"]  # before transformers 5, null means "as in the global layers"
         thetas[name] = float(theta) if theta is not None else getattr(ModernBertConfig, name)
     return thetas

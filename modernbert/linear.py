@@ -1,6 +1,6 @@
-"""How linear layers run on a CPU: weights reordered once for oneDNN, activations in row chunks that stay in cache.
+"""Linear layers on CPUs: weights reordered once for oneDNN, activations computed in chunks of rows that stay in cache.
 
-Everywhere else (GPU, training) a Linear is nn.Linear and by_rows is one call.
+On GPUs and in training, `Linear` is nn.Linear and `map_row_chunks` is a single call.
 
 Shapes: T rows (packed tokens or sequences), D in, E out.
 """
@@ -19,23 +19,23 @@ from modernbert.config import Activation, activation_function
 _FUSED = {"gelu": ("gelu", "none"), "gelu_pytorch_tanh": ("gelu", "tanh"), "gelu_new": ("gelu", "tanh")}
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 CHUNK_ROWS = 512
-"""Rows computed at a time: few enough that a layer's activations stay in cache."""
+"""Rows computed at a time, so that the activations of a layer stay in cache."""
 ROW_MULTIPLE = 16
-"""Chunks are filled up to a multiple of this, so that no row's bits depend on how many rows share its product."""
+"""Chunks are padded to a multiple of this, so that the bits of a row do not depend on the rows computed with it."""
 
 
 class Linear(nn.Linear):
-    """nn.Linear that `prepack` turns into an inference-only oneDNN layer with the addition of a residual fused in."""
+    """An nn.Linear that `prepack` turns into an inference-only oneDNN layer, with the residual addition fused."""
 
     packed: Tensor | None = None
 
     def prepack(self) -> None:
-        """Reorder the weight for oneDNN and let go of the plain one: afterwards there is no state_dict."""
+        """Reorder the weight for oneDNN and free the plain one; afterwards the layer has no state_dict."""
         self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach())
         self.weight = None  # type: ignore[assignment]
 
     def forward(self, x_TD: Tensor, residual_TE: Tensor | None = None) -> Tensor:
-        """`x W^T + b`, plus `residual_TE` where one is given: (T, E)."""
+        """Compute `x W^T + b`, plus `residual_TE` (T, E) if given: (T, D) to (T, E)."""
         if self.packed is None:
             y_TE = F.linear(x_TD, self.weight, self.bias)
             return y_TE if residual_TE is None else y_TE + residual_TE
@@ -46,7 +46,10 @@ class Linear(nn.Linear):
 
 
 class GatedLinear(Linear):
-    """`act(a) * b` with `a, b = x W^T + b`: prepacked, activation and gate are fused into the two products."""
+    """The gated linear unit `act(a) * b` with `[a, b] = x W^T + bias` (Shazeer 2020, arXiv:2002.05202).
+
+    Prepacked in half precision, activation and gate are fused into two products.
+    """
 
     def __init__(self, in_features: int, out_features: int, bias: bool, activation: Activation):
         super().__init__(in_features, 2 * out_features, bias=bias)
@@ -54,7 +57,7 @@ class GatedLinear(Linear):
         self.fused = _FUSED.get(activation) if isinstance(activation, str) else None
 
     def prepack(self) -> None:
-        """As Linear's; in half precision as two halves, so that the activation fuses. In fp32 that costs last bits."""
+        # In fp32, two fused halves would change the last bits.
         if self.weight.dtype == torch.float32 or self.fused is None:
             self.fused = None
             return super().prepack()
@@ -66,7 +69,6 @@ class GatedLinear(Linear):
         self.weight = None  # type: ignore[assignment]
 
     def forward(self, x_TD: Tensor) -> Tensor:  # type: ignore[override]
-        """(T, D) to (T, E)."""
         if self.weight is None and self.fused is not None:
             (value, value_bias), (gate, gate_bias) = self.halves
             linear = torch.ops.mkldnn._linear_pointwise
@@ -77,9 +79,17 @@ class GatedLinear(Linear):
 
 
 def prepack(model: nn.Module) -> None:
-    """Reorder the weights of `model` for oneDNN, where torch has it for the model's dtype; inference only.
+    """Reorder the weights of a model for oneDNN, which makes inference on CPUs faster.
 
-    A model compiled in parts (`reference_compile`) is left as it is.
+    Afterwards the model can be neither trained nor saved. A model on a GPU, of a dtype that oneDNN does not support
+    here, or compiled in parts (`reference_compile`) stays as it is.
+
+    Args:
+        model: a model of this package, on its final device and in its final dtype.
+
+    Example:
+        >>> model = ModernBertForSequenceClassification.from_pretrained("answerdotai/ModernBERT-base", dtype="bfloat16")
+        >>> prepack(model)
     """
     if any(module._compiled_call_impl for module in model.modules()) or not _prepackable(next(model.parameters())):
         return
@@ -90,7 +100,7 @@ def prepack(model: nn.Module) -> None:
 
 
 def _keep_freed_memory() -> None:
-    """Tell glibc to keep what is freed: page faults on large activations cost CPU inference about 5%."""
+    """Tell glibc to keep freed memory: page faults on large activations cost about 5% of CPU inference."""
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
         libc.mallopt(_M_TRIM_THRESHOLD, 1 << 30)
@@ -98,6 +108,7 @@ def _keep_freed_memory() -> None:
 
 
 def _prepackable(weight: Tensor) -> bool:
+    """Return whether oneDNN supports the device and dtype of `weight`."""
     if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
     bf16 = weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
@@ -105,7 +116,15 @@ def _prepackable(weight: Tensor) -> bool:
 
 
 def map_row_chunks(fn: Callable[..., Tensor], *inputs_TX: Tensor) -> Tensor:
-    """`fn(*inputs_TX)` for an `fn` that treats rows independently, in chunks of rows when that is CPU inference."""
+    """Compute `fn(*inputs_TX)`, in chunks of rows where that is inference on a CPU.
+
+    Args:
+        fn: a function that treats rows independently.
+        inputs_TX: tensors with T rows each.
+
+    Returns:
+        The result of `fn`, with T rows.
+    """
     rows = inputs_TX[0].shape[0]
     if not rows or torch.is_grad_enabled() or inputs_TX[0].device.type != "cpu":
         return fn(*inputs_TX)

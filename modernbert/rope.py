@@ -1,4 +1,4 @@
-"""Rotary position embeddings (Su et al. 2021, arXiv:2104.09864), one fp32 table for each distinct theta.
+"""Rotary position embeddings (RoPE; Su et al. 2021, arXiv:2104.09864), with one fp32 table for each theta.
 
 Shapes: S positions, T packed tokens, G = 2 (queries and keys), N heads, H head dim, D hidden, O = N * H.
 """
@@ -10,21 +10,35 @@ from torch import Tensor
 
 
 def rope_table(theta: float, head_dim: int, positions: int, device: torch.device | str) -> tuple[Tensor, Tensor]:
-    """cos and sin of position * theta^(-2i/H), each (positions, H/2), fp32, computed on the CPU for equal bits."""
+    """Compute cos and sin of position * theta^(-2i/H), for i from 0 to H/2 - 1 (Su et al. 2021, section 3.2.2).
+
+    Args:
+        theta: the base period.
+        head_dim: H, an even number.
+        positions: how many positions, from 0.
+        device: where the tables are put; they are computed on the CPU, so that all devices have the same bits.
+
+    Returns:
+        cos and sin, each (positions, H/2), fp32.
+    """
     frequencies = 1.0 / (theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim))
     angles = torch.outer(torch.arange(positions, dtype=torch.float32), frequencies)
     return angles.cos().to(device), angles.sin().to(device)
 
 
 def apply_rope(qk_TGNH: Tensor, cos_TH: Tensor, sin_TH: Tensor) -> Tensor:
-    """Rotate the pairs (i, i + H/2) of queries and keys (T, 2, N, H) by their tokens' angles (T, H/2), in fp32."""
+    """Rotate the pairs (i, i + H/2) of queries and keys (T, 2, N, H) by the angles of their tokens, in fp32.
+
+    `cos_TH` and `sin_TH`, (T, H/2) fp32, are the rows of `rope_table` at the tokens' positions. Returns a tensor of the
+    shape and dtype of `qk_TGNH`.
+    """
     cos, sin = cos_TH[:, None, None], sin_TH[:, None, None]
     first, second = qk_TGNH.float().chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(qk_TGNH.dtype)
 
 
 def apply_rope_interleaved_(qk_TGNH: Tensor, cos_TH: Tensor, sin_TH: Tensor) -> None:
-    """`apply_rope` in place where pairs lie side by side, (2i, 2i + 1): one complex product, twice as fast on CPUs."""
+    """Rotate interleaved pairs (2i, 2i + 1) in place: `apply_rope` as one complex product, twice as fast on CPUs."""
     pairs = torch.view_as_complex(qk_TGNH.float().unflatten(-1, (-1, 2)))
     pairs *= torch.complex(cos_TH, sin_TH)[:, None, None]
     qk_TGNH.copy_(torch.view_as_real(pairs).flatten(-2))
