@@ -1,7 +1,7 @@
-"""Tokens a second of our packed encoder and of transformers on the same lengths and dtype, in one process.
+"""Measure tokens per second of the packed encoder and of transformers, on the same lengths and dtype in one process.
 
-transformers runs with sdpa on length-sorted, padded batches: of 8, of 32 and by token budget, of which its best counts.
-Passes over the same documents are interleaved and the best pass of each is kept, so that a noisy machine favours none.
+transformers runs with sdpa on padded batches, sorted by length: of 8, of 32 and by token budget; the best of the three
+counts. Passes over the same documents are interleaved and the best pass of each is kept, so that noise favours none.
 
     python benchmarks/encoder.py --dtype bfloat16
     python benchmarks/encoder.py --dtype float32 --layers 6 --tokens 20000
@@ -34,7 +34,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def log_normal_lengths(tokens: int, median: int, sigma: float, longest: int, seed: int) -> list[int]:
-    """Document lengths that sum to about `tokens`."""
+    """Draw document lengths, from 4 to `longest` tokens, that sum to at least `tokens`."""
     generator = np.random.default_rng(seed)
     lengths: list[int] = []
     while sum(lengths) < tokens:
@@ -43,7 +43,7 @@ def log_normal_lengths(tokens: int, median: int, sigma: float, longest: int, see
 
 
 def run_packed(model: ModernBertModel, documents: list[torch.Tensor], budget: int) -> None:
-    """One pass of our encoder, bucketed by token budget."""
+    """Run the packed encoder over all documents, in batches of `budget` tokens."""
     for rows in packed_batches([len(document) for document in documents], budget):
         model.forward_packed(
             PackedBatch.from_lengths(torch.cat([documents[i] for i in rows]), tuple(len(documents[i]) for i in rows))
@@ -51,7 +51,7 @@ def run_packed(model: ModernBertModel, documents: list[torch.Tensor], budget: in
 
 
 def run_transformers(model: torch.nn.Module, documents: list[torch.Tensor], batches: list[list[int]]) -> None:
-    """One pass of transformers over padded batches."""
+    """Run transformers over all documents, in padded batches."""
     for rows in batches:
         ids = torch.nn.utils.rnn.pad_sequence([documents[i] for i in rows], batch_first=True)
         lengths = torch.tensor([len(documents[i]) for i in rows])
@@ -60,7 +60,7 @@ def run_transformers(model: torch.nn.Module, documents: list[torch.Tensor], batc
 
 
 def padded_batches(lengths: list[int], budget: int | None, count: int | None) -> list[list[int]]:
-    """Length-sorted batches whose padded size stays within `budget`, or of `count` documents."""
+    """Cut documents, sorted by length, into batches of `count`, or of at most `budget` tokens with padding."""
     batches: list[list[int]] = []
     for i in sorted(range(len(lengths)), key=lengths.__getitem__):
         batch = batches[-1] if batches else []
@@ -73,7 +73,7 @@ def padded_batches(lengths: list[int], budget: int | None, count: int | None) ->
 
 
 def gemm_rate(config: transformers.ModernBertConfig, dtype: torch.dtype) -> float:
-    """FLOP/s of the encoder's own products, prepacked: the ceiling of this machine."""
+    """Measure FLOP/s of the encoder's matrix products, prepacked: the ceiling of this machine."""
     d, f = config.hidden_size, config.intermediate_size
     shapes = [(d, 3 * d), (d, d), (d, 2 * f), (f, d)]
     operands = [
@@ -90,7 +90,7 @@ def gemm_rate(config: transformers.ModernBertConfig, dtype: torch.dtype) -> floa
 
 
 def flops(config: transformers.ModernBertConfig, lengths: list[int]) -> float:
-    """Floating-point work of one pass: linears, and attention over the keys that a query sees."""
+    """Count floating-point operations of a pass: linear layers, and attention over the keys that a query sees."""
     d, f = config.hidden_size, config.intermediate_size
     weights = config.num_hidden_layers * (4 * d * d + 3 * d * f)
     half, total = config.local_attention // 2, 0.0
@@ -104,7 +104,7 @@ def flops(config: transformers.ModernBertConfig, lengths: list[int]) -> float:
 
 
 def best_of(passes: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
-    """The least seconds of each pass over interleaved rounds, after one warm-up."""
+    """Return the least seconds of each pass over `rounds` interleaved rounds, after a warm-up."""
     best = dict.fromkeys(passes, float("inf"))
     for round_ in range(rounds + 1):
         for name, run_pass in passes.items():
@@ -119,7 +119,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
     parser.add_argument("--layers", type=int, default=22, help="22 is ModernBERT-base")
-    parser.add_argument("--tokens", type=int, default=16_000, help="tokens a pass")
+    parser.add_argument("--tokens", type=int, default=16_000, help="tokens in a pass")
     parser.add_argument("--median", type=int, default=180, help="median document length")
     parser.add_argument("--sigma", type=float, default=1.1)
     parser.add_argument("--longest", type=int, default=8192)

@@ -1,9 +1,9 @@
-"""Check the GPU attention backends against fp32, and time the encoder on each. Needs torch alone: no Ray.
+"""Check the GPU attention backends against fp32, and time the encoder on each; needs torch, and no Ray.
 
     python benchmarks/gpu.py --save
 
-Prints one JSON object; --save writes it to benchmarks/results/gpu.json. Exit code 1: a backend is out of tolerance.
-Without a CUDA device it says so and exits with 0.
+Prints one JSON object; --save writes it to benchmarks/results/gpu.json. The exit code is 1 if a backend is
+out of tolerance. Without a CUDA device, it prints so and exits with 0.
 
 Shapes: T packed tokens, N heads, H head dim.
 """
@@ -28,13 +28,13 @@ from modernbert.packing import PackedBatch
 
 LENGTHS = (1, 2, 63, 64, 65, 66, 127, 128, 129, 130, 300, 1024, 8192)
 WINDOWS = {"global": None, "local": (64, 64)}
-TOLERANCE = 2e-2  # of a document's norm: bf16 has 8 bits of mantissa, in inputs, weights and result
+TOLERANCE = 2e-2  # of a document's norm: inputs, weights and results are bf16, with 8 bits of mantissa
 BATCH_TOKENS = 65_536
 HEADS, HEAD_DIM = 12, 64
 
 
 def available_backends(device: torch.device, dtype: torch.dtype) -> list[str]:
-    """The backends that can run on `device`, without the plain formula."""
+    """Return the backends that can run on `device`, without the plain formula."""
     backends = []
     for name in BACKENDS[:-1]:
         try:
@@ -46,7 +46,10 @@ def available_backends(device: torch.device, dtype: torch.dtype) -> list[str]:
 
 @torch.inference_mode()
 def check(backend: str, device: torch.device, dtype: torch.dtype, lengths: tuple[int, ...] = LENGTHS) -> dict[str, Any]:
-    """For each window: the worst relative error of a document, and the lengths whose bits change with company."""
+    """Measure the relative error of each document, and find documents whose bits depend on their neighbours.
+
+    Returns {name of a window: its worst error, the error by length, lengths whose bits differ in a batch of one}.
+    """
     generator = torch.Generator().manual_seed(0)
     q, k, v = (
         torch.randn(3, sum(lengths), HEADS, HEAD_DIM, generator=generator)
@@ -75,14 +78,14 @@ def check(backend: str, device: torch.device, dtype: torch.dtype, lengths: tuple
 
 
 def batch_lengths(lengths: list[int]) -> list[int]:
-    """As many of `lengths` as fill a packed batch, sorted."""
+    """Return as many of `lengths` as fit into a packed batch, sorted."""
     total = np.cumsum(lengths)
     return sorted(lengths[: int(np.searchsorted(total, BATCH_TOKENS, side="right"))])
 
 
 @torch.inference_mode()
 def time_encoder(backend: str, device: torch.device, runs: int = 5) -> dict[str, Any]:
-    """Tokens a second of the base-size encoder in bf16 by document length, the median of `runs` batches, and memory."""
+    """Measure tokens per second (the median of `runs`) and peak memory of the base-size encoder in bf16, by length."""
     config = ModernBertConfig()
     model = ModernBertModel(config, attention=backend)
     model = model.to(device, torch.bfloat16).eval()
@@ -110,7 +113,7 @@ def time_encoder(backend: str, device: torch.device, runs: int = 5) -> dict[str,
 
 @torch.inference_mode()
 def matmul_flops(device: torch.device, size: int = 8192) -> float:
-    """FLOP/s of one large bf16 product: the ceiling that shares refer to."""
+    """Measure FLOP/s of a large bf16 matrix product: the ceiling of this GPU."""
     a, b = torch.randn(2, size, size, device=device, dtype=torch.bfloat16)
     start_event, stop_event = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     for i in range(13):
@@ -123,7 +126,7 @@ def matmul_flops(device: torch.device, size: int = 8192) -> float:
 
 
 def main() -> int:
-    """Check, time, print; the exit code."""
+    """Check, time and print; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--save", action="store_true")
     options = parser.parse_args()

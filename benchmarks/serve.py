@@ -1,15 +1,14 @@
-"""Requests and tokens a second of the online service over HTTP, and their latency, beside the predictor in a loop.
+"""Measure throughput and latency of the online service over HTTP, and compare them with the predictor in a loop.
 
-The loop calls Predictor.predict on the same texts, tokenised beforehand: one text a call, and as many a call as all
-clients ask at a time. It runs right before and right after each load of the service, on as many threads as the
-service's model has, and the mean of both counts, so that a noisy machine favours none. The clients run on the same
-machine.
+The loop calls Predictor.predict on the same texts, tokenised beforehand: one text per call, and as many per call as all
+clients send at a time. It runs right before and right after each load on the service, with as many threads as the
+model of the service has; the mean of both counts, so that noise favours none. The clients run on the same machine.
 
     python benchmarks/serve.py --save
     python benchmarks/serve.py --model base --topology together-haproxy --seconds 10
 
 Topologies: HTTP and model in one process (together) or in two (apart); behind Serve's own proxy, or behind HAProxy as
-the README has it. `base` has random weights in the size of ModernBERT-base.
+in the README. `base` has random weights in the size of ModernBERT-base.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ TOPOLOGIES = ["apart-haproxy", "together-haproxy", "apart-proxy"]
 
 
 def load_texts(text_length: str) -> list[str]:
-    """Texts of the sample corpus: short ones of about 20 tokens, or all up to 2000 characters."""
+    """Read texts of the sample corpus: "short" ones of about 20 tokens, or all up to 2000 characters."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -51,7 +50,7 @@ def load_texts(text_length: str) -> list[str]:
 
 
 def base_checkpoint(folder: Path) -> Path:
-    """Random weights in the size of ModernBERT-base, with the demo's tokenizer and labels."""
+    """Write a checkpoint of the size of ModernBERT-base: random weights, the demo's tokenizer and labels."""
     import transformers
 
     labels = json.loads((DEMO / "intent-classifier/config.json").read_text())["id2label"]
@@ -63,7 +62,7 @@ def base_checkpoint(folder: Path) -> Path:
 
 
 def serve_until_stdin_closes(args: dict[str, Any], port: int) -> None:
-    """Serve until standard input ends."""
+    """Serve until standard input is closed."""
     import ray
     from ray import serve
 
@@ -78,7 +77,7 @@ def serve_until_stdin_closes(args: dict[str, Any], port: int) -> None:
 
 
 class PredictorLoop:
-    """The predictor in a loop."""
+    """Calls the predictor in a loop."""
 
     def __init__(self, model: Path, threads: int):
         from pipelines.checkpoints import Checkpoint
@@ -90,7 +89,7 @@ class PredictorLoop:
         self.predictor = Predictor(checkpoint, Classify.from_checkpoint(checkpoint, ClassifyOptions()), threads=threads)
 
     def seconds(self, documents: list[str], batch_size: int) -> float:
-        """Of calls with `batch_size` documents each; tokenising does not count."""
+        """Measure the seconds that all documents take, `batch_size` per call, without tokenising."""
         windows = self.predictor.task.encode(self.predictor.checkpoint.tokenizer, documents)
         starts = windows.cu_seqlens
         start = time.perf_counter()
@@ -101,7 +100,7 @@ class PredictorLoop:
 
 
 async def run_clients(url: str, documents: list[str], clients: int, inputs: int) -> tuple[float, list[float]]:
-    """The seconds that `clients`, asking with some inputs at a time, take for all documents, and each answer's own."""
+    """Send all documents from `clients` clients, `inputs` per request; return the total seconds and all latencies."""
     import aiohttp
 
     latencies = []
@@ -126,7 +125,7 @@ async def run_clients(url: str, documents: list[str], clients: int, inputs: int)
 
 
 def free_port(first: int) -> int:
-    """The first port from `first` on that nobody listens on: below those that the system hands out by itself."""
+    """Return the first free port from `first` on, below the range of ephemeral ports."""
     for port in range(first, 30_000):
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
@@ -135,7 +134,7 @@ def free_port(first: int) -> int:
 
 
 def measure(name: str, model: Path, threads: int, topology: str, levels: list[int], seconds: float) -> list[dict]:
-    """The service in one topology at each number of clients."""
+    """Measure the service in one topology at each number of clients; return a row for each."""
     port = free_port(20_000)
     model_config = {"name": "intent", "task": "classify", "model": str(model), "cpus": threads}
     args = {"models": [model_config], "one_process": topology.startswith("together")}
@@ -156,7 +155,7 @@ def measure(name: str, model: Path, threads: int, topology: str, levels: list[in
         for text_length, clients, inputs in [*load_levels, ("short", 16, 16)]:
             documents = load_texts(text_length)
             probe = documents[:20]
-            count = int(seconds / loop.seconds(probe, 1) * len(probe))  # for so many seconds of the loop
+            count = int(seconds / loop.seconds(probe, 1) * len(probe))  # enough for `seconds` of the loop
             count = max(count, 2 * clients * inputs)
             documents = list(itertools.islice(itertools.cycle(documents), count))
             tokens = int(loop.predictor.task.encode(loop.predictor.checkpoint.tokenizer, documents).n_tokens.sum())
@@ -182,7 +181,7 @@ def measure(name: str, model: Path, threads: int, topology: str, levels: list[in
 
 
 def main() -> None:
-    """Measure, and print or save."""
+    """Measure, and print or save the rows."""
     if sys.argv[1:2] == ["--serve"]:
         serve_until_stdin_closes(json.loads(sys.argv[2]), int(sys.argv[3]))
         return
@@ -190,8 +189,8 @@ def main() -> None:
     parser.add_argument("--model", choices=["intent", "base"], action="append", help="(default: both)")
     parser.add_argument("--topology", choices=TOPOLOGIES, action="append", help="(default: all)")
     parser.add_argument("--clients", type=int, action="append", help="(default: 1, 16 and 64)")
-    parser.add_argument("--seconds", type=float, default=5.0, help="of the loop, for each load")
-    parser.add_argument("--threads", type=int, default=1, help="of the model (default: 1)")
+    parser.add_argument("--seconds", type=float, default=5.0, help="seconds of the loop for each load")
+    parser.add_argument("--threads", type=int, default=1, help="threads of the model (default: 1)")
     parser.add_argument(
         "--save",
         action="store_true",
@@ -211,7 +210,7 @@ def main() -> None:
 
 
 def save(rows: list[dict]) -> None:
-    """Put rows of one model and topology in place of those there were."""
+    """Write rows to results/serve.json, in place of earlier ones of the same model and topology."""
     file = RESULTS / "serve.json"
     replaced = {(row["model"], row["topology"]) for row in rows}
     earlier = json.loads(file.read_text())["rows"] if file.is_file() else []
