@@ -1,4 +1,4 @@
-"""Checkpoints: a local folder or a hub id, loaded strictly from safetensors; nothing in one is ever executed."""
+"""Checkpoints: local folders or hub ids, loaded strictly and from safetensors alone; no code in them is executed."""
 
 from __future__ import annotations
 
@@ -21,21 +21,26 @@ from modernbert.linear import Linear
 logger = logging.getLogger(__name__)
 Model = TypeVar("Model", bound="PreTrained")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""The dtypes that models run in, by name."""
 _LOADABLE_DTYPES = {"F32", "F16", "BF16"}
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _HUB_FILES = ["*.json", "*.safetensors"]
-# What a checkpoint may hold beyond the class that loads it: another head, left out on purpose.
-_HEAD_PREFIXES = ("head.", "classifier.", "decoder.")
+_HEAD_PREFIXES = ("head.", "classifier.", "decoder.")  # weights that a class without this head leaves out
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be loaded; the message says what is there and what is needed."""
+    """Raised for a checkpoint that cannot be loaded; the message says what is there and what is needed."""
 
 
 def resolve(model: str | Path, revision: str | None = None) -> Path:
-    """The local folder of `model`: a folder, or a Hugging Face hub id, which is downloaded or found in the hub's cache.
+    """Return the local folder of a model.
 
-    Raises CheckpointError where there is neither.
+    Args:
+        model: a folder, or a Hugging Face hub id, which is downloaded or found in the hub's cache.
+        revision: a branch, tag or commit of the hub's repository.
+
+    Raises:
+        CheckpointError: where `model` is neither, or the hub cannot be reached.
     """
     folder = Path(model).expanduser()
     if folder.is_dir():
@@ -61,9 +66,10 @@ def resolve(model: str | Path, revision: str | None = None) -> Path:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint, a single one or the shards that its index names.
+    """Return the safetensors files of a checkpoint: a single one, or the shards that its index names.
 
-    Raises CheckpointError where there are none, and says how to convert a pickle if that is what lies there.
+    Raises:
+        CheckpointError: where a file is missing; for a pickle, the message says how to convert it.
     """
     index = folder / "model.safetensors.index.json"
     if index.is_file():
@@ -86,18 +92,23 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def load_config(folder: Path) -> ModernBertConfig:
-    """The configuration in a checkpoint's folder; CheckpointError or ConfigError where it cannot be used."""
+    """Return the configuration of a checkpoint.
+
+    Raises:
+        CheckpointError: where config.json is missing.
+        ConfigError: where it cannot be used.
+    """
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder} lacks config.json: it is not a checkpoint folder")
     return ModernBertConfig.from_json(folder / "config.json")
 
 
 class PreTrained(nn.Module):
-    """What the encoder and every model with a head share: reading and writing checkpoints."""
+    """The base of all models: reads and writes checkpoints."""
 
     config: ModernBertConfig
     encoder_prefix = "model."
-    """What stands before the encoder's weights in this class."""
+    """The prefix of the encoder's weights in this class."""
 
     @classmethod
     def from_pretrained(
@@ -110,11 +121,26 @@ class PreTrained(nn.Module):
         attention: str = "auto",
         **overrides: Any,
     ) -> Model:
-        """The checkpoint in the folder or hub repository `model`, in eval mode, ready to be run or trained further.
+        """Load a checkpoint, in eval mode; the model can be run or trained further.
 
-        `dtype`: a torch dtype or its name. `overrides`: fields of the configuration (`num_labels=3`, …). A head that
-        the checkpoint lacks is newly initialised, with a warning; everything else must be there and fit, or it is a
-        CheckpointError.
+        A head that the checkpoint lacks is newly initialised, with a warning. All other weights must be there and fit.
+
+        Args:
+            model: a folder, or a Hugging Face hub id, which is downloaded or found in the hub's cache.
+            revision: a branch, tag or commit of the hub's repository.
+            device: where the weights are put.
+            dtype: float32, bfloat16 or float16, as a torch dtype or by name, whatever dtype the file has.
+            attention: one of `modernbert.attention.BACKENDS`, or "auto" for the best one on `device`.
+            overrides: fields of the configuration that replace those of the checkpoint.
+
+        Raises:
+            CheckpointError: where there is no such checkpoint, and for weights that are missing, unexpected or of
+                another shape; the message lists all of them.
+            ConfigError: for a configuration that cannot be used.
+            ValueError: for an argument that is not a field of the configuration, and an unknown `dtype`.
+
+        Example:
+            >>> model = ModernBertForSequenceClassification.from_pretrained("answerdotai/ModernBERT-base", num_labels=3)
         """
         if unknown := sorted(set(overrides) - {field.name for field in fields(ModernBertConfig)}):
             raise ValueError(
@@ -134,9 +160,18 @@ class PreTrained(nn.Module):
         return loaded_model.requires_grad_(True)
 
     def save_pretrained(self, folder: str | Path, *, max_shard_size: int | str = "5GB") -> None:
-        """Write config.json and safetensors, which transformers loads unchanged, in files of at most `max_shard_size`.
+        """Write config.json and the weights as safetensors, which transformers loads, too.
 
-        Raises ValueError for a prepacked model, which has no plain weights left.
+        Args:
+            folder: created if it does not exist; earlier weights in it are replaced.
+            max_shard_size: the largest file, in bytes or as a text ("5GB"); larger models are split into several files.
+
+        Raises:
+            ValueError: for a prepacked model, which has no plain weights left.
+            ConfigError: where an activation is a function, which JSON cannot hold.
+
+        Example:
+            >>> model.save_pretrained("trained")
         """
         from huggingface_hub import save_torch_state_dict
 
@@ -153,15 +188,19 @@ class PreTrained(nn.Module):
         for stale in folder.glob("*.safetensors.index.json"):
             stale.unlink()
         save_torch_state_dict(weights, folder, max_shard_size=max_shard_size)
-        for file in folder.glob("*.safetensors"):  # the library leaves them to their owner alone
+        for file in folder.glob("*.safetensors"):  # the library makes them readable by their owner alone
             file.chmod((folder / "config.json").stat().st_mode)
 
     def tie_weights(self) -> None:
-        """Share the weights that the configuration wants shared: none, but for a masked language model."""
+        """Share the weights that the configuration ties; only a masked language model has any."""
 
 
 def as_dtype(name: str) -> torch.dtype:
-    """The torch dtype called `name`; ValueError for one that models do not run in."""
+    """Return the torch dtype called `name`.
+
+    Raises:
+        ValueError: for a name that is not in DTYPES.
+    """
     if name not in DTYPES:
         raise ValueError(f"dtype {name!r} is unknown; known are {', '.join(DTYPES)}")
     return DTYPES[name]
@@ -170,10 +209,21 @@ def as_dtype(name: str) -> torch.dtype:
 def check_weights(
     model_class: type[PreTrained], folder: Path, config: ModernBertConfig, *, new_head: bool = False
 ) -> dict[str, tuple[Path, str]]:
-    """Where each weight of `model_class` lies, {name: (file, name in it)}, from the files' headers alone.
+    """Check that a checkpoint has the weights of a model class; only the headers of its files are read.
 
-    Raises CheckpointError that lists every missing, unexpected or misshapen weight. A tied decoder may be missing, with
-    `new_head` the whole head too; heads that the class does not have are left out. Both are logged.
+    Heads that the class does not have are left out, which is logged. A tied decoder may be missing.
+
+    Args:
+        model_class: the class that is to be loaded.
+        folder: the checkpoint.
+        config: its configuration.
+        new_head: whether the head may be missing, too, which is logged as a warning.
+
+    Returns:
+        {name of a parameter: (file, name in the file)}.
+
+    Raises:
+        CheckpointError: listing all weights that are missing, unexpected or of another shape or dtype.
     """
     with torch.device("meta"):
         expected = {name: tuple(weight.shape) for name, weight in model_class(config).state_dict().items()}
@@ -223,7 +273,19 @@ def load(
     dtype: torch.dtype = torch.float32,
     attention: str = "auto",
 ) -> Model:
-    """`model_class` with the weights of the checkpoint in `folder`, all of them, to be run in `dtype` on `device`."""
+    """Load a complete checkpoint for inference: in eval mode, without gradients.
+
+    Args:
+        model_class: the class of the model.
+        folder: the checkpoint, which must hold all weights of the class.
+        device: where the weights are put.
+        dtype: the dtype that the model runs in, whatever dtype the file has.
+        attention: one of `modernbert.attention.BACKENDS`, or "auto" for the best one on `device`.
+
+    Raises:
+        CheckpointError: where a file or a weight is missing or does not fit.
+        ConfigError: for a configuration that cannot be used.
+    """
     return _load(model_class, folder, load_config(folder), device, dtype, attention, new_head=False)
 
 
@@ -257,9 +319,13 @@ def _load(
 
 @torch.no_grad()
 def init_weights(model: PreTrained, names: list[str] | None = None) -> None:
-    """Fill parameters with the paper's truncated normal initialisation: smaller where a residual branch ends.
+    """Initialise parameters from a truncated normal distribution, narrower at the end of a residual branch.
 
-    `names`: which ones; by default those of the class itself, without those of an encoder inside it.
+    This is the Megatron initialisation of the paper (Warner et al. 2024, section 2.3), as transformers has it.
+
+    Args:
+        model: the model whose parameters are filled in place.
+        names: the parameters; None: those of the class itself, without those of an encoder inside it.
     """
     config = model.config
     cutoff = 3 if config.initializer_cutoff_factor is None else config.initializer_cutoff_factor
@@ -276,7 +342,7 @@ def init_weights(model: PreTrained, names: list[str] | None = None) -> None:
 
 
 def fingerprint(folder: Path) -> str:
-    """A digest of everything in the checkpoint that answers depend on: weights, configuration, tokenizer."""
+    """Return a SHA-256 digest (hexadecimal) of what predictions depend on: weights, configuration and tokenizer."""
     digest = hashlib.sha256()
     for file in [folder / "config.json", *weight_files(folder), folder / "tokenizer.json"]:
         if file.is_file():
@@ -286,7 +352,7 @@ def fingerprint(folder: Path) -> str:
 
 
 def _parameter_name(key: str, model_class: type[PreTrained]) -> str:
-    """The name that `model_class` has for a stored weight: the encoder alone is saved without the prefix `model.`."""
+    """Return the name of a stored weight in `model_class`; an encoder without a head is saved without "model."."""
     return key if key.startswith(_HEAD_PREFIXES) else model_class.encoder_prefix + key.removeprefix("model.")
 
 

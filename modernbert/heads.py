@@ -1,9 +1,9 @@
-"""The heads on the encoder, with their losses.
+"""The encoder with a head: one class for each task, with its loss.
 
 Shapes: T packed tokens, B sequences, S padded length, D hidden, C labels or choices, V vocabulary, P chosen tokens.
 
-Each class has two ways in: `forward`, with the arguments and results of transformers, and `forward_packed`, which takes
-a packed batch and gives packed logits: the one that pipelines run.
+Each class has two methods: `forward`, with the arguments and outputs of transformers, and `forward_packed`, which turns
+a packed batch into packed logits and is what the pipelines call.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from modernbert.packing import ModelInputs, PackedBatch
 
 
 class ModernBertPredictionHead(nn.Module):
-    """Dense, activation, norm: what stands between the encoder and a classifier or decoder."""
+    """Dense layer, activation and norm, between the encoder and a classifier or decoder: (B, D) to (B, D)."""
 
     def __init__(self, config: ModernBertConfig):
         super().__init__()
@@ -41,12 +41,11 @@ class ModernBertPredictionHead(nn.Module):
             self.compile(dynamic=True)
 
     def forward(self, x_BD: Tensor) -> Tensor:
-        """(B, D) to (B, D)."""
         return self.norm(self.act(self.dense(x_BD)))
 
 
 class _Head(PreTrained):
-    """An encoder with a head: the forward that all of them but question answering share."""
+    """An encoder with a head; `forward` is shared by the heads that have `labels` in the layout of the input."""
 
     model: ModernBertModel
 
@@ -68,9 +67,15 @@ class _Head(PreTrained):
         return_dict: bool | None = None,
         **ignored: Any,
     ) -> Any:
-        """The class's output, or a tuple with `return_dict=False`; with `labels`, the loss too.
+        """Compute the logits, and the loss if `labels` are given.
 
-        Every argument but `labels` is as in `ModernBertModel.forward`.
+        Args:
+            labels: the targets, of the shape that the class states.
+
+        The other arguments, and the errors, are those of `ModernBertModel.forward`.
+
+        Returns:
+            The output object of the class, or a tuple of its values with `return_dict=False`.
         """
         inputs, x_TD, traces = self.model.encode(
             input_ids, attention_mask, sliding_window_mask, position_ids, inputs_embeds, indices, cu_seqlens,
@@ -81,11 +86,25 @@ class _Head(PreTrained):
     def _compute_output(
         self, inputs: ModelInputs, x_TD: Tensor, labels: Tensor | None, traces: dict[str, Any]
     ) -> ModelOutput:
+        """Compute the output from the last hidden states; `traces` are its `hidden_states` and `attentions`."""
         raise NotImplementedError
 
 
 class ModernBertForMaskedLM(_Head):
-    """Scores of every vocabulary token at each place, by a decoder tied to the embeddings."""
+    """Scores of all vocabulary tokens at each position (masked language modelling).
+
+    `labels`: token ids (B, S) or (T,) int64, -100 where no loss is computed; labels at padding are not read. With
+    `sparse_prediction`, only tokens whose label is not `sparse_pred_ignore_index` are decoded. The loss has a gradient;
+    the logits beside it have one only with `repad_logits_with_grad` or `sparse_prediction`.
+
+    Example:
+        >>> tokenizer = Tokenizer.from_pretrained("answerdotai/ModernBERT-base")
+        >>> model = ModernBertForMaskedLM.from_pretrained("answerdotai/ModernBERT-base")
+        >>> inputs = tokenizer("The capital of France is [MASK].", return_tensors="pt")
+        >>> position = inputs.input_ids[0].tolist().index(tokenizer.mask_token_id)
+        >>> tokenizer.token(model(**inputs).logits[0, position].argmax().item())
+        'ĠParis'
+    """
 
     def __init__(self, config: ModernBertConfig, attention: str = "auto"):
         super().__init__()
@@ -97,12 +116,19 @@ class ModernBertForMaskedLM(_Head):
         init_weights(self)
 
     def tie_weights(self) -> None:
-        """Let the decoder use the embeddings' weight, where the configuration says so."""
         if self.config.tie_word_embeddings:
             self.decoder.weight = self.model.embeddings.tok_embeddings.weight
 
     def forward_packed(self, batch: PackedBatch, positions: Tensor | None = None) -> Tensor:
-        """The logits (P, V) of the tokens at `positions` (P,) of a packed batch, or of all of them (T, V)."""
+        """Compute the logits of a packed batch.
+
+        Args:
+            batch: the input, on the model's device.
+            positions: (P,) int64, the tokens of the batch to decode; None: all.
+
+        Returns:
+            (P, V), or (T, V) for all tokens.
+        """
         x_TD = self.model.forward_packed(batch)
         return map_row_chunks(self._decode, x_TD if positions is None else x_TD[positions])
 
@@ -112,11 +138,6 @@ class ModernBertForMaskedLM(_Head):
     def _compute_output(
         self, inputs: ModelInputs, x_TD: Tensor, labels: Tensor | None, traces: dict[str, Any]
     ) -> MaskedLMOutput:
-        """Labels (B, S) or (T,) are ids, -100 where no loss is wanted; labels at padding are never read.
-
-        Under `sparse_prediction`, only tokens whose label is not `sparse_pred_ignore_index` are decoded. The padded
-        copy of the logits carries a gradient beside a loss only with `repad_logits_with_grad`; the loss always does.
-        """
         if labels is None:
             return MaskedLMOutput(logits=inputs.pad(map_row_chunks(self._decode, x_TD)), **traces)
         labels_T = inputs.unpad(labels)
@@ -132,7 +153,7 @@ class ModernBertForMaskedLM(_Head):
 
 
 class _Classifier(_Head):
-    """A prediction head, dropout and a linear classifier of `num_outputs` numbers."""
+    """An encoder with a prediction head, dropout and a linear classifier with `num_outputs` outputs."""
 
     def __init__(self, config: ModernBertConfig, attention: str, num_outputs: int):
         super().__init__()
@@ -151,51 +172,77 @@ class _Classifier(_Head):
 
 
 class ModernBertForSequenceClassification(_Classifier):
-    """A label, several labels or a number for each sequence."""
+    """A label, several labels or a number for each sequence.
+
+    `labels`: (B,) int64 classes; (B,) numbers with one output (regression); or (B, C) floating-point targets (several
+    labels). `problem_type` of the configuration selects the loss; None: derived from the labels' dtype.
+
+    Example:
+        >>> tokenizer = Tokenizer.from_pretrained("answerdotai/ModernBERT-base")
+        >>> model = ModernBertForSequenceClassification.from_pretrained("answerdotai/ModernBERT-base", num_labels=3)
+        >>> inputs = tokenizer(["a text", "and a longer one"], padding=True, return_tensors="pt")
+        >>> model(**inputs).logits.shape
+        torch.Size([2, 3])
+        >>> loss = model(**inputs, labels=torch.tensor([0, 2])).loss
+    """
 
     def __init__(self, config: ModernBertConfig, attention: str = "auto"):
         super().__init__(config, attention, config.num_labels)
 
     def forward_packed(self, batch: PackedBatch) -> Tensor:
-        """The logits (B, C) of a packed batch on the model's device, in its order."""
+        """Compute the logits (B, C), in the order of the batch, which is on the model's device."""
         return self._classify_pooled(self.model.forward_packed(batch), batch)
 
     def _compute_output(
         self, inputs: ModelInputs, x_TD: Tensor, labels: Tensor | None, traces: dict[str, Any]
     ) -> SequenceClassifierOutput:
-        """Labels: (B,) classes or numbers, or (B, C) targets."""
         logits = self._classify_pooled(x_TD, inputs.batch)
         loss = None if labels is None else classification_loss(logits, labels, self.config.problem_type)
         return SequenceClassifierOutput(loss=loss, logits=logits, **traces)
 
 
 class ModernBertForTokenClassification(_Classifier):
-    """A label for each token."""
+    """A label for each token.
+
+    `labels`: (B, S) or (T,) int64 classes, -100 where no loss is computed; labels at padding are not read.
+
+    Example:
+        >>> model = ModernBertForTokenClassification.from_pretrained("answerdotai/ModernBERT-base", num_labels=5)
+        >>> model(**tokenizer("a text", return_tensors="pt")).logits.shape
+        torch.Size([1, 4, 5])
+    """
 
     def __init__(self, config: ModernBertConfig, attention: str = "auto"):
         super().__init__(config, attention, config.num_labels)
 
     def forward_packed(self, batch: PackedBatch) -> Tensor:
-        """The logits (T, C) of a packed batch on the model's device, in its order."""
+        """Compute the logits (T, C), in the order of the batch, which is on the model's device."""
         return map_row_chunks(self._classify, self.model.forward_packed(batch))
 
     def _compute_output(
         self, inputs: ModelInputs, x_TD: Tensor, labels: Tensor | None, traces: dict[str, Any]
     ) -> TokenClassifierOutput:
-        """Labels (B, S) or (T,): a class each, -100 where no loss is wanted; labels at padding are never read."""
         logits = map_row_chunks(self._classify, x_TD)
         loss = None if labels is None else F.cross_entropy(logits, inputs.unpad(labels))
         return TokenClassifierOutput(loss=loss, logits=inputs.pad(logits), **traces)
 
 
 class ModernBertForMultipleChoice(_Classifier):
-    """A number for each of several choices, a sequence each."""
+    """A score for each of several choices, each of which is a sequence.
+
+    Example:
+        >>> tokenizer = Tokenizer.from_pretrained("answerdotai/ModernBERT-base")
+        >>> model = ModernBertForMultipleChoice.from_pretrained("answerdotai/ModernBERT-base")
+        >>> inputs = tokenizer(["It rains."] * 2, ["I get wet.", "I stay dry."], padding=True, return_tensors="pt")
+        >>> model(**{name: ids[None] for name, ids in inputs.items()}).logits.shape  # one question, two choices
+        torch.Size([1, 2])
+    """
 
     def __init__(self, config: ModernBertConfig, attention: str = "auto"):
         super().__init__(config, attention, num_outputs=1)
 
     def forward_packed(self, batch: PackedBatch) -> Tensor:
-        """The logits (B, 1) of a packed batch on the model's device, in its order."""
+        """Compute the logits (B, 1), one for each choice, in the order of the batch, on the model's device."""
         return self._classify_pooled(self.model.forward_packed(batch), batch)
 
     def forward(  # type: ignore[override]
@@ -216,14 +263,23 @@ class ModernBertForMultipleChoice(_Classifier):
         return_dict: bool | None = None,
         **ignored: Any,
     ) -> Any:
-        """As `ModernBertModel.forward`, with a dimension for the choices: ids (B, C, S), vectors (B, C, S, D).
+        """Compute a score for each choice, and the loss if `labels` are given.
 
-        `labels` (B,): the right choice. Of packed input, `batch_size` counts the questions (default: one), whose
-        choices follow each other.
+        Args:
+            input_ids: token ids (B, C, S), with a dimension for the choices; or packed (T,) with `cu_seqlens`, the
+                choices of a question one after the other.
+            inputs_embeds: vectors (B, C, S, D) or (T, D) in place of `input_ids`.
+            labels: (B,) int64, the correct choice.
+            batch_size: for packed input, the number of questions; default: 1.
+
+        The other arguments, and the errors, are those of `ModernBertModel.forward`, with (B, C, S) in place of (B, S).
+
+        Returns:
+            A `MultipleChoiceModelOutput`, or a tuple of its values with `return_dict=False`.
         """
         source = inputs_embeds if input_ids is None else input_ids
         if source is None or (cu_seqlens is None and source.dim() < 3):
-            raise ValueError("multiple choice reads input of the shape (batch, choices, sequence)")
+            raise ValueError("multiple choice needs input of the shape (batch, choices, sequence)")
         if cu_seqlens is None:
             questions, sequences = source.shape[0], source.shape[0] * source.shape[1]
             input_ids, attention_mask, position_ids, inputs_embeds, sliding_window_mask = (
@@ -237,7 +293,7 @@ class ModernBertForMultipleChoice(_Classifier):
         else:
             questions, sequences = batch_size or 1, len(cu_seqlens) - 1
         if batch_size not in (None, questions) or sequences % questions:
-            raise ValueError(f"batch_size {batch_size} does not fit {sequences} choices, of {questions} questions")
+            raise ValueError(f"batch_size {batch_size} does not fit {sequences} choices of {questions} questions")
         batch_size = batch_size and sequences
         inputs, x_TD, traces = self.model.encode(
             input_ids, attention_mask, sliding_window_mask, position_ids, inputs_embeds, indices, cu_seqlens,
@@ -249,7 +305,16 @@ class ModernBertForMultipleChoice(_Classifier):
 
 
 class ModernBertForQuestionAnswering(_Classifier):
-    """Scores of each token as the start and as the end of an answer."""
+    """Scores of each token as the start and as the end of an answer (extractive question answering).
+
+    Example:
+        >>> tokenizer = Tokenizer.from_pretrained("my-org/modernbert-squad")
+        >>> model = ModernBertForQuestionAnswering.from_pretrained("my-org/modernbert-squad")
+        >>> inputs = tokenizer("Who was Jim Henson?", "Jim Henson was a nice puppet", return_tensors="pt")
+        >>> outputs = model(**inputs)
+        >>> start, end = outputs.start_logits.argmax().item(), outputs.end_logits.argmax().item()
+        >>> answer = tokenizer.decode(inputs.input_ids[0, start : end + 1].tolist())
+    """
 
     def __init__(self, config: ModernBertConfig, attention: str = "auto"):
         if config.num_labels != 2:
@@ -257,7 +322,7 @@ class ModernBertForQuestionAnswering(_Classifier):
         super().__init__(config, attention, num_outputs=2)
 
     def forward_packed(self, batch: PackedBatch) -> Tensor:
-        """The start and end logits (T, 2) of a packed batch on the model's device, in its order."""
+        """Compute start and end logits (T, 2), in the order of the batch, which is on the model's device."""
         return map_row_chunks(self._classify, self.model.forward_packed(batch))
 
     def forward(  # type: ignore[override]
@@ -279,10 +344,17 @@ class ModernBertForQuestionAnswering(_Classifier):
         inputs_embeds: Tensor | None = None,
         **ignored: Any,
     ) -> Any:
-        """As `ModernBertModel.forward`; with `start_positions` and `end_positions` (B,), the loss too.
+        """Compute start and end logits, and the loss if both positions are given.
 
-        Positions are places in the caller's layout, or in a sequence where the input was packed without `indices`.
-        Padding takes no part in the loss, and a position beyond the end is left out of it.
+        Args:
+            start_positions: (B,) int64, the first token of each answer: its position in the padded row, or in the
+                sequence if the input is packed without `indices`. Positions beyond the end do not count in the loss.
+            end_positions: (B,) int64, the last token of each answer.
+
+        The other arguments, and the errors, are those of `ModernBertModel.forward`.
+
+        Returns:
+            A `QuestionAnsweringModelOutput`, or a tuple of its values with `return_dict=False`.
         """
         inputs, x_TD, traces = self.model.encode(
             input_ids, attention_mask, sliding_window_mask, position_ids, inputs_embeds, indices, cu_seqlens,
@@ -300,7 +372,7 @@ class ModernBertForQuestionAnswering(_Classifier):
 
 
 def _position_loss(inputs: ModelInputs, logits_T: Tensor, positions_B: Tensor, minimum: float) -> Tensor:
-    """Cross-entropy over the tokens of each sequence; a position beyond the end is left out."""
+    """Compute cross-entropy over the tokens of each sequence; a position beyond the end does not count."""
     if inputs.shape is None:
         rows = nn.utils.rnn.pad_sequence(
             list(logits_T.split(inputs.batch.seqlens)), batch_first=True, padding_value=minimum
@@ -313,14 +385,26 @@ def _position_loss(inputs: ModelInputs, logits_T: Tensor, positions_B: Tensor, m
 
 
 def pool(hidden_TD: Tensor, batch: PackedBatch, pooling: str) -> Tensor:
-    """One vector a sequence, (B, D): its first token's ("cls") or the mean over its tokens ("mean")."""
+    """Compute a vector (B, D) for each sequence of a packed batch.
+
+    Args:
+        hidden_TD: the last hidden states (T, D).
+        batch: where the sequences start.
+        pooling: "cls" for the first token's hidden state, "mean" for the mean over all tokens.
+    """
     if pooling == "cls":
         return hidden_TD[batch.cu_seqlens[:-1].long()]
     return torch.stack([x_LD.mean(dim=0) for x_LD in hidden_TD.split(batch.seqlens)])
 
 
 def classification_loss(logits_BC: Tensor, labels: Tensor, problem_type: str | None) -> Tensor:
-    """The loss for `problem_type`, which is told from the labels' kind where it is None."""
+    """Compute the loss of a sequence classifier, a scalar.
+
+    Args:
+        logits_BC: (B, C).
+        labels: (B,) int64 classes; (B,) numbers for regression; (B, C) floating-point targets for several labels.
+        problem_type: one of `config.PROBLEM_TYPES`; None: regression if C is 1, else derived from the labels' dtype.
+    """
     if problem_type is None:
         integer_labels = not labels.is_floating_point()
         single = "single_label_classification" if integer_labels else "multi_label_classification"

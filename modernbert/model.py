@@ -1,4 +1,4 @@
-"""The packed ModernBERT encoder (Warner et al. 2024, arXiv:2412.13663): no padding between ids and hidden states.
+"""The ModernBERT encoder (Warner et al. 2024, arXiv:2412.13663) on packed batches: padding is never computed.
 
 Shapes: T packed tokens, B sequences, S padded length, D hidden, N heads, H head dim, F MLP width.
 """
@@ -20,7 +20,7 @@ from modernbert.rope import apply_rope, apply_rope_interleaved_, interleave_pair
 
 
 class ModernBertEmbeddings(nn.Module):
-    """Token embeddings and their norm."""
+    """Embeds token ids, or takes `inputs_embeds`, and normalises: a packed batch to (T, D)."""
 
     def __init__(self, config: ModernBertConfig):
         super().__init__()
@@ -29,13 +29,12 @@ class ModernBertEmbeddings(nn.Module):
         self.drop = nn.Dropout(config.embedding_dropout)
 
     def forward(self, batch: PackedBatch) -> Tensor:
-        """The vectors (T, D) of a batch's ids, or those it brings along."""
         x_TD = self.tok_embeddings(batch.input_ids) if batch.inputs_embeds is None else batch.inputs_embeds
         return self.drop(self.norm(x_TD))
 
 
 class ModernBertAttention(nn.Module):
-    """The projections around `varlen_attention`."""
+    """Holds the projections before and after `varlen_attention`."""
 
     def __init__(self, config: ModernBertConfig):
         super().__init__()
@@ -46,7 +45,7 @@ class ModernBertAttention(nn.Module):
         self.interleaved = False
 
     def project(self, x_TD: Tensor, cos_TH: Tensor, sin_TH: Tensor) -> Tensor:
-        """Queries, keys and values (T, 3, N, H), the first two rotated to their positions."""
+        """Compute queries, keys and values (T, 3, N, H); queries and keys are rotated by RoPE."""
         qkv = self.Wqkv(x_TD).unflatten(-1, self.qkv_shape)
         if self.interleaved:
             apply_rope_interleaved_(qkv[:, :2], cos_TH, sin_TH)
@@ -55,7 +54,7 @@ class ModernBertAttention(nn.Module):
         return torch.cat((apply_rope(qk, cos_TH, sin_TH), v), dim=1)
 
     def prepack(self) -> None:
-        """In half precision, reorder queries and keys for the faster rotation; in fp32 it would cost the last bits."""
+        """Reorder queries and keys for `apply_rope_interleaved_`; in fp32, where that would change last bits, not."""
         if self.Wqkv.weight.dtype == torch.float32:
             return
         self.interleaved = True
@@ -66,7 +65,7 @@ class ModernBertAttention(nn.Module):
 
 
 class ModernBertMLP(nn.Module):
-    """GeGLU (Shazeer 2020, arXiv:2002.05202) with the configured activation."""
+    """GeGLU (Shazeer 2020, arXiv:2002.05202) with the activation of the configuration."""
 
     def __init__(self, config: ModernBertConfig):
         super().__init__()
@@ -77,12 +76,12 @@ class ModernBertMLP(nn.Module):
         self.drop = nn.Dropout(config.mlp_dropout)
 
     def forward(self, x_TD: Tensor, residual_TD: Tensor) -> Tensor:
-        """`residual_TD + Wo(act(a) * b)` with `a, b` the halves of Wi's product."""
+        """Compute `residual_TD + Wo(act(a) * b)` with `[a, b] = Wi(x_TD)`."""
         return self.Wo(self.drop(self.Wi(x_TD)), residual_TD)
 
 
 class ModernBertEncoderLayer(nn.Module):
-    """One layer: rows into queries, keys and values; attention across rows; rows through the MLP."""
+    """One layer: attention and MLP, each after a norm and added to its input (pre-norm)."""
 
     def __init__(self, config: ModernBertConfig, index: int):
         super().__init__()
@@ -102,7 +101,15 @@ class ModernBertEncoderLayer(nn.Module):
         backend: str,
         maps: list[tuple[Tensor, ...]] | None = None,
     ) -> Tensor:
-        """Hidden states (T, D) of `batch` to the next (T, D); `maps` takes the attention weights of each sequence."""
+        """Compute the hidden states (T, D) after this layer.
+
+        Args:
+            x_TD: the hidden states before it.
+            rope: cos and sin (T, H/2) at the tokens' positions.
+            batch: where sequences start.
+            backend: one of `attention.BACKENDS`.
+            maps: None, or a list to which the attention weights (N, L, L) of each sequence are appended.
+        """
         q_TNH, k_TNH, v_TNH = map_row_chunks(self._project_qkv, x_TD, *rope).unbind(dim=1)
         dropout = self.attention_dropout if self.training else 0.0
         if maps is not None:
@@ -130,12 +137,23 @@ class ModernBertEncoderLayer(nn.Module):
 
 
 class ModernBertModel(PreTrained):
-    """The encoder without a head."""
+    """The encoder without a head, with newly initialised weights; `from_pretrained` loads a checkpoint.
+
+    Args:
+        config: the configuration.
+        attention: one of `modernbert.attention.BACKENDS`, or "auto" for the best one on the model's device.
+
+    Example:
+        >>> tokenizer = Tokenizer.from_pretrained("answerdotai/ModernBERT-base")
+        >>> model = ModernBertModel.from_pretrained("answerdotai/ModernBERT-base")
+        >>> inputs = tokenizer(["a text", "and a longer one"], padding=True, return_tensors="pt")
+        >>> model(**inputs).last_hidden_state.shape
+        torch.Size([2, 6, 768])
+    """
 
     encoder_prefix = ""
 
     def __init__(self, config: ModernBertConfig, attention: str = "auto"):
-        """`attention`: a backend of `varlen_attention`, or "auto" for the best one on the model's device."""
         super().__init__()
         self.config = config
         self.attention = attention
@@ -155,10 +173,25 @@ class ModernBertModel(PreTrained):
         hidden_states: list[Tensor] | None = None,
         maps: list[tuple[Tensor, ...]] | None = None,
     ) -> Tensor:
-        """The last hidden states (T, D) of a packed batch on the model's device, in its order.
+        """Compute the last hidden states of a packed batch.
 
-        `hidden_states` takes the embeddings, each layer's result but the last, and the last after the final norm;
-        `maps` each layer's attention weights, (N, L, L) for each sequence.
+        Args:
+            batch: the input, on the model's device.
+            hidden_states: None, or a list to which the embeddings, the output of each layer but the last, and the
+                output of the final norm are appended, (T, D) each.
+            maps: None, or a list to which the attention weights of each layer are appended, (N, L, L) for each
+                sequence.
+
+        Returns:
+            (T, D) in the model's dtype, in the order of the batch.
+
+        Raises:
+            ValueError: where the attention backend that the model was created with cannot run.
+
+        Example:
+            >>> batch = PackedBatch.from_lengths(torch.tensor([50281, 7, 50282, 50281, 8, 9, 50282]), (3, 4))
+            >>> model.forward_packed(batch).shape
+            torch.Size([7, 768])
         """
         x_TD = self.embeddings(batch)
         training_dropout = self.training and self.config.attention_dropout > 0
@@ -198,22 +231,33 @@ class ModernBertModel(PreTrained):
         return_dict: bool | None = None,
         **ignored: Any,
     ) -> Any:
-        """The last hidden states, as a BaseModelOutput, or a tuple with `return_dict=False`.
+        """Compute the last hidden states, with the arguments of transformers.
 
-        Padded input: `input_ids` (B, S) or `inputs_embeds` (B, S, D), with `attention_mask` (B, S) 1 at real tokens,
-        wherever in a row these lie; padding never takes part. `position_ids` (B, S) or (1, S) replace the count of
-        real tokens from 0 in the rotary embeddings; windows go by order, not by position.
+        Args:
+            input_ids: token ids, padded (B, S), or packed (T,) together with `cu_seqlens`.
+            attention_mask: (B, S), 1 at real tokens, which may be anywhere in a row; None: all tokens are real.
+            sliding_window_mask: accepted if it is the mask of the window that the configuration has.
+            position_ids: (B, S), (1, S) or (T,), positions in the rotary embeddings; by default real tokens count from
+                0 in each sequence. Windows depend on the order of tokens, not on positions.
+            inputs_embeds: vectors (B, S, D) or (T, D) in place of `input_ids`.
+            indices: (T,), positions of packed tokens in the flattened (B*S) layout. With `batch_size` and `seq_len`
+                the outputs are (B, S, …); without these three they stay packed, (T, …).
+            cu_seqlens: (B+1,), where each sequence of packed input starts, with T at the end.
+            max_seqlen: not needed; if given, at least the length of the longest sequence.
+            batch_size: B of the padded layout.
+            seq_len: S of the padded layout.
+            output_attentions: whether to return the attention weights, computed by the plain formula (S x S for each
+                head); None: as the configuration says.
+            output_hidden_states: whether to return all hidden states; None: as the configuration says.
+            return_dict: whether to return an output object, not a tuple; None: as the configuration says.
+            ignored: `token_type_ids`, which is accepted and not read.
 
-        Unpadded input: `input_ids` (T,) or `inputs_embeds` (T, D) with `cu_seqlens` (B+1,). With `indices` (T,),
-        `batch_size` and `seq_len`, results are padded to (B, S, …); without these three they stay packed, (T, …).
+        Returns:
+            A `BaseModelOutput`, or a tuple of its values.
 
-        `output_hidden_states` and `output_attentions` (through the plain formula, L x L weights a head) fill the
-        fields of those names; None means what the configuration says.
-
-        Without a meaning of their own, and refused where ignoring them would change results: `sliding_window_mask`
-        (windows come from `local_attention`; a mask of exactly that window is accepted), `max_seqlen` (known from
-        `cu_seqlens`; at least the longest sequence), `attention_mask` beside `cu_seqlens`, `token_type_ids` (ModernBERT
-        has none: accepted and not read). Any other keyword is a TypeError.
+        Raises:
+            ValueError: for arguments that contradict each other.
+            TypeError: for any other argument.
         """
         inputs, x_TD, traces = self.encode(
             input_ids, attention_mask, sliding_window_mask, position_ids, inputs_embeds, indices, cu_seqlens,
@@ -237,16 +281,18 @@ class ModernBertModel(PreTrained):
         output_hidden_states: bool | None,
         ignored: dict[str, Any],
     ) -> tuple[ModelInputs, Tensor, dict[str, Any]]:
-        """What `forward` of the encoder and of every head begins with.
+        """Pack the inputs and run the encoder: the first step of every `forward`, whose arguments it takes.
 
-        Returns the packed inputs, the last hidden states (T, D), and the traces asked for in the caller's layout.
+        Returns:
+            The packed inputs, the last hidden states (T, D), and the fields `hidden_states` and `attentions` of the
+            output, in the caller's layout, as far as they are to be returned.
         """
         if unknown := sorted(set(ignored) - {"token_type_ids"}):
             raise TypeError(f"forward has no argument {', '.join(unknown)}")
         shape = None if batch_size is None or seq_len is None else (batch_size, seq_len)
         if cu_seqlens is None:
             if indices is not None:
-                raise ValueError("indices are of unpadded input, which needs cu_seqlens too")
+                raise ValueError("indices belong to unpadded input, which needs cu_seqlens too")
             inputs = ModelInputs.from_padded(input_ids, attention_mask, position_ids, inputs_embeds)
             if shape not in (None, inputs.shape):
                 raise ValueError(f"batch_size and seq_len say {shape}, the input is {inputs.shape}")
@@ -274,6 +320,7 @@ class ModernBertModel(PreTrained):
         return inputs, x_TD, traces
 
     def _rope_table(self, theta: float, positions: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return cos and sin for at least `positions` positions, from a cache that grows."""
         table = self._rope_tables.get(theta)
         if table is None or len(table[0]) < positions or table[0].device != device:
             positions = max(positions, self.config.max_position_embeddings)
@@ -282,12 +329,12 @@ class ModernBertModel(PreTrained):
 
 
 def layer_norm(config: ModernBertConfig) -> nn.LayerNorm:
-    """The one norm ModernBERT uses everywhere."""
+    """Create the norm that ModernBERT uses everywhere."""
     return nn.LayerNorm(config.hidden_size, eps=config.norm_eps, bias=config.norm_bias)
 
 
 def to_output(output: ModelOutput, return_dict: bool | None, config: ModernBertConfig) -> Any:
-    """`output`, or its tuple where `return_dict`, or else the configuration, says so."""
+    """Return `output`, or a tuple of its values if `return_dict`, or by default the configuration, says so."""
     return output if _default(return_dict, config.return_dict) else output.to_tuple()
 
 
@@ -296,7 +343,7 @@ def _default(value: bool | None, default: bool) -> bool:
 
 
 def _padded_maps(inputs: ModelInputs, maps: tuple[Tensor, ...]) -> Tensor:
-    """The weights (N, L, L) of each sequence at their places in (B, N, S, S); packed ones from the left."""
+    """Put the weights (N, L, L) of each sequence into (B, N, S, S): at real tokens, or from the left if packed."""
     columns = torch.arange(len(inputs.batch.input_ids), device=maps[0].device)
     width = max(weights_NLL.shape[-1] for weights_NLL in maps)
     if inputs.indices is not None and inputs.shape is not None:

@@ -1,7 +1,7 @@
-"""What the model classes return, under the names transformers gives them.
+"""Outputs of the model classes, with the names of transformers.
 
-Shapes: B sequences, S padded length, T packed tokens, D hidden, N heads, C labels or choices, V vocabulary. Where a
-call gave packed input without `indices`, (T, …) stands in place of (B, S, …).
+Shapes: B sequences, S padded length, T packed tokens, D hidden, N heads, C labels or choices, V vocabulary. For packed
+input without `indices`, outputs are (T, …) in place of (B, S, …).
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ _TRACES = ("hidden_states", "attentions")
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ModelOutput:
-    """What every model returns; `output[0]`, `output["logits"]` and `output.logits` all work."""
+    """The base of all outputs; `output.logits`, `output["logits"]` and `output[0]` all work."""
 
     hidden_states: tuple[Tensor, ...] | None = None
-    """With `output_hidden_states`: the embeddings, each layer's result but the last, and the last after the final norm,
-    (B, S, D) each, zero at padding."""
+    """With `output_hidden_states`: the embeddings, the output of each layer but the last, and the output of the final
+    norm, each (B, S, D), zero at padding."""
     attentions: tuple[Tensor, ...] | None = None
-    """With `output_attentions`: each layer's weights after softmax and dropout, (B, N, S, S), zero at padding."""
+    """With `output_attentions`: the weights of each layer after softmax and dropout, (B, N, S, S), zero at padding."""
 
     def to_tuple(self) -> tuple[Any, ...]:
-        """The values that are not None: the loss first, then the answers, hidden states and attentions."""
+        """Return the values that are not None: the loss, the logits or hidden state, hidden states, attentions."""
         names = [field.name for field in fields(self) if field.name not in _TRACES]
         return tuple(value for name in (*names, *_TRACES) if (value := getattr(self, name)) is not None)
 
@@ -35,7 +35,7 @@ class ModelOutput:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BaseModelOutput(ModelOutput):
-    """The result of ModernBertModel."""
+    """The output of `ModernBertModel`."""
 
     last_hidden_state: Tensor
     """(B, S, D), zero at padding."""
@@ -43,51 +43,51 @@ class BaseModelOutput(ModelOutput):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MaskedLMOutput(ModelOutput):
-    """The result of ModernBertForMaskedLM."""
+    """The output of `ModernBertForMaskedLM`."""
 
     loss: Tensor | None = None
-    """A scalar where labels were given."""
+    """A scalar if labels are given."""
     logits: Tensor
-    """(B, S, V), zero at padding; (labelled tokens, V) under sparse_prediction with labels."""
+    """(B, S, V), before softmax, zero at padding; (labelled tokens, V) with `sparse_prediction` and labels."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SequenceClassifierOutput(ModelOutput):
-    """The result of ModernBertForSequenceClassification."""
+    """The output of `ModernBertForSequenceClassification`."""
 
     loss: Tensor | None = None
-    """A scalar where labels were given."""
+    """A scalar if labels are given."""
     logits: Tensor
     """(B, C), before softmax or sigmoid."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TokenClassifierOutput(ModelOutput):
-    """The result of ModernBertForTokenClassification."""
+    """The output of `ModernBertForTokenClassification`."""
 
     loss: Tensor | None = None
-    """A scalar where labels were given."""
+    """A scalar if labels are given."""
     logits: Tensor
     """(B, S, C), before softmax, zero at padding."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class QuestionAnsweringModelOutput(ModelOutput):
-    """The result of ModernBertForQuestionAnswering."""
+    """The output of `ModernBertForQuestionAnswering`."""
 
     loss: Tensor | None = None
-    """The mean of the two losses where start and end positions were given."""
+    """The mean of the losses for start and end if both positions are given."""
     start_logits: Tensor
-    """(B, S), before softmax; the dtype's least number at padding, so that no argmax or softmax picks it."""
+    """(B, S), before softmax; at padding the least number of the dtype, so that no argmax or softmax chooses it."""
     end_logits: Tensor
-    """As `start_logits`."""
+    """(B, S), like `start_logits`."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MultipleChoiceModelOutput(ModelOutput):
-    """The result of ModernBertForMultipleChoice."""
+    """The output of `ModernBertForMultipleChoice`."""
 
     loss: Tensor | None = None
-    """A scalar where labels were given."""
+    """A scalar if labels are given."""
     logits: Tensor
-    """(B, C), one number for each choice, before softmax."""
+    """(B, C), a score for each choice, before softmax."""

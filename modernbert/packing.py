@@ -14,14 +14,20 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class PackedBatch:
-    """B sequences end to end: what the encoder reads, and what an Arrow list column already is."""
+    """B sequences laid end to end: the input of `forward_packed`, with the layout of an Arrow list column.
+
+    Example:
+        >>> batch = PackedBatch.from_lengths(torch.tensor([50281, 7, 50282, 50281, 8, 9, 50282]), (3, 4))
+        >>> batch.cu_seqlens.tolist(), batch.max_seqlen
+        ([0, 3, 7], 4)
+    """
 
     input_ids: Tensor
-    """Token ids, (T,), int32 or int64; not read where `inputs_embeds` are given."""
+    """Token ids, (T,), int32 or int64; not read if `inputs_embeds` is set."""
     cu_seqlens: Tensor
-    """Where each sequence starts, with T at the end: (B+1,), int32, on the device of `input_ids`."""
+    """(B+1,) int32, where each sequence starts, with T at the end; on the device of `input_ids`."""
     seqlens: tuple[int, ...]
-    """The same lengths on the host, so that planning never waits for a device."""
+    """Tokens in each sequence. They are kept on the host, so that planning never waits for a device."""
     position_ids: Tensor | None = None
     """The position of each token, (T,), int64; None to count from 0 in each sequence."""
     inputs_embeds: Tensor | None = None
@@ -29,7 +35,15 @@ class PackedBatch:
 
     @classmethod
     def from_lengths(cls, input_ids: Tensor, seqlens: tuple[int, ...]) -> PackedBatch:
-        """A batch of `input_ids` (T,) cut at `seqlens`, which are positive and sum to T."""
+        """Create a batch from token ids and lengths.
+
+        Args:
+            input_ids: (T,), int32 or int64, the ids of all sequences end to end.
+            seqlens: tokens in each sequence, at least 1, with the sum T.
+
+        Raises:
+            ValueError: where a length is below 1 or the sum is not T.
+        """
         if min(seqlens, default=0) < 1 or sum(seqlens) != input_ids.numel():
             raise ValueError(
                 f"seqlens must be positive and sum to the {input_ids.numel()} tokens of input_ids; "
@@ -45,10 +59,17 @@ class PackedBatch:
 
 
 def unpad(input_ids_BS: Tensor, attention_mask_BS: Tensor) -> tuple[PackedBatch, Tensor]:
-    """The real tokens of a padded batch, and their places in it.
+    """Pack the real tokens of a padded batch.
 
-    `attention_mask_BS` is 1 for real tokens, which may lie anywhere in a row. Returns the packed batch and `indices`
-    (T,) into the flattened (B*S) batch, for `pad`. Raises ValueError for a row without a real token.
+    Args:
+        input_ids_BS: token ids (B, S).
+        attention_mask_BS: (B, S), nonzero at real tokens, which may be anywhere in a row.
+
+    Returns:
+        The packed batch, and `indices` (T,) int64, the positions of its tokens in the flattened (B*S) batch, for `pad`.
+
+    Raises:
+        ValueError: for a row without a real token.
     """
     mask = attention_mask_BS.bool()
     indices = mask.flatten().nonzero(as_tuple=True)[0]
@@ -59,20 +80,31 @@ def unpad(input_ids_BS: Tensor, attention_mask_BS: Tensor) -> tuple[PackedBatch,
 
 
 def pad(values_TX: Tensor, indices: Tensor, batch_size: int, seq_len: int, value: float = 0.0) -> Tensor:
-    """Lay packed values (T, …) out as (batch_size, seq_len, …), with `value` where there was padding."""
+    """Put packed values back into the padded layout.
+
+    Args:
+        values_TX: (T, …).
+        indices: (T,) int64, the position of each token in the flattened (batch_size * seq_len) layout.
+        batch_size: rows of the padded layout.
+        seq_len: tokens in a row of the padded layout.
+        value: the value at padding.
+
+    Returns:
+        (batch_size, seq_len, …).
+    """
     out = values_TX.new_full((batch_size * seq_len, *values_TX.shape[1:]), value)
     return out.index_copy(0, indices, values_TX).view(batch_size, seq_len, *values_TX.shape[1:])
 
 
 @dataclass(frozen=True, eq=False)
 class ModelInputs:
-    """The input of a model's forward, packed, and the layout that its results are to have."""
+    """The packed input of a model, and the layout of its outputs."""
 
     batch: PackedBatch
     indices: Tensor | None
-    """Places of the tokens in the flattened (B*S) layout, (T,); None: the caller packs for itself."""
+    """(T,) int64, positions of the tokens in the flattened (B*S) layout; None: outputs stay packed."""
     shape: tuple[int, int] | None
-    """(B, S) of that layout."""
+    """(B, S) of the padded layout; None: outputs stay packed."""
 
     @classmethod
     def from_padded(
@@ -82,7 +114,17 @@ class ModelInputs:
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
     ) -> ModelInputs:
-        """Padded ids (B, S) or vectors (B, S, D), with padding anywhere; positions (B, S), (1, S) or (S,)."""
+        """Pack padded input; padding may be anywhere in a row.
+
+        Args:
+            input_ids: token ids (B, S); exactly one of `input_ids` and `inputs_embeds` is given.
+            attention_mask: (B, S), nonzero at real tokens; None: all tokens are real.
+            position_ids: (B, S), (1, S) or (S,), at least 0; None: counted from 0 in each sequence.
+            inputs_embeds: vectors (B, S, D) in place of the token embeddings.
+
+        Raises:
+            ValueError: for shapes that do not fit each other and rows without a real token.
+        """
         source = _ids_or_embeds(input_ids, inputs_embeds)
         if source.dim() < 2:
             raise ValueError(
@@ -99,7 +141,7 @@ class ModelInputs:
         if position_ids is not None:
             if position_ids.shape not in (shape, (1, shape[1]), shape[1:]) or (position_ids < 0).any():
                 raise ValueError(
-                    f"position_ids must be {_format_shape(mask)} from 0; {_format_shape(position_ids)} came"
+                    f"position_ids are {_format_shape(position_ids)}; they must be {_format_shape(mask)}, at least 0"
                 )
             batch = replace(batch, position_ids=position_ids.expand(shape).flatten()[indices])
         return cls(batch, indices, (source.shape[0], source.shape[1]))
@@ -114,7 +156,19 @@ class ModelInputs:
         indices: Tensor | None = None,
         shape: tuple[int, int] | None = None,
     ) -> ModelInputs:
-        """Unpadded ids (T,) or vectors (T, D), perhaps with a leading 1, cut at `cu_seqlens` (B+1,)."""
+        """Check packed input.
+
+        Args:
+            input_ids: token ids (T,) or (1, T); exactly one of `input_ids` and `inputs_embeds` is given.
+            cu_seqlens: (B+1,), where each sequence starts, with T at the end.
+            position_ids: (T,) or (1, T), at least 0; None: counted from 0 in each sequence.
+            inputs_embeds: vectors (T, D) or (1, T, D) in place of the token embeddings.
+            indices: (T,), positions of the tokens in the flattened padded layout; given together with `shape`.
+            shape: (B, S) of the padded layout that outputs have; None: outputs stay packed.
+
+        Raises:
+            ValueError: for arguments that do not fit each other.
+        """
         source = _ids_or_embeds(input_ids, inputs_embeds)
         flat = source.flatten(0, -2) if inputs_embeds is not None else source.flatten()
         starts = cu_seqlens.tolist()
@@ -125,45 +179,55 @@ class ModelInputs:
             raise ValueError("indices, batch_size and seq_len pad the output together: give all three or none")
         if indices is not None and shape is not None and not _indices_fit(indices, lengths, shape):
             raise ValueError(
-                f"indices must rise, with the places of each of the {len(lengths)} sequences in its own row of {shape}"
+                f"indices must rise, and put each of the {len(lengths)} sequences into a row of its own in {shape}"
             )
         ids = flat.new_zeros(len(flat), dtype=torch.int64) if input_ids is None else flat
         positions = None if position_ids is None else position_ids.flatten()
         if positions is not None and (len(positions) != len(flat) or (positions < 0).any()):
-            raise ValueError(f"position_ids must be one for each of {len(flat)} tokens, from 0")
+            raise ValueError(f"position_ids must have a number of at least 0 for each of the {len(flat)} tokens")
         embeds = None if inputs_embeds is None else flat
         return cls(PackedBatch(ids, cu_seqlens.to(torch.int32), lengths, positions, embeds), indices, shape)
 
     def pad(self, values_TX: Tensor, value: float = 0.0) -> Tensor:
-        """Packed values (T, …) in the caller's layout: (B, S, …) with `value` at padding, or (T, …) as they are."""
+        """Bring packed values (T, …) into the caller's layout: (B, S, …) with `value` at padding, or unchanged."""
         if self.indices is None or self.shape is None:
             return values_TX
         return pad(values_TX, self.indices, *self.shape, value)
 
     def unpad(self, values: Tensor) -> Tensor:
-        """One value a token, in the caller's layout (B, S) or packed already (T,), as (T,)."""
+        """Pack one value per token, given in the caller's layout (B, S) or already packed (T,), as (T,).
+
+        Raises:
+            ValueError: for any other number of values.
+        """
         tokens = self.batch.input_ids.numel()
         if self.indices is not None and self.shape is not None and values.numel() == self.shape[0] * self.shape[1]:
             return values.flatten()[self.indices]
         if values.numel() != tokens:
             raise ValueError(
-                f"labels are {_format_shape(values)}; one for each of {tokens} tokens, or the input's layout, is wanted"
+                f"labels are {_format_shape(values)}; give one for each of the {tokens} tokens, or the input's layout"
             )
         return values.flatten()
 
 
 def check_sliding_window_mask(mask: Tensor, real_BS: Tensor, half: int) -> None:
-    """Raise ValueError where `mask` asks for another sliding window than `half` keys on each side.
+    """Check that a `sliding_window_mask` is the mask of the configured window.
 
-    `mask`: (B, S), zero at padding; or (B or 1, 1, S, S), true or 0 where a query sees a key, false or very negative
-    where not. `real_BS`: which tokens are real. The windows themselves come from the configuration.
+    Args:
+        mask: (B, S), zero at padding; or (B or 1, 1, S, S), true or 0 where a query sees a key, and false or a large
+            negative number where it does not.
+        real_BS: bool, which tokens are real.
+        half: keys that a query sees on each side, ends inclusive.
+
+    Raises:
+        ValueError: for the mask of any other window.
     """
     if mask.dim() == 2:
         if mask.shape == real_BS.shape and not (real_BS & ~mask.bool()).any():
             return
     elif mask.dim() == 4 and real_BS.dim() == 2 and mask.shape[-2:] == (real_BS.shape[1],) * 2:
         visible = mask > -1.0 if mask.is_floating_point() else mask.bool()
-        order = real_BS.long().cumsum(dim=1)  # windows go by order, whatever padding lies between
+        order = real_BS.long().cumsum(dim=1)  # windows count real tokens, whatever padding is between them
         window = (order[:, None, None, :] - order[:, None, :, None]).abs() <= half
         pairs = real_BS[:, None, :, None] & real_BS[:, None, None, :]
         if not ((visible != window) & pairs).any():
@@ -175,7 +239,7 @@ def check_sliding_window_mask(mask: Tensor, real_BS: Tensor, half: int) -> None:
 
 
 def _indices_fit(indices: Tensor, lengths: tuple[int, ...], shape: tuple[int, int]) -> bool:
-    """Whether `indices` lay sequences of these lengths out in the rows of `shape`, one each, in order."""
+    """Return whether `indices` put the sequences into the rows of `shape`, one into each, in order."""
     if len(indices) != sum(lengths) or shape[0] != len(lengths) or int(indices[0]) < 0:
         return False
     rising = bool((indices.diff() > 0).all())
@@ -183,6 +247,7 @@ def _indices_fit(indices: Tensor, lengths: tuple[int, ...], shape: tuple[int, in
 
 
 def _ids_or_embeds(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+    """Return the one that is given; raise ValueError for both or none."""
     if input_ids is not None and inputs_embeds is None:
         return input_ids
     if inputs_embeds is not None and input_ids is None:

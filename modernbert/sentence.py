@@ -1,4 +1,4 @@
-"""Sentence encoders: an encoder, pooling, dense layers, perhaps normalisation, as sentence-transformers stores them.
+"""Sentence encoders as sentence-transformers stores them: an encoder, pooling, dense layers and normalisation.
 
 Shapes: T packed tokens, B sequences, D hidden, E embedding width.
 """
@@ -20,7 +20,8 @@ from modernbert.model import ModernBertModel
 from modernbert.packing import PackedBatch
 
 POOLINGS = ("cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
-_LEGACY_POOLINGS = {  # before version 6, one flag a mode
+"""The pooling modes, with the names of sentence-transformers."""
+_LEGACY_POOLINGS = {  # before version 6, a flag for each mode
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
     "pooling_mode_mean_tokens": "mean",
@@ -35,7 +36,7 @@ _ACTIVATIONS: dict[str, nn.Module] = {
 
 
 def encoder_folder(folder: Path) -> Path:
-    """Where the encoder of a checkpoint lies: where modules.json says, else in the folder itself."""
+    """Return the folder of a checkpoint's encoder: the one that modules.json names, or `folder` itself."""
     modules = _read_json(folder / "modules.json") or []
     encoders = [folder / module["path"] for module in modules if module["type"].endswith("Transformer")]
     return encoders[0] if encoders else folder
@@ -47,31 +48,42 @@ class Dense:
 
     folder: Path
     activation: str
-    """One of the names of torch.nn."""
+    """The name of a class in torch.nn."""
     residual: bool
+    """Whether the layer's input is added to its output."""
     out_features: int
 
 
 @dataclass(frozen=True)
 class SentenceConfig:
-    """What stands in modules.json and the files it names; the defaults are those of a plain encoder."""
+    """The content of modules.json and the files that it names; the defaults are those of a plain encoder."""
 
     encoder: Path
-    """Folder with config.json, weights and tokenizer."""
+    """The folder with config.json, weights and tokenizer."""
     pooling: tuple[str, ...] = ("mean",)
-    """One or more of POOLINGS; several are laid side by side."""
+    """One or more of POOLINGS, whose vectors are concatenated."""
     include_prompt: bool = True
-    """Whether a prompt's tokens take part in the pooling."""
+    """Whether the tokens of a prompt take part in the pooling."""
     dense: tuple[Dense, ...] = ()
     normalize: bool = False
+    """Whether vectors are scaled to length 1."""
     max_length: int | None = None
+    """The longest input in tokens; None where the checkpoint states none."""
     lower_case: bool = False
     prompts: dict[str, str] = field(default_factory=dict)
+    """{name: text that is put before a document}."""
     default_prompt_name: str | None = None
 
     @classmethod
     def from_folder(cls, folder: Path) -> SentenceConfig:
-        """The sentence encoder in `folder`, or mean pooling over a plain one; CheckpointError for unknown modules."""
+        """Read the configuration of a sentence encoder, or that of a plain encoder with mean pooling.
+
+        Args:
+            folder: a checkpoint, with modules.json if it is a sentence encoder.
+
+        Raises:
+            CheckpointError: for unknown modules, pooling modes and activations, and a file that is not valid JSON.
+        """
         if not (folder / "modules.json").is_file():
             return cls(folder)
         values: dict[str, Any] = {"encoder": folder}
@@ -100,17 +112,26 @@ class SentenceConfig:
         return cls(**values, dense=tuple(dense), default_prompt_name=settings.get("default_prompt_name"))
 
     def width(self, hidden_size: int) -> int:
-        """The numbers in a vector."""
+        """Return the width of a vector, for an encoder of `hidden_size`."""
         return self.dense[-1].out_features if self.dense else hidden_size * len(self.pooling)
 
     @property
     def files(self) -> list[Path]:
-        """The files beside the encoder's own that answers depend on."""
+        """The files of the dense layers, on which vectors depend besides the encoder's."""
         return [file for dense in self.dense for file in sorted(dense.folder.iterdir()) if file.is_file()]
 
 
 class SentenceEncoder(nn.Module):
-    """A vector for each sequence."""
+    """An encoder with pooling and dense layers: a vector for each sequence.
+
+    Example:
+        >>> folder = resolve("my-org/modernbert-embed")
+        >>> encoder = SentenceEncoder.load(SentenceConfig.from_folder(folder))
+        >>> windows = Tokenizer.from_folder(folder).encode(["one text", "another one"])
+        >>> ids, lengths = torch.from_numpy(windows.input_ids), tuple(windows.lengths.tolist())
+        >>> encoder.forward_packed(PackedBatch.from_lengths(ids, lengths)).shape
+        torch.Size([2, 768])
+    """
 
     def __init__(self, encoder: ModernBertModel, config: SentenceConfig):
         super().__init__()
@@ -127,14 +148,31 @@ class SentenceEncoder(nn.Module):
         dtype: torch.dtype = torch.float32,
         attention: str = "auto",
     ) -> SentenceEncoder:
-        """The weights that `config` name, the encoder in `dtype`; pooling and dense layers always run in fp32."""
+        """Load a sentence encoder for inference: in eval mode, without gradients.
+
+        Args:
+            config: the configuration, which names the folders of the weights (`SentenceConfig.from_folder`).
+            device: where the weights are put.
+            dtype: the dtype of the encoder; pooling and dense layers always run in fp32.
+            attention: one of `modernbert.attention.BACKENDS`, or "auto" for the best one on `device`.
+
+        Raises:
+            CheckpointError: where a file or a weight is missing or does not fit.
+            ConfigError: for an encoder whose configuration cannot be used.
+        """
         encoder = load(ModernBertModel, config.encoder, device=device, dtype=dtype, attention=attention)
         return cls(encoder, config).to(device).eval().requires_grad_(False)
 
     def forward_packed(self, batch: PackedBatch, pooling: Sequence[str] = (), prompt_tokens: int = 0) -> Tensor:
-        """The vectors (B, E) of a packed batch, in its order, in fp32, before any normalisation.
+        """Compute the vectors of a packed batch, before any normalisation.
 
-        `pooling`: in place of the checkpoint's. `prompt_tokens`: tokens at each start that it leaves out.
+        Args:
+            batch: the input, on the model's device.
+            pooling: modes that replace the configured ones; empty: those of the configuration.
+            prompt_tokens: tokens at the start of each sequence that pooling leaves out.
+
+        Returns:
+            (B, E) fp32, in the order of the batch.
         """
         x_TD = self.encoder.forward_packed(batch)
         pooled = [
@@ -143,7 +181,7 @@ class SentenceEncoder(nn.Module):
             )
             for x_LD in x_TD.split(batch.seqlens)
         ]
-        # One row at a time: the bits of a product may depend on its number of rows.
+        # On CPUs, one row at a time: the bits of a matrix product may depend on its number of rows.
         rows = pooled if x_TD.device.type == "cpu" else [torch.stack(pooled)]
         return torch.stack(pooled) if not self.layers else torch.cat([self._apply_dense(x) for x in rows])
 
@@ -155,6 +193,8 @@ class SentenceEncoder(nn.Module):
 
 
 class _Dense(nn.Module):
+    """A dense layer with its activation, and its input added if it is residual: (B, D) to (B, E)."""
+
     def __init__(self, weights: dict[str, Tensor], activation: str, residual: bool):
         super().__init__()
         out_features, in_features = weights["linear.weight"].shape
@@ -191,6 +231,7 @@ def _load_dense(dense: Dense) -> _Dense:
 
 
 def _weighted_mean(x_LD: Tensor, skip: int) -> Tensor:
+    """Compute the mean with weights that grow with the position: the n-th token has the weight n."""
     weights = torch.arange(skip + 1, len(x_LD) + 1, dtype=x_LD.dtype, device=x_LD.device)
     return weights @ x_LD[skip:] / weights.sum()
 
@@ -206,6 +247,7 @@ _POOLING_FUNCTIONS = {
 
 
 def _pooling_modes(settings: dict[str, Any]) -> tuple[str, ...]:
+    """Read the modes of a Pooling module: one, several, or the flags of earlier versions."""
     configured = settings.get("pooling_mode")
     if configured is None:
         configured = [mode for flag, mode in _LEGACY_POOLINGS.items() if settings.get(flag)] or ["mean"]

@@ -1,4 +1,4 @@
-"""The checkpoint's own tokenizer.json on the `tokenizers` library: text in, packed windows of ids out."""
+"""The tokenizer of a checkpoint (tokenizer.json, run by the `tokenizers` library): from texts to packed windows."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from tokenizers import Tokenizer as FastTokenizer
 from modernbert.checkpoint import CheckpointError, resolve
 from modernbert.windows import Text, Tokens, Windows, WindowsBuilder, longest_first
 
-_CHARS_PER_TOKEN = 12  # a long text is first tried cut to this many characters for each token wanted
-_MARGIN_WORDS = 8  # words before such a cut whose tokens may depend on what was cut off
-_CHARS_PER_CALL = 4 << 20
+_CHARS_PER_TOKEN = 12  # a long text is first cut to this many characters for each token that is needed
+_MARGIN_WORDS = 8  # words before such a cut whose tokens may depend on the rest
+_CHARS_PER_CALL = 4 << 20  # encodings take more memory than ids, so that they are made for some documents at a time
 _NO_LIMIT = 1 << 62
 
 
 class Batch(dict):
-    """Ids and masks by name, also as attributes: what `Tokenizer.__call__` returns and a model takes as `**batch`."""
+    """A dict of ids and masks whose values are attributes, too; a model takes it as `**batch`."""
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -33,24 +33,38 @@ class Batch(dict):
 
 
 class Tokenizer:
-    """Encodes as transformers' fast tokenizer does on the same file, without its per-text overhead."""
+    """A tokenizer with the results of transformers' fast tokenizer on the same files, without its overhead per text.
+
+    Args:
+        fast: a tokenizer of the `tokenizers` library; its truncation and padding are switched off.
+        settings: the content of tokenizer_config.json.
+
+    Example:
+        >>> tokenizer = Tokenizer.from_pretrained("answerdotai/ModernBERT-base")
+        >>> inputs = tokenizer(["a text", "and a longer one"], padding=True, return_tensors="pt")
+        >>> inputs.input_ids.shape
+        torch.Size([2, 6])
+    """
 
     def __init__(self, fast: FastTokenizer, settings: dict[str, Any] | None = None):
-        """`settings`: the content of tokenizer_config.json."""
         fast.no_truncation()
         fast.no_padding()
         self._fast = fast
         self._settings = settings or {}
         longest = self._settings.get("model_max_length")
         self.model_max_length = int(longest) if longest and longest < 1e9 else None
-        """What the checkpoint says of the longest input, in tokens; None where it says nothing."""
+        """The longest input in tokens, as stated by the checkpoint; None where it states none."""
 
     @classmethod
     def from_folder(cls, folder: Path) -> Tokenizer:
-        """The tokenizer of the checkpoint in `folder`; CheckpointError where a file is missing or broken."""
+        """Load tokenizer.json, and tokenizer_config.json if there is one, from a checkpoint's folder.
+
+        Raises:
+            CheckpointError: where tokenizer.json is missing or a file cannot be read.
+        """
         file, settings = folder / "tokenizer.json", folder / "tokenizer_config.json"
         if not file.is_file():
-            raise CheckpointError(f"{folder} lacks tokenizer.json, the one form of tokenizer that is read")
+            raise CheckpointError(f"{folder} lacks tokenizer.json, the only tokenizer format that is read")
         try:
             fast = FastTokenizer.from_file(str(file))
         except Exception as error:  # the library raises plain Exception
@@ -62,37 +76,48 @@ class Tokenizer:
 
     @classmethod
     def from_pretrained(cls, model: str | Path, *, revision: str | None = None) -> Tokenizer:
-        """The tokenizer of the folder or hub repository `model`."""
+        """Load the tokenizer of a checkpoint.
+
+        Args:
+            model: a folder, or a Hugging Face hub id, which is downloaded or found in the hub's cache.
+            revision: a branch, tag or commit of the hub's repository.
+
+        Raises:
+            CheckpointError: where there is no such checkpoint, or its tokenizer cannot be read.
+
+        Example:
+            >>> tokenizer = Tokenizer.from_pretrained("answerdotai/ModernBERT-base")
+        """
         return cls.from_folder(resolve(model, revision))
 
     @property
     def vocab_size(self) -> int:
-        """The number of ids, added tokens included."""
+        """The number of ids, including added tokens."""
         return self._fast.get_vocab_size(with_added_tokens=True)
 
     @cached_property
     def mask_token_id(self) -> int | None:
-        """The id of the mask token; None where there is none."""
+        """The id of the mask token, or None if the vocabulary has none."""
         return self._special("mask_token", "[MASK]")
 
     @cached_property
     def pad_token_id(self) -> int | None:
-        """The id of the padding token; None where there is none."""
+        """The id of the padding token, or None if the vocabulary has none."""
         return self._special("pad_token", "[PAD]")
 
     @cached_property
     def cls_token_id(self) -> int | None:
-        """The id of the classification token; None where there is none."""
+        """The id of the classification token, or None if the vocabulary has none."""
         return self._special("cls_token", "[CLS]")
 
     @cached_property
     def unk_token_id(self) -> int | None:
-        """The id of the unknown token; None where there is none."""
+        """The id of the unknown token, or None if the vocabulary has none."""
         return self._special("unk_token", "[UNK]")
 
     @cached_property
     def lowercased(self) -> Tokenizer:
-        """The same tokenizer on texts in lower case, special tokens in them excepted, as in sentence-transformers."""
+        """This tokenizer with lower-casing, except of special tokens, as in sentence-transformers."""
         fast = FastTokenizer.from_str(self._fast.to_str())
         rest = [fast.normalizer] if fast.normalizer else []
         fast.normalizer = normalizers.Sequence([normalizers.Lowercase(), *rest])
@@ -100,23 +125,26 @@ class Tokenizer:
 
     @property
     def continuing_subword_prefix(self) -> str:
-        """What the vocabulary puts before tokens that go on with a word; empty in byte-level vocabularies."""
+        """The prefix of tokens that continue a word ("##" in WordPiece); empty in byte-level vocabularies."""
         return getattr(self._fast.model, "continuing_subword_prefix", None) or ""
 
     def token_id(self, token: str) -> int | None:
-        """The id of a token of the vocabulary; None where it is none."""
+        """Return the id of a token, or None if it is not in the vocabulary."""
         return self._fast.token_to_id(token)
 
     def token(self, token_id: int) -> str:
-        """The token of an id, as the vocabulary spells it."""
+        """Return the token of an id, as it is in the vocabulary ("ĠParis"); empty for an unknown id."""
         return self._fast.id_to_token(token_id) or ""
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
-        """The text that `ids` stand for."""
+        """Return the text of token ids.
+
+        Example: `tokenizer.decode(tokenizer("a text").input_ids, skip_special_tokens=True)` returns "a text".
+        """
         return self._fast.decode(list(ids), skip_special_tokens=skip_special_tokens)
 
     def join(self, tokens: Sequence[str]) -> str:
-        """The text that vocabulary tokens stand for."""
+        """Return the text of vocabulary tokens."""
         return self._fast.decoder.decode(list(tokens)) if self._fast.decoder else " ".join(tokens)
 
     def encode(
@@ -127,17 +155,30 @@ class Tokenizer:
         stride: int | None = None,
         details: bool = False,
     ) -> Windows:
-        """The windows of `documents`, all texts or all pairs, with special tokens.
+        """Encode documents as windows with special tokens.
 
-        `max_length`: tokens in a window at most; None for no limit. `stride`: None to cut off what is too long, of a
-        pair the longer text first; else the tokens that neighbouring windows of a document share. Of a pair, the second
-        text is then cut into windows, each with the whole first text. `details`: give `offsets`, `word_ids` and
-        `sequence_ids` too. Raises ValueError for a `max_length` without room for special tokens, and for a mixture of
-        texts and pairs.
+        Args:
+            documents: texts, or pairs of texts.
+            max_length: the most tokens in a window, special tokens included; None: no limit.
+            stride: None: each document is one window, and tokens beyond `max_length` are cut off (in a pair, from the
+                longer text first). A number: a longer document is cut into windows whose neighbours share this many
+                tokens; in a pair the second text is cut, and each window has the whole first text.
+            details: whether to fill `offsets`, `word_ids` and `sequence_ids`.
+
+        Returns:
+            The windows, in the order of `documents`. Documents that cannot be cut into windows are in `rejected`.
+
+        Raises:
+            ValueError: where `max_length` leaves no room beside special tokens, and for a mixture of texts and pairs.
+
+        Example:
+            >>> windows = tokenizer.encode(["a short text", "a long text " * 100], max_length=128, stride=32)
+            >>> windows.document.tolist()
+            [0, 1, 1, 1]
         """
         pairs = bool(documents) and isinstance(documents[0], tuple)
         if any(isinstance(document, tuple) != pairs for document in documents):
-            raise ValueError("documents are texts and pairs of texts; give each kind in a call of its own")
+            raise ValueError("documents are texts and pairs of texts; encode each in a call of its own")
         template = self._template(pairs)
         max_tokens = _NO_LIMIT if max_length is None else max_length - sum(map(len, template))
         if max_tokens < 1:
@@ -167,9 +208,27 @@ class Tokenizer:
         max_length: int | None = None,
         return_tensors: str | None = None,
     ) -> Batch:
-        """`input_ids` and `attention_mask` under transformers' names: lists, or with "pt" tensors (B, S).
+        """Encode texts for `forward`, with the arguments of transformers.
 
-        `padding` fills all rows to the longest on the right; `truncation` cuts them to `max_length`.
+        Args:
+            text: a text or several.
+            text_pair: the second text of each pair; None: no pairs.
+            add_special_tokens: whether to add [CLS] and [SEP].
+            padding: whether to pad all rows on the right to the longest one.
+            truncation: whether to cut rows to `max_length`.
+            max_length: the most tokens in a row; None: `model_max_length`. Not used without `truncation`.
+            return_tensors: "pt" for int64 tensors (B, S); None for lists.
+
+        Returns:
+            `input_ids` and `attention_mask`. For a single text, lists have no batch dimension.
+
+        Raises:
+            ValueError: for another `return_tensors`, for padding without a padding token, and for tensors of rows that
+                differ in length.
+
+        Example:
+            >>> tokenizer("a text", return_tensors="pt").attention_mask
+            tensor([[1, 1, 1, 1]])
         """
         single = isinstance(text, str)
         texts = [text] if isinstance(text, str) else list(text)
@@ -197,11 +256,12 @@ class Tokenizer:
         )
 
     def _special(self, name: str, default: str) -> int | None:
+        """Return the id of the special token that tokenizer_config.json calls `name`."""
         token = self._settings.get(name) or default
         return self._fast.token_to_id(token["content"] if isinstance(token, dict) else token)
 
     def _template(self, pairs: bool) -> list[list[int]]:
-        """The special ids before, between and after the texts, read off an encoded example."""
+        """Return the special ids before, between and after the texts, as an encoded example has them."""
         probe = self._fast.encode("a", "a" if pairs else None)
         template: list[list[int]] = [[]]
         last = None
@@ -216,7 +276,7 @@ class Tokenizer:
     def _iter_encodings(
         self, documents: Sequence[Text], max_tokens: int, offsets: bool
     ) -> Iterator[tuple[Encoding, ...]]:
-        """The encodings of each document's texts, some documents at a time: they take more memory than ids."""
+        """Yield the encodings of each document's texts, which are made for some documents at a time."""
         start = size = 0
         for stop, document in enumerate(documents, 1):
             size += len(document) if isinstance(document, str) else sum(map(len, document))
@@ -234,7 +294,7 @@ class Tokenizer:
         encode = self._fast.encode_batch if offsets else self._fast.encode_batch_fast
         longest = max_tokens * _CHARS_PER_TOKEN
         cut = [i for i, text in enumerate(texts) if len(text) > longest]
-        starts = self._fast.encode_batch([texts[i][:longest] for i in cut], add_special_tokens=False)  # with words
+        starts = self._fast.encode_batch([texts[i][:longest] for i in cut], add_special_tokens=False)  # with word ids
         exact = {i: start for i, start in zip(cut, starts, strict=True) if _prefix_is_exact(start, max_tokens)}
         rest = iter(encode([text for i, text in enumerate(texts) if i not in exact], add_special_tokens=False))
         return [exact[i] if i in exact else next(rest) for i in range(len(texts))]
@@ -248,6 +308,7 @@ class Tokenizer:
         max_tokens: int,
         stride: int,
     ) -> None:
+        """Add overlapping windows of a document, or reject it where windows have no room for more than `stride`."""
         *whole, last = lengths
         capacity = max_tokens - sum(whole)
         if capacity <= stride and sum(lengths) > max_tokens:
@@ -265,9 +326,9 @@ class Tokenizer:
 
 
 def _prefix_is_exact(encoding: Encoding, max_tokens: int) -> bool:
-    """Whether the first `max_tokens` tokens end some words before the place where the text was cut.
+    """Return whether the first `max_tokens` tokens end some words before the cut.
 
-    Words are encoded one by one, so what was cut off cannot have changed them.
+    Words are encoded one by one, so that the text behind the cut cannot change those tokens.
     """
     words = encoding.word_ids
     kept = [word for word in words[:max_tokens] if word is not None]

@@ -1,4 +1,4 @@
-"""Windows: documents cut into stretches of at most a length, laid end to end.
+"""Windows: documents cut into stretches of at most `max_length` tokens, laid end to end.
 
 Shapes: T packed tokens, W windows, D documents.
 """
@@ -18,39 +18,46 @@ Text = str | tuple[str, str]
 
 @dataclass(frozen=True)
 class Windows:
-    """Some documents as windows laid end to end: a packed batch, and Arrow list columns."""
+    """The result of `Tokenizer.encode`: the windows of some documents, laid end to end.
+
+    The arrays are both the input of a packed batch and the buffers of Arrow list columns.
+
+    Example:
+        >>> windows = tokenizer.encode(["one", "a longer text"], max_length=8)
+        >>> batch = PackedBatch.from_lengths(torch.from_numpy(windows.input_ids), tuple(windows.lengths.tolist()))
+    """
 
     input_ids: np.ndarray
-    """(T,) int32"""
+    """(T,) int32: token ids, special tokens included."""
     cu_seqlens: np.ndarray
-    """(W+1,) int64: where each window starts, and T."""
+    """(W+1,) int64: where each window starts, with T at the end."""
     document: np.ndarray
-    """(W,) int64: whose window it is; documents in order, each one's windows in order."""
+    """(W,) int64: the number of the window's document; the windows of a document follow each other, in order."""
     start: np.ndarray
-    """(W,) int64: how many tokens of its document, of a pair the second text, lie before the window's own."""
+    """(W,) int64: the first token of the window in its document, or in the second text of a pair."""
     n_tokens: np.ndarray
-    """(D,) int32: tokens of the document that are in its windows, each counted once; 0 where it is in `rejected`."""
+    """(D,) int32: the document's tokens that are in its windows, each counted once; 0 for a rejected document."""
     truncated: np.ndarray
-    """(D,) bool: tokens were cut off."""
+    """(D,) bool: whether tokens of the document were cut off."""
     rejected: dict[int, str]
-    """Documents without windows: why they cannot be encoded."""
+    """{number of a document without windows: the reason why it cannot be encoded}."""
     offsets: np.ndarray = field(default_factory=lambda: np.empty((0, 2), np.int32))
-    """(T, 2) int32: characters [start, end) of each token in its own text; 0, 0 for special tokens."""
+    """(T, 2) int32: the characters [start, end) of each token in its text; 0, 0 for special tokens."""
     word_ids: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))
-    """(T,) int32: the number of the token's word in its text; -1 for special tokens."""
+    """(T,) int32: the number of each token's word in its text; -1 for special tokens."""
     sequence_ids: np.ndarray = field(default_factory=lambda: np.empty(0, np.int8))
-    """(T,) int8: 0 for the first text of a pair, 1 for the second, -1 for special tokens."""
+    """(T,) int8: 0 for tokens of the first text, 1 for the second text of a pair, -1 for special tokens."""
     token_tags: np.ndarray = field(default_factory=lambda: np.empty(0, np.int8))
-    """(T,) int8: a task's own tag of each token. Without `details` it, offsets, word_ids and sequence_ids are empty."""
+    """(T,) int8: a tag that a task sets for each token. Empty without `details`, like the three arrays before it."""
 
     @property
     def lengths(self) -> np.ndarray:
-        """(W,) tokens in each window."""
+        """(W,) int64: tokens in each window."""
         return np.diff(self.cu_seqlens)
 
 
 class Tokens(NamedTuple):
-    """The tokens of a text. The library copies a list each time it is asked for one: here it lies once."""
+    """The tokens of a text, read once: each access to an attribute of an Encoding copies a list."""
 
     ids: list[int]
     offsets: list[tuple[int, int]]
@@ -58,12 +65,12 @@ class Tokens(NamedTuple):
 
     @classmethod
     def from_encoding(cls, encoding: Encoding, details: bool) -> Tokens:
-        """An encoding's tokens, with `details` their places and words."""
+        """Read the tokens of an encoding; with `details`, their offsets and word ids too."""
         return cls(encoding.ids, encoding.offsets, encoding.word_ids) if details else cls(encoding.ids, [], [])
 
 
 class WindowsBuilder:
-    """Collects windows as lists, and turns them into arrays at once."""
+    """Collects windows in lists and turns all of them into arrays at once."""
 
     def __init__(self, template: list[list[int]], details: bool):
         self.template, self.details = template, details
@@ -80,7 +87,14 @@ class WindowsBuilder:
         self.sequence_ids: list[int] = []
 
     def add(self, document: int, parts: Sequence[Tokens], ranges: list[tuple[int, int]], first: int) -> None:
-        """A window: of each text its tokens in a range, with the special tokens round them."""
+        """Add a window of a document.
+
+        Args:
+            document: its number.
+            parts: the tokens of its texts, one text or two.
+            ranges: for each text, the tokens [start, stop) in the window; special tokens are added around them.
+            first: the first token of the window in the text that is cut.
+        """
         offset = len(self.ids)
         self._add_special(0)
         for number, (part, (start, stop)) in enumerate(zip(parts, ranges, strict=True)):
@@ -95,18 +109,18 @@ class WindowsBuilder:
         self.start.append(first)
 
     def finish(self, tokens: int, truncated: bool) -> None:
-        """The end of a document whose windows hold `tokens` tokens of its own."""
+        """End a document whose windows hold `tokens` of its tokens, each counted once, without special ones."""
         self.n_tokens.append(tokens + self.num_special)
         self.truncated.append(truncated)
 
     def reject(self, reason: str) -> None:
-        """A document without windows."""
+        """Record a document without windows."""
         self.rejected[len(self.n_tokens)] = reason
         self.n_tokens.append(0)
         self.truncated.append(False)
 
     def windows(self) -> Windows:
-        """All of it as arrays."""
+        """Return the collected windows as arrays."""
         offsets = np.concatenate(self.offsets) if self.offsets else np.empty((0, 2), np.int32)
         return Windows(
             input_ids=np.array(self.ids, dtype=np.int32),
@@ -131,10 +145,11 @@ class WindowsBuilder:
 
 
 def longest_first(lengths: list[int], max_tokens: int) -> list[int]:
-    """How many tokens of each text are kept where together they may have `max_tokens`: the longer one gives first.
+    """Return how many tokens of each text are kept if all texts together may have `max_tokens`.
 
-    The rule of the tokenizers library: cut the longer to what the shorter leaves, but not below the shorter; if that is
-    not enough, half the room for each, the odd one for the longer.
+    This is the rule "longest_first" of the tokenizers library: the longer text is cut to what the shorter one leaves,
+    but not below the shorter one; if that is not enough, each text keeps half of `max_tokens`, the longer one an odd
+    token.
     """
     if len(lengths) == 1:
         return [min(lengths[0], max_tokens)]
