@@ -207,6 +207,7 @@ class ModernBertForTokenClassification(_Classifier):
     `labels`: (B, S) or (T,) int64 classes, -100 where no loss is computed; labels at padding are not read.
 
     Example:
+        >>> tokenizer = Tokenizer.from_pretrained("answerdotai/ModernBERT-base")
         >>> model = ModernBertForTokenClassification.from_pretrained("answerdotai/ModernBERT-base", num_labels=5)
         >>> model(**tokenizer("a text", return_tensors="pt")).logits.shape
         torch.Size([1, 4, 5])

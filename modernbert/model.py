@@ -54,7 +54,7 @@ class ModernBertAttention(nn.Module):
         return torch.cat((apply_rope(qk, cos_TH, sin_TH), v), dim=1)
 
     def prepack(self) -> None:
-        """Reorder queries and keys for `apply_rope_interleaved_`; in fp32, where that would change last bits, not."""
+        """Reorder queries and keys for `apply_rope_interleaved_`, except in fp32, whose last bits would change."""
         if self.Wqkv.weight.dtype == torch.float32:
             return
         self.interleaved = True
@@ -334,7 +334,7 @@ def layer_norm(config: ModernBertConfig) -> nn.LayerNorm:
 
 
 def to_output(output: ModelOutput, return_dict: bool | None, config: ModernBertConfig) -> Any:
-    """Return `output`, or a tuple of its values if `return_dict`, or by default the configuration, says so."""
+    """Return `output`, or a tuple of its values if `return_dict` is False; None: as the configuration says."""
     return output if _default(return_dict, config.return_dict) else output.to_tuple()
 
 
