@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
+import signal
 import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 # Workers of Ray import what tests/ holds, too.
 os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
-for name in [name for name in os.environ if name.startswith("MODERNBERT_") or name == "RAY_ADDRESS"]:
+for name in [name for name in os.environ if name.startswith("MODERNBERT_")]:
     del os.environ[name]
+os.environ["RAY_ADDRESS"] = "local"  # no test joins a Ray that happens to run here
 
 import pytest
 import torch
@@ -21,9 +31,9 @@ REPOSITORY = Path(__file__).parents[1]
 torch.set_num_threads(1)
 
 
-def readme_block(marker: str) -> str:
-    """The README's code block that follows <!-- marker -->."""
-    found = re.search(rf"<!-- {marker} -->\n```\w+\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
+def readme_block(marker: str, file: str = "README.md") -> str:
+    """The code block of a README that follows <!-- marker -->."""
+    found = re.search(rf"<!-- {marker} -->\n```\w+\n(.*?)```", (REPOSITORY / file).read_text(), re.DOTALL)
     assert found, marker
     return found[1]
 
@@ -51,8 +61,50 @@ def local_ray():
 
     from pipelines.corpus.cluster import cluster_resources
 
-    os.environ["RAY_ADDRESS"] = "local"
     cluster_resources()
     yield
     ray.shutdown()
-    del os.environ["RAY_ADDRESS"]
+
+
+RAY = [str(Path(sys.executable).with_name("ray"))]
+HEAD_ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {
+    "RAY_AUTH_MODE": "disabled",  # a token file on the machine would switch it on
+    "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+}
+
+
+class RayHead(NamedTuple):
+    """The addresses of a head: of Ray, and of its dashboard, which takes jobs."""
+
+    address: str
+    dashboard: str
+
+
+@pytest.fixture(scope="session")
+def ray_head() -> Iterator[RayHead]:
+    """A head of its own, for jobs that are submitted, and for those that need no Ray of their own."""
+    folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # Ray's socket paths must be short
+    port, dashboard = free_port(), free_port()
+    ports = [f"--port={port}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={free_port()}"]
+    ports.append(f"--dashboard-agent-listen-port={free_port()}")  # another Ray's agent may hold the usual one
+    options = ["--head", "--block", "--num-cpus=2", "--include-dashboard=true", f"--temp-dir={folder}"]
+    process = subprocess.Popen(
+        [*RAY, "start", *options, *ports],
+        env=HEAD_ENVIRONMENT, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    address = f"http://127.0.0.1:{dashboard}"
+    try:
+        for _ in range(120):
+            try:
+                urllib.request.urlopen(f"{address}/api/jobs/", timeout=5).read()
+                break
+            except OSError:
+                assert process.poll() is None, "the head ended"
+                time.sleep(1)
+        else:
+            pytest.fail("the job server did not answer")
+        yield RayHead(f"127.0.0.1:{port}", address)
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(60)
+        shutil.rmtree(folder, ignore_errors=True)

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from commands import run_job, run_script
-from conftest import REPOSITORY, readme_block
+from conftest import HEAD_ENVIRONMENT, REPOSITORY, readme_block
 
 from modernbert.tokenizer import Tokenizer
 from pipelines.inmemory import pipeline
@@ -33,11 +33,13 @@ def here(command: str) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", readme_block("demos").strip().splitlines())
-def test_a_demo_runs_without_options(command, tmp_path):
-    done = subprocess.run(here(command), shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+def test_a_demo_runs_without_options(command, tmp_path, ray_head):
+    options = {"shell": True, "cwd": tmp_path, "env": HEAD_ENVIRONMENT | {"RAY_ADDRESS": ray_head.address}}
+    done = subprocess.run(here(command), capture_output=True, text=True, timeout=300, **options)
     assert done.returncode == 0, done.stderr[-2000:]
     assert re.search(r"rows +[\d,]+: [\d,]+ labelled, [\d,]+ rejected", done.stdout)
     assert "example " in done.stdout
+    assert f"Ray joined at {ray_head.address}: 1 node, 2 CPUs, 0 GPUs" in done.stdout
     (output,) = (tmp_path / "output").iterdir()
     assert ds.dataset(output).count_rows() > 100
 

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import signal
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -19,47 +14,13 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from conftest import REPOSITORY, free_port
+from conftest import HEAD_ENVIRONMENT, RAY, REPOSITORY, free_port
 
-RAY, SERVE = ([str(Path(sys.executable).with_name(name))] for name in ("ray", "serve"))
-ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {
-    "RAY_AUTH_MODE": "disabled",  # a token file on the machine would switch it on
-    "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-}
-
-
-@pytest.fixture(scope="module")
-def head() -> Iterator[str]:
-    """The address of the job server of a head of our own."""
-    folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # Ray's socket paths must be short
-    dashboard = free_port()
-    ports = [f"--port={free_port()}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={free_port()}"]
-    ports.append(f"--dashboard-agent-listen-port={free_port()}")  # another Ray's agent may hold the usual one
-    options = ["--head", "--block", "--num-cpus=2", "--include-dashboard=true", f"--temp-dir={folder}"]
-    process = subprocess.Popen(
-        [*RAY, "start", *options, *ports],
-        env=ENVIRONMENT, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    address = f"http://127.0.0.1:{dashboard}"
-    try:
-        for _ in range(120):
-            try:
-                urllib.request.urlopen(f"{address}/api/jobs/", timeout=5).read()
-                break
-            except OSError:
-                assert process.poll() is None, "the head ended"
-                time.sleep(1)
-        else:
-            pytest.fail("the job server did not answer")
-        yield address
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(60)
-        shutil.rmtree(folder, ignore_errors=True)
+SERVE = [str(Path(sys.executable).with_name("serve"))]
 
 
 @pytest.mark.slow
-def test_a_submitted_job_labels_a_corpus(head, tmp_path):
+def test_a_submitted_job_labels_a_corpus(ray_head, tmp_path):
     pq.write_table(
         pa.table({"message": [f"please set an alarm for {i} o'clock" for i in range(100)]}), tmp_path / "in.parquet"
     )
@@ -72,9 +33,9 @@ def test_a_submitted_job_labels_a_corpus(head, tmp_path):
         str(tmp_path / "out"),
     ]
     job += ["--model", "jobs/demo/intent-classifier", "--text-column", "message"]
-    submit = [*RAY, "job", "submit", "--address", head, "--working-dir", ".", "--", *job]
+    submit = [*RAY, "job", "submit", "--address", ray_head.dashboard, "--working-dir", ".", "--", *job]
     for _ in range(5):  # the head answers some seconds before its agent takes jobs
-        done = subprocess.run(submit, cwd=REPOSITORY, env=ENVIRONMENT, capture_output=True, text=True, timeout=180)
+        done = subprocess.run(submit, cwd=REPOSITORY, env=HEAD_ENVIRONMENT, capture_output=True, text=True, timeout=180)
         if "No available agent" not in done.stdout + done.stderr:
             break
         time.sleep(5)
@@ -88,13 +49,13 @@ def test_a_submitted_job_labels_a_corpus(head, tmp_path):
 def serve(address: str, command: str, *options: str) -> str:
     """What a command of `serve` says to the head at `address`."""
     call = [*SERVE, command, "--address", address, *options]
-    done = subprocess.run(call, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(call, env=HEAD_ENVIRONMENT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
 @pytest.mark.slow
-def test_a_deployed_service_answers(head, tmp_path):
+def test_a_deployed_service_answers(ray_head, tmp_path):
     config = yaml.safe_load((REPOSITORY / "jobs" / "serve.yaml").read_text())
     config["http_options"]["port"] = port = free_port()
     served = config["applications"][0]["args"]["models"] = config["applications"][0]["args"]["models"][:1]
@@ -104,9 +65,9 @@ def test_a_deployed_service_answers(head, tmp_path):
         """The state of the application that serves `model`, once it is settled."""
         served[0]["model"] = model
         file.write_text(yaml.safe_dump(config))
-        serve(head, "deploy", str(file))
+        serve(ray_head.dashboard, "deploy", str(file))
         for _ in range(120):
-            state = yaml.safe_load(serve(head, "status"))["applications"]["modernbert"]
+            state = yaml.safe_load(serve(ray_head.dashboard, "status"))["applications"]["modernbert"]
             if state["status"] in ("RUNNING", "DEPLOY_FAILED"):
                 return state
             time.sleep(1)
@@ -120,4 +81,4 @@ def test_a_deployed_service_answers(head, tmp_path):
     request = urllib.request.Request(f"http://127.0.0.1:{port}/models/intent", body, kind)
     with urllib.request.urlopen(request, timeout=60) as reply:
         assert [label["label"] for label in json.loads(reply.read())[0]] == ["alarm"]
-    serve(head, "shutdown", "--yes")
+    serve(ray_head.dashboard, "shutdown", "--yes")

@@ -106,6 +106,13 @@ class TestAnyRoute:
         assert is_error(found, path)
         assert "'normalise' is no field of this request" in found.text
 
+
+ONE_OF_EACH = ["/embed", "/models/intent", "/v1/embeddings", "/v1/rerank", "/v2/rerank"]
+"""A route of each dialect: what stands before the routes treats them alike, but for the shape of an error."""
+
+
+@pytest.mark.parametrize("path", ONE_OF_EACH)
+class TestBeforeAnyRoute:
     def test_too_large(self, path: str) -> None:
         assert is_error(post(path, b'{"inputs": "' + b"a" * (9 << 20) + b'"}'), path, 413)
 
