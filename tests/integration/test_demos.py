@@ -21,7 +21,7 @@ from conftest import HEAD_ENVIRONMENT, REPOSITORY, readme_block
 from modernbert.tokenizer import Tokenizer
 from pipelines.inmemory import pipeline
 
-README = (REPOSITORY / "README.md").read_text()
+README = "".join((REPOSITORY / file).read_text() for file in ("README.md", "jobs/README.md"))
 DEMO = REPOSITORY / "jobs" / "demo"
 
 
@@ -32,7 +32,7 @@ def here(command: str) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", readme_block("demos").strip().splitlines())
+@pytest.mark.parametrize("command", readme_block("demos", "jobs/README.md").strip().splitlines())
 def test_a_demo_runs_without_options(command, tmp_path, ray_head):
     options = {"shell": True, "cwd": tmp_path, "env": HEAD_ENVIRONMENT | {"RAY_ADDRESS": ray_head.address}}
     done = subprocess.run(here(command), capture_output=True, text=True, timeout=300, **options)
@@ -55,14 +55,21 @@ def test_the_example_in_memory(monkeypatch, capsys):
 
 def test_the_example_on_the_command_line():
     done = subprocess.run(
-        here(readme_block("stdin")), shell=True, cwd=REPOSITORY, capture_output=True, text=True, timeout=120
+        here(readme_block("stdin", "jobs/README.md")),
+        shell=True,
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     answers = json.loads(done.stdout)
     assert answers[0]["token_str"].strip() == "set"
 
 
-@pytest.mark.parametrize("command", re.findall(r"^\.venv/bin/python (jobs/\w+\.py) (--.+)$", README, re.MULTILINE))
+@pytest.mark.parametrize(
+    "command", sorted(set(re.findall(r"^\.venv/bin/python (jobs/\w+\.py) (--.+)$", README, re.MULTILINE)))
+)
 def test_the_options_of_every_job_named_are_known(command, tmp_path):
     """The command gets as far as finding that the folder it names is empty."""
     job, options = command

@@ -1,10 +1,17 @@
-"""The tests that a README names exist."""
+"""The tests and files that READMEs name exist; the README is short."""
 
 from __future__ import annotations
 
 import re
 
+import pytest
 from conftest import REPOSITORY
+
+DOCUMENTS = [
+    file.relative_to(REPOSITORY)
+    for pattern in ("*.md", "[!.]*/*.md", "pipelines/*/*.md", "jobs/demo/*/*.md")
+    for file in sorted(REPOSITORY.glob(pattern))
+]
 
 
 def test_every_test_in_the_table_of_what_can_break_exists():
@@ -12,3 +19,14 @@ def test_every_test_in_the_table_of_what_can_break_exists():
     assert len(named) > 12
     for file, test in named:
         assert f"def {test}(" in (REPOSITORY / "tests" / file).read_text(), test
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=str)
+def test_every_link_leads_to_a_file(document):
+    links = re.findall(r"\]\(([^)#]+)\)", (REPOSITORY / document).read_text())
+    for link in links:
+        assert link.startswith("https://") or (REPOSITORY / document).parent.joinpath(link).exists(), link
+
+
+def test_the_readme_fits_a_few_screens():
+    assert len((REPOSITORY / "README.md").read_text().splitlines()) <= 120
