@@ -1,4 +1,4 @@
-"""Folders of files, local or in object storage: read, listed, removed, and put whole or not at all."""
+"""Folders of files, local or in object storage: list, read, remove, and write whole or not at all."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _OBJECT_STORES = ("s3", "gcs", "abfs")
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder: its absolute path, or a URI of object storage (s3://, gs://, abfs://)."""
+    """A folder, given by its absolute path or by a URI of object storage (s3://, gs://, abfs://)."""
 
     location: str
 
     @classmethod
     def at(cls, location: str) -> Folder:
-        """The folder that a user names; UserError where nothing can be written there atomically."""
+        """Make the folder that a user names; UserError if nothing can be written there atomically."""
         if "://" not in location:
             return cls(str(Path(location).expanduser().absolute()))
         try:
@@ -43,28 +43,28 @@ class Folder:
 
     @property
     def is_local(self) -> bool:
-        """Whether it is a folder of this machine, or one mounted here."""
+        """Whether the folder is on this machine or mounted here."""
         return "://" not in self.location
 
     @property
     def filesystem_and_path(self) -> tuple[fs.FileSystem, str]:
-        """Where it lies, for Arrow."""
+        """The folder's Arrow file system, and its path there."""
         return resolve_filesystem(self.location)
 
     def files(self, below: str = "") -> dict[str, fs.FileInfo]:
-        """What lies in it, or in the folder `below` it, by name, from one listing; nothing where it does not exist."""
+        """List the files of the folder, or of the one `below` it, by name; an empty dictionary if it does not exist."""
         filesystem, path = self.filesystem_and_path
         infos = filesystem.get_file_info(fs.FileSelector(f"{path}/{below}".rstrip("/"), allow_not_found=True))
         return {info.base_name: info for info in infos}
 
     def read(self, name: str) -> bytes:
-        """A file's bytes; FileNotFoundError where there is none."""
+        """Read a file; FileNotFoundError if it is missing."""
         filesystem, path = self.filesystem_and_path
         with filesystem.open_input_file(f"{path}/{name}") as stream:
             return stream.read()
 
     def write_atomic(self, name: str, data: bytes | pa.Buffer) -> None:
-        """Write a file so that others see the old one or the new one, never a part, whenever this process ends.
+        """Write a file so that others see the old or the new content, never a part, whenever this process ends.
 
         In object storage that is what one put does. On disk it takes a temporary name, and a sync of file and folder.
         """
@@ -95,14 +95,14 @@ class Folder:
             os.close(folder)
 
     def remove(self, name: str) -> None:
-        """Remove a file, if it is there."""
+        """Remove a file if it exists."""
         filesystem, path = self.filesystem_and_path
         with suppress(FileNotFoundError):
             filesystem.delete_file(f"{path}/{name}")
 
 
 def redact_credentials(location: str) -> str:
-    """`location` without the keys that a URI may hold: for what is shown or kept."""
+    """Return `location` without the credentials that a URI may hold, for messages and records."""
     if "://" not in location:
         return location
     parts = urlsplit(location)
@@ -111,7 +111,7 @@ def redact_credentials(location: str) -> str:
 
 @lru_cache(maxsize=16)
 def resolve_filesystem(location: str) -> tuple[fs.FileSystem, str]:
-    """The file system that a path or a URI lies in, and its path there."""
+    """Return the Arrow file system of a path or URI, and the path there."""
     if "://" not in location:
         return fs.LocalFileSystem(), location
     filesystem, path = fs.FileSystem.from_uri(location)

@@ -33,15 +33,17 @@ def input_changes(earlier: Corpus | None, corpus: Corpus) -> list[str]:
         return []
     before, now = ({file.path: file.version for file in each.files} for each in (earlier, corpus))
     changed = sum(path in before and before[path] != version for path, version in now.items())
-    gone = sorted(before.keys() - now.keys() - corpus.broken.keys())
+    missing = sorted(before.keys() - now.keys() - corpus.broken.keys())
     lines = []
     if new := len(now.keys() - before.keys()):
         lines.append(f"input      {new:>9,}  new files")
     if changed:
         lines.append(f"input      {changed:>9,}  changed files, whose rows are replaced")
-    if gone:
-        shown = ", ".join(gone[:3]) + (", …" if len(gone) > 3 else "")
-        lines.append(f"input      {len(gone):>9,}  files are gone, and their rows stay in the output: {shown}")
+    if missing:
+        shown = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
+        lines.append(
+            f"input      {len(missing):>9,}  files have disappeared, and their rows stay in the output: {shown}"
+        )
     return lines
 
 

@@ -40,7 +40,7 @@ COMMITTED = pa.schema([("name", pa.string()), ("error", pa.string()), ("stops", 
 
 
 def reject(row: int, reason: str, stage: str, raw: str | None = None) -> dict[str, Any]:
-    """A value of REJECT."""
+    """Make a value of REJECT: a rejected row of a shard."""
     return {"row": int(row), "reason": reason, "stage": stage, "raw": raw}
 
 

@@ -44,7 +44,7 @@ def ids(folder: Path) -> list[int]:
 
 @pytest.mark.slow
 def test_three_nights(tmp_path, checkpoint, local_ray, monkeypatch, capfd):
-    """New files are labelled, changed ones again, gone ones told; what is unchanged is neither read nor run."""
+    """New files are labelled, changed ones again, missing ones listed; what is unchanged is neither read nor run."""
     (tmp_path / "in").mkdir()
     for name, rows in (("a", range(100)), ("b", range(100, 200)), ("c", range(200, 250))):
         write(tmp_path / "in", name, rows)
@@ -74,7 +74,7 @@ def test_three_nights(tmp_path, checkpoint, local_ray, monkeypatch, capfd):
 
     (tmp_path / "in" / "c.parquet").unlink()
     assert run(tmp_path, checkpoint) == 0
-    assert "1  files are gone, and their rows stay in the output: " in capfd.readouterr().out
+    assert "1  files have disappeared, and their rows stay in the output: " in capfd.readouterr().out
     assert ids(tmp_path) == [*range(100), *range(1000, 1070), *range(200, 250), *range(300, 330)]
     record = json.loads((tmp_path / "out" / "_run.json").read_text())
     assert [(attempt["outcome"], attempt["rows"]) for attempt in record["attempts"]] == [

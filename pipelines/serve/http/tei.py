@@ -107,7 +107,7 @@ RerankRequest = Annotated[
 
 
 class TokenizeRequest(Body):
-    """Texts to cut into tokens."""
+    """Texts to tokenise."""
 
     inputs: Texts
     add_special_tokens: bool = True
@@ -115,7 +115,7 @@ class TokenizeRequest(Body):
 
 
 class DecodeRequest(Body):
-    """Token ids to make text of."""
+    """Token ids to decode."""
 
     ids: Annotated[
         Annotated[Ids, Tag("<ids>")] | Annotated[list[Ids], Tag("<batch>"), Field(min_length=1)],
