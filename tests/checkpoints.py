@@ -46,10 +46,10 @@ def write_checkpoint(
     import transformers
 
     torch.manual_seed(0)
-    made = getattr(transformers, architecture)(transformers.ModernBertConfig(**(TINY | config)))
-    make_hot(made, heat)
-    made.save_pretrained(folder)
-    return made.eval()
+    result = getattr(transformers, architecture)(transformers.ModernBertConfig(**(TINY | config)))
+    make_hot(result, heat)
+    result.save_pretrained(folder)
+    return result.eval()
 
 
 def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:

@@ -50,9 +50,9 @@ def checkpoint_of(name: str) -> Path:
     task, folder = TASKS[name]
     if folder is not None:
         return folder
-    made = new_folder()
+    result = new_folder()
     architecture = {"answer": "QuestionAnswering", "rerank": "SequenceClassification"}[task]
-    return write_task(made, f"ModernBertFor{architecture}", **({"num_labels": 1} if task == "rerank" else {}))
+    return write_task(result, f"ModernBertFor{architecture}", **({"num_labels": 1} if task == "rerank" else {}))
 
 
 @cache

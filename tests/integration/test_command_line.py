@@ -61,8 +61,8 @@ def test_results_and_error_lines(tmp_path, task):
     options = OPTIONS[task]
     lines = [item if items is LINES else json.dumps(item, ensure_ascii=False) for item in items]
     lines += ["{not JSON"] if items is not LINES else []
-    made = run(task, "--model", folder, *flags(options), given="\n".join(lines).encode() + b"\n")
-    got = [json.loads(line) for line in made.stdout.decode().splitlines()]
+    done = run(task, "--model", folder, *flags(options), given="\n".join(lines).encode() + b"\n")
+    got = [json.loads(line) for line in done.stdout.decode().splitlines()]
     want = pipeline(task, folder, **options).predict_lines([line.rstrip("\r") for line in lines])
     assert_close(got, want)
     errors = {
@@ -80,7 +80,7 @@ def test_results_and_error_lines(tmp_path, task):
     failed = {i: result["error"] for i, result in enumerate(got) if isinstance(result, dict) and "error" in result}
     assert failed.keys() == errors.keys()
     assert all(failed[i].startswith(errors[i]) for i in errors)
-    assert made.returncode == int(bool(errors)), made.stderr.decode()
+    assert done.returncode == int(bool(errors)), done.stderr.decode()
 
 
 MISTAKES = {
@@ -100,10 +100,10 @@ def test_mistakes_end_with_2_and_say_what(arguments, message):
     done = run_module("pipelines", *arguments)
     assert done.returncode == 2
     assert done.stdout == ""
-    told = done.stderr
-    assert told.startswith(message)
-    assert "Traceback" not in told
-    assert len(told.splitlines()) == 1 or message.startswith("usage")
+    stderr = done.stderr
+    assert stderr.startswith(message)
+    assert "Traceback" not in stderr
+    assert len(stderr.splitlines()) == 1 or message.startswith("usage")
 
 
 @pytest.mark.slow
@@ -137,6 +137,6 @@ def test_output_is_utf8_and_may_be_read_in_part(tmp_path):
 
 def test_help():
     """In a process of its own, as a user runs it."""
-    made = run("--help")
-    assert made.returncode == 0
-    assert all(task in made.stderr.decode() for task in TASKS)
+    done = run("--help")
+    assert done.returncode == 0
+    assert all(task in done.stderr.decode() for task in TASKS)

@@ -67,9 +67,9 @@ def test_three_nights(tmp_path, checkpoint, local_ray, monkeypatch, capfd):
         assert run(tmp_path, checkpoint) == 0
     assert sorted(Path(file).stem for file in read) == ["b", "d"]
     assert ids(tmp_path) == [*range(100), *range(1000, 1070), *range(200, 250), *range(300, 330)]
-    told = capfd.readouterr().out
-    assert "1  new files" in told
-    assert "1  changed files" in told
+    message = capfd.readouterr().out
+    assert "1  new files" in message
+    assert "1  changed files" in message
     assert {part.name: part.stat().st_mtime_ns for part in (tmp_path / "out").glob("a.parquet-*")} == first
 
     (tmp_path / "in" / "c.parquet").unlink()
@@ -199,11 +199,11 @@ def test_a_second_run_at_once_stops_and_a_dead_ones_lease_is_taken_over(tmp_path
     assert not (tmp_path / LEASE).exists()
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    told = {"host": "here", "process": ended.pid, "processes": _processes()}
-    (tmp_path / LEASE).write_text(json.dumps(told))
+    message = {"host": "here", "process": ended.pid, "processes": _processes()}
+    (tmp_path / LEASE).write_text(json.dumps(message))
     with lease(out):
         pass
-    (tmp_path / LEASE).write_text(json.dumps(told | {"processes": "another machine"}))
+    (tmp_path / LEASE).write_text(json.dumps(message | {"processes": "another machine"}))
     with pytest.raises(UserError, match="is being written"), lease(out):
         pass
     os.utime(tmp_path / LEASE, (time.time() - 61, time.time() - 61))
@@ -224,10 +224,10 @@ def test_a_job_that_is_stopped_says_how_to_go_on_and_goes_on(sent, code, word, t
         assert job.poll() is None
         time.sleep(0.05)
     job.send_signal(sent)
-    _, told = job.communicate(timeout=120)
-    assert job.returncode == code, told
-    assert f"{word}; the same command goes on where this one stopped" in told
-    assert "Traceback" not in told
+    _, message = job.communicate(timeout=120)
+    assert job.returncode == code, message
+    assert f"{word}; the same command goes on where this one stopped" in message
+    assert "Traceback" not in message
     assert not (tmp_path / "out" / LEASE).exists()
     assert subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=300).returncode == 0
     assert ids(tmp_path) == list(range(3000))

@@ -48,8 +48,8 @@ def clean(corpus, checkpoint) -> Path:
     """The output of a run without kills."""
     out = corpus / "clean"
     job = start(corpus, out, checkpoint)
-    told = job.communicate(timeout=500)
-    assert job.returncode == 0, told
+    message = job.communicate(timeout=500)
+    assert job.returncode == 0, message
     assert len(answers(out)) + len(rejects(out)) == ROWS
     return out
 
@@ -95,14 +95,14 @@ def test_kills_of_the_whole_job_lose_and_double_nothing(corpus, clean, checkpoin
             job.communicate()
             kills += 1
             continue
-        told = job.communicate()
-        assert job.returncode == 0, told
+        message = job.communicate()
+        assert job.returncode == 0, message
         assert same(out, clean)
         for part in dice.sample(sorted(out.glob("*.parquet")), 20):  # so that there is something to do
             part.unlink()
     job = start(corpus, out, checkpoint)
-    told = job.communicate(timeout=300)
-    assert job.returncode == 0, told
+    message = job.communicate(timeout=300)
+    assert job.returncode == 0, message
     for folder in (".", "_rejected"):
         parts, want = (sorted(part.name for part in (each / folder).glob("*.parquet")) for each in (out, clean))
         assert parts == want
@@ -121,7 +121,7 @@ def test_kills_of_single_workers_lose_and_double_nothing(kind, corpus, clean, ch
     kills = 0
     while kills < KILLS:
         job = start(corpus, tmp_path / "out", checkpoint, "--overwrite")
-        reader = threading.Thread(target=lambda job=job: setattr(job, "told", job.communicate(timeout=500)))
+        reader = threading.Thread(target=lambda job=job: setattr(job, "message", job.communicate(timeout=500)))
         reader.start()
         while job.poll() is None and kills < KILLS:
             time.sleep(dice.uniform(0.1, 1.2))
@@ -130,7 +130,7 @@ def test_kills_of_single_workers_lose_and_double_nothing(kind, corpus, clean, ch
                 dice.choice(workers).kill()
                 kills += 1
         reader.join()
-        assert job.returncode == 0, job.told
+        assert job.returncode == 0, job.message
         assert same(tmp_path / "out", clean)
 
 
@@ -146,7 +146,7 @@ def test_kills_of_whole_nodes_lose_and_double_nothing(corpus, clean, checkpoint,
         kills = 0
         while kills < KILLS:
             job = start(corpus, tmp_path / "out", checkpoint, "--overwrite", **settings)
-            reader = threading.Thread(target=lambda job=job: setattr(job, "told", job.communicate(timeout=900)))
+            reader = threading.Thread(target=lambda job=job: setattr(job, "message", job.communicate(timeout=900)))
             reader.start()
             while job.poll() is None and kills < KILLS:
                 time.sleep(dice.uniform(0.5, 8))
@@ -157,10 +157,10 @@ def test_kills_of_whole_nodes_lose_and_double_nothing(corpus, clean, checkpoint,
             for _ in range(3):  # what was lost again and again is named, and the same command does it
                 if job.returncode == 0:
                     break
-                assert job.returncode == 1, job.told
+                assert job.returncode == 1, job.message
                 job = start(corpus, tmp_path / "out", checkpoint, **settings)
-                job.told = job.communicate(timeout=900)
-            assert job.returncode == 0, job.told
+                job.message = job.communicate(timeout=900)
+            assert job.returncode == 0, job.message
             assert same(tmp_path / "out", clean)
     finally:
         cluster.shutdown()

@@ -84,9 +84,9 @@ def test_input_model_and_output_in_object_storage(bucket, checkpoint, tmp_path):
     assert [name.rsplit("-", 2)[1:] for name in want] == [name.rsplit("-", 2)[1:] for name in got]
     for mine, other in zip(got, want, strict=True):  # the names' versions differ with the files' times
         assert there.read(f"{mine}.parquet") == (tmp_path / "out" / f"{other}.parquet").read_bytes()
-    told = [there.read(name) for name in there.files() if name.startswith("_") and "." in name]
-    assert len(told) == 4
-    assert not any(b"some-secret" in content for content in told)
+    message = [there.read(name) for name in there.files() if name.startswith("_") and "." in name]
+    assert len(message) == 4
+    assert not any(b"some-secret" in content for content in message)
     rejected = ds.dataset(f"bucket/out/{output.REJECTED}", filesystem=bucket.filesystem).to_table()
     assert rejected["id"].to_pylist() == [7]
 

@@ -94,8 +94,8 @@ def asked(url: str, path: str, texts: list[str], seed: int, **options) -> dict[i
 @pytest.mark.slow
 def test_the_request_in_the_readme(url):
     command = readme_block("curl", "pipelines/serve/README.md").replace("http://127.0.0.1:8000", url)
-    told = subprocess.run(["bash", "-c", command], capture_output=True, check=True, timeout=60).stdout
-    assert [(entity["entity_group"], entity["word"].strip()) for entity in json.loads(told)] == [
+    message = subprocess.run(["bash", "-c", command], capture_output=True, check=True, timeout=60).stdout
+    assert [(entity["entity_group"], entity["word"].strip()) for entity in json.loads(message)] == [
         ("PERSON", "Peter Miller"),
         ("PHONE", "+44 20 7946 0123"),
     ]

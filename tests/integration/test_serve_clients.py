@@ -122,23 +122,23 @@ class TestOpenAI:
         return openai.OpenAI(base_url=f"{service()}/v1", api_key="unused", max_retries=0, **options)
 
     def test_embeddings(self) -> None:
-        made = self.client().embeddings.create(model="sentence", input=TEXTS)
-        assert [each.embedding for each in made.data] == offline("sentence")(TEXTS, normalize=True)
-        assert [each.index for each in made.data] == [0, 1, 2]
+        result = self.client().embeddings.create(model="sentence", input=TEXTS)
+        assert [each.embedding for each in result.data] == offline("sentence")(TEXTS, normalize=True)
+        assert [each.index for each in result.data] == [0, 1, 2]
         tokens = offline("sentence").checkpoint.tokenizer.encode(TEXTS).n_tokens.sum()
-        assert made.usage.prompt_tokens == made.usage.total_tokens == tokens
-        assert made.model == "sentence"
-        assert len(made._request_id) == 32
+        assert result.usage.prompt_tokens == result.usage.total_tokens == tokens
+        assert result.model == "sentence"
+        assert len(result._request_id) == 32
 
     def test_floats_and_base64_are_the_same_numbers(self) -> None:
-        made = [self.client().embeddings.create(model="sentence", input=TEXTS[0], encoding_format=how)
+        result = [self.client().embeddings.create(model="sentence", input=TEXTS[0], encoding_format=how)
                 for how in ("float", "base64")]  # fmt: skip
-        packed = np.frombuffer(base64.b64decode(made[1].data[0].embedding), dtype="<f4")
-        assert made[0].data[0].embedding == packed.tolist()
+        packed = np.frombuffer(base64.b64decode(result[1].data[0].embedding), dtype="<f4")
+        assert result[0].data[0].embedding == packed.tolist()
 
     def test_dimensions(self) -> None:
-        made = self.client().embeddings.create(model="sentence", input=TEXTS[0], dimensions=8)
-        assert made.data[0].embedding == offline("sentence")(TEXTS[0], dimensions=8, normalize=True)
+        result = self.client().embeddings.create(model="sentence", input=TEXTS[0], dimensions=8)
+        assert result.data[0].embedding == offline("sentence")(TEXTS[0], dimensions=8, normalize=True)
 
     def test_token_ids(self) -> None:
         encode = offline("sentence").checkpoint.tokenizer
@@ -185,23 +185,23 @@ class TestCohere:
         return cohere.ClientV2(api_key="unused", base_url=service())
 
     def test_rerank(self) -> None:
-        made = self.client().rerank(model="ranker", query=QUESTION, documents=PASSAGES)
+        result = self.client().rerank(model="ranker", query=QUESTION, documents=PASSAGES)
         expected = offline("ranker")(QUESTION, PASSAGES)
-        assert [{"index": each.index, "score": each.relevance_score} for each in made.results] == expected
+        assert [{"index": each.index, "score": each.relevance_score} for each in result.results] == expected
         assert (
             self.client().rerank(model="ranker", query=QUESTION, documents=PASSAGES, top_n=2).results
-            == made.results[:2]
+            == result.results[:2]
         )
 
     def test_long_documents_are_cut_and_told(self) -> None:
-        made = self.client().rerank(
+        result = self.client().rerank(
             model="ranker", query=QUESTION, documents=[CONTEXT, "the cat"], max_tokens_per_doc=4
         )
         tokenizer = offline("ranker").checkpoint.tokenizer
         cut = tokenizer.decode(tokenizer(CONTEXT, add_special_tokens=False).input_ids[:4])
         expected = offline("ranker")(QUESTION, [cut, "the cat"])
-        assert [{"index": each.index, "score": each.relevance_score} for each in made.results] == expected
-        assert made.meta.warnings == ["documents[0] was cut off"]
+        assert [{"index": each.index, "score": each.relevance_score} for each in result.results] == expected
+        assert result.meta.warnings == ["documents[0] was cut off"]
 
     def test_errors(self) -> None:
         with pytest.raises(cohere.NotFoundError) as unknown:

@@ -157,8 +157,8 @@ class TestFailures:
                 ("/ping", 200),
             ):
                 assert CLIENT.get(url + path).status_code == status
-            told = CLIENT.get(f"{url}/health").json()
-        assert told == {"error": "pii: its device hangs", "error_type": "Unhealthy"}
+            message = CLIENT.get(f"{url}/health").json()
+        assert message == {"error": "pii: its device hangs", "error_type": "Unhealthy"}
 
     def test_a_fault_of_ours_is_500_and_its_message_stays_here(self, caplog: pytest.LogCaptureFixture) -> None:
         class Broken(Held):

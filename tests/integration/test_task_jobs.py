@@ -75,9 +75,9 @@ def in_memory(task: str, model: Path, rows: list[dict[str, Any]], **options: Any
         documents = [(row["question"], row["text"]) for row in rows]
     else:
         documents = [row["masked" if task == "fill" else "text"] for row in rows]
-    made, failed = pipe.predictor.answer(documents, pipe.task({}))
+    result, failed = pipe.predictor.answer(documents, pipe.task({}))
     assert not failed
-    return pipe.task({}).decode(made).to_pylist()
+    return pipe.task({}).decode(result).to_pylist()
 
 
 BAD = {

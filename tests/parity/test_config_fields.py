@@ -151,10 +151,10 @@ def test_initializer_range_and_initializer_cutoff_factor(cutoff):
     wide = {"hidden_size": 128, "intermediate_size": 192, "initializer_range": 0.05, "tie_word_embeddings": False}
     config = TINY | wide | {"initializer_cutoff_factor": cutoff, "vocab_size": 400}
     torch.manual_seed(0)
-    made = [ModernBertForMaskedLM(ModernBertConfig(**config))]
+    created = [ModernBertForMaskedLM(ModernBertConfig(**config))]
     if cutoff is not None:
-        made.append(transformers.ModernBertForMaskedLM(transformers.ModernBertConfig(**config)))
-    for model in made:
+        created.append(transformers.ModernBertForMaskedLM(transformers.ModernBertConfig(**config)))
+    for model in created:
         weights = dict(model.named_parameters())
         for name, share in STDS.items():
             std = 0.05 * share

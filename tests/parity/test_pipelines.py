@@ -24,14 +24,14 @@ STRATEGIES = ["none", "simple", "first", "average", "max"]
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
     """Theirs and ours for a task on a checkpoint, each made once."""
-    made = {}
+    result = {}
 
     def make(task, architecture, **config):
         key = (task, *sorted(map(str, config.items())))
-        if key not in made:
+        if key not in result:
             folder = str(write_task(tmp_path_factory.mktemp("checkpoint"), architecture, **config))
-            made[key] = transformers.pipeline(task, model=folder), pipeline(task, folder)
-        return made[key]
+            result[key] = transformers.pipeline(task, model=folder), pipeline(task, folder)
+        return result[key]
 
     return make
 

@@ -44,7 +44,7 @@ def assert_same_weights(ours: torch.nn.Module, theirs: torch.nn.Module) -> None:
 @pytest.mark.parametrize("architecture", HEADS)
 @torch.no_grad()
 def test_we_load_what_transformers_saves(tmp_path, architecture, size):
-    theirs = write_checkpoint(tmp_path / "made", architecture=architecture, **HEADS[architecture])
+    theirs = write_checkpoint(tmp_path / "result", architecture=architecture, **HEADS[architecture])
     theirs.save_pretrained(tmp_path / "saved", max_shard_size=size)
     assert (len(list((tmp_path / "saved").glob("*.safetensors"))) > 1) == (size != "5GB")
     ours = getattr(modernbert, architecture).from_pretrained(tmp_path / "saved")
@@ -58,7 +58,7 @@ def test_we_load_what_transformers_saves(tmp_path, architecture, size):
 @pytest.mark.parametrize("architecture", HEADS)
 @torch.no_grad()
 def test_transformers_loads_what_we_save(tmp_path, architecture, size):
-    _, ours = write_pair(tmp_path / "made", architecture)
+    _, ours = write_pair(tmp_path / "result", architecture)
     ours.save_pretrained(tmp_path / "saved", max_shard_size=size)
     assert (len(list((tmp_path / "saved").glob("*.safetensors"))) > 1) == (size != "5GB")
     theirs, report = getattr(transformers, architecture).from_pretrained(tmp_path / "saved", output_loading_info=True)
@@ -72,7 +72,7 @@ def test_transformers_loads_what_we_save(tmp_path, architecture, size):
 
 
 def test_saving_again_leaves_no_old_shards(tmp_path):
-    _, ours = write_pair(tmp_path / "made", CLASSIFIER)
+    _, ours = write_pair(tmp_path / "result", CLASSIFIER)
     for size in ("20KB", "5GB"):
         ours.save_pretrained(tmp_path / "saved", max_shard_size=size)
     assert sorted(path.name for path in (tmp_path / "saved").iterdir()) == ["config.json", "model.safetensors"]
@@ -81,9 +81,9 @@ def test_saving_again_leaves_no_old_shards(tmp_path):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", torch.float32, torch.bfloat16], ids=str)
 def test_dtype(tmp_path, dtype):
     """Weights are what transformers makes of them in that dtype, and stay so on disk; loaded, they are fp32 again."""
-    write_checkpoint(tmp_path / "made")
-    ours = ModernBertForSequenceClassification.from_pretrained(tmp_path / "made", dtype=dtype)
-    theirs = transformers.ModernBertForSequenceClassification.from_pretrained(tmp_path / "made", dtype=dtype)
+    write_checkpoint(tmp_path / "result")
+    ours = ModernBertForSequenceClassification.from_pretrained(tmp_path / "result", dtype=dtype)
+    theirs = transformers.ModernBertForSequenceClassification.from_pretrained(tmp_path / "result", dtype=dtype)
     assert_same_weights(ours, theirs)
     assert {str(weight.dtype) for weight in ours.parameters()} == {f"torch.{str(dtype).removeprefix('torch.')}"}
     ours.save_pretrained(tmp_path / "saved")
@@ -170,8 +170,8 @@ def test_a_missing_weight_of_the_encoder_is_an_error(tmp_path, lost):
 )
 def test_overrides(tmp_path, overrides):
     """Each is in the configuration, works in the model, is saved, and agrees with the labels of transformers."""
-    write_checkpoint(tmp_path / "made", architecture=MASKED)
-    ours = ModernBertForSequenceClassification.from_pretrained(tmp_path / "made", **overrides)
+    write_checkpoint(tmp_path / "result", architecture=MASKED)
+    ours = ModernBertForSequenceClassification.from_pretrained(tmp_path / "result", **overrides)
     for name, value in overrides.items():
         assert getattr(ours.config, name) == value
     assert ours.classifier.out_features == ours.config.num_labels == len(ours.config.id2label)
@@ -206,7 +206,7 @@ def test_overrides_that_do_not_fit_are_errors(tmp_path):
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_decoder_shares_memory_where_it_is_tied(tmp_path, tied):
-    theirs, ours = write_pair(tmp_path / "made", MASKED, tie_word_embeddings=tied)
+    theirs, ours = write_pair(tmp_path / "result", MASKED, tie_word_embeddings=tied)
     table = ours.model.embeddings.tok_embeddings.weight
     assert (ours.decoder.weight is table) == tied
     ours.save_pretrained(tmp_path / "saved")

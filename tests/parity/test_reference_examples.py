@@ -180,12 +180,12 @@ TEXT = "The capital of France is Paris. Paris Paris Paris"  # " Paris" is one to
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A checkpoint with tokenizer of each class in the examples."""
-    made = {}
+    result = {}
     for architecture in {name.split(",")[0] for name in EXAMPLES}:
-        made[architecture] = tmp_path_factory.mktemp(architecture)
-        write_checkpoint(made[architecture], architecture=architecture)
-        write_tokenizer(made[architecture], text=TEXT)
-    return made
+        result[architecture] = tmp_path_factory.mktemp(architecture)
+        write_checkpoint(result[architecture], architecture=architecture)
+        write_tokenizer(result[architecture], text=TEXT)
+    return result
 
 
 def run(example: str, imports: dict[str, str], folder: Path) -> dict[str, Any]:
@@ -241,6 +241,6 @@ def test_example_computes_what_transformers_computes(folders, name, imports):
 def test_configuration_example():
     """On the meta device: 149 million weights need not be made to see that they would be."""
     with torch.device("meta"):
-        made = run(CONFIGURATION, {"from transformers": "from modernbert"}, Path())
-    assert sum(weight.numel() for weight in made["model"].parameters()) == 149_014_272
-    assert made["configuration"] is made["model"].config
+        result = run(CONFIGURATION, {"from transformers": "from modernbert"}, Path())
+    assert sum(weight.numel() for weight in result["model"].parameters()) == 149_014_272
+    assert result["configuration"] is result["model"].config

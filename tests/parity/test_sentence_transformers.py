@@ -171,6 +171,10 @@ def test_cross_encoders(tmp_path, settings):
     want = CrossEncoder(str(tmp_path), device="cpu").predict([("the cat?", text) for text in texts])
     ours = pipeline("rerank", str(tmp_path))
     got = ours("the cat?", texts, return_text=True)
-    assert [(made["index"], made["text"]) for made in got] == [(i, texts[i]) for i in np.argsort(-want, kind="stable")]
-    assert [made["score"] for made in got] == pytest.approx(sorted(want.tolist(), reverse=True), abs=1e-5)
-    assert [made["index"] for made in ours("the cat?", texts, raw_scores=True)] == [made["index"] for made in got]
+    assert [(result["index"], result["text"]) for result in got] == [
+        (i, texts[i]) for i in np.argsort(-want, kind="stable")
+    ]
+    assert [result["score"] for result in got] == pytest.approx(sorted(want.tolist(), reverse=True), abs=1e-5)
+    assert [result["index"] for result in ours("the cat?", texts, raw_scores=True)] == [
+        result["index"] for result in got
+    ]

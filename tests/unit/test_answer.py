@@ -42,10 +42,10 @@ def at(starts, ends, null=-20.0, windows_null=()):
 
 
 def answers(tokenizer, logits, context=LETTERS, question="b", **options):
-    made, pairs = task(**options), [(question, context)]
+    outputs, pairs = task(**options), [(question, context)]
     by_token = said(task(**options | PLAIN), tokenizer, pairs, logits).values
-    prediction = said(made, tokenizer, pairs, lambda _: by_token)
-    return made.decode(prediction).to_pylist()[0], made.results(prediction)[0]
+    prediction = said(outputs, tokenizer, pairs, lambda _: by_token)
+    return outputs.decode(prediction).to_pylist()[0], outputs.results(prediction)[0]
 
 
 def test_the_best_span_and_its_score(tokenizer):
@@ -114,11 +114,11 @@ def test_words_are_whole_where_asked(tokenizer):
 @pytest.mark.parametrize("align", [True, False])
 def test_an_answer_is_where_it_says(tokenizer, align):
     contexts = ["👩‍👩‍👧‍👦 the e\u0301 cat\r\nsat 🇫🇷", "\u202eאבג", *random_texts(1, 8, 20, 200)]
-    made = task(top_k=8, no_answer=True, align_to_words=align, max_length=64, stride=16)
+    outputs = task(top_k=8, no_answer=True, align_to_words=align, max_length=64, stride=16)
     dice = np.random.default_rng(0)
     pairs = [("the?", context) for context in contexts]
-    prediction = said(made, tokenizer, pairs, lambda windows: dice.normal(size=(len(windows.input_ids), 2)))
-    for context, row in zip(contexts, made.decode(prediction).to_pylist(), strict=True):
+    prediction = said(outputs, tokenizer, pairs, lambda windows: dice.normal(size=(len(windows.input_ids), 2)))
+    for context, row in zip(contexts, outputs.decode(prediction).to_pylist(), strict=True):
         assert row["answers"]
         for span in row["answers"]:
             assert span["answer"] == context[span["start"] : span["end"]]
@@ -138,8 +138,8 @@ def test_a_question_that_fills_a_window(tokenizer):
 
 
 def test_the_usual_windows():
-    made = task()
-    assert (made.max_length, made.stride) == (384, 128)
+    outputs = task()
+    assert (outputs.max_length, outputs.stride) == (384, 128)
     assert (task(max_length=100).stride, task(long_documents="truncate").stride) == (50, None)
 
 

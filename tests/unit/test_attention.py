@@ -61,9 +61,9 @@ def test_no_temporary_grows_with_the_square_of_a_length(dtype):
         def __torch_dispatch__(self, op, types, args=(), kwargs=None):
             nonlocal largest
             out = op(*args, **(kwargs or {}))
-            for made in out if isinstance(out, tuple | list) else (out,):
-                if isinstance(made, torch.Tensor):
-                    largest = max(largest, made.untyped_storage().nbytes())
+            for result in out if isinstance(out, tuple | list) else (out,):
+                if isinstance(result, torch.Tensor):
+                    largest = max(largest, result.untyped_storage().nbytes())
             return out
 
     n, heads, dim = 8192, 2, 32

@@ -56,9 +56,9 @@ def test_no_documents_and_large_logits():
 
 
 def test_windows_of_a_document_become_one_by_mean_or_max_of_their_logits():
-    made = predicted(np.array([[1, 0, 0], [4, 0, 9], [0, 7, 0]], np.float32), document=[0, 0, 1])
+    result = predicted(np.array([[1, 0, 0], [4, 0, 9], [0, 7, 0]], np.float32), document=[0, 0, 1])
     for merge, want in (("mean", [2.5, 0.0, 4.5]), ("max", [4.0, 0.0, 9.0])):
-        rows = task(merge=merge, top_k=3).decode(made).to_pylist()
+        rows = task(merge=merge, top_k=3).decode(result).to_pylist()
         assert sorted(rows[0]["scores"]) == pytest.approx(sorted(torch.tensor(want).softmax(-1).tolist()), rel=1e-5)
         assert [row["label"] for row in rows] == ["c", "b"]
 

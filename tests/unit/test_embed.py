@@ -25,9 +25,9 @@ def task(size=4, **options):
 
 
 def embeddings(values, made_of=None, **options):
-    made = task(values.shape[1], **options)
-    rows = made.decode(predicted(values, *(made_of or ())))
-    assert rows.field("embedding").type == made.columns.field("embedding").type
+    result = task(values.shape[1], **options)
+    rows = result.decode(predicted(values, *(made_of or ())))
+    assert rows.field("embedding").type == result.columns.field("embedding").type
     return np.array(rows.field("embedding").to_pylist())
 
 
@@ -66,8 +66,8 @@ def test_bits(precision):
 
 
 def test_results_are_plain_numbers():
-    made = task(precision="int8", dimensions=2)
-    assert made.results(predicted(VECTORS)) == [[95, 127], [0, 0], [-127, 32]]
+    result = task(precision="int8", dimensions=2)
+    assert result.results(predicted(VECTORS)) == [[95, 127], [0, 0], [-127, 32]]
     assert json.dumps(task(precision="float16").results(predicted(VECTORS)))
     assert task().results(predicted(np.empty((0, 4), np.float32))) == []
 
@@ -93,8 +93,8 @@ def with_prompts(tmp_path: Path, include_prompt: bool) -> SimpleNamespace:
 def test_prompts(tmp_path, include_prompt):
     checkpoint = with_prompts(tmp_path, include_prompt)
     assert SentenceConfig.from_folder(tmp_path).pooling == ("cls",)
-    made = Embed.from_checkpoint(checkpoint, EmbedOptions())
-    assert (made.prompt, made.prompt_tokens, made.normalize_first) == ("find: ", 0 if include_prompt else 7, True)
+    result = Embed.from_checkpoint(checkpoint, EmbedOptions())
+    assert (result.prompt, result.prompt_tokens, result.normalize_first) == ("find: ", 0 if include_prompt else 7, True)
     assert Embed.from_checkpoint(checkpoint, EmbedOptions(prompt_name="none")).prompt_tokens == 0
     assert Embed.from_checkpoint(checkpoint, EmbedOptions(prompt="")).prompt == ""
     assert Embed.from_checkpoint(checkpoint, EmbedOptions(prompt="x ", pooling="mean")).pooling == ("mean",)

@@ -26,27 +26,27 @@ def task(tokenizer, **options):
     return Fill.from_checkpoint(described(tokenizer, vocab_size=300), FillOptions.parse(options))
 
 
-def counting(made, ids=(268, 269)):
+def counting(result, ids=(268, 269)):
     """For each mask of each window the same tokens, and as the first score the window's number."""
 
     def answer(windows):
-        masks = made.rows(windows.input_ids, windows.cu_seqlens)
+        masks = result.rows(windows.input_ids, windows.cu_seqlens)
         return [[w, -1.0, *ids] for w, count in enumerate(masks) for _ in range(count)]
 
     return answer
 
 
 def test_tokens_of_each_mask_in_the_order_of_the_text(tokenizer):
-    made = task(tokenizer, top_k=2)
+    result = task(tokenizer, top_k=2)
     texts = ["the [MASK] sat", "[MASK][MASK] the cat [MASK]"]
-    prediction = said(made, tokenizer, texts, counting(made))
-    rows = made.decode(prediction)
+    prediction = said(result, tokenizer, texts, counting(result))
+    rows = result.decode(prediction)
     assert rows.type == pa.struct([("fills", pa.list_(pa.list_(FILL)))])
     words = [tokenizer.decode([268]), tokenizer.decode([269])]
     assert [len(row["fills"]) for row in rows.to_pylist()] == [1, 3]
     assert rows[0].as_py()["fills"] == [[{"token": words[0], "token_id": 268, "score": 0.0},
                                          {"token": words[1], "token_id": 269, "score": -1.0}]]  # fmt: skip
-    one, several = made.results(prediction)
+    one, several = result.results(prediction)
     assert [fill["sequence"] for fill in one] == [f"the{word} sat" for word in words]
     assert [fill["token_str"] for fill in one] == words
     assert several[2][1]["sequence"] == f"[CLS][MASK][MASK] the cat{words[1]}[SEP]"
@@ -54,9 +54,9 @@ def test_tokens_of_each_mask_in_the_order_of_the_text(tokenizer):
 
 @pytest.mark.parametrize(("max_length", "stride"), [(20, 0), (20, 9), (21, 16), (64, 40)])
 def test_a_mask_counts_in_the_window_where_it_has_most_text_on_its_scantier_side(tokenizer, max_length, stride):
-    made = task(tokenizer, top_k=2, max_length=max_length, stride=stride)
+    result = task(tokenizer, top_k=2, max_length=max_length, stride=stride)
     text = "".join("[MASK]" if i % 3 == 1 else "b" for i in range(200))
-    prediction = said(made, tokenizer, [text, "bd"], counting(made))
+    prediction = said(result, tokenizer, [text, "bd"], counting(result))
     windows = prediction.windows
     ends = windows.start + windows.lengths - 2
     want = []
@@ -65,7 +65,7 @@ def test_a_mask_counts_in_the_window_where_it_has_most_text_on_its_scantier_side
         left = [np.inf if w == 0 else mask - windows.start[w] for w in inside]
         right = [np.inf if w == len(ends) - 1 else ends[w] - 1 - mask for w in inside]
         want.append(int(inside[np.argmax(np.minimum(left, right))]))
-    fills = made.decode(prediction).to_pylist()[0]["fills"]
+    fills = result.decode(prediction).to_pylist()[0]["fills"]
     assert [fill[0]["score"] for fill in fills] == want
     assert prediction.windows.rejected == {1: "text has no [MASK]"}
 
@@ -83,10 +83,10 @@ def test_texts_without_a_mask_say_so(tokenizer):
 
 def test_targets(tokenizer, caplog):
     with caplog.at_level(logging.WARNING):
-        made = task(tokenizer, targets=[" the", "the", "zq", "the", ""], top_k=9)
+        result = task(tokenizer, targets=[" the", "the", "zq", "the", ""], top_k=9)
     known = [tokenizer.token_id(token) for token in ("Ġthe", "the", "z")]
-    assert sorted(made.targets) == sorted(known)
-    assert made.top_k == 3
+    assert sorted(result.targets) == sorted(known)
+    assert result.top_k == 3
     assert "target 'zq' is several tokens; 'z' stands for it" in caplog.messages
     assert "target '' has no token and is left out" in caplog.messages
     assert task(tokenizer, targets="the").targets == (tokenizer.token_id("the"),)

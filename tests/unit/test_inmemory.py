@@ -31,9 +31,9 @@ CONTEXTS = [text for text in ODD if text]
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    made = {task: tmp_path_factory.mktemp("checkpoint") for task in MODELS}
+    folders = {task: tmp_path_factory.mktemp("checkpoint") for task in MODELS}
     return {
-        task: str(write_task(made[task], architecture, **SMALL, **config))
+        task: str(write_task(folders[task], architecture, **SMALL, **config))
         for task, (architecture, config) in MODELS.items()
     }
 
@@ -44,7 +44,7 @@ def answers(pipe, task, texts, **options):
         found = pipe(question=["the"] * len(texts), context=texts, **options)
         return [found] if len(texts) == 1 else found
     if task == "rerank":
-        return [made["score"] for made in sorted(pipe("the", texts, **options), key=lambda made: made["index"])]
+        return [ranked["score"] for ranked in sorted(pipe("the", texts, **options), key=lambda ranked: ranked["index"])]
     if task == "fill-mask":
         found = pipe([text + "[MASK]" for text in texts], **options)
         return [found] if len(texts) == 1 else found

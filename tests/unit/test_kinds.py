@@ -32,11 +32,11 @@ FITS = {
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    made = {name: tmp_path_factory.mktemp(name) for name in HEADS}
-    for name, folder in made.items():
+    result = {name: tmp_path_factory.mktemp(name) for name in HEADS}
+    for name, folder in result.items():
         write_checkpoint(folder, architecture=name, num_hidden_layers=1, **HEADS[name])
         write_tokenizer(folder)
-    return made
+    return result
 
 
 @pytest.mark.parametrize("architecture", HEADS)

@@ -20,9 +20,9 @@ def test_command_line_over_environment_over_yaml(tmp_path, monkeypatch):
     file.write_text("max-length: 100\ntop_k: 3\nkeep-columns: [a, b]\nactors: 2\ninput: from-yaml\n")
     monkeypatch.setenv("MODERNBERT_TOP_K", "4")
     monkeypatch.setenv("MODERNBERT_TEXT_COLUMN", "body")
-    made = options("--config", str(file), "--max-length", "200")
-    assert (made.max_length, made.top_k, made.text_column, made.actors) == (200, 4, "body", "2")
-    assert (made.keep_columns, made.input) == (["a", "b"], "from-yaml")
+    result = options("--config", str(file), "--max-length", "200")
+    assert (result.max_length, result.top_k, result.text_column, result.actors) == (200, 4, "body", "2")
+    assert (result.keep_columns, result.input) == (["a", "b"], "from-yaml")
     monkeypatch.setenv("MODERNBERT_CONFIG", str(file))
     assert options("--keep-columns", "x,y,z").keep_columns == ["x", "y", "z"]
     assert options("--keep-columns", "").keep_columns == []

@@ -43,8 +43,8 @@ def test_the_model_says_which_unless_told_otherwise(config, raw):
 
 @pytest.mark.parametrize(("merge", "want"), [("max", [4, -100]), ("mean", [2, -100])])
 def test_windows_of_a_long_passage(merge, want):
-    made = predicted(LOGITS, document=[0, 0, 1])
-    assert task(merge=merge, raw_scores=True).results(made) == want
+    result = predicted(LOGITS, document=[0, 0, 1])
+    assert task(merge=merge, raw_scores=True).results(result) == want
     assert task().merge == "max"
 
 

@@ -75,16 +75,16 @@ class Recorded:
 
 @pytest.fixture
 def recorded(predictor):
-    made = Recorded(predictor)
-    yield made
-    made.allowed.set()
-    made.batcher.close()
+    predictions = Recorded(predictor)
+    yield predictions
+    predictions.allowed.set()
+    predictions.batcher.close()
 
 
 def test_an_idle_model_runs_at_once_and_a_busy_one_takes_what_is_there(recorded):
     with recorded.busy():
         waiting = [recorded.submit([20]) for _ in range(10)]
-    assert all(not made.result(60).failed for made in waiting)
+    assert all(not predictions.result(60).failed for predictions in waiting)
     assert recorded.batches == [[20] * 10]
 
 
@@ -93,11 +93,11 @@ def test_after_a_batch_those_that_ask_again_share_the_next_one(recorded, monkeyp
     monkeypatch.setattr(batcher, "LINGER", 1e6)
     with recorded.busy():
         answered = [recorded.submit([20]) for _ in range(6)]
-    assert all(not made.result(60).failed for made in answered)
+    assert all(not predictions.result(60).failed for predictions in answered)
     waiting = [recorded.submit([length]) for length in again[:-1]]
     assert recorded.batches == [[20] * 6]
     waiting.append(recorded.submit(again[-1:]))
-    assert all(not made.result(60).failed for made in waiting)
+    assert all(not predictions.result(60).failed for predictions in waiting)
     assert recorded.batches == [[20] * 6, again]
 
 
@@ -121,7 +121,7 @@ def test_a_request_larger_than_a_batch_is_split(recorded, predictor):
 def test_a_window_longer_than_the_budget_runs_alone(recorded):
     with recorded.busy():
         waiting = [recorded.submit([20]), recorded.submit([BUDGET + 100]), recorded.submit([30])]
-    assert all(not made.result(60).failed for made in waiting)
+    assert all(not predictions.result(60).failed for predictions in waiting)
     assert recorded.batches == [[20, 30], [BUDGET + 100]]
 
 
@@ -140,7 +140,7 @@ def test_small_requests_do_not_keep_a_large_one_waiting(recorded):
         waiting = [recorded.submit([100]) for _ in range(12)]
         waiting.append(recorded.submit([BUDGET]))
         waiting += [recorded.submit([100]) for _ in range(12)]
-    assert all(not made.result(60).failed for made in waiting)
+    assert all(not predictions.result(60).failed for predictions in waiting)
     assert recorded.batches.index([BUDGET]) == 3
     assert recorded.batches[2] == [100] * 5
 
@@ -148,7 +148,7 @@ def test_small_requests_do_not_keep_a_large_one_waiting(recorded):
 def test_two_large_requests_share_each_batch(recorded):
     with recorded.busy():
         waiting = [recorded.submit([60] * 20), recorded.submit([50] * 20)]
-    assert all(not made.result(60).failed for made in waiting)
+    assert all(not predictions.result(60).failed for predictions in waiting)
     assert all(60 in batch and 50 in batch for batch in recorded.batches[:3])
 
 
@@ -161,15 +161,15 @@ def test_what_nobody_waits_for_leaves_the_queue(recorded):
 
 
 def test_what_nobody_waits_for_leaves_the_queue_between_two_of_its_batches(recorded, predictor):
-    made = None
+    predictions = None
 
     def cancel(windows, tokens, seconds):
         if windows == 4:
-            made.cancel()
+            predictions.cancel()
 
     recorded.batcher._on_batch = cancel
     with recorded.busy():
-        made = recorded.submit([128] * 40)
+        predictions = recorded.submit([128] * 40)
     recorded.submit([30]).result(60)
     assert recorded.batches == [[128] * 4, [30]]
 
@@ -197,9 +197,9 @@ def test_an_answer_that_is_no_number_fails_alone(recorded, predictor):
     with recorded.busy():
         neighbour = recorded.submit([40])
         ids = np.array([7, 8, 9, 10, BAD, 11, 12, 13], np.int32)
-        made = recorded.batcher.submit(recorded.task, ids, np.array([0, 3, 6, 8]))
-    assert made.result(60).failed == {1: "the model's answer is not a finite number"}
-    assert not made.result(60).values[1].any()
+        predictions = recorded.batcher.submit(recorded.task, ids, np.array([0, 3, 6, 8]))
+    assert predictions.result(60).failed == {1: "the model's answer is not a finite number"}
+    assert not predictions.result(60).values[1].any()
     assert neighbour.result(60).failed == {}
     assert recorded.batches == [[40, 3, 3, 2]]
 
@@ -208,7 +208,7 @@ def test_options_that_the_forward_pass_does_not_read_share_a_batch(recorded, pre
     other = make_task("classify", predictor.checkpoint, top_k=2, function="none")
     with recorded.busy():
         waiting = [recorded.submit([20]), recorded.submit([20], task=other)]
-    assert all(not made.result(60).failed for made in waiting)
+    assert all(not predictions.result(60).failed for predictions in waiting)
     assert recorded.batches == [[20, 20]]
 
 
@@ -219,7 +219,7 @@ def test_options_that_the_forward_pass_reads_do_not(tmp_path):
     recorded = Recorded(Predictor(model, tasks[0], budget_tokens=BUDGET))
     with recorded.busy():
         waiting = [recorded.submit([length], task=task) for length in (20, 30) for task in tasks]
-    assert [made.result(60).values.shape[1] for made in waiting] == [10, 4, 2] * 2
+    assert [predictions.result(60).values.shape[1] for predictions in waiting] == [10, 4, 2] * 2
     assert recorded.batches == [[20, 30]] * 3
     recorded.batcher.close()
 
@@ -246,13 +246,13 @@ def test_closing_answers_what_is_in_the_queue(recorded):
 
 def test_no_windows_no_wait(recorded):
     with recorded.busy():
-        made = recorded.batcher.submit(recorded.task, np.empty(0, np.int32), np.array([0]))
-        assert made.result(0).values.shape == (0, 5)
+        predictions = recorded.batcher.submit(recorded.task, np.empty(0, np.int32), np.array([0]))
+        assert predictions.result(0).values.shape == (0, 5)
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    made = {}
+    predictions = {}
     for task, architecture, config in (
         ("classify", "ModernBertForSequenceClassification", {"labels": [*"abcde"]}),
         ("tag", "ModernBertForTokenClassification", {"labels": ["O", "B-X", "I-X"]}),
@@ -261,8 +261,8 @@ def folders(tmp_path_factory):
         ("embed", "ModernBertModel", {}),
         ("rerank", "ModernBertForSequenceClassification", {"num_labels": 1}),
     ):
-        made[task] = write_task(tmp_path_factory.mktemp(task), architecture, **SMALL, **config)
-    return made
+        predictions[task] = write_task(tmp_path_factory.mktemp(task), architecture, **SMALL, **config)
+    return predictions
 
 
 @pytest.fixture
@@ -322,33 +322,33 @@ def test_online_is_offline_to_the_last_bit(serving, folders, task, options, own)
         PredictRequest(texts, options),
     )
     together = got.pop()
-    assert [list(made.results[0]) if task == "embed" else made.results[0] for made in got] == want
+    assert [list(predictions.results[0]) if task == "embed" else predictions.results[0] for predictions in got] == want
     assert (together.results.tolist() if task == "embed" else together.results) == want
     assert not together.failed
-    assert together.truncated == [bool(made.truncated[0]) for made in got]
+    assert together.truncated == [bool(predictions.truncated[0]) for predictions in got]
 
 
 def test_token_vectors_are_those_of_the_feature_pipeline(serving, folders):
     texts = documents("embed")
     want = pipeline("feature-extraction", str(folders["embed"]), max_length=24)(texts)
-    (made,) = ask(serving("embed", **WINDOWS), "embed", PredictRequest(texts, token_vectors=True))
-    assert [vectors.tolist() for vectors in made.results] == [vectors for (vectors,) in want]
+    (predictions,) = ask(serving("embed", **WINDOWS), "embed", PredictRequest(texts, token_vectors=True))
+    assert [vectors.tolist() for vectors in predictions.results] == [vectors for (vectors,) in want]
 
 
 def test_documents_without_an_answer_are_named_beside_the_others(serving, folders):
     models = serving("fill", max_length=16, long_documents="truncate")
     texts = ["the [MASK]", "the", "[MASK] " + "the cat sat " * 60, "a [MASK]"]
-    (made,) = ask(models, "fill", PredictRequest(texts, truncate=False))
-    assert made.failed == {
+    (predictions,) = ask(models, "fill", PredictRequest(texts, truncate=False))
+    assert predictions.failed == {
         1: "text has no [MASK]",
         2: "text has more than the 16 tokens that the model reads",
     }
-    assert made.invalid == {1, 2}
-    assert made.results[1] is made.results[2] is None
+    assert predictions.invalid == {1, 2}
+    assert predictions.results[1] is predictions.results[2] is None
     want = pipeline("fill-mask", str(folders["fill"]), max_length=16)(["the [MASK]", "a [MASK]"])
-    assert [made.results[0], made.results[3]] == want
-    assert made.n_tokens[0] > 0
-    assert made.n_tokens[2] == 0
+    assert [predictions.results[0], predictions.results[3]] == want
+    assert predictions.n_tokens[0] > 0
+    assert predictions.n_tokens[2] == 0
     (cut,) = ask(models, "fill", PredictRequest(["[MASK] " + "the cat sat " * 60]))
     assert cut.truncated == [True]
 
@@ -359,11 +359,11 @@ def test_a_failure_of_the_model_is_not_the_texts_fault(serving):
     bad = int(model.checkpoint.tokenizer.encode(["the"]).input_ids[1])
     with torch.no_grad():
         model.predictor.model.encoder.embeddings.tok_embeddings.weight[bad] = float("nan")
-    made, other = ask(models, "embed", PredictRequest(["a", "the"]), PredictRequest(["a"]))
-    assert made.failed == {1: "the model's answer is not a finite number"}
-    assert made.invalid == frozenset()
-    assert not made.results[1].any()
-    assert np.array_equal(made.results[0], other.results[0])
+    predictions, other = ask(models, "embed", PredictRequest(["a", "the"]), PredictRequest(["a"]))
+    assert predictions.failed == {1: "the model's answer is not a finite number"}
+    assert predictions.invalid == frozenset()
+    assert not predictions.results[1].any()
+    assert np.array_equal(predictions.results[0], other.results[0])
 
 
 MISTAKES = [
@@ -383,12 +383,12 @@ MISTAKES = [
 def test_mistakes_in_a_request(serving, task, wrong, message):
     models = serving(task, max_length=32)
     fine = PredictRequest([("the", "cat")] if task == "answer" else ["the"])
-    error, made = ask(models, task, wrong, fine)
+    error, predictions = ask(models, task, wrong, fine)
     assert isinstance(error, ServeError)
     assert error.error_type == "invalid"
     with pytest.raises(ServeError, match=message):
         raise error
-    assert not made.failed
+    assert not predictions.failed
 
 
 @contextmanager
@@ -469,13 +469,13 @@ def test_health_is_a_forward_pass(serving):
 
 
 def test_what_is_told_of_models(serving):
-    async def told(models, name):
+    async def message(models, name):
         return await models.info(name)
 
-    info = asyncio.run(told(serving("classify", max_length=99), "classify"))
+    info = asyncio.run(message(serving("classify", max_length=99), "classify"))
     assert (info.task, info.max_length, info.labels, info.dtype) == ("classify", 99, tuple("abcde"), "float32")
     assert info.problem_type is None
-    info = asyncio.run(told(serving("embed", dimensions=8), "embed"))
+    info = asyncio.run(message(serving("embed", dimensions=8), "embed"))
     assert (info.dimensions, info.pooling, info.labels) == (8, "mean", ())
 
 

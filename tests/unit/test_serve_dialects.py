@@ -61,8 +61,8 @@ def test_kinds(kind: str, tei: tuple[int, str], openai: tuple[int, str, str | No
     for path in ("/embed", "/models/pii", "/", "/nope"):
         assert said(path, kind)[:2] == (tei[0], {"error": "no", "error_type": tei[1]})
     for path in ("/v1/embeddings", "/v1/models/x", "/v1/nope"):
-        told = {"message": "no", "type": openai[1], "param": "input", "code": openai[2]}
-        assert said(path, kind, field="input")[:2] == (openai[0], {"error": told})
+        message = {"message": "no", "type": openai[1], "param": "input", "code": openai[2]}
+        assert said(path, kind, field="input")[:2] == (openai[0], {"error": message})
     assert said("/v2/rerank", kind)[:2] == (cohere, {"message": "no"})
     assert said("/v1/rerank", kind)[:2] == (cohere, {"detail": "no"})
 
@@ -228,7 +228,7 @@ def test_a_model_of_a_path_is_not_another() -> None:
 
 
 def test_places_of_mistakes() -> None:
-    for path, body, told in (
+    for path, body, message in (
         (
             "/rerank",
             {"query": "q", "texts": ["a", 1]},
@@ -245,4 +245,4 @@ def test_places_of_mistakes() -> None:
         ("/predict", 1, {"error": "the body must be a JSON object", "error_type": "Validation"}),
         ("/v2/rerank", {"model": "m", "query": "q"}, {"message": "documents is missing"}),
     ):
-        assert call(Echo(), path, body)[1] == told
+        assert call(Echo(), path, body)[1] == message

@@ -31,20 +31,20 @@ def test_scores_that_are_no_probabilities_have_no_histogram():
 
 
 def test_receipts_add_up_and_what_a_footer_holds_is_enough_for_the_counts():
-    made = ShardStatsBuilder()
+    result = ShardStatsBuilder()
     for i in range(1000):
         counted = count_windows(np.full(3, i + 1)) | {"scores": [i] * 20, "labels": {"a": 2, f"b{i % 2}": 1}}
         counted |= {"rows": 4, "labelled": 3, "tokens": 3 * i, "truncated": 1, "rejects": {"text is null": 1}}
-        made.add({"name": str(i), **counted, "batches": 1, "room": 4096, "predict_s": 0.5})
-    assert len(made.table()) == 1000
-    totals = add_up(made.table())
+        result.add({"name": str(i), **counted, "batches": 1, "room": 4096, "predict_s": 0.5})
+    assert len(result.table()) == 1000
+    totals = add_up(result.table())
     assert totals["rows"] == 4000
     assert totals["rejected"] == totals["rejects"]["text is null"] == 1000
     assert totals["labels"] == {"a": 2000, "b0": 500, "b1": 500}
     assert totals["scores"] == [499_500] * 20
     assert totals["predict_s"] == 500
     assert totals["fill"] == pytest.approx(3 * 499_500 / 4_096_000)
-    first = made.table().slice(0, 2).to_pylist()
+    first = result.table().slice(0, 2).to_pylist()
     maps = [{name: dict(stats[name]) for name in ("labels", "rejects")} for stats in first]
     kept = [json.loads(shard_stats.footer(stats | counts)) for stats, counts in zip(first, maps, strict=True)]
     recovered = add_up(shard_stats.table(kept))

@@ -43,8 +43,8 @@ def label_at(characters, count):
 
 
 def found(tokenizer, labels, text, characters, **options):
-    made = task(labels, **options)
-    rows = made.decode(said(made, tokenizer, [text], label_at(characters, len(labels))))
+    outputs = task(labels, **options)
+    rows = outputs.decode(said(outputs, tokenizer, [text], label_at(characters, len(labels))))
     return [(entity["label"], entity["text"]) for entity in rows.to_pylist()[0]["entities"]]
 
 
@@ -83,10 +83,10 @@ def test_ignored_labels_are_named_as_entities_are(tokenizer):
 )
 def test_a_word_has_one_label(tokenizer, aggregation, want):
     """The mean of both tokens' probabilities is highest for O, of the surest token for X."""
-    made = task(["O", "X", "Y"], aggregation=aggregation)
+    outputs = task(["O", "X", "Y"], aggregation=aggregation)
     probabilities = {"a": [0.3, 0.6, 0.1], "b": [0.55, 0.1, 0.35]}
-    answer = said(made, tokenizer, ["ab"], lambda _: np.log([[1, 1, 1], *probabilities.values(), [1, 1, 1]]))
-    got = made.decode(answer).to_pylist()[0]["entities"]
+    answer = said(outputs, tokenizer, ["ab"], lambda _: np.log([[1, 1, 1], *probabilities.values(), [1, 1, 1]]))
+    got = outputs.decode(answer).to_pylist()[0]["entities"]
     assert [(entity["label"], entity["text"], pytest.approx(entity["score"])) for entity in got] == want
 
 
@@ -96,13 +96,13 @@ ODD = ["👩‍👩‍👧‍👦 the e\u0301 cat\r\n\r\nsat 🇫🇷", "\u202e�
 @pytest.mark.parametrize("aggregation", ["none", "simple", "first", "average", "max"])
 @pytest.mark.parametrize("max_length", [32, None])
 def test_the_text_of_an_entity_is_where_it_says(tokenizer, aggregation, max_length):
-    made = task(BIO, aggregation=aggregation, max_length=max_length)
+    outputs = task(BIO, aggregation=aggregation, max_length=max_length)
     dice = np.random.default_rng(0)
-    answer = said(made, tokenizer, ODD, lambda windows: dice.normal(size=(len(windows.input_ids), 5)))
-    rows = made.decode(answer)
+    answer = said(outputs, tokenizer, ODD, lambda windows: dice.normal(size=(len(windows.input_ids), 5)))
+    rows = outputs.decode(answer)
     assert rows.type == pa.struct([("entities", pa.list_(ENTITY))])
     several = np.bincount(answer.windows.document) > 1
-    for text, row, result, cut in zip(ODD, rows.to_pylist(), made.results(answer), several, strict=True):
+    for text, row, result, cut in zip(ODD, rows.to_pylist(), outputs.results(answer), several, strict=True):
         places = [(entity["start"], entity["end"]) for entity in row["entities"]]
         assert [entity["text"] for entity in row["entities"]] == [text[start:end] for start, end in places]
         assert all(0 <= start < end <= len(text) for start, end in places)
@@ -123,7 +123,7 @@ def test_entities_of_overlapping_windows_are_those_of_the_whole_text(tokenizer, 
 
 
 def test_of_two_windows_the_longer_then_the_surer_entity_is_kept(tokenizer):
-    made = task(["O", "X"], max_length=8, stride=3)
+    outputs = task(["O", "X"], max_length=8, stride=3)
     text = "bdfgijkln"  # windows bdfgij and gijkln
 
     def answer(first, second):
@@ -133,10 +133,10 @@ def test_of_two_windows_the_longer_then_the_surer_entity_is_kept(tokenizer):
                 strength[windows.cu_seqlens[w] + 1 : windows.cu_seqlens[w] + 1 + len(marks)] = marks
             return np.stack((-strength, strength), axis=1) - [[0, 0.01]]
 
-        return said(made, tokenizer, [text], logits)
+        return said(outputs, tokenizer, [text], logits)
 
     def entities(made_of):
-        return [(e["text"], round(e["score"], 2)) for e in made.decode(made_of).to_pylist()[0]["entities"]]
+        return [(e["text"], round(e["score"], 2)) for e in outputs.decode(made_of).to_pylist()[0]["entities"]]
 
     assert [text for text, _ in entities(answer([0, 0, 0, 0, 2, 2], [0, 1, 1, 1, 0, 0]))] == ["ijk"]
     assert entities(answer([0, 0, 0, 0, 2, 2], [0, 1, 1, 0, 0, 0])) == [("ij", 0.98)]
