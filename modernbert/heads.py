@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from modernbert.checkpoint import PreTrained, init_weights
 from modernbert.config import ConfigError, ModernBertConfig, activation_function
 from modernbert.linear import Linear, map_row_chunks
+from modernbert.losses import classification_loss, position_loss
 from modernbert.model import ModernBertModel, layer_norm, to_output
 from modernbert.outputs import (
     MaskedLMOutput,
@@ -365,24 +366,11 @@ class ModernBertForQuestionAnswering(_Classifier):
         minimum = torch.finfo(start_T.dtype).min
         loss = None
         if start_positions is not None and end_positions is not None:
-            start_loss = _position_loss(inputs, start_T, start_positions, minimum)
-            loss = (start_loss + _position_loss(inputs, end_T, end_positions, minimum)) / 2
+            start_loss = position_loss(inputs, start_T, start_positions, minimum)
+            loss = (start_loss + position_loss(inputs, end_T, end_positions, minimum)) / 2
         start, end = inputs.pad(start_T, minimum), inputs.pad(end_T, minimum)
         result = QuestionAnsweringModelOutput(loss=loss, start_logits=start, end_logits=end, **traces)
         return to_output(result, return_dict, self.config)
-
-
-def _position_loss(inputs: ModelInputs, logits_T: Tensor, positions_B: Tensor, minimum: float) -> Tensor:
-    """Compute cross-entropy over the tokens of each sequence; a position beyond the end does not count."""
-    if inputs.shape is None:
-        rows = nn.utils.rnn.pad_sequence(
-            list(logits_T.split(inputs.batch.seqlens)), batch_first=True, padding_value=minimum
-        )
-    else:
-        rows = inputs.pad(logits_T, minimum)
-    ignore_index = rows.shape[1]
-    positions_B = positions_B.to(rows.device).view(-1).clamp(0, ignore_index)
-    return F.cross_entropy(rows, positions_B, ignore_index=ignore_index)
 
 
 def pool(hidden_TD: Tensor, batch: PackedBatch, pooling: str) -> Tensor:
@@ -396,22 +384,3 @@ def pool(hidden_TD: Tensor, batch: PackedBatch, pooling: str) -> Tensor:
     if pooling == "cls":
         return hidden_TD[batch.cu_seqlens[:-1].long()]
     return torch.stack([x_LD.mean(dim=0) for x_LD in hidden_TD.split(batch.seqlens)])
-
-
-def classification_loss(logits_BC: Tensor, labels: Tensor, problem_type: str | None) -> Tensor:
-    """Compute the loss of a sequence classifier, a scalar.
-
-    Args:
-        logits_BC: (B, C).
-        labels: (B,) int64 classes; (B,) numbers for regression; (B, C) floating-point targets for several labels.
-        problem_type: one of `config.PROBLEM_TYPES`; None: regression if C is 1, else derived from the labels' dtype.
-    """
-    if problem_type is None:
-        integer_labels = not labels.is_floating_point()
-        single = "single_label_classification" if integer_labels else "multi_label_classification"
-        problem_type = "regression" if logits_BC.shape[-1] == 1 else single
-    if problem_type == "regression":
-        return F.mse_loss(logits_BC.squeeze(), labels.squeeze().to(logits_BC.dtype))
-    if problem_type == "single_label_classification":
-        return F.cross_entropy(logits_BC.view(-1, logits_BC.shape[-1]), labels.view(-1))
-    return F.binary_cross_entropy_with_logits(logits_BC, labels.to(logits_BC.dtype))

@@ -234,18 +234,8 @@ class FeaturesOptions(TaskOptions):
     online = False
 
 
-TASKS: dict[str, type[TaskOptions]] = {
-    options.task: options
-    for options in (
-        ClassifyOptions,
-        TagOptions,
-        AnswerOptions,
-        FillOptions,
-        EmbedOptions,
-        RerankOptions,
-        FeaturesOptions,
-    )
-}
+_TASKS = (ClassifyOptions, TagOptions, AnswerOptions, FillOptions, EmbedOptions, RerankOptions, FeaturesOptions)
+TASKS: dict[str, type[TaskOptions]] = {options.task: options for options in _TASKS}
 """Every task by its name."""
 
 
