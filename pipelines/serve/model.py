@@ -24,7 +24,7 @@ from pipelines.predictor import Predictions, Predictor
 from pipelines.serve.batcher import Batcher
 from pipelines.serve.config import ServedModel
 from pipelines.serve.metrics import Metrics
-from pipelines.serve.protocol import Info, PredictRequest, PredictResponse, ServeError, Tokens
+from pipelines.serve.protocol import ErrorType, Info, PredictRequest, PredictResponse, ServeError, Tokens
 from pipelines.tasks.base import ModelOutputs, Task, task_class
 
 _THREADS = min(8, max(2, os.cpu_count() or 1))  # for checking, tokenising and decoding
@@ -75,10 +75,8 @@ class ModelServer:
 
     async def predict(self, request: PredictRequest) -> PredictResponse:
         """Answer a request; what the caller cancels leaves the queue."""
-        count, limit_s = (
-            len(request.documents),
-            min(request.timeout_s or self.options.timeout_s, self.options.timeout_s),
-        )
+        count = len(request.documents)
+        limit_s = min(request.timeout_s or self.options.timeout_s, self.options.timeout_s)
         self._admit(count)
         self._documents += count
         try:
@@ -143,9 +141,9 @@ class ModelServer:
             message = f"{self._documents} documents are being answered; at most {most} are taken at a time"
             raise self._refused("overloaded", message, wait_s)
 
-    def _refused(self, kind: Any, message: str, retry_after_s: float | None = None) -> ServeError:
-        self.metrics.record_refusal(kind)
-        return ServeError(kind, f"model {self.options.name}: {message}", retry_after_s)
+    def _refused(self, error_type: ErrorType, message: str, retry_after_s: float | None = None) -> ServeError:
+        self.metrics.record_refusal(error_type)
+        return ServeError(error_type, f"model {self.options.name}: {message}", retry_after_s)
 
     async def _answer(self, request: PredictRequest) -> PredictResponse:
         try:

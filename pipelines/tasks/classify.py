@@ -49,7 +49,9 @@ class Classify(Task):
 
     labels: tuple[str, ...]
     kind: str
-    """single_label_classification, multi_label_classification or regression."""
+    """The problem type: single_label_classification, multi_label_classification or regression.
+
+    Outputs keep this name in their fingerprint, so that it stays."""
     top_k: int | None
     """The most labels in the lists `labels` and `scores`; None for no such lists."""
     threshold: float
