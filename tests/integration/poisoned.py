@@ -12,6 +12,7 @@ import time
 import ray
 
 from pipelines.command import run_command
+from pipelines.corpus.cluster import _stderr_closed
 
 
 def poison() -> None:
@@ -43,13 +44,14 @@ def break_actors() -> None:
 if __name__ == "__main__":
     os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"
     source, target, model, *broken = sys.argv[1:]
-    ray.init(
-        "local",
-        num_cpus=2,
-        log_to_driver=False,
-        logging_level="ERROR",
-        runtime_env={"worker_process_setup_hook": break_actors if broken else poison},
-    )
+    with _stderr_closed():  # as the job itself starts Ray
+        ray.init(
+            "local",
+            num_cpus=2,
+            log_to_driver=False,
+            logging_level="ERROR",
+            runtime_env={"worker_process_setup_hook": break_actors if broken else poison},
+        )
     arguments = {"input": source, "output": target, "model": model, "batch-timeout-s": "4"}
     sys.argv = ["classify", *(part for name, value in arguments.items() for part in (f"--{name}", value))]
     sys.exit(run_command("classify"))
