@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 from pydantic import ValidationError
 
 from pipelines.errors import JobError, UserError
-from pipelines.input.files import check_exists
+from pipelines.input.files import look_up
 from pipelines.options import ENV_PREFIX, CommandOptions, corpus_options, plain_message
 
 Options = TypeVar("Options", bound=CommandOptions)
@@ -28,7 +28,7 @@ def run_command(task: str, defaults: dict[str, str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
         options = parse(options_class, sys.argv[1:], defaults or {})
-        check_exists(options.required()[0])
+        look_up(options.required()[0])
         from pipelines.corpus.cluster import Stopped  # torch and Ray take seconds, which a mistake should not
         from pipelines.corpus.run import run_corpus
 

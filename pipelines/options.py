@@ -271,11 +271,11 @@ class ModelOptions(BaseModel):
     @classmethod
     def _list(cls, name: str, value: Any) -> Any:
         field = cls.model_fields.get(name)
-        commas = next((mark for mark in field.metadata if isinstance(mark, Commas)), None) if field else None
+        commas = next((each for each in field.metadata if isinstance(each, Commas)), None) if field else None
         if commas is None or not isinstance(value, str):
             return value
-        names = [name for name in value.split(",") if name.strip()]
-        return [name.strip() for name in names] if commas.strip else names
+        parts = [part for part in value.split(",") if part.strip()]
+        return [part.strip() for part in parts] if commas.strip else parts
 
 
 class CommandOptions(ModelOptions, BaseSettings):

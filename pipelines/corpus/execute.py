@@ -42,7 +42,7 @@ class Execution:
         self.job, self.todo, self.max_rejected, self.check = job, todo, max_rejected, check
         self.stats = ShardStatsBuilder()
         self.failed: dict[str, str] = {}
-        """Shards that failed, with the reason."""
+        """The names of the shards, and the paths of the files, that failed, with the reason."""
         self._rows = sum(shard.rows for shard in todo)
         self._seen_rows = 0
         self._rejects: Counter[str] = Counter()

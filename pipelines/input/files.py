@@ -26,8 +26,7 @@ def find_files(source: str) -> tuple[fs.FileSystem, dict[str, str], str]:
     Returns the file system, each file's path with its version (sorted), and the folder that they lie in. Raises
     UserError if there are no files or several formats.
     """
-    filesystem, path = _locate(source)
-    info = check_exists(source)
+    filesystem, path, info = look_up(source)
     if info.type == fs.FileType.NotFound:
         base = re.split(r"[*?\[]", path, maxsplit=1)[0].rpartition("/")[0]
         if isinstance(filesystem, fs.LocalFileSystem):
@@ -53,22 +52,21 @@ def find_files(source: str) -> tuple[fs.FileSystem, dict[str, str], str]:
     return filesystem, {path: files[path] for path in sorted(files, key=partial(file_slug, base=base))}, base
 
 
-def check_exists(source: str) -> fs.FileInfo:
-    """Look an input up; UserError if it does not exist and is no glob."""
-    filesystem, path = _locate(source)
+def look_up(source: str) -> tuple[fs.FileSystem, str, fs.FileInfo]:
+    """Return an input's file system, its path there, and what that is; UserError if it is missing and no glob."""
+    if "://" not in source:
+        filesystem, path = fs.LocalFileSystem(), str(Path(source).expanduser().absolute())
+    else:
+        try:
+            filesystem, path = fs.FileSystem.from_uri(source)
+        except pa.ArrowInvalid as error:
+            raise UserError(
+                f"input {redact_credentials(source)!r} is not a location that can be read: {error}"
+            ) from error
     info = filesystem.get_file_info(path)
     if info.type == fs.FileType.NotFound and not re.search(r"[*?\[]", path):
         raise UserError(f"input {redact_credentials(source)!r} does not exist")
-    return info
-
-
-def _locate(source: str) -> tuple[fs.FileSystem, str]:
-    if "://" not in source:
-        return fs.LocalFileSystem(), str(Path(source).expanduser().absolute())
-    try:
-        return fs.FileSystem.from_uri(source)
-    except pa.ArrowInvalid as error:
-        raise UserError(f"input {redact_credentials(source)!r} is not a location that can be read: {error}") from error
+    return filesystem, path, info
 
 
 def file_slug(file: str, base: str) -> str:
