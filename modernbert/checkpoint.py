@@ -1,12 +1,10 @@
-"""Checkpoints: local folders or hub ids, loaded strictly and from safetensors alone; no code in them is executed."""
+"""Models loaded from checkpoints, strictly and from safetensors alone; no code in a checkpoint is executed."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
-import re
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from modernbert.config import ModernBertConfig
+from modernbert.files import CheckpointError, load_config, resolve, weight_files
 from modernbert.linear import Linear
 
 logger = logging.getLogger(__name__)
@@ -23,84 +22,7 @@ Model = TypeVar("Model", bound="PreTrained")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """The dtypes that models run in, by name."""
 _LOADABLE_DTYPES = {"F32", "F16", "BF16"}
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-_HUB_FILES = ["*.json", "*.safetensors"]
 _HEAD_PREFIXES = ("head.", "classifier.", "decoder.")  # weights that a class without this head leaves out
-
-
-class CheckpointError(ValueError):
-    """Raised for a checkpoint that cannot be loaded; the message says what is there and what is needed."""
-
-
-def resolve(model: str | Path, revision: str | None = None) -> Path:
-    """Return the local folder of a model.
-
-    Args:
-        model: a folder, or a Hugging Face hub id, which is downloaded or found in the hub's cache.
-        revision: a branch, tag or commit of the hub's repository.
-
-    Raises:
-        CheckpointError: where `model` is neither, or the hub cannot be reached.
-    """
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        return folder
-    if folder.exists():
-        raise CheckpointError(f"model {str(model)!r} is a file; give the folder that holds config.json")
-    if not _HUB_ID.fullmatch(str(model)):
-        raise CheckpointError(f"model folder {str(model)!r} does not exist")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
-
-    try:
-        return Path(snapshot_download(str(model), revision=revision, allow_patterns=_HUB_FILES))
-    except RepositoryNotFoundError as error:
-        raise CheckpointError(
-            f"model {str(model)!r} is neither a folder here nor a repository on the hub (a private one needs HF_TOKEN)"
-        ) from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise CheckpointError(
-            f"model {str(model)!r} is no folder here, not in the hub's cache, and the hub cannot be reached: "
-            f"{str(error).splitlines()[0]}"
-        ) from error
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """Return the safetensors files of a checkpoint: a single one, or the shards that its index names.
-
-    Raises:
-        CheckpointError: where a file is missing; for a pickle, the message says how to convert it.
-    """
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (json.JSONDecodeError, KeyError, AttributeError) as error:
-            raise CheckpointError(f"{index} is not a safetensors index: {error}") from error
-        files = [folder / Path(name).name for name in names]
-    else:
-        files = [folder / "model.safetensors"]
-    missing = [file.name for file in files if not file.is_file()]
-    if missing and any(folder.glob("pytorch_model*.bin")):
-        raise CheckpointError(
-            f"{folder} holds pytorch_model.bin, a pickle, which can run code and is never loaded. Convert it once: "
-            "AutoModel….from_pretrained(folder).save_pretrained(folder, safe_serialization=True) with transformers"
-        )
-    if missing:
-        raise CheckpointError(f"{folder} lacks {', '.join(missing)}")
-    return files
-
-
-def load_config(folder: Path) -> ModernBertConfig:
-    """Return the configuration of a checkpoint.
-
-    Raises:
-        CheckpointError: where config.json is missing.
-        ConfigError: where it cannot be used.
-    """
-    if not (folder / "config.json").is_file():
-        raise CheckpointError(f"{folder} lacks config.json: it is not a checkpoint folder")
-    return ModernBertConfig.from_json(folder / "config.json")
 
 
 class PreTrained(nn.Module):
@@ -339,16 +261,6 @@ def init_weights(model: PreTrained, names: list[str] | None = None) -> None:
             nn.init.trunc_normal_(weight, std=std, a=-cutoff * std, b=cutoff * std)
         else:
             nn.init.constant_(weight, 0.0 if name.endswith("bias") else 1.0)
-
-
-def fingerprint(folder: Path) -> str:
-    """Return a SHA-256 digest (hexadecimal) of what predictions depend on: weights, configuration and tokenizer."""
-    digest = hashlib.sha256()
-    for file in [folder / "config.json", *weight_files(folder), folder / "tokenizer.json"]:
-        if file.is_file():
-            with file.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()
 
 
 def _parameter_name(key: str, model_class: type[PreTrained]) -> str:

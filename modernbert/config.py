@@ -9,29 +9,28 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch.nn.functional as F
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
-Activation = str | Callable[[Tensor], Tensor]
+Activation = str | Callable[["Tensor"], "Tensor"]
 """The name of an activation (a key of ACTIVATIONS) or a function on tensors."""
 GLOBAL, LOCAL = "full_attention", "sliding_attention"
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
-_gelu_tanh = partial(F.gelu, approximate="tanh")
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": F.gelu,
-    "gelu_python": F.gelu,
-    "gelu_new": _gelu_tanh,
-    "gelu_fast": _gelu_tanh,
-    "gelu_pytorch_tanh": _gelu_tanh,
-    "relu": F.relu,
-    "silu": F.silu,
-    "swish": F.silu,
-    "tanh": F.tanh,
+ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+    "tanh": "tanh",
 }
+"""The names that transformers gives activations, with the function that each means (`modernbert.linear`)."""
 
 
 class ConfigError(ValueError):
@@ -238,11 +237,6 @@ class ModernBertConfig:
             if callable(out[name]):
                 raise ConfigError(f"{name} is a function, which config.json cannot hold; name one of ACTIVATIONS")
         return out
-
-
-def activation_function(activation: Activation) -> Callable[[Tensor], Tensor]:
-    """Return the activation function called `activation`, or `activation` itself where it is a function."""
-    return ACTIVATIONS[activation] if isinstance(activation, str) else activation
 
 
 def _global_layer_interval(layer_types: list[str]) -> int | None:

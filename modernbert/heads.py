@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modernbert.checkpoint import PreTrained, init_weights
-from modernbert.config import ConfigError, ModernBertConfig, activation_function
-from modernbert.linear import Linear, map_row_chunks
+from modernbert.config import ConfigError, ModernBertConfig
+from modernbert.linear import Linear, activation_function, map_row_chunks
 from modernbert.losses import classification_loss, position_loss
 from modernbert.model import ModernBertModel, layer_norm, to_output
 from modernbert.outputs import (

@@ -9,19 +9,32 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from modernbert.config import Activation, activation_function
+from modernbert.config import ACTIVATIONS, Activation
 
-_FUSED = {"gelu": ("gelu", "none"), "gelu_pytorch_tanh": ("gelu", "tanh"), "gelu_new": ("gelu", "tanh")}
+_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+    "silu": F.silu,
+    "tanh": F.tanh,
+}
+_FUSED = {"gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh")}
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 CHUNK_ROWS = 512
 """Rows computed at a time, so that the activations of a layer stay in cache."""
 ROW_MULTIPLE = 16
 """Chunks are padded to a multiple of this, so that the bits of a row do not depend on the rows computed with it."""
+
+
+def activation_function(activation: Activation) -> Callable[[Tensor], Tensor]:
+    """Return the activation function called `activation`, or `activation` itself where it is a function."""
+    return _FUNCTIONS[ACTIVATIONS[activation]] if isinstance(activation, str) else activation
 
 
 class Linear(nn.Linear):
@@ -54,7 +67,7 @@ class GatedLinear(Linear):
     def __init__(self, in_features: int, out_features: int, bias: bool, activation: Activation):
         super().__init__(in_features, 2 * out_features, bias=bias)
         self.act = activation_function(activation)
-        self.fused = _FUSED.get(activation) if isinstance(activation, str) else None
+        self.fused = _FUSED.get(ACTIVATIONS[activation]) if isinstance(activation, str) else None
 
     def prepack(self) -> None:
         # In fp32, two fused halves would change the last bits.

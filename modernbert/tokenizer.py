@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from tokenizers import Encoding, normalizers
 from tokenizers import Tokenizer as FastTokenizer
 
-from modernbert.checkpoint import CheckpointError, resolve
+from modernbert.files import CheckpointError, resolve
 from modernbert.windows import Text, Tokens, Windows, WindowsBuilder, longest_first
 
 _CHARS_PER_TOKEN = 12  # a long text is first cut to this many characters for each token that is needed
@@ -248,6 +247,8 @@ class Tokenizer:
         masks = [[1] * len(row) + [0] * n for row, n in zip(rows, padding_lengths, strict=True)]
         ids = [row + [self.pad_token_id or 0] * n for row, n in zip(rows, padding_lengths, strict=True)]
         if return_tensors == "pt":
+            import torch  # not for a process that only tokenises
+
             return Batch(input_ids=torch.tensor(ids), attention_mask=torch.tensor(masks))
         if return_tensors is not None:
             raise ValueError(f"return_tensors is {return_tensors!r}; known is 'pt'")

@@ -14,9 +14,9 @@ from typing import Any
 
 from pyarrow import fs
 
-from modernbert.checkpoint import load_config, resolve
 from modernbert.config import ModernBertConfig
-from modernbert.sentence import encoder_folder
+from modernbert.files import load_config, resolve
+from modernbert.sentence_config import encoder_folder
 from modernbert.tokenizer import Tokenizer
 from pipelines.errors import UserError
 from pipelines.storage import Folder, redact_credentials

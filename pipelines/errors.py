@@ -3,7 +3,7 @@
 ValueError            a mistake in the call: one line, exit code 2
   UserError           in what the user asked for: options, input, output
   ConfigError         in a config.json (modernbert.config)
-  CheckpointError     in a checkpoint (modernbert.checkpoint)
+  CheckpointError     in a checkpoint (modernbert.files)
 JobError              what keeps a job from going on: one line, exit code 1
 ServeError            why an online request has no answer (pipelines.serve.protocol)
 ApiError              the same as a response of HTTP (pipelines.serve.http.errors)

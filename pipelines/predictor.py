@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,29 +18,11 @@ from modernbert.packing import PackedBatch
 from modernbert.windows import Text
 from pipelines.bucketing import packed_batches
 from pipelines.checkpoints import Checkpoint
-from pipelines.tasks.base import ModelOutputs, Task
+from pipelines.tasks.base import ModelOutputs, Predictions, Task
 
 logger = logging.getLogger(__name__)
 BUDGET_TOKENS = {"cpu": 4096, "cuda": 65536}
 DTYPE = {"cpu": "float32", "cuda": "bfloat16"}
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """The model's values for windows."""
-
-    values: np.ndarray
-    """(R, C) float32; rows of failed windows are not meaningful."""
-    splits: np.ndarray
-    """(W+1,): the rows of window w are `splits[w]:splits[w + 1]`."""
-    failed: dict[int, str]
-    """Windows without values, with the reason."""
-    batches: int
-    """The number of packed batches that they were in."""
-    seconds: float
-    """From the start of the first of these batches to the end of the last."""
-    queue_s: float = 0.0
-    """The time online in the queue before the first batch."""
 
 
 class Predictor:

@@ -10,7 +10,6 @@ import pyarrow as pa
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
-from modernbert.heads import ModernBertForSequenceClassification
 from pipelines.input.shards import Format, Rows, Scan
 from pipelines.options import TaskOptions
 from pipelines.serve.http.errors import Dialect
@@ -57,7 +56,7 @@ class Length(Task):
     factor: int
 
     options_class = LengthOptions
-    model_class = ModernBertForSequenceClassification
+    model_class = "modernbert.heads:ModernBertForSequenceClassification"
     columns = pa.schema([("length", pa.int64()), ("logit", pa.float32())])
     width = 3
 

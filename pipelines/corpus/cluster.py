@@ -25,7 +25,7 @@ def cluster_resources() -> dict[str, float]:
     if not ray.is_initialized():
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         with _stderr_closed():  # Ray reports in a line of its own that this level was set
-            ray.init(log_to_driver=False, logging_level=logging.ERROR)
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
     return ray.cluster_resources()
 
 

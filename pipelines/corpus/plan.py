@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import torch
 
 from pipelines.checkpoints import Checkpoint
 from pipelines.corpus.cluster import cluster_resources
@@ -20,7 +19,6 @@ from pipelines.input.shards import Corpus
 from pipelines.options import CorpusOptions
 from pipelines.output.folder import read_files
 from pipelines.output.record import read_record
-from pipelines.predictor import BUDGET_TOKENS, DTYPE, warn_of_slow_dtype
 from pipelines.storage import Folder, redact_credentials
 from pipelines.tasks.base import Task, task_class
 
@@ -55,6 +53,8 @@ def plan_job(options: CorpusOptions) -> tuple[Job, Corpus, dict[str, Any]]:
     Returns the job, the plan of its input, and the fingerprint: what the answers depend on. Starts no Ray unless the
     device depends on it. Raises ValueError for a mistake.
     """
+    from pipelines.predictor import BUDGET_TOKENS, DTYPE, warn_of_slow_dtype  # with torch: not for all that uses Job
+
     source, model, output = options.required()
     source = source if "://" in source else str(Path(source).expanduser().absolute())
     target = Folder.at(output)
@@ -119,6 +119,8 @@ def _check_text_columns(options: CorpusOptions, schema: pa.Schema) -> None:
 
 
 def _device(device: str) -> str:
+    import torch
+
     if device == "cuda" or torch.cuda.is_available():
         found = torch.cuda.is_available() or cluster_resources().get("GPU", 0) >= 1
     else:

@@ -24,7 +24,6 @@ from pipelines.input.plan import read_shard
 from pipelines.input.shards import Rows, Shard
 from pipelines.output.folder import REJECTED_FIELDS, commit_shard
 from pipelines.output.shard_stats import count_scores, count_windows
-from pipelines.predictor import Predictor
 from pipelines.tasks.base import ModelOutputs
 
 
@@ -56,6 +55,8 @@ class Predict:
         """Load the model on this actor's device, on one thread where that is a CPU."""
         self.job, self.progress, self.reported = job, progress, time.monotonic()
         self.unreported = [0, 0]
+        from pipelines.predictor import Predictor  # with torch, which readers and committers go without
+
         self.predictor = Predictor(
             job.model, job.task, device=job.device, dtype=job.dtype, budget_tokens=job.budget_tokens, threads=1
         )

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from modernbert.windows import Windows
 from pipelines.input.shards import Shard
-from pipelines.predictor import Predictions
+from pipelines.tasks.base import Predictions
 
 REJECT = pa.struct([("row", pa.int64()), ("reason", pa.string()), ("stage", pa.string()), ("raw", pa.string())])
 """A rejected row: its number in the shard, why, in which stage, and its raw text if it could not be parsed."""

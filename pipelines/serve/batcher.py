@@ -19,8 +19,8 @@ from concurrent.futures import Future
 
 import numpy as np
 
-from pipelines.predictor import Predictions, Predictor
-from pipelines.tasks.base import Task
+from pipelines.predictor import Predictor
+from pipelines.tasks.base import Predictions, Task
 
 logger = logging.getLogger(__name__)
 TURN_FRACTION = 4

@@ -20,12 +20,12 @@ import torch
 
 from modernbert.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
-from pipelines.predictor import Predictions, Predictor
+from pipelines.predictor import Predictor
 from pipelines.serve.batcher import Batcher
 from pipelines.serve.config import ServedModel
 from pipelines.serve.metrics import Metrics
 from pipelines.serve.protocol import ErrorType, Info, PredictRequest, PredictResponse, ServeError, Tokens
-from pipelines.tasks.base import ModelOutputs, Task, task_class
+from pipelines.tasks.base import ModelOutputs, Predictions, Task, task_class
 
 _THREADS = min(8, max(2, os.cpu_count() or 1))  # for checking, tokenising and decoding
 _BUDGET_TOKENS = {"cpu": 1024}

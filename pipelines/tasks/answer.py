@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from modernbert.heads import ModernBertForQuestionAnswering
 from modernbert.tokenizer import Tokenizer
 from modernbert.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
@@ -76,7 +75,7 @@ class Answer(Task):
     """Whether answers begin and end at word boundaries."""
 
     options_class = AnswerOptions
-    model_class = ModernBertForQuestionAnswering
+    model_class = "modernbert.heads:ModernBertForQuestionAnswering"
     pipeline_class = AnswerPipeline
     needs_details = True
     width = 2  # type: ignore[assignment]

@@ -1,5 +1,7 @@
 """Task: the texts that go in, how they become windows, what the model computes, and the columns that come out.
 
+A job's readers and committers use tasks without a model: torch is imported only where one is loaded or run.
+
 Shapes: T packed tokens, W windows, D documents, R rows of the model's answer, C numbers a row.
 """
 
@@ -11,21 +13,41 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pkgutil import resolve_name
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
-import torch
-from torch import Tensor, nn
 
-from modernbert.checkpoint import check_weights, fingerprint, load
+from modernbert.files import fingerprint
 from modernbert.tokenizer import Tokenizer
 from modernbert.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
 from pipelines.options import TASKS, TaskOptions
 from pipelines.tasks.pipeline import Pipeline
 
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
 _SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """The model's values for windows."""
+
+    values: np.ndarray
+    """(R, C) float32; rows of failed windows are not meaningful."""
+    splits: np.ndarray
+    """(W+1,): the rows of window w are `splits[w]:splits[w + 1]`."""
+    failed: dict[int, str]
+    """Windows without values, with the reason."""
+    batches: int
+    """The number of packed batches that they were in."""
+    seconds: float
+    """From the start of the first of these batches to the end of the last."""
+    queue_s: float = 0.0
+    """The time online in the queue before the first batch."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +77,8 @@ class Task(ABC):
 
     options_class: ClassVar[type[TaskOptions]]
     """Its entry in `options.TASKS`."""
-    model_class: ClassVar[Any]
-    """The model that runs it; its name is the architecture that config.json must name."""
+    model_class: ClassVar[str]
+    """The model that runs it, as "module:class"; config.json must name the class, unless it is the plain encoder."""
     pipeline_class: ClassVar[type[Pipeline]] = Pipeline
     """What `pipeline` returns for it: the arguments and results of a call in memory."""
     takes_pairs: ClassVar[bool] = False
@@ -107,13 +129,19 @@ class Task(ABC):
     @classmethod
     def check(cls, checkpoint: Checkpoint) -> None:
         """Raise ValueError if the checkpoint's architecture, weights or tokenizer do not fit the task."""
-        check_architecture(checkpoint, cls.options_class.task, cls.model_class.__name__)
-        check_weights(cls.model_class, checkpoint.encoder, checkpoint.config)
+        from modernbert.checkpoint import check_weights
+
+        architecture = cls.model_class.rpartition(":")[2]
+        if architecture != "ModernBertModel":  # the encoder, which every checkpoint holds
+            check_architecture(checkpoint, cls.options_class.task, architecture)
+        check_weights(resolve_name(cls.model_class), checkpoint.encoder, checkpoint.config)
         checkpoint.check_tokenizer()
 
     def load(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> nn.Module:
         """Load the model, which has `forward_packed`."""
-        return load(self.model_class, checkpoint.encoder, device=device, dtype=dtype)
+        from modernbert.checkpoint import load
+
+        return load(resolve_name(self.model_class), checkpoint.encoder, device=device, dtype=dtype)
 
     @property
     def forward_options(self) -> tuple[Any, ...]:
@@ -194,18 +222,16 @@ def task_class(name: str) -> type[Task]:
     return resolve_name(TASKS[name].implementation)
 
 
-def check_architecture(checkpoint: Checkpoint, task: str, *architectures: str) -> None:
-    """Raise ValueError, with the tasks that fit, if config.json names none of `architectures`."""
+def check_architecture(checkpoint: Checkpoint, task: str, architecture: str) -> None:
+    """Raise ValueError, with the tasks that fit, if config.json names another one."""
     configured = next(iter(checkpoint.raw_config.get("architectures") or []), None)
-    if configured in (None, *architectures):
+    if configured in (None, architecture):
         return
     tasks = [options.fits[configured] for options in TASKS.values() if configured in options.fits]
     fits = f"no task here runs a {configured}"
     if tasks:
         fits = f"it fits {tasks[0]}" + (f" (or {', '.join(tasks[1:])})" if len(tasks) > 1 else "")
-    raise ValueError(
-        f"model {str(checkpoint.folder)!r} is a {configured}: {fits}; {task} runs a {' or '.join(architectures)}"
-    )
+    raise ValueError(f"model {str(checkpoint.folder)!r} is a {configured}: {fits}; {task} runs a {architecture}")
 
 
 def label_maps(labels: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from modernbert.heads import ModernBertForSequenceClassification
 from modernbert.windows import Text
 from pipelines.checkpoints import Checkpoint
 from pipelines.options import ClassifyOptions, Function, Merge
@@ -62,7 +61,7 @@ class Classify(Task):
     """What turns logits into scores."""
 
     options_class = ClassifyOptions
-    model_class = ModernBertForSequenceClassification
+    model_class = "modernbert.heads:ModernBertForSequenceClassification"
     pipeline_class = ClassifyPipeline
     takes_pairs = True
 

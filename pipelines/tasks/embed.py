@@ -8,23 +8,26 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import torch
-from torch import Tensor, nn
 
-from modernbert.checkpoint import check_weights, fingerprint
-from modernbert.model import ModernBertModel
-from modernbert.packing import PackedBatch
-from modernbert.sentence import SentenceConfig, SentenceEncoder
+from modernbert.files import fingerprint
+from modernbert.sentence_config import SentenceConfig
 from modernbert.tokenizer import Tokenizer
 from modernbert.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
 from pipelines.options import EmbedOptions, Precision
 from pipelines.tasks.base import ModelOutputs, Task, resolve_windowing
 from pipelines.tasks.postprocess import merged
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from modernbert.packing import PackedBatch
+    from modernbert.sentence import SentenceEncoder
 
 _STORED = {"float32": pa.float32(), "float16": pa.float16(), "int8": pa.int8(), "binary": pa.int8(),
            "ubinary": pa.uint8()}  # fmt: skip
@@ -52,7 +55,7 @@ class Embed(Task):
     lower_case: bool
 
     options_class = EmbedOptions
-    model_class = ModernBertModel
+    model_class = "modernbert.model:ModernBertModel"
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint, options: EmbedOptions) -> Embed:
@@ -105,12 +108,9 @@ class Embed(Task):
     def width(self) -> int:
         return self.size
 
-    @classmethod
-    def check(cls, checkpoint: Checkpoint) -> None:
-        check_weights(ModernBertModel, checkpoint.encoder, checkpoint.config)
-        checkpoint.check_tokenizer()
-
     def load(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> nn.Module:
+        from modernbert.sentence import SentenceEncoder
+
         return SentenceEncoder.load(SentenceConfig.from_folder(checkpoint.folder), device=device, dtype=dtype)
 
     def forward(self, model: SentenceEncoder, batch: PackedBatch, ids: np.ndarray) -> Tensor:  # noqa: ARG002

@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from modernbert.checkpoint import check_weights
-from modernbert.model import ModernBertModel
 from pipelines.checkpoints import Checkpoint
 from pipelines.options import FeaturesOptions
 from pipelines.tasks.base import ModelOutputs, Task, resolve_windowing
@@ -23,7 +21,7 @@ class Features(Task):
     hidden_size: int
 
     options_class = FeaturesOptions
-    model_class = ModernBertModel
+    model_class = "modernbert.model:ModernBertModel"
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint, options: FeaturesOptions) -> Features:
@@ -38,11 +36,6 @@ class Features(Task):
     @property
     def width(self) -> int:
         return self.hidden_size
-
-    @classmethod
-    def check(cls, checkpoint: Checkpoint) -> None:
-        check_weights(ModernBertModel, checkpoint.encoder, checkpoint.config)
-        checkpoint.check_tokenizer()
 
     def rows(self, input_ids: np.ndarray, cu_seqlens: np.ndarray) -> np.ndarray:  # noqa: ARG002
         return np.diff(cu_seqlens)

@@ -8,15 +8,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import torch
-from torch import Tensor
 
-from modernbert.heads import ModernBertForMaskedLM
-from modernbert.packing import PackedBatch
 from modernbert.tokenizer import Tokenizer
 from modernbert.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
@@ -24,6 +20,12 @@ from pipelines.options import FillOptions
 from pipelines.tasks.base import ModelOutputs, Task, resolve_windowing
 from pipelines.tasks.pipeline import Pipeline
 from pipelines.tasks.postprocess import list_array, per_document
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from modernbert.heads import ModernBertForMaskedLM
+    from modernbert.packing import PackedBatch
 
 logger = logging.getLogger(__name__)
 FILL = pa.struct([("token", pa.string()), ("token_id", pa.int32()), ("score", pa.float32())])
@@ -50,7 +52,7 @@ class Fill(Task):
     mask_token: str
 
     options_class = FillOptions
-    model_class = ModernBertForMaskedLM
+    model_class = "modernbert.heads:ModernBertForMaskedLM"
     pipeline_class = FillPipeline
     columns = pa.schema([("fills", pa.list_(pa.list_(FILL)))])  # type: ignore[assignment]
 
@@ -98,6 +100,8 @@ class Fill(Task):
         return np.diff(before[cu_seqlens])
 
     def forward(self, model: ModernBertForMaskedLM, batch: PackedBatch, ids: np.ndarray) -> Tensor:
+        import torch
+
         positions = torch.from_numpy(np.flatnonzero(ids == self.mask_token_id))
         logits_PV = model.forward_packed(batch, positions.to(batch.input_ids.device, non_blocking=True)).float()
         probabilities = logits_PV.softmax(dim=-1)

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from modernbert.heads import ModernBertForSequenceClassification
 from pipelines.checkpoints import Checkpoint
 from pipelines.options import Merge, RerankOptions
 from pipelines.tasks.base import ModelOutputs, Task, label_maps, resolve_windowing
@@ -45,7 +44,7 @@ class Rerank(Task):
     """Whether the score is the logit itself, not its sigmoid."""
 
     options_class = RerankOptions
-    model_class = ModernBertForSequenceClassification
+    model_class = "modernbert.heads:ModernBertForSequenceClassification"
     pipeline_class = RerankPipeline
     columns = pa.schema([("score", pa.float32())])  # type: ignore[assignment]
     width = 1  # type: ignore[assignment]

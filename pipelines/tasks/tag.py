@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from modernbert.heads import ModernBertForTokenClassification
 from modernbert.tokenizer import Tokenizer
 from modernbert.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
@@ -61,7 +60,7 @@ class Tag(Task):
     ignore_labels: tuple[str, ...]
 
     options_class = TagOptions
-    model_class = ModernBertForTokenClassification
+    model_class = "modernbert.heads:ModernBertForTokenClassification"
     needs_details = True
     columns = pa.schema([("entities", pa.list_(ENTITY))])  # type: ignore[assignment]
 

@@ -8,7 +8,8 @@ import torch
 from checkpoints import relative_error
 
 from modernbert.attention import BACKENDS, resolve_backend
-from modernbert.checkpoint import load, load_config
+from modernbert.checkpoint import load
+from modernbert.files import load_config
 from modernbert.heads import ModernBertForSequenceClassification
 from modernbert.packing import PackedBatch
 from pipelines.predictor import Predictor

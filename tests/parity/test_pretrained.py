@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 import modernbert
 from modernbert import ModernBertConfig, ModernBertForMaskedLM, ModernBertForSequenceClassification, ModernBertModel
-from modernbert.checkpoint import CheckpointError
+from modernbert.files import CheckpointError
 
 MASKED, CLASSIFIER = "ModernBertForMaskedLM", "ModernBertForSequenceClassification"
 NEW_HEADS = [name for name in HEADS if name not in ("ModernBertModel", MASKED)]

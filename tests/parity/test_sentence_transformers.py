@@ -19,7 +19,7 @@ from sentence_transformers.base.modules.transformer import Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from sentence_transformers.util.quantization import quantize_embeddings
 
-from modernbert.checkpoint import CheckpointError
+from modernbert.files import CheckpointError
 from pipelines import pipeline
 
 TEXTS = ["", "a", " The Cat", *random_texts(1, 12), "the cat " * 200]

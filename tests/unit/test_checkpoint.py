@@ -10,15 +10,9 @@ import transformers
 from checkpoints import relative_error, write_checkpoint
 from safetensors.torch import load_file, save_file
 
-from modernbert.checkpoint import (
-    CheckpointError,
-    check_weights,
-    fingerprint,
-    load,
-    load_config,
-    resolve,
-)
+from modernbert.checkpoint import check_weights, load
 from modernbert.config import ModernBertConfig
+from modernbert.files import CheckpointError, fingerprint, load_config, resolve
 from modernbert.heads import ModernBertForSequenceClassification
 from modernbert.linear import prepack
 from modernbert.model import ModernBertModel

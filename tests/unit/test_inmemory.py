@@ -9,7 +9,7 @@ import torch
 from checkpoints import write_task
 from predictions import random_texts
 
-from modernbert.checkpoint import CheckpointError
+from modernbert.files import CheckpointError
 from pipelines import pipeline
 
 SMALL = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 48}

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from pipelines.options import TASKS
+
 REPOSITORY = Path(__file__).parents[2]
 
 
@@ -30,6 +32,21 @@ def test_the_predictor_imports_without_ray_and_transformers():
 def test_the_http_process_loads_no_torch():
     assert loads("pipelines.serve.http.app", "torch", "ray", "transformers") == set()
     assert loads("pipelines.serve.deployment", "torch", "transformers") == set()
+
+
+def test_reading_tokenising_and_committing_load_no_torch():
+    for task in TASKS.values():
+        module = task.implementation.partition(":")[0]
+        assert loads(f"pipelines.corpus.stages, {module}", "torch") == set()
+
+
+def test_loading_a_model_loads_no_compiler(checkpoint):
+    code = (
+        "import sys; from modernbert import ModernBertForSequenceClassification as Classifier\n"
+        f"Classifier.from_pretrained({str(checkpoint)!r}); print(*({{'torch._dynamo', 'sympy'}} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.stdout.split() == []
 
 
 def test_wrong_options_are_told_without_torch_and_ray():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import transformers
 
-from modernbert.checkpoint import CheckpointError
+from modernbert.files import CheckpointError
 from modernbert.tokenizer import Tokenizer
 
 TEXTS = [
