@@ -1,4 +1,4 @@
-"""Fixtures: random checkpoints, made once a session, and one local Ray."""
+"""Fixtures: random checkpoints, made once a session, and Rays of a file of tests."""
 
 from __future__ import annotations
 
@@ -54,9 +54,12 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def local_ray():
-    """One Ray on this machine for all tests that run a pipeline in process."""
+    """One Ray on this machine for the tests of a file that run a pipeline in process.
+
+    Not for longer: a Ray that ends takes the process of its driver with it, which would be that of all tests.
+    """
     import ray
 
     from pipelines.corpus.cluster import cluster_resources
@@ -80,7 +83,7 @@ class RayHead(NamedTuple):
     dashboard: str
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ray_head() -> Iterator[RayHead]:
     """A head of its own, for jobs that are submitted, and for those that need no Ray of their own."""
     folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # Ray's socket paths must be short
