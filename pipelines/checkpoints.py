@@ -63,6 +63,7 @@ class Checkpoint:
     @property
     def raw_config(self) -> dict[str, Any]:
         """The content of config.json as it is stored, with keys that the configuration does not know."""
+        load_config(self.encoder)  # names the file where it is missing or wrong
         return json.loads((self.encoder / "config.json").read_text(encoding="utf-8"))
 
     @property

@@ -222,6 +222,8 @@ class RerankOptions(TaskOptions):
     raw_scores: Annotated[
         bool | None, Field(description="give the model's numbers, not their sigmoid (default: as the model says)")
     ] = None
+    prompt: Annotated[str | None, Field(description="text to put before each query")] = None
+    prompt_name: Annotated[str | None, Field(description="name of a prompt of the model's to put there")] = None
 
 
 class FeaturesOptions(TaskOptions):

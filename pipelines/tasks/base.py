@@ -19,10 +19,11 @@ import numpy as np
 import pyarrow as pa
 
 from modernbert.files import fingerprint
+from modernbert.sentence_config import CrossEncoderConfig, SentenceConfig
 from modernbert.tokenizer import Tokenizer
 from modernbert.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
-from pipelines.options import TASKS, TaskOptions
+from pipelines.options import TASKS, EmbedOptions, RerankOptions, TaskOptions
 from pipelines.tasks.pipeline import Pipeline
 
 if TYPE_CHECKING:
@@ -263,3 +264,14 @@ def resolve_windowing(
     if stride > most:
         raise ValueError(f"stride {stride} leaves nothing new in windows of max_length {length}")
     return {"max_length": length, "stride": stride}
+
+
+def resolve_prompt(options: EmbedOptions | RerankOptions, stored: SentenceConfig | CrossEncoderConfig) -> str:
+    """Return the text before each document: the options', else the checkpoint's; ValueError for an unknown name."""
+    if options.prompt is not None:
+        return options.prompt
+    name = options.prompt_name or stored.default_prompt_name
+    if name is not None and name not in stored.prompts:
+        known = f"this model has {', '.join(stored.prompts)}" if stored.prompts else "this model has none"
+        raise ValueError(f"prompt_name {name!r} is unknown; {known}")
+    return stored.prompts[name] if name is not None else ""

@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from modernbert.sentence_config import CrossEncoderConfig
 from modernbert.windows import Text
 from pipelines.checkpoints import Checkpoint
 from pipelines.options import ClassifyOptions, Function, Merge
 from pipelines.tasks.base import ModelOutputs, Task, label_maps, resolve_windowing
 from pipelines.tasks.pipeline import Pipeline, fields_of
-from pipelines.tasks.postprocess import list_array, merged, sigmoid, softmax
+from pipelines.tasks.postprocess import activation_named, list_array, merged, sigmoid, softmax
 
 
 class ClassifyPipeline(Pipeline):
@@ -68,6 +69,12 @@ class Classify(Task):
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint, options: ClassifyOptions) -> Classify:
         config, top_k = checkpoint.config, options.top_k
+        stored = CrossEncoderConfig.from_folder(checkpoint.folder, checkpoint.raw_config)
+        if stored.lower_case or stored.prompts.get(stored.default_prompt_name or ""):
+            raise ValueError(
+                f"model {str(checkpoint.folder)!r} changes texts before it reads them (default_prompt_name,"
+                " do_lower_case), which classify does not; rerank does, for a model with one output"
+            )
         kind = config.problem_type or ("regression" if config.num_labels == 1 else "single_label_classification")
         if options.threshold is not None and kind != "multi_label_classification":
             raise ValueError(f"threshold is for multi-label models; this one's problem_type is {kind}")
@@ -77,20 +84,23 @@ class Classify(Task):
             raise ValueError(f"top_k {top_k} must be from 1 to the model's {config.num_labels} labels")
         default: dict[str, Function] = {"regression": "none", "multi_label_classification": "sigmoid"}
         return cls(
-            **resolve_windowing(checkpoint, options),  # type: ignore[arg-type]
+            **resolve_windowing(checkpoint, options, stored.max_length),  # type: ignore[arg-type]
             labels=tuple(config.id2label[i] for i in range(config.num_labels)),
             kind=kind,
             top_k=top_k,
             threshold=0.5 if options.threshold is None else options.threshold,
             merge=options.merge,
-            function=options.function or default.get(kind, "softmax"),
+            function=_stated_function(stored, config.num_labels, options) or default.get(kind, "softmax"),
         )
 
     @classmethod
     def for_pipeline(cls, checkpoint: Checkpoint, options: ClassifyOptions) -> Classify:
         # A single output without a problem_type is a probability to transformers; the pipeline itself cuts to top_k.
         config = checkpoint.config
-        probability = config.num_labels == 1 and config.problem_type is None and options.function is None
+        probability = config.num_labels == 1 and config.problem_type is None
+        if probability:
+            stored = CrossEncoderConfig.from_folder(checkpoint.folder, checkpoint.raw_config)
+            probability = _stated_function(stored, config.num_labels, options) is None
         changes = {"top_k": None} | ({"function": "sigmoid"} if probability else {})
         return cls.from_checkpoint(checkpoint, options.model_copy(update=changes))
 
@@ -157,6 +167,18 @@ class Classify(Task):
         if self.function == "none":
             return logits_DC
         return {"sigmoid": sigmoid, "softmax": softmax}[self.function](logits_DC)
+
+
+def _stated_function(stored: CrossEncoderConfig, num_labels: int, options: ClassifyOptions) -> Function | None:
+    """Return the function that the options name, or else the checkpoint's activation_fn; None where neither does.
+
+    sentence-transformers stores Identity for every model of several labels for which nobody chose one: it says nothing.
+    """
+    if options.function is not None:
+        return options.function
+    name = activation_named(stored.activation, ("Sigmoid", "Softmax", "Identity"), "function")
+    functions: dict[str | None, Function] = {"Sigmoid": "sigmoid", "Softmax": "softmax"}
+    return "none" if name == "Identity" and num_labels == 1 else functions.get(name)
 
 
 def _document(item: Any) -> Any:

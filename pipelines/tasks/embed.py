@@ -19,7 +19,7 @@ from modernbert.tokenizer import Tokenizer
 from modernbert.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
 from pipelines.options import EmbedOptions, Precision
-from pipelines.tasks.base import ModelOutputs, Task, resolve_windowing
+from pipelines.tasks.base import ModelOutputs, Task, resolve_prompt, resolve_windowing
 from pipelines.tasks.postprocess import merged
 
 if TYPE_CHECKING:
@@ -64,14 +64,14 @@ class Embed(Task):
         if options.pooling is not None:
             stored = replace(stored, pooling=(options.pooling,))
         size = stored.width(checkpoint.config.hidden_size)
-        dimensions = options.dimensions or size
+        dimensions = options.dimensions or min(stored.truncate_dim or size, size)
         if dimensions > size:
             raise ValueError(f"dimensions {dimensions} must be from 1 to the model's {size}")
         if options.precision in ("binary", "ubinary") and dimensions % 8:
             raise ValueError(
                 f"precision {options.precision} packs eight dimensions in a byte; {dimensions} is no multiple"
             )
-        prompt, skipped = _prompt(options, stored), 0
+        prompt, skipped = resolve_prompt(options, stored), 0
         if prompt and not stored.include_prompt:
             tokenizer = checkpoint.tokenizer.lowercased if stored.lower_case else checkpoint.tokenizer
             skipped = int(tokenizer.encode([prompt]).n_tokens[0]) - 1  # but not [SEP]
@@ -92,11 +92,13 @@ class Embed(Task):
 
     def info(self, checkpoint: Checkpoint) -> dict[str, Any]:
         pooling = "+".join(self.pooling)
+        stored = SentenceConfig.from_folder(checkpoint.folder)
+        model = {"pooling": "last_token" if pooling == "lasttoken" else pooling}
         return {
             "dimensions": self.dimensions,
             "pooling": pooling,
-            "prompts": dict(SentenceConfig.from_folder(checkpoint.folder).prompts),
-            "model_type": {"embedding": {"pooling": "last_token" if pooling == "lasttoken" else pooling}},
+            "prompts": dict(stored.prompts),
+            "model_type": {"embedding": model | ({"similarity": stored.similarity} if stored.similarity else {})},
         }
 
     @property
@@ -190,13 +192,3 @@ class TokenVectors(Embed):
 
 def _normalised(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(min=1e-12)
-
-
-def _prompt(options: EmbedOptions, stored: SentenceConfig) -> str:
-    if options.prompt is not None:
-        return options.prompt
-    name = options.prompt_name or stored.default_prompt_name
-    if name is not None and name not in stored.prompts:
-        known = f"this model has {', '.join(stored.prompts)}" if stored.prompts else "this model has none"
-        raise ValueError(f"prompt_name {name!r} is unknown; {known}")
-    return stored.prompts[name] if name is not None else ""

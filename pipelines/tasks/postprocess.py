@@ -5,6 +5,7 @@ Shapes: W windows, D documents, C numbers a row.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -51,3 +52,14 @@ def sigmoid(logits: np.ndarray) -> np.ndarray:
 def list_array(counts: np.ndarray, values: pa.Array) -> pa.ListArray:
     """Cut `values` into lists of `counts` items."""
     return pa.ListArray.from_arrays(pa.array(np.concatenate(([0], np.cumsum(counts))), pa.int32()), values)
+
+
+def activation_named(path: str | None, known: Sequence[str], option: str) -> str | None:
+    """Return the name of a checkpoint's activation_fn ("torch.nn.modules.activation.Sigmoid"), None where it has none.
+
+    Raises ValueError, which names the `option` that replaces it, for one that is not `known` or not torch's.
+    """
+    name = (path or "").rpartition(".")[2]
+    if path and not (path.startswith("torch.nn.") and name in known):
+        raise ValueError(f"activation_fn {path} of the checkpoint is not one of {', '.join(known)}; give {option}")
+    return name or None

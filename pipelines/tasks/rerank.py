@@ -12,11 +12,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from modernbert.sentence_config import CrossEncoderConfig
+from modernbert.tokenizer import Tokenizer
+from modernbert.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
 from pipelines.options import Merge, RerankOptions
-from pipelines.tasks.base import ModelOutputs, Task, label_maps, resolve_windowing
+from pipelines.tasks.base import ModelOutputs, Task, label_maps, resolve_prompt, resolve_windowing
 from pipelines.tasks.pipeline import Pipeline, fields_of, predict_json
-from pipelines.tasks.postprocess import merged, sigmoid
+from pipelines.tasks.postprocess import activation_named, merged, sigmoid
 
 
 class RerankPipeline(Pipeline):
@@ -42,6 +45,9 @@ class Rerank(Task):
     """How the logits of a passage's windows become one."""
     raw_scores: bool
     """Whether the score is the logit itself, not its sigmoid."""
+    prompt: str
+    """What is put before each query."""
+    lower_case: bool
 
     options_class = RerankOptions
     model_class = "modernbert.heads:ModernBertForSequenceClassification"
@@ -50,21 +56,32 @@ class Rerank(Task):
     width = 1  # type: ignore[assignment]
 
     @classmethod
+    def check(cls, checkpoint: Checkpoint) -> None:
+        CrossEncoderConfig.from_folder(checkpoint.folder, checkpoint.raw_config)
+        super().check(checkpoint)
+
+    @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint, options: RerankOptions) -> Rerank:
         if checkpoint.config.num_labels != 1:
             raise ValueError(
                 f"model {str(checkpoint.folder)!r} has {checkpoint.config.num_labels} labels: it fits classify; rerank"
                 " runs a ModernBertForSequenceClassification with one output"
             )
+        stored = CrossEncoderConfig.from_folder(checkpoint.folder, checkpoint.raw_config)
         raw_scores = options.raw_scores
-        if raw_scores is None:  # as sentence-transformers' setting in config.json says, else the sigmoid
-            configured = checkpoint.raw_config.get("sentence_transformers") or {}
-            configured = configured.get("activation_fn") or checkpoint.raw_config.get(
-                "sbert_ce_default_activation_function"
-            )
-            raw_scores = (configured or "").endswith("Identity")
-        window_options = resolve_windowing(checkpoint, options)
-        return cls(**window_options, merge=options.merge, raw_scores=raw_scores)  # type: ignore[arg-type]
+        if raw_scores is None:  # as the checkpoint says, else the sigmoid
+            raw_scores = activation_named(stored.activation, ("Sigmoid", "Identity"), "raw_scores") == "Identity"
+        return cls(
+            **resolve_windowing(checkpoint, options, stored.max_length),  # type: ignore[arg-type]
+            merge=options.merge,
+            raw_scores=raw_scores,
+            prompt=resolve_prompt(options, stored),
+            lower_case=stored.lower_case,
+        )
+
+    def encode(self, tokenizer: Tokenizer, documents: Sequence[Text]) -> Windows:
+        pairs = [(self.prompt + pair[0], pair[1]) for pair in documents]
+        return super().encode(tokenizer.lowercased if self.lower_case else tokenizer, pairs)
 
     def info(self, checkpoint: Checkpoint) -> dict[str, Any]:  # noqa: ARG002
         return {"model_type": {"reranker": label_maps(["LABEL_0"])}}

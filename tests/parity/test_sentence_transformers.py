@@ -129,6 +129,17 @@ def test_files_of_versions_before_6(encoder, tmp_path, flags, lower_case):
     )
 
 
+@pytest.mark.parametrize("stored", [8, 64, 100])
+def test_truncate_dim(both, stored):
+    theirs, ours = both(normalize=True, truncate_dim=stored)
+    want = theirs.encode(TEXTS)
+    assert want.shape[1] == min(stored, 64)
+    assert_same(ours(TEXTS), want)
+    assert_same(ours(TEXTS, dimensions=16), theirs.encode(TEXTS, truncate_dim=16))
+    told = ours.task({}).info(ours.checkpoint)
+    assert (told["dimensions"], told["model_type"]["embedding"]["similarity"]) == (min(stored, 64), "cosine")
+
+
 @pytest.mark.parametrize("precision", ["binary", "ubinary"])
 def test_signs_as_bits(both, precision):
     theirs, ours = both(normalize=True)
@@ -178,3 +189,85 @@ def test_cross_encoders(tmp_path, settings):
     assert [result["index"] for result in ours("the cat?", texts, raw_scores=True)] == [
         result["index"] for result in got
     ]
+
+
+@pytest.fixture
+def cross_encoder(tmp_path):
+    """Theirs and ours for a cross-encoder that theirs wrote, with some of its arguments."""
+    plain = write_task(tmp_path / "plain", "ModernBertForSequenceClassification", num_labels=1)
+
+    def make(**arguments):
+        CrossEncoder(str(plain), device="cpu", **arguments).save_pretrained(str(tmp_path / "saved"))
+        return CrossEncoder(str(tmp_path / "saved"), device="cpu"), pipeline("rerank", str(tmp_path / "saved"))
+
+    return make
+
+
+def scores(ours, query, texts, **options):
+    return [result["score"] for result in sorted(ours(query, texts, **options), key=lambda result: result["index"])]
+
+
+@pytest.mark.parametrize("activation", [torch.nn.Identity(), torch.nn.Sigmoid()], ids=str)
+def test_the_activation_of_a_cross_encoder(cross_encoder, activation):
+    theirs, ours = cross_encoder(activation_fn=activation)
+    want = theirs.predict([("the cat?", text) for text in TEXTS])
+    assert scores(ours, "the cat?", TEXTS) == pytest.approx(want.tolist(), rel=1e-5, abs=1e-5)
+    logits = theirs.predict([("the cat?", text) for text in TEXTS], activation_fn=torch.nn.Identity())
+    assert scores(ours, "the cat?", TEXTS, raw_scores=True) == pytest.approx(logits.tolist(), rel=1e-5, abs=1e-5)
+
+
+def test_the_activation_beside_modules_wins_over_config_json(cross_encoder, tmp_path):
+    cross_encoder(activation_fn=torch.nn.Identity())
+    config = tmp_path / "saved" / "config.json"
+    old = {"sbert_ce_default_activation_function": "torch.nn.modules.activation.Sigmoid"}
+    config.write_text(json.dumps(json.loads(config.read_text()) | old))
+    want = CrossEncoder(str(tmp_path / "saved"), device="cpu").predict([("the", text) for text in TEXTS])
+    got = scores(pipeline("rerank", str(tmp_path / "saved")), "the", TEXTS)
+    assert got == pytest.approx(want.tolist(), rel=1e-5, abs=1e-5)
+    assert max(map(abs, got)) > 1  # no sigmoids
+
+
+@pytest.mark.parametrize("activation", [torch.nn.Tanh(), torch.nn.ReLU()], ids=str)
+def test_another_activation_is_refused_unless_scores_are_asked_for(cross_encoder, activation):
+    with pytest.raises(ValueError, match=r"activation_fn torch\.nn\.modules\.activation\.\w+ of the checkpoint is not"):
+        cross_encoder(activation_fn=activation)
+
+
+def test_the_prompts_of_a_cross_encoder(cross_encoder):
+    """A prompt is put before the query, not before the passage."""
+    theirs, ours = cross_encoder(prompts={"query": "the mat: ", "other": "sat é "}, default_prompt_name="query")
+    pairs = [("the cat?", text) for text in TEXTS]
+    assert scores(ours, "the cat?", TEXTS) == pytest.approx(theirs.predict(pairs).tolist(), abs=1e-5)
+    for options in ({"prompt_name": "other"}, {"prompt": "a b c"}, {"prompt": ""}):
+        want = theirs.predict(pairs, **options).tolist()
+        assert scores(ours, "the cat?", TEXTS, **options) == pytest.approx(want, abs=1e-5)
+        assert want != pytest.approx(theirs.predict(pairs).tolist(), abs=1e-3)
+    with pytest.raises(ValueError, match="prompt_name 'third' is unknown; this model has other, query"):
+        ours("the cat?", TEXTS, prompt_name="third")
+
+
+@pytest.mark.parametrize("labels", [1, 3])
+@pytest.mark.parametrize("activation", [torch.nn.Sigmoid(), torch.nn.Softmax(dim=-1)], ids=str)
+def test_classify_follows_the_activation_of_a_cross_encoder(tmp_path, labels, activation):
+    folder = write_task(tmp_path / "plain", "ModernBertForSequenceClassification", num_labels=labels)
+    CrossEncoder(str(folder), device="cpu").save_pretrained(str(tmp_path / "saved"))
+    file = tmp_path / "saved" / "config_sentence_transformers.json"
+    name = f"torch.nn.modules.activation.{type(activation).__name__}"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"activation_fn": name}))
+    theirs = CrossEncoder(str(tmp_path / "saved"), device="cpu")
+    want = theirs.predict([("the", "a cat")], activation_fn=activation).reshape(labels)
+    ours = pipeline("text-classification", str(tmp_path / "saved"), top_k=None)
+    got = {each["label"]: each["score"] for each in ours({"text": "the", "text_pair": "a cat"})}
+    assert [got[f"LABEL_{i}"] for i in range(labels)] == pytest.approx(want.tolist(), abs=1e-5)
+
+
+def test_classify_refuses_prompts_and_takes_identity_of_several_labels_for_nothing(tmp_path):
+    folder = write_task(tmp_path / "plain", "ModernBertForSequenceClassification", num_labels=3)
+    theirs = CrossEncoder(str(folder), device="cpu")
+    theirs.save_pretrained(str(tmp_path / "saved"))
+    kept = pipeline("text-classification", str(tmp_path / "saved"), top_k=None)("the cat")
+    assert kept == pipeline("text-classification", str(folder), top_k=None)("the cat")
+    theirs.prompts, theirs.default_prompt_name = {"query": "the: "}, "query"
+    theirs.save_pretrained(str(tmp_path / "prompted"))
+    with pytest.raises(ValueError, match="changes texts before it reads them"):
+        pipeline("text-classification", str(tmp_path / "prompted"))

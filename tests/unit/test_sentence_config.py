@@ -1,0 +1,160 @@
+"""Checkpoints of sentence-transformers that are another kind of model, or have a setting that nobody here follows.
+
+They are written by sentence-transformers where it can. Each is refused by the name of the module or of the key.
+"""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from checkpoints import write_task
+from sentence_transformers import CrossEncoder, MultiVectorEncoder, SentenceTransformer, SparseEncoder
+from sentence_transformers.base.modules.dense import Dense
+from sentence_transformers.base.modules.normalize import Normalize
+from sentence_transformers.base.modules.router import Router
+from sentence_transformers.base.modules.transformer import Transformer
+from sentence_transformers.sentence_transformer.modules import LayerNorm, Pooling
+
+from modernbert.files import CheckpointError
+from modernbert.sentence_config import CrossEncoderConfig, SentenceConfig
+from pipelines import pipeline
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    return write_task(tmp_path_factory.mktemp("checkpoint"), "ModernBertModel")
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory, encoder):
+    """A sentence encoder as sentence-transformers writes it."""
+    folder = tmp_path_factory.mktemp("saved")
+    SentenceTransformer(modules=[Transformer(str(encoder)), Pooling(64, "mean")], device="cpu").save(str(folder))
+    return folder
+
+
+def modular_reranker(encoder, folder):
+    modules = [
+        Transformer(str(encoder)), Pooling(64, "cls"), Dense(64, 64, activation_function=torch.nn.GELU()),
+        LayerNorm(64), Dense(64, 1, activation_function=torch.nn.Identity(), module_output_name="scores"),
+    ]  # fmt: skip
+    CrossEncoder(modules=modules, device="cpu").save_pretrained(str(folder))
+
+
+def router(encoder, folder):
+    transformer = Transformer(str(encoder))
+    branches = Router.for_query_document([transformer, Pooling(64, "cls")], [transformer, Pooling(64, "mean")])
+    SentenceTransformer(modules=[branches], device="cpu").save(str(folder))
+
+
+def multi_vector(encoder, folder):
+    MultiVectorEncoder(str(encoder), device="cpu").save_pretrained(str(folder))
+
+
+def sparse(encoder, folder):
+    folder = folder.parent / "masked"
+    write_task(folder, "ModernBertForMaskedLM")
+    SparseEncoder(str(folder), device="cpu").save_pretrained(str(folder.parent / "checkpoint"))
+
+
+def pylate(encoder, folder):
+    """As pylate writes it: a dense layer of its own on token vectors, and prefixes in the settings."""
+    SentenceTransformer(modules=[Transformer(str(encoder))], device="cpu").save(str(folder))
+    file = folder / "modules.json"
+    dense = {"idx": 1, "name": "1", "path": "1_Dense", "type": "pylate.models.Dense.Dense"}
+    file.write_text(json.dumps([*json.loads(file.read_text()), dense]))
+    file = folder / "config_sentence_transformers.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"query_prefix": "[Q] ", "document_length": 300}))
+
+
+OTHERS = {
+    "a reranker of several modules": (modular_reranker, "model_type CrossEncoder", "Transformer, Pooling, Dense, Laye"),
+    "a router": (router, r"router\.Router, which sends queries", r"router\.Router, which sends queries"),
+    "multi-vector": (multi_vector, "model_type MultiVectorEncoder", "model_type MultiVectorEncoder"),
+    "sparse": (sparse, "model_type SparseEncoder", "model_type SparseEncoder"),
+    "pylate": (pylate, r"Dense, of a multi-vector model \(ColBERT\)", r"of a multi-vector model \(ColBERT\)"),
+}
+
+
+@pytest.mark.parametrize(("write", "embed", "rerank"), OTHERS.values(), ids=OTHERS)
+def test_checkpoints_of_another_kind(tmp_path, encoder, write, embed, rerank):
+    write(encoder, tmp_path / "checkpoint")
+    for task, message in (("sentence-embedding", embed), ("rerank", rerank)):
+        with pytest.raises(CheckpointError, match=message):
+            pipeline(task, str(tmp_path / "checkpoint"))
+
+
+def test_the_settings_of_pylate_are_named_even_without_its_module(tmp_path, encoder):
+    pylate(encoder, tmp_path)
+    modules = json.loads((tmp_path / "modules.json").read_text())
+    (tmp_path / "modules.json").write_text(json.dumps(modules[:1]))
+    for task in ("sentence-embedding", "rerank"):
+        with pytest.raises(CheckpointError, match="has document_length, query_prefix: unknown settings"):
+            pipeline(task, str(tmp_path))
+
+
+SETTINGS = [
+    ("config_sentence_transformers.json", {"query_expansion": True}, "has query_expansion: unknown settings"),
+    ("config_sentence_transformers.json", {"truncate": False}, "has truncate: unknown settings"),
+    ("config_sentence_transformers.json", {"similarity_fn_name": "MaxSim"}, "has similarity_fn_name MaxSim"),
+    ("sentence_bert_config.json", {"query_length": 32}, "has query_length: unknown settings"),
+    ("sentence_bert_config.json", {"processing_kwargs": {"text": {"max_length": 8}}}, "has processing_kwargs: unknown"),
+    ("sentence_bert_config.json", {"tokenizer_args": {"padding_side": "left"}}, "has tokenizer_args padding_side: put"),
+    ("sentence_bert_config.json", {"transformer_task": "fill-mask"}, "has transformer_task 'fill-mask'; it must be"),
+    ("1_Pooling/config.json", {"pooling_mode": "mode"}, "pooling mode mode is unknown"),
+    ("1_Pooling/config.json", {"module_input_name": "token_embeddings"}, "has module_input_name 'token_embeddings'"),
+    ("modules.json", [{"path": ""}], "must list modules with a path and a type"),
+]
+
+
+@pytest.mark.parametrize(("name", "setting", "message"), SETTINGS, ids=lambda value: str(value)[:40])
+def test_settings_that_nobody_follows(tmp_path, saved, name, setting, message):
+    copy(saved, tmp_path)
+    stored = json.loads((tmp_path / name).read_text())
+    (tmp_path / name).write_text(json.dumps(setting if isinstance(setting, list) else stored | setting))
+    with pytest.raises(CheckpointError, match=message):
+        SentenceConfig.from_folder(tmp_path)
+
+
+HARMLESS = {
+    "config_sentence_transformers.json": {"similarity_fn_name": "dot", "requirements": {"x": ""}, "query_length": None},
+    "sentence_bert_config.json": {"unpad_inputs": True, "model_args": {"dtype": "float32"}, "max_seq_length": 9},
+}
+
+
+def test_settings_without_an_effect(tmp_path, saved):
+    copy(saved, tmp_path)
+    before = SentenceConfig.from_folder(tmp_path)
+    for name, settings in HARMLESS.items():
+        (tmp_path / name).write_text(json.dumps(json.loads((tmp_path / name).read_text()) | settings))
+    after = SentenceConfig.from_folder(tmp_path)
+    assert (before.similarity, after.similarity) == ("cosine", "dot")
+    assert (before.max_length, after.max_length) == (None, 9)
+    assert (after.pooling, after.prompts) == (before.pooling, before.prompts)
+
+
+@pytest.mark.parametrize("order", [(1, 0), (0,), (0, 1, 2, 1), (0, 1, 2, 3)], ids=str)
+def test_modules_in_another_order(tmp_path, saved, order):
+    """Normalize before another layer changes vectors; without a pooling there is none."""
+    copy(saved, tmp_path)
+    modules = json.loads((saved / "modules.json").read_text())
+    kinds = {"Normalize": Normalize, "Dense": Dense}
+    modules += [{"path": f"2_{name}", "type": f"{kind.__module__}.{name}"} for name, kind in kinds.items()]
+    (tmp_path / "modules.json").write_text(json.dumps([modules[i] for i in order]))
+    with pytest.raises(CheckpointError, match="a vector a text comes from Transformer, Pooling"):
+        SentenceConfig.from_folder(tmp_path)
+
+
+def test_without_modules_settings_are_not_read_and_that_is_said(tmp_path, caplog):
+    (tmp_path / "config_sentence_transformers.json").write_text(json.dumps({"truncate_dim": 3, "activation_fn": "x"}))
+    assert SentenceConfig.from_folder(tmp_path) == SentenceConfig(tmp_path)
+    assert CrossEncoderConfig.from_folder(tmp_path, {}) == CrossEncoderConfig()
+    assert "is not read: without modules.json" in caplog.text
+
+
+def copy(source, target):
+    for file in source.rglob("*.json"):
+        (target / file.relative_to(source)).parent.mkdir(exist_ok=True)
+        (target / file.relative_to(source)).write_text(file.read_text())
