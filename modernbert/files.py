@@ -10,6 +10,8 @@ from pathlib import Path
 from modernbert.config import ModernBertConfig
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+"""The files that the tokens of a text depend on; all but the first are optional."""
 _HUB_FILES = ["*.json", "*.safetensors"]
 
 
@@ -91,7 +93,7 @@ def load_config(folder: Path) -> ModernBertConfig:
 def fingerprint(folder: Path) -> str:
     """Return a SHA-256 digest (hexadecimal) of what predictions depend on: weights, configuration and tokenizer."""
     digest = hashlib.sha256()
-    for file in [folder / "config.json", *weight_files(folder), folder / "tokenizer.json"]:
+    for file in [folder / "config.json", *weight_files(folder), *(folder / name for name in TOKENIZER_FILES)]:
         if file.is_file():
             with file.open("rb") as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())

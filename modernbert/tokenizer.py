@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -11,12 +10,23 @@ from typing import Any
 import numpy as np
 from tokenizers import Encoding, normalizers
 from tokenizers import Tokenizer as FastTokenizer
+from tokenizers.models import BPE
 
 from modernbert.files import CheckpointError, resolve
-from modernbert.windows import Text, Tokens, Windows, WindowsBuilder, longest_first
+from modernbert.tokenizer_settings import CLEAN_UP_BPE, clean_up_spaces, read_settings
+from modernbert.windows import (
+    Text,
+    Tokens,
+    Windows,
+    WindowsBuilder,
+    longest_first,
+    prefix_is_exact,
+    suffix_is_exact,
+    text_end,
+    window_ranges,
+)
 
 _CHARS_PER_TOKEN = 12  # a long text is first cut to this many characters for each token that is needed
-_MARGIN_WORDS = 8  # words before such a cut whose tokens may depend on the rest
 _CHARS_PER_CALL = 4 << 20  # encodings take more memory than ids, so that they are made for some documents at a time
 _NO_LIMIT = 1 << 62
 
@@ -36,7 +46,7 @@ class Tokenizer:
 
     Args:
         fast: a tokenizer of the `tokenizers` library; its truncation and padding are switched off.
-        settings: the content of tokenizer_config.json.
+        settings: the content of tokenizer_config.json, whose truncation_side counts before that of tokenizer.json.
 
     Example:
         >>> tokenizer = Tokenizer.from_pretrained("answerdotai/ModernBERT-base")
@@ -46,32 +56,36 @@ class Tokenizer:
     """
 
     def __init__(self, fast: FastTokenizer, settings: dict[str, Any] | None = None):
+        settings = settings or {}
+        self.truncation_side: str = settings.get("truncation_side") or (fast.truncation or {}).get("direction", "right")
+        """Where tokens beyond a maximum are cut off: "right" or "left"."""
         fast.no_truncation()
         fast.no_padding()
+        fast.encode_special_tokens = bool(settings.get("split_special_tokens"))
         self._fast = fast
-        self._settings = settings or {}
-        longest = self._settings.get("model_max_length")
-        self.model_max_length = int(longest) if longest and longest < 1e9 else None
+        self._settings = settings
+        self._cleans_up = bool(settings.get("clean_up_tokenization_spaces")) and (
+            not isinstance(fast.model, BPE) or bool(settings.get(CLEAN_UP_BPE))
+        )
+        longest = settings.get("model_max_length") or settings.get("max_len") or 0
+        self.model_max_length = int(longest) if 0 < longest < 1e9 else None
         """The longest input in tokens, as stated by the checkpoint; None where it states none."""
 
     @classmethod
     def from_folder(cls, folder: Path) -> Tokenizer:
-        """Load tokenizer.json, and tokenizer_config.json if there is one, from a checkpoint's folder.
+        """Load tokenizer.json and the files beside it that say more of the tokenizer from a checkpoint's folder.
 
         Raises:
-            CheckpointError: where tokenizer.json is missing or a file cannot be read.
+            CheckpointError: where tokenizer.json is missing, a file cannot be read, or another contradicts it.
         """
-        file, settings = folder / "tokenizer.json", folder / "tokenizer_config.json"
+        file = folder / "tokenizer.json"
         if not file.is_file():
             raise CheckpointError(f"{folder} lacks tokenizer.json, the only tokenizer format that is read")
         try:
             fast = FastTokenizer.from_file(str(file))
         except Exception as error:  # the library raises plain Exception
             raise CheckpointError(f"{file} is not a readable tokenizer: {error}") from error
-        try:
-            return cls(fast, json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else None)
-        except json.JSONDecodeError as error:
-            raise CheckpointError(f"{settings} is not valid JSON: {error}") from error
+        return cls(fast, read_settings(folder, fast))
 
     @classmethod
     def from_pretrained(cls, model: str | Path, *, revision: str | None = None) -> Tokenizer:
@@ -120,7 +134,11 @@ class Tokenizer:
         fast = FastTokenizer.from_str(self._fast.to_str())
         rest = [fast.normalizer] if fast.normalizer else []
         fast.normalizer = normalizers.Sequence([normalizers.Lowercase(), *rest])
-        return Tokenizer(fast, self._settings)
+        return Tokenizer(fast, self._settings | {"truncation_side": self.truncation_side})
+
+    def truncating(self, side: str) -> Tokenizer:
+        """Return this tokenizer with another `truncation_side`."""
+        return Tokenizer(self._fast, self._settings | {"truncation_side": side})
 
     @property
     def continuing_subword_prefix(self) -> str:
@@ -136,11 +154,12 @@ class Tokenizer:
         return self._fast.id_to_token(token_id) or ""
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
-        """Return the text of token ids.
+        """Return the text of token ids, with the spaces before punctuation that the checkpoint's settings leave.
 
         Example: `tokenizer.decode(tokenizer("a text").input_ids, skip_special_tokens=True)` returns "a text".
         """
-        return self._fast.decode(list(ids), skip_special_tokens=skip_special_tokens)
+        text = self._fast.decode(list(ids), skip_special_tokens=skip_special_tokens)
+        return clean_up_spaces(text) if self._cleans_up else text
 
     def join(self, tokens: Sequence[str]) -> str:
         """Return the text of vocabulary tokens."""
@@ -159,9 +178,10 @@ class Tokenizer:
         Args:
             documents: texts, or pairs of texts.
             max_length: the most tokens in a window, special tokens included; None: no limit.
-            stride: None: each document is one window, and tokens beyond `max_length` are cut off (in a pair, from the
-                longer text first). A number: a longer document is cut into windows whose neighbours share this many
-                tokens; in a pair the second text is cut, and each window has the whole first text.
+            stride: None: each document is one window, and tokens beyond `max_length` are cut off on the tokenizer's
+                `truncation_side` (in a pair, from the longer text first). A number: a longer document is cut into
+                windows whose neighbours share this many tokens, from its other side on; in a pair the second text is
+                cut, and each window has the whole first text.
             details: whether to fill `offsets`, `word_ids` and `sequence_ids`.
 
         Returns:
@@ -192,7 +212,8 @@ class Tokenizer:
                 self._cut_windows(out, document, parts, lengths, max_tokens, stride)
                 continue
             kept = lengths if sum(lengths) <= max_tokens else longest_first(lengths, max_tokens)
-            out.add(document, parts, [(0, n) for n in kept], 0)
+            ranges = [self._kept_range(n, length) for n, length in zip(kept, lengths, strict=True)]
+            out.add(document, parts, ranges, ranges[-1][0])
             out.finish(sum(kept), kept != lengths)
         return out.windows()
 
@@ -239,7 +260,8 @@ class Tokenizer:
             rows = [ids.tolist() for ids in np.split(windows.input_ids, windows.cu_seqlens[1:-1])] if texts else []
         else:
             encodings = self._fast.encode_batch_fast(documents, add_special_tokens=False)
-            rows = [encoding.ids[: max_length if truncation else None] for encoding in encodings]
+            longest = max_length if truncation else None
+            rows = [encoding.ids[slice(*self._kept_range(longest, len(encoding.ids)))] for encoding in encodings]
         width = max(map(len, rows), default=0)
         if padding and self.pad_token_id is None:
             raise ValueError("the tokenizer has no padding token")
@@ -255,6 +277,11 @@ class Tokenizer:
         return (
             Batch(input_ids=ids[0], attention_mask=masks[0]) if single else Batch(input_ids=ids, attention_mask=masks)
         )
+
+    def _kept_range(self, kept: int | None, length: int) -> tuple[int, int]:
+        """Return the tokens [start, stop) that stay of `length` if `kept` of them do, or all where that is None."""
+        kept = length if kept is None else min(kept, length)
+        return (0, kept) if self.truncation_side == "right" else (length - kept, length)
 
     def _special(self, name: str, default: str) -> int | None:
         """Return the id of the special token that tokenizer_config.json calls `name`."""
@@ -288,15 +315,19 @@ class Tokenizer:
                 start, size = stop, 0
 
     def _encode_texts(self, texts: Sequence[str], max_tokens: int, offsets: bool) -> list[Encoding]:
-        """Encode without special tokens; at least the first `max_tokens` tokens of each text are right.
+        """Encode without special tokens; at least the `max_tokens` tokens of each text that may stay are right.
 
-        The cost is bounded by `max_tokens`: long texts are cut first, and encoded whole where the cut may show.
+        The cost is bounded by `max_tokens`: long texts are cut first, and encoded whole where the cut may show. The
+        offsets of a text whose beginning is cut off would not be those in the whole text.
         """
         encode = self._fast.encode_batch if offsets else self._fast.encode_batch_fast
         longest = max_tokens * _CHARS_PER_TOKEN
-        cut = [i for i, text in enumerate(texts) if len(text) > longest]
-        starts = self._fast.encode_batch([texts[i][:longest] for i in cut], add_special_tokens=False)  # with word ids
-        exact = {i: start for i, start in zip(cut, starts, strict=True) if _prefix_is_exact(start, max_tokens)}
+        left = self.truncation_side == "left"
+        cut = [i for i, text in enumerate(texts) if len(text) > longest and not (left and offsets)]
+        stretches = [text_end(texts[i], longest) if left else texts[i][:longest] for i in cut]
+        encodings = self._fast.encode_batch(stretches, add_special_tokens=False)  # with word ids
+        is_exact = suffix_is_exact if left else prefix_is_exact
+        exact = {i: encoding for i, encoding in zip(cut, encodings, strict=True) if is_exact(encoding, max_tokens)}
         rest = iter(encode([text for i, text in enumerate(texts) if i not in exact], add_special_tokens=False))
         return [exact[i] if i in exact else next(rest) for i in range(len(texts))]
 
@@ -316,22 +347,6 @@ class Tokenizer:
             detail = f"its first text has {whole[0]} tokens" if whole else f"windows have room for {max_tokens} tokens"
             out.reject(f"too long for overlapping windows: {detail}, and {stride} are shared")
             return
-        start = 0
-        while True:
-            stop = min(start + capacity, last)
+        for start, stop in window_ranges(last, capacity, stride, self.truncation_side):
             out.add(document, parts, [*((0, n) for n in whole), (start, stop)], start)
-            if stop == last:
-                break
-            start = stop - stride
         out.finish(sum(lengths), truncated=False)
-
-
-def _prefix_is_exact(encoding: Encoding, max_tokens: int) -> bool:
-    """Return whether the first `max_tokens` tokens end some words before the cut.
-
-    Words are encoded one by one, so that the text behind the cut cannot change those tokens.
-    """
-    words = encoding.word_ids
-    kept = [word for word in words[:max_tokens] if word is not None]
-    dropped = [word for word in words[max_tokens:] if word is not None]
-    return bool(kept and dropped) and dropped[-1] - kept[-1] > _MARGIN_WORDS

@@ -14,6 +14,7 @@ from tokenizers import Encoding
 
 Text = str | tuple[str, str]
 """A text or a pair of texts."""
+_MARGIN_WORDS = 8  # words beside a cut through a text whose tokens may depend on the rest
 
 
 @dataclass(frozen=True)
@@ -158,3 +159,39 @@ def longest_first(lengths: list[int], max_tokens: int) -> list[int]:
     if shorter + longer > max_tokens:
         shorter, longer = max_tokens // 2, max_tokens // 2 + max_tokens % 2
     return [shorter, longer] if lengths[0] <= lengths[1] else [longer, shorter]
+
+
+def window_ranges(length: int, capacity: int, stride: int, side: str) -> list[tuple[int, int]]:
+    """Return the tokens [start, stop) of each window, of `capacity` at most, whose neighbours share `stride`.
+
+    With the truncation side "right" the first window begins at the first token; with "left" the last one ends at the
+    last token, as windows of the tokenizers library do.
+    """
+    starts = range(0, length - stride, capacity - stride) if length > capacity else [0]
+    ranges = [(start, min(start + capacity, length)) for start in starts]
+    return ranges if side == "right" else [(length - stop, length - start) for start, stop in reversed(ranges)]
+
+
+def text_end(text: str, longest: int) -> str:
+    """Return the end of a text, from the first space of its last `longest` characters on, or all of it without one."""
+    space = text.find(" ", len(text) - longest)
+    return text[space:] if space >= 0 else text
+
+
+def prefix_is_exact(encoding: Encoding, max_tokens: int) -> bool:
+    """Return whether the first `max_tokens` tokens end some words before the cut.
+
+    Words are encoded one by one, so that the text behind the cut cannot change those tokens.
+    """
+    words = encoding.word_ids
+    kept = [word for word in words[:max_tokens] if word is not None]
+    dropped = [word for word in words[max_tokens:] if word is not None]
+    return bool(kept and dropped) and dropped[-1] - kept[-1] > _MARGIN_WORDS
+
+
+def suffix_is_exact(encoding: Encoding, max_tokens: int) -> bool:
+    """Return whether the last `max_tokens` tokens begin some words after the cut, as in `prefix_is_exact`."""
+    words = encoding.word_ids
+    kept = [word for word in words[-max_tokens:] if word is not None]
+    dropped = [word for word in words[:-max_tokens] if word is not None]
+    return bool(kept and dropped) and kept[0] - dropped[0] > _MARGIN_WORDS

@@ -15,7 +15,7 @@ from typing import Any
 from pyarrow import fs
 
 from modernbert.config import ModernBertConfig
-from modernbert.files import load_config, resolve
+from modernbert.files import TOKENIZER_FILES, load_config, resolve
 from modernbert.sentence_config import encoder_folder
 from modernbert.tokenizer import Tokenizer
 from pipelines.errors import UserError
@@ -69,8 +69,8 @@ class Checkpoint:
     @property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer, loaded once per process."""
-        file = self.encoder / "tokenizer.json"
-        return _tokenizer(self.encoder, file.stat().st_mtime_ns if file.is_file() else 0)
+        files = [self.encoder / name for name in TOKENIZER_FILES]
+        return _tokenizer(self.encoder, tuple(file.stat().st_mtime_ns for file in files if file.is_file()))
 
     def check_tokenizer(self) -> None:
         """Raise ValueError if the tokenizer has more ids than the model."""
@@ -133,5 +133,5 @@ def _folder(model: str, revision: str | None) -> Path:
 
 
 @lru_cache(maxsize=8)
-def _tokenizer(folder: Path, _changed: int) -> Tokenizer:
+def _tokenizer(folder: Path, _changed: tuple[int, ...]) -> Tokenizer:
     return Tokenizer.from_folder(folder)

@@ -36,6 +36,13 @@ def both(tmp_path_factory):
     return make
 
 
+class Truncating:
+    """A checkpoint whose tokenizer truncates on another side."""
+
+    def __init__(self, checkpoint, side):
+        self.tokenizer = checkpoint.tokenizer.truncating(side)
+
+
 def same(both, *inputs, **options):
     theirs, ours = both
     with warnings.catch_warnings(action="ignore"):
@@ -120,10 +127,36 @@ def test_labels_that_token_classification_ignores(both, strategy):
         same(pipes, texts, aggregation_strategy=strategy, ignore_labels=ignored)
 
 
+def test_truncation_on_the_left(tmp_path):
+    """Another end of the text, another label; windows are laid from the end on."""
+    answers = {}
+    texts = random_texts(4, 6, 60, 250)
+    for side in ("right", "left"):
+        for architecture, task in ((CLASSIFIER, "text-classification"), ("ModernBertForMaskedLM", "fill-mask")):
+            folder = write_task(tmp_path / side / task, architecture)
+            settings = folder / "tokenizer_config.json"
+            settings.write_text(json.dumps(json.loads(settings.read_text()) | {"truncation_side": side}))
+            theirs, ours = transformers.pipeline(task, model=str(folder)), pipeline(task, str(folder))
+            if task == "text-classification":
+                answers[side] = theirs(texts, truncation=True, max_length=32, top_k=None)
+                assert_close(ours(texts, max_length=32, top_k=None), answers[side])
+                pairs = [{"text": text, "text_pair": other} for text, other in zip(texts, texts[::-1], strict=True)]
+                want = theirs(pairs, truncation=True, max_length=50, top_k=None)
+                assert_close(ours(pairs, max_length=50, top_k=None), want)
+            else:
+                masked = [f"[MASK]{text} [MASK]" for text in texts]
+                want = theirs(masked, tokenizer_kwargs={"truncation": True, "max_length": 24})
+                assert_close(ours(masked, max_length=24, long_documents="truncate"), want)
+    assert answers["left"] != answers["right"]
+
+
 @pytest.mark.parametrize("strategy", STRATEGIES[1:])
 @pytest.mark.parametrize(("max_length", "stride"), [(40, 10), (64, 0), (130, 100)])
-def test_token_classification_of_long_texts(both, strategy, max_length, stride):
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_token_classification_of_long_texts(both, strategy, max_length, stride, side, monkeypatch):
     theirs, ours = both("token-classification", "ModernBertForTokenClassification", labels=BIO)
+    monkeypatch.setattr(theirs.tokenizer, "truncation_side", side)
+    monkeypatch.setattr(ours.predictor, "checkpoint", Truncating(ours.checkpoint, side))
     texts = random_texts(4, 4, 20, 250)
     theirs.tokenizer.model_max_length = max_length
     with warnings.catch_warnings(action="ignore"):

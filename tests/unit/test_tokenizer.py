@@ -29,9 +29,10 @@ def split(encoded):
     return np.split(encoded.input_ids, encoded.cu_seqlens[1:-1])
 
 
-@pytest.fixture(scope="module")
-def both(checkpoint):
-    return Tokenizer.from_folder(checkpoint), transformers.AutoTokenizer.from_pretrained(checkpoint)
+@pytest.fixture(scope="module", params=["right", "left"])
+def both(checkpoint, request):
+    theirs = transformers.AutoTokenizer.from_pretrained(checkpoint, truncation_side=request.param)
+    return Tokenizer.from_folder(checkpoint).truncating(request.param), theirs
 
 
 @pytest.mark.parametrize("max_length", [None, 3, 8, 64, 512])
@@ -44,6 +45,32 @@ def test_ids_equal_transformers(both, max_length):
     for text, ids, other, full, cut in zip(texts, split(got), want, whole, got.truncated, strict=True):
         assert ids.tolist() == other, text[:40]
         assert cut == (len(full) > len(other)), text[:40]
+    spans = theirs(texts, truncation=max_length is not None, max_length=max_length, return_offsets_mapping=True)
+    detailed = ours.encode(texts, max_length, details=True)
+    assert detailed.input_ids.tolist() == got.input_ids.tolist()
+    assert list(map(tuple, detailed.offsets.tolist())) == [span for each in spans["offset_mapping"] for span in each]
+    called = ours(texts, truncation=max_length is not None, max_length=max_length, add_special_tokens=False)
+    bare = theirs(texts, truncation=max_length is not None, max_length=max_length, add_special_tokens=False)
+    assert called.input_ids == bare["input_ids"]
+
+
+def test_long_texts_are_not_encoded_whole(both, monkeypatch):
+    """Encoding takes longer the longer the text is; what is cut off costs nothing."""
+    ours, _ = both
+    lengths = []
+
+    class Spy:
+        def encode_batch(self, texts, **options):
+            lengths.extend(map(len, texts))
+            return ours._fast.encode_batch(texts, **options)
+
+        encode_batch_fast = encode_batch
+
+    spied = ours.truncating(ours.truncation_side)
+    monkeypatch.setattr(spied, "_fast", Spy())
+    (encoding,) = spied._encode_texts(["the cat sat, " * 100_000], 64, False)
+    assert max(lengths) <= 12 * 64
+    assert len(encoding.ids) > 64
 
 
 @pytest.mark.parametrize("max_length", [None, 8, 64])

@@ -36,6 +36,25 @@ def overflowing(tokenizer, documents, max_length, stride):
 
 @pytest.mark.parametrize("documents", [TEXTS, PAIRS], ids=["texts", "pairs"])
 @pytest.mark.parametrize(("max_length", "stride"), [(100, 0), (100, 32), (128, 20), (200, 90), (512, 128)])
+def test_windows_of_truncation_on_the_left_equal_transformers(both, documents, max_length, stride):
+    """They are laid from the end on; transformers gives the last one first, we give all in the order of the text."""
+    ours, theirs = both
+    theirs.truncation_side = "left"
+    want = overflowing(theirs, documents, max_length, stride)
+    theirs.truncation_side = "right"
+    windows = list(zip(want["overflow_to_sample_mapping"], want["input_ids"], want["offset_mapping"], strict=True))
+    windows = [each for i in range(len(documents)) for each in [w for w in windows if w[0] == i][::-1]]
+    got = ours.truncating("left").encode(documents, max_length, stride=stride, details=True)
+    cut = got.cu_seqlens[1:-1]
+    assert got.document.tolist() == [document for document, _, _ in windows]
+    assert [part.tolist() for part in np.split(got.input_ids, cut)] == [ids for _, ids, _ in windows]
+    assert [list(map(tuple, spans.tolist())) for spans in np.split(got.offsets, cut)] == [
+        spans for *_, spans in windows
+    ]
+
+
+@pytest.mark.parametrize("documents", [TEXTS, PAIRS], ids=["texts", "pairs"])
+@pytest.mark.parametrize(("max_length", "stride"), [(100, 0), (100, 32), (128, 20), (200, 90), (512, 128)])
 def test_windows_equal_transformers(both, documents, max_length, stride):
     ours, theirs = both
     want = overflowing(theirs, documents, max_length, stride)
