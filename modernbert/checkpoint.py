@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,8 +22,19 @@ logger = logging.getLogger(__name__)
 Model = TypeVar("Model", bound="PreTrained")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """The dtypes that models run in, by name."""
-_LOADABLE_DTYPES = {"F32", "F16", "BF16"}
+_LOADABLE_DTYPES = {"F32", "F16", "BF16", "F64"}
 _HEAD_PREFIXES = ("head.", "classifier.", "decoder.")  # weights that a class without this head leaves out
+_LEFTOVER = re.compile(  # what no forward pass reads: computed buffers, and the weights of losses
+    r"(.*\.)?(position_ids|\w*inv_freq|cos_cached|sin_cached)|(model\.)?(loss|loss_fct|loss_fn|loss_function|criterion)\..*"
+)
+_WRAPPERS = {
+    "_orig_mod.": "it was saved while compiled; save it again with model._orig_mod.save_pretrained(folder)",
+    "module.": "it was saved while wrapped for training in parallel; save it again with"
+    " model.module.save_pretrained(folder)",
+    "base_model.model.": "it was saved with PEFT's adapters; save it again with"
+    " model.merge_and_unload().save_pretrained(folder)",
+}
+"""Prefixes that wrappers of a model put before the names of its weights, and how it is saved without them."""
 
 
 class PreTrained(nn.Module):
@@ -133,7 +145,8 @@ def check_weights(
 ) -> dict[str, tuple[Path, str]]:
     """Check that a checkpoint has the weights of a model class; only the headers of its files are read.
 
-    Heads that the class does not have are left out, which is logged. A tied decoder may be missing.
+    Heads that the class does not have are left out, as is what no forward pass reads (position_ids, buffers of rotary
+    embeddings, weights of losses); both are logged. A tied decoder may be missing.
 
     Args:
         model_class: the class that is to be loaded.
@@ -152,13 +165,16 @@ def check_weights(
     found: dict[str, tuple[Path, str]] = {}
     problems: list[str] = []
     unused: list[str] = []
+    leftovers: list[str] = []
     for file in weight_files(folder):
         try:
             with safe_open(file, "pt") as opened:
                 for key in opened.keys():  # noqa: SIM118 (not a dict)
                     name = _parameter_name(key, model_class)
                     tensor_slice = opened.get_slice(key)
-                    if name not in expected:
+                    if name not in expected and _LEFTOVER.fullmatch(key):
+                        leftovers.append(key)
+                    elif name not in expected:
                         (unused if key.startswith(_HEAD_PREFIXES) else problems).append(f"unexpected {key}")
                     elif tuple(tensor_slice.get_shape()) != expected[name]:
                         problems.append(_shape_problem(key, tensor_slice.get_shape(), expected[name], config))
@@ -177,9 +193,16 @@ def check_weights(
     problems += [f"missing {name}" for name in missing if name not in new_weights]
     heads = sorted({key.split()[1].split(".")[0] for key in unused})
     if problems:
+        for prefix, how_to in _WRAPPERS.items():
+            if any(problem.startswith(f"unexpected {prefix}") for problem in problems):
+                raise CheckpointError(
+                    f"{folder} does not fit {model_class.__name__}: names begin with {prefix!r}, {how_to}"
+                )
         hint = f"; it holds {' and '.join(heads)} of another task" if heads else ""
         listing = "\n  ".join(problems[:40] + [f"… and {len(problems) - 40} more"] * (len(problems) > 40))
         raise CheckpointError(f"{folder} does not fit {model_class.__name__}{hint}:\n  {listing}")
+    if leftovers:
+        logger.warning("%s: left out %s, which no answer depends on", folder, ", ".join(leftovers))
     if unused:
         logger.info("%s: left out %s, which %s does not have", folder, ", ".join(heads), model_class.__name__)
     if new_weights:
@@ -197,6 +220,8 @@ def load(
 ) -> Model:
     """Load a complete checkpoint for inference: in eval mode, without gradients.
 
+    The checkpoint's `reference_compile` is not acted on: a machine that runs inference may have no C++ compiler.
+
     Args:
         model_class: the class of the model.
         folder: the checkpoint, which must hold all weights of the class.
@@ -208,7 +233,8 @@ def load(
         CheckpointError: where a file or a weight is missing or does not fit.
         ConfigError: for a configuration that cannot be used.
     """
-    return _load(model_class, folder, load_config(folder), device, dtype, attention, new_head=False)
+    config = replace(load_config(folder), reference_compile=False)
+    return _load(model_class, folder, config, device, dtype, attention, new_head=False)
 
 
 def _load(

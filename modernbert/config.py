@@ -192,6 +192,8 @@ class ModernBertConfig:
             if f.name in raw and (raw[f.name] is not None or "None" in str(f.type))
         }
         values |= _rope_thetas(raw)
+        if raw.get("sliding_window") is not None:
+            values["local_attention"] = _local_attention(raw["sliding_window"])
         if not values.get("global_attn_every_n_layers"):
             values.pop("global_attn_every_n_layers", None)
         if isinstance(values.get("eos_token_id"), list):
@@ -255,10 +257,17 @@ def _layer_pattern(layers: int, interval: int | None) -> list[str]:
     return [LOCAL if i % interval else GLOBAL for i in range(layers)]
 
 
+def _local_attention(sliding_window: Any) -> int:
+    """Return the width that `sliding_window`, half of it, stands for; it counts before `local_attention`."""
+    if not isinstance(sliding_window, int) or sliding_window < 1:
+        raise ConfigError(f"sliding_window is {sliding_window!r}; it must be a whole number of at least 1")
+    return 2 * sliding_window
+
+
 def _rope_thetas(raw: dict[str, Any]) -> dict[str, float]:
     """Read both thetas; `rope_parameters` takes precedence over the older names, as in transformers 5."""
     scaling = raw.get("rope_scaling") or {}
-    if scaling.get("rope_type", scaling.get("type", "default")) != "default":
+    if scaling.get("rope_type", scaling.get("type", "default")) != "default" or set(scaling) - {"rope_type", "type"}:
         raise ConfigError(f"rope_scaling is {scaling}; only the default rotary embedding is supported")
     parameters = raw.get("rope_parameters") or {}
     if unknown := sorted(set(parameters) - {GLOBAL, LOCAL}):

@@ -56,8 +56,10 @@ def weight_files(folder: Path) -> list[Path]:
     """Return the safetensors files of a checkpoint: a single one, or the shards that its index names.
 
     Raises:
-        CheckpointError: where a file is missing; for a pickle, the message says how to convert it.
+        CheckpointError: where a file is missing; for a pickle, the message says how to convert it, and for an adapter,
+            how to merge it.
     """
+    _refuse_adapter(folder)
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         try:
@@ -82,9 +84,10 @@ def load_config(folder: Path) -> ModernBertConfig:
     """Return the configuration of a checkpoint.
 
     Raises:
-        CheckpointError: where config.json is missing.
+        CheckpointError: where config.json is missing, and for a folder with an adapter.
         ConfigError: where it cannot be used.
     """
+    _refuse_adapter(folder)
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder} lacks config.json: it is not a checkpoint folder")
     return ModernBertConfig.from_json(folder / "config.json")
@@ -98,3 +101,12 @@ def fingerprint(folder: Path) -> str:
             with file.open("rb") as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()
+
+
+def _refuse_adapter(folder: Path) -> None:
+    """Raise CheckpointError for a folder whose weights are changed by an adapter when transformers loads them."""
+    if (folder / "adapter_config.json").is_file():
+        raise CheckpointError(
+            f"{folder} holds adapter_config.json, an adapter of PEFT, which is not loaded. Merge it once: "
+            "AutoPeftModelFor….from_pretrained(folder).merge_and_unload().save_pretrained(merged), and load that folder"
+        )

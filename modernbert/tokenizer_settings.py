@@ -99,10 +99,9 @@ def _token(token: Any) -> str | AddedToken:
 
 
 def _added_token(token: dict[str, Any]) -> AddedToken:
-    try:
-        return AddedToken(**{name: value for name, value in token.items() if name != "__type"})
-    except (TypeError, AttributeError) as error:
-        raise CheckpointError(f"{_CONFIG} or {_SPECIAL} describes a token by {token!r}: {error}") from error
+    if not isinstance(token, dict) or not isinstance(token.get("content"), str):
+        raise CheckpointError(f"{_CONFIG} or {_SPECIAL} describes a token by {token!r}, which has no content")
+    return AddedToken(**{name: value for name, value in token.items() if name != "__type"})
 
 
 def _validate(file: Path, settings: dict[str, Any], fast: FastTokenizer) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 import re
 import shutil
 import sys
@@ -297,6 +298,24 @@ def test_local_attention():
     other[:, 40] = (other[:, 40] + 7) % 300
     changed = (model(IDS)[0] != model(other)[0]).any(dim=-1).any(dim=0)
     assert changed.nonzero()[:, 0].tolist() == list(range(24, 57))
+
+
+@pytest.mark.parametrize("raw", [{"sliding_window": 8}, {"sliding_window": 8, "local_attention": 64}], ids=str)
+@torch.no_grad()
+def test_sliding_window(tmp_path, raw):
+    """Half of local_attention by another name, which counts before it, as in transformers 5."""
+    write_pair(tmp_path, "ModernBertModel")
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["local_attention"]
+    (tmp_path / "config.json").write_text(json.dumps(config | raw))
+    ours = ModernBertModel.from_pretrained(tmp_path)
+    theirs = transformers.ModernBertModel.from_pretrained(tmp_path).eval()
+    assert ours.config.local_attention == theirs.config.local_attention == 16
+    assert relative_error(ours(IDS)[0], theirs(IDS)[0]) < 1e-5
+    assert relative_error(like(ours, local_attention=128)(IDS)[0], theirs(IDS)[0]) > 1e-3
+    for wrong in (0, "8", 2.5):
+        with pytest.raises(ConfigError, match=r"sliding_window is .*; it must be a whole number of at least 1"):
+            ModernBertConfig.from_dict(config | {"sliding_window": wrong})
 
 
 @pytest.mark.parametrize("kind", ["global", "local"])

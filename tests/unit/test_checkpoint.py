@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 import transformers
-from checkpoints import relative_error, write_checkpoint
+from checkpoints import relative_error, write_checkpoint, write_tokenizer
 from safetensors.torch import load_file, save_file
 
 from modernbert.checkpoint import check_weights, load
@@ -17,6 +17,7 @@ from modernbert.heads import ModernBertForSequenceClassification
 from modernbert.linear import prepack
 from modernbert.model import ModernBertModel
 from modernbert.packing import PackedBatch
+from pipelines import pipeline
 
 IDS = torch.arange(3, 60)
 BATCH = PackedBatch.from_lengths(IDS, (57,))
@@ -38,6 +39,83 @@ def test_half_precision_and_sharded_checkpoints(tmp_path, dtype):
     assert ours.classifier.weight.dtype == torch.float32
     oracle = type(theirs).from_pretrained(tmp_path / "sharded", dtype=torch.float32).eval()
     assert relative_error(ours.forward_packed(BATCH), oracle(IDS[None]).logits) < 2e-5
+
+
+@torch.no_grad()
+def test_double_precision(tmp_path):
+    theirs = write_checkpoint(tmp_path / "single", num_labels=3)
+    theirs.double().save_pretrained(tmp_path / "double")
+    ours = load(ModernBertForSequenceClassification, tmp_path / "double")
+    assert ours.classifier.weight.dtype == torch.float32
+    want = load(ModernBertForSequenceClassification, tmp_path / "single").forward_packed(BATCH)
+    assert torch.equal(ours.forward_packed(BATCH), want)
+
+
+LEFTOVERS = [
+    "embeddings.position_ids", "model.embeddings.position_ids", "model.layers.0.attn.rotary_emb.inv_freq",
+    "model.rotary_emb.full_attention_inv_freq", "model.rotary_emb.sliding_attention_original_inv_freq",
+    "loss_fct.weight", "criterion.pos_weight", "model.loss_fct.weight",
+]  # fmt: skip
+
+
+@torch.no_grad()
+def test_what_no_forward_pass_reads_is_left_out_and_said(tmp_path, caplog):
+    theirs = write_checkpoint(tmp_path, num_labels=3)
+    change_weights(tmp_path, lambda weights: weights.update({name: torch.ones(3) for name in LEFTOVERS}))
+    ours = load(ModernBertForSequenceClassification, tmp_path)
+    assert relative_error(ours.forward_packed(BATCH), theirs(IDS[None]).logits) < 1e-5
+    (record,) = caplog.records
+    assert f"left out {', '.join(sorted(LEFTOVERS))}, which no answer" in record.getMessage()
+
+
+WRAPPERS = {
+    "_orig_mod.": "it was saved while compiled; save it again with model._orig_mod.save",
+    "module.": "it was saved while wrapped for training in parallel; save it again with model.module.save",
+    "base_model.model.": "it was saved with PEFT's adapters; save it again with model.merge_and_unload().save",
+}
+
+
+@pytest.mark.parametrize(("prefix", "hint"), WRAPPERS.items(), ids=WRAPPERS)
+def test_a_wrapper_that_was_saved_too(tmp_path, prefix, hint):
+    write_checkpoint(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    save_file({prefix + name: weight for name, weight in weights.items()}, tmp_path / "model.safetensors")
+    for model_class in (ModernBertForSequenceClassification, ModernBertModel):
+        with pytest.raises(CheckpointError) as caught:
+            load(model_class, tmp_path)
+        assert f"names begin with '{prefix}', {hint}" in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_an_adapter(tmp_path, whole):
+    """transformers adds it to the weights, also to those that lie beside it."""
+    if whole:
+        write_checkpoint(tmp_path)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(
+        CheckpointError, match=r"holds adapter_config\.json, an adapter of PEFT, which is not loaded. Merge"
+    ):
+        load(ModernBertForSequenceClassification, tmp_path)
+
+
+def test_inference_compiles_nothing(tmp_path):
+    """Whatever the checkpoint says: a machine of a job may have no C++ compiler. from_pretrained follows it."""
+    write_checkpoint(tmp_path)
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"reference_compile": True}))
+
+    def compiled(model):
+        return {name for name, module in model.named_modules() if module._compiled_call_impl is not None}
+
+    assert compiled(ModernBertForSequenceClassification.from_pretrained(tmp_path))
+    assert not compiled(load(ModernBertForSequenceClassification, tmp_path))
+    assert not compiled(pipeline_model(tmp_path))
+
+
+def pipeline_model(folder):
+    write_tokenizer(folder)
+    return pipeline("text-classification", str(folder)).predictor.model
 
 
 @torch.no_grad()
