@@ -1,4 +1,8 @@
-"""The shards of a corpus job on Ray: run, run again where they are lost, and split until a row that kills is found."""
+"""The shards of a corpus job on Ray: run, run again where they are lost, and split until a row that kills is found.
+
+A shard without an answer is blamed only by an actor that answers the task's probe (stages.py): a model that raises or
+ends its process for every text is no fault of the rows, which must not be rejected for it.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +13,19 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines.corpus.cluster import describe_cluster, log_ray_data_to_file, pool_size, stopped_by_sigterm
 from pipelines.corpus.plan import Job
 from pipelines.corpus.stages import Predict, Progress, commit, read_and_tokenise, reject_shard
-from pipelines.corpus.wire import shard_row
+from pipelines.corpus.watch import Watch
+from pipelines.corpus.wire import NONE_ANSWERED, RAISED, START, reject, shard_row
 from pipelines.errors import JobError, UserError
 from pipelines.input.shards import Shard
 from pipelines.output.folder import REJECTED
@@ -28,9 +35,14 @@ from pipelines.report.progress import progress_bar
 MAX_SHARDS_TO_SPLIT = 32
 """Where more shards are lost at once it was the machines, not the rows: they are run again whole."""
 MAX_ATTEMPTS, MAX_ATTEMPTS_PER_ROW = 2, 3
-"""How often a shard is run before it is split, and a single row before it is rejected."""
+"""How often a shard raises or ends its process before it is split, and a single row before it is rejected."""
+MAX_LOSSES = 5
+"""How often a shard is lost to the machines, not by its own fault, before it fails."""
 MAX_ROUNDS_WITHOUT_PROGRESS = 5
 POISON_ROW = "its process ended each time that it was predicted"
+LOST = "its processes ended without an answer, again and again"
+_WATCH = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Watch)
+_log = logging.getLogger("ray.data")  # goes to the file that log_ray_data_to_file names
 _SHARE_FROM_ROWS = 1000  # from so many rows on, a share of rejected rows counts
 
 
@@ -44,15 +56,24 @@ class Execution:
         self.failed: dict[str, str] = {}
         """The names of the shards, and the paths of the files, that failed, with the reason."""
         self._rows = sum(shard.rows for shard in todo)
-        self._seen_rows = 0
+        self._seen_rows = self._labelled = 0
         self._rejects: Counter[str] = Counter()
+        self._blamed: Counter[str] = Counter()
+        """How often shards have raised, or ended their process, on an actor that answers the probe."""
+        self._lost: Counter[str] = Counter()
+        """How often shards were lost for another reason."""
+        self._reasons: dict[str, str] = {}
+        """What was said when a shard was lost last."""
+        self._held: dict[str, tuple[Shard, list[dict[str, Any]]]] = {}
+        """Shards whose rows are all rejected once another row is answered: else it is the model, not the rows."""
 
     def run(self, actors: str) -> None:
         """Run all shards in a pool of `actors` (N, MIN:MAX or auto).
 
-        A shard whose process ends is run again, then in 16 parts, and so on, until the row is found that ends its
-        process each time; that row is rejected. Raises UserError for more rejected rows than `max_rejected`, JobError
-        if the output cannot be written or Ray fails.
+        A shard whose process ends, or for which the model raises, is run again, then in 16 parts, and so on, until the
+        row is found that does so each time, on actors that answer the probe; that row is rejected. Where the actors do
+        not answer it, or no row of the run is answered, the shards fail. Raises UserError for more rejected rows than
+        `max_rejected`, JobError if the output cannot be written, no actor comes up, or Ray fails.
         """
         if not self.todo:
             return
@@ -63,57 +84,104 @@ class Execution:
             f"{self.job.dtype}",
             flush=True,
         )
-        progress = Progress.remote()  # type: ignore[attr-defined]
+        progress = _start_here(Progress)
         with stopped_by_sigterm(), progress_bar(self._rows, lambda: ray.get(progress.read.remote())):
             blocks = min(len(self.todo), max(len(self.todo) // 8, 4 * high))
             lost = self._run_once(self.todo, blocks, (low, high), progress)
-            attempts, rounds_without_progress = Counter(shard.name for shard in lost), 0
+            rounds_without_progress = 0
             while lost and rounds_without_progress < MAX_ROUNDS_WITHOUT_PROGRESS:
-                again = self._next_round(lost, attempts)
+                again = self._next_round(lost)
+                self._commit_held()
                 lost = self._run_once(again, len(again), (low, high), progress) if again else []
-                attempts.update(shard.name for shard in lost)
                 none_done = len(lost) > MAX_SHARDS_TO_SPLIT and len(lost) == len(again)
                 rounds_without_progress = rounds_without_progress + 1 if none_done else 0
-        self.failed |= {shard.name: "its processes ended without an answer, again and again" for shard in lost}
+        self._commit_held()
+        self.failed |= {shard.name: self._reasons.get(shard.name, LOST) for shard in lost}
+        self.failed |= {name: rejects[-1]["reason"] for name, (_, rejects) in self._held.items()}
 
     def _run_once(self, shards: list[Shard], blocks: int, actors: tuple[int, int], progress: Any) -> list[Shard]:
-        """Run shards in `blocks` blocks and return those that are lost since a process ended with them."""
-        lost = {shard.name: shard for shard in shards}
-        log_file = log_ray_data_to_file()
+        """Run shards in `blocks` blocks and return those without an answer that are to be run again."""
+        missing = {shard.name: shard for shard in shards}
+        again: list[Shard] = []
+        log_file, watch = log_ray_data_to_file(), _start_here(_WATCH)
         try:
-            for row in pipeline(self.job, shards, blocks, actors, progress).iter_rows():
+            for row in pipeline(self.job, shards, blocks, actors, progress, watch).iter_rows():
                 self.check()
-                if row["stops"]:
-                    raise unwritable(self.job, row["error"])
-                lost.pop(row["name"])
-                if row["error"]:
-                    self.failed[row["name"]] = row["error"]
-                else:
-                    self._add(json.loads(row["stats"]))
+                if self._receive(row, missing[row["name"]], log_file):
+                    again.append(missing[row["name"]])
+                del missing[row["name"]]
+            interrupted = ray.get(watch.interrupted.remote())
         except RayError as error:
-            logging.getLogger("ray.data").error("the job ended with this error", exc_info=error)
+            _log.error("the job ended with this error", exc_info=error)
             raise JobError(f"Ray: {_summary(error)} (details in {log_file})") from error
-        return list(lost.values())
+        for name in missing:
+            reason = interrupted.get(name)
+            self._lose(name, reason, blamed=name in interrupted and reason is None)
+        return again + list(missing.values())
 
-    def _next_round(self, lost: list[Shard], attempts: Counter[str]) -> list[Shard]:
-        """Choose what is run next for lost shards: the shard again, its parts, or nothing for a row to be rejected."""
+    def _receive(self, row: dict[str, Any], shard: Shard, log_file: Path) -> bool:
+        """Take in what the commit of a shard reports, and tell whether the shard is to be run again."""
+        if row["stops"]:
+            raise unwritable(self.job, row["error"])
+        error = (row["error"] or "").partition("\n")[0]
+        if row["cause"] == START:
+            _log.error("no actor comes up: %s", row["error"])
+            self.failed[shard.name] = f"no actor comes up: {error}"
+            raise JobError(f"no actor comes up: {error} (details in {log_file})")
+        if row["cause"] == RAISED:
+            self._lose(shard.name, row["error"], blamed=True)
+        elif row["cause"] == NONE_ANSWERED and (self._labelled or len(self._held) < MAX_SHARDS_TO_SPLIT):
+            self._held[shard.name] = shard, json.loads(row["rejects"])
+        elif error:
+            self.failed[shard.name] = error
+        else:
+            self._add(json.loads(row["stats"]))
+        return row["cause"] == RAISED
+
+    def _lose(self, name: str, reason: str | None, blamed: bool) -> None:
+        """Count that a shard has no answer; `reason`: what the model raised, with its traceback."""
+        (self._blamed if blamed else self._lost)[name] += 1
+        self._reasons.pop(name, None)
+        if reason:
+            if len(self._reasons) < MAX_SHARDS_TO_SPLIT:
+                _log.error("shard %s cannot be predicted: %s", name, reason)
+            self._reasons[name] = f"cannot be predicted: {reason.partition(chr(10))[0]}"
+
+    def _next_round(self, lost: list[Shard]) -> list[Shard]:
+        """Choose what is run next for shards without an answer: the shard again, its parts, or nothing."""
         again: list[Shard] = []
         for shard in lost:
+            name = shard.name
             most = MAX_ATTEMPTS if shard.count > 1 else MAX_ATTEMPTS_PER_ROW
-            if len(lost) > MAX_SHARDS_TO_SPLIT or attempts[shard.name] < most:
+            if self._lost[name] >= MAX_LOSSES:
+                self.failed[name] = self._reasons.get(name, LOST)
+            elif len(lost) > MAX_SHARDS_TO_SPLIT or self._blamed[name] < most:
                 again.append(shard)
-            elif shard.count > 1:
+            elif shard.count == 1:
+                row = shard.row_range[0] if shard.row_range else 0
+                self._held[name] = shard, [reject(row, self._reasons.get(name, POISON_ROW), "predict")]
+            elif self._labelled or shard.row_range is None:
                 again += shard.subshards
-            else:
-                committed = reject_shard(self.job, shard, POISON_ROW)
-                if committed.stats is None:
-                    raise unwritable(self.job, str(committed.error))
-                self._add(json.loads(committed.stats))
+            else:  # none of its neighbours is answered either
+                self.failed[name] = self._reasons.get(name, LOST)
         return again
+
+    def _commit_held(self) -> None:
+        """Commit the shards whose rows are all rejected, once some other row is answered."""
+        while self._held and self._labelled:
+            _, (shard, rejects) = self._held.popitem()
+            committed = reject_shard(self.job, shard, rejects)
+            if committed.stops:
+                raise unwritable(self.job, str(committed.error))
+            if committed.stats is None:
+                self.failed[shard.name] = str(committed.error)
+            else:
+                self._add(json.loads(committed.stats))
 
     def _add(self, stats: dict[str, Any]) -> None:
         self.stats.add(stats)
         self._seen_rows += stats["rows"]
+        self._labelled += stats["labelled"]
         self._rejects.update(stats["rejects"])
         rejected = self._rejects.total()
         if _too_many(self.max_rejected, rejected, self._seen_rows, min(self._rows, _SHARE_FROM_ROWS)):
@@ -124,7 +192,7 @@ class Execution:
             )
 
 
-def pipeline(job: Job, shards: list[Shard], blocks: int, actors: tuple[int, int], progress: Any) -> Dataset:
+def pipeline(job: Job, shards: list[Shard], blocks: int, actors: tuple[int, int], progress: Any, watch: Any) -> Dataset:
     """The stages over shards in `blocks` blocks, with a pool of from `actors[0]` to `actors[1]` actors.
 
     A block whose process ends is left out, and its actor is started again. Where each shard is a block, an actor has
@@ -139,6 +207,7 @@ def pipeline(job: Job, shards: list[Shard], blocks: int, actors: tuple[int, int]
     context.target_max_block_size = 16 << 20
     context.execution_options.preserve_order = True
     context.max_errored_blocks = -1
+    context.max_consecutive_actor_init_deaths = 2
     on_cpu = job.device == "cpu"
     per_actor: dict[str, Any] = {"num_cpus": 0.9} if on_cpu else {"num_cpus": 1, "num_gpus": 1}
     per_actor |= {"max_restarts": -1, "max_task_retries": 0}
@@ -151,13 +220,19 @@ def pipeline(job: Job, shards: list[Shard], blocks: int, actors: tuple[int, int]
         .map_batches(partial(read_and_tokenise, job), num_cpus=0.1 if on_cpu else 1, **one_shard)
         .map_batches(
             Predict,
-            fn_constructor_args=(job, progress),
+            fn_constructor_args=(job, progress, watch),
             compute=ActorPoolStrategy(min_size=actors[0], max_size=actors[1], max_tasks_in_flight_per_actor=in_flight),
             **per_actor,
             **one_shard,
         )
         .map_batches(partial(commit, job), num_cpus=0.05 if on_cpu else 0.5, **one_shard)
     )
+
+
+def _start_here(actor: Any) -> Any:
+    """Start an actor on the driver's node, which ends with the driver and not before it."""
+    node = ray.get_runtime_context().get_node_id()
+    return actor.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=True)).remote()
 
 
 def unwritable(job: Job, reason: str) -> JobError:

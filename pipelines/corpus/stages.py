@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import faulthandler
 import json
+import os
 import time
+import traceback
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -25,6 +29,11 @@ from pipelines.input.shards import Rows, Shard
 from pipelines.output.folder import REJECTED_FIELDS, commit_shard
 from pipelines.output.shard_stats import count_scores, count_windows
 from pipelines.tasks.base import ModelOutputs
+
+START_PAUSES_S = (1.0, 3.0, 9.0, 27.0)
+"""The pauses between attempts to start an actor; after the last one it is tried on while other actors come up."""
+MAX_STARTS = 20
+"""How often the process of an actor may end while it starts, before it is started no more."""
 
 
 def read_and_tokenise(job: Job, table: pa.Table) -> pa.Table:
@@ -49,49 +58,124 @@ def read_and_tokenise(job: Job, table: pa.Table) -> pa.Table:
 
 
 class Predict:
-    """The model actor: packed windows in, the model's values out."""
+    """The model actor: packed windows in, the model's values out.
 
-    def __init__(self, job: Job, progress: Any):
-        """Load the model on this actor's device, on one thread where that is a CPU."""
-        self.job, self.progress, self.reported = job, progress, time.monotonic()
+    A shard that raises is no row's fault until the same actor answers the task's probe: an actor that does not ends its
+    process, and Ray starts another in its place.
+    """
+
+    def __init__(self, job: Job, progress: Any, watch: Any = None):
+        """Load the model on this actor's device, on one thread where that is a CPU.
+
+        `progress` and `watch` are the actors Progress and Watch; without a watch, the first failure to start is final.
+        """
+        self.job, self.progress, self.watch, self.reported = job, progress, watch, time.monotonic()
         self.unreported = [0, 0]
-        from pipelines.predictor import Predictor  # with torch, which readers and committers go without
-
-        self.predictor = Predictor(
-            job.model, job.task, device=job.device, dtype=job.dtype, budget_tokens=job.budget_tokens, threads=1
-        )
+        self.predictor: Any = None
+        self.has_answered = False
+        self.start_error = self._start()
         self.idle_since = time.perf_counter()
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Add the model's values to a shard."""
+        """Add the model's values to a shard, or the error and its cause."""
+        if self.start_error:
+            return wire.unpredicted_row(table, self.start_error, wire.START)
         idle_s = time.perf_counter() - self.idle_since
-        windows = wire.windows_of(table)
-        faulthandler.dump_traceback_later(self.job.batch_timeout_s, exit=True)
-        predictions = self.predictor.predict(windows.input_ids, windows.cu_seqlens, self._report)
-        faulthandler.cancel_dump_traceback_later()
+        shard, windows = wire.shard_of(table).name, wire.windows_of(table)
+        self._note("begin", shard)
+        try:
+            with self._time_limit():
+                predictions = self.predictor.predict(windows.input_ids, windows.cu_seqlens, self._report)
+        except Exception as error:  # whatever the model raises
+            reason = _with_traceback(error)
+            self._check_health(shard, reason)
+            self._note("end", shard)
+            return wire.unpredicted_row(table, reason, wire.RAISED)
         self._report(0, 0, now=True)
         rows, rejects = wire.array_of(table, "rows"), wire.rejects_of(table)
         failed: dict[int, str] = {}
         for window, reason in sorted(predictions.failed.items()):
             failed.setdefault(int(windows.document[window]), reason)
         rejects += [wire.reject(rows[document], reason, "predict") for document, reason in failed.items()]
+        if failed:
+            self._check_health(shard, next(iter(failed.values())))
+        self._note("end", shard)
+        self.has_answered |= len(failed) < len(np.unique(windows.document))
+        if failed and not self.has_answered:
+            return wire.unpredicted_row(table, next(iter(failed.values())), wire.NONE_ANSWERED, rejects)
         predicted = wire.predicted_row(table, predictions, rejects, idle_s)
         self.idle_since = time.perf_counter()
         return predicted
 
+    def _start(self) -> str | None:
+        """Load the model and let it answer the probe, again and again where that fails.
+
+        Returns the reason, with the traceback, where no other actor comes up either.
+        """
+        actor = ray.get_runtime_context().get_actor_id() if self.watch else None
+        starts, failures = self._note("start", actor) or 1, 0
+        while True:
+            try:
+                if starts > MAX_STARTS:
+                    raise RuntimeError(f"its process ended {MAX_STARTS} times in a row while it started")
+                self._load()
+                self._note("started", actor)
+                return None
+            except Exception as error:  # a slow or busy server or file system, a device
+                reason, failures = _with_traceback(error), failures + 1
+            if not self.watch or (failures >= len(START_PAUSES_S) and self._note("start_failed", actor)):
+                return reason
+            time.sleep(START_PAUSES_S[min(failures, len(START_PAUSES_S)) - 1])
+
+    def _load(self) -> None:
+        from pipelines.predictor import Predictor  # with torch, which readers and committers go without
+
+        job = self.job
+        self.predictor = Predictor(
+            job.model, job.task, device=job.device, dtype=job.dtype, budget_tokens=job.budget_tokens, threads=1
+        )
+        self._answer_probe()
+
+    def _answer_probe(self) -> None:
+        """Raise an exception if the model does not answer the task's probe."""
+        with self._time_limit():
+            _, failed = self.predictor.answer([self.job.task.probe])
+        if failed:
+            raise RuntimeError(f"the text {self.job.task.probe!r} has no answer: {failed[0]}")
+
+    def _check_health(self, shard: str, reason: str) -> None:
+        """End this process if the model, which has no answer for a shard, has none for the probe either."""
+        self._note("broke", shard, reason)  # first: the probe, too, may end the process
+        try:
+            self._answer_probe()
+        except Exception:
+            os._exit(1)
+
+    def _note(self, event: str, *arguments: Any) -> Any:
+        """Call a method of Watch, and wait for it: the process may end right after."""
+        return ray.get(getattr(self.watch, event).remote(*arguments)) if self.watch else None
+
+    @contextmanager
+    def _time_limit(self) -> Iterator[None]:
+        """End the process if the block, or one of the packed batches in it, takes longer than the job allows."""
+        faulthandler.dump_traceback_later(self.job.batch_timeout_s, exit=True)
+        try:
+            yield
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+
     def _report(self, windows: int, tokens: int, now: bool = False) -> None:
         """Report a finished batch to the driver, at most once a second, and restart the time limit for the next."""
-        faulthandler.dump_traceback_later(self.job.batch_timeout_s, exit=True)
+        if not now:
+            faulthandler.dump_traceback_later(self.job.batch_timeout_s, exit=True)
         self.unreported = [self.unreported[0] + windows, self.unreported[1] + tokens]
         if now or time.monotonic() - self.reported > 1:
             self.progress.add.remote(*self.unreported)
             self.unreported, self.reported = [0, 0], time.monotonic()
 
 
-def reject_shard(job: Job, shard: Shard, reason: str) -> Committed:
-    """Commit a shard with all its rows rejected, without reading its texts."""
-    first, stop = shard.row_range or (0, shard.rows)
-    rejects = [wire.reject(row, reason, "predict") for row in range(first, stop)]
+def reject_shard(job: Job, shard: Shard, rejects: list[dict[str, Any]]) -> Committed:
+    """Commit a shard with all its rows rejected, each for the reason in `rejects` (`wire.reject`)."""
     return _commit(job, wire.rejected_row(shard, rejects))
 
 
@@ -101,9 +185,10 @@ def commit(job: Job, table: pa.Table) -> pa.Table:
 
 
 def _commit(job: Job, table: pa.Table) -> Committed:
-    shard, error = wire.shard_of(table), table["error"][0].as_py()
+    shard, error, cause = wire.shard_of(table), table["error"][0].as_py(), table["cause"][0].as_py()
     if error:
-        return Committed(shard.name, error=error)
+        rejects = json.dumps(wire.rejects_of(table)) if cause == wire.NONE_ANSWERED else None
+        return Committed(shard.name, error=error, cause=cause, rejects=rejects)
     try:
         stats, answered, rejected = _answers(job, shard, table)
     except Exception as error:  # whatever it is, it is this shard's alone
@@ -178,6 +263,11 @@ def _rejected(shard: Shard, table: pa.Table, index: dict[int, int], rejects: lis
         "_raw": [reject["raw"] for reject in rejects],
     }
     return pa.table(columns | {field.name: pa.array(fields[field.name], field.type) for field in REJECTED_FIELDS})
+
+
+def _with_traceback(error: Exception) -> str:
+    """Give an error in one line, as `_one_line` does, and its traceback in those that follow."""
+    return "\n".join([_one_line(error), *traceback.format_exception(error)])
 
 
 def _one_line(error: Exception) -> str:

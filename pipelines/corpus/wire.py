@@ -36,7 +36,19 @@ TOKENISED = pa.schema(
     ]
 )
 """What reading and tokenising gives: `rows` are the row numbers of the documents; `error` if it failed."""
-COMMITTED = pa.schema([("name", pa.string()), ("error", pa.string()), ("stops", pa.bool_()), ("stats", pa.string())])
+COMMITTED = pa.schema(
+    [
+        ("name", pa.string()),
+        ("error", pa.string()),
+        ("cause", pa.string()),
+        ("stops", pa.bool_()),
+        ("rejects", pa.string()),
+        ("stats", pa.string()),
+    ]
+)
+START, RAISED, NONE_ANSWERED = "start", "raised", "none answered"
+"""Causes of an error that the driver decides on: no actor comes up; the model raised, and answers the probe; the model
+answers the probe, and none of the shard's rows. The other errors are the shard's own, and final."""
 
 
 def reject(row: int, reason: str, stage: str, raw: str | None = None) -> dict[str, Any]:
@@ -71,12 +83,21 @@ def failed_row(shard: Shard, error: str) -> pa.Table:
 
 def rejected_row(shard: Shard, rejects: Sequence[dict[str, Any]]) -> pa.Table:
     """Encode a shard without windows, whose rows are all rejected, as if it had been predicted."""
-    nothing = Predictions(np.empty(0, np.float32), np.zeros(1, np.int64), {}, 0, 0.0)
-    return predicted_row(_table(_empty_row(shard)), nothing, rejects, 0.0)
+    return predicted_row(_table(_empty_row(shard)), _NO_PREDICTIONS, rejects, 0.0)
+
+
+def unpredicted_row(table: pa.Table, error: str, cause: str, rejects: Sequence[dict[str, Any]] = ()) -> pa.Table:
+    """Encode a tokenised shard that has no answers: `cause` is one of START, RAISED and NONE_ANSWERED."""
+    table = table.set_column(table.column_names.index("error"), "error", pa.array([error], pa.string()))
+    return predicted_row(table, _NO_PREDICTIONS, rejects, 0.0, cause)
 
 
 def predicted_row(
-    table: pa.Table, predictions: Predictions, rejects: Sequence[dict[str, Any]], idle_s: float
+    table: pa.Table,
+    predictions: Predictions,
+    rejects: Sequence[dict[str, Any]],
+    idle_s: float,
+    cause: str | None = None,
 ) -> pa.Table:
     """Add predictions to a tokenised shard; its other columns are passed on without a copy."""
     columns = {name: table[name] for name in TOKENISED.names} | {
@@ -86,6 +107,7 @@ def predicted_row(
         "batches": [predictions.batches],
         "predict_s": [predictions.seconds],
         "waited_s": [idle_s],
+        "cause": pa.array([cause], pa.string()),
     }
     return pa.table(columns)
 
@@ -112,14 +134,22 @@ class Committed:
 
     name: str
     error: str | None = None
+    """In one line; a traceback may follow."""
+    cause: str | None = None
+    """START, RAISED or NONE_ANSWERED; None if the error is final."""
     stops: bool = False
     """Whether the error stops the job: the output cannot be written."""
+    rejects: str | None = None
+    """The rejected rows of a shard of which none is answered, as JSON."""
     stats: str | None = None
     """The shard's stats (output/shard_stats.py) as JSON."""
 
     def to_table(self) -> pa.Table:
         """Encode it as a row."""
-        return pa.table([[self.name], [self.error], [self.stops], [self.stats]], COMMITTED)
+        return pa.Table.from_pylist([asdict(self)], COMMITTED)
+
+
+_NO_PREDICTIONS = Predictions(np.empty(0, np.float32), np.zeros(1, np.int64), {}, 0, 0.0)
 
 
 def _empty_row(shard: Shard) -> dict[str, Any]:

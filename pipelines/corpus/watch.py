@@ -1,0 +1,45 @@
+"""What the actors of a round do, kept outside their processes: what a process was at when it ended is known here."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+
+class Watch:
+    """The starts of the model actors of a round, and the shards that they are at."""
+
+    def __init__(self) -> None:
+        self._starts: Counter[str] = Counter()
+        self._failing: dict[str, bool] = {}
+        self._running: dict[str, str | None] = {}
+
+    def start(self, actor: str) -> int:
+        """Note that an actor starts, and return how often it has begun to since it was last ready."""
+        self._failing[actor] = False
+        self._starts[actor] += 1
+        return self._starts[actor]
+
+    def started(self, actor: str) -> None:
+        """Note that an actor is ready: its model has answered the probe."""
+        self._starts[actor], self._failing[actor] = 0, False
+
+    def start_failed(self, actor: str) -> bool:
+        """Note that an actor has failed to start again and again, and tell whether all the others have, too."""
+        self._failing[actor] = True
+        return all(self._failing.values())
+
+    def begin(self, shard: str) -> None:
+        """Note that an actor that is ready begins a shard."""
+        self._running[shard] = None
+
+    def end(self, shard: str) -> None:
+        """Note that the actor has come to the end of the shard: an answer or an error."""
+        self._running.pop(shard, None)
+
+    def broke(self, shard: str, reason: str) -> None:
+        """Note why a shard has no answer, before its actor is probed: a process that ends then was broken before."""
+        self._running[shard] = reason
+
+    def interrupted(self) -> dict[str, str | None]:
+        """Return the shards in whose middle a process ended, with the reason that `broke` has noted, if any."""
+        return self._running

@@ -1,0 +1,142 @@
+"""A model that raises or does not load, a device that breaks: no row is rejected for what a machine does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import broken_workers
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import pytest
+from commands import run_job
+
+from modernbert.tokenizer import Tokenizer
+from pipelines.corpus import execute
+from pipelines.corpus.watch import Watch
+from pipelines.errors import JobError
+from pipelines.input.shards import Shard
+
+ROWS = 10
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Iterator[Path]:
+    """A Ray whose workers have the faults of broken_workers.py, and the folder whose file `fault` names one."""
+    import ray
+
+    folder = tmp_path_factory.mktemp("faults")
+    hook = {"worker_process_setup_hook": broken_workers.install, "env_vars": {broken_workers.FAULT: str(folder)}}
+    ray.init("local", num_cpus=2, log_to_driver=False, logging_level="ERROR", runtime_env=hook)
+    yield folder
+    ray.shutdown()
+
+
+@pytest.fixture
+def run(folder, checkpoint, tmp_path, monkeypatch):
+    """run(fault): the exit code of a job over in.parquet, whose row 4 holds token 277, into out/."""
+    texts = [f"the cat c{i % 7}" for i in range(ROWS)]
+    texts[4] = "a cat too"
+    ids = [Tokenizer.from_folder(checkpoint).encode([text]).input_ids.tolist() for text in texts]
+    assert [i for i, tokens in enumerate(ids) if 277 in tokens] == [4]
+    assert min(map(len, ids)) > broken_workers.PROBE_TOKENS
+    pq.write_table(pa.table({"id": range(ROWS), "text": texts}), tmp_path / "in.parquet")
+    monkeypatch.setattr(execute, "MAX_ATTEMPTS", 1)  # each round starts actors, which takes seconds
+    monkeypatch.setattr(execute, "MAX_ATTEMPTS_PER_ROW", 1)
+
+    def run(fault: str) -> int:
+        (folder / "fault").write_text(fault)
+        return run_job("classify", input=tmp_path / "in.parquet", output=tmp_path / "out", model=checkpoint, actors="1")
+
+    return run
+
+
+def nothing_is_committed(out: Path) -> bool:
+    return not list(out.glob("*.parquet")) and not list(out.glob("_rejected/*"))
+
+
+def failed(out: Path) -> dict[str, str]:
+    return json.loads((out / "_run.json").read_text())["failed"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["the first two loads fail", "the device of one process breaks"])
+def test_what_passes_costs_no_row(fault, run, folder, tmp_path):
+    assert run(fault) == 0
+    (part,) = (tmp_path / "out").glob("*.parquet")  # nobody was blamed: the shard is whole
+    assert pq.read_table(part)["id"].to_pylist() == list(range(ROWS))
+    assert not (tmp_path / "out" / "_rejected").exists()
+    assert (folder / {"the first two loads fail": "load 2"}.get(fault, "broken")).exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("no load succeeds", "429 Client Error: Too Many Requests"),
+        ("a load ends the process", "RuntimeError: its process ended 2 times in a row while it started"),
+        ("every text raises", "RuntimeError: Failed to find C++ compiler"),
+    ],
+)
+def test_a_job_whose_actors_do_not_come_up_ends_with_one_line(fault, reason, run, tmp_path):
+    with pytest.raises(JobError) as caught:
+        run(fault)
+    message, _, log = str(caught.value).partition(" (details in ")
+    assert message == f"no actor comes up: {reason}"
+    assert f"{reason}\n" in Path(log.removesuffix(")")).read_text()
+    assert nothing_is_committed(tmp_path / "out")
+    assert list(failed(tmp_path / "out").values()) == [message]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("every text but the probe raises", "cannot be predicted: RuntimeError: Failed to find C++ compiler"),
+        ("no answer but the probe's is finite", "the model's answer is not a finite number"),
+    ],
+)
+def test_where_no_row_is_answered_the_shards_fail_and_the_next_run_does_them(fault, reason, run, tmp_path):
+    assert run(fault) == 1
+    assert nothing_is_committed(tmp_path / "out")
+    assert set(failed(tmp_path / "out").values()) == {reason}
+
+
+@pytest.mark.slow
+def test_a_row_that_raises_where_the_probe_is_answered_is_rejected_alone(run, tmp_path):
+    assert run("one text raises") == 0
+    rejected = pq.read_table(tmp_path / "out" / "_rejected")
+    assert rejected.select(["id", "_row", "_stage", "_reason"]).to_pylist() == [
+        {
+            "id": 4,
+            "_row": 4,
+            "_stage": "predict",
+            "_reason": "cannot be predicted: IndexError: index 99 is out of bounds",
+        }
+    ]
+    assert ds.dataset(tmp_path / "out").to_table()["id"].to_pylist() == [i for i in range(ROWS) if i != 4]
+
+
+def test_an_actor_gives_up_only_where_no_other_one_comes_up():
+    watch = Watch()
+    assert [watch.start("a"), watch.start("b"), watch.start("a")] == [1, 1, 2]
+    assert not watch.start_failed("a")  # b may come up yet
+    watch.started("b")
+    assert not watch.start_failed("a")
+    assert watch.start("b") == 1  # its process has ended since it was up
+    assert not watch.start_failed("a")
+    assert watch.start_failed("b")
+
+
+def test_a_shard_that_is_lost_to_the_machines_again_and_again_fails_and_is_not_split():
+    shard = Shard("in-0-000000000-000000064", "in", "parquet", 0, 64)
+    execution = execute.Execution(None, [shard], None, partial(int, 0))
+    for _ in range(execute.MAX_LOSSES - 1):
+        execution._lose(shard.name, "RuntimeError: CUDA error\nTraceback", blamed=False)
+        assert execution._next_round([shard]) == [shard]
+    execution._lose(shard.name, "RuntimeError: CUDA error\nTraceback", blamed=False)
+    assert execution._next_round([shard]) == []
+    assert execution.failed == {shard.name: "cannot be predicted: RuntimeError: CUDA error"}
