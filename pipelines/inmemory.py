@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from pipelines.checkpoints import Checkpoint
 from pipelines.options import task_named
 from pipelines.predictor import Predictor
+from pipelines.tasks.arguments import check_loading, device_of, dtype_of
 from pipelines.tasks.base import task_class
 from pipelines.tasks.pipeline import Pipeline
 
@@ -23,6 +25,14 @@ def pipeline(
     dtype: str | torch.dtype | None = None,
     torch_dtype: str | torch.dtype | None = None,
     budget_tokens: int | None = None,
+    device_map: Any = None,
+    model_kwargs: Mapping[str, Any] | None = None,
+    tokenizer: Any = None,
+    config: Any = None,
+    framework: str | None = None,
+    token: str | bool | None = None,
+    use_fast: bool = True,  # noqa: ARG001
+    trust_remote_code: bool | None = None,  # noqa: ARG001
     **options: Any,
 ) -> Pipeline:
     """Load a checkpoint for a task and return what answers texts.
@@ -35,13 +45,22 @@ def pipeline(
         dtype: a torch dtype or its name, by default float32 on CPUs and bfloat16 on GPUs.
         torch_dtype: the old name of `dtype`.
         budget_tokens: tokens in a packed batch.
-        options: those of the task, under our names or transformers'; a call can override them.
+        device_map: one device, as `device`, or "auto".
+        model_kwargs: `dtype`, and what only steers loading (`attn_implementation`, …).
+        tokenizer, config: the model's own, by the same name as `model`.
+        framework: "pt".
+        token: none; a private repository of the hub needs HF_TOKEN in the environment.
+        use_fast, trust_remote_code: without an effect: tokenizers are fast ones, and no code of a checkpoint runs.
+        options: those of the task, under our names or transformers'; a call can override them. So are `truncation`
+            (False: a text that would be cut is an error) and `return_all_scores`; `batch_size`, `num_workers` and
+            `padding` have no effect, since batches are packed.
 
     Returns:
         A callable whose arguments and results have the shape of transformers' pipeline for the task.
 
     Raises:
-        ValueError: for an unknown task, device or option, and for a checkpoint that does not fit.
+        ValueError: for an unknown task, device or option, for an argument of transformers' that would change answers
+            and is not available, and for a checkpoint that does not fit.
 
     Example:
         >>> classify = pipeline("text-classification", "jobs/demo/intent-classifier")
@@ -49,6 +68,9 @@ def pipeline(
         [{'label': 'alarm', 'score': 0.95}]
     """
     task_cls = task_class(task_named(task).task)
+    check_loading(str(model), tokenizer=tokenizer, config=config, framework=framework, token=token)
+    dtype_name = dtype_of(str(model), dtype=dtype, torch_dtype=torch_dtype, model_kwargs=model_kwargs)
+    device = device_of(device, device_map)
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     elif isinstance(device, int):
@@ -59,8 +81,7 @@ def pipeline(
         raise ValueError(f"device {device!r} is unknown: {str(error).splitlines()[0]}") from error
     if str(device).startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"device {device}: torch sees no GPU here")
-    dtype = dtype if dtype is not None else torch_dtype if torch_dtype is not None else "auto"
-    load = partial(Predictor, device=str(device), dtype=str(dtype).removeprefix("torch."), budget_tokens=budget_tokens)
+    load = partial(Predictor, device=str(device), dtype=dtype_name, budget_tokens=budget_tokens)
     checkpoint = Checkpoint.open(model, revision)
     task_cls.check(checkpoint)
     return task_cls.pipeline_class(checkpoint, task_cls, options, load)

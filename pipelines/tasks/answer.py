@@ -45,17 +45,18 @@ class AnswerPipeline(Pipeline):
         """Answer a question from its context, or several.
 
         Give `question` and `context`, texts or lists of texts (one context may serve all questions), or as `inputs` a
-        {question, context} dictionary or a list of them.
+        {question, context} dictionary, a list of them or an iterator of them.
         """
-        if inputs is None:
-            documents = _pairs(question, context)
-        else:
-            documents = [_pair(item) for item in (inputs if isinstance(inputs, list) else [inputs])]
-        results = self.predict(documents, options)
-        return results[0] if len(documents) == 1 else results
+        inputs = _pairs(question, context) if inputs is None else inputs
+        results = super().__call__(inputs, **options)
+        several = not self.is_document(inputs) and isinstance(results, list)
+        return results[0] if several and len(results) == 1 else results
+
+    def document(self, item: Any) -> Any:
+        return item if isinstance(item, tuple) else fields_of(item, *AnswerOptions.inputs)
 
     def predict_lines(self, lines: Sequence[str]) -> list[Any]:
-        return [predict_json(line, lambda item: self.predict([_pair(item)], {})[0]) for line in lines]
+        return [predict_json(line, lambda item: self.predict([self.document(item)], {})[0]) for line in lines]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,10 +199,6 @@ class Answer(Task):
             real = real[np.argpartition(-scores[real], wanted - 1)[:wanted]]
         order = real[np.argsort(-scores[real], kind="stable")]
         return [(int(token_L[begin[i]]), int(token_L[end[i]]), float(scores[i])) for i in order], null
-
-
-def _pair(item: Any) -> Text:
-    return fields_of(item, *AnswerOptions.inputs)
 
 
 def _pairs(question: Any, context: Any) -> list[Text]:

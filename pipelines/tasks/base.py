@@ -158,10 +158,13 @@ class Task(ABC):
         return None
 
     @classmethod
-    def check_documents(cls, documents: Sequence[Any]) -> None:
-        """Raise ValueError that names the first document of a call that the task does not take."""
+    def check_documents(cls, documents: Sequence[Any], first: int = 0) -> None:
+        """Raise ValueError that names the first document of a call that the task does not take.
+
+        `first`: the number of the first of `documents` in the call.
+        """
         name, inputs = cls.options_class.task, tuple(cls.options_class.inputs)
-        for i, document in enumerate(documents):
+        for i, document in enumerate(documents, first):
             for text in document if isinstance(document, tuple) else (document,):
                 if not isinstance(text, str):
                     raise ValueError(f"input {i} holds {str(text)[:40]!r} ({type(text).__name__}), not text")

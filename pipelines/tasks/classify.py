@@ -25,21 +25,34 @@ from pipelines.tasks.postprocess import activation_named, list_array, merged, si
 class ClassifyPipeline(Pipeline):
     """text-classification: the best label, or with `top_k` a list of the best (of all labels, where it is None)."""
 
+    own_arguments = Pipeline.own_arguments | {"return_all_scores"}
+
     def __call__(self, inputs: Any, **options: Any) -> Any:
         """Classify texts or {text, text_pair} dictionaries.
 
         Returns {label, score} per document (for a single text in a list, as transformers does), or with `top_k` a list
-        of them per document.
+        of them per document. `return_all_scores`, the older name of `top_k=None`, lists them in the labels' order.
         """
-        many = isinstance(inputs, list)
-        results = self.predict([_document(item) for item in (inputs if many else [inputs])], options)
-        return results if many or (isinstance(inputs, str) and "top_k" not in options) else results[0]
+        results = super().__call__(inputs, **options)
+        return [results] if isinstance(inputs, str) and "top_k" not in options else results
+
+    def is_document(self, inputs: Any) -> bool:
+        return isinstance(inputs, str | dict | tuple)
+
+    def document(self, item: Any) -> Any:
+        if not isinstance(item, dict):
+            return item
+        (text,) = fields_of(item, "text")
+        return (text, item["text_pair"]) if item.get("text_pair") is not None else text
 
     def run(self, documents: Sequence[Text], options: Mapping[str, Any]) -> tuple[list[Any], dict[int, str]]:
         results, failed = super().run(documents, options)
-        given = {**self.options, **options}
+        given = self.arguments(options)
         if "top_k" in given:
             return [scores[: given["top_k"]] for scores in results], failed
+        if given.get("return_all_scores"):
+            labels = [*self.checkpoint.config.id2label.values()]
+            return [sorted(scores, key=lambda score: labels.index(score["label"])) for scores in results], failed
         return [scores[0] for scores in results], failed
 
 
@@ -179,10 +192,3 @@ def _stated_function(stored: CrossEncoderConfig, num_labels: int, options: Class
     name = activation_named(stored.activation, ("Sigmoid", "Softmax", "Identity"), "function")
     functions: dict[str | None, Function] = {"Sigmoid": "sigmoid", "Softmax": "softmax"}
     return "none" if name == "Identity" and num_labels == 1 else functions.get(name)
-
-
-def _document(item: Any) -> Any:
-    if not isinstance(item, dict):
-        return item
-    (text,) = fields_of(item, "text")
-    return (text, item["text_pair"]) if item.get("text_pair") is not None else text

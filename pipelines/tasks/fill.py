@@ -34,10 +34,11 @@ FILL = pa.struct([("token", pa.string()), ("token_id", pa.int32()), ("score", pa
 class FillPipeline(Pipeline):
     """fill-mask: [{score, token, token_str, sequence}] for a text with one mask, a list of such lists for several."""
 
-    def __call__(self, inputs: str | Sequence[str], **options: Any) -> Any:
+    def __call__(self, inputs: Any, **options: Any) -> Any:
         results = super().__call__(inputs, **options)
         # For a list of one text, transformers gives that text's result.
-        return results[0] if not isinstance(inputs, str) and len(inputs) == 1 else results
+        several = not self.is_document(inputs) and isinstance(results, list)
+        return results[0] if several and len(results) == 1 else results
 
 
 @dataclass(frozen=True, kw_only=True)

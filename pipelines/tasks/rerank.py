@@ -5,7 +5,7 @@ Shapes: W windows, D pairs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,17 +18,18 @@ from modernbert.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
 from pipelines.options import Merge, RerankOptions
 from pipelines.tasks.base import ModelOutputs, Task, label_maps, resolve_prompt, resolve_windowing
-from pipelines.tasks.pipeline import Pipeline, fields_of, predict_json
+from pipelines.tasks.pipeline import Pipeline, fields_of, items_of, predict_json
 from pipelines.tasks.postprocess import activation_named, merged, sigmoid
 
 
 class RerankPipeline(Pipeline):
     """rerank: [{index, score}] from the best text to the worst."""
 
-    def __call__(self, query: str, texts: Sequence[str], *, return_text: bool = False, **options: Any) -> Any:  # type: ignore[override]
+    def __call__(self, query: str, texts: Iterable[str], *, return_text: bool = False, **options: Any) -> Any:  # type: ignore[override]
         """Score the relevance of each of `texts` to `query`; `return_text` puts the texts into the result."""
-        if isinstance(texts, str) or not isinstance(texts, Sequence):
+        if isinstance(texts, str | dict):
             raise ValueError(f"texts must be a list of texts, not {str(texts)[:40]!r}")
+        texts = list(items_of(texts))
         scores = self.predict([(query, text) for text in texts], options)
         order = sorted(range(len(scores)), key=lambda i: -scores[i])
         return [{"index": i, "score": scores[i]} | ({"text": texts[i]} if return_text else {}) for i in order]

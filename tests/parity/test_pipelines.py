@@ -8,10 +8,12 @@ from __future__ import annotations
 import json
 import warnings
 
+import numpy as np
 import pytest
 import transformers
 from checkpoints import SENTENCE, write_task
 from predictions import PIECES, assert_close, random_texts
+from transformers.pipelines.pt_utils import KeyDataset
 
 from pipelines import pipeline
 
@@ -80,6 +82,75 @@ def test_options_given_to_the_pipeline(tmp_path, options, labels):
         same(pipes, inputs)
         same(pipes, inputs, top_k=1)
         same(pipes, inputs, function_to_apply="softmax")
+
+
+class Column:
+    """A column as datasets has it: it has a length and items, and is no list."""
+
+    def __init__(self, texts):
+        self.texts = texts
+
+    def __len__(self):
+        return len(self.texts)
+
+    def __getitem__(self, i):
+        return self.texts[i]
+
+    def __iter__(self):
+        return iter(self.texts)
+
+
+STREAMS = {
+    "text-classification": (CLASSIFIER, {"labels": [*"abcde"]}, {}),
+    "text-classification, top_k": (CLASSIFIER, {"labels": [*"abcde"]}, {"top_k": 2}),
+    "token-classification": ("ModernBertForTokenClassification", {"labels": BIO}, {"aggregation_strategy": "simple"}),
+    "fill-mask": ("ModernBertForMaskedLM", {}, {}),
+    "feature-extraction": ("ModernBertModel", {}, {}),
+}
+
+
+@pytest.mark.parametrize("task", STREAMS)
+@pytest.mark.parametrize("count", [0, 1, 5])
+def test_iterators_and_datasets(both, monkeypatch, task, count):
+    """A generator gives an iterator of the same results, in order, and so does a dataset of torch."""
+    monkeypatch.setattr("pipelines.tasks.pipeline._CHUNK_DOCUMENTS", 2)
+    architecture, config, options = STREAMS[task]
+    theirs, ours = both(task.partition(",")[0], architecture, **config)
+    texts = [
+        f"{text} [MASK]" for text in random_texts(8, count, 1, 40, [piece for piece in PIECES if "[" not in piece])
+    ]
+    want = list(theirs((text for text in texts), **options)) if count else []  # theirs fails without an item
+    for streamed in ((text for text in texts), KeyDataset([{"a": text} for text in texts], "a"), iter(texts)):
+        got = ours(streamed, **options)
+        assert iter(got) is got
+        assert_close(list(got), want)
+    listed = theirs(texts, **options) if count else []
+    for column in (Column(texts), np.array(texts, dtype=object)):
+        assert_close(ours(column, **options), listed)
+
+
+@pytest.mark.parametrize("options", [
+    {"batch_size": 8, "num_workers": 0}, {"padding": True, "truncation": True, "batch_size": 2},
+    {"truncation": True, "max_length": 12}, {"truncation": "longest_first", "max_length": 12, "padding": "longest"},
+    {"truncation": False}, {"truncation": False, "top_k": None},
+], ids=str)  # fmt: skip
+def test_arguments_of_tokenizers_and_batches(both, options):
+    theirs, ours = both("text-classification", CLASSIFIER, labels=[*"abcde"])
+    texts = random_texts(9, 5, 20, 80)
+    pairs = [{"text": text, "text_pair": other} for text, other in zip(texts, texts[::-1], strict=True)]
+    for inputs in (texts, texts[0], texts[:1], pairs):
+        same((theirs, ours), inputs, **options)
+    loaded = pipeline("text-classification", ours.checkpoint.model, **options)
+    assert loaded(texts) == ours(texts, **options)
+
+
+@pytest.mark.parametrize("name", ["tokenizer_kwargs", "tokenize_kwargs"])
+def test_arguments_of_tokenizers_in_a_dictionary(both, name):
+    task, architecture = {"tokenizer_kwargs": ("fill-mask", "ModernBertForMaskedLM"),
+                          "tokenize_kwargs": ("feature-extraction", "ModernBertModel")}[name]  # fmt: skip
+    pipes = both(task, architecture)
+    texts = ["[MASK] " + text for text in random_texts(9, 5, 20, 80, [p for p in PIECES if p != "[MASK]"])]
+    same(pipes, texts, **{name: {"truncation": True, "max_length": 12}})
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

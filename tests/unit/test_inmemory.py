@@ -162,7 +162,105 @@ def test_a_gpu_that_is_not_there(folders):
         pipeline("ner", folders["token-classification"], device=0)
 
 
+def test_an_iterator_is_read_some_texts_at_a_time(folders, monkeypatch):
+    monkeypatch.setattr("pipelines.tasks.pipeline._CHUNK_DOCUMENTS", 3)
+    read = []
+
+    def endless():
+        while True:
+            read.append(len(read))
+            yield f"the cat {len(read)}"
+
+    pipe = pipeline("text-classification", folders["text-classification"])
+    results = pipe(endless())
+    assert read == []
+    first = [next(results) for _ in range(4)]
+    assert len(read) == 6
+    assert first == pipe([f"the cat {i}" for i in range(1, 5)])
+    wrong = pipe(iter(["the", "cat", "sat", "on", 7]))
+    assert [next(wrong) for _ in range(3)] == pipe(["the", "cat", "sat"])
+    with pytest.raises(ValueError, match="input 4 holds '7'"):
+        next(wrong)
+    with pytest.raises(ValueError, match="top_k 999 must be from 1"):
+        pipeline("fill-mask", folders["fill-mask"])(iter(["[MASK]"]), top_k=999)
+
+
+def test_iterators_of_questions_and_of_passages(folders):
+    pairs = [{"question": "the", "context": text} for text in CONTEXTS[-5:]]
+    pipe = pipeline("question-answering", folders["question-answering"])
+    assert list(pipe(iter(pairs))) == pipe(pairs)
+    assert list(pipe(iter(pairs[:1]))) == [pipe(pairs[:1])]
+    assert len(pipe(pairs[0], top_k=3)) == len(pipe(pairs[:1], top_k=3)) == 3
+    pipe = pipeline("rerank", folders["rerank"])
+    assert pipe("the", iter(CONTEXTS)) == pipe("the", CONTEXTS)
+    assert pipe("the", iter(CONTEXTS), return_text=True)[0]["text"] in CONTEXTS
+
+
+def test_return_all_scores(folders):
+    """Before transformers 5: all labels in their order, for a single text in one more list."""
+    folder = folders["text-classification"]
+    pipe = pipeline("text-classification", folder)
+    want = [sorted(scores, key=lambda score: score["label"]) for scores in pipe(ODD, top_k=None)]
+    assert pipe(ODD, return_all_scores=True) == want
+    assert pipe(ODD[6], return_all_scores=True) == want[6:7]
+    assert pipeline("text-classification", folder, return_all_scores=True)(ODD) == want
+    assert pipe(ODD, return_all_scores=False) == pipe(ODD)
+    assert pipe(ODD, return_all_scores=True, top_k=1) == pipe(ODD, top_k=1)
+
+
+@pytest.mark.parametrize("task", MODELS)
+def test_truncation_is_asked_for_and_is_not(folders, task):
+    """It is cut, also where long texts are otherwise read in windows, or it is an error, but not both."""
+    pipe = pipeline(task, folders[task])
+    texts = [f"[MASK] {text}" for text in CONTEXTS[-4:]]
+    cut = answers(pipe, task, texts, truncation=True, max_length=16)
+    assert cut == answers(pipe, task, texts, long_documents="truncate", max_length=16)
+    with pytest.raises(ValueError, match="input 1: longer than 16 tokens, and truncation is False"):
+        answers(
+            pipe, task, ["cat", "[MASK] " + "the " * 40], truncation=False, max_length=16, long_documents="truncate"
+        )
+    assert answers(pipe, task, ["cat"], truncation=False, max_length=16) == answers(pipe, task, ["cat"], max_length=16)
+
+
+def test_arguments_of_loading(folders):
+    folder = folders["text-classification"]
+    want = pipeline("text-classification", folder)("the cat")
+    for given in (
+        {"tokenizer": folder, "config": folder, "framework": "pt", "use_fast": False, "trust_remote_code": True},
+        {"model_kwargs": {"attn_implementation": "eager", "torch_dtype": torch.float32}, "token": True},
+        {"device_map": "auto", "batch_size": 4, "num_workers": 2, "padding": True},
+        {"device_map": {"": "cpu"}, "dtype": "float32", "torch_dtype": torch.float32},
+    ):
+        assert pipeline("text-classification", folder, **given)("the cat") == want
+    half = pipeline("text-classification", folder, model_kwargs={"dtype": torch.bfloat16})
+    assert half.predictor.dtype == "bfloat16"
+
+
+REFUSED = [
+    ({"tokenizer": "another"}, "tokenizer must be that of model"),
+    ({"config": object()}, "config must be that of model"),
+    ({"framework": "tf"}, "framework 'tf' is not available; it must be 'pt'"),
+    ({"token": "hf_x"}, "token is read from the environment: set HF_TOKEN"),
+    ({"model_kwargs": {"num_labels": 3}}, "model_kwargs num_labels is not available"),
+    ({"device_map": {"a": 0, "b": 1}}, "a model lies on one device here; give device"),
+    ({"device_map": "cpu", "device": -1}, "a model lies on one device here; give device"),
+    ({"dtype": "float32", "torch_dtype": "bfloat16"}, "dtype is given as bfloat16 and float32; give it once"),
+    ({"truncation": "only_first"}, "truncation 'only_first' is not available; it must be True, 'longest_first' or"),
+    ({"padding": "max_length"}, "padding 'max_length' is not available"),
+    ({"is_split_into_words": True}, "is_split_into_words is no option of classify"),
+    ({"tokenizer_kwargs": {"add_special_tokens": False}}, "add_special_tokens is no option of classify"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), REFUSED, ids=lambda value: str(value)[:40])
+def test_arguments_that_would_change_answers(folders, options, message):
+    with pytest.raises(ValueError, match=message):
+        pipeline("text-classification", folders["text-classification"], **options)
+
+
 INPUTS = [
+    ("token-classification", (7,), {}, "inputs must be a text or an iterable of texts, not '7'"),
+    ("token-classification", ({"text": "the"},), {}, r"input 0 holds .* \(dict\), not text"),
     ("token-classification", (["the", 1],), {}, r"input 1 holds '1' \(int\), not text"),
     ("token-classification", (["the", "\udc80"],), {}, r"input 1 holds '\\udc80', half a surrogate pair"),
     ("token-classification", ([("the", "cat")],), {}, "input 0 is a pair; tag takes single texts"),
