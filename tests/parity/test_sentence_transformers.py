@@ -271,3 +271,24 @@ def test_classify_refuses_prompts_and_takes_identity_of_several_labels_for_nothi
     theirs.save_pretrained(str(tmp_path / "prompted"))
     with pytest.raises(ValueError, match="changes texts before it reads them"):
         pipeline("text-classification", str(tmp_path / "prompted"))
+
+
+@pytest.mark.parametrize("include_prompt", [True, False])
+def test_truncation_on_the_left(both, cross_encoder, tmp_path, include_prompt):
+    def truncate_left(folder):
+        file = folder / "tokenizer_config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"truncation_side": "left"}))
+
+    both(include_prompt=include_prompt, prompts={"query": "the cat: "}, default_prompt_name="query")
+    right = pipeline("sentence-embedding", str(tmp_path))(TEXTS[1:])
+    truncate_left(tmp_path)
+    theirs = SentenceTransformer(str(tmp_path), device="cpu")
+    got = pipeline("sentence-embedding", str(tmp_path))(TEXTS[1:])
+    assert_same(got, theirs.encode(TEXTS[1:]))
+    assert got != right
+    cross_encoder()
+    truncate_left(tmp_path / "saved")
+    theirs = CrossEncoder(str(tmp_path / "saved"), device="cpu", max_length=24)
+    want = theirs.predict([("the cat?", text) for text in TEXTS]).tolist()
+    ours = pipeline("rerank", str(tmp_path / "saved"), max_length=24)
+    assert scores(ours, "the cat?", TEXTS) == pytest.approx(want, rel=1e-5, abs=1e-5)
