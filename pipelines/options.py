@@ -6,6 +6,7 @@ that need no checkpoint are validated here; those that do, by the task's `from_c
 
 from __future__ import annotations
 
+import codecs
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -304,7 +305,8 @@ class CorpusOptions(TaskOptions, CommandOptions):  # type: ignore[misc]  # two f
     """The options that every corpus job has beside its task's."""
 
     input: Annotated[
-        str | None, Field(description="file, folder or glob of Parquet, Arrow, JSONL or CSV files; gzip is read too")
+        str | None,
+        Field(description="file, folder or glob of Parquet, Arrow, JSON or CSV files; text also as gz, zst, bz2, lz4"),
     ] = None
     output: Annotated[str | None, Field(description="folder or URI for the labelled Parquet files")] = None
     keep_columns: Annotated[
@@ -324,6 +326,11 @@ class CorpusOptions(TaskOptions, CommandOptions):  # type: ignore[misc]  # two f
     batch_timeout_s: Annotated[
         float, Field(gt=0, description="seconds for a packed batch, then its actor is replaced")
     ] = 600.0
+    csv_delimiter: Annotated[str | None, Field(description="field separator (default: a comma, in .tsv a tab)")] = None
+    csv_quote: Annotated[str, Field(description="quote character of CSV")] = '"'
+    csv_escape: Annotated[str | None, Field(description="escape character of CSV (default: none)")] = None
+    csv_types: Annotated[Literal["text", "infer"], Field(description="columns of CSV stay text, or get types")] = "text"
+    encoding: Annotated[str, Field(description="encoding of text files")] = "utf-8"
     limit: Annotated[int | None, Field(ge=1, description="label only the first LIMIT rows")] = None
     dry_run: Annotated[bool, Field(description="show what would be done, and do nothing")] = False
     overwrite: Annotated[bool, Field(description="replace an earlier output of this job")] = False
@@ -347,6 +354,22 @@ class CorpusOptions(TaskOptions, CommandOptions):  # type: ignore[misc]  # two f
         if high and int(low) > int(high):
             raise ValueError(f"MIN {low} is above MAX {high}")
         return value
+
+    @field_validator("csv_delimiter", "csv_quote", "csv_escape")
+    @classmethod
+    def _one_sign(cls, value: str | None) -> str | None:
+        value = {"\\t": "\t", "tab": "\t"}.get(value or "", value)
+        if value is not None and (len(value) != 1 or not value.isascii() or value.isalnum() or value in "\r\n"):
+            raise ValueError("must be one ASCII character that is no letter, digit or line end (tab for a tab)")
+        return value
+
+    @field_validator("encoding")
+    @classmethod
+    def _known_encoding(cls, value: str) -> str:
+        try:
+            return codecs.lookup(value).name
+        except LookupError as error:
+            raise ValueError("is no encoding that Python knows") from error
 
     @field_validator("actors", "max_rejected", mode="before")
     @classmethod

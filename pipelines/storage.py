@@ -28,10 +28,7 @@ class Folder:
         """Make the folder that a user names; UserError if nothing can be written there atomically."""
         if "://" not in location:
             return cls(str(Path(location).expanduser().absolute()))
-        try:
-            filesystem, path = fs.FileSystem.from_uri(location)
-        except (pa.ArrowException, OSError) as error:
-            raise UserError(f"{redact_credentials(location)!r} is not a location that can be used: {error}") from error
+        filesystem, path = open_location(location)
         if filesystem.type_name == "local":
             return cls(path)
         if filesystem.type_name not in _OBJECT_STORES:
@@ -112,7 +109,22 @@ def redact_credentials(location: str) -> str:
 @lru_cache(maxsize=16)
 def resolve_filesystem(location: str) -> tuple[fs.FileSystem, str]:
     """Return the Arrow file system of a path or URI, and the path there."""
+    filesystem, path = open_location(location)
+    return filesystem, path.rstrip("/")
+
+
+def open_location(location: str) -> tuple[fs.FileSystem, str]:
+    """Return the Arrow file system of a path or URI, and the path there; UserError for a URI that means nothing.
+
+    hf://datasets/… and the like are read through huggingface_hub.
+    """
     if "://" not in location:
         return fs.LocalFileSystem(), location
-    filesystem, path = fs.FileSystem.from_uri(location)
-    return filesystem, path.rstrip("/")
+    if location.startswith("hf://"):
+        from huggingface_hub import HfFileSystem
+
+        return fs.PyFileSystem(fs.FSSpecHandler(HfFileSystem())), location.removeprefix("hf://").rstrip("/")
+    try:
+        return fs.FileSystem.from_uri(location)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{redact_credentials(location)!r} is not a location that can be used: {error}") from error

@@ -10,7 +10,8 @@ import pyarrow as pa
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
-from pipelines.input.shards import Format, Rows, Scan
+from pipelines.input.shapes import Shape
+from pipelines.input.shards import Block, Format
 from pipelines.options import TaskOptions
 from pipelines.serve.http.errors import Dialect
 from pipelines.serve.http.handler import Body, json_response, new_router
@@ -23,17 +24,12 @@ def lines_of(filesystem, path):
         return stream.read().decode().splitlines()
 
 
-def inspect_lines(filesystem, path):
-    lines = lines_of(filesystem, path)
-    return Scan(len(lines), np.empty(0, np.int64), sum(map(len, lines))), pa.schema([("text", pa.string())])
+def blocks_of_lines(filesystem, path, options, shapes, span, attempt):
+    shapes["text"] = Shape({"string"})
+    yield Block(pa.table({"text": lines_of(filesystem, path)}), [])
 
 
-def read_lines(filesystem, shard, schema, columns):
-    lines = lines_of(filesystem, shard.path)[shard.start : shard.start + shard.rows]
-    return Rows(pa.table({"text": lines}), np.arange(len(lines)), [])
-
-
-LINES = Format("lines", (".lines",), inspect_lines, read_lines)
+LINES = Format("lines", (".lines",), blocks_of_lines)
 """A text a line."""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,16 @@ from pipelines.checkpoints import Checkpoint
 from pipelines.corpus.cluster import cluster_resources
 from pipelines.errors import UserError
 from pipelines.input.documents import is_text
-from pipelines.input.plan import plan_corpus
-from pipelines.input.shards import Corpus
+from pipelines.input.files import hive_partitions
+from pipelines.input.plan import Inspection, inspect_input, sample, unify
+from pipelines.input.text import TextOptions
 from pipelines.options import CorpusOptions
 from pipelines.output.folder import read_files
 from pipelines.output.record import read_record
 from pipelines.storage import Folder, redact_credentials
 from pipelines.tasks.base import Task, task_class
 
+_SAMPLED_FILES = 16
 ADDED = ("n_tokens", "n_windows", "truncated")
 """The columns that a job adds beside those of its task."""
 
@@ -47,44 +49,36 @@ class Job:
     """The seconds that a packed batch may take before its actor is ended and replaced."""
 
 
-def plan_job(options: CorpusOptions) -> tuple[Job, Corpus, dict[str, Any]]:
+def plan_job(options: CorpusOptions) -> tuple[Job, Inspection, dict[str, Any]]:
     """Check everything that can be checked without work: the input and its columns, the model, the output.
 
-    Returns the job, the plan of its input, and the fingerprint: what the answers depend on. Starts no Ray unless the
-    device depends on it. Raises ValueError for a mistake.
+    Returns the job, still without the columns of its input (`with_columns`), the files of the input, and the
+    fingerprint: what the answers depend on. Starts no Ray unless the device depends on it. Raises ValueError for a
+    mistake.
     """
     from pipelines.predictor import BUDGET_TOKENS, DTYPE, warn_of_slow_dtype  # with torch: not for all that uses Job
 
     source, model, output = options.required()
     source = source if "://" in source else str(Path(source).expanduser().absolute())
     target = Folder.at(output)
-    corpus = _plan_input(source, target, options)
+    found = _inspect_input(source, target, options)
     if f"{target}/".startswith(f"{redact_credentials(source).rstrip('/')}/"):
         raise UserError(f"output {output!r} lies in the input folder, which would be read again; name another")
-    _check_text_columns(options, corpus.schema)
-    names = corpus.schema.names
-    keep = list(options.keep_columns) if options.keep_columns is not None else names
-    if absent := [name for name in keep if name not in names]:
-        raise UserError(f"input has no column {', '.join(absent)}; it has {', '.join(names)} (see --keep-columns)")
+    seen = _seen_columns(found, options.text_columns)
+    _check_text_columns(options, seen)
     checkpoint = Checkpoint.open(model)
     task_cls = task_class(options.task)
     task_cls.check(checkpoint)
     task = task_cls.from_checkpoint(checkpoint, options)
-    added = [options.output_prefix + name for name in [*task.columns.names, *ADDED]]
-    if clash := [name for name in added if name in keep]:
-        raise UserError(
-            f"input already has {', '.join(clash)}, which this job adds: put a prefix before ours with "
-            f"--output-prefix, or leave the input's out with --keep-columns"
-        )
     device = _device(options.device)
     job = Job(
         source=source,
         folder=target,
         model=checkpoint,
         task=task,
-        schema=corpus.schema,
+        schema=seen,
         text_columns=options.text_columns,
-        keep_columns=keep,
+        keep_columns=[],
         prefix=options.output_prefix,
         budget_tokens=options.budget_tokens or BUDGET_TOKENS[device],
         device=device,
@@ -95,19 +89,55 @@ def plan_job(options: CorpusOptions) -> tuple[Job, Corpus, dict[str, Any]]:
     if (job.device, job.dtype) == ("cpu", "float16"):
         raise UserError("--dtype float16 is for GPUs; on CPUs use bfloat16 or float32")
     warn_of_slow_dtype(job.device, job.dtype)
-    fields = ("text_columns", "keep_columns", "prefix", "dtype", "max_characters")
-    fingerprint = {"source": redact_credentials(source)} | {name: getattr(job, name) for name in fields}
+    _check_added_columns(job, options, seen.names)
+    names = ("text_columns", "prefix", "dtype", "max_characters")
+    fingerprint = {"source": redact_credentials(source)} | {name: getattr(job, name) for name in names}
+    fingerprint |= {"keep_columns": options.keep_columns, "reading": found.options.changed() or None}
     fingerprint |= {"limit": options.limit, "task": options.task, **asdict(task)}
     fingerprint |= {"model": "" if options.dry_run else task.fingerprint(checkpoint)}
-    return job, corpus, json.loads(json.dumps(fingerprint))
+    return job, found, json.loads(json.dumps(fingerprint))
 
 
-def _plan_input(source: str, target: Folder, options: CorpusOptions) -> Corpus:
-    """Plan the input, cut as an earlier run into the same output has cut it."""
+def with_columns(job: Job, options: CorpusOptions, schema: pa.Schema) -> Job:
+    """Return the job with the columns of its input, once these are known of every file; UserError for wrong ones."""
+    _check_text_columns(options, schema)
+    keep = list(options.keep_columns) if options.keep_columns is not None else schema.names
+    if absent := [name for name in keep if name not in schema.names]:
+        known = ", ".join(schema.names)
+        raise UserError(f"input has no column {', '.join(absent)}; it has {known} (see --keep-columns)")
+    _check_added_columns(job, options, schema.names)
+    return replace(job, schema=schema, keep_columns=keep)
+
+
+def _inspect_input(source: str, target: Folder, options: CorpusOptions) -> Inspection:
+    """Find the files of the input; those that an earlier run into the same output knows are not read again."""
+    reading = TextOptions(**{each.name: getattr(options, each.name) for each in fields(TextOptions)})
     record = None if options.overwrite else read_record(target)
-    if record is None or record.fingerprint.get("source") != redact_credentials(source):
-        return plan_corpus(source, options.limit)
-    return plan_corpus(source, options.limit, record.shard_rows, read_files(target))
+    known = record is not None and record.fingerprint.get("source") == redact_credentials(source)
+    return inspect_input(source, reading, read_files(target) if known else None)
+
+
+def _seen_columns(found: Inspection, wanted: list[str]) -> pa.Schema:
+    """Return the columns that are known before files are staged: some of these are read from their start."""
+    types = unify(found) | {each.name: each.type for each in hive_partitions(list(found.versions), found.base)[1]}
+    for block, shapes in sample(found, found.unstaged[:_SAMPLED_FILES]):
+        if block is not None:
+            # What is text in its first rows says nothing of the others yet.
+            seen = {each.name: pa.string() if shapes else each.type for each in block.table.schema}
+            types |= {name: type_ for name, type_ in seen.items() if name not in types}
+        if all(name in types for name in wanted):
+            break
+    return pa.schema(list(types.items()))
+
+
+def _check_added_columns(job: Job, options: CorpusOptions, names: list[str]) -> None:
+    added = [job.prefix + name for name in [*job.task.columns.names, *ADDED]]
+    kept = names if options.keep_columns is None else options.keep_columns
+    if clash := [name for name in added if name in names and name in kept]:
+        raise UserError(
+            f"input already has {', '.join(clash)}, which this job adds: put a prefix before ours with "
+            f"--output-prefix, or leave the input's out with --keep-columns"
+        )
 
 
 def _check_text_columns(options: CorpusOptions, schema: pa.Schema) -> None:

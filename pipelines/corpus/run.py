@@ -10,7 +10,10 @@ from pipelines.corpus import summary
 from pipelines.corpus.cluster import Stopped
 from pipelines.corpus.dry_run import dry_run_report
 from pipelines.corpus.execute import Execution, unwritable
-from pipelines.corpus.plan import Job, plan_job
+from pipelines.corpus.plan import Job, plan_job, with_columns
+from pipelines.corpus.staging import stage_files
+from pipelines.input.plan import cut
+from pipelines.input.staging import remove_staged
 from pipelines.options import CorpusOptions
 from pipelines.output import folder as output
 from pipelines.output.lease import lease
@@ -39,20 +42,25 @@ def run_corpus(options: CorpusOptions) -> int:
         >>> options = corpus_options("classify")(input="in/", output="out/", model="jobs/demo/intent-classifier")
         >>> run_corpus(options)
     """
-    job, corpus, fingerprint = plan_job(options)
-    output.open_output(job.folder, fingerprint, options.overwrite)
+    job, found, fingerprint = plan_job(options)
+    record = output.open_output(job.folder, fingerprint, options.overwrite)
     if options.dry_run:
-        print(dry_run_report(job, corpus))
+        print(dry_run_report(job, found, options, record.shard_rows if record else None))
         return 0
     with lease(job.folder) as held:
         record = output.open_output(job.folder, fingerprint, options.overwrite)
-        changes = summary.input_changes(output.read_files(job.folder) if record else None, corpus)
+        stage_files(job, found, found.unstaged, held.check)
+        corpus = cut(found, options.limit, record.shard_rows if record else None)
+        job = with_columns(job, options, corpus.schema)
+        changes = [f"note       {note}" for note in corpus.notes]
+        changes += summary.input_changes(output.read_files(job.folder) if record else None, corpus)
         record = record or RunRecord(fingerprint, corpus.shard_rows)
         attempt = summary.start_attempt(job)
         record.attempts.append(attempt)
         record.complete = False
         done = output.begin_run(job.folder, record, corpus, options.overwrite)
         todo = [shard for shard in corpus.shards if shard.name not in done]
+        stage_files(job, found, list(dict.fromkeys(shard.path for shard in todo if shard.part)), held.check)
         execution = Execution(job, todo, options.max_rejected, held.check)
         execution.failed |= {path: f"cannot be read: {reason}" for path, reason in corpus.broken.items()}
         started = time.monotonic()
@@ -70,6 +78,8 @@ def run_corpus(options: CorpusOptions) -> int:
             attempt.rows, attempt.tokens = totals["rows"], totals["tokens"]
             if not held.lost.is_set():  # else the record is another run's
                 finish(job, record, stats, execution.failed)
+        if set(execution.failed) <= set(corpus.broken):  # all shards are there
+            remove_staged(job.folder)
     print(summary.format_summary(job, totals, attempt, execution.failed, changes, skipped=len(done)))
     return 1 if execution.failed else 0
 

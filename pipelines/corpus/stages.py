@@ -24,7 +24,7 @@ from pipelines.corpus import wire
 from pipelines.corpus.plan import Job
 from pipelines.corpus.wire import Committed
 from pipelines.input.documents import cut, longest, readable, valid_documents
-from pipelines.input.plan import read_shard
+from pipelines.input.plan import one_line, read_shard
 from pipelines.input.shards import Rows, Shard
 from pipelines.output.folder import REJECTED_FIELDS, commit_shard
 from pipelines.output.shard_stats import count_scores, count_windows
@@ -44,13 +44,13 @@ def read_and_tokenise(job: Job, table: pa.Table) -> pa.Table:
     started = time.perf_counter()
     shard = wire.shard_of(table)
     try:
-        read = read_shard(job.source, shard, job.schema, list(dict.fromkeys(job.text_columns)))
+        read = read_shard(job.source, job.folder, shard, job.schema, list(dict.fromkeys(job.text_columns)))
         documents, rows, rejected = _documents(job, read)
         most = job.max_characters
         windows = job.task.encode(job.model.tokenizer, [cut(document, most) for document in documents])
         windows.truncated[:] |= np.array([longest(document) > most for document in documents], dtype=bool)
     except Exception as error:  # whatever it is, it is this shard's alone
-        return wire.failed_row(shard, f"cannot be read: {_one_line(error)}")
+        return wire.failed_row(shard, f"cannot be read: {one_line(error)}")
     rejects = [wire.reject(row, reason, "read", raw) for row, reason, raw in read.bad]
     rejects += [wire.reject(row, reason, "text") for row, reason in rejected]
     rejects += [wire.reject(rows[i], reason, "encode") for i, reason in windows.rejected.items()]
@@ -192,11 +192,11 @@ def _commit(job: Job, table: pa.Table) -> Committed:
     try:
         stats, answered, rejected = _answers(job, shard, table)
     except Exception as error:  # whatever it is, it is this shard's alone
-        return Committed(shard.name, error=f"cannot be committed: {_one_line(error)}")
+        return Committed(shard.name, error=f"cannot be committed: {one_line(error)}")
     try:
         commit_shard(job.folder, stats, answered, rejected)
     except OSError as error:
-        return Committed(shard.name, error=_one_line(error), stops=True)
+        return Committed(shard.name, error=one_line(error), stops=True)
     stats |= {name: table[name][0].as_py() for name in ("batches", "predict_s", "tokenise_s", "waited_s")}
     stats |= {"room": stats["batches"] * job.budget_tokens, "committed_at": time.time()}
     return Committed(shard.name, stats=json.dumps(stats))
@@ -208,7 +208,7 @@ def _answers(job: Job, shard: Shard, table: pa.Table) -> tuple[dict[str, Any], p
     good = np.flatnonzero(~np.isin(rows, [reject["row"] for reject in rejects]))
     texts = job.text_columns if job.task.needs_details else []
     stored = [name for name in job.schema.names if name in job.keep_columns or name in texts or rejects]
-    read = read_shard(job.source, shard, job.schema, stored)
+    read = read_shard(job.source, job.folder, shard, job.schema, stored)
     documents: list[Text] = _documents(job, read)[0] if texts else [""] * len(rows)
     splits, values = wire.array_of(table, "splits"), wire.array_of(table, "values")
     outputs = ModelOutputs(documents, windows, values.reshape(-1, job.task.width), splits, job.model.tokenizer)
@@ -266,14 +266,8 @@ def _rejected(shard: Shard, table: pa.Table, index: dict[int, int], rejects: lis
 
 
 def _with_traceback(error: Exception) -> str:
-    """Give an error in one line, as `_one_line` does, and its traceback in those that follow."""
-    return "\n".join([_one_line(error), *traceback.format_exception(error)])
-
-
-def _one_line(error: Exception) -> str:
-    """Give an error in one line, with its type unless reading and writing usually raise it."""
-    text = next(iter(str(error).splitlines()), "")
-    return text if isinstance(error, pa.ArrowException | OSError) else f"{type(error).__name__}: {text}"
+    """Give an error in one line, as `one_line` does, and its traceback in those that follow."""
+    return "\n".join([one_line(error), *traceback.format_exception(error)])
 
 
 @ray.remote(num_cpus=0)

@@ -64,8 +64,8 @@ def shard_row(shard: Shard) -> dict[str, str]:
 def shard_of(table: pa.Table) -> Shard:
     """Decode the shard of a row."""
     raw = json.loads(table["shard"][0].as_py())
-    lists = {"partition": tuple(map(tuple, raw["partition"])), "span": tuple(raw["span"])}
-    return Shard(**raw | lists | {"row_range": raw["row_range"] and tuple(raw["row_range"])})
+    raw["partition"] = tuple(map(tuple, raw["partition"]))
+    return Shard(**raw | {"row_range": raw["row_range"] and tuple(raw["row_range"])})
 
 
 def tokenised_row(

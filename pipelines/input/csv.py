@@ -1,92 +1,181 @@
-"""CSV files with a header; one malformed row spoils no other."""
+"""CSV files with a header, read as text: a record is one row, or malformed with its reason; none spoils another."""
 
 from __future__ import annotations
 
-import io
+import secrets
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 from pyarrow import fs
 
-from pipelines.input.shards import BadRow, Format, Rows, Scan, Shard
-from pipelines.input.text import read_head, read_span, scan_text, with_gzip
+from pipelines.input.shapes import Shape
+from pipelines.input.shards import Block, Format, Malformed, TryAgain
+from pipelines.input.text import BLOCK_BYTES, COMPRESSIONS, TextOptions, TextStream, likely_encoding, restore, restored
+
+_TYPES = {"csv:int64": pa.int64(), "csv:double": pa.float64(), "csv:bool": pa.bool_(), "csv:date32": pa.date32()}
+_MAX_ATTEMPTS = 3
+"""Records of up to 8 MiB, 64 MiB and 512 MiB."""
+_BACKSLASH = "holds a backslash before a quote: if that is how quotes are escaped in it, give --csv-escape '\\'"
+UNCLOSED = "has a quote that is never closed"
 
 
-def inspect(filesystem: fs.FileSystem, path: str) -> tuple[Scan, pa.Schema]:
-    """Find the records, and infer the columns from the first 8 MiB."""
-    return scan_text(filesystem, path, header=True), _infer_schema(read_head(filesystem, path))
-
-
-def read(filesystem: fs.FileSystem, shard: Shard, schema: pa.Schema, columns: list[str]) -> Rows:  # noqa: ARG001
-    """Parse the records of the shard in the types of `schema`."""
-    return _parse(read_span(filesystem, shard.path, shard.span), shard.rows, schema)
-
-
-def _infer_schema(head: bytes) -> pa.Schema:
-    options = pa_csv.ParseOptions(newlines_in_values=True, invalid_row_handler=lambda _: "skip")
-    convert = pa_csv.ConvertOptions(check_utf8=False)
-    return pa_csv.read_csv(io.BytesIO(head), parse_options=options, convert_options=convert).schema
-
-
-def _parse(data: bytes, rows: int, schema: pa.Schema) -> Rows:
-    malformed: list[BadRow] = []
+def blocks(
+    filesystem: fs.FileSystem,
+    path: str,
+    options: TextOptions,
+    shapes: dict[str, Shape],
+    span: tuple[int, int | None] = (0, None),  # noqa: ARG001  # quotes can hold line ends: read from the start
+    attempt: int = 0,
+) -> Iterator[Block]:
+    """Yield the records of a CSV file in order, in blocks of about 8 MiB; see `Format.blocks`."""
+    # The end mark is a record of its own, unless a quote is still open there.
+    end = secrets.token_hex(16)
+    watched = b"" if options.csv_escape else b"\\" + options.csv_quote.encode()
+    stream = TextStream(filesystem, path, options.encoding, end=f"\n{end}\n".encode(), watched=watched)
+    malformed: dict[int, tuple[str, str]] = {}
 
     def reject(row: pa_csv.InvalidRow) -> str:
-        reason = f"has {row.actual_columns} fields where the header has {row.expected_columns}"
-        malformed.append((row.number - 1, reason, row.text or ""))
+        reason, text = f"has {row.actual_columns} fields where the header has {row.expected_columns}", row.text or ""
+        if text.endswith(end) and text != end:
+            reason, text = UNCLOSED, text.removesuffix(f"\n{end}")
+        if text != end:
+            malformed[row.number - 2] = reason, text  # numbers count from 1, and the header is one
         return "skip"
 
-    def read(types: dict[str, pa.DataType]) -> pa.Table:
-        malformed.clear()
-        return pa_csv.read_csv(
-            io.BytesIO(data),
-            pa_csv.ReadOptions(column_names=schema.names, use_threads=False, block_size=len(data) + 1),
-            pa_csv.ParseOptions(newlines_in_values=True, invalid_row_handler=reject),
-            pa_csv.ConvertOptions(column_types=types, check_utf8=False),
+    by_tabs = any(path.lower().endswith(f".tsv{ending}") for ending in ("", *COMPRESSIONS))
+    delimiter = options.csv_delimiter or ("\t" if by_tabs else ",")
+    reader = _open(stream, delimiter, options, reject, attempt)
+    names = _header(reader.schema.names, end)
+    candidates = {name: list(_TYPES) for name in names} if options.csv_types == "infer" else {}
+    position = 0
+    for table in _tables(reader, attempt):
+        good, unclosed = _without_end(table, end, delimiter)
+        block = _interleave(good if names else good.select([]), malformed, position)
+        if unclosed is not None:
+            malformed[position + len(block.table) + len(malformed)] = UNCLOSED, unclosed  # the last record
+        position += len(block.table)
+        yield _finished(block, stream, shapes, candidates)
+    if malformed:  # after the last good record
+        empty = pa.table({name: pa.array([], pa.string()) for name in names})
+        yield _finished(_interleave(empty, malformed, position, len(malformed)), stream, shapes, candidates)
+
+
+def _open(
+    stream: TextStream,
+    delimiter: str,
+    options: TextOptions,
+    reject: Callable[[pa_csv.InvalidRow], str],
+    attempt: int,
+) -> pa_csv.CSVStreamingReader:
+    try:
+        return pa_csv.open_csv(
+            stream,
+            pa_csv.ReadOptions(use_threads=False, block_size=BLOCK_BYTES << (3 * attempt)),
+            pa_csv.ParseOptions(
+                delimiter=delimiter,
+                quote_char=options.csv_quote,
+                escape_char=options.csv_escape or False,
+                newlines_in_values=True,
+                invalid_row_handler=reject,
+            ),
+            pa_csv.ConvertOptions(default_column_type=pa.string(), check_utf8=False, strings_can_be_null=False),
         )
-
-    bad: list[BadRow] = []
-    try:
-        table = read({field.name: field.type for field in schema})
-    except pa.ArrowInvalid:  # some value does not fit its column: read text, and convert what converts
-        table = read({field.name: pa.string() for field in schema})
-    positions = np.setdiff1d(np.arange(len(table) + len(malformed)), [row for row, _, _ in malformed])
-    keep = np.ones(len(table), dtype=bool)
-    columns = []
-    for field in schema:
-        column = table[field.name].combine_chunks()
-        if column.type != field.type:
-            column, misfits = _convert(column, field.type)
-            for i in misfits:
-                keep[i] = False
-                reason = f"column {field.name!r} is not of type {field.type}"
-                bad.append((int(positions[i]), reason, str(table.slice(i, 1).to_pylist()[0])))
-        columns.append(column)
-    keep &= positions < rows
-    bad = [row for row in {row[0]: row for row in [*bad, *malformed]}.values() if row[0] < rows]
-    return Rows(pa.table(columns, schema=schema).filter(pa.array(keep)), positions[keep], sorted(bad))
+    except pa.ArrowInvalid as error:
+        raise _too_long(error, attempt) from error
 
 
-def _convert(column: pa.Array, type_: pa.DataType) -> tuple[pa.Array, list[int]]:
-    """Convert a string column, empty strings to null; also return the indices of values that do not convert."""
-    try:
-        return _cast(column, type_), []
-    except pa.ArrowInvalid:
-        pass
-    converted, misfits = [], []
-    for i in range(len(column)):
+def _tables(reader: pa_csv.CSVStreamingReader, attempt: int) -> Iterator[pa.Table]:
+    while True:
         try:
-            converted.append(_cast(column.slice(i, 1), type_))
-        except pa.ArrowInvalid:
-            converted.append(pa.nulls(1, type_))
-            misfits.append(i)
-    return pa.concat_arrays(converted), misfits
+            yield pa.Table.from_batches([reader.read_next_batch()])
+        except StopIteration:
+            return
+        except pa.ArrowInvalid as error:
+            raise _too_long(error, attempt) from error
 
 
-def _cast(column: pa.Array, type_: pa.DataType) -> pa.Array:
-    empty = pa.compute.equal(pa.compute.binary_length(column), 0)
-    return pa.compute.if_else(empty, pa.scalar(None, pa.string()), column).cast(type_)
+def _too_long(error: pa.ArrowInvalid, attempt: int) -> Exception:
+    if "straddl" not in str(error):
+        return error
+    if attempt + 1 < _MAX_ATTEMPTS:
+        return TryAgain()
+    return ValueError(f"has a record of more than {BLOCK_BYTES << (3 * attempt) >> 20} MiB, or {UNCLOSED[4:]}")
 
 
-CSV = Format("csv", with_gzip(".csv"), inspect, read)
+def _header(names: list[str], end: str) -> list[str]:
+    """Check the names of the columns; an empty file has none."""
+    if names == [end]:
+        return []
+    if any(end in name for name in names):
+        raise ValueError("its header has a quote that is never closed")
+    for name in names:
+        if (raw := restore(name)) != name.encode():
+            raise ValueError(f"its header is not UTF-8; it looks like {likely_encoding(raw)} (see --encoding)")
+    if twice := [name for i, name in enumerate(names) if name in names[:i]]:
+        raise ValueError(f"its header has the column {twice[0]!r} twice")
+    return names
+
+
+def _without_end(table: pa.Table, end: str, delimiter: str) -> tuple[pa.Table, str | None]:
+    """Remove the end mark, and a last record whose quote is open there, which is returned as text."""
+    if not len(table):
+        return table, None
+    last = [column[-1].as_py() for column in table.columns]
+    if last == [end]:
+        return table.slice(0, len(table) - 1), None
+    if last[-1].endswith(f"\n{end}\n") or last[-1].endswith(f"\n{end}"):
+        last[-1] = '"' + last[-1].rstrip("\n").removesuffix(f"\n{end}")
+        return table.slice(0, len(table) - 1), delimiter.join(last)
+    return table, None
+
+
+def _interleave(good: pa.Table, malformed: dict[int, tuple[str, str]], position: int, extra: int = 0) -> Block:
+    """Put nulls where records are malformed: those before the last good record, and `extra` more."""
+    stop, found = position + len(good), list[Malformed]()
+    for record in sorted(malformed):
+        if record >= stop + extra:
+            break
+        stop += 1
+        reason, text = malformed.pop(record)
+        found.append((record - position, reason, restore(text).decode(errors="replace")))
+    if not found:
+        return Block(good, [])
+    index = np.zeros(stop - position, np.int64)
+    bad = np.zeros(len(index), bool)
+    bad[[record for record, _, _ in found]] = True
+    index[~bad] = np.arange(len(good))
+    return Block(good.take(pa.array(index, mask=bad)), found)
+
+
+def _finished(block: Block, stream: TextStream, shapes: dict[str, Shape], candidates: dict[str, list[str]]) -> Block:
+    """Restore the file's bytes, and note what can be inferred of the columns."""
+    table = block.table
+    if stream.invalid:
+        columns = {
+            name: restored(column.combine_chunks())
+            for name, column in zip(table.column_names, table.columns, strict=True)
+        }
+        table = pa.table(columns)
+    for name in table.column_names:
+        kinds = {"string"}
+        if name in candidates:
+            candidates[name] = [each for each in candidates[name] if _same_characters(table[name], _TYPES[each])]
+            kinds = set(candidates[name][:1]) or kinds
+        shapes[name] = Shape(kinds)
+    return Block(table, block.malformed, stream.share, _BACKSLASH if stream.seen_watched else None)
+
+
+def _same_characters(column: pa.ChunkedArray, type_: pa.DataType) -> bool:
+    """Tell whether each value, read as `type_` and written again, gives the same characters."""
+    values = column.filter(pc.greater(pc.binary_length(column), 0))
+    try:
+        return bool(pc.all(pc.equal(values.cast(type_).cast(values.type), values)).as_py() in (True, None))
+    except pa.ArrowInvalid:
+        return False
+
+
+_SUFFIXES = (".csv", ".tsv")
+CSV = Format("csv", tuple(s + c for s in _SUFFIXES for c in ("", *COMPRESSIONS)), blocks=blocks)

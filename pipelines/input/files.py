@@ -15,16 +15,27 @@ from pyarrow import fs
 
 from pipelines.errors import UserError
 from pipelines.input.formats import FORMATS, file_format
-from pipelines.storage import redact_credentials
+from pipelines.input.text import COMPRESSIONS
+from pipelines.storage import open_location, redact_credentials
 
+_OF_DATASETS = ("dataset_info.json", "state.json", "dataset_dict.json")
+"""What `save_to_disk` of datasets writes beside Arrow files."""
+_DATA_ENDINGS = tuple(
+    f".{ending}"
+    for ending in (
+        *("txt", "text", "xml", "html", "orc", "avro", "xls", "xlsx", "ods", "npy", "npz", "pkl", "pickle", "sqlite"),
+        *("xz", "br", "7z", "zip", "tar", "tgz", "snappy", "lzo", "gz", "zst", "bz2", "lz4"),
+    )
+)
+"""Endings of files that may hold data in a format that is not read."""
 _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 
 
-def find_files(source: str) -> tuple[fs.FileSystem, dict[str, str], str]:
+def find_files(source: str) -> tuple[fs.FileSystem, dict[str, str], str, list[str]]:
     """Find the data files of `source`: a file, a folder, a glob, or one of these as a URI.
 
-    Returns the file system, each file's path with its version (sorted), and the folder that they lie in. Raises
-    UserError if there are no files or several formats.
+    Returns the file system, each file's path with its version (sorted), the folder that they lie in, and the names of
+    files that look like data but are left out. Raises UserError if there are no files or several formats.
     """
     filesystem, path, info = look_up(source)
     if info.type == fs.FileType.NotFound:
@@ -37,11 +48,15 @@ def find_files(source: str) -> tuple[fs.FileSystem, dict[str, str], str]:
         base, found = path.rstrip("/"), _walk(filesystem, path)
     else:
         base, found = path.rpartition("/")[0], [info]
-    files = {info.path: _version(info) for info in found if file_format(info.path)}
+    arrow = any(file_format(info.path) == "ipc" for info in found)
+    found = [info for info in found if not (arrow and info.base_name in _OF_DATASETS)]
+    files = {info.path: _version(filesystem, info) for info in found if file_format(info.path)}
+    left_out = [info.path[len(base) + 1 :] for info in found if info.path not in files and _looks_like_data(info.path)]
     if not files:
-        known = ", ".join(suffix for each in FORMATS.values() for suffix in each.suffixes if not suffix.endswith(".gz"))
+        known = ", ".join(s for each in FORMATS.values() for s in each.suffixes if not s.endswith(COMPRESSIONS))
         raise UserError(
-            f"input {redact_credentials(source)!r} holds no data file; known are {known} (text also as .gz)"
+            f"input {redact_credentials(source)!r} holds no data file; known are {known}, text also with"
+            f" {', '.join(COMPRESSIONS)}" + (f"; left out are {', '.join(left_out[:5])}" if left_out else "")
         )
     formats = {file_format(file) for file in files}
     if len(formats) > 1:
@@ -49,21 +64,16 @@ def find_files(source: str) -> tuple[fs.FileSystem, dict[str, str], str]:
             f"input {redact_credentials(source)!r} mixes {', '.join(sorted(map(str, formats)))} files; "
             "choose some with a glob"
         )
-    return filesystem, {path: files[path] for path in sorted(files, key=partial(file_slug, base=base))}, base
+    return filesystem, {path: files[path] for path in sorted(files, key=partial(file_slug, base=base))}, base, left_out
 
 
 def look_up(source: str) -> tuple[fs.FileSystem, str, fs.FileInfo]:
     """Return an input's file system, its path there, and what that is; UserError if it is missing and no glob."""
-    if "://" not in source:
-        filesystem, path = fs.LocalFileSystem(), str(Path(source).expanduser().absolute())
-    else:
-        try:
-            filesystem, path = fs.FileSystem.from_uri(source)
-        except pa.ArrowInvalid as error:
-            raise UserError(
-                f"input {redact_credentials(source)!r} is not a location that can be read: {error}"
-            ) from error
-    info = filesystem.get_file_info(path)
+    filesystem, path = open_location(source if "://" in source else str(Path(source).expanduser().absolute()))
+    try:
+        info = filesystem.get_file_info(path)
+    except OSError as error:
+        raise UserError(f"input {redact_credentials(source)!r} cannot be read: {error}") from error
     if info.type == fs.FileType.NotFound and not re.search(r"[*?\[]", path):
         raise UserError(f"input {redact_credentials(source)!r} does not exist")
     return filesystem, path, info
@@ -94,8 +104,15 @@ def hive_partitions(files: list[str], base: str) -> tuple[list[tuple[tuple[str, 
     return typed, pa.schema([(name, pa.int64() if name in numbers else pa.string()) for name in names])
 
 
-def _version(info: fs.FileInfo) -> str:
-    return hashlib.sha256(f"{info.size} {info.mtime_ns}".encode()).hexdigest()[:8]
+def _looks_like_data(path: str) -> bool:
+    return path.lower().endswith(_DATA_ENDINGS)
+
+
+def _version(filesystem: fs.FileSystem, info: fs.FileInfo) -> str:
+    changed = info.mtime_ns
+    if changed is None and isinstance(filesystem, fs.PyFileSystem):  # the hub has digests in place of times
+        changed = filesystem.handler.fs.info(info.path).get("blob_id")
+    return hashlib.sha256(f"{info.size} {changed}".encode()).hexdigest()[:8]
 
 
 def _walk(filesystem: fs.FileSystem, folder: str) -> list[fs.FileInfo]:

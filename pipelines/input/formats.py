@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pipelines.input.csv import CSV
 from pipelines.input.ipc import IPC
-from pipelines.input.jsonl import JSONL
+from pipelines.input.json import JSON
 from pipelines.input.parquet import PARQUET
 from pipelines.input.shards import Format
 
-FORMATS: dict[str, Format] = {format_.name: format_ for format_ in (PARQUET, IPC, JSONL, CSV)}
+FORMATS: dict[str, Format] = {format_.name: format_ for format_ in (PARQUET, IPC, JSON, CSV)}
 """Every format by its name."""
 
 

@@ -1,49 +1,73 @@
-"""Arrow IPC files (also called Feather): a shard is a run of rows in one or more record batches."""
+"""Arrow IPC files (also called Feather): a shard is a run of rows in record batches; streams are staged."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
 from pyarrow import fs
 
-from pipelines.input.shards import Format, Rows, Scan, Shard
+from pipelines.input.parquet import HUGE_BYTES, HUGE_ROWS, row_range
+from pipelines.input.shapes import Shape
+from pipelines.input.shards import MAX_SHARD_ROWS, Block, Format, Scan
+from pipelines.input.text import TextOptions
 
 
-def inspect(filesystem: fs.FileSystem, path: str) -> tuple[Scan, pa.Schema]:
-    """Read the footer."""
+def inspect(filesystem: fs.FileSystem, path: str) -> tuple[Scan, pa.Schema] | None:
+    """Read the footer; None for a stream, which has none, and for huge record batches."""
+    size = filesystem.get_file_info(path).size
+    with filesystem.open_input_file(path) as stream:
+        if not _is_file(stream):
+            return None
+        batches = pa.ipc.open_file(stream).num_record_batches
     data = ds.dataset([path], filesystem=filesystem, format="ipc")
-    return Scan(data.count_rows(), np.empty(0, np.int64), filesystem.get_file_info(path).size), data.schema
+    rows = data.count_rows()
+    if rows > HUGE_ROWS * batches and size > HUGE_BYTES * batches:
+        return None
+    return Scan(rows, size), data.schema
 
 
-def read(filesystem: fs.FileSystem, shard: Shard, schema: pa.Schema, columns: list[str]) -> Rows:  # noqa: ARG001
-    """Read the record batches that hold the shard."""
-    with filesystem.open_input_file(shard.path) as stream:
+def blocks(
+    filesystem: fs.FileSystem,
+    path: str,
+    options: TextOptions,
+    shapes: dict[str, Shape],  # noqa: ARG001
+    span: tuple[int, int | None] = (0, None),  # noqa: ARG001
+    attempt: int = 0,  # noqa: ARG001
+) -> Iterator[Block]:
+    """Yield the rows in order; see `Format.blocks`."""
+    with filesystem.open_input_file(path) as stream:
+        size, rows = stream.size(), 0
+        is_file = _is_file(stream)
+        reader = pa.ipc.open_file(stream) if is_file else pa.ipc.open_stream(stream)
+        batches = (reader.get_batch(i) for i in range(reader.num_record_batches)) if is_file else iter(reader)
+        for batch in batches:
+            for first in range(0, batch.num_rows, MAX_SHARD_ROWS):
+                piece = pa.Table.from_batches([batch.slice(first, MAX_SHARD_ROWS)])
+                rows += len(piece)
+                yield Block(piece, [], stream.tell() / size)
+                if options.limit and rows >= options.limit:
+                    return
+        if not rows:
+            yield Block(reader.schema.empty_table(), [])
+
+
+def read(filesystem: fs.FileSystem, path: str, start: int, rows: int, columns: list[str]) -> pa.Table:
+    """Read the record batches that hold the rows."""
+    with filesystem.open_input_file(path) as stream:
         reader = pa.ipc.open_file(stream)
         present = [name for name in columns if name in reader.schema.names]
+        if not present:
+            return pa.table({"": pa.nulls(rows)})
         batches = (reader.get_batch(i).select(present) for i in range(reader.num_record_batches))
-        return read_batches(batches, shard.start, shard.rows, columns)
+        return pa.Table.from_batches(list(row_range(batches, start, rows)))
 
 
-def read_batches(batches: Iterator[pa.RecordBatch], skip: int, rows: int, columns: list[str]) -> Rows:
-    """Return `rows` rows of record batches after the first `skip`."""
-    if not columns:
-        return Rows(pa.table({"": pa.nulls(rows)}), np.arange(rows), [])
-    return Rows(pa.Table.from_batches(list(_row_range(batches, skip, rows))), np.arange(rows), [])
+def _is_file(stream: pa.NativeFile) -> bool:
+    begins = stream.read(6)
+    stream.seek(0)
+    return begins == b"ARROW1"
 
 
-def _row_range(batches: Iterator[pa.RecordBatch], skip: int, rows: int) -> Iterator[pa.RecordBatch]:
-    for batch in batches:
-        if skip >= batch.num_rows:
-            skip -= batch.num_rows
-            continue
-        piece = batch.slice(skip, rows)
-        skip, rows = 0, rows - piece.num_rows
-        yield piece
-        if not rows:
-            return
-
-
-IPC = Format("ipc", (".arrow", ".feather", ".ipc"), inspect, read)
+IPC = Format("ipc", (".arrow", ".feather", ".ipc"), blocks, inspect, read)

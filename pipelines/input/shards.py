@@ -5,8 +5,9 @@ A shard is a fixed row range of one file: the unit of work, of retry, of commit 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -14,27 +15,17 @@ from pyarrow import fs
 
 MAX_SHARD_ROWS = 4096
 STRIDE_ROWS = 64
-"""Shards start at a multiple of this row number: text files keep the byte offset of every such record."""
+"""Shards start at a multiple of this row number."""
 
 
 @dataclass(frozen=True)
 class Scan:
-    """The number of rows in a file and, for a text file, where they lie."""
+    """The number of rows in a file and about how many bytes they take in memory."""
 
     rows: int
-    row_offsets: np.ndarray
-    """The byte at which record i * 64 starts; blank lines belong to the record before them. Empty for other files."""
-    end: int
-    """The bytes that all rows take: exact for text, for other formats about as much as in memory."""
-
-    def span(self, start: int, stop: int) -> tuple[int, int]:
-        """Return the byte range of records [start, stop), a little more if `stop` is no multiple of 64."""
-        if not len(self.row_offsets):
-            return 0, 0
-        last = -(-stop // STRIDE_ROWS)
-        return int(self.row_offsets[start // STRIDE_ROWS]), int(self.row_offsets[last]) if last < len(
-            self.row_offsets
-        ) else self.end
+    size: int
+    parts: tuple[tuple[str, int], ...] = ()
+    """For a file that was staged, the names of its parts and their rows (staging.py)."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +41,9 @@ class Shard:
     rows: int
     partition: tuple[tuple[str, str | int | None], ...] = ()
     """The hive partition values in the file's path."""
-    span: tuple[int, int] = (0, 0)
-    """The range of its rows in the decompressed bytes of a text file."""
+    part: str = ""
+    """The part of the staged file that holds its rows, and the row there at which it starts."""
+    part_start: int = 0
     row_range: tuple[int, int] | None = None
     """The rows [first, stop) of a shard that was split, counted from its start; None for all."""
 
@@ -93,6 +85,8 @@ class Corpus:
     """The most rows in a shard."""
     broken: dict[str, str] = field(default_factory=dict)
     """Files that cannot be read, with the reason; they have no shards."""
+    notes: list[str] = field(default_factory=list)
+    """What a user is told of the input: files that are left out, rows that are no UTF-8."""
 
     @property
     def rows(self) -> int:
@@ -114,17 +108,41 @@ class Rows:
     bad: list[BadRow]
 
 
+Malformed = tuple[int, str, str]
+"""(record in the block, reason, raw text) of a record that is no row."""
+
+
+class Block(NamedTuple):
+    """Records of a file that is being staged, in order."""
+
+    table: pa.Table
+    """A row for each record, of nulls for a malformed one."""
+    malformed: list[Malformed]
+    share: float = 1.0
+    """The share of the file that was read so far."""
+    note: str | None = None
+    """What a user is told of the file."""
+
+
+class TryAgain(Exception):
+    """Raised by `Format.blocks` where the file must be read again from its start, with the next `attempt`."""
+
+
 @dataclass(frozen=True)
 class Format:
-    """A file format: how its files are recognised, inspected and read."""
+    """A file format: how its files are recognised, inspected, read, and staged where they cannot be read by row."""
 
     name: str
     """Its name in messages and in the record of an output's input files."""
     suffixes: tuple[str, ...]
     """The endings of its files' names, in lower case."""
-    inspect: Callable[[fs.FileSystem, str], tuple[Scan, pa.Schema]]
-    """Find the rows and columns of the file at a path; raises an Arrow error, OSError, EOFError or ValueError."""
-    read: Callable[[fs.FileSystem, Shard, pa.Schema, list[str]], Rows]
-    """Read the rows of a shard: (file system, shard, columns stored in the files, names of those wanted).
+    blocks: Callable[..., Iterator[Block]]
+    """Yield the records of a file in order.
 
-    The table lacks the wanted columns that the shard's file lacks."""
+    Takes (file system, path, TextOptions, shapes, span, attempt). A text format yields columns of strings and fills
+    `shapes` with what they hold; `span` is a range of the bytes of a file of lines."""
+    inspect: Callable[[fs.FileSystem, str], tuple[Scan, pa.Schema] | None] | None = None
+    """Find the rows and columns of the file at a path, None for one that must be staged; raises an Arrow error,
+    OSError, EOFError or ValueError. None for text formats, whose files are always staged."""
+    read: Callable[[fs.FileSystem, str, int, int, list[str]], pa.Table] | None = None
+    """Read (file system, path, first row, number of rows, columns); the table lacks the columns that the file lacks."""

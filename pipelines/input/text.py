@@ -1,74 +1,188 @@
-"""Text files, plain or gzip: where their records lie, and the bytes of a range of records."""
+"""Text files as streams of UTF-8: decompressed, decoded, without a byte order mark."""
 
 from __future__ import annotations
 
-import numpy as np
+import codecs
+import io
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import pyarrow as pa
 from pyarrow import fs
 
-from pipelines.input.shards import STRIDE_ROWS, Scan
+BLOCK_BYTES = 8 << 20
+_CODECS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".lz4": "lz4"}
+COMPRESSIONS = tuple(_CODECS)
+"""The endings of compressed text files."""
+_MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+_INVALID = 0x10FF00
+"""A byte b that is not UTF-8 is the character of this number + b while a file is parsed, so that nothing is lost."""
+_TO_CHARACTERS = {0xDC00 + byte: _INVALID + byte for byte in range(0x80, 0x100)}
+_TO_BYTES = {character: surrogate for surrogate, character in _TO_CHARACTERS.items()}
 
-_BLOCK_BYTES = 8 << 20
+
+@dataclass(frozen=True)
+class TextOptions:
+    """How text files are read."""
+
+    csv_delimiter: str | None = None
+    """None: a tab for .tsv, else a comma."""
+    csv_quote: str = '"'
+    csv_escape: str | None = None
+    csv_types: Literal["text", "infer"] = "text"
+    encoding: str = "utf-8"
+    limit: int | None = None
+    """The rows to read of a file, None for all."""
+
+    def changed(self) -> dict[str, Any]:
+        """Return the options that are not the default."""
+        return {name: value for name, value in asdict(self).items() if value != getattr(TextOptions(), name)}
 
 
-def scan_text(filesystem: fs.FileSystem, path: str, header: bool) -> Scan:
-    """Find a file's records in one pass.
+class TextStream(io.RawIOBase):
+    """The bytes of a text file as UTF-8, from its start or of a range, and `end` after the last.
 
-    `header`: the first record is a header, and quotes may hold newlines, as in CSV.
+    `invalid` tells that a byte was no UTF-8; what holds it is mended by `restore`.
     """
-    starts: list[np.ndarray] = []
-    offset, in_quotes, record_start, seen = 0, False, 0, 0
-    with filesystem.open_input_stream(path, compression="detect") as stream:
-        while block := stream.read(_BLOCK_BYTES):
-            data = np.frombuffer(block, np.uint8)
-            ends = np.flatnonzero(data == ord("\n"))
-            if header:
-                quotes = np.flatnonzero(data == ord('"'))
-                inside = (np.searchsorted(quotes, ends) + in_quotes) % 2
-                ends, in_quotes = ends[inside == 0], bool((len(quotes) + in_quotes) % 2)
-            ends = ends + offset + 1
-            begins = np.concatenate(([record_start], ends[:-1])) if len(ends) else np.empty(0, np.int64)
-            blank = _blank(data, offset, begins, ends)
-            starts.append(begins[~blank])
-            seen += len(starts[-1])
-            record_start = int(ends[-1]) if len(ends) else record_start
-            offset += len(data)
-    if record_start < offset:  # a last line without a newline
-        starts.append(np.array([record_start]))
-        seen += 1
-    places = np.concatenate(starts) if starts else np.empty(0, np.int64)
-    places = places[1:] if header else places
-    return Scan(len(places), places[::STRIDE_ROWS], offset)
+
+    def __init__(
+        self,
+        filesystem: fs.FileSystem,
+        path: str,
+        encoding: str = "utf-8",
+        span: tuple[int, int | None] = (0, None),
+        end: bytes = b"",
+        watched: bytes = b"",
+    ):
+        """Open the file; `span` is a range of bytes of a file that is not compressed.
+
+        `seen_watched` tells whether the bytes `watched` were in a block.
+        """
+        codec = next((codec for ending, codec in _CODECS.items() if path.lower().endswith(ending)), None)
+        self.raw = filesystem.open_input_file(path)
+        self.raw.seek(span[0])
+        self.stream = pa.CompressedInputStream(self.raw, codec) if codec else self.raw
+        self.size = self.raw.size()
+        self.left = None if span[1] is None else span[1] - span[0]
+        self.encoding, self.end, self.started, self.invalid, self.buffer = encoding, end, span[0] > 0, False, b""
+        self.watched, self.seen_watched = watched, False
+        errors = "surrogateescape" if encoding == "utf-8" else "strict"
+        self.decoder: codecs.IncrementalDecoder | None = codecs.getincrementaldecoder(encoding)(errors)
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        """Return at least one and at most about `size` bytes, none at the end."""
+        wanted = BLOCK_BYTES if size is None or size < 0 else size
+        while len(self.buffer) < wanted and self.decoder is not None:
+            self._fill(wanted)
+        piece, self.buffer = self.buffer[:wanted], self.buffer[wanted:]
+        if piece.endswith(b"\r") and len(piece) > 1 and (self.buffer or self.decoder is not None):
+            # Arrow drops a line feed at the start of a block after a carriage return, in quotes, too.
+            piece, self.buffer = piece[:-1], b"\r" + self.buffer
+        return piece
+
+    def unread(self, data: bytes) -> None:
+        """Put back what was read last."""
+        self.buffer = data + self.buffer
+
+    @property
+    def share(self) -> float:
+        """The share of the file's bytes that were read."""
+        return self.raw.tell() / self.size if self.size else 1.0
+
+    def _fill(self, wanted: int) -> None:
+        data = self.stream.read(wanted if self.left is None else min(wanted, self.left))
+        if self.left is not None:
+            self.left -= len(data)
+        first, self.started = not self.started, True
+        if first:
+            check_encoding(data, self.encoding)
+        assert self.decoder is not None
+        try:
+            text = self.decoder.decode(data, final=not data)
+        except UnicodeDecodeError as error:
+            raise ValueError(f"is not {self.encoding}: {error.reason} (see --encoding)") from error
+        block = self._encoded(text.removeprefix("\ufeff") if first else text)
+        self.buffer += block
+        self.seen_watched = self.seen_watched or (bool(self.watched) and self.watched in block)
+        if not data:
+            self.buffer += self.end
+            self.decoder = None
+
+    def _encoded(self, text: str) -> bytes:
+        try:
+            return text.encode()
+        except UnicodeEncodeError:
+            self.invalid = True
+            return text.translate(_TO_CHARACTERS).encode()
 
 
-def read_head(filesystem: fs.FileSystem, path: str) -> bytes:
-    """Read whole lines of the first 8 MiB, from which a file's columns are inferred."""
-    with filesystem.open_input_stream(path, compression="detect") as stream:
-        head = stream.read(_BLOCK_BYTES)
-    return head[: head.rfind(b"\n") + 1] if len(head) == _BLOCK_BYTES else head
+def restore(text: str) -> bytes:
+    """Return the bytes of a text that a TextStream has read, as they are in the file."""
+    return text.translate(_TO_BYTES).encode("utf-8", "surrogateescape")
 
 
-def read_span(filesystem: fs.FileSystem, path: str, span: tuple[int, int]) -> bytes:
-    """Read a range of a file's decompressed bytes."""
-    if path.endswith(".gz"):
-        with filesystem.open_input_stream(path, compression="detect") as stream:
-            for start in range(0, span[0], _BLOCK_BYTES):
-                stream.read(min(_BLOCK_BYTES, span[0] - start))
-            return stream.read(span[1] - span[0])
+def restored(column: pa.Array) -> pa.Array:
+    """Return a column of strings with the bytes that are in the file, where some of these are no UTF-8."""
+    values = [value if value is None else restore(value) for value in column.to_pylist()]
+    return pa.array(values, pa.large_binary()).cast(pa.large_string(), safe=False)
+
+
+def check_encoding(data: bytes, encoding: str) -> None:
+    """Raise ValueError that names the likely encoding of a file that begins with `data`, where it is not `encoding`."""
+    likely = next((name for mark, name in _MARKS.items() if data.startswith(mark)), None)
+    sample = data[:4096]
+    if likely is None and b"\0" in sample:
+        likely = "utf-16-be" if sample[::2].count(0) > sample[1::2].count(0) else "utf-16-le"
+    if likely and not codecs.lookup(encoding).name.startswith(likely[:6]):
+        raise ValueError(f"is not {encoding}; it looks like {likely} (see --encoding)")
+
+
+def likely_encoding(data: bytes) -> str:
+    """Guess the encoding of bytes that are not UTF-8: windows-1252, where all of them are letters or signs of it."""
+    try:
+        data.decode("cp1252")
+    except UnicodeDecodeError:
+        return "latin-1 or another"
+    return "cp1252 (Windows) or latin-1"
+
+
+def lines(stream: TextStream, most: int) -> Iterator[bytes]:
+    """Yield a stream in blocks of whole lines, the first a small one; ValueError for a line of over `most` bytes."""
+    pending: list[bytes] = []
+    size, wanted = 0, BLOCK_BYTES // 32
+    while block := stream.read(wanted):
+        wanted = BLOCK_BYTES
+        cut = block.rfind(b"\n") + 1
+        if not cut:
+            pending.append(block)
+            size += len(block)
+            if size > most:
+                raise ValueError(f"has a line of more than {most >> 20} MiB")
+            continue
+        yield b"".join([*pending, block[:cut]])
+        pending, size = [block[cut:]], len(block) - cut
+    if size:
+        yield b"".join(pending)
+
+
+def lines_file_spans(filesystem: fs.FileSystem, path: str, size: int) -> list[tuple[int, int | None]]:
+    """Cut a file of lines into ranges of about `size` bytes that begin at a line; an array of JSON is one range."""
+    starts = [0]
     with filesystem.open_input_file(path) as stream:
-        stream.seek(span[0])
-        return stream.read(span[1] - span[0])
-
-
-def with_gzip(*suffixes: str) -> tuple[str, ...]:
-    """Return the endings of plain and of compressed files."""
-    return (*suffixes, *(f"{suffix}.gz" for suffix in suffixes))
-
-
-def _blank(data: np.ndarray, offset: int, begins: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """Tell which records are empty lines, ended by a newline with or without a carriage return."""
-    lengths = ends - begins
-    blank = lengths == 1
-    short = np.flatnonzero(lengths == 2)
-    places = begins[short] - offset
-    blank[short] = (places >= 0) & (data[np.maximum(places, 0)] == ord("\r"))
-    return blank
+        if stream.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
+            return [(0, None)]
+        total = stream.size()
+        for place in range(size, total, size):
+            stream.seek(place)
+            found = place
+            while (block := stream.read(1 << 20)) and b"\n" not in block:
+                found += len(block)
+            found += block.find(b"\n") + 1
+            if block and starts[-1] < found < total:
+                starts.append(found)
+    return list(zip(starts, [*starts[1:], None], strict=True))

@@ -6,6 +6,7 @@
     OUTPUT/_report.html                the same, to look at
     OUTPUT/_shards.arrow               what is known of each shard (receipts.py)
     OUTPUT/_files.arrow                the input files as they were planned, so that only new ones are read again
+    OUTPUT/_staged/                    files that cannot be read by row, until the run is complete (input/staging.py)
     OUTPUT/_lease.json                 who is writing now
 
 Readers skip names that begin with an underscore, so the folder reads as one table.
@@ -26,6 +27,7 @@ from pyarrow import fs
 
 from pipelines.errors import UserError
 from pipelines.input.shards import Corpus, DataFile, Scan
+from pipelines.input.staging import STAGED
 from pipelines.output import shard_stats
 from pipelines.output.lease import LEASE
 from pipelines.output.record import RunRecord, read_record
@@ -43,6 +45,7 @@ REJECTED_FIELDS = pa.schema(
     ]
 )
 _FOOTER = "modernbert-ray"
+_PARTS = pa.list_(pa.struct([("name", pa.string()), ("rows", pa.int64())]))
 _THREADS = 16
 
 
@@ -105,22 +108,20 @@ def _remove(folder: Folder, names: list[str]) -> None:
 
 def _may_be_left(name: str) -> bool:
     """Tell whether a run that has only just begun leaves a file of this name."""
-    return name in (FILES, LEASE) or name.startswith(".")
+    return name in (FILES, LEASE, STAGED) or name.startswith(".")
 
 
 def read_files(folder: Folder) -> Corpus | None:
     """Read the input files as the last run planned them, without shards; None if there was none."""
     try:
         table = _unpacked(folder.read(FILES))
-        row_offsets = table["row_offsets"].combine_chunks()
+        columns = [table[name].to_pylist() for name in ("path", "version", "rows", "size", "parts")]
     except (OSError, pa.ArrowException, KeyError):  # it saves work, and no more
         return None
     name, schema = table.schema.metadata[b"format"].decode(), table.schema.metadata[b"schema"]
     files = [
-        DataFile(path, version, Scan(rows, row_offsets[i].values.to_numpy(), end))
-        for i, (path, version, rows, end) in enumerate(
-            zip(*(table[name].to_pylist() for name in ("path", "version", "rows", "end")), strict=True)
-        )
+        DataFile(path, version, Scan(rows, size, tuple((part["name"], part["rows"]) for part in parts)))
+        for path, version, rows, size, parts in zip(*columns, strict=True)
     ]
     return Corpus(files, name, pa.ipc.read_schema(pa.py_buffer(schema)), [], 0)
 
@@ -152,8 +153,8 @@ def _files(corpus: Corpus) -> pa.Buffer:
         "path": [file.path for file in corpus.files],
         "version": [file.version for file in corpus.files],
         "rows": pa.array([file.scan.rows for file in corpus.files], pa.int64()),
-        "row_offsets": pa.array([file.scan.row_offsets for file in corpus.files], pa.large_list(pa.int64())),
-        "end": pa.array([file.scan.end for file in corpus.files], pa.int64()),
+        "size": pa.array([file.scan.size for file in corpus.files], pa.int64()),
+        "parts": pa.array([list(file.scan.parts) for file in corpus.files], _PARTS),
     }
     described = {"format": corpus.format, "schema": corpus.schema.serialize().to_pybytes()}
     return _packed(pa.table(columns).replace_schema_metadata(described))

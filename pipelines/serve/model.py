@@ -12,12 +12,13 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 
+from modernbert.tokenizer import Tokenizer
 from modernbert.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
 from pipelines.predictor import Predictor
@@ -169,18 +170,26 @@ class ModelServer:
             raise ValueError(f"max_length {task.max_length} is above the {longest} that this service reads")
         return task.for_tokens(self.checkpoint) if token_vectors else task
 
-    def _encode(self, task: Task, documents: Sequence[Text]) -> Windows:
-        return task.encode(self.checkpoint.tokenizer, documents)
+    def _encode(self, task: Task, documents: Sequence[Text], truncation_side: str | None = None) -> Windows:
+        tokenizer = self.checkpoint.tokenizer
+        other_side = truncation_side not in (None, tokenizer.truncation_side)
+        return task.encode(self._truncating_elsewhere if other_side else tokenizer, documents)
+
+    @cached_property
+    def _truncating_elsewhere(self) -> Tokenizer:
+        """The tokenizer with the truncation side that is not the checkpoint's."""
+        tokenizer = self.checkpoint.tokenizer
+        return tokenizer.truncating("right" if tokenizer.truncation_side == "left" else "left")
 
     def _prepare(self, request: PredictRequest) -> _Prepared:
         started = time.perf_counter()
         self.task_cls.check_documents(request.documents)
         task = self._task(json.dumps(request.options, sort_keys=True), request.token_vectors)
-        documents, windows = request.documents, self._encode(task, request.documents)
+        documents, windows = request.documents, self._encode(task, request.documents, request.truncation_side)
         too_long = windows.truncated & (not request.truncate)
         if too_long.any():
             documents = [document for document, long in zip(documents, too_long, strict=True) if not long]
-            windows = self._encode(task, documents)
+            windows = self._encode(task, documents, request.truncation_side)
         return _Prepared(task, documents, windows, too_long, time.perf_counter() - started)
 
     def _answers(self, ready: _Prepared, predictions: Predictions) -> PredictResponse:

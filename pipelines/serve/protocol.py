@@ -31,6 +31,8 @@ class PredictRequest:
     """Options of the task for this call, as in `options.TASKS`."""
     truncate: bool = True
     """False: a document that is longer than the model reads has no answer, and is in `failed`."""
+    truncation_side: str | None = None
+    """left or right: where a longer document is cut off; None: where the checkpoint says."""
     timeout_s: float | None = None
     """The seconds after which nobody waits for the answer; None for the limit of the model."""
     token_vectors: bool = False
@@ -82,6 +84,8 @@ class Info:
     """The pooling of embed."""
     prompts: dict[str, str] = field(default_factory=dict)
     """The prompts of embed, by name."""
+    similarity: str | None = None
+    """How the vectors of embed are to be compared, where the checkpoint says so."""
     mask_token: str | None = None
     """The mask token of fill."""
     model_type: dict[str, Any] = field(default_factory=dict)

@@ -98,7 +98,8 @@ class Embed(Task):
             "dimensions": self.dimensions,
             "pooling": pooling,
             "prompts": dict(stored.prompts),
-            "model_type": {"embedding": model | ({"similarity": stored.similarity} if stored.similarity else {})},
+            "similarity": stored.similarity,
+            "model_type": {"embedding": model},
         }
 
     @property

@@ -169,7 +169,7 @@ def test_other_formats_and_multi_label(kind, tmp_path, local_ray):
         == 0
     )
     got = ds.dataset(out).to_table()
-    assert got["n"].to_pylist() == list(range(150))
+    assert got["n"].to_pylist() == [str(i) if kind == "csv" else i for i in range(150)]  # CSV is text as written
     assert got.column_names == [
         "n",
         *("our_" + n for n in ("label", "score", "labels", "scores", "n_tokens", "n_windows", "truncated")),

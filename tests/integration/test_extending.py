@@ -11,13 +11,13 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 from checkpoints import write_task
+from corpora import plan, read_all
 from online_service import serving
 from toys import LINES, TOY, LengthOptions, add_length
 
 from pipelines import options, pipeline
 from pipelines.corpus.run import run_corpus
 from pipelines.input import formats
-from pipelines.input.plan import plan_corpus, read_shard
 from pipelines.options import corpus_options
 from pipelines.serve.config import served_models
 from pipelines.serve.http import app, huggingface
@@ -28,12 +28,10 @@ def test_a_format_is_one_file_and_a_line_of_formats(tmp_path, monkeypatch):
     monkeypatch.setitem(formats.FORMATS, "lines", LINES)
     for name in "ab":
         (tmp_path / f"{name}.lines").write_text("".join(f"{name} {i}\n" for i in range(100)))
-    corpus = plan_corpus(str(tmp_path), shard_rows=64)
+    corpus = plan(tmp_path, tmp_path / "out", shard_rows=64)
     assert (corpus.format, corpus.rows, len(corpus.shards)) == ("lines", 200, 4)
-    rows = [read_shard(str(tmp_path), shard, corpus.schema, ["text"]).table["text"] for shard in corpus.shards]
-    assert pa.chunked_array([chunk for column in rows for chunk in column.chunks]).to_pylist() == [
-        f"{name} {i}" for name in "ab" for i in range(100)
-    ]
+    table, _ = read_all(corpus, tmp_path, tmp_path / "out")
+    assert table["text"].to_pylist() == [f"{name} {i}" for name in "ab" for i in range(100)]
 
 
 TEXTS = ["the cat", "the cat sat on the mat", "a"]

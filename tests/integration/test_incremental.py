@@ -10,17 +10,17 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 from commands import run_job
 from conftest import REPOSITORY
+from corpora import plan
 
 from pipelines.errors import UserError
-from pipelines.input import jsonl, parquet, shards
-from pipelines.input.plan import plan_corpus
+from pipelines.input import plan as plans
+from pipelines.input import shards
 from pipelines.output import folder as output
 from pipelines.output.lease import LEASE, _processes, lease
 from pipelines.output.record import RunRecord
@@ -55,15 +55,15 @@ def test_three_nights(tmp_path, checkpoint, local_ray, monkeypatch, capfd):
     write(tmp_path / "in", "b", range(1000, 1070))
     write(tmp_path / "in", "d", range(300, 330))
     read: list[str] = []
-    original = parquet.ds.dataset
+    original = plans.inspect_file
 
-    def counted(files, **options):
-        read.extend(files)
-        return original(files, **options)
+    def counted(format_, filesystem, path):
+        read.append(path)
+        return original(format_, filesystem, path)
 
     capfd.readouterr()
     with monkeypatch.context() as patched:
-        patched.setattr(parquet.ds, "dataset", counted)
+        patched.setattr(plans, "inspect_file", counted)
         assert run(tmp_path, checkpoint) == 0
     assert sorted(Path(file).stem for file in read) == ["b", "d"]
     assert ids(tmp_path) == [*range(100), *range(1000, 1070), *range(200, 250), *range(300, 330)]
@@ -141,23 +141,54 @@ def test_rejected_rows_are_an_input_once_they_are_mended(tmp_path, checkpoint, l
     assert ds.dataset(tmp_path / "more").to_table()["id"].to_pylist() == [1]
 
 
-def test_text_files_that_are_known_are_not_scanned_again(tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_text_files_through_the_whole_job(tmp_path, checkpoint, local_ray, capfd):
+    """Malformed lines are rejected with their text, drift changes no value, a file of something else is named."""
+    source, out = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    lines = [
+        json.dumps({"id": i if i < 90 else f"A{i}", "text": f"the cat {i}", "at": f"2024-01-01T{i}Z"})
+        for i in range(100)
+    ]
+    lines[7] = lines[7][:20]
+    (source / "a.jsonl").write_text("\n".join(lines))
+    (source / "b.jsonl").write_text("")
+    (source / "c.jsonl").write_text("not JSON\n")
+    options = {"input": source, "output": out, "model": checkpoint}
+    assert run_job("classify", **options) == 1
+    assert f"{source}/c.jsonl: cannot be read: no record of it is a row of json" in capfd.readouterr().out
+    rows = ds.dataset(out).to_table().to_pylist()
+    assert [(row["id"], row["at"]) for row in rows] == [
+        (str(i) if i < 90 else f"A{i}", f"2024-01-01T{i}Z") for i in range(100) if i != 7
+    ]
+    (rejected,) = pq.read_table(out / "_rejected").to_pylist()
+    assert (rejected["_row"], rejected["_raw"]) == (7, lines[7])
+    assert rejected["_reason"] == "not readable as JSON: Unterminated string starting at"
+    assert not (out / "_staged").exists()
+    (source / "c.jsonl").write_text('{"text": "the cat", "id": "c"}')
+    assert run_job("classify", **options) == 0
+    assert "reading 1 json file(s)" in capfd.readouterr().out
+    assert ds.dataset(out).to_table()["id"].to_pylist()[-1] == "c"
+    for part in out.glob("a.jsonl*.parquet"):
+        part.unlink()
+    assert run_job("classify", **options) == 0  # staged again, into the same shards
+    assert ds.dataset(out).to_table().to_pylist()[:-1] == rows
+
+
+def test_text_files_that_are_known_are_not_read_again(tmp_path):
     for name in "ab":
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": f"{name} {i}"}) + "\n" for i in range(300)))
-    planned = plan_corpus(str(tmp_path))
+    planned = plan(tmp_path / "*.jsonl", tmp_path / "out")
     out = Folder(str(tmp_path / "out"))
     output.begin_run(out, RunRecord({}, planned.shard_rows), planned, overwrite=False)
-    monkeypatch.setattr(jsonl, "scan_text", None)
-    again = plan_corpus(str(tmp_path), None, planned.shard_rows, output.read_files(out))
+    again = plan(tmp_path / "*.jsonl", "/dev/null/none", None, planned.shard_rows, output.read_files(out))
     assert again.shards == planned.shards
     assert again.schema == planned.schema
 
 
 def test_a_hundred_thousand_shards_are_compared_by_one_listing(tmp_path):
     """Ten files of 10,000 shards each: the plan comes back from the ledger, and who is done from the names alone."""
-    files = [
-        shards.DataFile(f"/in/{i}.parquet", "0" * 8, shards.Scan(4096 * 10_000, np.empty(0, int), 0)) for i in range(10)
-    ]
+    files = [shards.DataFile(f"/in/{i}.parquet", "0" * 8, shards.Scan(4096 * 10_000, 0)) for i in range(10)]
     names = [f"{i}.parquet-00000000-{4096 * j:09d}-{4096 * (j + 1):09d}" for i in range(10) for j in range(10_000)]
     planned = [shards.Shard(name, "", "parquet", 0, 4096) for name in names]
     corpus = shards.Corpus(files, "parquet", pa.schema([("text", pa.string())]), planned, 4096)
@@ -173,7 +204,7 @@ def test_an_overwrite_that_dies_in_between_leaves_no_mixture(tmp_path, monkeypat
     """Killed while it removes: what is left is still the earlier output's, and no other run goes on with it."""
     table = pa.table({"text": ["a"] * 200})
     pq.write_table(table, tmp_path / "in.parquet")
-    planned, out = plan_corpus(str(tmp_path / "in.parquet"), shard_rows=64), Folder(str(tmp_path / "out"))
+    planned, out = plan(tmp_path / "in.parquet", tmp_path / "out", shard_rows=64), Folder(str(tmp_path / "out"))
     output.begin_run(out, RunRecord({"model": "one"}, 64), planned, overwrite=False)
     for shard in planned.shards:
         out.write_atomic(f"{shard.name}.parquet", b"")

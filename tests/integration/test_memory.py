@@ -14,8 +14,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 from conftest import REPOSITORY
-
-from pipelines.input.plan import plan_corpus
+from corpora import plan
 
 JOBS = REPOSITORY / "jobs"
 SMALL_SHARDS = Path(__file__).with_name("small_shards.py")
@@ -98,7 +97,7 @@ def test_shards_of_large_rows_have_fewer_of_them(tmp_path):
     for name, size in (("small", 10), ("large", 100_000)):
         texts = [f"{i:05}" * (size // 5) for i in range(1000)]
         pq.write_table(pa.table({"text": texts}), tmp_path / f"{name}.parquet", use_dictionary=False)
-    shards = plan_corpus(str(tmp_path), shard_rows=4096).shards
+    shards = plan(tmp_path, tmp_path / "out", shard_rows=4096).shards
     assert [(shard.rows, shard.start) for shard in shards if shard.path.endswith("small.parquet")] == [(1000, 0)]
     assert {shard.rows for shard in shards if shard.path.endswith("large.parquet")} == {
         320,

@@ -29,6 +29,7 @@ from online_service import (
 )
 from safetensors.numpy import load_file, save_file
 
+from modernbert import Tokenizer
 from pipelines.inmemory import pipeline
 from pipelines.serve.config import served_models
 from pipelines.serve.local import LocalModelClient
@@ -66,10 +67,20 @@ class TestLimits:
         refused = post("/embed", {"inputs": texts, "truncate": False})
         assert is_error(refused, "/embed", 422)
         assert refused.json()["error"].startswith("inputs[1]: text has more than the 512 tokens")
-        left = post("/embed", {"inputs": texts, "truncation_direction": "left"})
-        assert is_error(left, "/embed", 422)
-        assert "truncation_direction left is not available here" in left.json()["error"]
         assert post("/embed", {"inputs": "short", "truncation_direction": "Left"}).status_code == 200
+
+    @pytest.mark.parametrize("side", ["Left", "right"])
+    def test_truncation_on_either_side(self, side: str) -> None:
+        tokenizer = Tokenizer.from_folder(checkpoint_of("sentence"))
+        text = "the " * 600 + "cat " * 600
+        read = tokenizer.truncating(side.lower()).encode([text], 512).input_ids
+        kept = tokenizer.decode(read, skip_special_tokens=True)
+        found, want = (
+            post("/embed", {"inputs": [text], "truncation_direction": side}),
+            post("/embed", {"inputs": [kept]}),
+        )
+        assert ("the" in kept, "cat" in kept) == ((False, True) if side == "Left" else (True, False))
+        assert found.json()[0] == pytest.approx(want.json()[0], rel=1e-5, abs=1e-6)
 
     def test_many_truncated_inputs_are_counted(self) -> None:
         found = post("/embed", {"inputs": ["word " * 600] * 101})

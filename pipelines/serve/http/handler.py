@@ -103,8 +103,8 @@ class Truncation:
 
     truncate: bool = True
     """False: they are refused."""
-    left: bool = False
-    """Their start is to be cut off, which is not available: they are refused, with a reason of its own."""
+    side: str | None = None
+    """left or right: where they are cut off; None: where the checkpoint says."""
 
 
 CUT_OFF = Truncation()
@@ -164,15 +164,13 @@ class RequestHandler:
         """
         started = time.perf_counter()
         given = {name: value for name, value in (options or {}).items() if value is not None}
-        truncate = truncation.truncate and not truncation.left
-        request = PredictRequest(documents, given, truncate, self.limits.timeout_s, token_vectors)
+        truncate, side, timeout_s = truncation.truncate, truncation.side, self.limits.timeout_s
+        request = PredictRequest(documents, given, truncate, side, timeout_s, token_vectors)
         with self._counted(documents, field):
             response = await self.models.predict(info.name, request)
         if response.failed:
             i = min(response.failed)
             message = f"{field}[{i}]: {response.failed[i]}"
-            if truncation.left and truncation.truncate and i in response.invalid:
-                message += " (truncation_direction left is not available here; right is)"
             raise ApiError("invalid" if i in response.invalid else "failed", message, field=field)
         handled = HandledRequest(
             info=info,

@@ -39,13 +39,14 @@ class TruncationParams(Body):
         default=None, description="false: refuse inputs that are too long; else they are cut off"
     )
     truncation_direction: Direction | None = Field(
-        default=None, description="Right; with Left, inputs too long are refused"
+        default=None, description="where inputs too long are cut off (default: as the checkpoint says)"
     )
 
     @property
     def truncation(self) -> Truncation:
         """The parameters as RequestHandler.predict takes them."""
-        return Truncation(self.truncate is not False, (self.truncation_direction or "right").lower() == "left")
+        side = None if self.truncation_direction is None else self.truncation_direction.lower()
+        return Truncation(self.truncate is not False, side)
 
 
 class EmbedRequest(TruncationParams):

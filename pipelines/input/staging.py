@@ -1,0 +1,244 @@
+"""Staging: a file that cannot be read by row is read once, in order, into Parquet parts under the output.
+
+    OUTPUT/_staged/<file>-<version>[-<range>].json             what was read: parts, shapes of the columns
+    OUTPUT/_staged/<file>-<version>[-<range>]-<part>.parquet   its records; another part begins where columns are added
+
+Every record of a text file is a row, a malformed one with its reason and raw text. Columns are strings; they become
+typed when they are read (`from_text`).
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from pipelines.input.formats import FORMATS
+from pipelines.input.parquet import read
+from pipelines.input.shapes import Shape
+from pipelines.input.shards import MAX_SHARD_ROWS, BadRow, Block, Rows, Shard, TryAgain
+from pipelines.input.text import COMPRESSIONS, TextOptions, lines_file_spans
+from pipelines.storage import Folder, resolve_filesystem
+
+STAGED = "_staged"
+RANGED_BYTES, RANGE_BYTES = 1 << 30, 256 << 20
+"""A larger file of lines is staged in ranges of this size side by side."""
+_REASON, _RAW = "modernbert:reason", "modernbert:raw"
+_RECORD_FIELDS = pa.schema([(_REASON, pa.string()), (_RAW, pa.string())])
+
+
+class StagingFailed(OSError):
+    """Raised where the output cannot be written."""
+
+
+@dataclass(frozen=True)
+class StageTask:
+    """A file, or a range of one, to be staged by one worker."""
+
+    path: str
+    format: str
+    name: str
+    """The stem of the names of its parts."""
+    span: tuple[int, int | None] = (0, None)
+
+
+@dataclass
+class StagedFile:
+    """What staging has found in a file."""
+
+    parts: list[tuple[str, int]] = field(default_factory=list)
+    """The names of the parts, and their rows."""
+    size: int = 0
+    """The bytes of the values."""
+    shapes: dict[str, Shape] = field(default_factory=dict)
+    """The shapes of a text file's columns."""
+    schema: pa.Schema | None = None
+    """The columns of any other file."""
+    notes: list[str] = field(default_factory=list)
+    """What a user is told of the file."""
+
+    @property
+    def rows(self) -> int:
+        """The number of records."""
+        return sum(rows for _, rows in self.parts)
+
+    def add(self, other: StagedFile) -> None:
+        """Add what a later range of the file holds."""
+        self.parts += other.parts
+        self.size += other.size
+        self.notes += [note for note in other.notes if note not in self.notes]
+        self.shapes |= {name: self.shapes.get(name, Shape()).merge(shape) for name, shape in other.shapes.items()}
+        self.schema = self.schema or other.schema
+
+    def to_json(self) -> str:
+        """Encode it for a file."""
+        schema = base64.b64encode(self.schema.serialize()).decode() if self.schema else None
+        shapes = {name: shape.to_json() for name, shape in self.shapes.items()}
+        values = {"parts": self.parts, "size": self.size, "notes": self.notes, "shapes": shapes}
+        return json.dumps(values | {"schema": schema})
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> StagedFile:
+        """Decode what `to_json` has encoded."""
+        found = json.loads(text)
+        shapes = {name: Shape.from_json(shape) for name, shape in found["shapes"].items()}
+        schema = found["schema"] and pa.ipc.read_schema(pa.py_buffer(base64.b64decode(found["schema"])))
+        parts = [(name, rows) for name, rows in found["parts"]]
+        return cls(parts, found["size"], shapes, schema, found["notes"])
+
+
+def stage_tasks(source: str, path: str, format_: str, stem: str, options: TextOptions) -> list[StageTask]:
+    """Return the tasks that stage a file: one, or one for each range of a large file of JSON lines."""
+    filesystem, _ = resolve_filesystem(source)
+    if changed := {name: value for name, value in options.changed().items() if name != "limit" or value}:
+        stem += f"-{hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:8]}"
+    plain = format_ == "json" and not path.lower().endswith(COMPRESSIONS) and options.encoding == "utf-8"
+    if plain and options.limit is None and filesystem.get_file_info(path).size > RANGED_BYTES:
+        spans = lines_file_spans(filesystem, path, RANGE_BYTES)
+        return [StageTask(path, format_, f"{stem}-{i:04d}", span) for i, span in enumerate(spans)]
+    return [StageTask(path, format_, stem)]
+
+
+def read_staged(folder: Folder, task: StageTask, present: set[str]) -> StagedFile | None:
+    """Return what an earlier run has staged, None where some of it is missing. `present`: the names in _staged."""
+    if f"{task.name}.json" not in present:
+        return None
+    staged = StagedFile.from_json(folder.read(f"{STAGED}/{task.name}.json"))
+    return staged if {name for name, _ in staged.parts} <= present else None
+
+
+def stage(source: str, folder: Folder, task: StageTask, options: TextOptions) -> StagedFile:
+    """Stage a file.
+
+    Raises:
+        StagingFailed: where the output cannot be written.
+        ValueError, OSError, EOFError, pa.ArrowException: where the file cannot be read.
+    """
+    filesystem, _ = resolve_filesystem(source)
+    for attempt in range(8):
+        staged = StagedFile()
+        writer = _Writer(folder, task.name, staged, is_text=FORMATS[task.format].inspect is None)
+        try:
+            for block in FORMATS[task.format].blocks(filesystem, task.path, options, staged.shapes, task.span, attempt):
+                writer.write(block)
+                if options.limit is not None and writer.rows >= options.limit:
+                    break
+            writer.close()
+        except TryAgain:
+            writer.discard()
+            continue
+        except BaseException:
+            writer.discard()
+            raise
+        _check_records(task, writer)
+        try:
+            folder.write_atomic(f"{STAGED}/{task.name}.json", staged.to_json().encode())
+        except OSError as error:
+            raise StagingFailed(error.errno, error.strerror or str(error)) from error
+        return staged
+    raise AssertionError(f"{task.path} was read again and again")
+
+
+def _check_records(task: StageTask, writer: _Writer) -> None:
+    """Raise ValueError for a file in which no record is a row: it is something else than its name says."""
+    if writer.rows and writer.malformed == writer.rows and task.span == (0, None):
+        raise ValueError(f"no record of it is a row of {task.format}: the first {writer.first_reason}")
+
+
+class _Writer:
+    """The parts of a staged file as they are written."""
+
+    def __init__(self, folder: Folder, name: str, staged: StagedFile, is_text: bool):
+        self.folder, self.name, self.staged, self.is_text = folder, name, staged, is_text
+        self.rows = self.malformed = self.part_rows = 0
+        self.first_reason = ""
+        self.writer: pq.ParquetWriter | None = None
+        self.filesystem, path = folder.filesystem_and_path
+        self.path = f"{path}/{STAGED}"
+
+    def write(self, block: Block) -> None:
+        """Add records; a part begins where the columns are others."""
+        table = block.table
+        if block.note and block.note not in self.staged.notes:
+            self.staged.notes.append(block.note)
+        if self.is_text:
+            reasons = np.full(len(table), None, object)
+            raws = reasons.copy()
+            for record, reason, raw in block.malformed:
+                reasons[record], raws[record] = reason, raw
+            self.malformed += len(block.malformed)
+            self.first_reason = self.first_reason or (block.malformed[0][1] if block.malformed else "")
+            columns = {name: table[name] for name in table.column_names}
+            table = pa.table(columns | {_REASON: pa.array(reasons, pa.string()), _RAW: pa.array(raws, pa.string())})
+        else:
+            self.staged.schema = table.schema
+        self.rows += len(table)
+        self.staged.size += table.nbytes
+        try:
+            if self.writer is None or self.writer.schema != table.schema:
+                self.close()
+                self._open(table.schema)
+            assert self.writer is not None
+            self.writer.write_table(table, row_group_size=MAX_SHARD_ROWS)
+        except OSError as error:
+            raise StagingFailed(error.errno, error.strerror or str(error)) from error
+        self.part_rows += len(table)
+
+    def _open(self, schema: pa.Schema) -> None:
+        self.part = f"{self.name}-{len(self.staged.parts):04d}.parquet"
+        if self.folder.is_local:
+            Path(self.path).mkdir(parents=True, exist_ok=True)
+        self.written = f"{self.path}/.{self.part}.{os.getpid()}" if self.folder.is_local else f"{self.path}/{self.part}"
+        self.stream = self.filesystem.open_output_stream(self.written)
+        self.writer = pq.ParquetWriter(
+            self.stream, schema, compression="lz4", use_dictionary=False, write_statistics=False
+        )
+
+    def close(self) -> None:
+        """Finish the part; only a whole one has its name."""
+        if self.writer is None:
+            return
+        try:
+            self.writer.close()
+            self.stream.close()
+            if self.folder.is_local:
+                os.replace(self.written, f"{self.path}/{self.part}")
+        except OSError as error:
+            raise StagingFailed(error.errno, error.strerror or str(error)) from error
+        self.staged.parts.append((self.part, self.part_rows))
+        self.writer, self.part_rows = None, 0
+
+    def discard(self) -> None:
+        """Leave the part that is being written."""
+        if self.writer is not None and self.folder.is_local:
+            Path(self.written).unlink(missing_ok=True)
+        self.writer = None
+
+
+def remove_staged(folder: Folder) -> None:
+    """Remove all staged files."""
+    filesystem, path = folder.filesystem_and_path
+    if filesystem.get_file_info(f"{path}/{STAGED}").type != fs.FileType.NotFound:
+        filesystem.delete_dir(f"{path}/{STAGED}")
+
+
+def read_part(folder: Folder, shard: Shard, columns: list[str]) -> Rows:
+    """Read columns of a shard of a staged file; its malformed records are the bad rows."""
+    filesystem, path = folder.filesystem_and_path
+    table = read(
+        filesystem, f"{path}/{STAGED}/{shard.part}", shard.part_start, shard.rows, [*columns, *_RECORD_FIELDS.names]
+    )
+    if _REASON not in table.column_names:
+        return Rows(table, np.arange(len(table)), [])
+    reasons, raws = table[_REASON].to_pylist(), table[_RAW].to_pylist()
+    bad: list[BadRow] = [(i, reason, raws[i]) for i, reason in enumerate(reasons) if reason is not None]
+    good = np.array([i for i, reason in enumerate(reasons) if reason is None], np.int64)
+    return Rows(table.drop_columns([_REASON, _RAW]).take(pa.array(good)), good, bad)

@@ -1,0 +1,48 @@
+"""Inputs planned and read in this process: what a corpus job does with Ray."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from pipelines.input.plan import cut, inspect_input, one_line, read_shard
+from pipelines.input.shards import Corpus
+from pipelines.input.staging import StagedFile, stage
+from pipelines.input.text import TextOptions
+from pipelines.storage import Folder
+
+
+def plan(
+    source: Path | str,
+    output: Path | str,
+    limit: int | None = None,
+    shard_rows: int | None = None,
+    earlier: Corpus | None = None,
+    **reading: Any,
+) -> Corpus:
+    """Plan an input; files that need it are staged under `output`."""
+    found = inspect_input(str(source), TextOptions(limit=limit, **reading), earlier)
+    for path in found.unstaged:
+        staged = StagedFile()
+        try:
+            for task in found.stage_tasks(path):
+                staged.add(stage(found.source, Folder.at(str(output)), task, found.options))
+        except (pa.ArrowException, OSError, EOFError, ValueError) as error:
+            found.broken[path] = one_line(error)
+        else:
+            found.add_staged(path, staged)
+    return cut(found, limit, shard_rows)
+
+
+def read_all(corpus: Corpus, source: Path | str, output: Path | str) -> tuple[pa.Table, list[tuple[int, str, str]]]:
+    """Read all columns of all shards: the rows, and the malformed ones, which are numbered over the whole input."""
+    tables, bad, before = [], [], 0
+    for shard in corpus.shards:
+        rows = read_shard(str(source), Folder.at(str(output)), shard, corpus.schema, corpus.schema.names)
+        assert sorted([*rows.positions.tolist(), *(row for row, _, _ in rows.bad)]) == list(range(shard.rows))
+        tables.append(rows.table)
+        bad += [(before + row, reason, raw) for row, reason, raw in rows.bad]
+        before += shard.rows
+    return pa.concat_tables(tables), bad
