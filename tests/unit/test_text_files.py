@@ -227,9 +227,9 @@ def test_another_encoding_is_named_and_read_when_it_is_given(rows, encoding):
 
 
 def test_bytes_that_are_no_utf8_stay_as_they_are_and_cost_one_record_of_json(tmp_path, rows):
-    (tmp_path / "x.csv").write_bytes(b"id,text\n1,caf\xe9\n2,b,\xe9\n3,\xc3\xa9\n")
+    (tmp_path / "x.csv").write_bytes(b"id,text\n1,\xe9t\xe9\n2,b,\xe9\n3,\xc3\xa9\n")
     table, bad = read_all(plan(tmp_path / "x.csv", tmp_path / "out"), tmp_path / "x.csv", tmp_path / "out")
-    assert table["text"].cast(pa.binary()).to_pylist() == [b"caf\xe9", b"\xc3\xa9"]
+    assert table["text"].cast(pa.binary()).to_pylist() == [b"\xe9t\xe9", b"\xc3\xa9"]
     assert bad == [(1, "has 3 fields where the header has 2", "2,b,\ufffd")]
     good, malformed = rows("x.jsonl", b'{"text": "a"}\n{"text": "\xe9"}\n{"text": "b"}\n')
     assert good == [{"text": "a"}, {"text": "b"}]
