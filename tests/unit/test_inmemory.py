@@ -252,7 +252,7 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("options", "message"), REFUSED, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(("options", "message"), REFUSED, ids=[message for _, message in REFUSED])
 def test_arguments_that_would_change_answers(folders, options, message):
     with pytest.raises(ValueError, match=message):
         pipeline("text-classification", folders["text-classification"], **options)
