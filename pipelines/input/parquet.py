@@ -12,7 +12,7 @@ from pipelines.input.shapes import Shape
 from pipelines.input.shards import MAX_SHARD_ROWS, Block, Format, Scan
 from pipelines.input.text import TextOptions
 
-HUGE_ROWS, HUGE_BYTES = 8 * MAX_SHARD_ROWS, 64 << 20
+HUGE_ROWS, HUGE_BYTES = 8 * MAX_SHARD_ROWS, 16 << 20
 """A row group of more rows and bytes would be decoded from its start for each of its shards."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import shutil
@@ -16,10 +17,14 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 from conftest import REPOSITORY
+from corpora import plan, read_all
 from pyarrow import fs
 
 from pipelines.checkpoints import Checkpoint, download_checkpoint
 from pipelines.errors import JobError, UserError
+from pipelines.input.plan import inspect_input
+from pipelines.input.staging import STAGED, read_staged, remove_staged
+from pipelines.input.text import TextOptions
 from pipelines.output import folder as output
 from pipelines.output import lease
 from pipelines.storage import Folder, redact_credentials
@@ -148,3 +153,27 @@ def test_locations_that_cannot_be_an_output_are_refused():
         with pytest.raises(UserError, match=f"'{location}'"):
             Folder.at(location)
     assert redact_credentials("s3://key:secret@bucket/a?endpoint_override=x") == "s3://bucket/a"
+
+
+def test_text_files_in_object_storage_are_staged_there(bucket, tmp_path):
+    """Ranges of lines, gzip and a broken file; a run that finds them staged reads none again, and they are removed."""
+    rows = [{"id": i, "text": f"the cat {i}"} for i in range(300)]
+    lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.jsonl").write_bytes(lines)
+    (tmp_path / "in" / "b.jsonl.gz").write_bytes(gzip.compress(lines))
+    (tmp_path / "in" / "c.jsonl.gz").write_bytes(gzip.compress(lines)[:-9])
+    bucket.copy(tmp_path / "in", "text")
+    source, out = bucket.uri("text"), bucket.uri("staged-out")
+    corpus = plan(source, out)
+    assert {Path(path).name: reason for path, reason in corpus.broken.items()} == {
+        "c.jsonl.gz": "Truncated compressed stream"
+    }
+    table, bad = read_all(corpus, source, out)
+    assert (table.to_pylist(), bad) == (rows * 2, [])
+    folder, task = Folder.at(out), inspect_input(source, TextOptions()).stage_tasks("bucket/text/a.jsonl")[0]
+    staged = read_staged(folder, task, set(folder.files(STAGED)))
+    assert staged is not None
+    assert (staged.rows, staged.parts) == (300, list(corpus.files[0].scan.parts))
+    remove_staged(folder)
+    assert folder.files(STAGED) == {}

@@ -226,6 +226,12 @@ def test_another_encoding_is_named_and_read_when_it_is_given(rows, encoding):
     assert rows("x.csv", content.encode(encoding), encoding=encoding)[0] == [{"id": "1", "texté": "déjà"}]
 
 
+@pytest.mark.parametrize("name", ["x.csv", "x.jsonl", "x.json"])
+def test_a_byte_order_mark_is_no_part_of_the_first_value(rows, name):
+    content = {"x.csv": "text\na\n", "x.jsonl": '{"text": "a"}\n', "x.json": '[{"text": "a"}]'}[name]
+    assert rows(name, content.encode("utf-8-sig"))[0] == [{"text": "a"}]
+
+
 def test_bytes_that_are_no_utf8_stay_as_they_are_and_cost_one_record_of_json(tmp_path, rows):
     (tmp_path / "x.csv").write_bytes(b"id,text\n1,\xe9t\xe9\n2,b,\xe9\n3,\xc3\xa9\n")
     table, bad = read_all(plan(tmp_path / "x.csv", tmp_path / "out"), tmp_path / "x.csv", tmp_path / "out")
