@@ -136,7 +136,7 @@ def check_encoding(data: bytes, encoding: str) -> None:
     """Raise ValueError that names the likely encoding of a file that begins with `data`, where it is not `encoding`."""
     likely = next((name for mark, name in _MARKS.items() if data.startswith(mark)), None)
     sample = data[:4096]
-    if likely is None and b"\0" in sample:
+    if likely is None and sample.count(0) * 8 > len(sample):  # a text may hold a zero byte; every other one is UTF-16
         likely = "utf-16-be" if sample[::2].count(0) > sample[1::2].count(0) else "utf-16-le"
     if likely and not codecs.lookup(encoding).name.startswith(likely[:6]):
         raise ValueError(f"is not {encoding}; it looks like {likely} (see --encoding)")

@@ -226,6 +226,10 @@ def test_another_encoding_is_named_and_read_when_it_is_given(rows, encoding):
     assert rows("x.csv", content.encode(encoding), encoding=encoding)[0] == [{"id": "1", "texté": "déjà"}]
 
 
+def test_a_zero_byte_is_a_character(rows):
+    assert rows("x.csv", "id,text\n1,a\0b and more\n")[0] == [{"id": "1", "text": "a\0b and more"}]
+
+
 @pytest.mark.parametrize("name", ["x.csv", "x.jsonl", "x.json"])
 def test_a_byte_order_mark_is_no_part_of_the_first_value(rows, name):
     content = {"x.csv": "text\na\n", "x.jsonl": '{"text": "a"}\n', "x.json": '[{"text": "a"}]'}[name]
