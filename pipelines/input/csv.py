@@ -165,7 +165,7 @@ def _finished(block: Block, stream: TextStream, shapes: dict[str, Shape], candid
             candidates[name] = [each for each in candidates[name] if _same_characters(table[name], _TYPES[each])]
             kinds = set(candidates[name][:1]) or kinds
         shapes[name] = Shape(kinds)
-    return Block(table, block.malformed, stream.share, _BACKSLASH if stream.seen_watched else None)
+    return Block(table, block.malformed, stream.share, stream.note or (_BACKSLASH if stream.seen_watched else None))
 
 
 def _same_characters(column: pa.ChunkedArray, type_: pa.DataType) -> bool:

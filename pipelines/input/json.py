@@ -109,7 +109,9 @@ def _block(items: list[Item], shapes: dict[str, Shape], stream: TextStream) -> B
     if len(shapes) > _MAX_COLUMNS:
         raise ValueError(f"has more than {_MAX_COLUMNS:,} different fields")
     malformed: list[Malformed] = [(i, *item) for i, item in enumerate(items) if type(item) is tuple]
-    return Block(pa.table(columns) if columns else _rows_without_columns(len(items)), malformed, stream.share)
+    return Block(
+        pa.table(columns) if columns else _rows_without_columns(len(items)), malformed, stream.share, stream.note
+    )
 
 
 def _rows_without_columns(rows: int) -> pa.Table:

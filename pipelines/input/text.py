@@ -43,7 +43,7 @@ class TextOptions:
 class TextStream(io.RawIOBase):
     """The bytes of a text file as UTF-8, from its start or of a range, and `end` after the last.
 
-    `invalid` tells that a byte was no UTF-8; what holds it is mended by `restore`.
+    `invalid` is the first block that is not UTF-8; the bytes that are none come back by `restore`.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class TextStream(io.RawIOBase):
         self.stream = pa.CompressedInputStream(self.raw, codec) if codec else self.raw
         self.size = self.raw.size()
         self.left = None if span[1] is None else span[1] - span[0]
-        self.encoding, self.end, self.started, self.invalid, self.buffer = encoding, end, span[0] > 0, False, b""
+        self.encoding, self.end, self.started, self.invalid, self.buffer = encoding, end, span[0] > 0, b"", b""
         self.watched, self.seen_watched = watched, False
         errors = "surrogateescape" if encoding == "utf-8" else "strict"
         self.decoder: codecs.IncrementalDecoder | None = codecs.getincrementaldecoder(encoding)(errors)
@@ -117,8 +117,17 @@ class TextStream(io.RawIOBase):
         try:
             return text.encode()
         except UnicodeEncodeError:
-            self.invalid = True
+            self.invalid = self.invalid or text.encode("utf-8", "surrogateescape")
             return text.translate(_TO_CHARACTERS).encode()
+
+    @property
+    def note(self) -> str | None:
+        """What a user is told of a file that is not UTF-8 in places."""
+        if not self.invalid:
+            return None
+        other_letters_are_utf8 = not self.invalid.decode("utf-8", "ignore").isascii()
+        likely = "" if other_letters_are_utf8 else f"; it looks like {likely_encoding(self.invalid)}"
+        return f"is not UTF-8 in places{likely} (see --encoding)"
 
 
 def restore(text: str) -> bytes:

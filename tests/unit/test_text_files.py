@@ -238,7 +238,12 @@ def test_a_byte_order_mark_is_no_part_of_the_first_value(rows, name):
 
 def test_bytes_that_are_no_utf8_stay_as_they_are_and_cost_one_record_of_json(tmp_path, rows):
     (tmp_path / "x.csv").write_bytes(b"id,text\n1,\xe9t\xe9\n2,b,\xe9\n3,\xc3\xa9\n")
-    table, bad = read_all(plan(tmp_path / "x.csv", tmp_path / "out"), tmp_path / "x.csv", tmp_path / "out")
+    corpus = plan(tmp_path / "x.csv", tmp_path / "out")
+    assert corpus.notes == [f"{tmp_path}/x.csv is not UTF-8 in places (see --encoding)"]
+    (tmp_path / "y.csv").write_bytes(b"id,text\n1,\xe9t\xe9\n")
+    (note,) = plan(tmp_path / "y.csv", tmp_path / "out").notes
+    assert "is not UTF-8 in places; it looks like cp1252" in note
+    table, bad = read_all(corpus, tmp_path / "x.csv", tmp_path / "out")
     assert table["text"].cast(pa.binary()).to_pylist() == [b"\xe9t\xe9", b"\xc3\xa9"]
     assert bad == [(1, "has 3 fields where the header has 2", "2,b,\ufffd")]
     good, malformed = rows("x.jsonl", b'{"text": "a"}\n{"text": "\xe9"}\n{"text": "b"}\n')
