@@ -24,9 +24,9 @@ def lines_of(filesystem, path):
         return stream.read().decode().splitlines()
 
 
-def blocks_of_lines(filesystem, path, options, shapes, span, attempt):
-    shapes["text"] = Shape({"string"})
-    yield Block(pa.table({"text": lines_of(filesystem, path)}), [])
+def blocks_of_lines(reading):
+    reading.shapes["text"] = Shape({"string"})
+    yield Block(pa.table({"text": lines_of(reading.filesystem, reading.path)}), [])
 
 
 LINES = Format("lines", (".lines",), blocks_of_lines)

@@ -60,7 +60,8 @@ def run_corpus(options: CorpusOptions) -> int:
         record.complete = False
         done = output.begin_run(job.folder, record, corpus, options.overwrite)
         todo = [shard for shard in corpus.shards if shard.name not in done]
-        stage_files(job, found, list(dict.fromkeys(shard.path for shard in todo if shard.part)), held.check)
+        known = {shard.path for shard in todo if shard.part} - set(found.unstaged)
+        stage_files(job, found, sorted(known), held.check)
         execution = Execution(job, todo, options.max_rejected, held.check)
         execution.failed |= {path: f"cannot be read: {reason}" for path, reason in corpus.broken.items()}
         started = time.monotonic()

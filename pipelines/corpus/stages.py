@@ -148,7 +148,7 @@ class Predict:
         self._note("broke", shard, reason)  # first: the probe, too, may end the process
         try:
             self._answer_probe()
-        except Exception:
+        except Exception:  # whatever it is: why the shard has no answer is noted, and another process is to try it
             os._exit(1)
 
     def _note(self, event: str, *arguments: Any) -> Any:

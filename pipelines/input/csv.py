@@ -9,32 +9,35 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
-from pyarrow import fs
 
-from pipelines.input.shapes import Shape
-from pipelines.input.shards import Block, Format, Malformed, TryAgain
-from pipelines.input.text import BLOCK_BYTES, COMPRESSIONS, TextOptions, TextStream, likely_encoding, restore, restored
+from pipelines.input.shapes import INFERRED, Shape
+from pipelines.input.shards import Block, Format, Malformed, Reading, TryAgain
+from pipelines.input.text import (
+    BLOCK_BYTES,
+    TextOptions,
+    TextStream,
+    likely_encoding,
+    restore,
+    restored,
+    with_compressions,
+)
 
-_TYPES = {"csv:int64": pa.int64(), "csv:double": pa.float64(), "csv:bool": pa.bool_(), "csv:date32": pa.date32()}
 _MAX_ATTEMPTS = 3
 """Records of up to 8 MiB, 64 MiB and 512 MiB."""
 _BACKSLASH = "holds a backslash before a quote: if that is how quotes are escaped in it, give --csv-escape '\\'"
 UNCLOSED = "has a quote that is never closed"
 
 
-def blocks(
-    filesystem: fs.FileSystem,
-    path: str,
-    options: TextOptions,
-    shapes: dict[str, Shape],
-    span: tuple[int, int | None] = (0, None),  # noqa: ARG001  # quotes can hold line ends: read from the start
-    attempt: int = 0,
-) -> Iterator[Block]:
-    """Yield the records of a CSV file in order, in blocks of about 8 MiB; see `Format.blocks`."""
+def blocks(reading: Reading) -> Iterator[Block]:
+    """Yield the records of a CSV file in order, in blocks of about 8 MiB.
+
+    It is always read from its start: quotes can hold line ends.
+    """
+    options, shapes = reading.options, reading.shapes
     # The end mark is a record of its own, unless a quote is still open there.
     end = secrets.token_hex(16)
     watched = b"" if options.csv_escape else b"\\" + options.csv_quote.encode()
-    stream = TextStream(filesystem, path, options.encoding, end=f"\n{end}\n".encode(), watched=watched)
+    stream = TextStream(reading.filesystem, reading.path, options.encoding, end=f"\n{end}\n".encode(), watched=watched)
     malformed: dict[int, tuple[str, str]] = {}
 
     def reject(row: pa_csv.InvalidRow) -> str:
@@ -45,13 +48,12 @@ def blocks(
             malformed[row.number - 2] = reason, text  # numbers count from 1, and the header is one
         return "skip"
 
-    by_tabs = any(path.lower().endswith(f".tsv{ending}") for ending in ("", *COMPRESSIONS))
-    delimiter = options.csv_delimiter or ("\t" if by_tabs else ",")
-    reader = _open(stream, delimiter, options, reject, attempt)
+    delimiter = options.csv_delimiter or ("\t" if reading.path.lower().endswith(with_compressions(".tsv")) else ",")
+    reader = _open(stream, delimiter, options, reject, reading.attempt)
     names = _header(reader.schema.names, end)
-    candidates = {name: list(_TYPES) for name in names} if options.csv_types == "infer" else {}
+    candidates = {name: list(INFERRED) for name in names} if options.csv_types == "infer" else {}
     position = 0
-    for table in _tables(reader, attempt):
+    for table in _tables(reader, reading.attempt):
         good, unclosed = _without_end(table, end, delimiter)
         block = _interleave(good if names else good.select([]), malformed, position)
         if unclosed is not None:
@@ -162,7 +164,7 @@ def _finished(block: Block, stream: TextStream, shapes: dict[str, Shape], candid
     for name in table.column_names:
         kinds = {"string"}
         if name in candidates:
-            candidates[name] = [each for each in candidates[name] if _same_characters(table[name], _TYPES[each])]
+            candidates[name] = [each for each in candidates[name] if _same_characters(table[name], INFERRED[each])]
             kinds = set(candidates[name][:1]) or kinds
         shapes[name] = Shape(kinds)
     return Block(table, block.malformed, stream.share, stream.note or (_BACKSLASH if stream.seen_watched else None))
@@ -177,5 +179,4 @@ def _same_characters(column: pa.ChunkedArray, type_: pa.DataType) -> bool:
         return False
 
 
-_SUFFIXES = (".csv", ".tsv")
-CSV = Format("csv", tuple(s + c for s in _SUFFIXES for c in ("", *COMPRESSIONS)), blocks=blocks)
+CSV = Format("csv", with_compressions(".csv", ".tsv"), blocks=blocks)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from modernbert.windows import Text
+from pipelines.input.types import is_stringlike
 
 Reject = tuple[int, str]
 """(row, reason)"""
@@ -16,8 +17,7 @@ def is_text(type_: pa.DataType) -> bool:
     """Whether a column of this type can hold documents: strings, or bytes, which must be UTF-8."""
     if pa.types.is_dictionary(type_):
         return is_text(type_.value_type)
-    checks = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_binary)
-    return any(check(type_) for check in (*checks, pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_null))
+    return is_stringlike(type_) or pa.types.is_null(type_)
 
 
 def valid_documents(

@@ -51,7 +51,8 @@ def find_files(source: str) -> tuple[fs.FileSystem, dict[str, str], str, list[st
     arrow = any(file_format(info.path) == "ipc" for info in found)
     found = [info for info in found if not (arrow and info.base_name in _OF_DATASETS)]
     files = {info.path: _version(filesystem, info) for info in found if file_format(info.path)}
-    left_out = [info.path[len(base) + 1 :] for info in found if info.path not in files and _looks_like_data(info.path)]
+    others = [info.path for info in found if info.path not in files]
+    left_out = [path[len(base) + 1 :] for path in others if path.lower().endswith(_DATA_ENDINGS)]
     if not files:
         known = ", ".join(s for each in FORMATS.values() for s in each.suffixes if not s.endswith(COMPRESSIONS))
         raise UserError(
@@ -102,10 +103,6 @@ def hive_partitions(files: list[str], base: str) -> tuple[list[tuple[tuple[str, 
         for values in found
     ]
     return typed, pa.schema([(name, pa.int64() if name in numbers else pa.string()) for name in names])
-
-
-def _looks_like_data(path: str) -> bool:
-    return path.lower().endswith(_DATA_ENDINGS)
 
 
 def _version(filesystem: fs.FileSystem, info: fs.FileInfo) -> str:

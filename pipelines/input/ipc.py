@@ -9,9 +9,7 @@ import pyarrow.dataset as ds
 from pyarrow import fs
 
 from pipelines.input.parquet import HUGE_BYTES, HUGE_ROWS, row_range
-from pipelines.input.shapes import Shape
-from pipelines.input.shards import MAX_SHARD_ROWS, Block, Format, Scan
-from pipelines.input.text import TextOptions
+from pipelines.input.shards import MAX_SHARD_ROWS, Block, Format, Reading, Scan
 
 
 def inspect(filesystem: fs.FileSystem, path: str) -> tuple[Scan, pa.Schema] | None:
@@ -28,16 +26,9 @@ def inspect(filesystem: fs.FileSystem, path: str) -> tuple[Scan, pa.Schema] | No
     return Scan(rows, size), data.schema
 
 
-def blocks(
-    filesystem: fs.FileSystem,
-    path: str,
-    options: TextOptions,
-    shapes: dict[str, Shape],  # noqa: ARG001
-    span: tuple[int, int | None] = (0, None),  # noqa: ARG001
-    attempt: int = 0,  # noqa: ARG001
-) -> Iterator[Block]:
-    """Yield the rows in order; see `Format.blocks`."""
-    with filesystem.open_input_file(path) as stream:
+def blocks(reading: Reading) -> Iterator[Block]:
+    """Yield the rows in order."""
+    with reading.filesystem.open_input_file(reading.path) as stream:
         size, rows = stream.size(), 0
         is_file = _is_file(stream)
         reader = pa.ipc.open_file(stream) if is_file else pa.ipc.open_stream(stream)
@@ -47,7 +38,7 @@ def blocks(
                 piece = pa.Table.from_batches([batch.slice(first, MAX_SHARD_ROWS)])
                 rows += len(piece)
                 yield Block(piece, [], stream.tell() / size)
-                if options.limit and rows >= options.limit:
+                if reading.options.limit and rows >= reading.options.limit:
                     return
         if not rows:
             yield Block(reader.schema.empty_table(), [])

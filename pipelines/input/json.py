@@ -17,15 +17,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json as pa_json
-from pyarrow import fs
 
-from pipelines.input.shapes import Number, Shape
-from pipelines.input.shards import Block, Format, Malformed, TryAgain
-from pipelines.input.text import BLOCK_BYTES, COMPRESSIONS, TextOptions, TextStream, lines, restore
+from pipelines.input.shapes import EXACT_IN_FLOAT, Number, Shape
+from pipelines.input.shards import Block, Format, Malformed, Reading, TryAgain
+from pipelines.input.text import BLOCK_BYTES, TextStream, lines, restore, with_compressions
 
 _MAX_LINE_BYTES = 512 << 20
 _MAX_COLUMNS = 10_000
-_EXACT_IN_FLOAT = float(1 << 53)
 _DECODER = json.JSONDecoder(parse_float=Number)
 _BLANKS = " \t\r\n"
 _BETWEEN = _BLANKS + ","
@@ -34,27 +32,23 @@ Item = dict[str, Any] | tuple[str, str]
 """An object, or the reason and the raw text of what is none."""
 
 
-def blocks(
-    filesystem: fs.FileSystem,
-    path: str,
-    options: TextOptions,
-    shapes: dict[str, Shape],
-    span: tuple[int, int | None] = (0, None),
-    attempt: int = 0,
-) -> Iterator[Block]:
-    """Yield the records of a JSON file in order, in blocks of about 8 MiB; see `Format.blocks`.
+def blocks(reading: Reading) -> Iterator[Block]:
+    """Yield the records of a JSON file in order, in blocks of about 8 MiB.
 
     At the second `attempt`, Python's json parses all of them, so that mixed columns have numbers as they are written.
     """
-    stream = TextStream(filesystem, path, options.encoding, span)
+    shapes = reading.shapes
+    stream = TextStream(reading.filesystem, reading.path, reading.options.encoding, reading.span)
     if _is_array(stream):
         yield from (_block(items, shapes, stream) for items in _elements(stream))
         return
     by_arrow: set[str] = set()
     for data in lines(stream, _MAX_LINE_BYTES):
-        table = None if attempt or stream.invalid else _parse_plain(data, shapes)
+        table = None if reading.attempt or stream.invalid else _parse_plain(data, shapes)
         if table is None:
-            yield _block([_item(line) for line in data.split(b"\n") if line.strip()], shapes, stream)
+            yield _block(
+                [_item(line, bool(stream.invalid)) for line in data.split(b"\n") if line.strip()], shapes, stream
+            )
         else:
             by_arrow |= {name for name, shape in shapes.items() if "float" in shape.kinds}
             yield Block(table, [], stream.share)
@@ -76,10 +70,9 @@ def _is_array(stream: TextStream) -> bool:
     return not rest.strip()
 
 
-def _item(line: bytes) -> Item:
+def _item(line: bytes, may_be_invalid: bool) -> Item:
     text = line.decode()
-    raw = restore(text)
-    if raw != line:
+    if may_be_invalid and (raw := restore(text)) != line:
         return "is not valid UTF-8", raw.decode(errors="replace")
     try:
         row = _DECODER.decode(text)
@@ -177,7 +170,7 @@ def _parse_plain(data: bytes, shapes: dict[str, Shape]) -> pa.Table | None:
     ranges = {name: pc.min_max(table[name]).as_py() for name, type_ in types.items() if pa.types.is_primitive(type_)}
     for name, found in ranges.items():
         # A larger number may have been a whole one that a float64 does not hold.
-        if types[name] == pa.float64() and max(abs(found["min"] or 0), abs(found["max"] or 0)) >= _EXACT_IN_FLOAT:
+        if types[name] == pa.float64() and max(abs(found["min"] or 0), abs(found["max"] or 0)) >= EXACT_IN_FLOAT:
             return None
     for name in types:
         if table[name].null_count:
@@ -250,5 +243,4 @@ def _element(text: str, at: int, done: bool) -> tuple[Item, int | None]:
     return value if isinstance(value, dict) else (_not_an_object(value), text[at:after]), after
 
 
-_SUFFIXES = (".jsonl", ".ndjson", ".json")
-JSON = Format("json", tuple(s + c for s in _SUFFIXES for c in ("", *COMPRESSIONS)), blocks=blocks)
+JSON = Format("json", with_compressions(".jsonl", ".ndjson", ".json"), blocks=blocks)

@@ -8,9 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from pipelines.input.shapes import Shape
-from pipelines.input.shards import MAX_SHARD_ROWS, Block, Format, Scan
-from pipelines.input.text import TextOptions
+from pipelines.input.shards import MAX_SHARD_ROWS, Block, Format, Reading, Scan
 
 HUGE_ROWS, HUGE_BYTES = 8 * MAX_SHARD_ROWS, 16 << 20
 """A row group of more rows and bytes would be decoded from its start for each of its shards."""
@@ -26,22 +24,15 @@ def inspect(filesystem: fs.FileSystem, path: str) -> tuple[Scan, pa.Schema] | No
         return Scan(file.metadata.num_rows, sum(group.total_byte_size for group in groups)), file.schema_arrow
 
 
-def blocks(
-    filesystem: fs.FileSystem,
-    path: str,
-    options: TextOptions,
-    shapes: dict[str, Shape],  # noqa: ARG001
-    span: tuple[int, int | None] = (0, None),  # noqa: ARG001
-    attempt: int = 0,  # noqa: ARG001
-) -> Iterator[Block]:
-    """Yield the rows in order; see `Format.blocks`."""
-    with filesystem.open_input_file(path) as stream:
+def blocks(reading: Reading) -> Iterator[Block]:
+    """Yield the rows in order."""
+    with reading.filesystem.open_input_file(reading.path) as stream:
         file = pq.ParquetFile(stream)
         rows = 0
         for batch in file.iter_batches(MAX_SHARD_ROWS, use_threads=False):
             rows += len(batch)
             yield Block(pa.Table.from_batches([batch]), [], rows / file.metadata.num_rows)
-            if options.limit and rows >= options.limit:
+            if reading.options.limit and rows >= reading.options.limit:
                 return
 
 

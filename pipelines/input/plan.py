@@ -19,7 +19,18 @@ from pipelines.errors import UserError
 from pipelines.input.files import file_slug, find_files, hive_partitions
 from pipelines.input.formats import FORMATS, file_format
 from pipelines.input.shapes import Shape
-from pipelines.input.shards import MAX_SHARD_ROWS, STRIDE_ROWS, Block, Corpus, DataFile, Format, Rows, Scan, Shard
+from pipelines.input.shards import (
+    MAX_SHARD_ROWS,
+    STRIDE_ROWS,
+    Block,
+    Corpus,
+    DataFile,
+    Format,
+    Reading,
+    Rows,
+    Scan,
+    Shard,
+)
 from pipelines.input.staging import StagedFile, StageTask, read_part, stage_tasks
 from pipelines.input.text import TextOptions
 from pipelines.input.types import common_type, convert
@@ -62,7 +73,7 @@ class Inspection:
         """Add what staging has found in a file."""
         self.scans[path] = Scan(staged.rows, staged.size, tuple(staged.parts))
         self.columns[path] = staged.schema or staged.shapes
-        self.notes += [f"{path} {note}" for note in staged.notes if f"{path} {note}" not in self.notes]
+        self.notes += [f"{path} {note}" for note in staged.notes]
 
 
 def inspect_input(source: str, options: TextOptions, earlier: Corpus | None = None) -> Inspection:
@@ -127,10 +138,9 @@ def sample(found: Inspection, paths: list[str]) -> Iterator[tuple[Block | None, 
     filesystem, _ = resolve_filesystem(found.source)
     failed: dict[str, str] = {}
     for path in paths:
-        shapes: dict[str, Shape] = {}
+        reading = Reading(filesystem, path, found.options)
         try:
-            blocks = FORMATS[found.format].blocks(filesystem, path, found.options, shapes)
-            yield next(iter(blocks), Block(pa.table({}), [])), shapes
+            yield next(FORMATS[found.format].blocks(reading), Block(pa.table({}), [])), reading.shapes
         except (pa.ArrowException, OSError, EOFError, ValueError) as error:
             failed[path] = one_line(error)
             yield None, {}

@@ -13,9 +13,10 @@ from typing import Any
 
 import pyarrow as pa
 
-_EXACT_IN_FLOAT = 1 << 53
+EXACT_IN_FLOAT = 1 << 53
+"""Whole numbers up to this are exact in a float64."""
 _INT64, _UINT64 = 1 << 63, 1 << 64
-_INFERRED = {"csv:int64": pa.int64(), "csv:double": pa.float64(), "csv:bool": pa.bool_(), "csv:date32": pa.date32()}
+INFERRED = {"csv:int64": pa.int64(), "csv:double": pa.float64(), "csv:bool": pa.bool_(), "csv:date32": pa.date32()}
 """What all values of a CSV column can be read as so that writing them again gives the same characters."""
 
 
@@ -72,7 +73,7 @@ class Shape:
         if least < 0:
             self.kinds.add("negative")
         for number in (least, most):
-            if abs(number) <= _EXACT_IN_FLOAT:
+            if abs(number) <= EXACT_IN_FLOAT:
                 self.kinds.add("int")
             elif -_INT64 <= number < _INT64:
                 self.kinds.add("long")
@@ -119,8 +120,8 @@ def _type(shape: Shape) -> pa.DataType | None:
     kinds = shape.kinds - {"null"}
     if not kinds:
         return pa.string()
-    if len(kinds) == 1 and next(iter(kinds)) in _INFERRED:
-        return _INFERRED[next(iter(kinds))]
+    if len(kinds) == 1 and next(iter(kinds)) in INFERRED:
+        return INFERRED[next(iter(kinds))]
     if kinds <= {"int", "long", "negative"}:
         return pa.int64()
     if kinds <= {"int", "long", "ulong"}:
@@ -145,5 +146,5 @@ def _shape_of(type_: pa.DataType) -> Shape:
     if pa.types.is_struct(type_):
         return Shape({"object"}, None, {each.name: _shape_of(each.type) for each in type_})
     kinds = {pa.int64(): "long", pa.uint64(): "ulong", pa.float64(): "float", pa.bool_(): "bool", pa.string(): "string"}
-    inferred = {known: name for name, known in _INFERRED.items()}
+    inferred = {known: name for name, known in INFERRED.items()}
     return Shape({kinds.get(type_) or inferred.get(type_, "huge")})

@@ -13,6 +13,9 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import fs
 
+from pipelines.input.shapes import Shape
+from pipelines.input.text import TextOptions
+
 MAX_SHARD_ROWS = 4096
 STRIDE_ROWS = 64
 """Shards start at a multiple of this row number."""
@@ -86,7 +89,7 @@ class Corpus:
     broken: dict[str, str] = field(default_factory=dict)
     """Files that cannot be read, with the reason; they have no shards."""
     notes: list[str] = field(default_factory=list)
-    """What a user is told of the input: files that are left out, rows that are no UTF-8."""
+    """Messages for the user: files that are left out, or not UTF-8."""
 
     @property
     def rows(self) -> int:
@@ -121,7 +124,22 @@ class Block(NamedTuple):
     share: float = 1.0
     """The share of the file that was read so far."""
     note: str | None = None
-    """What a user is told of the file."""
+    """A message for the user about the file."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A file that is read in order, and what its columns hold as far as it was read."""
+
+    filesystem: fs.FileSystem
+    path: str
+    options: TextOptions
+    span: tuple[int, int | None] = (0, None)
+    """The range of the bytes of a file of lines."""
+    attempt: int = 0
+    """How often the file was read from its start already (`TryAgain`)."""
+    shapes: dict[str, Shape] = field(default_factory=dict)
+    """What the columns of a text format hold; filled while it is read."""
 
 
 class TryAgain(Exception):
@@ -136,11 +154,8 @@ class Format:
     """Its name in messages and in the record of an output's input files."""
     suffixes: tuple[str, ...]
     """The endings of its files' names, in lower case."""
-    blocks: Callable[..., Iterator[Block]]
-    """Yield the records of a file in order.
-
-    Takes (file system, path, TextOptions, shapes, span, attempt). A text format yields columns of strings and fills
-    `shapes` with what they hold; `span` is a range of the bytes of a file of lines."""
+    blocks: Callable[[Reading], Iterator[Block]]
+    """Yield the records of a file in order; those of a text format as columns of strings."""
     inspect: Callable[[fs.FileSystem, str], tuple[Scan, pa.Schema] | None] | None = None
     """Find the rows and columns of the file at a path, None for one that must be staged; raises an Arrow error,
     OSError, EOFError or ValueError. None for text formats, whose files are always staged."""

@@ -13,6 +13,8 @@ import base64
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,7 +26,7 @@ from pyarrow import fs
 from pipelines.input.formats import FORMATS
 from pipelines.input.parquet import read
 from pipelines.input.shapes import Shape
-from pipelines.input.shards import MAX_SHARD_ROWS, BadRow, Block, Rows, Shard, TryAgain
+from pipelines.input.shards import MAX_SHARD_ROWS, BadRow, Block, Reading, Rows, Shard, TryAgain
 from pipelines.input.text import COMPRESSIONS, TextOptions, lines_file_spans
 from pipelines.storage import Folder, resolve_filesystem
 
@@ -37,6 +39,15 @@ _RECORD_FIELDS = pa.schema([(_REASON, pa.string()), (_RAW, pa.string())])
 
 class StagingFailed(OSError):
     """Raised where the output cannot be written."""
+
+
+@contextmanager
+def _writing() -> Iterator[None]:
+    """Let an OSError of the block be one of the output, not of the file that is read."""
+    try:
+        yield
+    except OSError as error:
+        raise StagingFailed(error.errno, error.strerror or str(error)) from error
 
 
 @dataclass(frozen=True)
@@ -63,7 +74,7 @@ class StagedFile:
     schema: pa.Schema | None = None
     """The columns of any other file."""
     notes: list[str] = field(default_factory=list)
-    """What a user is told of the file."""
+    """Messages for the user about the file."""
 
     @property
     def rows(self) -> int:
@@ -98,7 +109,7 @@ class StagedFile:
 def stage_tasks(source: str, path: str, format_: str, stem: str, options: TextOptions) -> list[StageTask]:
     """Return the tasks that stage a file: one, or one for each range of a large file of JSON lines."""
     filesystem, _ = resolve_filesystem(source)
-    if changed := {name: value for name, value in options.changed().items() if name != "limit" or value}:
+    if changed := options.changed():
         stem += f"-{hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:8]}"
     plain = format_ == "json" and not path.lower().endswith(COMPRESSIONS) and options.encoding == "utf-8"
     if plain and options.limit is None and filesystem.get_file_info(path).size > RANGED_BYTES:
@@ -123,11 +134,14 @@ def stage(source: str, folder: Folder, task: StageTask, options: TextOptions) ->
         ValueError, OSError, EOFError, pa.ArrowException: where the file cannot be read.
     """
     filesystem, _ = resolve_filesystem(source)
-    for attempt in range(8):
+    attempt = -1
+    while True:
+        attempt += 1
         staged = StagedFile()
         writer = _Writer(folder, task.name, staged, is_text=FORMATS[task.format].inspect is None)
         try:
-            for block in FORMATS[task.format].blocks(filesystem, task.path, options, staged.shapes, task.span, attempt):
+            reading = Reading(filesystem, task.path, options, task.span, attempt, staged.shapes)
+            for block in FORMATS[task.format].blocks(reading):
                 writer.write(block)
                 if options.limit is not None and writer.rows >= options.limit:
                     break
@@ -139,12 +153,9 @@ def stage(source: str, folder: Folder, task: StageTask, options: TextOptions) ->
             writer.discard()
             raise
         _check_records(task, writer)
-        try:
+        with _writing():
             folder.write_atomic(f"{STAGED}/{task.name}.json", staged.to_json().encode())
-        except OSError as error:
-            raise StagingFailed(error.errno, error.strerror or str(error)) from error
         return staged
-    raise AssertionError(f"{task.path} was read again and again")
 
 
 def _check_records(task: StageTask, writer: _Writer) -> None:
@@ -182,22 +193,21 @@ class _Writer:
             self.staged.schema = table.schema
         self.rows += len(table)
         self.staged.size += table.nbytes
-        try:
-            if self.writer is None or self.writer.schema != table.schema:
-                self.close()
-                self._open(table.schema)
-            assert self.writer is not None
+        if self.writer is None or self.writer.schema != table.schema:
+            self.close()
+            self._open(table.schema)
+        assert self.writer is not None
+        with _writing():
             self.writer.write_table(table, row_group_size=MAX_SHARD_ROWS)
-        except OSError as error:
-            raise StagingFailed(error.errno, error.strerror or str(error)) from error
         self.part_rows += len(table)
 
     def _open(self, schema: pa.Schema) -> None:
         self.part = f"{self.name}-{len(self.staged.parts):04d}.parquet"
-        if self.folder.is_local:
-            Path(self.path).mkdir(parents=True, exist_ok=True)
         self.written = f"{self.path}/.{self.part}.{os.getpid()}" if self.folder.is_local else f"{self.path}/{self.part}"
-        self.stream = self.filesystem.open_output_stream(self.written)
+        with _writing():
+            if self.folder.is_local:
+                Path(self.path).mkdir(parents=True, exist_ok=True)
+            self.stream = self.filesystem.open_output_stream(self.written)
         self.writer = pq.ParquetWriter(
             self.stream, schema, compression="lz4", use_dictionary=False, write_statistics=False
         )
@@ -206,13 +216,11 @@ class _Writer:
         """Finish the part; only a whole one has its name."""
         if self.writer is None:
             return
-        try:
+        with _writing():
             self.writer.close()
             self.stream.close()
             if self.folder.is_local:
                 os.replace(self.written, f"{self.path}/{self.part}")
-        except OSError as error:
-            raise StagingFailed(error.errno, error.strerror or str(error)) from error
         self.staged.parts.append((self.part, self.part_rows))
         self.writer, self.part_rows = None, 0
 

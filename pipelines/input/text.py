@@ -15,6 +15,13 @@ BLOCK_BYTES = 8 << 20
 _CODECS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".lz4": "lz4"}
 COMPRESSIONS = tuple(_CODECS)
 """The endings of compressed text files."""
+
+
+def with_compressions(*suffixes: str) -> tuple[str, ...]:
+    """Return the endings of plain and of compressed files."""
+    return tuple(suffix + ending for suffix in suffixes for ending in ("", *COMPRESSIONS))
+
+
 _MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 _INVALID = 0x10FF00
 """A byte b that is not UTF-8 is the character of this number + b while a file is parsed, so that nothing is lost."""
@@ -122,7 +129,7 @@ class TextStream(io.RawIOBase):
 
     @property
     def note(self) -> str | None:
-        """What a user is told of a file that is not UTF-8 in places."""
+        """A message for the user about a file that is not UTF-8 in places."""
         if not self.invalid:
             return None
         other_letters_are_utf8 = not self.invalid.decode("utf-8", "ignore").isascii()

@@ -136,8 +136,8 @@ def test_truncate_dim(both, stored):
     assert want.shape[1] == min(stored, 64)
     assert_same(ours(TEXTS), want)
     assert_same(ours(TEXTS, dimensions=16), theirs.encode(TEXTS, truncate_dim=16))
-    told = ours.task({}).info(ours.checkpoint)
-    assert (told["dimensions"], told["similarity"]) == (min(stored, 64), "cosine")
+    info = ours.task({}).info(ours.checkpoint)
+    assert (info["dimensions"], info["similarity"]) == (min(stored, 64), "cosine")
 
 
 @pytest.mark.parametrize("precision", ["binary", "ubinary"])
