@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from modernbert.config import ModernBertConfig
 
@@ -50,6 +51,18 @@ def resolve(model: str | Path, revision: str | None = None) -> Path:
             f"model {str(model)!r} is no folder here, not in the hub's cache, and the hub cannot be reached: "
             f"{str(error).splitlines()[0]}"
         ) from error
+
+
+def read_json(file: Path) -> Any:
+    """Return the content of a JSON file of a checkpoint, an empty dictionary if it is missing.
+
+    Raises:
+        CheckpointError: where it is not JSON.
+    """
+    try:
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{file} is not valid JSON: {error}") from error
 
 
 def weight_files(folder: Path) -> list[Path]:

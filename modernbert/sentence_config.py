@@ -5,14 +5,13 @@ Every setting in these files is followed, harmless, or refused by its name: none
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from modernbert.files import CheckpointError
+from modernbert.files import CheckpointError, read_json
 
 logger = logging.getLogger(__name__)
 POOLINGS = ("cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
@@ -114,7 +113,7 @@ class SentenceConfig:
         dense: list[Dense] = []
         for kind, module in zip(kinds, modules, strict=True):
             module_folder = folder / module["path"]
-            stored = _read_json(module_folder / "config.json") if kind in ("Pooling", "Dense", "Normalize") else {}
+            stored = read_json(module_folder / "config.json") if kind in ("Pooling", "Dense", "Normalize") else {}
             _check_features(module_folder, stored)
             if kind == "Transformer":
                 values |= {"encoder": module_folder}
@@ -192,7 +191,7 @@ class CrossEncoderConfig:
 
 def _read_modules(folder: Path) -> list[dict[str, str]]:
     """Read modules.json; a checkpoint without one has no modules."""
-    modules = _read_json(folder / MODULES) or []
+    modules = read_json(folder / MODULES) or []
     for module in modules:
         if not isinstance(module, dict) or not all(isinstance(module.get(key), str) for key in ("path", "type")):
             raise CheckpointError(f"{folder / MODULES} must list modules with a path and a type, not {module!r}")
@@ -204,7 +203,7 @@ def _read_modules(folder: Path) -> list[dict[str, str]]:
 def _read_settings(folder: Path, model_type: str, does: str) -> dict[str, Any]:
     """Read config_sentence_transformers.json of a model type that `does` something, and check its keys."""
     file = folder / SETTINGS
-    settings = _read_json(file)
+    settings = read_json(file)
     unknown = sorted(key for key in set(settings) - _KNOWN_SETTINGS if settings[key] not in (None, [], {}))
     stored_type = settings.get("model_type") or "SentenceTransformer"
     similarity = str(settings.get("similarity_fn_name") or "")
@@ -280,7 +279,7 @@ def _check_features(folder: Path, stored: Mapping[str, Any]) -> None:
 def _transformer_settings(folder: Path, task: str, output: str) -> dict[str, Any]:
     """Read sentence_bert_config.json: the longest input and lower-casing; CheckpointError for other settings."""
     file = folder / "sentence_bert_config.json"
-    settings = {key: value for key, value in _read_json(file).items() if value not in (None, [], {})}
+    settings = {key: value for key, value in read_json(file).items() if value not in (None, [], {})}
     if unknown := sorted(set(settings) - _TRANSFORMER_SETTINGS):
         raise CheckpointError(
             f"{file} has {', '.join(unknown)}: unknown settings, which may change answers;"
@@ -301,10 +300,3 @@ def _prompts(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Read the prompts and the name of the default one; a prompt of null is an empty one."""
     prompts = {name: prompt or "" for name, prompt in (settings.get("prompts") or {}).items()}
     return {"prompts": prompts, "default_prompt_name": settings.get("default_prompt_name")}
-
-
-def _read_json(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{file} is not valid JSON: {error}") from error

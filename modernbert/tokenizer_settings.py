@@ -6,14 +6,13 @@ refused where it contradicts tokenizer.json: nobody can tell which of the two a 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as FastTokenizer
 
-from modernbert.files import CheckpointError
+from modernbert.files import CheckpointError, read_json
 
 _CONFIG, _SPECIAL, _ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -43,13 +42,13 @@ def read_settings(folder: Path, fast: FastTokenizer) -> dict[str, Any]:
         CheckpointError: for a file that is not valid JSON, a value that is not allowed, and a setting that contradicts
             tokenizer.json.
     """
-    settings = _read(folder / _CONFIG)
+    settings = read_json(folder / _CONFIG)
     stored = settings.get("added_tokens_decoder") or {}
     added = {int(number): _added_token(token) for number, token in stored.items()}
     if "added_tokens_decoder" not in settings:  # older files: each kind of token has its own
-        settings |= _read(folder / _SPECIAL)
+        settings |= read_json(folder / _SPECIAL)
         names = {str(_token(settings[name])) for name in _NAMED if settings.get(name)} | set(map(str, _extra(settings)))
-        for content, number in _read(folder / _ADDED).items():
+        for content, number in read_json(folder / _ADDED).items():
             special = content in names
             added[number] = AddedToken(content, normalized=not special, special=special)
         added |= fast.get_added_tokens_decoder()
@@ -125,10 +124,3 @@ def _validate(file: Path, settings: dict[str, Any], fast: FastTokenizer) -> None
                 f"{file} has {name} {settings[name]}, but tokenizer.json {value}: versions of transformers differ in"
                 " which of them they follow. Make both the same, as the model was trained"
             )
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{file} is not valid JSON: {error}") from error
