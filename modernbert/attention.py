@@ -1,8 +1,8 @@
 """Attention within each sequence of a packed batch, global or in a sliding window.
 
-One function, `varlen_attention`, has four backends with the same results: flash-attn and torch's varlen kernel on GPUs,
-"sdpa" (every CPU; sequences of equal length together, a sliding window in tiles) and "eager" (the plain formula, for
-tests and attention maps).
+The backends give the same results: torch's varlen kernel and three generations of flash-attn on GPUs, "sdpa" (every
+CPU; sequences of equal length together, a sliding window in tiles) and "eager" (the plain formula, for tests and
+attention maps).
 
 Shapes: T packed tokens, B sequences, L tokens of one sequence, R sequences of one length, N heads, H head dim,
 G tiles, Q queries a tile, K keys a tile.
@@ -10,23 +10,107 @@ G tiles, Q queries a tile, K keys a tile.
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Callable
+import importlib
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
 from itertools import groupby, pairwise
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from modernbert import gpu
+from modernbert.packing import PackedBatch
+
 Window = tuple[int, int] | None
 """(left, right): the keys that a query sees on each side, both ends inclusive; None: all keys of its sequence."""
-BACKENDS = ("flash_attn", "torch_varlen", "sdpa", "eager")
-"""The attention backends, the fastest first."""
+BACKENDS = ("flash_attn_3", "torch_varlen", "flash_attn", "flash_attn_4", "sdpa", "eager")
+"""The attention backends, in the order in which "auto" asks for them."""
+_MODULES = {"flash_attn_3": "flash_attn_interface", "flash_attn": "flash_attn", "flash_attn_4": "flash_attn.cute"}
+_FLASH_ATTN_2 = ("torch_varlen", "flash_attn")  # the same kernels
 AttentionFn = Callable[[Tensor, Tensor, Tensor, Tensor | None, float], Tensor]
 """(queries (R, N, Q, H), keys and values (R, N, K, H), additive mask or None, dropout) -> (R, N, Q, H)."""
+_LENGTH_CLASSES = (128, 512, 2048)  # the upper bounds of all classes of lengths but the last
 _SCORES_IN_CACHE = 1_200_000  # scores computed at a time, of as many sequences or tiles as fit
 _ROWS_PER_STEP = 512  # query rows computed at a time, head by head, where one sequence has more than twice those scores
+
+
+class LengthClass(NamedTuple):
+    """Neighbouring sequences of a packed batch whose attention is computed in one call."""
+
+    rows: slice
+    """Their tokens in the batch."""
+    cu_seqlens: Tensor
+    """(B+1,) int32, where each of them starts, counted from the first of their tokens, with the end of the last."""
+    seqlens: Sequence[int]
+    """The tokens in each of them, on the host."""
+
+
+class Attention(Protocol):
+    """`packed_attention` with the classes and the backend bound."""
+
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, *, window: Window, dropout: float, deterministic: bool
+    ) -> Tensor: ...
+
+
+def length_classes(batch: PackedBatch, heads: int, backend: str) -> list[LengthClass]:
+    """Cut a packed batch into the calls of `varlen_attention` that are fastest: one, unless flash-attn 2 runs it.
+
+    That kernel starts as many blocks for each sequence as the longest one needs. Where sequences are in the order of
+    their lengths, and enough of those blocks would find nothing to do, classes of lengths are computed one by one.
+
+    Args:
+        batch: the packed batch.
+        heads: N, the heads of the model.
+        backend: one of BACKENDS.
+    """
+    seqlens = batch.seqlens
+    whole = [LengthClass(slice(None), batch.cu_seqlens, seqlens)]
+    if backend not in _FLASH_ATTN_2 or seqlens[-1] <= _LENGTH_CLASSES[0] or list(seqlens) != sorted(seqlens):
+        return whole
+    cuts = sorted({0, *(bisect_right(seqlens, bound) for bound in _LENGTH_CLASSES), len(seqlens)})
+    saved = _blocks(seqlens) - sum(_blocks(seqlens[first:stop]) for first, stop in pairwise(cuts))
+    # Estimated, in idle blocks: a launch takes as long as 1,200 of them, putting the results together as 0.35 a token
+    # of 12 heads.
+    if saved * heads < 1200 * (len(cuts) - 2) + 0.03 * heads * sum(seqlens):
+        return whole
+    classes, start = [], 0
+    for first, stop in pairwise(cuts):
+        rows = slice(start, start + sum(seqlens[first:stop]))
+        starts = batch.cu_seqlens[first : stop + 1]
+        classes.append(LengthClass(rows, starts - start if start else starts, seqlens[first:stop]))
+        start = rows.stop
+    return classes
+
+
+def _blocks(seqlens: Sequence[int]) -> int:
+    """Return the blocks of 128 queries a head that flash-attn 2 starts for ascending lengths."""
+    return len(seqlens) * -(-seqlens[-1] // 128)
+
+
+def packed_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    classes: list[LengthClass],
+    window: Window,
+    backend: str,
+    dropout: float = 0.0,
+    deterministic: bool = False,
+) -> Tensor:
+    """Compute `varlen_attention` of each class of a batch, (T, N, H), with its other arguments."""
+    out = [
+        varlen_attention(
+            q[rows], k[rows], v[rows], cu_seqlens, seqlens, window,
+            backend=backend, dropout=dropout, deterministic=deterministic,
+        )
+        for rows, cu_seqlens, seqlens in classes
+    ]  # fmt: skip
+    return out[0] if len(out) == 1 else torch.cat(out)
 
 
 def varlen_attention(
@@ -34,7 +118,7 @@ def varlen_attention(
     k: Tensor,
     v: Tensor,
     cu_seqlens: Tensor,
-    max_seqlen: int,
+    seqlens: Sequence[int],
     window: Window = None,
     *,
     backend: str = "auto",
@@ -48,7 +132,7 @@ def varlen_attention(
         k: keys, of the shape and dtype of `q`, after RoPE.
         v: values, of the shape and dtype of `q`.
         cu_seqlens: (B+1,) int32, where each sequence starts, with T at the end.
-        max_seqlen: tokens in the longest sequence.
+        seqlens: the tokens in each sequence, on the host.
         window: keys that a query sees to its left and right, both ends inclusive; None: its whole sequence.
         backend: one of BACKENDS, or "auto" for the best one available (`resolve_backend`).
         dropout: the probability of dropping an attention weight.
@@ -60,31 +144,29 @@ def varlen_attention(
 
     Example:
         >>> q, k, v = torch.randn(3, 5, 12, 64)  # a sequence of 2 tokens and one of 3
-        >>> varlen_attention(q, k, v, torch.tensor([0, 2, 5], dtype=torch.int32), 3, window=(64, 64)).shape
+        >>> varlen_attention(q, k, v, torch.tensor([0, 2, 5], dtype=torch.int32), (2, 3), window=(64, 64)).shape
         torch.Size([5, 12, 64])
     """
     if backend == "auto":
-        backend = resolve_backend("auto", q.device, q.dtype)
-    if backend in ("flash_attn", "torch_varlen"):
-        # Kernels ignore a window that covers max_seqlen: a bound above both keeps to one code path for every batch.
-        bound = max(1 << (max_seqlen - 1).bit_length(), 2 * window[1] + 2 if window else 1)
+        backend = resolve_backend("auto", q.device, q.dtype, q.shape[-1])
+    if backend not in ("sdpa", "eager"):
+        # Kernels ignore a window that covers the bound: one above both keeps to one code path for every batch.
+        bound = max(128, -(-max(seqlens) // 128) * 128, window[1] + 2 if window else 0)
+        kernel = _kernel(backend)
+        if backend == "torch_varlen":
+            return kernel(q, k, v, cu_seqlens, cu_seqlens, bound, bound, window_size=window or (-1, -1))
+        options: dict[str, Any] = {"window_size": window or ((None, None) if backend == "flash_attn_4" else (-1, -1))}
         if backend == "flash_attn":
-            from flash_attn import flash_attn_varlen_func
-
-            return flash_attn_varlen_func(
-                q, k, v, cu_seqlens, cu_seqlens, bound, bound,
-                dropout_p=dropout, window_size=window or (-1, -1), deterministic=deterministic,
-            )  # fmt: skip
-        from torch.nn.attention.varlen import varlen_attn
-
-        return varlen_attn(  # type: ignore[return-value]
-            q, k, v, cu_seqlens, cu_seqlens, bound, bound, window_size=window or (-1, -1)
+            options |= {"dropout_p": dropout, "deterministic": deterministic}
+        else:
+            options |= {"num_splits": 1}  # the keys of a query are never split by what else the GPU has to do
+        result = kernel(
+            q, k, v, cu_seqlens_q=cu_seqlens, cu_seqlens_k=cu_seqlens, max_seqlen_q=bound, max_seqlen_k=bound, **options
         )
-    starts = cu_seqlens.tolist()
-    lengths = [stop - start for start, stop in pairwise(starts)]
+        return result[0] if isinstance(result, tuple) else result  # some versions return the log-sum-exp as well
     attention_fn = _eager if backend == "eager" else _sdpa if dropout or _use_sdpa(q) else _matmul
     out, start = [], 0
-    for length, run in groupby(lengths):
+    for length, run in groupby(seqlens):
         rows = length * len(list(run))
         q_RLNH, k_RLNH, v_RLNH = (x[start : start + rows].unflatten(0, (-1, length)) for x in (q, k, v))
         out.append(_equal_lengths(q_RLNH, k_RLNH, v_RLNH, window, attention_fn, dropout).flatten(0, 1))
@@ -116,41 +198,67 @@ def attention_maps(
 
 
 @cache
-def resolve_backend(name: str, device: torch.device, dtype: torch.dtype, dropout: bool = False) -> str:
+def resolve_backend(name: str, device: torch.device, dtype: torch.dtype, head_dim: int, dropout: bool = False) -> str:
     """Return the attention backend that `name` stands for.
 
     Args:
         name: one of BACKENDS, or "auto" for the first of them that can run.
         device: where the model runs.
         dtype: the dtype of queries, keys and values.
+        head_dim: H, the width of a head.
         dropout: whether the backend must be able to drop attention weights.
 
     Raises:
         ValueError: for an unknown name, and for a backend that cannot run here; the message says what it needs.
 
     Example:
-        >>> resolve_backend("auto", torch.device("cpu"), torch.float32)
+        >>> resolve_backend("auto", torch.device("cpu"), torch.float32, 64)
         'sdpa'
     """
     if name not in (*BACKENDS, "auto"):
         raise ValueError(f"attention backend {name!r} is unknown; known are auto, {', '.join(BACKENDS)}")
-    half_on_gpu = device.type == "cuda" and dtype in (torch.float16, torch.bfloat16)
-    missing = {}
-    if not half_on_gpu:
-        requirement = f"needs a CUDA device and float16 or bfloat16, not {device.type} and {dtype}"
-        missing = {"flash_attn": requirement, "torch_varlen": requirement}
-    else:
-        if importlib.util.find_spec("flash_attn") is None:
-            missing["flash_attn"] = "needs the package flash-attn"
-        if torch.__version__ < "2.11":
-            missing["torch_varlen"] = f"needs torch 2.11 or newer, not {torch.__version__}"
-        elif dropout:
-            missing["torch_varlen"] = "has no dropout, which attention_dropout asks for in training"
     if name == "auto":
-        return next(backend for backend in BACKENDS if backend not in missing)
-    if name in missing:
-        raise ValueError(f"attention backend {name!r} {missing[name]}; 'auto' would take the best one there is")
+        return next(backend for backend in BACKENDS if not _missing(backend, device, dtype, head_dim, dropout))
+    if missing := _missing(name, device, dtype, head_dim, dropout):
+        raise ValueError(f"attention backend {name!r} {missing}; 'auto' would take the best one there is")
     return name
+
+
+def _missing(backend: str, device: torch.device, dtype: torch.dtype, head_dim: int, dropout: bool) -> str:
+    """Return what a backend lacks to run here, or an empty text."""
+    if backend in ("sdpa", "eager"):
+        return ""
+    if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
+        return f"needs a CUDA device and float16 or bfloat16, not {device.type} and {dtype}"
+    capability = gpu.compute_capability(device)
+    if capability < (8, 0) or (backend == "flash_attn_3" and capability != (9, 0)):
+        needed = "9.0" if backend == "flash_attn_3" else "8.0 or above"
+        return f"needs a GPU of compute capability {needed}, not {capability[0]}.{capability[1]}"
+    if head_dim % 8 or head_dim > 256:
+        return f"needs heads whose width is a multiple of 8 and at most 256, not {head_dim}"
+    if dropout and backend != "flash_attn":
+        return "has no dropout, which attention_dropout asks for in training"
+    try:
+        _kernel(backend)
+    except (ImportError, OSError, RuntimeError) as error:  # not there, or built for another torch
+        return f"cannot be imported ({error})"
+    return ""
+
+
+@cache
+def _kernel(backend: str) -> Callable[..., Tensor]:
+    """Import the function of a GPU backend, which a package of its name may lack or be unable to load."""
+    if backend == "torch_varlen":
+        if torch.__version__ < "2.11":
+            raise ImportError(f"torch 2.11 or newer is needed, this is {torch.__version__}")
+        from torch.nn.attention.varlen import varlen_attn
+
+        return varlen_attn  # type: ignore[return-value]
+    module = importlib.import_module(_MODULES[backend])
+    try:
+        return module.flash_attn_varlen_func
+    except AttributeError as error:  # the folder of another package
+        raise ImportError(f"{_MODULES[backend]} has no flash_attn_varlen_func") from error
 
 
 def _use_sdpa(q: Tensor) -> bool:

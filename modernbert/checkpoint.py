@@ -226,7 +226,7 @@ def load(
         model_class: the class of the model.
         folder: the checkpoint, which must hold all weights of the class.
         device: where the weights are put.
-        dtype: the dtype that the model runs in, whatever dtype the file has.
+        dtype: the dtype that the encoder runs in, whatever dtype the file has; heads always run in fp32.
         attention: one of `modernbert.attention.BACKENDS`, or "auto" for the best one on `device`.
 
     Raises:
@@ -234,7 +234,7 @@ def load(
         ConfigError: for a configuration that cannot be used.
     """
     config = replace(load_config(folder), reference_compile=False)
-    return _load(model_class, folder, config, device, dtype, attention, new_head=False)
+    return _load(model_class, folder, config, device, dtype, attention, head_dtype=torch.float32)
 
 
 def _load(
@@ -244,19 +244,25 @@ def _load(
     device: torch.device | str,
     dtype: torch.dtype,
     attention: str,
-    new_head: bool,
+    *,
+    head_dtype: torch.dtype | None = None,
+    new_head: bool = False,
 ) -> Model:
+    """Load a model; `head_dtype` is the dtype of what is not the encoder, `dtype` by default."""
     locations = check_weights(model_class, folder, config, new_head=new_head)
     with torch.device("meta"):
         model = model_class(config, attention)  # type: ignore[call-arg]
     weights: dict[str, torch.Tensor] = {}
+    tied = config.tie_word_embeddings and head_dtype in (None, dtype)  # a decoder of another dtype has its own weight
     for file in {file for file, _ in locations.values()}:
         with safe_open(file, "pt", device=str(device)) as opened:
             for name, (weight_file, key) in locations.items():
-                if weight_file == file and not (name == "decoder.weight" and config.tie_word_embeddings):
-                    weights[name] = opened.get_tensor(key).to(dtype)
+                if weight_file == file and not (name == "decoder.weight" and tied):
+                    in_head = head_dtype and not name.startswith(model_class.encoder_prefix)
+                    weights[name] = opened.get_tensor(key).to(head_dtype if in_head else dtype)
     model.load_state_dict(weights, assign=True, strict=False)
-    model.tie_weights()
+    if tied:
+        model.tie_weights()
     for module in model.modules():
         for name, weight in module.named_parameters(recurse=False):
             if weight.is_meta:

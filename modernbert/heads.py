@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from modernbert import gpu
 from modernbert.checkpoint import PreTrained, init_weights
 from modernbert.config import ConfigError, ModernBertConfig
 from modernbert.linear import Linear, activation_function, map_row_chunks
@@ -42,7 +43,7 @@ class ModernBertPredictionHead(nn.Module):
             self.compile(dynamic=True)
 
     def forward(self, x_BD: Tensor) -> Tensor:
-        return self.norm(self.act(self.dense(x_BD)))
+        return self.norm(self.act(self.dense(x_BD.to(self.norm.weight.dtype))))  # a head may be fp32 on a bf16 encoder
 
 
 class _Head(PreTrained):
@@ -382,5 +383,7 @@ def pool(hidden_TD: Tensor, batch: PackedBatch, pooling: str) -> Tensor:
         pooling: "cls" for the first token's hidden state, "mean" for the mean over all tokens.
     """
     if pooling == "cls":
-        return hidden_TD[batch.cu_seqlens[:-1].long()]
+        return hidden_TD[batch.cu_seqlens[:-1]]
+    if kernels := gpu.kernels_for(hidden_TD):
+        return kernels.pool_sequences(hidden_TD, batch.cu_seqlens, pooling)
     return torch.stack([x_LD.mean(dim=0) for x_LD in hidden_TD.split(batch.seqlens)])

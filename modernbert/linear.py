@@ -1,6 +1,7 @@
-"""Linear layers on CPUs: weights reordered once for oneDNN, activations computed in chunks of rows that stay in cache.
+"""Linear layers for inference, and activations computed in chunks of rows that stay in a CPU's cache.
 
-On GPUs and in training, `Linear` is nn.Linear and `map_row_chunks` is a single call.
+On CPUs `prepack` reorders weights for oneDNN. On GPUs the residual is added in place, inside the product. In training,
+`Linear` is nn.Linear. `map_row_chunks` is a single call on GPUs and in training.
 
 Shapes: T rows (packed tokens or sequences), D in, E out.
 """
@@ -15,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from modernbert import gpu
 from modernbert.config import ACTIVATIONS, Activation
 
 _FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -48,7 +50,10 @@ class Linear(nn.Linear):
         self.weight = None  # type: ignore[assignment]
 
     def forward(self, x_TD: Tensor, residual_TE: Tensor | None = None) -> Tensor:
-        """Compute `x W^T + b`, plus `residual_TE` (T, E) if given: (T, D) to (T, E)."""
+        """Compute `x W^T + b`, plus `residual_TE` (T, E) if given, which a GPU in inference overwrites: (T, E)."""
+        if self.packed is None and residual_TE is not None and gpu.kernels_for(x_TD):
+            residual_TE.addmm_(x_TD, self.weight.t())
+            return residual_TE if self.bias is None else residual_TE.add_(self.bias)
         if self.packed is None:
             y_TE = F.linear(x_TD, self.weight, self.bias)
             return y_TE if residual_TE is None else y_TE + residual_TE
@@ -87,7 +92,10 @@ class GatedLinear(Linear):
             linear = torch.ops.mkldnn._linear_pointwise
             a_TE = linear(x_TD, value, value_bias, self.fused[0], [], self.fused[1])
             return linear.binary(x_TD, a_TE, gate, gate_bias, "mul")
-        a_TE, b_TE = super().forward(x_TD).chunk(2, dim=-1)
+        y_TF = super().forward(x_TD)
+        if self.act is F.gelu and (kernels := gpu.kernels_for(x_TD)):
+            return kernels.geglu(y_TF)
+        a_TE, b_TE = y_TF.chunk(2, dim=-1)
         return self.act(a_TE) * b_TE
 
 

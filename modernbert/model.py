@@ -5,12 +5,14 @@ Shapes: T packed tokens, B sequences, S padded length, D hidden, N heads, H head
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from modernbert.attention import attention_maps, resolve_backend, varlen_attention
+from modernbert import gpu
+from modernbert.attention import Attention, attention_maps, length_classes, packed_attention, resolve_backend
 from modernbert.checkpoint import PreTrained, init_weights
 from modernbert.config import ModernBertConfig
 from modernbert.linear import GatedLinear, Linear, map_row_chunks
@@ -47,7 +49,13 @@ class ModernBertAttention(nn.Module):
         self.interleaved = False
 
     def project(self, x_TD: Tensor, cos_TH: Tensor, sin_TH: Tensor) -> Tensor:
-        """Compute queries, keys and values (T, 3, N, H); queries and keys are rotated by RoPE."""
+        """Compute queries, keys and values (T, 3, N, H); queries and keys are rotated by RoPE.
+
+        Args:
+            x_TD: the normalised hidden states.
+            cos_TH: cos at the tokens' positions, (T, H/2) fp32.
+            sin_TH: sin at the tokens' positions, (T, H/2) fp32.
+        """
         qkv = self.Wqkv(x_TD).unflatten(-1, self.qkv_shape)
         if self.interleaved:
             apply_rope_interleaved_(qkv[:, :2], cos_TH, sin_TH)
@@ -100,19 +108,24 @@ class ModernBertEncoderLayer(nn.Module):
         x_TD: Tensor,
         rope: tuple[Tensor, Tensor],
         batch: PackedBatch,
-        backend: str,
+        attention: Attention,
         maps: list[tuple[Tensor, ...]] | None = None,
     ) -> Tensor:
         """Compute the hidden states (T, D) after this layer.
 
         Args:
-            x_TD: the hidden states before it.
-            rope: cos and sin (T, H/2) at the tokens' positions.
+            x_TD: the hidden states before it; a GPU in inference overwrites them.
+            rope: cos and sin of the layer's theta, as `ModernBertModel.rope` gives them.
             batch: where sequences start.
-            backend: one of `attention.BACKENDS`.
+            attention: `packed_attention` with the batch's sequences and the backend bound.
             maps: None, or a list to which the attention weights (N, L, L) of each sequence are appended.
         """
-        q_TNH, k_TNH, v_TNH = map_row_chunks(self._project_qkv, x_TD, *rope).unbind(dim=1)
+        if kernels := gpu.kernels_for(x_TD):
+            qkv = self.attn.Wqkv(self.attn_norm(x_TD)).unflatten(-1, self.attn.qkv_shape)
+            kernels.rotate_(qkv, *rope, batch.position_ids)
+        else:
+            qkv = map_row_chunks(self._project_qkv, x_TD, *rope)
+        q_TNH, k_TNH, v_TNH = qkv.unbind(dim=1)
         dropout = self.attention_dropout if self.training else 0.0
         if maps is not None:
             maps.append(attention_maps(q_TNH, k_TNH, batch.seqlens, self.window, dropout))
@@ -121,10 +134,9 @@ class ModernBertEncoderLayer(nn.Module):
                 for weights_NLL, v_LNH in zip(maps[-1], v_TNH.split(batch.seqlens), strict=True)
             ])  # fmt: skip
         else:
-            a_TNH = varlen_attention(
-                q_TNH, k_TNH, v_TNH, batch.cu_seqlens, batch.max_seqlen, self.window, backend=backend,
-                dropout=dropout, deterministic=self.deterministic,
-            )  # fmt: skip
+            a_TNH = attention(
+                q_TNH, k_TNH, v_TNH, window=self.window, dropout=dropout, deterministic=self.deterministic
+            )
         return map_row_chunks(self._project_output, x_TD, a_TNH.flatten(1))
 
     def _project_qkv(self, x_TD: Tensor, cos_TH: Tensor, sin_TH: Tensor) -> Tensor:
@@ -197,20 +209,18 @@ class ModernBertModel(PreTrained):
         """
         x_TD = self.embeddings(batch)
         training_dropout = self.training and self.config.attention_dropout > 0
-        backend = resolve_backend(self.attention, x_TD.device, x_TD.dtype, training_dropout)
-        if batch.position_ids is None:
-            positions_T, num_positions = torch.cat([torch.arange(n) for n in batch.seqlens]), batch.max_seqlen
-        else:
-            positions_T, num_positions = batch.position_ids, int(batch.position_ids.max()) + 1
-        positions_T = positions_T.to(x_TD.device, non_blocking=True)
+        backend = resolve_backend(
+            self.attention, x_TD.device, x_TD.dtype, self.config.head_dim, dropout=training_dropout
+        )
+        classes = length_classes(batch, self.config.num_attention_heads, backend)
+        attention = partial(packed_attention, classes=classes, backend=backend)
         rope = {
-            theta: tuple(table[positions_T] for table in self._rope_table(theta, num_positions, x_TD.device))
-            for theta in {self.config.rope_theta(i) for i in range(len(self.layers))}
+            theta: self.rope(theta, batch) for theta in {self.config.rope_theta(i) for i in range(len(self.layers))}
         }
         for i, layer in enumerate(self.layers):
-            if hidden_states is not None:
-                hidden_states.append(x_TD)
-            x_TD = layer(x_TD, rope[self.config.rope_theta(i)], batch, backend, maps)
+            if hidden_states is not None:  # layers on a GPU overwrite their input
+                hidden_states.append(x_TD.clone() if gpu.kernels_for(x_TD) else x_TD)
+            x_TD = layer(x_TD, rope[self.config.rope_theta(i)], batch, attention, maps)
         x_TD = self.final_norm(x_TD)
         if hidden_states is not None:
             hidden_states.append(x_TD)
@@ -321,13 +331,20 @@ class ModernBertModel(PreTrained):
             traces["attentions"] = tuple(_padded_maps(inputs, layer_maps) for layer_maps in maps)
         return inputs, x_TD, traces
 
-    def _rope_table(self, theta: float, positions: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return cos and sin for at least `positions` positions, from a cache that grows."""
-        table = self._rope_tables.get(theta)
-        if table is None or len(table[0]) < positions or table[0].device != device:
-            positions = max(positions, self.config.max_position_embeddings)
-            self._rope_tables[theta] = table = rope_table(theta, self.config.head_dim, positions, device)
-        return table
+    def rope(self, theta: float, batch: PackedBatch) -> tuple[Tensor, Tensor]:
+        """Return cos and sin, fp32: of the batch's tokens (T, H/2), or of all positions where a kernel looks them up.
+
+        The tables of positions are kept, and grow where a batch needs more.
+        """
+        device = batch.cu_seqlens.device
+        tables = self._rope_tables.get(theta)
+        if tables is None or len(tables[0]) < batch.num_positions or tables[0].device != device:
+            positions = max(batch.num_positions, self.config.max_position_embeddings)
+            self._rope_tables[theta] = tables = rope_table(theta, self.config.head_dim, positions, device)
+        if gpu.kernels_for(batch.cu_seqlens):
+            return tables
+        cos_SH, sin_SH = tables
+        return cos_SH[batch.position_ids], sin_SH[batch.position_ids]
 
 
 def layer_norm(config: ModernBertConfig) -> nn.LayerNorm:

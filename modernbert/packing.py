@@ -5,11 +5,16 @@ Shapes: T packed tokens, B sequences, S padded sequence length, D hidden.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from modernbert.gpu import upload
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,16 +31,18 @@ class PackedBatch:
     """Token ids, (T,), int32 or int64; not read if `inputs_embeds` is set."""
     cu_seqlens: Tensor
     """(B+1,) int32, where each sequence starts, with T at the end; on the device of `input_ids`."""
+    position_ids: Tensor
+    """The position of each token in the rotary embeddings, (T,), int32 or int64."""
     seqlens: tuple[int, ...]
     """Tokens in each sequence. They are kept on the host, so that planning never waits for a device."""
-    position_ids: Tensor | None = None
-    """The position of each token, (T,), int64; None to count from 0 in each sequence."""
+    num_positions: int
+    """All `position_ids` are below it: the rows of the rotary table that they need."""
     inputs_embeds: Tensor | None = None
     """Vectors (T, D) in place of the token embeddings."""
 
     @classmethod
-    def from_lengths(cls, input_ids: Tensor, seqlens: tuple[int, ...]) -> PackedBatch:
-        """Create a batch from token ids and lengths.
+    def from_lengths(cls, input_ids: Tensor, seqlens: Sequence[int]) -> PackedBatch:
+        """Create a batch from token ids, on any device, and lengths; positions count from 0 in each sequence.
 
         Args:
             input_ids: (T,), int32 or int64, the ids of all sequences end to end.
@@ -44,18 +51,43 @@ class PackedBatch:
         Raises:
             ValueError: where a length is below 1 or the sum is not T.
         """
-        if min(seqlens, default=0) < 1 or sum(seqlens) != input_ids.numel():
-            raise ValueError(
-                f"seqlens must be positive and sum to the {input_ids.numel()} tokens of input_ids; "
-                f"they sum to {sum(seqlens)} and the least is {min(seqlens, default=0)}"
-            )
-        starts = torch.tensor((0, *seqlens)).cumsum(0).to(torch.int32)
-        return cls(input_ids, starts.to(input_ids.device), tuple(seqlens))
+        starts, positions = _layout(input_ids.numel(), seqlens)
+        starts_B, positions_T = upload(input_ids.device, starts, positions)
+        return cls(input_ids, starts_B, positions_T, tuple(seqlens), max(seqlens))
 
-    @property
+    @classmethod
+    def from_arrays(cls, input_ids: np.ndarray, seqlens: Sequence[int], device: torch.device) -> PackedBatch:
+        """Create a batch on `device` from token ids on the host, as `from_lengths`, in a single copy without a wait.
+
+        Args:
+            input_ids: (T,) int32, the ids of all sequences end to end.
+            seqlens: tokens in each sequence, at least 1, with the sum T.
+            device: where the batch is put.
+
+        Raises:
+            ValueError: where a length is below 1 or the sum is not T.
+        """
+        starts, positions = _layout(len(input_ids), seqlens)
+        ids_T, starts_B, positions_T = upload(device, input_ids, starts, positions)
+        return cls(ids_T, starts_B, positions_T, tuple(seqlens), max(seqlens))
+
+    @cached_property
     def max_seqlen(self) -> int:
         """The length of the longest sequence."""
         return max(self.seqlens)
+
+
+def _layout(tokens: int, seqlens: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Compute the start of each sequence, (B+1,), and the position of each token in its sequence, (T,)."""
+    lengths = np.asarray(seqlens, dtype=np.int32)
+    if lengths.min(initial=1) < 1 or not len(lengths) or lengths.sum() != tokens:
+        raise ValueError(
+            f"seqlens must be positive and sum to the {tokens} tokens of input_ids; "
+            f"they sum to {lengths.sum()} and the least is {min(seqlens, default=0)}"
+        )
+    starts = np.zeros(len(lengths) + 1, dtype=np.int32)
+    np.cumsum(lengths, out=starts[1:])
+    return starts, np.arange(tokens, dtype=np.int32) - np.repeat(starts[:-1], lengths)
 
 
 def unpad(input_ids_BS: Tensor, attention_mask_BS: Tensor) -> tuple[PackedBatch, Tensor]:
@@ -143,7 +175,8 @@ class ModelInputs:
                 raise ValueError(
                     f"position_ids are {_format_shape(position_ids)}; they must be {_format_shape(mask)}, at least 0"
                 )
-            batch = replace(batch, position_ids=position_ids.expand(shape).flatten()[indices])
+            positions = position_ids.expand(shape).flatten()[indices]
+            batch = replace(batch, position_ids=positions, num_positions=int(positions.max()) + 1)
         return cls(batch, indices, (source.shape[0], source.shape[1]))
 
     @classmethod
@@ -185,8 +218,10 @@ class ModelInputs:
         positions = None if position_ids is None else position_ids.flatten()
         if positions is not None and (len(positions) != len(flat) or (positions < 0).any()):
             raise ValueError(f"position_ids must have a number of at least 0 for each of the {len(flat)} tokens")
-        embeds = None if inputs_embeds is None else flat
-        return cls(PackedBatch(ids, cu_seqlens.to(torch.int32), lengths, positions, embeds), indices, shape)
+        batch = PackedBatch.from_lengths(ids, lengths)
+        if positions is not None:
+            batch = replace(batch, position_ids=positions, num_positions=int(positions.max()) + 1)
+        return cls(batch if inputs_embeds is None else replace(batch, inputs_embeds=flat), indices, shape)
 
     def pad(self, values_TX: Tensor, value: float = 0.0) -> Tensor:
         """Bring packed values (T, …) into the caller's layout: (B, S, …) with `value` at padding, or unchanged."""

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from modernbert import gpu
 from modernbert.checkpoint import load
 from modernbert.files import CheckpointError
 from modernbert.model import ModernBertModel
@@ -72,21 +73,21 @@ class SentenceEncoder(nn.Module):
             (B, E) fp32, in the order of the batch.
         """
         x_TD = self.encoder.forward_packed(batch)
+        modes = pooling or self.config.pooling
+        if x_TD.device.type != "cpu":
+            x_BE = torch.cat([_pool_on_gpu(x_TD, batch, mode, prompt_tokens) for mode in modes], dim=1)
+            return self._apply_dense(x_BE)
         pooled = [
-            torch.cat(
-                [_POOLING_FUNCTIONS[mode](x_LD.float(), prompt_tokens) for mode in pooling or self.config.pooling]
-            )
+            torch.cat([_POOLING_FUNCTIONS[mode](x_LD.float(), prompt_tokens) for mode in modes])
             for x_LD in x_TD.split(batch.seqlens)
         ]
-        # On CPUs, one row at a time: the bits of a matrix product may depend on its number of rows.
-        rows = pooled if x_TD.device.type == "cpu" else [torch.stack(pooled)]
-        return torch.stack(pooled) if not self.layers else torch.cat([self._apply_dense(x) for x in rows])
+        # One row at a time: the bits of a matrix product may depend on its number of rows.
+        return torch.stack(pooled) if not self.layers else torch.cat([self._apply_dense(x[None]) for x in pooled])
 
-    def _apply_dense(self, x: Tensor) -> Tensor:
-        x = x if x.dim() == 2 else x[None]
+    def _apply_dense(self, x_BE: Tensor) -> Tensor:
         for layer in self.layers:
-            x = layer(x)
-        return x
+            x_BE = layer(x_BE)
+        return x_BE
 
 
 class _Dense(nn.Module):
@@ -117,6 +118,17 @@ def _load_dense(dense: Dense) -> _Dense:
         return _Dense(weights, dense.activation, dense.residual)
     except (KeyError, RuntimeError) as error:
         raise CheckpointError(f"{file} does not hold a dense layer: {str(error).splitlines()[0]}") from error
+
+
+def _pool_on_gpu(x_TD: Tensor, batch: PackedBatch, mode: str, skip: int) -> Tensor:
+    """Pool all sequences of a batch at once, (B, D) fp32; `_POOLING_FUNCTIONS` one by one where Triton is missing."""
+    if mode == "cls":
+        return x_TD[batch.cu_seqlens[:-1] + skip].float()
+    if mode == "lasttoken":
+        return x_TD[batch.cu_seqlens[1:] - 1].float()
+    if kernels := gpu.kernels_for(x_TD):
+        return kernels.pool_sequences(x_TD, batch.cu_seqlens, mode, skip)
+    return torch.stack([_POOLING_FUNCTIONS[mode](x_LD.float(), skip) for x_LD in x_TD.split(batch.seqlens)])
 
 
 def _weighted_mean(x_LD: Tensor, skip: int) -> Tensor:

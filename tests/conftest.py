@@ -29,6 +29,8 @@ from checkpoints import write_checkpoint, write_tokenizer
 
 REPOSITORY = Path(__file__).parents[1]
 torch.set_num_threads(1)
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported: its kernels then run on the CPU
 
 
 def readme_block(marker: str, file: str = "README.md") -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from pipelines.tasks.pipeline import Pipeline
 from pipelines.tasks.postprocess import list_array, per_document
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from modernbert.heads import ModernBertForMaskedLM
@@ -103,16 +105,17 @@ class Fill(Task):
     def forward(self, model: ModernBertForMaskedLM, batch: PackedBatch, ids: np.ndarray) -> Tensor:
         import torch
 
-        positions = torch.from_numpy(np.flatnonzero(ids == self.mask_token_id))
-        logits_PV = model.forward_packed(batch, positions.to(batch.input_ids.device, non_blocking=True)).float()
-        probabilities = logits_PV.softmax(dim=-1)
+        masks = int((ids == self.mask_token_id).sum())
+        positions = torch.nonzero_static(batch.input_ids == self.mask_token_id, size=masks)[:, 0]
+        logits_PV = model.forward_packed(batch, positions).float()
+        total = logits_PV.logsumexp(dim=-1, keepdim=True)
         if self.targets is None:
-            scores, tokens = probabilities.topk(self.top_k)
+            top, tokens = logits_PV.topk(self.top_k)
         else:
-            targets = torch.tensor(self.targets, device=logits_PV.device)
-            scores, places = probabilities[:, targets].topk(self.top_k)
+            targets = _token_ids(self.targets, logits_PV.device)
+            top, places = logits_PV[:, targets].topk(self.top_k)
             tokens = targets[places]
-        return torch.cat((scores, tokens.float()), dim=1)
+        return torch.cat(((top - total).exp(), tokens.float()), dim=1)
 
     @property
     def forward_options(self) -> tuple[Any, ...]:
@@ -196,6 +199,14 @@ def keep_windows(windows: Windows, keep_W: np.ndarray) -> Windows:
         n_tokens=n_tokens,
         truncated=truncated,
     )
+
+
+@lru_cache(maxsize=16)
+def _token_ids(ids: tuple[int, ...], device: torch.device) -> Tensor:
+    """Return ids as a tensor on a device, where they stay: uploading them for each batch would wait for it."""
+    import torch
+
+    return torch.tensor(ids, device=device)
 
 
 def _target_ids(targets: Sequence[str], tokenizer: Tokenizer) -> tuple[int, ...]:

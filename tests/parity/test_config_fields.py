@@ -11,10 +11,8 @@ import inspect
 import json
 import re
 import shutil
-import sys
 from dataclasses import fields, replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -269,7 +267,7 @@ def test_attention_dropout(encoder, attention):
         return
     ones = torch.ones(300, 64, 4)  # values of one: each result is the sum of the weights that were kept
     starts = torch.tensor([0, 300], dtype=torch.int32)
-    sums = varlen_attention(torch.zeros_like(ones), ones, ones, starts, 300, backend=attention, dropout=0.3)[..., 0]
+    sums = varlen_attention(torch.zeros_like(ones), ones, ones, starts, (300,), backend=attention, dropout=0.3)[..., 0]
     assert sums.mean().item() == pytest.approx(1.0, abs=0.002)  # 300 * 300 * 64 draws
     assert sums.std().item() == pytest.approx((0.3 / 0.7 / 300) ** 0.5, rel=0.05)
 
@@ -413,16 +411,17 @@ def test_deterministic_flash_attn(encoder, monkeypatch, deterministic):
     """What flash-attn is called with; in its place, the plain formula."""
     calls = []
 
-    def flash_attn_varlen_func(q, k, v, starts, starts_k, bound, bound_k, *, dropout_p, window_size, deterministic):
+    def flash_attn_varlen_func(
+        q, k, v, *, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p, window_size, deterministic
+    ):
         calls.append((window_size, dropout_p, deterministic))
-        assert torch.equal(starts, starts_k)
-        assert bound == bound_k >= 90
+        assert torch.equal(cu_seqlens_q, cu_seqlens_k)
+        assert max_seqlen_q == max_seqlen_k == 128
         window = None if window_size == (-1, -1) else window_size
-        return varlen_attention(q, k, v, starts, bound, window, backend="eager")
+        return varlen_attention(q, k, v, cu_seqlens_q, cu_seqlens_q.diff().tolist(), window, backend="eager")
 
-    fake = SimpleNamespace(flash_attn_varlen_func=flash_attn_varlen_func)
-    monkeypatch.setitem(sys.modules, "flash_attn", fake)
-    monkeypatch.setattr("modernbert.model.resolve_backend", lambda *_: "flash_attn")
+    monkeypatch.setattr("modernbert.model.resolve_backend", lambda *_, **__: "flash_attn")
+    monkeypatch.setattr("modernbert.attention._kernel", lambda _: flash_attn_varlen_func)
     model = like(encoder, deterministic_flash_attn=deterministic)
     got = model(IDS)[0]
     assert calls == [(window or (-1, -1), 0.0, deterministic) for window in (None, (64, 64), (64, 64), None)]

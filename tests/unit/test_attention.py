@@ -35,8 +35,8 @@ def test_equals_the_plain_formula(window, backend, head_dim):
     starts = torch.tensor((0, *LENGTHS)).cumsum(0).int()
     want = plain(q, k, v, LENGTHS, window)
     with torch.no_grad():
-        got = varlen_attention(q, k, v, starts, max(LENGTHS), window, backend=backend)
-        half = varlen_attention(*(x.bfloat16() for x in (q, k, v)), starts, max(LENGTHS), window, backend=backend)
+        got = varlen_attention(q, k, v, starts, LENGTHS, window, backend=backend)
+        half = varlen_attention(*(x.bfloat16() for x in (q, k, v)), starts, LENGTHS, window, backend=backend)
     torch.testing.assert_close(got.double(), want, atol=1e-5, rtol=1e-5)  # fp32 rounding of sums of 1000 terms
     assert relative_error(half.double(), want) < 2e-2  # bf16: 8 bits of mantissa, in inputs, scores and weights
 
@@ -46,7 +46,7 @@ def test_gradients_of_tiles_are_finite_and_right():
     q, k, v = (torch.randn(300, 1, 32, requires_grad=True) for _ in range(3))
     starts = torch.tensor([0, 300], dtype=torch.int32)
     weights = torch.randn(300, 1, 32)
-    got = torch.autograd.grad((varlen_attention(q, k, v, starts, 300, (64, 64)) * weights).sum(), (q, k, v))
+    got = torch.autograd.grad((varlen_attention(q, k, v, starts, (300,), (64, 64)) * weights).sum(), (q, k, v))
     want = torch.autograd.grad((plain(q, k, v, [300], (64, 64)).float() * weights).sum(), (q, k, v))
     for g, w in zip(got, want, strict=True):
         torch.testing.assert_close(g, w, atol=1e-5, rtol=1e-4)
@@ -71,8 +71,8 @@ def test_no_temporary_grows_with_the_square_of_a_length(dtype):
     starts = torch.tensor([0, n], dtype=torch.int32)
     attention._tile_mask.cache_clear()
     with torch.no_grad(), Largest():
-        varlen_attention(q, k, v, starts, n, (64, 64))
-        varlen_attention(q, k, v, starts, n, None)
+        varlen_attention(q, k, v, starts, (n,), (64, 64))
+        varlen_attention(q, k, v, starts, (n,), None)
     assert largest < n * n  # bytes: an n x n mask alone, without heads, would take 2 to 4 times as many
 
 
@@ -82,14 +82,14 @@ def test_training_after_inference_with_the_same_masks():
     starts = torch.tensor([0, 100, 400], dtype=torch.int32)
     q = torch.randn(400, 1, 32, requires_grad=True)
     with torch.inference_mode():
-        varlen_attention(q, q, q, starts, 300, (64, 64))
-    varlen_attention(q, q, q, starts, 300, (64, 64)).sum().backward()
+        varlen_attention(q, q, q, starts, (300,), (64, 64))
+    varlen_attention(q, q, q, starts, (300,), (64, 64)).sum().backward()
     assert q.grad.isfinite().all()
 
 
 def test_backend_by_name_that_cannot_run_is_an_error():
     with pytest.raises(ValueError, match="'flash_attn' needs a CUDA device"):
-        resolve_backend("flash_attn", torch.device("cpu"), torch.float32)
-    with pytest.raises(ValueError, match="known are auto, flash_attn, torch_varlen, sdpa, eager"):
-        resolve_backend("flashy", torch.device("cpu"), torch.float32)
-    assert resolve_backend("auto", torch.device("cpu"), torch.bfloat16) == "sdpa"
+        resolve_backend("flash_attn", torch.device("cpu"), torch.float32, 64)
+    with pytest.raises(ValueError, match=r"known are auto, flash_attn_3, .*, eager"):
+        resolve_backend("flashy", torch.device("cpu"), torch.float32, 64)
+    assert resolve_backend("auto", torch.device("cpu"), torch.bfloat16, 64) == "sdpa"

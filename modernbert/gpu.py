@@ -1,0 +1,54 @@
+"""What is asked of a GPU before a model runs on it: its compute capability, and whether Triton's kernels run.
+
+`modernbert.kernels` needs Triton, which torch's wheels with CUDA bring along, and is imported here alone.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import cache
+from types import ModuleType
+
+import numpy as np
+import torch
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+
+def kernels_for(x: Tensor) -> ModuleType | None:
+    """Return `modernbert.kernels` where `x` is on a GPU in inference, else None: on CPUs, in training, compiled."""
+    if x.device.type != "cuda" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return None
+    return _kernels(x.device)
+
+
+def upload(device: torch.device, *arrays: np.ndarray) -> tuple[Tensor, ...]:
+    """Put int32 arrays on a device: a GPU gets them in one copy from pinned memory, which nothing waits for."""
+    if device.type == "cpu":
+        return tuple(torch.from_numpy(array) for array in arrays)
+    joined = torch.from_numpy(np.concatenate(arrays)).pin_memory()
+    return joined.to(device, non_blocking=True).split([len(array) for array in arrays])
+
+
+@cache
+def compute_capability(device: torch.device) -> tuple[int, int]:
+    """Return the compute capability of a GPU: (9, 0) for an H100."""
+    return torch.cuda.get_device_capability(device)
+
+
+@cache
+def _kernels(device: torch.device) -> ModuleType | None:
+    """Import the kernels and run one; warn where that fails, so that the slower path is not taken in silence."""
+    try:
+        from modernbert import kernels
+
+        kernels.geglu(torch.zeros(1, 32, device=device))
+    except Exception as error:  # no Triton, no C compiler for its launcher, a GPU that it does not support
+        reason = (str(error).splitlines() or [""])[0]
+        logger.warning(
+            "Triton's kernels do not run on %s (%s: %s); the model runs without them, at about half the speed",
+            device, type(error).__name__, reason,
+        )  # fmt: skip
+        return None
+    return kernels

@@ -1,0 +1,201 @@
+"""Triton kernels of inference on GPUs: what lies between the matrix products of a layer, and the pooling after them.
+
+Each row (or sequence) is computed by itself, so that its bits do not depend on the batch. Sums and functions are fp32;
+results are rounded once to the dtype of the output. On CPUs they run in Triton's interpreter (TRITON_INTERPRET=1).
+
+Shapes: T packed tokens, B sequences, D hidden, F MLP width, N heads, H head dim, S positions.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+POOLING = {"mean": 0, "mean_sqrt_len_tokens": 1, "weightedmean": 2, "max": 3}
+"""The poolings over all tokens of a sequence that `pool_sequences` computes, with their numbers in its kernel."""
+_FLOAT8_MAX = tl.constexpr(448.0)  # the largest number of float8_e4m3fn
+
+
+def rotate_(qkv_T3NH: Tensor, cos_SH: Tensor, sin_SH: Tensor, positions_T: Tensor) -> None:
+    """Rotate queries and keys in place: `rope.apply_rope` with the tables indexed by position.
+
+    Args:
+        qkv_T3NH: queries, keys and values (T, 3, N, H), contiguous; values are not touched.
+        cos_SH: (S, H/2) fp32, of `rope.rope_table`.
+        sin_SH: (S, H/2) fp32, of `rope.rope_table`.
+        positions_T: (T,) int32 or int64, below S.
+    """
+    tokens, _, heads, dim = qkv_T3NH.shape
+    grid = (triton.cdiv(tokens, 8), triton.cdiv(2 * heads, 8))
+    with torch.cuda.device_of(qkv_T3NH):
+        rotate_kernel[grid](
+            qkv_T3NH, cos_SH, sin_SH, positions_T, tokens, HEADS=heads, HALF=dim // 2, BLOCK_T=8, BLOCK_N=8,
+            BLOCK_H=triton.next_power_of_2(dim // 2), num_warps=4,
+        )  # fmt: skip
+
+
+def geglu(y_TF: Tensor) -> Tensor:
+    """Compute `gelu(a) * b` of the halves `a` and `b` of each row (T, 2F), with the exact erf: (T, F)."""
+    tokens, width = y_TF.shape[0], y_TF.shape[1] // 2
+    out_TF = y_TF.new_empty(tokens, width)
+    grid = (triton.cdiv(tokens, 16), triton.cdiv(width, 128))
+    with torch.cuda.device_of(y_TF):
+        geglu_kernel[grid](y_TF, out_TF, tokens, WIDTH=width, BLOCK_T=16, BLOCK_F=128, num_warps=4)
+    return out_TF
+
+
+def pool_sequences(x_TD: Tensor, cu_seqlens: Tensor, pooling: str, skip: int = 0) -> Tensor:
+    """Pool the tokens of each sequence but its first `skip`.
+
+    Args:
+        x_TD: hidden states (T, D), contiguous.
+        cu_seqlens: (B+1,) int32, where each sequence starts, with T at the end.
+        pooling: one of POOLING.
+        skip: tokens at the start of each sequence that are left out.
+
+    Returns:
+        (B, D) fp32.
+    """
+    sequences, width = len(cu_seqlens) - 1, x_TD.shape[1]
+    out_BD = x_TD.new_empty(sequences, width, dtype=torch.float32)
+    grid = (sequences, triton.cdiv(width, 128))
+    with torch.cuda.device_of(x_TD):
+        pool_kernel[grid](
+            x_TD, cu_seqlens, out_BD, skip, POOLING=POOLING[pooling], WIDTH=width, BLOCK_T=32, BLOCK_D=128, num_warps=4
+        )
+    return out_BD
+
+
+def norm_float8(x_TD: Tensor, weight_D: Tensor, bias_D: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
+    """Compute LayerNorm, rounded to float8: values (T, D) float8_e4m3fn and the scale of each row (T, 1) fp32."""
+    tokens, width = x_TD.shape
+    out_TD = x_TD.new_empty(tokens, width, dtype=torch.float8_e4m3fn)
+    scales_T1 = x_TD.new_empty(tokens, 1, dtype=torch.float32)
+    with torch.cuda.device_of(x_TD):
+        norm_float8_kernel[(triton.cdiv(tokens, 4),)](
+            x_TD, weight_D, weight_D if bias_D is None else bias_D, out_TD, scales_T1, tokens, eps, WIDTH=width,
+            HAS_BIAS=bias_D is not None, BLOCK_T=4, BLOCK_D=triton.next_power_of_2(width), num_warps=4,
+        )  # fmt: skip
+    return out_TD, scales_T1
+
+
+def geglu_float8(y_TF: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute `geglu`, rounded to float8: values (T, F) float8_e4m3fn and the scale of each row (T, 1) fp32."""
+    tokens, width = y_TF.shape[0], y_TF.shape[1] // 2
+    out_TF = y_TF.new_empty(tokens, width, dtype=torch.float8_e4m3fn)
+    scales_T1 = y_TF.new_empty(tokens, 1, dtype=torch.float32)
+    with torch.cuda.device_of(y_TF):
+        geglu_float8_kernel[(tokens,)](
+            y_TF, out_TF, scales_T1, WIDTH=width, BLOCK_F=triton.next_power_of_2(width), num_warps=4
+        )
+    return out_TF, scales_T1
+
+
+@triton.jit
+def rotate_kernel(
+    qkv, cos, sin, positions, tokens, HEADS: tl.constexpr, HALF: tl.constexpr, BLOCK_T: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_H: tl.constexpr,
+):  # fmt: skip
+    """Rotate the pairs (i, i + HALF) of BLOCK_N of the 2 * HEADS query and key heads of BLOCK_T tokens."""
+    t = (tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T))[:, None, None]
+    n = (tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N))[None, :, None]
+    h = tl.arange(0, BLOCK_H)[None, None, :]
+    valid = (t < tokens) & (h < HALF)
+    angles = tl.load(positions + t, mask=t < tokens, other=0).to(tl.int64) * HALF + h
+    c = tl.load(cos + angles, mask=valid, other=0.0)
+    s = tl.load(sin + angles, mask=valid, other=0.0)
+    valid = valid & (n < 2 * HEADS)
+    first_at = qkv + t.to(tl.int64) * (6 * HEADS * HALF) + n * (2 * HALF) + h
+    first = tl.load(first_at, mask=valid, other=0.0).to(tl.float32)
+    second = tl.load(first_at + HALF, mask=valid, other=0.0).to(tl.float32)
+    tl.store(first_at, (first * c - second * s).to(qkv.dtype.element_ty), mask=valid)
+    tl.store(first_at + HALF, (second * c + first * s).to(qkv.dtype.element_ty), mask=valid)
+
+
+@triton.jit
+def _geglu(a, b, dtype: tl.constexpr):
+    """Compute gelu(a) * b; gelu is rounded to `dtype` before the product, as it is where it is stored."""
+    gelu = 0.5 * a * (1.0 + tl.erf(a * 0.7071067811865476))
+    return gelu.to(dtype).to(tl.float32) * b
+
+
+@triton.jit
+def geglu_kernel(y, out, tokens, WIDTH: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_F: tl.constexpr):
+    t = (tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T))[:, None]
+    f = (tl.program_id(1) * BLOCK_F + tl.arange(0, BLOCK_F))[None, :]
+    valid = (t < tokens) & (f < WIDTH)
+    at = y + t.to(tl.int64) * (2 * WIDTH) + f
+    a = tl.load(at, mask=valid, other=0.0).to(tl.float32)
+    b = tl.load(at + WIDTH, mask=valid, other=0.0).to(tl.float32)
+    g = _geglu(a, b, out.dtype.element_ty)
+    tl.store(out + t.to(tl.int64) * WIDTH + f, g.to(out.dtype.element_ty), mask=valid)
+
+
+@triton.jit
+def geglu_float8_kernel(y, out, scales, WIDTH: tl.constexpr, BLOCK_F: tl.constexpr):
+    t = tl.program_id(0).to(tl.int64)
+    f = tl.arange(0, BLOCK_F)
+    at = y + t * (2 * WIDTH) + f
+    a = tl.load(at, mask=f < WIDTH, other=0.0).to(tl.float32)
+    b = tl.load(at + WIDTH, mask=f < WIDTH, other=0.0).to(tl.float32)
+    g = _geglu(a, b, y.dtype.element_ty)
+    scale = tl.maximum(tl.max(tl.abs(g), axis=0), 1e-12) / _FLOAT8_MAX
+    tl.store(out + t * WIDTH + f, (g / scale).to(tl.float8e4nv), mask=f < WIDTH)
+    tl.store(scales + t, scale)
+
+
+@triton.jit
+def norm_float8_kernel(
+    x, weight, bias, out, scales, tokens, eps, WIDTH: tl.constexpr, HAS_BIAS: tl.constexpr, BLOCK_T: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    t = (tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T))[:, None]
+    d = tl.arange(0, BLOCK_D)[None, :]
+    valid = (t < tokens) & (d < WIDTH)
+    at = t.to(tl.int64) * WIDTH + d
+    v = tl.load(x + at, mask=valid, other=0.0).to(tl.float32)
+    v = tl.where(valid, v - tl.sum(v, axis=1, keep_dims=True) / WIDTH, 0.0)
+    v = v / tl.sqrt(tl.sum(v * v, axis=1, keep_dims=True) / WIDTH + eps)
+    v = v * tl.load(weight + d, mask=d < WIDTH, other=0.0).to(tl.float32)
+    if HAS_BIAS:
+        v = v + tl.load(bias + d, mask=d < WIDTH, other=0.0).to(tl.float32)
+    scale = tl.maximum(tl.max(tl.abs(v), axis=1, keep_dims=True), 1e-12) / _FLOAT8_MAX
+    tl.store(out + at, (v / scale).to(tl.float8e4nv), mask=valid)
+    tl.store(scales + t, scale, mask=t < tokens)
+
+
+@triton.jit
+def pool_kernel(
+    x, starts, out, skip, POOLING: tl.constexpr, WIDTH: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr
+):
+    """Pool BLOCK_D columns of one sequence, BLOCK_T tokens at a time."""
+    b = tl.program_id(0)
+    d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
+    first, stop = tl.load(starts + b), tl.load(starts + b + 1)
+    total = tl.full((BLOCK_T, BLOCK_D), float("-inf") if POOLING == 3 else 0.0, tl.float32)
+    not_finite = tl.zeros((BLOCK_T, BLOCK_D), tl.float32)
+    for begin in range(first + skip, stop, BLOCK_T):
+        t = begin + tl.arange(0, BLOCK_T)[:, None]
+        valid = (t < stop) & (d < WIDTH)
+        at = x + t.to(tl.int64) * WIDTH + d
+        if POOLING == 3:
+            v = tl.load(at, mask=valid, other=float("-inf")).to(tl.float32)
+            total = tl.maximum(total, v)
+            not_finite += tl.where(valid, v - v, 0.0)  # the maximum passes over NaN, which must not go unseen
+        else:
+            v = tl.load(at, mask=valid, other=0.0).to(tl.float32)
+            if POOLING == 2:
+                v = v * (t - first + 1).to(tl.float32)  # the n-th token has the weight n
+            total += v
+    count = (stop - first - skip).to(tl.float32)
+    if POOLING == 3:
+        pooled = tl.max(total, axis=0, keep_dims=True) + tl.sum(not_finite, axis=0, keep_dims=True)
+    else:
+        if POOLING == 1:
+            count = tl.sqrt(count)
+        if POOLING == 2:
+            count = count * (stop - first + skip + 1).to(tl.float32) / 2  # the sum of the weights
+        pooled = tl.sum(total, axis=0, keep_dims=True) / count
+    tl.store(out + b.to(tl.int64) * WIDTH + d, pooled, mask=d < WIDTH)
