@@ -137,6 +137,7 @@ class ModernBertEncoderLayer(nn.Module):
             a_TNH = attention(
                 q_TNH, k_TNH, v_TNH, window=self.window, dropout=dropout, deterministic=self.deterministic
             )
+        del qkv, q_TNH, k_TNH, v_TNH  # the memory is the MLP's now
         return map_row_chunks(self._project_output, x_TD, a_TNH.flatten(1))
 
     def _project_qkv(self, x_TD: Tensor, cos_TH: Tensor, sin_TH: Tensor) -> Tensor:

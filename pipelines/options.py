@@ -257,7 +257,7 @@ class ModelOptions(BaseModel):
 
     model: Annotated[str | None, Field(description="checkpoint: a folder, a URI or a Hugging Face hub id")] = None
     budget_tokens: Annotated[
-        int | None, Field(ge=16, description="tokens in a packed batch (default: 4096, GPUs 65536)")
+        int | None, Field(ge=16, description="tokens in a packed batch (default: 4096, GPUs by memory to 65536)")
     ] = None
     device: Annotated[Literal["auto", "cpu", "cuda"], Field(description="auto takes the GPUs where there are any")] = (
         "auto"

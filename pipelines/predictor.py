@@ -6,13 +6,16 @@ Shapes: T packed tokens, W windows, R rows of values, C numbers a row.
 from __future__ import annotations
 
 import logging
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 
 from modernbert.checkpoint import as_dtype
+from modernbert.config import ModernBertConfig
 from modernbert.linear import prepack
 from modernbert.packing import PackedBatch
 from modernbert.windows import Text
@@ -21,7 +24,13 @@ from pipelines.checkpoints import Checkpoint
 from pipelines.tasks.base import ModelOutputs, Predictions, Task
 
 logger = logging.getLogger(__name__)
-BUDGET_TOKENS = {"cpu": 4096, "cuda": 65536}
+IN_FLIGHT = 3
+"""Packed batches that a GPU is given ahead: one that it computes, one whose values are copied, one that waits."""
+CPU_TOKENS = 4096
+"""Tokens in a packed batch on a CPU: larger ones are no faster."""
+MOST_TOKENS = 65536
+"""Tokens in a packed batch on a GPU that has the memory: larger ones are no faster."""
+_LEAST_TOKENS = 1024  # on a GPU with next to no memory left: what does not fit is halved
 DTYPE = {"cpu": "float32", "cuda": "bfloat16"}
 
 
@@ -41,8 +50,8 @@ class Predictor:
         """Load the checkpoint.
 
         `device`, `dtype`: torch's names; dtype "auto" is float32 on CPUs and bfloat16 on GPUs. `budget_tokens`: the
-        most tokens in a packed batch. `threads`: CPU threads of torch, None to leave its setting. Raises ValueError for
-        an unknown dtype and a budget below 1.
+        most tokens in a packed batch, None for what the device holds. `threads`: CPU threads of torch, None to leave
+        its setting. Raises ValueError for an unknown dtype and a budget below 1.
         """
         self.device = torch.device(device)
         if threads and self.device.type == "cpu":
@@ -50,11 +59,23 @@ class Predictor:
         self.checkpoint, self.task = checkpoint, task
         if budget_tokens is not None and budget_tokens < 1:
             raise ValueError(f"budget_tokens {budget_tokens} must be at least 1")
-        self.budget_tokens = budget_tokens or BUDGET_TOKENS[self.device.type]
         self.dtype = DTYPE[self.device.type] if dtype == "auto" else dtype
         warn_of_slow_dtype(self.device.type, self.dtype)
+        if self.device.type == "cuda":
+            torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+            torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+            self._copies = torch.cuda.Stream(self.device)
+        self._launching = threading.Lock()
         self.model = task.load(checkpoint, self.device, as_dtype(self.dtype))
         prepack(self.model)
+        self.budget_tokens = budget_tokens or self._default_budget()
+
+    def _default_budget(self) -> int:
+        """Return the most tokens of a packed batch: on a GPU, by the memory that the model leaves free."""
+        if self.device.type == "cpu":
+            return CPU_TOKENS
+        free, _ = torch.cuda.mem_get_info(self.device)
+        return budget_for(free, self.checkpoint.config, self.task.per_token, as_dtype(self.dtype))
 
     def answer(self, documents: Sequence[Text], task: Task | None = None) -> tuple[ModelOutputs, dict[int, str]]:
         """Encode and run documents; `task` stands in for the predictor's own.
@@ -78,43 +99,96 @@ class Predictor:
     ) -> Predictions:
         """Run windows laid end to end, `input_ids` (T,) cut at `cu_seqlens` (W+1,), and return their values in order.
 
-        `done(windows, tokens)` is called after each packed batch. A batch that exceeds the device's memory is halved
-        until it fits; a window that fails alone, or whose values are not finite, is in `failed`.
+        `done(windows, tokens)` is called when the values of a packed batch have come. A GPU has up to IN_FLIGHT batches
+        of a call at a time, so that it never waits for the host; several threads may call at once. A batch that exceeds
+        the device's memory is halved until it fits; a window that fails alone, or whose values are not finite, is in
+        `failed`.
         """
         started = time.perf_counter()
         task = task or self.task
         lengths = np.diff(cu_seqlens)
         splits = np.concatenate(([0], np.cumsum(task.rows(input_ids, cu_seqlens))))
+        values = np.zeros((splits[-1], task.width), dtype=np.float32)
         failed: dict[int, str] = {}
-        computed: list[tuple[np.ndarray, torch.Tensor]] = []
-        queue = packed_batches(lengths, self.budget_tokens)[::-1]
-        batches = 0
-        while queue:
-            windows = queue.pop()
+        todo = deque(packed_batches(lengths, self.budget_tokens))
+        in_flight: deque[tuple[np.ndarray, Callable[[], np.ndarray]]] = deque()
+        most, batches = 1 if self.device.type == "cpu" else IN_FLIGHT, 0
+        while todo or in_flight:
+            if not todo or len(in_flight) == most:
+                windows, wait = in_flight.popleft()
+                values[_ranges(splits, windows)] = wait()
+                batches += 1
+                if done:
+                    done(len(windows), int(lengths[windows].sum()))
+                continue
+            windows = todo.popleft()
             try:
-                ids = input_ids[_ranges(cu_seqlens, windows)]
-                batch = PackedBatch.from_lengths(self._to_device(ids), tuple(lengths[windows].tolist()))
-                computed.append((windows, task.forward(self.model, batch, ids)))
+                in_flight.append(
+                    (windows, self._launch(task, input_ids[_ranges(cu_seqlens, windows)], lengths[windows]))
+                )
             except torch.OutOfMemoryError as error:
                 if len(windows) == 1:
                     failed[int(windows[0])] = f"out of memory on {self.device}: {str(error).splitlines()[0]}"
                 else:
-                    queue += [windows[len(windows) // 2 :], windows[: len(windows) // 2]]
-                continue
-            batches += 1
-            if done:
-                done(len(windows), len(ids))
-        values = np.zeros((splits[-1], task.width), dtype=np.float32)
-        for windows, outputs in computed:  # only now does the host wait for a device
-            values[_ranges(splits, windows)] = outputs.float().cpu().numpy()
+                    todo.extendleft((windows[len(windows) // 2 :], windows[: len(windows) // 2]))
         bad_rows = np.flatnonzero(~np.isfinite(values).all(axis=1))
         for w in np.unique(np.searchsorted(splits, bad_rows, side="right") - 1):
             failed[int(w)] = "the model's answer is not a finite number"
         return Predictions(values, splits, failed, batches, time.perf_counter() - started)
 
-    def _to_device(self, ids: np.ndarray) -> torch.Tensor:
-        tensor = torch.from_numpy(ids)
-        return tensor if self.device.type == "cpu" else tensor.pin_memory().to(self.device, non_blocking=True)
+    def _launch(self, task: Task, ids: np.ndarray, lengths: np.ndarray) -> Callable[[], np.ndarray]:
+        """Start a packed batch and return what waits for its values (R, C); OutOfMemoryError where it does not fit."""
+        with self._launching:
+            for retries in (1, 0):
+                try:
+                    batch = PackedBatch.from_arrays(ids, lengths.tolist(), self.device)
+                    return self._download(task.forward(self.model, batch, ids).float())
+                except torch.OutOfMemoryError:
+                    if self.device.type == "cpu" or not retries:
+                        raise
+                torch.cuda.synchronize(self.device)  # the memory of all batches in flight is free then
+        raise AssertionError("unreachable")
+
+    def _download(self, outputs: torch.Tensor) -> Callable[[], np.ndarray]:
+        """Start the copy of values to the host, beside what is computed next, and return what waits for them."""
+        if self.device.type == "cpu":
+            return outputs.numpy
+        copies, computing = self._copies, torch.cuda.current_stream(self.device)
+        copies.wait_stream(computing)
+        with torch.cuda.stream(copies):
+            values = torch.empty(outputs.shape, dtype=outputs.dtype, pin_memory=True)
+            values.copy_(outputs, non_blocking=True)
+            outputs.record_stream(copies)
+            copied = torch.cuda.Event(blocking=True)  # a thread that waits leaves its core to others
+            copied.record(copies)
+
+        def wait() -> np.ndarray:
+            copied.synchronize()
+            return values.numpy()
+
+        return wait
+
+
+def budget_for(free_bytes: int, config: ModernBertConfig, per_token: bool, dtype: torch.dtype) -> int:
+    """Return the tokens of a packed batch that half of `free_bytes` of a GPU holds, in thousands, within the limits.
+
+    The other half is left to the batches whose values are copied, to fragments and to whoever else is on the GPU.
+    `per_token`: whether the head runs on each token, and not on each sequence.
+    """
+    tokens = free_bytes // 2 // bytes_per_token(config, per_token, dtype)
+    return min(max(tokens // 1024 * 1024, _LEAST_TOKENS), MOST_TOKENS)
+
+
+def bytes_per_token(config: ModernBertConfig, per_token: bool, dtype: torch.dtype) -> int:
+    """Return the memory that a forward pass takes for a token, at its peak: in a layer, or in a head on each token.
+
+    The MLP holds the hidden state, the result of attention, a norm, both halves of the gated layer and their product;
+    attention the hidden state, queries, keys, values and the result; a head the hidden state and, in fp32, its input
+    and two layers.
+    """
+    hidden, mlp = config.hidden_size, 3 * config.hidden_size + 3 * config.intermediate_size
+    encoder = max(mlp, 5 * hidden) * dtype.itemsize
+    return max(encoder, hidden * (dtype.itemsize + 3 * 4)) if per_token else encoder
 
 
 def warn_of_slow_dtype(device: str, dtype: str) -> None:

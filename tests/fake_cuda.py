@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -36,6 +38,11 @@ class FakeGpu(TorchDispatchMode):
         """Whether each copy to the GPU is from pinned memory and not waited for, and its shape."""
         self.downloads: list[bool] = []
         """Whether each copy from the GPU is not waited for."""
+        self.waits: list[int] = []
+        """How many uploads there had been at each wait for the GPU."""
+        self.peak_bytes = 0
+        """The most memory that tensors on the GPU took at a time."""
+        self._storages: dict[int, tuple[StorageWeakRef, int]] = {}
         self.kernels = SimpleNamespace(
             rotate_=lambda *_: self._launch("rotate"),
             geglu=lambda y: self._launch("geglu", y.new_empty(y.shape[0], y.shape[1] // 2)),
@@ -46,23 +53,34 @@ class FakeGpu(TorchDispatchMode):
             geglu_float8=lambda y: self._launch("geglu_float8", _float8(y, y.shape[1] // 2)),
         )
 
+    def _measure(self, out: Any) -> None:
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, torch.Tensor) and leaf.device.type == "cuda":
+                storage = leaf.untyped_storage()
+                self._storages[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+        self._storages = {key: value for key, value in self._storages.items() if not value[0].expired()}
+        self.peak_bytes = max(self.peak_bytes, sum(size for _, size in self._storages.values()))
+
     def _launch(self, name: str, out: Any = None) -> Any:
         self.launches[name] += 1
+        self._measure(out)
         return out
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         name = func._schema.name.split("::")[1]
+        self._measure(out)
         sources, results = (
             {leaf.device.type for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)}
             for tree in ((args, kwargs), out)
         )
-        if sources == {"cpu"} and results == {"cuda"}:
-            pinned = getattr(args[0], "pinned_here", False) and kwargs.get("non_blocking", False)
-            self.uploads.append((pinned, tuple(args[0].shape)))
-        elif sources == {"cuda"} and results == {"cpu"}:
-            self.downloads.append(kwargs.get("non_blocking", False))
+        waited_for = not (kwargs.get("non_blocking", False) or (name == "copy_" and len(args) > 2 and args[2]))
+        if results == {"cuda"} and "cpu" in sources:
+            pinned = getattr(args[name == "copy_"], "pinned_here", False)
+            self.uploads.append((pinned and not waited_for, tuple(args[0].shape)))
+        elif results == {"cpu"} and "cuda" in sources:
+            self.downloads.append(not waited_for)
         elif results == {"cuda"} and name not in NO_KERNEL:
             self.launches[name] += 2 if name == "_varlen_attn" else 1  # it fills 16 bytes of state first
         return out
@@ -74,7 +92,10 @@ def _float8(x: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class _Shims(TorchFunctionMode):
-    """What a build without CUDA refuses on fake tensors: indexing and `.to` want a device guard, pinning a driver."""
+    """What a build without CUDA refuses on fake tensors: indexing and `.to` want a device guard, pinning a driver.
+
+    What is read on the host at last is zeros.
+    """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -82,6 +103,10 @@ class _Shims(TorchFunctionMode):
             pinned = args[0].clone()
             pinned.pinned_here = True
             return pinned
+        if func is torch.empty and kwargs.pop("pin_memory", False):
+            return torch.empty(*args, **kwargs)
+        if func is torch.Tensor.numpy:
+            return np.zeros(tuple(args[0].shape), np.float32)
         if func is torch.Tensor.to:
             device = next((a for a in (*args[1:], *kwargs.values()) if isinstance(a, torch.device | str)), None)
             dtype = next((a for a in (*args[1:], *kwargs.values()) if isinstance(a, torch.dtype)), None)
@@ -116,6 +141,18 @@ def fake_gpu(monkeypatch: Any, capability: tuple[int, int] = (9, 0)) -> Iterator
     seen = FakeGpu()
     monkeypatch.setattr(gpu, "compute_capability", lambda _: capability)
     monkeypatch.setattr(gpu, "kernels_for", lambda x: seen.kernels if x.device.type == "cuda" else None)
+    stream = SimpleNamespace(wait_stream=lambda _: None)
+    event = SimpleNamespace(record=lambda _: None, synchronize=lambda: seen.waits.append(len(seen.uploads)))
+    for name, value in {
+        "Stream": lambda _: stream,
+        "current_stream": lambda _: stream,
+        "stream": lambda _: nullcontext(),
+        "Event": lambda **_: event,
+        "synchronize": lambda _: seen.waits.append(len(seen.uploads)),
+        "mem_get_info": lambda _: (80 << 30, 80 << 30),
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda *_: None)
     attention.resolve_backend.cache_clear()
     with FakeTensorMode(), torch.inference_mode(), _Shims(), seen:
         yield seen

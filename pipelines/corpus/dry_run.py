@@ -5,7 +5,7 @@ from __future__ import annotations
 import pyarrow as pa
 
 from pipelines.corpus.plan import ADDED, Job, with_columns
-from pipelines.corpus.summary import long_documents_policy
+from pipelines.corpus.summary import describe_budget, long_documents_policy
 from pipelines.input.documents import valid_documents
 from pipelines.input.plan import Inspection, cut, read_shard, sample
 from pipelines.input.shapes import Shape
@@ -38,7 +38,7 @@ def dry_run_report(job: Job, found: Inspection, options: CorpusOptions, shard_ro
         "columns": f"{', '.join(job.keep_columns)} + {', '.join(columns)}",
         "device": f"{job.device} in {job.dtype}",
         "long texts": long_documents_policy(job.task),
-        "token budget": f"{job.budget_tokens:,} a packed batch",
+        "token budget": f"{describe_budget(job)} a packed batch",
         "tokens": f"about {tokens / max(sampled, 1) * rows:,.0f}, from a sample of {sampled:,} rows"
         f" ({truncated} of them truncated, {rejected} rejected)",
     }

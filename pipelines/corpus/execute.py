@@ -196,7 +196,8 @@ def pipeline(job: Job, shards: list[Shard], blocks: int, actors: tuple[int, int]
     """The stages over shards in `blocks` blocks, with a pool of from `actors[0]` to `actors[1]` actors.
 
     A block whose process ends is left out, and its actor is started again. Where each shard is a block, an actor has
-    one at a time, so that none is lost because of another.
+    one at a time, so that none is lost because of another. Else an actor on a GPU works at two blocks at once: while
+    the last batches of a shard are computed, those of the next are prepared.
 
     On CPUs an actor takes 0.9 of a core, so that the rest of each core is left for reading and commits, which are
     quick. The stages' resources differ on purpose: Ray fuses stages whose resources are equal.
@@ -210,7 +211,7 @@ def pipeline(job: Job, shards: list[Shard], blocks: int, actors: tuple[int, int]
     context.max_consecutive_actor_init_deaths = 2
     on_cpu = job.device == "cpu"
     per_actor: dict[str, Any] = {"num_cpus": 0.9} if on_cpu else {"num_cpus": 1, "num_gpus": 1}
-    per_actor |= {"max_restarts": -1, "max_task_retries": 0}
+    per_actor |= {"max_restarts": -1, "max_task_retries": 0, "max_concurrency": 1 if on_cpu else 2}
     in_flight = 1 if blocks == len(shards) else None
     one_shard: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
     # No other way to bound an actor's retries yet, and the default is to repeat for ever what ends a process.
@@ -221,7 +222,12 @@ def pipeline(job: Job, shards: list[Shard], blocks: int, actors: tuple[int, int]
         .map_batches(
             Predict,
             fn_constructor_args=(job, progress, watch),
-            compute=ActorPoolStrategy(min_size=actors[0], max_size=actors[1], max_tasks_in_flight_per_actor=in_flight),
+            compute=ActorPoolStrategy(
+                min_size=actors[0],
+                max_size=actors[1],
+                max_tasks_in_flight_per_actor=in_flight,
+                enable_true_multi_threading=not on_cpu,
+            ),
             **per_actor,
             **one_shard,
         )

@@ -40,7 +40,8 @@ class Job:
     text_columns: list[str]
     keep_columns: list[str]
     prefix: str
-    budget_tokens: int
+    budget_tokens: int | None
+    """The most tokens in a packed batch; None: as many as the memory of an actor's GPU allows."""
     device: str
     dtype: str
     max_characters: int
@@ -56,7 +57,7 @@ def plan_job(options: CorpusOptions) -> tuple[Job, Inspection, dict[str, Any]]:
     fingerprint: what the answers depend on. Starts no Ray unless the device depends on it. Raises ValueError for a
     mistake.
     """
-    from pipelines.predictor import BUDGET_TOKENS, DTYPE, warn_of_slow_dtype  # with torch: not for all that uses Job
+    from pipelines.predictor import CPU_TOKENS, DTYPE, warn_of_slow_dtype  # with torch: not for all that uses Job
 
     source, model, output = options.required()
     source = source if "://" in source else str(Path(source).expanduser().absolute())
@@ -80,7 +81,7 @@ def plan_job(options: CorpusOptions) -> tuple[Job, Inspection, dict[str, Any]]:
         text_columns=options.text_columns,
         keep_columns=[],
         prefix=options.output_prefix,
-        budget_tokens=options.budget_tokens or BUDGET_TOKENS[device],
+        budget_tokens=options.budget_tokens or (CPU_TOKENS if device == "cpu" else None),
         device=device,
         dtype=DTYPE[device] if options.dtype == "auto" else options.dtype,
         max_characters=options.max_characters,

@@ -8,11 +8,10 @@ from __future__ import annotations
 import faulthandler
 import json
 import os
+import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -73,18 +72,31 @@ class Predict:
         self.unreported = [0, 0]
         self.predictor: Any = None
         self.has_answered = False
+        self.lock = threading.Lock()  # of what calls share: a GPU's actor has two at a time
+        self.time_limit = TimeLimit(job.batch_timeout_s)
         self.start_error = self._start()
         self.idle_since = time.perf_counter()
+        self.calls = 0
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Add the model's values to a shard, or the error and its cause."""
         if self.start_error:
             return wire.unpredicted_row(table, self.start_error, wire.START)
-        idle_s = time.perf_counter() - self.idle_since
+        with self.lock:
+            idle_s = 0.0 if self.calls else time.perf_counter() - self.idle_since
+            self.calls += 1
+        try:
+            return self._predict(table, idle_s)
+        finally:
+            with self.lock:
+                self.calls -= 1
+                self.idle_since = time.perf_counter()
+
+    def _predict(self, table: pa.Table, idle_s: float) -> pa.Table:
         shard, windows = wire.shard_of(table).name, wire.windows_of(table)
         self._note("begin", shard)
         try:
-            with self._time_limit():
+            with self.time_limit:
                 predictions = self.predictor.predict(windows.input_ids, windows.cu_seqlens, self._report)
         except Exception as error:  # whatever the model raises
             reason = _with_traceback(error)
@@ -103,9 +115,7 @@ class Predict:
         self.has_answered |= len(failed) < len(np.unique(windows.document))
         if failed and not self.has_answered:
             return wire.unpredicted_row(table, next(iter(failed.values())), wire.NONE_ANSWERED, rejects)
-        predicted = wire.predicted_row(table, predictions, rejects, idle_s)
-        self.idle_since = time.perf_counter()
-        return predicted
+        return wire.predicted_row(table, predictions, rejects, idle_s, budget_tokens=self.predictor.budget_tokens)
 
     def _start(self) -> str | None:
         """Load the model and let it answer the probe, again and again where that fails.
@@ -138,7 +148,7 @@ class Predict:
 
     def _answer_probe(self) -> None:
         """Raise an exception if the model does not answer the task's probe."""
-        with self._time_limit():
+        with self.time_limit:
             _, failed = self.predictor.answer([self.job.task.probe])
         if failed:
             raise RuntimeError(f"the text {self.job.task.probe!r} has no answer: {failed[0]}")
@@ -155,23 +165,42 @@ class Predict:
         """Call a method of Watch, and wait for it: the process may end right after."""
         return ray.get(getattr(self.watch, event).remote(*arguments)) if self.watch else None
 
-    @contextmanager
-    def _time_limit(self) -> Iterator[None]:
-        """End the process if the block, or one of the packed batches in it, takes longer than the job allows."""
-        faulthandler.dump_traceback_later(self.job.batch_timeout_s, exit=True)
-        try:
-            yield
-        finally:
-            faulthandler.cancel_dump_traceback_later()
-
     def _report(self, windows: int, tokens: int, now: bool = False) -> None:
         """Report a finished batch to the driver, at most once a second, and restart the time limit for the next."""
         if not now:
-            faulthandler.dump_traceback_later(self.job.batch_timeout_s, exit=True)
-        self.unreported = [self.unreported[0] + windows, self.unreported[1] + tokens]
-        if now or time.monotonic() - self.reported > 1:
-            self.progress.add.remote(*self.unreported)
-            self.unreported, self.reported = [0, 0], time.monotonic()
+            self.time_limit.restart()
+        with self.lock:
+            self.unreported = [self.unreported[0] + windows, self.unreported[1] + tokens]
+            if now or time.monotonic() - self.reported > 1:
+                self.progress.add.remote(*self.unreported)
+                self.unreported, self.reported = [0, 0], time.monotonic()
+
+
+class TimeLimit:
+    """A context that ends the process, with the tracebacks of its threads, where it makes no progress for too long.
+
+    Several threads may be in it at once: the progress of each counts for all, since they share a device.
+    """
+
+    def __init__(self, seconds: float):
+        self._seconds, self._inside, self._lock = seconds, 0, threading.Lock()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._inside += 1
+            faulthandler.dump_traceback_later(self._seconds, exit=True)
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                faulthandler.cancel_dump_traceback_later()
+
+    def restart(self) -> None:
+        """Give the next batch all the time."""
+        with self._lock:
+            if self._inside:
+                faulthandler.dump_traceback_later(self._seconds, exit=True)
 
 
 def reject_shard(job: Job, shard: Shard, rejects: list[dict[str, Any]]) -> Committed:
@@ -197,8 +226,8 @@ def _commit(job: Job, table: pa.Table) -> Committed:
         commit_shard(job.folder, stats, answered, rejected)
     except OSError as error:
         return Committed(shard.name, error=one_line(error), stops=True)
-    stats |= {name: table[name][0].as_py() for name in ("batches", "predict_s", "tokenise_s", "waited_s")}
-    stats |= {"room": stats["batches"] * job.budget_tokens, "committed_at": time.time()}
+    stats |= {name: table[name][0].as_py() for name in ("batches", "room", "predict_s", "tokenise_s", "waited_s")}
+    stats |= {"committed_at": time.time()}
     return Committed(shard.name, stats=json.dumps(stats))
 
 

@@ -61,7 +61,7 @@ def format_summary(
             f" in {format_duration(seconds)}",
             f"tokens     {totals['tokens']:,}, {totals['tokens'] / seconds:,.0f} tokens/s"
             f"{_truncated(job.task, totals['truncated'])}",
-            f"batches    {totals['batches']:,}, filled to {totals['fill'] or 0:.1%} of {job.budget_tokens:,} tokens",
+            f"batches    {totals['batches']:,}, filled to {totals['fill'] or 0:.1%} of {describe_budget(job)}",
         ]
         shown = list(labels.items())[:_SHOWN_LABELS]
         lines += [f"label      {count:>9,}  {label}" for label, count in shown]
@@ -92,6 +92,11 @@ def _first_rows(job: Job) -> list[str]:
         shown.append((job.task.preview({name: row[stored] for stored, name in names.items()}), text))
     width = min(max((len(answer) for answer, _ in shown), default=0), _SHOWN_WIDTH)
     return [f"example    {answer:<{width}}  {text[:70]}" for answer, text in shown]
+
+
+def describe_budget(job: Job) -> str:
+    """Name the most tokens in a packed batch."""
+    return f"{job.budget_tokens:,} tokens" if job.budget_tokens else "the tokens that a GPU's memory holds"
 
 
 def start_attempt(job: Job) -> Attempt:
@@ -127,7 +132,7 @@ def report(job: Job, record: RunRecord, stats: pa.Table) -> dict[str, Any]:
             "text columns": ", ".join(job.text_columns),
             "model": redact_credentials(job.model.model),
             "device": last["device"],
-            "token budget": f"{job.budget_tokens:,} a packed batch",
+            "token budget": f"{describe_budget(job)} a packed batch",
             "long texts": long_documents_policy(job.task),
         },
         "versions": last["versions"],

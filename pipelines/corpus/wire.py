@@ -98,13 +98,18 @@ def predicted_row(
     rejects: Sequence[dict[str, Any]],
     idle_s: float,
     cause: str | None = None,
+    budget_tokens: int = 0,
 ) -> pa.Table:
-    """Add predictions to a tokenised shard; its other columns are passed on without a copy."""
+    """Add predictions to a tokenised shard; its other columns are passed on without a copy.
+
+    `idle_s`: the time that the actor had nothing to do before; `budget_tokens`: the most tokens in its batches.
+    """
     columns = {name: table[name] for name in TOKENISED.names} | {
         "values": _list(pa.array(predictions.values.ravel())),
         "splits": _list(pa.array(predictions.splits)),
         "rejects": _list(pa.array(rejects, REJECT)),
         "batches": [predictions.batches],
+        "room": [predictions.batches * budget_tokens],
         "predict_s": [predictions.seconds],
         "waited_s": [idle_s],
         "cause": pa.array([cause], pa.string()),

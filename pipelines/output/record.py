@@ -25,7 +25,8 @@ class Attempt:
     tokens: int | None
     host: str
     device: str
-    budget_tokens: int
+    budget_tokens: int | None
+    """None: by the memory of each actor's GPU."""
     versions: dict[str, str | None]
 
 

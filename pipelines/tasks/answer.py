@@ -77,6 +77,7 @@ class Answer(Task):
 
     options_class = AnswerOptions
     model_class = "modernbert.heads:ModernBertForQuestionAnswering"
+    per_token = True
     pipeline_class = AnswerPipeline
     needs_details = True
     width = 2  # type: ignore[assignment]

@@ -82,6 +82,8 @@ class Task(ABC):
     """The model that runs it, as "module:class"; config.json must name the class, unless it is the plain encoder."""
     pipeline_class: ClassVar[type[Pipeline]] = Pipeline
     """What `pipeline` returns for it: the arguments and results of a call in memory."""
+    per_token: ClassVar[bool] = False
+    """Whether the model's head runs on each token, which takes memory."""
     takes_pairs: ClassVar[bool] = False
     """Whether a document may be a pair of texts where `inputs` names a single one."""
     needs_details: ClassVar[bool] = False

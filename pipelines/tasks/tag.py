@@ -61,6 +61,7 @@ class Tag(Task):
 
     options_class = TagOptions
     model_class = "modernbert.heads:ModernBertForTokenClassification"
+    per_token = True
     needs_details = True
     columns = pa.schema([("entities", pa.list_(ENTITY))])  # type: ignore[assignment]
 

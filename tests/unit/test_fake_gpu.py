@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from checkpoints import write_checkpoint, write_tokenizer
 from fake_cuda import fake_gpu, put_on_gpu
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
+from modernbert import heads
 from modernbert.attention import length_classes, resolve_backend, varlen_attention
 from modernbert.config import ModernBertConfig
 from modernbert.heads import (
@@ -19,6 +21,12 @@ from modernbert.heads import (
 from modernbert.model import ModernBertModel
 from modernbert.packing import PackedBatch
 from modernbert.sentence import SentenceEncoder, _pool_on_gpu
+from pipelines.checkpoints import Checkpoint
+from pipelines.options import ClassifyOptions, FillOptions, TagOptions
+from pipelines.predictor import Predictor, budget_for, bytes_per_token
+from pipelines.tasks.classify import Classify
+from pipelines.tasks.fill import Fill
+from pipelines.tasks.tag import Tag
 
 LENGTHS = (1, 2, 63, 64, 65, 130, 300, 1024)
 T, B = sum(LENGTHS), len(LENGTHS)
@@ -178,3 +186,90 @@ def test_sentence_encoders_upload_once(monkeypatch):
         gpu.uploads.clear()
         assert tuple(sentence.forward_packed(batch_of(), prompt_tokens=1).shape) == (B, 2 * 768)
     assert [pinned for pinned, _ in gpu.uploads] == [True]
+
+
+BUDGET = 2048
+TASKS = {"classify": (Classify, ClassifyOptions(), "ModernBertForSequenceClassification"),
+         "tag": (Tag, TagOptions(), "ModernBertForTokenClassification"),
+         "fill": (Fill, FillOptions(), "ModernBertForMaskedLM")}  # fmt: skip
+
+
+@pytest.fixture(params=TASKS)
+def predictor_on(request, tmp_path, monkeypatch):
+    """A function that puts the predictor of a task on a fake GPU."""
+    task_class, options, architecture = TASKS[request.param]
+    write_checkpoint(tmp_path, architecture=architecture)
+    write_tokenizer(tmp_path)
+    checkpoint = Checkpoint.open(tmp_path)
+    task = task_class.from_checkpoint(checkpoint, options)
+    with torch.device("meta"):
+        model = getattr(heads, architecture)(checkpoint.config)
+    monkeypatch.setattr(task_class, "load", lambda *_: put_on_gpu(model))
+    return lambda budget=BUDGET: Predictor(checkpoint, task, device="cuda", budget_tokens=budget)
+
+
+def windows(count: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+    return np.random.default_rng(0).integers(3, 300, count * length).astype(np.int32), np.arange(count + 1) * length
+
+
+def test_the_predictor_keeps_three_batches_in_flight(monkeypatch, predictor_on):
+    ids, starts = windows(80, 128)  # five batches of 2,048 tokens
+    done: list[int] = []
+    with fake_gpu(monkeypatch) as gpu:
+        predictor = predictor_on()
+        predictor.predict(ids[:256], starts[:3])  # with the rotary tables of the process
+        gpu.uploads.clear()
+        gpu.downloads.clear()
+        gpu.waits.clear()
+        got = predictor.predict(ids, starts, lambda _, tokens: done.append(tokens))
+    assert not got.failed
+    assert gpu.uploads == [(True, (2 * BUDGET + 16 + 1,))] * 5  # one copy a batch, pinned, not waited for
+    assert gpu.downloads == [True] * 5
+    assert gpu.waits == [3, 4, 5, 5, 5]  # a wait is for the oldest of three batches
+    assert done == [BUDGET] * 5
+    assert got.batches == 5
+
+
+def test_running_out_of_memory_waits_tries_again_and_halves(monkeypatch, predictor_on):
+    ids, starts = windows(16, 128)
+    with fake_gpu(monkeypatch) as gpu:
+        predictor = predictor_on()
+        forward, sizes = predictor.task.forward, []
+
+        def forward_with_little_memory(_task, model, batch, batch_ids):
+            sizes.append(len(batch_ids))
+            if len(batch_ids) > 600:
+                raise torch.OutOfMemoryError("no room")
+            return forward(model, batch, batch_ids)
+
+        monkeypatch.setattr(type(predictor.task), "forward", forward_with_little_memory)
+        got = predictor.predict(ids, starts)
+    assert not got.failed
+    assert sizes == [2048, 2048, 1024, 1024, 512, 512, 1024, 1024, 512, 512]  # each is tried again once all is done
+    assert got.batches == 4
+    assert gpu.waits[0] == 1  # for the whole device, between both attempts
+
+
+@pytest.mark.parametrize("config", [{}, {"hidden_size": 1024, "intermediate_size": 2624, "num_attention_heads": 16}])
+@pytest.mark.parametrize("head", [ModernBertForSequenceClassification, ModernBertForTokenClassification])
+def test_memory_follows_the_figure_by_which_the_budget_is_chosen(monkeypatch, head, config):
+    model = build(head, **config)
+    per_token = bytes_per_token(model.config, head is ModernBertForTokenClassification, torch.bfloat16)
+    with fake_gpu(monkeypatch) as gpu:
+        put_on_gpu(model).forward_packed(batch_of())  # makes the rotary tables
+        before, lengths = gpu.peak_bytes, (512,) * 64
+        weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+        assert before >= weights
+        gpu.peak_bytes = 0
+        model.forward_packed(batch_of(lengths))
+        peak = (gpu.peak_bytes - weights) / sum(lengths)
+    assert 0.8 * per_token < peak < 1.2 * per_token, (peak, per_token)
+
+
+def test_the_default_budget_follows_memory_model_and_task(monkeypatch):
+    base, large = ModernBertConfig(), ModernBertConfig(hidden_size=1024, intermediate_size=2624, num_attention_heads=16)
+    narrow, half = ModernBertConfig(intermediate_size=512), torch.bfloat16
+    assert budget_for(80 << 30, base, False, half) == budget_for(80 << 30, large, True, half) == 65536
+    assert budget_for(1 << 30, narrow, False, half) > budget_for(1 << 30, narrow, True, half) > 20_000
+    assert budget_for(1 << 30, base, False, half) > 2 * budget_for(1 << 30, large, False, torch.float32)
+    assert budget_for(1 << 20, large, True, half) == 1024
