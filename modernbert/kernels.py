@@ -15,6 +15,8 @@ from torch import Tensor
 
 POOLING = {"mean": 0, "mean_sqrt_len_tokens": 1, "weightedmean": 2, "max": 3}
 """The poolings over all tokens of a sequence that `pool_sequences` computes, with their numbers in its kernel."""
+LAUNCH = {"num_warps": 4, "enable_fp_fusion": True}
+"""How all kernels are compiled; fusion is stated, since it changes bits and its default differs between Tritons."""
 _FLOAT8_MAX = tl.constexpr(448.0)  # the largest number of float8_e4m3fn
 
 
@@ -32,7 +34,7 @@ def rotate_(qkv_T3NH: Tensor, cos_SH: Tensor, sin_SH: Tensor, positions_T: Tenso
     with torch.cuda.device_of(qkv_T3NH):
         rotate_kernel[grid](
             qkv_T3NH, cos_SH, sin_SH, positions_T, tokens, HEADS=heads, HALF=dim // 2, BLOCK_T=8, BLOCK_N=8,
-            BLOCK_H=triton.next_power_of_2(dim // 2), num_warps=4,
+            BLOCK_H=triton.next_power_of_2(dim // 2), **LAUNCH
         )  # fmt: skip
 
 
@@ -42,7 +44,7 @@ def geglu(y_TF: Tensor) -> Tensor:
     out_TF = y_TF.new_empty(tokens, width)
     grid = (triton.cdiv(tokens, 16), triton.cdiv(width, 128))
     with torch.cuda.device_of(y_TF):
-        geglu_kernel[grid](y_TF, out_TF, tokens, WIDTH=width, BLOCK_T=16, BLOCK_F=128, num_warps=4)
+        geglu_kernel[grid](y_TF, out_TF, tokens, WIDTH=width, BLOCK_T=16, BLOCK_F=128, **LAUNCH)
     return out_TF
 
 
@@ -63,7 +65,16 @@ def pool_sequences(x_TD: Tensor, cu_seqlens: Tensor, pooling: str, skip: int = 0
     grid = (sequences, triton.cdiv(width, 128))
     with torch.cuda.device_of(x_TD):
         pool_kernel[grid](
-            x_TD, cu_seqlens, out_BD, skip, POOLING=POOLING[pooling], WIDTH=width, BLOCK_T=32, BLOCK_D=128, num_warps=4
+            x_TD,
+            cu_seqlens,
+            out_BD,
+            skip,
+            POOLING=POOLING[pooling],
+            WIDTH=width,
+            BLOCK_T=32,
+            BLOCK_D=128,
+            num_warps=4,
+            enable_fp_fusion=True,
         )
     return out_BD
 
@@ -76,7 +87,7 @@ def norm_float8(x_TD: Tensor, weight_D: Tensor, bias_D: Tensor | None, eps: floa
     with torch.cuda.device_of(x_TD):
         norm_float8_kernel[(triton.cdiv(tokens, 4),)](
             x_TD, weight_D, weight_D if bias_D is None else bias_D, out_TD, scales_T1, tokens, eps, WIDTH=width,
-            HAS_BIAS=bias_D is not None, BLOCK_T=4, BLOCK_D=triton.next_power_of_2(width), num_warps=4,
+            HAS_BIAS=bias_D is not None, BLOCK_T=4, BLOCK_D=triton.next_power_of_2(width), **LAUNCH
         )  # fmt: skip
     return out_TD, scales_T1
 
@@ -88,7 +99,13 @@ def geglu_float8(y_TF: Tensor) -> tuple[Tensor, Tensor]:
     scales_T1 = y_TF.new_empty(tokens, 1, dtype=torch.float32)
     with torch.cuda.device_of(y_TF):
         geglu_float8_kernel[(tokens,)](
-            y_TF, out_TF, scales_T1, WIDTH=width, BLOCK_F=triton.next_power_of_2(width), num_warps=4
+            y_TF,
+            out_TF,
+            scales_T1,
+            WIDTH=width,
+            BLOCK_F=triton.next_power_of_2(width),
+            num_warps=4,
+            enable_fp_fusion=True,
         )
     return out_TF, scales_T1
 

@@ -263,7 +263,10 @@ class ModelOptions(BaseModel):
         "auto"
     )
     dtype: Annotated[
-        Literal["auto", "float32", "bfloat16", "float16"], Field(description="auto: float32 on CPUs, bfloat16 on GPUs")
+        Literal["auto", "float32", "bfloat16", "float16", "float8"],
+        Field(
+            description="auto: float32 on CPUs, bfloat16 on GPUs; float8: faster, less exact answers on GPUs from 8.9"
+        ),
     ] = "auto"
 
     @model_validator(mode="before")

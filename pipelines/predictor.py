@@ -49,9 +49,10 @@ class Predictor:
     ):
         """Load the checkpoint.
 
-        `device`, `dtype`: torch's names; dtype "auto" is float32 on CPUs and bfloat16 on GPUs. `budget_tokens`: the
-        most tokens in a packed batch, None for what the device holds. `threads`: CPU threads of torch, None to leave
-        its setting. Raises ValueError for an unknown dtype and a budget below 1.
+        `device`, `dtype`: torch's names; dtype "auto" is float32 on CPUs and bfloat16 on GPUs; "float8"
+        is bfloat16 with products in float8. `budget_tokens`: the most tokens in a packed batch, None for what the
+        device holds. `threads`: CPU threads of torch, None to leave its setting. Raises ValueError for an unknown dtype
+        or one that the device does not have, and for a budget below 1.
         """
         self.device = torch.device(device)
         if threads and self.device.type == "cpu":
@@ -66,7 +67,12 @@ class Predictor:
             torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
             self._copies = torch.cuda.Stream(self.device)
         self._launching = threading.Lock()
-        self.model = task.load(checkpoint, self.device, as_dtype(self.dtype))
+        self.torch_dtype = torch.bfloat16 if self.dtype == "float8" else as_dtype(self.dtype)
+        self.model = task.load(checkpoint, self.device, self.torch_dtype)
+        if self.dtype == "float8":
+            from modernbert.float8 import quantise
+
+            quantise(self.model)
         prepack(self.model)
         self.budget_tokens = budget_tokens or self._default_budget()
 
@@ -75,7 +81,7 @@ class Predictor:
         if self.device.type == "cpu":
             return CPU_TOKENS
         free, _ = torch.cuda.mem_get_info(self.device)
-        return budget_for(free, self.checkpoint.config, self.task.per_token, as_dtype(self.dtype))
+        return budget_for(free, self.checkpoint.config, self.task.per_token, self.torch_dtype)
 
     def answer(self, documents: Sequence[Text], task: Task | None = None) -> tuple[ModelOutputs, dict[int, str]]:
         """Encode and run documents; `task` stands in for the predictor's own.

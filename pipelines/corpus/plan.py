@@ -87,8 +87,8 @@ def plan_job(options: CorpusOptions) -> tuple[Job, Inspection, dict[str, Any]]:
         max_characters=options.max_characters,
         batch_timeout_s=options.batch_timeout_s,
     )
-    if (job.device, job.dtype) == ("cpu", "float16"):
-        raise UserError("--dtype float16 is for GPUs; on CPUs use bfloat16 or float32")
+    if job.device == "cpu" and job.dtype in ("float16", "float8"):
+        raise UserError(f"--dtype {job.dtype} is for GPUs; on CPUs use bfloat16 or float32")
     warn_of_slow_dtype(job.device, job.dtype)
     _check_added_columns(job, options, seen.names)
     names = ("text_columns", "prefix", "dtype", "max_characters")

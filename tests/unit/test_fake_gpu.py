@@ -9,7 +9,7 @@ from checkpoints import write_checkpoint, write_tokenizer
 from fake_cuda import fake_gpu, put_on_gpu
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
-from modernbert import heads
+from modernbert import float8, heads
 from modernbert.attention import length_classes, resolve_backend, varlen_attention
 from modernbert.config import ModernBertConfig
 from modernbert.heads import (
@@ -85,6 +85,35 @@ def test_a_layer_starts_at_most_eleven_kernels(monkeypatch, dtype):
     assert sum(of_a_layer.values()) <= 11, of_a_layer
     # Four products (two of them with the residual), two norms, RoPE, GeGLU, attention and its 16 bytes of state.
     assert sum(counts[4].values()) - 4 * sum(of_a_layer.values()) <= 8  # embeddings, norms, classes of lengths
+
+
+def test_a_layer_in_float8_starts_at_most_eleven_kernels(monkeypatch):
+    counts = {}
+    for layers in (4, 7):
+        model = build(ModernBertModel, num_hidden_layers=layers)
+        with fake_gpu(monkeypatch) as gpu:
+            float8.quantise(put_on_gpu(model))
+            batch = batch_of()
+            gpu.launches.clear()
+            assert model.forward_packed(batch).dtype == torch.bfloat16
+            counts[layers] = gpu.launches
+    of_a_layer = {name: (counts[7][name] - counts[4][name]) / 3 for name in counts[7]}
+    assert of_a_layer["_scaled_mm"] == 3
+    assert sum(of_a_layer.values()) <= 11, of_a_layer
+
+
+@pytest.mark.parametrize(
+    ("config", "capability", "message"),
+    [
+        ({}, (8, 0), "compute capability 8.9"),
+        ({"hidden_size": 72, "num_attention_heads": 6}, (9, 0), "multiples of 16, not 72"),
+        ({"hidden_activation": "silu"}, (9, 0), "activation gelu alone"),
+    ],
+)
+def test_float8_is_refused_where_it_cannot_run(monkeypatch, config, capability, message):
+    model = build(ModernBertModel, **config)
+    with fake_gpu(monkeypatch, capability), pytest.raises(ValueError, match=message):
+        float8.quantise(put_on_gpu(model))
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"])

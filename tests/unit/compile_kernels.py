@@ -1,0 +1,71 @@
+"""Compiles the kernels for an H100 (sm_90) without a GPU, and prints what the machine code of each is made of, as JSON.
+
+A process of its own: with TRITON_INTERPRET set, there is nothing to compile.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from modernbert import kernels
+
+CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+BF16, FP8, FP32, INT32 = "*bf16", "*fp8e4nv", "*fp32", "*i32"
+ROTATE = {"qkv": BF16, "cos": FP32, "sin": FP32, "positions": INT32, "tokens": "i32"}
+GEGLU = {"y": BF16, "out": BF16, "tokens": "i32"}
+POOL = {"x": BF16, "starts": INT32, "out": FP32, "skip": "i32"}
+NORM8 = {"x": BF16, "weight": BF16, "bias": BF16, "out": FP8, "scales": FP32, "tokens": "i32", "eps": "fp32"}
+GEGLU8 = {"y": BF16, "out": FP8, "scales": FP32}
+B8 = {"BLOCK_T": 8, "BLOCK_N": 8, "BLOCK_H": 32}
+CASES = {
+    "rotate base": (kernels.rotate_kernel, ROTATE, {"HEADS": 12, "HALF": 32} | B8),
+    "rotate large": (kernels.rotate_kernel, ROTATE, {"HEADS": 16, "HALF": 32} | B8),
+    "geglu base": (kernels.geglu_kernel, GEGLU, {"WIDTH": 1152, "BLOCK_T": 16, "BLOCK_F": 128}),
+    "geglu large": (kernels.geglu_kernel, GEGLU, {"WIDTH": 2624, "BLOCK_T": 16, "BLOCK_F": 128}),
+    "pool mean": (kernels.pool_kernel, POOL, {"POOLING": 0, "WIDTH": 768, "BLOCK_T": 32, "BLOCK_D": 128}),
+    "pool max": (kernels.pool_kernel, POOL, {"POOLING": 3, "WIDTH": 768, "BLOCK_T": 32, "BLOCK_D": 128}),
+    "norm8": (kernels.norm_float8_kernel, NORM8, {"WIDTH": 768, "HAS_BIAS": False, "BLOCK_T": 4, "BLOCK_D": 1024}),
+    "geglu8 base": (kernels.geglu_float8_kernel, GEGLU8, {"WIDTH": 1152, "BLOCK_F": 2048}),
+    "geglu8 large": (kernels.geglu_float8_kernel, GEGLU8, {"WIDTH": 2624, "BLOCK_F": 4096}),
+}  # fmt: skip
+
+
+def machine_code(kernel, signature: dict[str, str], constants: dict) -> dict[str, int]:
+    """Compile a kernel as it is launched, with aligned pointers, and count in its machine code."""
+    names = kernel.arg_names
+    aligned = {
+        (i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if signature.get(name, "").startswith("*")
+    }
+    source = ASTSource(
+        fn=kernel,
+        signature={name: signature.get(name, "constexpr") for name in names},
+        constexprs={(names.index(name),): value for name, value in constants.items()},
+        attrs=aligned,
+    )
+    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=kernels.LAUNCH)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        usage, code = (
+            subprocess.run([CUOBJDUMP, option, file.name], capture_output=True, text=True, check=True).stdout
+            for option in ("-res-usage", "-sass")
+        )
+    counts = {name.lower(): int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
+    loads, stores = re.findall(r"LDG\.(\S+)", code), re.findall(r"STG\.(\S+)", code)
+    return counts | {
+        "spills": len(re.findall(r"\b(?:LDL|STL)\b", code)),
+        "loads": len(loads), "wide_loads": sum(".128" in f".{each}" for each in loads),
+        "stores": len(stores), "wide_stores": sum(".128" in f".{each}" for each in stores),
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    print(json.dumps({name: machine_code(*case) for name, case in CASES.items()}))
