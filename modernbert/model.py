@@ -15,6 +15,7 @@ from modernbert import gpu
 from modernbert.attention import Attention, attention_maps, length_classes, packed_attention, resolve_backend
 from modernbert.checkpoint import PreTrained, init_weights
 from modernbert.config import ModernBertConfig
+from modernbert.graphs import EncoderGraphs
 from modernbert.linear import GatedLinear, Linear, map_row_chunks
 from modernbert.outputs import BaseModelOutput, ModelOutput
 from modernbert.packing import ModelInputs, PackedBatch, check_sliding_window_mask
@@ -176,6 +177,7 @@ class ModernBertModel(PreTrained):
         self.layers = nn.ModuleList(ModernBertEncoderLayer(config, i) for i in range(config.num_hidden_layers))
         self.final_norm = layer_norm(config)
         self._rope_tables: dict[float, tuple[Tensor, Tensor]] = {}
+        self._graphs: EncoderGraphs | None = None
         init_weights(self)
         if config.reference_compile:
             self.embeddings.compile(dynamic=True)
@@ -208,6 +210,27 @@ class ModernBertModel(PreTrained):
             >>> model.forward_packed(batch).shape
             torch.Size([7, 768])
         """
+        if self._graphs is not None and hidden_states is None and maps is None:
+            x_TD = self._graphs.run(batch)
+            if x_TD is not None:
+                return x_TD
+        return self._encode(batch, hidden_states, maps)
+
+    def enable_graphs(self) -> None:
+        """Run small batches as CUDA graphs from now on, where the attention backend allows it.
+
+        The result of a batch is then overwritten by the next one, and calls must not overlap.
+        """
+        weight = self.embeddings.tok_embeddings.weight
+        if resolve_backend(self.attention, weight.device, weight.dtype, self.config.head_dim) not in ("sdpa", "eager"):
+            self._graphs = EncoderGraphs(self._encode)  # the other backends cut batches by the lengths on the host
+
+    def _encode(
+        self,
+        batch: PackedBatch,
+        hidden_states: list[Tensor] | None = None,
+        maps: list[tuple[Tensor, ...]] | None = None,
+    ) -> Tensor:
         x_TD = self.embeddings(batch)
         training_dropout = self.training and self.config.attention_dropout > 0
         backend = resolve_backend(

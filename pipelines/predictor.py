@@ -17,6 +17,7 @@ import torch
 from modernbert.checkpoint import as_dtype
 from modernbert.config import ModernBertConfig
 from modernbert.linear import prepack
+from modernbert.model import ModernBertModel
 from modernbert.packing import PackedBatch
 from modernbert.windows import Text
 from pipelines.bucketing import packed_batches
@@ -46,12 +47,14 @@ class Predictor:
         dtype: str = "auto",
         budget_tokens: int | None = None,
         threads: int | None = None,
+        graphs: bool = False,
     ):
         """Load the checkpoint.
 
         `device`, `dtype`: torch's names; dtype "auto" is float32 on CPUs and bfloat16 on GPUs; "float8"
         is bfloat16 with products in float8. `budget_tokens`: the most tokens in a packed batch, None for what the
-        device holds. `threads`: CPU threads of torch, None to leave its setting. Raises ValueError for an unknown dtype
+        device holds. `threads`: CPU threads of torch, None to leave its setting. `graphs`: whether small batches run as
+        CUDA graphs where they can, for latency. Raises ValueError for an unknown dtype
         or one that the device does not have, and for a budget below 1.
         """
         self.device = torch.device(device)
@@ -74,6 +77,8 @@ class Predictor:
 
             quantise(self.model)
         prepack(self.model)
+        if graphs and self.device.type == "cuda":
+            next(each for each in self.model.modules() if isinstance(each, ModernBertModel)).enable_graphs()
         self.budget_tokens = budget_tokens or self._default_budget()
 
     def _default_budget(self) -> int:

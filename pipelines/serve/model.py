@@ -66,6 +66,7 @@ class ModelServer:
             dtype=options.dtype,
             budget_tokens=options.budget_tokens or _BUDGET_TOKENS.get(device),
             threads=max(1, int(options.cpus)),
+            graphs=True,
         )
         self.metrics = Metrics(options.name)
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="tokenise")
