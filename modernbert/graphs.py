@@ -95,9 +95,8 @@ def capture(fn: Callable[[], Tensor], pool: Any) -> Callable[[], Tensor]:
         fn()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(
-        graph, pool, capture_error_mode="thread_local"
-    ):  # other threads wait for their copies meanwhile
+    # Other threads may wait for their copies meanwhile.
+    with torch.cuda.graph(graph, pool, capture_error_mode="thread_local"):
         out = fn()
 
     def replay() -> Tensor:

@@ -257,16 +257,14 @@ class ModelOptions(BaseModel):
 
     model: Annotated[str | None, Field(description="checkpoint: a folder, a URI or a Hugging Face hub id")] = None
     budget_tokens: Annotated[
-        int | None, Field(ge=16, description="tokens in a packed batch (default: 4096, GPUs by memory to 65536)")
+        int | None, Field(ge=16, description="tokens in a packed batch (default: 4096; GPUs 65536)")
     ] = None
     device: Annotated[Literal["auto", "cpu", "cuda"], Field(description="auto takes the GPUs where there are any")] = (
         "auto"
     )
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16", "float8"],
-        Field(
-            description="auto: float32 on CPUs, bfloat16 on GPUs; float8: faster, less exact answers on GPUs from 8.9"
-        ),
+        Field(description="auto: float32, on GPUs bfloat16; float8: less exact"),
     ] = "auto"
 
     @model_validator(mode="before")
