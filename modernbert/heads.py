@@ -132,7 +132,11 @@ class ModernBertForMaskedLM(_Head):
             (P, V), or (T, V) for all tokens.
         """
         x_TD = self.model.forward_packed(batch)
-        return map_row_chunks(self._decode, x_TD if positions is None else x_TD[positions])
+        return self.decode(x_TD if positions is None else x_TD[positions])
+
+    def decode(self, x_PD: Tensor) -> Tensor:
+        """Compute the logits (P, V) of hidden states (P, D)."""
+        return map_row_chunks(self._decode, x_PD)
 
     def _decode(self, x_PD: Tensor) -> Tensor:
         return self.decoder(self.head(x_PD))

@@ -77,8 +77,14 @@ class Embed(Task):
             skipped = int(tokenizer.encode([prompt]).n_tokens[0]) - 1  # but not [SEP]
             if options.long_documents == "windows":
                 raise ValueError("long_documents must be truncate: this model pools without its prompt")
+        windowing = resolve_windowing(checkpoint, options, stored.max_length)
+        if skipped >= (windowing["max_length"] or 0):
+            raise ValueError(
+                f"prompt {prompt!r} has {skipped} tokens, which this model leaves out: max_length"
+                f" {windowing['max_length']} leaves nothing to pool"
+            )
         return cls(
-            **resolve_windowing(checkpoint, options, stored.max_length),  # type: ignore[arg-type]
+            **windowing,  # type: ignore[arg-type]
             pooling=stored.pooling,
             size=size,
             normalize_first=stored.normalize,

@@ -98,6 +98,10 @@ def test_prompts(tmp_path, include_prompt):
     assert Embed.from_checkpoint(checkpoint, EmbedOptions(prompt_name="none")).prompt_tokens == 0
     assert Embed.from_checkpoint(checkpoint, EmbedOptions(prompt="")).prompt == ""
     assert Embed.from_checkpoint(checkpoint, EmbedOptions(prompt="x ", pooling="mean")).pooling == ("mean",)
+    if not include_prompt:
+        assert Embed.from_checkpoint(checkpoint, EmbedOptions(max_length=8)).max_length == 8
+        with pytest.raises(ValueError, match="has 7 tokens, which this model leaves out: max_length 7 leaves nothing"):
+            Embed.from_checkpoint(checkpoint, EmbedOptions(max_length=7))
     with pytest.raises(ValueError, match="prompt_name 'answer' is unknown; this model has query, none"):
         Embed.from_checkpoint(checkpoint, EmbedOptions(prompt_name="answer"))
 
