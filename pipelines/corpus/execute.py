@@ -18,6 +18,7 @@ from typing import Any
 
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset
+from ray.data.context import AutoscalingConfig
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -39,6 +40,8 @@ MAX_ATTEMPTS, MAX_ATTEMPTS_PER_ROW = 2, 3
 MAX_LOSSES = 5
 """How often a shard is lost to the machines, not by its own fault, before it fails."""
 MAX_ROUNDS_WITHOUT_PROGRESS = 5
+MAX_BLOCKS = 4096
+"""The blocks that shards are dealt out in: the driver keeps statistics of each until the end."""
 POISON_ROW = "its process ended each time that it was predicted"
 LOST = "its processes ended without an answer, again and again"
 _WATCH = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Watch)
@@ -86,7 +89,7 @@ class Execution:
         )
         progress = _start_here(Progress)
         with stopped_by_sigterm(), progress_bar(self._rows, lambda: ray.get(progress.read.remote())):
-            blocks = min(len(self.todo), max(len(self.todo) // 8, 4 * high))
+            blocks = min(len(self.todo), max(min(len(self.todo) // 8, MAX_BLOCKS), 4 * high))
             lost = self._run_once(self.todo, blocks, (low, high), progress)
             rounds_without_progress = 0
             while lost and rounds_without_progress < MAX_ROUNDS_WITHOUT_PROGRESS:
@@ -206,13 +209,15 @@ def pipeline(job: Job, shards: list[Shard], blocks: int, actors: tuple[int, int]
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.target_max_block_size = 16 << 20
-    context.execution_options.preserve_order = True
+    context.execution_options.preserve_order = False  # a shard that is slow holds no other's commit back
     context.max_errored_blocks = -1
     context.max_consecutive_actor_init_deaths = 2
-    on_cpu = job.device == "cpu"
+    on_cpu, one_by_one = job.device == "cpu", blocks == len(shards)
     per_actor: dict[str, Any] = {"num_cpus": 0.9} if on_cpu else {"num_cpus": 1, "num_gpus": 1}
-    per_actor |= {"max_restarts": -1, "max_task_retries": 0, "max_concurrency": 1 if on_cpu else 2}
-    in_flight = 1 if blocks == len(shards) else None
+    per_actor |= {"max_restarts": -1, "max_task_retries": 0, "max_concurrency": 1 if on_cpu or one_by_one else 2}
+    context.autoscaling_config = AutoscalingConfig()
+    if one_by_one:  # the pool grows where each actor has its task, not only where tasks wait for actors
+        context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
     one_shard: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
     # No other way to bound an actor's retries yet, and the default is to repeat for ever what ends a process.
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
@@ -225,7 +230,7 @@ def pipeline(job: Job, shards: list[Shard], blocks: int, actors: tuple[int, int]
             compute=ActorPoolStrategy(
                 min_size=actors[0],
                 max_size=actors[1],
-                max_tasks_in_flight_per_actor=in_flight,
+                max_tasks_in_flight_per_actor=1 if one_by_one else None,
                 enable_true_multi_threading=not on_cpu,
             ),
             **per_actor,
