@@ -27,8 +27,10 @@ def upload(device: torch.device, *arrays: np.ndarray) -> tuple[Tensor, ...]:
     """Put int32 arrays on a device: a GPU gets them in one copy from pinned memory, which nothing waits for."""
     if device.type == "cpu":
         return tuple(torch.from_numpy(array) for array in arrays)
-    joined = torch.from_numpy(np.concatenate(arrays)).pin_memory()
-    return joined.to(device, non_blocking=True).split([len(array) for array in arrays])
+    joined = torch.from_numpy(np.concatenate(arrays))
+    if device.type == "cuda":
+        joined = joined.pin_memory()
+    return joined.to(device, non_blocking=device.type == "cuda").split([len(array) for array in arrays])
 
 
 @cache
