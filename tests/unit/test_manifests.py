@@ -5,12 +5,10 @@ from __future__ import annotations
 import copy
 import os
 import re
-import runpy
 import shlex
 import shutil
 import subprocess
 import sys
-import types
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from conftest import REPOSITORY
 from kuberay import DEFAULTED, KINDS, clusters, rule_errors, schema_errors
 from ray.dashboard.modules.job.cli import submit
 from ray.serve.schema import ServeDeploySchema
+from schedules import airflow_dag
 
 from pipelines.command import parse
 from pipelines.options import corpus_options
@@ -215,19 +214,6 @@ def submitted(command: list[str]) -> tuple[list[str], dict[str, Any] | None]:
     options = submit.make_context("submit", command[3:]).params
     given = options["runtime_env_json"]
     return list(options["entrypoint"]), None if given is None else yaml.safe_load(given)
-
-
-def airflow_dag() -> dict[str, Any]:
-    """The names of airflow_dag.py, whose decorators do nothing."""
-    stub: Any = types.ModuleType("airflow.sdk")
-    stub.task, stub.dag = lambda **_: lambda function: function, lambda **_: lambda _: lambda: None
-    before = {name: sys.modules.get(name) for name in ("airflow", "airflow.sdk")}
-    sys.modules.update({"airflow": types.ModuleType("airflow"), "airflow.sdk": stub})
-    try:
-        return runpy.run_path(str(JOBS / "schedules/airflow_dag.py"))
-    finally:
-        for name, module in before.items():
-            sys.modules.pop(name) if module is None else sys.modules.update({name: module})
 
 
 SUBMISSIONS = submissions()
