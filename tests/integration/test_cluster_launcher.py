@@ -161,7 +161,7 @@ def test_machines_of_ones_own_run_a_job(machines, tmp_path):
     job = ["python", "jobs/classify_corpus.py", "--input", str(tmp_path / "in.parquet"), "--text-column", "message"]
     job += ["--output", str(tmp_path / "out"), "--model", "jobs/demo/intent-classifier"]
     submit = [*RAY, "job", "submit", "--address", "http://127.0.0.1:8265", "--working-dir", ".", "--", *job]
-    done = head.run(*submit, timeout=300)
+    done = head.run(*submit, timeout=600)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "2 nodes" in done.stdout
     labelled = ds.dataset(tmp_path / "out").to_table()

@@ -29,7 +29,7 @@ def airflow(folder: Path) -> str:
     if python := os.environ.get("AIRFLOW_PYTHON"):
         return python
     subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True, timeout=120)
-    install = [str(folder / "bin" / "pip"), "install", "-q", "apache-airflow>=3,<4"]
+    install = [str(folder / "bin" / "pip"), "install", "-q", "apache-airflow==3.3.2"]
     try:
         subprocess.run(install, check=True, capture_output=True, timeout=400)
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
