@@ -91,8 +91,15 @@ JOB = _fields(
     deletionStrategy=_fields(deletionRules=_list(DELETION_RULE) | {"minItems": 1}), suspend=FLAG, managedBy=TEXT,
     jobId=TEXT,
 )  # fmt: skip
+UPGRADE = _fields(
+    type=TEXT,
+    clusterUpgradeOptions=_fields(
+        "gatewayClassName", "intervalSeconds", "stepSizePercent",
+        gatewayClassName=TEXT, intervalSeconds=WHOLE, stepSizePercent=WHOLE, maxSurgePercent=WHOLE,
+    ),
+)  # fmt: skip
 SERVICE = _fields(
-    "rayClusterConfig", rayClusterConfig=CLUSTER, serveConfigV2=TEXT, upgradeStrategy=_fields(type=TEXT),
+    "rayClusterConfig", rayClusterConfig=CLUSTER, serveConfigV2=TEXT, upgradeStrategy=UPGRADE,
     serveService=_core("Service"), serviceUnhealthySecondThreshold=WHOLE, deploymentUnhealthySecondThreshold=WHOLE,
     excludeHeadPodFromServeSvc=FLAG, rayClusterDeletionDelaySeconds=NATURAL, suspend=FLAG, managedBy=TEXT,
 )  # fmt: skip
@@ -243,12 +250,8 @@ def _cluster_errors(cluster: dict[str, Any]) -> list[str]:
     for group in [cluster["headGroupSpec"], *workers]:
         name, pod, start = group.get("groupName", "head"), group["template"]["spec"], group.get("rayStartParams", {})
         low, high = group.get("minReplicas", 0), group.get("maxReplicas", 2**31 - 1)
-        stated = {"minReplicas", "maxReplicas"} <= group.keys()
         broken = {
             "has no container": not pod["containers"],
-            "must state minReplicas and maxReplicas without autoscaling": group in workers
-            and not scaled
-            and not stated,
             "has minReplicas above maxReplicas, or below 0": not 0 <= low <= high,
             "has replicas out of minReplicas..maxReplicas": not low <= group.get("replicas", low) <= high,
             "has resources in two places": {"num-cpus", "num-gpus", "memory", "resources"} & start.keys()
