@@ -1,18 +1,19 @@
-"""Corpus jobs, in-memory pipelines and the online service on ModernBERT."""
+"""Corpus jobs, steps of Ray Datasets, in-memory pipelines and the online service on ModernBERT."""
 
 from __future__ import annotations
 
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pipelines.corpus.processor import processor
     from pipelines.inmemory import pipeline
 
-__all__ = ["pipeline"]
+__all__ = ["pipeline", "processor"]
+_HOMES = {"pipeline": "pipelines.inmemory", "processor": "pipelines.corpus.processor"}
 
 
 def __getattr__(name: str) -> Any:
-    if name == "pipeline":
-        from pipelines.inmemory import pipeline  # torch takes seconds, which not every import of this package needs
-
-        return pipeline
+    if name in _HOMES:  # torch and Ray take seconds, which not every import of this package needs
+        return resolve_name(f"{_HOMES[name]}:{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

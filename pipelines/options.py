@@ -406,6 +406,14 @@ def command_options(task: str) -> type[CommandOptions]:
     return create_model(f"Command{options.__name__}", __base__=bases, __doc__=options.__doc__)
 
 
+@cache
+def model_options(task: str) -> type[ModelOptions]:
+    """The options of a task and of how its model is run, from nowhere but the call."""
+    options = TASKS[task]
+    bases: Any = (options, ModelOptions)
+    return create_model(f"Model{options.__name__}", __base__=bases, __doc__=options.__doc__)
+
+
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """The options in a YAML file: a mapping whose names have hyphens or underscores; UserError for another content."""
     try:

@@ -205,7 +205,7 @@ def pipeline(job: Job, shards: list[Shard], blocks: int, actors: tuple[int, int]
     On CPUs an actor takes 0.9 of a core, so that the rest of each core is left for reading and commits, which are
     quick. The stages' resources differ on purpose: Ray fuses stages whose resources are equal.
     """
-    context = DataContext.get_current()
+    context = DataContext.get_current().copy()  # other datasets of the process keep theirs
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.target_max_block_size = 16 << 20
@@ -221,23 +221,24 @@ def pipeline(job: Job, shards: list[Shard], blocks: int, actors: tuple[int, int]
     one_shard: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
     # No other way to bound an actor's retries yet, and the default is to repeat for ever what ends a process.
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
-    return (
-        ray.data.from_items([shard_row(shard) for shard in shards], override_num_blocks=blocks)
-        .map_batches(partial(read_and_tokenise, job), num_cpus=0.1 if on_cpu else 1, **one_shard)
-        .map_batches(
-            Predict,
-            fn_constructor_args=(job, progress, watch),
-            compute=ActorPoolStrategy(
-                min_size=actors[0],
-                max_size=actors[1],
-                max_tasks_in_flight_per_actor=1 if one_by_one else None,
-                enable_true_multi_threading=not on_cpu,
-            ),
-            **per_actor,
-            **one_shard,
+    with DataContext.current(context):  # a dataset keeps the context that it is made in
+        return (
+            ray.data.from_items([shard_row(shard) for shard in shards], override_num_blocks=blocks)
+            .map_batches(partial(read_and_tokenise, job), num_cpus=0.1 if on_cpu else 1, **one_shard)
+            .map_batches(
+                Predict,
+                fn_constructor_args=(job, progress, watch),
+                compute=ActorPoolStrategy(
+                    min_size=actors[0],
+                    max_size=actors[1],
+                    max_tasks_in_flight_per_actor=1 if one_by_one else None,
+                    enable_true_multi_threading=not on_cpu,
+                ),
+                **per_actor,
+                **one_shard,
+            )
+            .map_batches(partial(commit, job), num_cpus=0.05 if on_cpu else 0.5, **one_shard)
         )
-        .map_batches(partial(commit, job), num_cpus=0.05 if on_cpu else 0.5, **one_shard)
-    )
 
 
 def _start_here(actor: Any) -> Any:

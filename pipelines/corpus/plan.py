@@ -17,7 +17,7 @@ from pipelines.input.documents import is_text
 from pipelines.input.files import hive_partitions
 from pipelines.input.plan import Inspection, inspect_input, sample, unify
 from pipelines.input.text import TextOptions
-from pipelines.options import CorpusOptions
+from pipelines.options import CorpusOptions, ModelOptions
 from pipelines.output.folder import read_files
 from pipelines.output.record import read_record
 from pipelines.storage import Folder, redact_credentials
@@ -28,26 +28,32 @@ ADDED = ("n_tokens", "n_windows", "truncated")
 """The columns that a job adds beside those of its task."""
 
 
-@dataclass(frozen=True)
-class Job:
+@dataclass(frozen=True, kw_only=True)
+class ModelRun:
+    """What an actor needs to know: a model, its task, and how it is run."""
+
+    model: Checkpoint
+    task: Task
+    device: str
+    dtype: str
+    budget_tokens: int | None
+    """The most tokens in a packed batch; None: as many as the memory of an actor's GPU allows."""
+    batch_timeout_s: float
+    """The seconds that a packed batch may take before its actor is ended and replaced."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job(ModelRun):
     """What workers need to know of a job; they do not see the options themselves."""
 
     source: str
     folder: Folder
-    model: Checkpoint
-    task: Task
     schema: pa.Schema
     text_columns: list[str]
     keep_columns: list[str]
     prefix: str
-    budget_tokens: int | None
-    """The most tokens in a packed batch; None: as many as the memory of an actor's GPU allows."""
-    device: str
-    dtype: str
     max_characters: int
     """Longer texts are cut if long documents are truncated, else rejected: none can exhaust the memory."""
-    batch_timeout_s: float
-    """The seconds that a packed batch may take before its actor is ended and replaced."""
 
 
 def plan_job(options: CorpusOptions) -> tuple[Job, Inspection, dict[str, Any]]:
@@ -57,8 +63,6 @@ def plan_job(options: CorpusOptions) -> tuple[Job, Inspection, dict[str, Any]]:
     fingerprint: what the answers depend on. Starts no Ray unless the device depends on it. Raises ValueError for a
     mistake.
     """
-    from pipelines.predictor import CPU_TOKENS, DTYPE, warn_of_slow_dtype  # with torch: not for all that uses Job
-
     source, model, output = options.required()
     source = source if "://" in source else str(Path(source).expanduser().absolute())
     target = Folder.at(output)
@@ -71,25 +75,17 @@ def plan_job(options: CorpusOptions) -> tuple[Job, Inspection, dict[str, Any]]:
     task_cls = task_class(options.task)
     task_cls.check(checkpoint)
     task = task_cls.from_checkpoint(checkpoint, options)
-    device = _device(options.device)
+    run = resolve_run(options, checkpoint, task, options.batch_timeout_s)
     job = Job(
+        **{field.name: getattr(run, field.name) for field in fields(run)},
         source=source,
         folder=target,
-        model=checkpoint,
-        task=task,
         schema=seen,
         text_columns=options.text_columns,
         keep_columns=[],
         prefix=options.output_prefix,
-        budget_tokens=options.budget_tokens or (CPU_TOKENS if device == "cpu" else None),
-        device=device,
-        dtype=DTYPE[device] if options.dtype == "auto" else options.dtype,
         max_characters=options.max_characters,
-        batch_timeout_s=options.batch_timeout_s,
     )
-    if job.device == "cpu" and job.dtype in ("float16", "float8"):
-        raise UserError(f"--dtype {job.dtype} is for GPUs; on CPUs use bfloat16 or float32")
-    warn_of_slow_dtype(job.device, job.dtype)
     _check_added_columns(job, options, seen.names)
     names = ("text_columns", "prefix", "dtype", "max_characters")
     fingerprint = {"source": redact_credentials(source)} | {name: getattr(job, name) for name in names}
@@ -149,6 +145,21 @@ def _check_text_columns(options: CorpusOptions, schema: pa.Schema) -> None:
             raise UserError(f"column {column!r} holds {stored}, not text (see --{name}-column)")
 
 
+def resolve_run(options: ModelOptions, checkpoint: Checkpoint, task: Task, batch_timeout_s: float) -> ModelRun:
+    """Choose device, dtype and token budget; UserError for a device that is missing, or a dtype it does not have."""
+    from pipelines.predictor import CPU_TOKENS, DTYPE, warn_of_slow_dtype  # with torch: not for all that uses Job
+
+    device = _device(options.device)
+    dtype = DTYPE[device] if options.dtype == "auto" else options.dtype
+    if device == "cpu" and dtype in ("float16", "float8"):
+        raise UserError(f"dtype {dtype} is for GPUs; on CPUs use bfloat16 or float32")
+    warn_of_slow_dtype(device, dtype)
+    budget = options.budget_tokens or (CPU_TOKENS if device == "cpu" else None)
+    return ModelRun(
+        model=checkpoint, task=task, device=device, dtype=dtype, budget_tokens=budget, batch_timeout_s=batch_timeout_s
+    )
+
+
 def _device(device: str) -> str:
     import torch
 
@@ -157,5 +168,5 @@ def _device(device: str) -> str:
     else:
         found = bool(os.environ.get("RAY_ADDRESS")) and cluster_resources().get("GPU", 0) >= 1
     if device == "cuda" and not found:
-        raise UserError("--device cuda: there is no GPU here or in the Ray cluster; use cpu or auto")
+        raise UserError("device cuda: there is no GPU here or in the Ray cluster; use cpu or auto")
     return "cuda" if found and device != "cpu" else "cpu"

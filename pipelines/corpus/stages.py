@@ -20,14 +20,14 @@ import ray
 
 from modernbert.windows import Text
 from pipelines.corpus import wire
-from pipelines.corpus.plan import Job
+from pipelines.corpus.plan import Job, ModelRun
 from pipelines.corpus.wire import Committed
 from pipelines.input.documents import cut, longest, readable, valid_documents
 from pipelines.input.plan import one_line, read_shard
 from pipelines.input.shards import Rows, Shard
 from pipelines.output.folder import REJECTED_FIELDS, commit_shard
 from pipelines.output.shard_stats import count_scores, count_windows
-from pipelines.tasks.base import ModelOutputs
+from pipelines.tasks.base import ModelOutputs, Task
 
 START_PAUSES_S = (1.0, 3.0, 9.0, 27.0)
 """The pauses between attempts to start an actor; after the last one it is tried on while other actors come up."""
@@ -63,7 +63,7 @@ class Predict:
     process, and Ray starts another in its place.
     """
 
-    def __init__(self, job: Job, progress: Any, watch: Any = None):
+    def __init__(self, job: ModelRun, progress: Any, watch: Any = None):
         """Load the model on this actor's device, on one thread where that is a CPU.
 
         `progress` and `watch` are the actors Progress and Watch; without a watch, the first failure to start is final.
@@ -241,11 +241,10 @@ def _answers(job: Job, shard: Shard, table: pa.Table) -> tuple[dict[str, Any], p
     documents: list[Text] = _documents(job, read)[0] if texts else [""] * len(rows)
     splits, values = wire.array_of(table, "splits"), wire.array_of(table, "values")
     outputs = ModelOutputs(documents, windows, values.reshape(-1, job.task.width), splits, job.model.tokenizer)
-    decoded = job.task.decode(outputs).take(pa.array(good))
-    answers = {name: decoded.field(name) for name in job.task.columns.names}
-    answers["n_tokens"] = pa.array(windows.n_tokens[good])
-    answers["n_windows"] = pa.array(np.bincount(windows.document, minlength=len(rows))[good], pa.int32())
-    answers["truncated"] = pa.array(windows.truncated[good])
+    answers = answer_columns(job.task, outputs, pa.array(good))
+    decoded = pa.StructArray.from_arrays(
+        [answers[name] for name in job.task.columns.names], fields=list(job.task.columns)
+    )
     index = {int(position): i for i, position in enumerate(read.positions)}
     kept = pa.array([index[row] for row in rows[good].tolist()], pa.int64())
     columns = {name: read.table[name].take(kept) for name in job.keep_columns}
@@ -262,6 +261,17 @@ def _answers(job: Job, shard: Shard, table: pa.Table) -> tuple[dict[str, Any], p
         "rejects": Counter(reject["reason"] for reject in rejects),
     }
     return stats, pa.table(columns), _rejected(shard, read.table, index, rejects)
+
+
+def answer_columns(task: Task, outputs: ModelOutputs, documents: pa.Array) -> dict[str, pa.Array]:
+    """Decode outputs into the columns of the task and those that all tasks add; `documents`: their numbers, or null."""
+    windows = outputs.windows
+    decoded = task.decode(outputs)
+    counts = np.bincount(windows.document, minlength=len(windows.n_tokens))
+    answers = {name: decoded.field(name) for name in task.columns.names}
+    answers |= {"n_tokens": pa.array(windows.n_tokens), "n_windows": pa.array(counts, pa.int32())}
+    answers["truncated"] = pa.array(windows.truncated)
+    return {name: values.take(documents) for name, values in answers.items()}
 
 
 def _documents(job: Job, read: Rows) -> tuple[list[Text], np.ndarray, list[tuple[int, str]]]:

@@ -104,7 +104,7 @@ def predicted_row(
 
     `idle_s`: the time that the actor had nothing to do before; `budget_tokens`: the most tokens in its batches.
     """
-    columns = {name: table[name] for name in TOKENISED.names} | {
+    columns = {name: table[name] for name in table.column_names} | {
         "values": _list(pa.array(predictions.values.ravel())),
         "splits": _list(pa.array(predictions.splits)),
         "rejects": _list(pa.array(rejects, REJECT)),

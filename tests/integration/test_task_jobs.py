@@ -12,11 +12,12 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
+import ray
 from checkpoints import write_checkpoint, write_tokenizer
 from commands import run_job, run_script
-from conftest import REPOSITORY
+from conftest import REPOSITORY, readme_block
 
-from pipelines.inmemory import pipeline
+from pipelines import pipeline, processor
 
 BIO = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -35,6 +36,8 @@ WORDS = ["the", "cat", "sat", "é", "e\u0301", "👩‍👩‍👧", "👍🏽",
 ROWS, NULL, EMPTY, NO_MASK, LONG = 60, 4, 5, 6, 7
 COLUMNS = {"answer": {"context_column": "text"}, "fill": {"text_column": "masked"},
            "rerank": {"query_column": "question", "passage_column": "text"}}  # fmt: skip
+
+STEP_COLUMNS = {"answer": ("question", "text"), "fill": ("masked",), "rerank": ("question", "text")}
 
 
 @pytest.fixture(scope="module")
@@ -109,10 +112,61 @@ def test_a_job_answers_as_memory_does(task, long_documents, corpus, models, loca
     if long_documents == "truncate":
         assert (long["n_tokens"], long["n_windows"], long["truncated"]) == (512, 1, True)
         assert {row["n_windows"] for row in rows} == {1}
+        step = processor(task, str(models[task]), *STEP_COLUMNS.get(task, ()), actors=1, batch_rows=16, **options)
+        dataset = step(ray.data.read_parquet(str(corpus)).map_batches(lambda table: table, batch_format="pyarrow"))
+        assert_as_the_job(list(dataset.iter_batches(batch_format="pyarrow")), rows, BAD[task])
     else:
         assert long["n_tokens"] > 100_000
         assert long["n_windows"] > 200
         assert not any(got["truncated"].to_pylist())
+
+
+def assert_as_the_job(batches: list[pa.Table], rows: list[dict[str, Any]], bad: dict[int, str]) -> None:
+    """Every row of the dataset is there, with the job's answer or the job's reason."""
+    answered = {row["id"]: row for row in rows}
+    got = sorted(pa.concat_tables(batches).to_pylist(), key=lambda row: row["id"])
+    assert [row["id"] for row in got] == list(range(ROWS))
+    for row in got:
+        assert row.pop("error") == bad.get(row["id"])
+        if row["id"] in answered:
+            assert row == answered[row["id"]]
+        else:
+            assert {row[name] for name in ("n_tokens", "n_windows", "truncated")} == {None}
+
+
+def test_a_step_with_a_mistake_is_refused_before_anything_runs(models, local_ray):
+    model = str(models["classify"])
+    for options, message in (
+        ({"top": 3}, "top 3: "),
+        ({"device": "tpu"}, "device 'tpu': "),
+        ({"top_k": 0}, "top_k 0"),
+        ({"batch_rows": 0}, "batch_rows 0"),
+        ({"dtype": "float8"}, "dtype float8 is for GPUs"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            processor("classify", model, **options)
+    with pytest.raises(ValueError, match="answer takes 2 columns of texts, not 1"):
+        processor("answer", str(models["answer"]), "text")
+    with pytest.raises(ValueError, match="it fits classify"):
+        processor("tag", model)
+    dataset = ray.data.from_items([{"body": "the cat", "label": 1}])
+    with pytest.raises(ValueError, match="column 'text' is missing; the dataset has body, label"):
+        processor("classify", model)(dataset)
+    with pytest.raises(ValueError, match="column 'label' is in the dataset already; give prefix="):
+        processor("classify", model, "body")(dataset)
+    row = processor("classify", model, "body", prefix="p_", actors=1)(dataset).take_all()[0]
+    assert (row["label"], row["p_label"], row["p_error"]) == (1, row["p_label"], None)
+    assert row["p_label"].startswith("LABEL_")
+
+
+def test_the_example_of_a_step_runs(local_ray, tmp_path, monkeypatch):
+    block = readme_block("processor", "pipelines/README.md").replace("vectors/", f"{tmp_path}/vectors/")
+    monkeypatch.chdir(REPOSITORY)
+    exec(block, {})
+    vectors = ds.dataset(tmp_path / "vectors").to_table()
+    assert len(vectors) == 300
+    assert vectors["error"].null_count == 300
+    assert vectors["embedding"].type == pa.list_(pa.float32(), 32)
 
 
 @pytest.mark.slow
