@@ -165,7 +165,7 @@ def test_the_example_of_a_step_runs(local_ray, tmp_path, monkeypatch):
     exec(block, {})
     vectors = ds.dataset(tmp_path / "vectors").to_table()
     assert len(vectors) == 300
-    assert vectors["error"].null_count == 300
+    assert vectors["error"].null_count == 297  # three messages hold no text
     assert vectors["embedding"].type == pa.list_(pa.float32(), 32)
 
 
