@@ -21,7 +21,15 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipelines.corpus.cluster import describe_cluster, log_ray_data_to_file, pool_size, stopped_by_sigterm
+from pipelines.corpus.cluster import (
+    cores_per_gpu,
+    describe_cluster,
+    log_ray_data_to_file,
+    pool_size,
+    stage_cpus,
+    stopped_by_sigterm,
+    warn_of_few_cores,
+)
 from pipelines.corpus.plan import Job
 from pipelines.corpus.stages import Predict, Progress, commit, read_and_tokenise, reject_shard
 from pipelines.corpus.watch import Watch
@@ -79,6 +87,10 @@ class Execution:
             return
         low, high = (min(n, len(self.todo)) for n in pool_size(actors, self.job.device))
         print(describe_cluster())
+        wanted = 1
+        if self.job.device == "cuda":
+            wanted = cores_per_gpu(self.job.model.config, self.job.task.needs_details)
+            warn_of_few_cores(low, wanted)
         print(
             f"labelling {self._rows:,} rows in {len(self.todo)} shards: {low} actors on {self.job.device} in "
             f"{self.job.dtype}",
@@ -86,7 +98,7 @@ class Execution:
         )
         progress = _start_here(Progress)
         with stopped_by_sigterm(), progress_bar(self._rows, lambda: ray.get(progress.read.remote())):
-            blocks = min(len(self.todo), max(len(self.todo) // 8, 4 * high))
+            blocks = min(len(self.todo), max(len(self.todo) // 8, 4 * high * wanted))
             lost = self._run_once(self.todo, blocks, (low, high), progress)
             rounds_without_progress = 0
             while lost and rounds_without_progress < MAX_ROUNDS_WITHOUT_PROGRESS:
@@ -196,10 +208,8 @@ def pipeline(job: Job, shards: list[Shard], blocks: int, actors: tuple[int, int]
     """The stages over shards in `blocks` blocks, with a pool of from `actors[0]` to `actors[1]` actors.
 
     A block whose process ends is left out, and its actor is started again. Where each shard is a block, an actor has
-    one at a time, so that none is lost because of another.
-
-    On CPUs an actor takes 0.9 of a core, so that the rest of each core is left for reading and commits, which are
-    quick. The stages' resources differ on purpose: Ray fuses stages whose resources are equal.
+    one at a time, so that none is lost because of another. The stages' resources differ on purpose: Ray fuses stages
+    whose resources are equal.
     """
     context = DataContext.get_current()
     context.enable_progress_bars = False
@@ -208,16 +218,17 @@ def pipeline(job: Job, shards: list[Shard], blocks: int, actors: tuple[int, int]
     context.execution_options.preserve_order = True
     context.max_errored_blocks = -1
     context.max_consecutive_actor_init_deaths = 2
-    on_cpu = job.device == "cpu"
-    per_actor: dict[str, Any] = {"num_cpus": 0.9} if on_cpu else {"num_cpus": 1, "num_gpus": 1}
-    per_actor |= {"max_restarts": -1, "max_task_retries": 0}
+    read_cpus, actor_cpus, commit_cpus = stage_cpus(job.device)
+    per_actor: dict[str, Any] = {"num_cpus": actor_cpus, "max_restarts": -1, "max_task_retries": 0}
+    if job.device == "cuda":
+        per_actor["num_gpus"] = 1
     in_flight = 1 if blocks == len(shards) else None
     one_shard: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
     # No other way to bound an actor's retries yet, and the default is to repeat for ever what ends a process.
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
     return (
         ray.data.from_items([shard_row(shard) for shard in shards], override_num_blocks=blocks)
-        .map_batches(partial(read_and_tokenise, job), num_cpus=0.1 if on_cpu else 1, **one_shard)
+        .map_batches(partial(read_and_tokenise, job), num_cpus=read_cpus, **one_shard)
         .map_batches(
             Predict,
             fn_constructor_args=(job, progress, watch),
@@ -225,7 +236,7 @@ def pipeline(job: Job, shards: list[Shard], blocks: int, actors: tuple[int, int]
             **per_actor,
             **one_shard,
         )
-        .map_batches(partial(commit, job), num_cpus=0.05 if on_cpu else 0.5, **one_shard)
+        .map_batches(partial(commit, job), num_cpus=commit_cpus, **one_shard)
     )
 
 
