@@ -13,6 +13,7 @@ from tokenizers import Tokenizer as FastTokenizer
 from tokenizers.models import BPE
 
 from modernbert.files import CheckpointError, resolve
+from modernbert.pieces import PieceCache
 from modernbert.tokenizer_settings import CLEAN_UP_BPE, clean_up_spaces, read_settings
 from modernbert.windows import (
     Text,
@@ -64,6 +65,7 @@ class Tokenizer:
         fast.encode_special_tokens = bool(settings.get("split_special_tokens"))
         self._fast = fast
         self._settings = settings
+        self._pieces = PieceCache.for_tokenizer(fast)
         self._cleans_up = bool(settings.get("clean_up_tokenization_spaces")) and (
             not isinstance(fast.model, BPE) or bool(settings.get(CLEAN_UP_BPE))
         )
@@ -205,8 +207,7 @@ class Tokenizer:
             raise ValueError(f"max_length {max_length} leaves no room: {num_special} of its tokens are special ones")
         encoded_tokens = max_tokens if stride is None else _NO_LIMIT
         out = WindowsBuilder(template, details)
-        for document, encodings in enumerate(self._iter_encodings(documents, encoded_tokens, details)):
-            parts = [Tokens.from_encoding(encoding, details) for encoding in encodings]
+        for document, parts in enumerate(self._iter_tokens(documents, encoded_tokens, details)):
             lengths = [len(part.ids) for part in parts]
             if stride is not None:
                 self._cut_windows(out, document, parts, lengths, max_tokens, stride)
@@ -301,25 +302,33 @@ class Tokenizer:
             last = text if text is not None else last
         return template
 
-    def _iter_encodings(
-        self, documents: Sequence[Text], max_tokens: int, offsets: bool
-    ) -> Iterator[tuple[Encoding, ...]]:
-        """Yield the encodings of each document's texts, which are made for some documents at a time."""
+    def _iter_tokens(self, documents: Sequence[Text], max_tokens: int, details: bool) -> Iterator[tuple[Tokens, ...]]:
+        """Yield the tokens of each document's texts, which are encoded for some documents at a time."""
         start = size = 0
         for stop, document in enumerate(documents, 1):
             size += len(document) if isinstance(document, str) else sum(map(len, document))
             if size >= _CHARS_PER_CALL or stop == len(documents):
                 chunk = documents[start:stop]
                 columns: list[Any] = list(zip(*chunk, strict=True)) if isinstance(document, tuple) else [chunk]
-                yield from zip(*(self._encode_texts(texts, max_tokens, offsets) for texts in columns), strict=True)
+                yield from zip(*(self._encode_texts(texts, max_tokens, details) for texts in columns), strict=True)
                 start, size = stop, 0
 
-    def _encode_texts(self, texts: Sequence[str], max_tokens: int, offsets: bool) -> list[Encoding]:
+    def _encode_texts(self, texts: Sequence[str], max_tokens: int, details: bool) -> list[Tokens]:
         """Encode without special tokens; at least the `max_tokens` tokens of each text that may stay are right.
 
         The cost is bounded by `max_tokens`: long texts are cut first, and encoded whole where the cut may show. The
         offsets of a text whose beginning is cut off would not be those in the whole text.
         """
+        ids: list[list[int] | None] = [None] * len(texts)
+        if self._pieces and not details and (self.truncation_side == "right" or max_tokens == _NO_LIMIT):
+            ids = self._pieces.encode(texts, max_tokens, max_tokens * _CHARS_PER_TOKEN)
+        rest = [text for text, known in zip(texts, ids, strict=True) if known is None]
+        encodings = iter(self._encode_by_library(rest, max_tokens, details))
+        return [
+            Tokens.from_encoding(next(encodings), details) if known is None else Tokens(known, [], []) for known in ids
+        ]
+
+    def _encode_by_library(self, texts: Sequence[str], max_tokens: int, offsets: bool) -> list[Encoding]:
         encode = self._fast.encode_batch if offsets else self._fast.encode_batch_fast
         longest = max_tokens * _CHARS_PER_TOKEN
         left = self.truncation_side == "left"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import sys
@@ -14,7 +15,18 @@ from pathlib import Path
 
 import ray
 
+from modernbert.config import ModernBertConfig
 from pipelines.errors import UserError
+
+TOKEN_CPU_S, TOKEN_DETAILS_CPU_S = 2.0e-6, 3.5e-6
+"""The CPU seconds that a token takes to be read, tokenised and committed, without and with its place in the text, which
+taggers and question answering need: the upper figures of benchmarks/results/feeding.json, of a busy machine."""
+GPU_TOKENS_S, GPU_FLOPS = 1.6e6, 4.5e14
+"""What an H100 does at most: tokens a second, which ModernBERT-base reaches, and floating-point operations a second in
+linear layers, which large reaches at 0.65 M tokens/s."""
+_STAGE_CPUS = 4
+"""The CPUs a GPU from which on a task of each stage takes as many CPUs as it can use."""
+logger = logging.getLogger(__name__)
 
 
 def cluster_resources() -> dict[str, float]:
@@ -103,3 +115,39 @@ def pool_size(actors: str, device: str) -> tuple[int, int]:
     if int(low) > available:
         raise UserError(f"--actors {actors} needs {low} {unit}s, one an actor; the Ray cluster has {available}")
     return int(low), int(high or low)  # an autoscaler may add what MAX needs
+
+
+def cores_per_gpu(config: ModernBertConfig, details: bool) -> int:
+    """Return the CPU cores that keep a GPU busy with a model: one for its actor, the others for the other stages.
+
+    `details`: whether the task needs the places of tokens in the text.
+    """
+    hidden, inner = config.hidden_size, config.intermediate_size
+    weights = config.num_hidden_layers * (4 * hidden * hidden + 3 * hidden * inner)
+    tokens_s = min(GPU_TOKENS_S, GPU_FLOPS / (2 * weights))
+    return 1 + math.ceil(tokens_s * (TOKEN_DETAILS_CPU_S if details else TOKEN_CPU_S))
+
+
+def warn_of_few_cores(gpus: int, cores_each: int) -> None:
+    """Warn where the cluster has fewer CPU cores than `gpus` GPUs want, an actor each."""
+    cores = int(cluster_resources().get("CPU", 0))
+    if cores < gpus * cores_each:
+        logger.warning(
+            "the Ray cluster has %d CPU%s for %d GPU%s; to keep as many H100s busy with this model and task takes "
+            "%d, %d each: GPUs may wait for texts to be read and tokenised. Add CPUs, or nodes without GPUs",
+            *(cores, "" if cores == 1 else "s", gpus, "" if gpus == 1 else "s", gpus * cores_each, cores_each),
+        )
+
+
+def stage_cpus(device: str) -> tuple[float, float, float]:
+    """Return the CPUs that a task takes: to read and tokenise, to predict (an actor), to commit.
+
+    On CPUs an actor takes 0.9 of a core, so that the rest of each core is left for reading and commits, which are
+    quick. Beside GPUs they take a core each; where the cluster has few cores for its GPUs they take less, so that
+    actors, which hold theirs for the whole job, leave some to those that feed them.
+    """
+    if device == "cpu":
+        return 0.1, 0.9, 0.05
+    cpus, gpus = (cluster_resources().get(unit, 0) for unit in ("CPU", "GPU"))
+    share = min(1.0, round(cpus / gpus / _STAGE_CPUS, 3)) if cpus and gpus else 1.0  # nodes may still be added
+    return share, share, share / 2

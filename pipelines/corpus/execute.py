@@ -22,7 +22,15 @@ from ray.data.context import AutoscalingConfig
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipelines.corpus.cluster import describe_cluster, log_ray_data_to_file, pool_size, stopped_by_sigterm
+from pipelines.corpus.cluster import (
+    cores_per_gpu,
+    describe_cluster,
+    log_ray_data_to_file,
+    pool_size,
+    stage_cpus,
+    stopped_by_sigterm,
+    warn_of_few_cores,
+)
 from pipelines.corpus.plan import Job
 from pipelines.corpus.stages import Predict, Progress, commit, read_and_tokenise, reject_shard
 from pipelines.corpus.watch import Watch
@@ -82,6 +90,10 @@ class Execution:
             return
         low, high = (min(n, len(self.todo)) for n in pool_size(actors, self.job.device))
         print(describe_cluster())
+        wanted = 1
+        if self.job.device == "cuda":
+            wanted = cores_per_gpu(self.job.model.config, self.job.task.needs_details)
+            warn_of_few_cores(low, wanted)
         print(
             f"labelling {self._rows:,} rows in {len(self.todo)} shards: {low} actors on {self.job.device} in "
             f"{self.job.dtype}",
@@ -89,26 +101,29 @@ class Execution:
         )
         progress = _start_here(Progress)
         with stopped_by_sigterm(), progress_bar(self._rows, lambda: ray.get(progress.read.remote())):
-            blocks = min(len(self.todo), max(min(len(self.todo) // 8, MAX_BLOCKS), 4 * high))
-            lost = self._run_once(self.todo, blocks, (low, high), progress)
+            blocks = min(len(self.todo), max(min(len(self.todo) // 8, MAX_BLOCKS), 4 * high * wanted))
+            one_by_one = blocks == len(self.todo) and self.job.device == "cpu"
+            lost = self._run_once(self.todo, blocks, one_by_one, (low, high), progress)
             rounds_without_progress = 0
             while lost and rounds_without_progress < MAX_ROUNDS_WITHOUT_PROGRESS:
                 again = self._next_round(lost)
                 self._commit_held()
-                lost = self._run_once(again, len(again), (low, high), progress) if again else []
+                lost = self._run_once(again, len(again), True, (low, high), progress) if again else []
                 none_done = len(lost) > MAX_SHARDS_TO_SPLIT and len(lost) == len(again)
                 rounds_without_progress = rounds_without_progress + 1 if none_done else 0
         self._commit_held()
         self.failed |= {shard.name: self._reasons.get(shard.name, LOST) for shard in lost}
         self.failed |= {name: rejects[-1]["reason"] for name, (_, rejects) in self._held.items()}
 
-    def _run_once(self, shards: list[Shard], blocks: int, actors: tuple[int, int], progress: Any) -> list[Shard]:
-        """Run shards in `blocks` blocks and return those without an answer that are to be run again."""
+    def _run_once(
+        self, shards: list[Shard], blocks: int, one_by_one: bool, actors: tuple[int, int], progress: Any
+    ) -> list[Shard]:
+        """Run shards in `blocks` blocks, an actor one by one or not, and return those without an answer that are to be run again."""
         missing = {shard.name: shard for shard in shards}
         again: list[Shard] = []
         log_file, watch = log_ray_data_to_file(), _start_here(_WATCH)
         try:
-            for row in pipeline(self.job, shards, blocks, actors, progress, watch).iter_rows():
+            for row in pipeline(self.job, shards, blocks, one_by_one, actors, progress, watch).iter_rows():
                 self.check()
                 if self._receive(row, missing[row["name"]], log_file):
                     again.append(missing[row["name"]])
@@ -195,15 +210,15 @@ class Execution:
             )
 
 
-def pipeline(job: Job, shards: list[Shard], blocks: int, actors: tuple[int, int], progress: Any, watch: Any) -> Dataset:
+def pipeline(
+    job: Job, shards: list[Shard], blocks: int, one_by_one: bool, actors: tuple[int, int], progress: Any, watch: Any
+) -> Dataset:
     """The stages over shards in `blocks` blocks, with a pool of from `actors[0]` to `actors[1]` actors.
 
-    A block whose process ends is left out, and its actor is started again. Where each shard is a block, an actor has
-    one at a time, so that none is lost because of another. Else an actor on a GPU works at two blocks at once: while
-    the last batches of a shard are computed, those of the next are prepared.
-
-    On CPUs an actor takes 0.9 of a core, so that the rest of each core is left for reading and commits, which are
-    quick. The stages' resources differ on purpose: Ray fuses stages whose resources are equal.
+    A block whose process ends is left out, and its actor is started again. With `one_by_one` an actor has one block at
+    a time, so that none is lost because of another. Else an actor on a GPU works at two at once: while the last batches
+    of a shard are computed, those of the next are prepared. The stages' resources differ on purpose:
+    Ray fuses stages whose resources are equal.
     """
     context = DataContext.get_current().copy()  # other datasets of the process keep theirs
     context.enable_progress_bars = False
@@ -212,9 +227,10 @@ def pipeline(job: Job, shards: list[Shard], blocks: int, actors: tuple[int, int]
     context.execution_options.preserve_order = False  # a shard that is slow holds no other's commit back
     context.max_errored_blocks = -1
     context.max_consecutive_actor_init_deaths = 2
-    on_cpu, one_by_one = job.device == "cpu", blocks == len(shards)
-    per_actor: dict[str, Any] = {"num_cpus": 0.9} if on_cpu else {"num_cpus": 1, "num_gpus": 1}
-    per_actor |= {"max_restarts": -1, "max_task_retries": 0, "max_concurrency": 1 if on_cpu or one_by_one else 2}
+    on_cpu = job.device == "cpu"
+    read_cpus, actor_cpus, commit_cpus = stage_cpus(job.device)
+    per_actor: dict[str, Any] = {"num_cpus": actor_cpus, "max_restarts": -1, "max_task_retries": 0}
+    per_actor |= {"max_concurrency": 1 if on_cpu or one_by_one else 2} | ({} if on_cpu else {"num_gpus": 1})
     context.autoscaling_config = AutoscalingConfig()
     if one_by_one:  # the pool grows where each actor has its task, not only where tasks wait for actors
         context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
@@ -224,7 +240,7 @@ def pipeline(job: Job, shards: list[Shard], blocks: int, actors: tuple[int, int]
     with DataContext.current(context):  # a dataset keeps the context that it is made in
         return (
             ray.data.from_items([shard_row(shard) for shard in shards], override_num_blocks=blocks)
-            .map_batches(partial(read_and_tokenise, job), num_cpus=0.1 if on_cpu else 1, **one_shard)
+            .map_batches(partial(read_and_tokenise, job), num_cpus=read_cpus, **one_shard)
             .map_batches(
                 Predict,
                 fn_constructor_args=(job, progress, watch),
@@ -237,7 +253,7 @@ def pipeline(job: Job, shards: list[Shard], blocks: int, actors: tuple[int, int]
                 **per_actor,
                 **one_shard,
             )
-            .map_batches(partial(commit, job), num_cpus=0.05 if on_cpu else 0.5, **one_shard)
+            .map_batches(partial(commit, job), num_cpus=commit_cpus, **one_shard)
         )
 
 

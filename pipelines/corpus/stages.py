@@ -41,6 +41,7 @@ def read_and_tokenise(job: Job, table: pa.Table) -> pa.Table:
     A shard that cannot be read carries its error on: it must not stop the others.
     """
     started = time.perf_counter()
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a task has a core, and there is a task for each core
     shard = wire.shard_of(table)
     try:
         read = read_shard(job.source, job.folder, shard, job.schema, list(dict.fromkeys(job.text_columns)))

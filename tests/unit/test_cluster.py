@@ -1,0 +1,62 @@
+"""The CPU cores that GPUs want, what each stage takes of those that there are, and the warning where they are few."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from modernbert.config import ModernBertConfig
+from pipelines.corpus import cluster
+
+BASE = ModernBertConfig()
+LARGE = ModernBertConfig(hidden_size=1024, intermediate_size=2624, num_hidden_layers=28, num_attention_heads=16)
+SMALL = ModernBertConfig(hidden_size=384, intermediate_size=576, num_hidden_layers=6, num_attention_heads=6)
+
+
+@pytest.fixture
+def resources(monkeypatch):
+    """resources(cpus, gpus): what the Ray cluster has."""
+
+    def resources(cpus: float, gpus: float) -> None:
+        monkeypatch.setattr(cluster, "cluster_resources", lambda: {"CPU": cpus, "GPU": gpus})
+
+    return resources
+
+
+@pytest.mark.parametrize(("config", "plain", "details"), [(BASE, 5, 7), (LARGE, 3, 4), (SMALL, 5, 7)])
+def test_a_gpu_wants_cores_by_its_tokens_a_second(config, plain, details):
+    assert cluster.cores_per_gpu(config, details=False) == plain
+    assert cluster.cores_per_gpu(config, details=True) == details
+
+
+def test_few_cores_are_said_in_one_line(resources, caplog):
+    resources(40, 8)
+    cluster.warn_of_few_cores(8, 5)
+    assert not caplog.records
+    with caplog.at_level(logging.WARNING):
+        cluster.warn_of_few_cores(8, 7)
+    assert [record.getMessage() for record in caplog.records] == [
+        "the Ray cluster has 40 CPUs for 8 GPUs; to keep as many H100s busy with this model and task takes 56, 7 each: "
+        "GPUs may wait for texts to be read and tokenised. Add CPUs, or nodes without GPUs"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "read", "actor", "commit"),
+    [
+        (96, 8, 1, 1, 0.5),
+        (4, 1, 1, 1, 0.5),
+        (8, 8, 0.25, 0.25, 0.125),
+        (1, 1, 0.25, 0.25, 0.125),
+        (0, 0, 1, 1, 0.5),
+    ],
+)
+def test_actors_leave_cores_to_what_feeds_them(resources, cpus, gpus, read, actor, commit):
+    resources(cpus, gpus)
+    assert cluster.stage_cpus("cuda") == (read, actor, commit)
+    assert gpus * actor + read <= cpus or not gpus
+
+
+def test_on_cpus_an_actor_takes_most_of_a_core():
+    assert cluster.stage_cpus("cpu") == (0.1, 0.9, 0.05)
