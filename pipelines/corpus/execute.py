@@ -118,7 +118,7 @@ class Execution:
     def _run_once(
         self, shards: list[Shard], blocks: int, one_by_one: bool, actors: tuple[int, int], progress: Any
     ) -> list[Shard]:
-        """Run shards in `blocks` blocks, an actor one by one or not, and return those without an answer that are to be run again."""
+        """Run shards in `blocks` blocks, with `one_by_one` no two at an actor, and return those to be run again."""
         missing = {shard.name: shard for shard in shards}
         again: list[Shard] = []
         log_file, watch = log_ray_data_to_file(), _start_here(_WATCH)
@@ -217,8 +217,8 @@ def pipeline(
 
     A block whose process ends is left out, and its actor is started again. With `one_by_one` an actor has one block at
     a time, so that none is lost because of another. Else an actor on a GPU works at two at once: while the last batches
-    of a shard are computed, those of the next are prepared. The stages' resources differ on purpose:
-    Ray fuses stages whose resources are equal.
+    of a shard are computed, those of the next are prepared. The stages' resources differ on purpose: Ray fuses those whose
+    resources are equal.
     """
     context = DataContext.get_current().copy()  # other datasets of the process keep theirs
     context.enable_progress_bars = False
