@@ -209,7 +209,7 @@ class TestKey:
         routes = CLIENT.get(f"{keyed}/openapi.json", headers=key).json()["paths"]
         for path in [*routes, "/docs", "/openapi.json", "/nope", "//health", "/health/"]:
             status = CLIENT.get(keyed + path).status_code
-            assert (status in (200, 503)) == (path in ("/health", "/ping", "/metrics")), path
+            assert (status in (200, 503)) == (path in ("/", "/health", "/ping", "/metrics")), path
             assert status in (200, 401)
         for path, (body, shape) in SHAPES.items():
             refused = post(path, body, keyed)

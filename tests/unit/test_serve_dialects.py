@@ -12,9 +12,9 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from pipelines.serve.http.app import DIALECTS, create_app
+from pipelines.serve.http.bodies import Inputs
 from pipelines.serve.http.cohere import CohereRequest
 from pipelines.serve.http.errors import ERROR_TYPES, ApiError, dialect_of, error_response, path_of
-from pipelines.serve.http.handler import Inputs
 from pipelines.serve.http.huggingface import AnswerParameters, TagParameters
 from pipelines.serve.http.jina import JinaRequest
 from pipelines.serve.http.middleware import HttpLimits
@@ -158,6 +158,7 @@ class Echo:
 
     def __init__(self) -> None:
         self.tasks = {"one": "classify", "ranker": "rerank"}
+        self.aliases: dict[str, str] = {}
         self.asked: list[Any] = []
 
     async def info(self, model: str) -> Info:
@@ -206,7 +207,8 @@ def test_rerankers_sort_and_cut() -> None:
     assert cohere["results"] == [{"index": 2, "relevance_score": 4}, {"index": 0, "relevance_score": 2}]
     assert cohere["meta"]["tokens"] == {"input_tokens": 4}
     _, jina = call(models, "/v1/rerank", asked | {"return_documents": False})
-    assert jina == {"model": "ranker", "usage": {"prompt_tokens": 4, "total_tokens": 4}, "results": cohere["results"]}
+    usage = {"prompt_tokens": 4, "total_tokens": 4}
+    assert jina == {"object": "rerank", "model": "ranker", "usage": usage, "results": cohere["results"]}
     assert [ask.options for ask in models.asked] == [{"raw_scores": False}] * 3
 
 

@@ -11,23 +11,25 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
 from pipelines.serve.http import errors
+from pipelines.serve.http.bodies import json_response, new_router
 from pipelines.serve.http.cohere import COHERE
 from pipelines.serve.http.errors import ApiError, Dialect
-from pipelines.serve.http.handler import RequestHandler, json_response, new_router
+from pipelines.serve.http.handler import RequestHandler
 from pipelines.serve.http.huggingface import HUGGING_FACE
 from pipelines.serve.http.jina import JINA
 from pipelines.serve.http.metrics import HttpMetrics
 from pipelines.serve.http.middleware import HttpLimits, RequestLimitsMiddleware
 from pipelines.serve.http.openai import OPENAI
 from pipelines.serve.http.tei import TEI
+from pipelines.serve.http.vllm import VLLM
 from pipelines.serve.protocol import ModelClient
 
-DIALECTS: list[Dialect] = [TEI, HUGGING_FACE, OPENAI, COHERE, JINA]
+DIALECTS: list[Dialect] = [TEI, HUGGING_FACE, OPENAI, COHERE, JINA, VLLM]
 """Every dialect; the first one also answers where no other's prefix fits."""
-_EXPOSED = ("x-request-id", "x-truncated", "retry-after", "x-compute-tokens", "x-total-time")
+_EXPOSED = ("x-request-id", "x-truncated", "x-ignored", "retry-after", "x-compute-tokens", "x-total-time")
 _ABOUT = """ModernBERT models online, for the clients of text-embeddings-inference, Hugging Face, OpenAI (embeddings),
-Cohere and Jina (rerank). Routes that name no model go to the first in the configuration that does the task; every
-model has its own below `/models/{name}`, which serves as the base URL of a client, too."""
+Cohere, Jina, vLLM and Infinity. Routes that name no model go to the first in the configuration that does the task;
+every model has its own below `/models/{name}`, which serves as the base URL of a client, too."""
 
 
 def create_app(models: ModelClient, limits: HttpLimits | None = None, *, behind_serve: bool = False) -> FastAPI:
@@ -87,7 +89,6 @@ def _state_routes(handler: RequestHandler) -> APIRouter:
 def _health_route(handler: RequestHandler, name: str | None) -> APIRouter:
     router = new_router(TEI)
 
-    @router.get("/health", response_model=dict[str, Any])
     async def health() -> Response:
         """Tell whether every model, or the one in the path, can answer."""
         unready = await handler.models.unready()
@@ -96,4 +97,7 @@ def _health_route(handler: RequestHandler, name: str | None) -> APIRouter:
             raise ApiError("unhealthy", "; ".join(f"{model}: {reason}" for model, reason in wrong.items()))
         return json_response({"status": "ok"})
 
+    if name is None:
+        router.get("/", include_in_schema=False)(health)  # as TEI answers it
+    router.get("/health", response_model=dict[str, Any])(health)
     return router

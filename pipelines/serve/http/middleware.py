@@ -11,6 +11,7 @@ import time
 import traceback
 import uuid
 from collections.abc import Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated
 
@@ -18,14 +19,20 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from pipelines.serve.admission import Admission, Claim
+from pipelines.serve.http.bodies import MOST_ITEMS
 from pipelines.serve.http.errors import ApiError, Dialect, dialect_of, error_response, path_of
 from pipelines.serve.http.metrics import HttpMetrics
 
 logger = logging.getLogger(__name__)
 API_KEY = "MODERNBERT_API_KEY"
 PUBLIC = frozenset({"/health", "/ping", "/metrics"})
+"""The routes that need no key; a GET of / needs none either, since it is another name of /health."""
 CLIENT_CLOSED_REQUEST = 499
 """The status of a request whose client left before its response began, in metrics and the log."""
+CLIENT: ContextVar[str | None] = ContextVar("client", default=None)
+"""Who sent the request that is being answered: its key, by number, or else its address."""
+_SMALL_BODY = 1 << 16  # bytes of a body for which there is room where large ones fill it
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -35,9 +42,15 @@ class HttpLimits(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     max_body_bytes: Annotated[int, Field(ge=1, description="bytes in a request's body")] = 8 << 20
-    max_inputs: Annotated[int, Field(ge=1, description="inputs in a request")] = 2048
+    max_bodies_bytes: Annotated[
+        int,
+        Field(ge=1, description="bytes in all bodies under way, at most half of them of one client"),
+    ] = 256 << 20
+    max_inputs: Annotated[int, Field(ge=1, le=MOST_ITEMS, description="inputs in a request")] = 2048
     max_characters: Annotated[int, Field(ge=1, description="characters in an input")] = 1_000_000
-    max_documents: Annotated[int, Field(ge=1, description="inputs of all requests under way")] = 8192
+    max_documents: Annotated[
+        int, Field(ge=1, description="inputs of all requests under way, at most half of them of one client")
+    ] = 8192
     timeout_s: Annotated[float, Field(gt=0, description="seconds that a request may take")] = 60.0
     body_timeout_s: Annotated[float, Field(gt=0, description="seconds that a request's body may take to arrive")] = 30.0
     cors_origins: Annotated[tuple[str, ...], Field(description="web pages' origins that may ask; '*' for any")] = ()
@@ -66,13 +79,17 @@ class HttpLimits(BaseModel):
         """Whether requests need a key."""
         return bool(self._keys)
 
-    def admits(self, authorization: str) -> bool:
-        """Tell whether a request with this header is let in."""
+    def key_number(self, authorization: str) -> int | None:
+        """Return the number of the key in this header, or None."""
         scheme, _, key = authorization.partition(" ")
         given = key.strip().encode() if scheme.lower() == "bearer" else b""
         # Every key is compared, so that the time does not tell which one came close.
         matches = [hmac.compare_digest(given, key) for key in self._keys]
-        return any(matches) or not matches
+        return matches.index(True) if any(matches) else None
+
+    def admits(self, authorization: str) -> bool:
+        """Tell whether a request with this header is let in."""
+        return not self.has_keys or self.key_number(authorization) is not None
 
 
 class RequestLimitsMiddleware:
@@ -81,19 +98,18 @@ class RequestLimitsMiddleware:
     def __init__(
         self, app: ASGIApp, limits: HttpLimits, metrics: HttpMetrics, dialects: Sequence[Dialect], behind_serve: bool
     ):
-        self.app, self.limits, self.metrics, self.dialects, self.behind_serve = (
-            app,
-            limits,
-            metrics,
-            dialects,
-            behind_serve,
-        )
+        self.app, self.limits, self.metrics = app, limits, metrics
+        self.dialects, self.behind_serve = dialects, behind_serve
+        self._bodies = Admission(limits.max_bodies_bytes, _SMALL_BODY)
+        metrics.body_bytes.set_function(lambda: self._bodies.used)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         started = time.perf_counter()
+        if without_body := scope["method"] == "HEAD":  # is answered as GET, less the body
+            scope = {**scope, "method": "GET"}
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
         sane = _REQUEST_ID.fullmatch(given) is not None
@@ -108,15 +124,19 @@ class RequestLimitsMiddleware:
                 status = message["status"]
                 if not (sane and self.behind_serve):  # Ray Serve's proxy adds the one that came
                     MutableHeaders(scope=message)["x-request-id"] = request_id
+            elif without_body:
+                message = {**message, "body": b""}
             await send(message)
 
         async def refuse(error: ApiError) -> None:
             if status == CLIENT_CLOSED_REQUEST:
                 await error_response(scope, error)(scope, receive, send_with_id)
 
+        CLIENT.set(self._client(scope, headers))
+        claim = self._bodies.claim(CLIENT.get())
         try:
             self._check_key(scope, headers)
-            body = await self._body(scope, headers, receive)
+            body = await self._body(scope, headers, receive, claim)
             if body is not None:
                 async with asyncio.timeout(self.limits.timeout_s):
                     await _run(self.app, scope, body, receive, send_with_id)
@@ -130,21 +150,32 @@ class RequestLimitsMiddleware:
             logger.error("%s %s\n%s", request_id, type(error).__name__, places)
             await refuse(ApiError("internal", "the service failed; its log has the reason under this x-request-id"))
         finally:
+            claim.release()
             seconds = time.perf_counter() - started
             route = getattr(scope.get("route"), "path", "none")
             self.metrics.record_request(route, status, seconds)
             logger.info("%s %s %s %d %.1f ms", request_id, scope["method"], route, status, seconds * 1e3)
 
+    def _client(self, scope: Scope, headers: Headers) -> str | None:
+        key = self.limits.key_number(headers.get("authorization", ""))
+        address = (scope.get("client") or [None])[0]
+        return address if key is None else f"key {key}"
+
     def _check_key(self, scope: Scope, headers: Headers) -> None:
-        if path_of(scope) not in PUBLIC and not self.limits.admits(headers.get("authorization", "")):
+        path = path_of(scope)
+        public = path in PUBLIC or (path == "/" and scope["method"] == "GET")
+        if not public and not self.limits.admits(headers.get("authorization", "")):
             raise ApiError("unauthorized", "send the service's key as the header 'authorization: Bearer KEY'")
 
-    async def _body(self, scope: Scope, headers: Headers, receive: Receive) -> bytes | None:
+    async def _body(self, scope: Scope, headers: Headers, receive: Receive, claim: Claim) -> bytes | None:
         """Return the body, counted as it arrives, or None if the client left."""
         most = self.limits.max_body_bytes
         length = headers.get("content-length", "0")
         body = bytearray()
         large = ApiError("body_too_large", f"the body is larger than {most:,} bytes")
+        if (coding := headers.get("content-encoding", "identity").strip().lower()) != "identity":
+            wrong = f"content-encoding is {coding[:60]!r}; send the body as it is, without one"
+            raise ApiError("media_type", wrong)
         if length.isdecimal() and int(length[:20]) > most:
             raise large
         try:
@@ -158,6 +189,9 @@ class RequestLimitsMiddleware:
                     more = message.get("more_body", False)
                     if len(body) > most:
                         raise large
+                    if not claim.resize(len(body)):
+                        taken = f"bodies of {self._bodies.used:,} bytes are under way; {self._bodies.most:,} may be"
+                        raise ApiError("bodies_full", f"{taken}, at most half of them of one client", retry_after_s=1)
         except TimeoutError:
             raise ApiError("slow", f"the body did not arrive within {self.limits.body_timeout_s:g} s") from None
         media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
