@@ -12,9 +12,9 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from pipelines.serve.http.app import DIALECTS, create_app
-from pipelines.serve.http.bodies import Inputs
 from pipelines.serve.http.cohere import CohereRequest
 from pipelines.serve.http.errors import ERROR_TYPES, ApiError, dialect_of, error_response, path_of
+from pipelines.serve.http.handler import Inputs
 from pipelines.serve.http.huggingface import AnswerParameters, TagParameters
 from pipelines.serve.http.jina import JinaRequest
 from pipelines.serve.http.middleware import HttpLimits
@@ -104,6 +104,26 @@ class TestKeys:
         (tmp_path / "keys").write_text("old\nnew\n")
         limits = HttpLimits(api_key_file=tmp_path / "keys")
         assert [limits.admits(f"Bearer {key}") for key in ("old", "new", "key")] == [True, True, False]
+
+    def test_one_a_line(self, tmp_path: Path) -> None:
+        (tmp_path / "keys").write_text("\n  one \r\n\ntwo\n")
+        limits = HttpLimits(api_key_file=tmp_path / "keys")
+        assert [limits.key_number(f"Bearer {key}") for key in ("one", "two", "", " ")] == [0, 1, None, None]
+
+    @pytest.mark.parametrize("key", ["my long key", "schlüssel", "a\tb", "\ufeffkey", "a\x00b", "fine\nnot fine"])
+    def test_what_is_no_key_is_refused_at_the_start(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+    ) -> None:
+        (tmp_path / "keys").write_text(key, encoding="utf-8")
+        with pytest.raises(
+            ValidationError, match=r"line [12] holds a blank, or what is not ASCII; a key is one line"
+        ) as e:
+            HttpLimits(api_key_file=tmp_path / "keys")
+        assert key not in str(e.value)
+        if "\x00" not in key:
+            monkeypatch.setenv("MODERNBERT_API_KEY", key)
+            with pytest.raises(ValidationError, match="MODERNBERT_API_KEY: line"):
+                HttpLimits()
 
     def test_a_missing_key_is_no_open_door(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(ValidationError, match=r"api_key_file .*none"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI
@@ -26,6 +27,12 @@ from pipelines.serve.protocol import ModelClient
 
 DIALECTS: list[Dialect] = [TEI, HUGGING_FACE, OPENAI, COHERE, JINA, VLLM]
 """Every dialect; the first one also answers where no other's prefix fits."""
+_DOCS = Path(__file__).with_name("docs.html")
+_DOCS_HEADERS = {  # the page needs nothing from elsewhere
+    "content-security-policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+}
 _EXPOSED = ("x-request-id", "x-truncated", "x-ignored", "retry-after", "x-compute-tokens", "x-total-time")
 _ABOUT = """ModernBERT models online, for the clients of text-embeddings-inference, Hugging Face, OpenAI (embeddings),
 Cohere, Jina, vLLM and Infinity. Routes that name no model go to the first in the configuration that does the task;
@@ -40,7 +47,9 @@ def create_app(models: ModelClient, limits: HttpLimits | None = None, *, behind_
     limits = limits or HttpLimits()
     metrics = HttpMetrics()
     handler = RequestHandler(models, limits, metrics)
-    app = FastAPI(title="modernbert-ray", version=version("modernbert-ray"), description=_ABOUT, redoc_url=None)
+    app = FastAPI(
+        title="modernbert-ray", version=version("modernbert-ray"), description=_ABOUT, docs_url=None, redoc_url=None
+    )
     errors.install(app)
     app.include_router(_state_routes(handler), tags=["state"])
     # The middleware checks the key; declared here, /docs has a field for it.
@@ -81,6 +90,11 @@ def _state_routes(handler: RequestHandler) -> APIRouter:
     async def metrics() -> Response:
         """Return the counters of this process as Prometheus text."""
         return Response(handler.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @router.get("/docs", response_class=Response, include_in_schema=False)
+    async def docs() -> Response:
+        """Show the OpenAPI document, which the page asks for with the key that is typed there."""
+        return Response(_DOCS.read_text(encoding="utf-8"), headers=_DOCS_HEADERS, media_type="text/html")
 
     router.include_router(_health_route(handler, None))
     return router

@@ -33,6 +33,7 @@ ERROR_TYPES = {
     "slow": 408,
     "body_too_large": 413,
     "media_type": 415,
+    "misdirected": 421,
     "overloaded": 429,
     "bodies_full": 429,
     "failed": 500,
@@ -49,7 +50,7 @@ _PLAIN = {
     "model_attributes_type": "must be a JSON object",
 }
 _MOST_MESSAGE = 1000  # characters
-_BODY_UNREAD = ("slow", "body_too_large", "bodies_full", "media_type", "unauthorized")
+_BODY_UNREAD = ("slow", "body_too_large", "bodies_full", "media_type", "misdirected", "unauthorized")
 """Errors that come before the body is read: the connection cannot be used again."""
 
 

@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from modernbert.windows import Text
 from pipelines.serve.admission import Admission
-from pipelines.serve.http.bodies import json_response
+from pipelines.serve.http.bodies import Body, Inputs, json_response, new_router
 from pipelines.serve.http.errors import ApiError
 from pipelines.serve.http.metrics import HttpMetrics
 from pipelines.serve.http.middleware import CLIENT, HttpLimits
@@ -26,6 +26,7 @@ from pipelines.serve.protocol import (
     Tokens,
 )
 
+__all__ = ["CUT_OFF", "Body", "HandledRequest", "Inputs", "RequestHandler", "Truncation", "json_response", "new_router"]
 _LISTED = 100  # truncated inputs that the header names
 
 

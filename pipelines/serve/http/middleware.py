@@ -12,6 +12,7 @@ import traceback
 import uuid
 from collections.abc import Sequence
 from contextvars import ContextVar
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated
 
@@ -26,13 +27,15 @@ from pipelines.serve.http.metrics import HttpMetrics
 
 logger = logging.getLogger(__name__)
 API_KEY = "MODERNBERT_API_KEY"
-PUBLIC = frozenset({"/health", "/ping", "/metrics"})
-"""The routes that need no key; a GET of / needs none either, since it is another name of /health."""
+PUBLIC = frozenset({"/health", "/ping", "/metrics", "/docs"})
+"""The routes that need no key, as a GET of / does, which is another name of /health. /docs asks for the key itself."""
 CLIENT_CLOSED_REQUEST = 499
 """The status of a request whose client left before its response began, in metrics and the log."""
 CLIENT: ContextVar[str | None] = ContextVar("client", default=None)
 """Who sent the request that is being answered: its key, by number, or else its address."""
 _SMALL_BODY = 1 << 16  # bytes of a body for which there is room where large ones fill it
+_PORT = re.compile(r":\d*$")
+_KEY = re.compile(r"[\x21-\x7e]+")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -57,6 +60,10 @@ class HttpLimits(BaseModel):
     api_key_file: Annotated[
         Path | None, Field(description=f"file with the key, or several, one a line (default: {API_KEY}, else none)")
     ] = None
+    hosts: Annotated[
+        tuple[str, ...],
+        Field(description="names that a service without a key has where a proxy on its machine asks it by 127.0.0.1"),
+    ] = ()
     _keys: tuple[bytes, ...] = PrivateAttr(())
     """Read once, where the configuration is: no process can serve without the key."""
 
@@ -69,9 +76,15 @@ class HttpLimits(BaseModel):
                 text = self.api_key_file.read_text(encoding="utf-8")
             except (OSError, UnicodeDecodeError) as error:
                 raise ValueError(f"{place}: {error}") from error
-        if text is not None and not text.strip():
+        keys = [line.strip() for line in (text or "").splitlines()]
+        for number, key in enumerate(keys, 1):
+            if key and not _KEY.fullmatch(key):
+                raise ValueError(
+                    f"{place}: line {number} holds a blank, or what is not ASCII; a key is one line of visible ASCII"
+                )
+        self._keys = tuple(key.encode() for key in keys if key)
+        if text is not None and not self._keys:
             raise ValueError(f"{place} is empty")
-        self._keys = tuple(key.encode() for key in (text or "").split())
         return self
 
     @property
@@ -136,6 +149,7 @@ class RequestLimitsMiddleware:
         claim = self._bodies.claim(CLIENT.get())
         try:
             self._check_key(scope, headers)
+            self._check_host(scope, headers)
             body = await self._body(scope, headers, receive, claim)
             if body is not None:
                 async with asyncio.timeout(self.limits.timeout_s):
@@ -166,6 +180,15 @@ class RequestLimitsMiddleware:
         public = path in PUBLIC or (path == "/" and scope["method"] == "GET")
         if not public and not self.limits.admits(headers.get("authorization", "")):
             raise ApiError("unauthorized", "send the service's key as the header 'authorization: Bearer KEY'")
+
+    def _check_host(self, scope: Scope, headers: Headers) -> None:
+        """Refuse a name that is not this machine's, where a page from there reaches a loopback address by its DNS."""
+        server = (scope.get("server") or [""])[0]
+        name = _PORT.sub("", headers.get("host", "")).lower().rstrip(".")
+        known = "." not in name or _is_address(name) or name.endswith(".localhost") or name in self.limits.hosts
+        if not known and not self.limits.has_keys and _is_address(server) and ip_address(server).is_loopback:
+            message = f"host {name[:100]!r} is not this machine's; ask 127.0.0.1, set a key, or add it to http: hosts"
+            raise ApiError("misdirected", message)
 
     async def _body(self, scope: Scope, headers: Headers, receive: Receive, claim: Claim) -> bytes | None:
         """Return the body, counted as it arrives, or None if the client left."""
@@ -198,6 +221,13 @@ class RequestLimitsMiddleware:
         if body and scope["method"] == "POST" and media_type != "application/json":
             raise ApiError("media_type", f"content-type is {media_type[:60]!r}; it must be application/json")
         return bytes(body)
+
+
+def _is_address(name: str) -> bool:
+    try:
+        return bool(ip_address(name.strip("[]")))
+    except ValueError:
+        return False
 
 
 async def _run(app: ASGIApp, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
