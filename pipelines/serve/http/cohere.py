@@ -81,7 +81,7 @@ def routes(handler: RequestHandler) -> Sequence[APIRouter]:
         handled.truncated |= cut
         text = (lambda i: {"document": {"text": body.documents[i]}}) if body.return_documents else lambda _: {}
         results = [{"index": i, "relevance_score": score, **text(i)} for i, score in order[: body.top_n]]
-        meta = _meta(handled, "2", "documents")
+        meta = _meta(handled, "2", "documents", {"search_units": 1})
         return handled.reply({"id": request.scope.get("request_id"), "results": results, "meta": meta})
 
     example = {"model": handler.first("embed") or "none here", "texts": ["What is Deep Learning?"]}
@@ -92,7 +92,7 @@ def routes(handler: RequestHandler) -> Sequence[APIRouter]:
         """{id, embeddings: {float or another type: vectors}, texts, meta}."""
         handled, vectors = await _embed(handler, body)
         content = {"id": request.scope.get("request_id"), "embeddings": vectors, "texts": body.texts}
-        return handled.reply(content | {"meta": _meta(handled, "2", "texts")})
+        return handled.reply(content | {"meta": _embed_meta(handled, "2")})
 
     @router.post("/v1/embed", **route_docs(dict[str, Any], example, COHERE))
     async def embed_texts_v1(body: CohereEmbedRequest, request: Request) -> Response:
@@ -105,7 +105,7 @@ def routes(handler: RequestHandler) -> Sequence[APIRouter]:
             "embeddings": vectors if by_type else vectors["float"],
             "texts": body.texts,
         }
-        return handled.reply(content | {"meta": _meta(handled, "1", "texts")})
+        return handled.reply(content | {"meta": _embed_meta(handled, "1")})
 
     return [router]
 
@@ -142,8 +142,14 @@ def _vectors(handled: HandledRequest, packed: bool) -> Iterator[Any]:
     return (base64.b64encode(row.astype("<f4").tobytes()).decode() for row in handled.response.results)
 
 
-def _meta(handled: HandledRequest, version: str, field: str) -> dict[str, Any]:
-    meta: dict[str, Any] = {"api_version": {"version": version}, "tokens": {"input_tokens": handled.n_tokens}}
+def _embed_meta(handled: HandledRequest, version: str) -> dict[str, Any]:
+    return _meta(handled, version, "texts", {"input_tokens": handled.n_tokens})
+
+
+def _meta(handled: HandledRequest, version: str, field: str, billed: dict[str, int]) -> dict[str, Any]:
+    tokens = {"input_tokens": handled.n_tokens}
+    # Cohere's clients do not read an answer without billed_units.
+    meta: dict[str, Any] = {"api_version": {"version": version}, "billed_units": billed, "tokens": tokens}
     if handled.truncated:
         meta["warnings"] = [f"{field}[{i}] was cut off" for i in sorted(handled.truncated)]
     return meta

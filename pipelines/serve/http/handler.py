@@ -27,6 +27,7 @@ from pipelines.serve.protocol import (
 )
 
 __all__ = ["CUT_OFF", "Body", "HandledRequest", "Inputs", "RequestHandler", "Truncation", "json_response", "new_router"]
+_UNSPECIFIED = "default/not-specified"  # what Infinity's client sends where no model is named
 _LISTED = 100  # truncated inputs that the header names
 
 
@@ -69,7 +70,7 @@ class RequestHandler:
     async def pick(self, task: str, name: str | None = None) -> Info:
         """Return the model called `name`, or the first that does `task`; ApiError if it is missing or does another."""
         tasks = self.models.tasks
-        name = self.models.aliases.get(name or "", name)
+        name = None if name == _UNSPECIFIED else self.models.aliases.get(name or "", name)
         fitting = [other for other, does in tasks.items() if does == task]
         if name is None:
             if not fitting:

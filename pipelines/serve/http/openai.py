@@ -56,7 +56,9 @@ class EmbeddingsRequest(Body):
 
     input: Inputs
     model: str | None = Field(default=None, description="default: the first that embeds")
-    dimensions: Int | None = Field(default=None, ge=1, description="give only the first numbers of each vector")
+    dimensions: Int | None = Field(
+        default=None, ge=0, description="give only the first numbers of each vector (0: all)"
+    )
     encoding_format: Literal["float", "base64"] | None = Field(
         default="float", description="base64: of little-endian float32"
     )
@@ -64,6 +66,7 @@ class EmbeddingsRequest(Body):
         default=None, ge=-1, description="vLLM's: cut inputs to so many tokens (-1: to what the model reads)"
     )
     truncation_side: Literal["left", "right"] | None = Field(default=None, description="vLLM's: where they are cut off")
+    modality: Literal["text"] | None = Field(default=None, description="Infinity's: inputs are texts")
     user: str | None = Field(default=None, description="not used")
 
 
@@ -86,7 +89,7 @@ def routes(handler: RequestHandler) -> Sequence[APIRouter]:
             info,
             texts,
             "input",
-            dimensions=body.dimensions,
+            dimensions=body.dimensions or None,
             truncation=Truncation(info.openai_truncate or cut is not None, body.truncation_side),
             more=truncation_options(info, field, cut),
         )
@@ -100,14 +103,12 @@ def routes(handler: RequestHandler) -> Sequence[APIRouter]:
         usage = {"prompt_tokens": handled.n_tokens, "total_tokens": handled.n_tokens}
         return handled.reply({"object": "list", "data": data, "model": info.name, "usage": usage})
 
-    @router.get("/models", include_in_schema=False)
     @router.get("/v1/models", response_model=dict[str, Any])
     async def models() -> Response:
         """Every model online, then the other names of models."""
         names = [*handler.models.tasks, *handler.models.aliases]
         return json_response({"object": "list", "data": [_model(name) for name in names]})
 
-    @router.get("/models/{model}", include_in_schema=False)
     @router.get("/v1/models/{model:path}", response_model=dict[str, Any])
     async def model(model: str) -> Response:
         """A model online, by its name or another name of it."""

@@ -1,4 +1,4 @@
-"""The dialect of vLLM and Infinity beside OpenAI's: /classify, /score and /v1/score.
+"""The dialect of vLLM and Infinity beside OpenAI's: /classify, /score, /v1/score, and Infinity's /models.
 
 /classify is told apart by `raw_scores`, a field of Infinity's alone.
 """
@@ -14,7 +14,7 @@ from fastapi import APIRouter, Request
 from pydantic import Field
 from starlette.responses import Response
 
-from pipelines.serve.http.bodies import Int, Texts, TolerantBody, new_router, route_docs
+from pipelines.serve.http.bodies import Int, Texts, TolerantBody, json_response, new_router, route_docs
 from pipelines.serve.http.errors import ApiError
 from pipelines.serve.http.handler import HandledRequest, RequestHandler, Truncation
 from pipelines.serve.http.openai import OPENAI
@@ -107,7 +107,19 @@ def routes(handler: RequestHandler) -> Sequence[APIRouter]:
         data = [{"index": i, "object": "score", "score": each} for i, each in enumerate(handled.response.results)]
         return _reply(handled, request, "list", data)
 
+    @router.get("/models", include_in_schema=False)
+    async def models() -> Response:
+        """Every model online, as Infinity tells them."""
+        tasks = handler.models.tasks.items()
+        return json_response({"object": "list", "data": [_model(name, task) for name, task in tasks]})
+
     return [router]
+
+
+def _model(name: str, task: str) -> dict[str, Any]:
+    capabilities = [task] if task in ("embed", "classify", "rerank") else []
+    described = {"id": name, "object": "model", "owned_by": "infinity", "created": 0}  # its client takes no other owner
+    return described | {"stats": {}, "backend": "modernbert-ray", "capabilities": capabilities}
 
 
 def _texts(name: str, *given: str | list[str] | None) -> list[str]:
