@@ -87,8 +87,7 @@ class TestLlamaIndex:
         embeddings = TextEmbeddingsInference(
             model_name="sentence", base_url=f"{URL}/models/sentence", query_instruction="", text_instruction=""
         )
-        found = embeddings.get_text_embedding_batch(TEXTS)
-        assert found == post("/embed", {"inputs": [f" {text}" for text in TEXTS]}) or found == VECTORS
+        assert embeddings.get_text_embedding_batch(TEXTS) == VECTORS
 
     def test_openai_like(self) -> None:
         from llama_index.embeddings.openai_like import OpenAILikeEmbedding
@@ -140,6 +139,25 @@ class TestHaystack:
         assert OpenAITextEmbedder(**named).run(TEXTS[0])["embedding"] == VECTORS[0]
         found = OpenAIDocumentEmbedder(**named, progress_bar=False).run([Document(content=text) for text in TEXTS])
         assert [each.embedding for each in found["documents"]] == VECTORS
+
+    def test_text_embeddings_inference(self) -> None:
+        from haystack.dataclasses import Document
+        from haystack.utils import Secret
+        from haystack_integrations.components.embedders.huggingface_api import (
+            HuggingFaceAPIDocumentEmbedder,
+            HuggingFaceAPITextEmbedder,
+        )
+
+        named: dict[str, Any] = {
+            "api_type": "text_embeddings_inference",
+            "api_params": {"url": f"{URL}/models/sentence"},
+            "token": Secret.from_token("x"),
+        }
+        want = post("/embed", {"inputs": TEXTS, "normalize": False})
+        assert HuggingFaceAPITextEmbedder(**named).run(TEXTS[0])["embedding"] == want[0]
+        embedder = HuggingFaceAPIDocumentEmbedder(**named, progress_bar=False)
+        found = embedder.run([Document(content=text) for text in TEXTS])["documents"]
+        assert [each.embedding for each in found] == want
 
 
 class TestInfinity:
