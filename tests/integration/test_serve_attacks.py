@@ -38,7 +38,9 @@ REFUSED: dict[str, tuple[str, Any, str]] = {
     "unknown parameters": (
         "/models/pii", {"inputs": "a", "parameters": {f"f{i}": 1 for i in range(MANY)}}, "parameters has 200000 fields",
     ),
-    "lists of ids": ("/decode", {"ids": [[5]] * MANY}, "ids holds more than 65,536 items"),
+    "lists of ids": ("/decode", {"ids": [[5]] * 70_000}, "ids holds more than 65,536 items"),
+    "more lists": ("/decode", {"ids": [[5]] * MANY}, "the body holds 200,002 lists and objects; a request may hold"),
+    "empty objects": ("/embed", {"inputs": [{}] * MANY}, "lists and objects; a request may hold 131,072"),
     "many ids": ("/decode", {"ids": [[5] * 1000] * 500}, "ids holds 500,000 token ids; a request may hold 400,000"),
     "ids as inputs": ("/embed", {"inputs": [[5] * 1000] * 500}, "inputs holds 500,000 token ids; a request may hold"),
     "inputs": ("/v1/embeddings", {"model": "sentence", "input": ["a"] * 5000}, "holds 5,000 inputs; a request may"),
@@ -99,6 +101,11 @@ def test_large_answers_come_in_parts_while_others_are_answered() -> None:
     assert [*map(len, found.json())] == [512] * 20
     [alone] = post("/embed_all", {"inputs": texts[0]}).json()
     assert found.json() == [alone] * 20
+
+
+def test_brackets_in_texts_are_no_lists() -> None:
+    text = '[{\\"[' * 60_000
+    assert len(post("/tokenize", {"inputs": text}).json()[0]) > 60_000
 
 
 def test_what_fits_is_answered_whole() -> None:

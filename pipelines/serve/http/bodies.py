@@ -22,6 +22,8 @@ MOST_ITEMS = 1 << 16
 """Items in a list of a body; HttpLimits.max_inputs is at most this."""
 _MOST_IDS = 1 << 17  # in a list of token ids: some times what a model reads
 _MOST_FIELDS = 50  # in an object
+_MOST_CONTAINERS = 2 * MOST_ITEMS  # lists and objects in a body
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"?', re.DOTALL)  # one without an end goes on to the end of the body
 _PART_BYTES = 1 << 16  # of a response that is made at once on the event loop, and of the parts of a longer one
 _NO_NAME = re.compile(r"[^\w.-]", re.ASCII)
 _NAME_LENGTH = 60  # characters of an unknown field that a header shows
@@ -194,9 +196,23 @@ def _joined(pieces: Iterable[bytes]) -> Iterator[bytes]:
     yield bytes(part)
 
 
+def _containers(body: bytes) -> int:
+    """Return how many lists and objects begin in JSON, less those in strings where that matters."""
+    count = body.count(b"[") + body.count(b"{")
+    if count > _MOST_CONTAINERS:
+        body = _STRING.sub(b"", body)
+        count = body.count(b"[") + body.count(b"{")
+    return count
+
+
 class _JsonRequest(Request):
     async def json(self) -> Any:
+        body = await self.body()
+        # Each is an object of Python, which its garbage collector visits again and again while they are made.
+        if (count := _containers(body)) > _MOST_CONTAINERS:
+            message = f"the body holds {count:,} lists and objects; a request may hold {_MOST_CONTAINERS:,}"
+            raise HTTPException(400, message)
         try:
-            return from_json(await self.body(), allow_inf_nan=False)
+            return from_json(body, allow_inf_nan=False)
         except ValueError as error:
             raise HTTPException(400, f"the body is not valid JSON: {error}") from None
