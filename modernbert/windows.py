@@ -5,7 +5,9 @@ Shapes: T packed tokens, W windows, D documents.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -14,7 +16,24 @@ from tokenizers import Encoding
 
 Text = str | tuple[str, str]
 """A text or a pair of texts."""
+MOST_OVERLAP = 8
+"""The most tokens in the windows of a document, in multiples of its own tokens; one more window is allowed."""
 _MARGIN_WORDS = 8  # words beside a cut through a text whose tokens may depend on the rest
+_budget: ContextVar[int] = ContextVar("budget", default=1 << 62)
+
+
+class WindowBudgetError(ValueError):
+    """The windows of a call hold more tokens than `window_budget` allows."""
+
+
+@contextmanager
+def window_budget(tokens: int) -> Iterator[None]:
+    """Raise WindowBudgetError within the block where the windows of a call would hold more than `tokens`."""
+    token = _budget.set(tokens)
+    try:
+        yield
+    finally:
+        _budget.reset(token)
 
 
 @dataclass(frozen=True)
@@ -74,7 +93,7 @@ class WindowsBuilder:
     """Collects windows in lists and turns all of them into arrays at once."""
 
     def __init__(self, template: list[list[int]], details: bool):
-        self.template, self.details = template, details
+        self.template, self.details, self.budget = template, details, _budget.get()
         self.num_special = sum(map(len, template))
         self.ids: list[int] = []
         self.lengths: list[int] = []
@@ -86,6 +105,8 @@ class WindowsBuilder:
         self.offsets: list[np.ndarray] = []
         self.word_ids: list[int] = []
         self.sequence_ids: list[int] = []
+        self._document_start = (0, 0, 0)  # in ids, lengths and offsets
+        self._overlaps = False  # whether the document's windows hold more than MOST_OVERLAP times its tokens
 
     def add(self, document: int, parts: Sequence[Tokens], ranges: list[tuple[int, int]], first: int) -> None:
         """Add a window of a document.
@@ -95,8 +116,18 @@ class WindowsBuilder:
             parts: the tokens of its texts, one text or two.
             ranges: for each text, the tokens [start, stop) in the window; special tokens are added around them.
             first: the first token of the window in the text that is cut.
+
+        Raises:
+            WindowBudgetError: where the windows would hold more tokens than `window_budget` allows.
         """
         offset = len(self.ids)
+        if document == len(self.n_tokens) and (not self.document or self.document[-1] != document):
+            self._document_start = offset, len(self.lengths), len(self.offsets)
+        if self._overlaps or offset - self._document_start[0] > MOST_OVERLAP * sum(len(part.ids) for part in parts):
+            self._overlaps = True
+            return
+        if offset + self.num_special + sum(stop - start for start, stop in ranges) > self.budget:
+            raise WindowBudgetError(f"windows hold more than {self.budget:,} tokens")
         self._add_special(0)
         for number, (part, (start, stop)) in enumerate(zip(parts, ranges, strict=True)):
             self.ids += part.ids[start:stop]
@@ -110,7 +141,18 @@ class WindowsBuilder:
         self.start.append(first)
 
     def finish(self, tokens: int, truncated: bool) -> None:
-        """End a document whose windows hold `tokens` of its tokens, each counted once, without special ones."""
+        """End a document whose windows hold `tokens` of its tokens, each counted once, without special ones.
+
+        It is rejected where its windows overlap too much.
+        """
+        if self._overlaps:
+            self._overlaps = False
+            self._remove_document()
+            self.reject(
+                f"too long for overlapping windows: they would hold more than {MOST_OVERLAP} times its tokens, since "
+                "little is new in each; lower stride, or shorten the first text of a pair"
+            )
+            return
         self.n_tokens.append(tokens + self.num_special)
         self.truncated.append(truncated)
 
@@ -135,6 +177,13 @@ class WindowsBuilder:
             word_ids=np.array(self.word_ids, dtype=np.int32),
             sequence_ids=np.array(self.sequence_ids, dtype=np.int8),
         )
+
+    def _remove_document(self) -> None:
+        """Take the windows of the document that is being added out again."""
+        ids, windows, offsets = self._document_start
+        del self.ids[ids:], self.lengths[windows:], self.document[windows:], self.start[windows:]
+        if self.details:
+            del self.offsets[offsets:], self.word_ids[ids:], self.sequence_ids[ids:]
 
     def _add_special(self, position: int) -> None:
         ids = self.template[position]

@@ -28,6 +28,7 @@ import torch
 from checkpoints import write_checkpoint, write_tokenizer
 
 REPOSITORY = Path(__file__).parents[1]
+collect_ignore = ["clients"]  # they need an environment of their own: tests/clients/run.py
 torch.set_num_threads(1)
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported: its kernels then run on the CPU

@@ -36,6 +36,11 @@ TASKS = {
 """By name the task and the checkpoint; None: one with random weights."""
 
 
+OPTIONS: dict[str, dict[str, Any]] = {
+    "sentence": {"aliases": ["text-embedding-3-small", "my-org/sentence"]},
+    "ranker": {"aliases": ["rerank-v3.5"]},
+}
+"""The options of some models."""
 _FOLDERS = tempfile.TemporaryDirectory(prefix="modernbert-serve-")  # removed when the tests end
 
 
@@ -59,7 +64,8 @@ def checkpoint_of(name: str) -> Path:
 def all_models() -> LocalModelClient:
     """One model of each task, loaded once."""
     return LocalModelClient(served_models([
-        {"name": name, "task": task, "model": str(checkpoint_of(name))} for name, (task, _) in TASKS.items()
+        {"name": name, "task": task, "model": str(checkpoint_of(name)), **OPTIONS.get(name, {})}
+        for name, (task, _) in TASKS.items()
     ]))  # fmt: skip
 
 
@@ -112,7 +118,10 @@ SHAPES = {  # by route: a good request, and how an error looks there
     "/models/reader": ({"inputs": {"question": "a", "context": "b c"}, "parameters": {}}, {"error", "error_type"}),
     "/v1/embeddings": ({"model": "sentence", "input": "a"}, {"error"}),
     "/v1/rerank": ({"query": "a", "documents": ["b"]}, {"detail"}),
+    "/v1/score": ({"text_1": "a", "text_2": ["b"]}, {"error"}),
+    "/classify": ({"input": "a"}, {"error"}),
     "/v2/rerank": ({"model": "ranker", "query": "a", "documents": ["b"]}, {"message"}),
+    "/v2/embed": ({"model": "sentence", "texts": ["a"]}, {"message"}),
 }
 CLIENT = httpx.Client(timeout=60, trust_env=False)
 
@@ -140,7 +149,7 @@ class Held:
     """Real models that answer once `go` is set."""
 
     def __init__(self) -> None:
-        self.models, self.tasks = all_models(), all_models().tasks
+        self.models, self.tasks, self.aliases = all_models(), all_models().tasks, all_models().aliases
         self.go, self.waiting, self.cancelled = threading.Event(), 0, 0
 
     def __getattr__(self, name: str) -> Any:

@@ -217,8 +217,9 @@ def pipeline(
 
     A block whose process ends is left out, and its actor is started again. With `one_by_one` an actor has one block at
     a time, so that none is lost because of another. Else an actor on a GPU works at two at once: while the last batches
-    of a shard are computed, those of the next are prepared. The stages' resources differ on purpose: Ray fuses those whose
-    resources are equal.
+    of a shard are computed, those of the next are prepared.
+
+    The stages' resources differ on purpose: Ray fuses stages whose resources are equal.
     """
     context = DataContext.get_current().copy()  # other datasets of the process keep theirs
     context.enable_progress_bars = False

@@ -22,6 +22,13 @@ class ServedModel(TaskOptions, ModelOptions):
     """The options of a model online: its task's, and those of its replicas."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", description="what requests call it")]
+    model_aliases: Annotated[
+        tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$")], ...],
+        Field(
+            alias="aliases",
+            description="other names that requests may call it, such as text-embedding-3-small or my-org/my-model",
+        ),
+    ] = ()
     model: Annotated[str, Field(description="checkpoint: a folder or a Hugging Face hub id")]  # type: ignore[assignment]
     revision: Annotated[str | None, Field(description="branch, tag or commit of the hub's repository")] = None
     replicas: Annotated[int, Field(ge=1, description="copies of the model, or the least of them")] = 1
@@ -33,11 +40,30 @@ class ServedModel(TaskOptions, ModelOptions):
     ] = 32.0
     cpus: Annotated[float, Field(gt=0, description="CPUs that a copy holds: its threads on a CPU")] = 1
     gpus: Annotated[float, Field(gt=0, description="GPUs that a copy holds where its device is one")] = 1
-    max_queued_documents: Annotated[int, Field(ge=1, description="documents that a copy takes in at a time")] = 2048
+    max_queued_documents: Annotated[
+        int, Field(ge=1, description="documents that a copy takes in at a time, at most half of them of one client")
+    ] = 4096
+    max_request_tokens: Annotated[
+        int, Field(ge=1, description="tokens that the windows of a request may hold together")
+    ] = 1 << 19
     timeout_s: Annotated[float, Field(gt=0, description="seconds that a request may take")] = 60.0
     batch_timeout_s: Annotated[
         float, Field(gt=0, description="seconds that a packed batch may take before its copy is replaced")
     ] = 60.0
+
+    openai_truncate: Annotated[
+        bool, Field(description="embed: /v1/embeddings cuts inputs that are too long off in place of refusing them")
+    ] = False
+    openai_token_ids: Annotated[
+        bool, Field(description="embed: /v1/embeddings takes token ids, which must be of this model's tokenizer")
+    ] = False
+
+    @model_validator(mode="after")
+    def _only_for_embed(self) -> Self:
+        for name in ("openai_truncate", "openai_token_ids"):
+            if getattr(self, name) and self.task != "embed":
+                raise ValueError(f"{name} is for embed, whose models /v1/embeddings serves; this one does {self.task}")
+        return self
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -119,6 +145,9 @@ def served_models(given: Any) -> tuple[ServedModel, ...]:
         raise UserError(f"models[{at}]: the name {INGRESS_NAME!r} is the HTTP side's own; choose another")
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"models: the name {repeated[0]!r} is there {names.count(repeated[0])} times; each must differ")
+    names += [alias for model in models for alias in model.model_aliases]
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"models: the alias {repeated[0]!r} is another name or alias, too; each must differ")
     if not models:
         raise UserError("models is empty; name at least one, or leave models out to serve the demos")
     return tuple(models)

@@ -50,6 +50,7 @@ class ServeModelClient:
     def __init__(self, models: Sequence[ServedModel], handles: dict[str, DeploymentHandle]):
         self.models = {options.name: options for options in models}
         self.tasks = {options.name: options.task for options in models}
+        self.aliases = {alias: options.name for options in models for alias in options.model_aliases}
         self._handles = handles
 
     async def predict(self, model: str, request: PredictRequest) -> PredictResponse:
@@ -58,11 +59,15 @@ class ServeModelClient:
     async def info(self, model: str) -> Info:
         return await self._call(model, "info")
 
-    async def tokenize(self, model: str, texts: Sequence[str], special: bool = True) -> list[Tokens]:
-        return await self._call(model, "tokenize", texts, special)
+    async def tokenize(
+        self, model: str, texts: Sequence[str], special: bool = True, client: str | None = None
+    ) -> list[Tokens]:
+        return await self._call(model, "tokenize", texts, special, client)
 
-    async def decode(self, model: str, ids: Sequence[Sequence[int]], skip_special_tokens: bool = True) -> list[str]:
-        return await self._call(model, "decode", ids, skip_special_tokens)
+    async def decode(
+        self, model: str, ids: Sequence[Sequence[int]], skip_special_tokens: bool = True, client: str | None = None
+    ) -> list[str]:
+        return await self._call(model, "decode", ids, skip_special_tokens, client)
 
     async def unready(self) -> dict[str, str]:
 

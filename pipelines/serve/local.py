@@ -15,6 +15,7 @@ class LocalModelClient:
     def __init__(self, models: Sequence[ServedModel]):
         self.models = {options.name: ModelServer(options) for options in models}
         self.tasks = {options.name: options.task for options in models}
+        self.aliases = {alias: options.name for options in models for alias in options.model_aliases}
 
     async def predict(self, model: str, request: PredictRequest) -> PredictResponse:
         return await self._named(model).predict(request)
@@ -22,11 +23,15 @@ class LocalModelClient:
     async def info(self, model: str) -> Info:
         return await self._named(model).info()
 
-    async def tokenize(self, model: str, texts: Sequence[str], special: bool = True) -> list[Tokens]:
-        return await self._named(model).tokenize(texts, special)
+    async def tokenize(
+        self, model: str, texts: Sequence[str], special: bool = True, client: str | None = None
+    ) -> list[Tokens]:
+        return await self._named(model).tokenize(texts, special, client)
 
-    async def decode(self, model: str, ids: Sequence[Sequence[int]], skip_special_tokens: bool = True) -> list[str]:
-        return await self._named(model).decode(ids, skip_special_tokens)
+    async def decode(
+        self, model: str, ids: Sequence[Sequence[int]], skip_special_tokens: bool = True, client: str | None = None
+    ) -> list[str]:
+        return await self._named(model).decode(ids, skip_special_tokens, client)
 
     async def unready(self) -> dict[str, str]:
         found = {}

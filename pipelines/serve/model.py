@@ -9,8 +9,9 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -19,19 +20,29 @@ import numpy as np
 import torch
 
 from modernbert.tokenizer import Tokenizer
-from modernbert.windows import Text, Windows
+from modernbert.windows import Text, WindowBudgetError, Windows
 from pipelines.checkpoints import Checkpoint
 from pipelines.predictor import Predictor
+from pipelines.serve.admission import Admission, half
 from pipelines.serve.batcher import Batcher
 from pipelines.serve.config import ServedModel
+from pipelines.serve.encoding import Work, check_size, decode, encode_request, tokenize
 from pipelines.serve.metrics import Metrics
-from pipelines.serve.protocol import ErrorType, Info, PredictRequest, PredictResponse, ServeError, Tokens
+from pipelines.serve.protocol import (
+    SMALL_REQUEST,
+    ErrorType,
+    Info,
+    PredictRequest,
+    PredictResponse,
+    ServeError,
+    Tokens,
+)
 from pipelines.tasks.base import ModelOutputs, Predictions, Task, task_class
 
 _THREADS = min(8, max(2, os.cpu_count() or 1))  # for checking, tokenising and decoding
 _BUDGET_TOKENS = {"cpu": 1024}
 """Less than offline: a CPU gains little from larger batches, and requests wait for the batch before theirs."""
-_TASKS_KEPT = 256  # tasks for the options of calls
+_TASKS_KEPT, _OPTIONS_KEPT = 256, 1024  # tasks for the options of calls, with the characters of these options
 _RECENT_S = 5.0  # with an answer as recent as this the model is healthy
 
 
@@ -70,24 +81,16 @@ class ModelServer:
         )
         self.metrics = Metrics(options.name)
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="tokenise")
-        self._documents = 0  # taken in and not yet answered
+        self._admission = Admission(options.max_queued_documents, SMALL_REQUEST)
         self._window_s = 0.01  # what a window has taken lately
-        self._probe = self._encode(self.task, [self.task.probe])
+        self._probe = self.task.encode(self.checkpoint.tokenizer, [self.task.probe])
         self.batcher = Batcher(self.predictor, self._ran)
 
     async def predict(self, request: PredictRequest) -> PredictResponse:
         """Answer a request; what the caller cancels leaves the queue."""
-        count = len(request.documents)
         limit_s = min(request.timeout_s or self.options.timeout_s, self.options.timeout_s)
-        self._admit(count)
-        self._documents += count
-        try:
-            async with asyncio.timeout(limit_s):
-                answers = await self._answer(request)
-        except TimeoutError:
-            raise self._refused("timeout", f"no answer within {limit_s:g} s") from None
-        finally:
-            self._documents -= count
+        async with self._admitted(request.client, len(request.documents), limit_s) as work:
+            answers = await self._answer(request, work)
         self.metrics.record_response(answers)
         return answers
 
@@ -114,46 +117,66 @@ class ModelServer:
             dtype=self.predictor.dtype,
             max_length=self.task.max_length,
             budget_tokens=self.predictor.budget_tokens,
-            max_queued_documents=self.options.max_queued_documents,
+            max_documents=half(self.options.max_queued_documents),
+            windows=self.task.stride is not None,
+            openai_truncate=self.options.openai_truncate,
+            openai_token_ids=self.options.openai_token_ids,
             **self.task.info(self.checkpoint),
         )
 
-    async def tokenize(self, texts: Sequence[str], special: bool = True) -> list[Tokens]:
-        return await self._in_thread(self._tokenize, texts, special)
+    async def tokenize(self, texts: Sequence[str], special: bool = True, client: str | None = None) -> list[Tokens]:
+        async with self._admitted(client, len(texts), self.options.timeout_s) as work:
+            return await self._checked(work, tokenize, self.checkpoint.tokenizer, texts, special, work)
 
-    async def decode(self, ids: Sequence[Sequence[int]], skip_special_tokens: bool = True) -> list[str]:
-        tokenizer = self.checkpoint.tokenizer
-        most = tokenizer.vocab_size - 1
-        for at, some in enumerate(ids):
-            if wrong := [i for i in some if isinstance(i, bool) or not isinstance(i, int) or not 0 <= i <= most]:
-                raise ServeError("invalid", f"ids {at} hold {str(wrong[0])[:40]}; they must be from 0 to {most}")
-        return await self._in_thread(lambda: [tokenizer.decode(some, skip_special_tokens) for some in ids])
+    async def decode(
+        self, ids: Sequence[Sequence[int]], skip_special_tokens: bool = True, client: str | None = None
+    ) -> list[str]:
+        async with self._admitted(client, len(ids), self.options.timeout_s) as work:
+            return await self._checked(work, decode, self.checkpoint.tokenizer, ids, skip_special_tokens, work)
 
     def close(self) -> None:
         """Answer what is in the queue and refuse more."""
         self.batcher.close()
         self._pool.shutdown(cancel_futures=True)
 
-    def _admit(self, count: int) -> None:
-        most = self.options.max_queued_documents
+    @property
+    def _documents(self) -> int:
+        """The documents that are taken in and not yet answered, or still held by a thread."""
+        return self._admission.used
+
+    @asynccontextmanager
+    async def _admitted(self, client: str | None, count: int, limit_s: float) -> AsyncIterator[Work]:
+        """Hold places for documents until they are answered and no thread is busy with them; ServeError without."""
+        most = self._admission.most_of(client)
         if count > most:
             raise self._refused("too_large", f"{count} documents in a request; at most {most} are taken")
-        if self._documents + count > most:
-            wait_s = min(max(self._documents * self._window_s, 1.0), 60.0)
+        claim = self._admission.claim(client)
+        if not claim.resize(count):
+            most, longest_s = self.options.max_queued_documents, 5.0 if count <= SMALL_REQUEST else 60.0
+            wait_s = min(max(self._documents * self._window_s, 1.0), longest_s)
             message = f"{self._documents} documents are being answered; at most {most} are taken at a time"
-            raise self._refused("overloaded", message, wait_s)
+            raise self._refused("overloaded", f"{message}, at most half of them of one client", wait_s)
+        work = Work()
+        try:
+            async with asyncio.timeout(limit_s):
+                yield work
+        except TimeoutError:
+            raise self._refused("timeout", f"no answer within {limit_s:g} s") from None
+        finally:
+            work.abandoned.set()
+            if work.thread is None:
+                claim.release()
+            else:
+                work.thread.add_done_callback(lambda _: claim.release())
 
     def _refused(self, error_type: ErrorType, message: str, retry_after_s: float | None = None) -> ServeError:
         self.metrics.record_refusal(error_type)
         return ServeError(error_type, f"model {self.options.name}: {message}", retry_after_s)
 
-    async def _answer(self, request: PredictRequest) -> PredictResponse:
-        try:
-            ready = await self._in_thread(self._prepare, request)
-        except ValueError as error:
-            raise self._refused("invalid", str(error)) from error
+    async def _answer(self, request: PredictRequest, work: Work) -> PredictResponse:
+        ready = await self._checked(work, self._prepare, request, work)
         predictions = await asyncio.wrap_future(self._submit(ready.task, ready.windows))
-        return await self._in_thread(self._answers, ready, predictions)
+        return await self._in_thread(work, self._answers, ready, predictions)
 
     def _submit(self, task: Task, windows: Windows, *, first: bool = False) -> Future[Predictions]:
         try:
@@ -161,8 +184,23 @@ class ModelServer:
         except RuntimeError as error:
             raise self._refused("unhealthy", str(error)) from error
 
-    async def _in_thread(self, function: Any, *arguments: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
+    async def _in_thread(self, work: Work, function: Any, *arguments: Any) -> Any:
+        work.thread = self._pool.submit(function, *arguments)
+        return await asyncio.wrap_future(work.thread)
+
+    async def _checked(self, work: Work, function: Any, *arguments: Any) -> Any:
+        """Run a function that refuses what is wrong with the request by a ValueError."""
+        try:
+            return await self._in_thread(work, function, *arguments)
+        except WindowBudgetError as error:
+            raise self._refused("too_large", str(error)) from error
+        except ValueError as error:
+            raise self._refused("invalid", str(error)) from error
+
+    def _task_with(self, options: dict[str, Any], token_vectors: bool) -> Task:
+        """The model's task with the options of a call; those of few characters are kept."""
+        given = json.dumps(options, sort_keys=True)
+        return (self._task if len(given) <= _OPTIONS_KEPT else self._make_task)(given, token_vectors)
 
     def _make_task(self, options: str, token_vectors: bool) -> Task:
         task = self.task_cls.from_checkpoint(self.checkpoint, self.options.override(json.loads(options)))
@@ -171,26 +209,29 @@ class ModelServer:
             raise ValueError(f"max_length {task.max_length} is above the {longest} that this service reads")
         return task.for_tokens(self.checkpoint) if token_vectors else task
 
-    def _encode(self, task: Task, documents: Sequence[Text], truncation_side: str | None = None) -> Windows:
-        tokenizer = self.checkpoint.tokenizer
-        other_side = truncation_side not in (None, tokenizer.truncation_side)
-        return task.encode(self._truncating_elsewhere if other_side else tokenizer, documents)
-
     @cached_property
     def _truncating_elsewhere(self) -> Tokenizer:
         """The tokenizer with the truncation side that is not the checkpoint's."""
         tokenizer = self.checkpoint.tokenizer
         return tokenizer.truncating("right" if tokenizer.truncation_side == "left" else "left")
 
-    def _prepare(self, request: PredictRequest) -> _Prepared:
+    def _prepare(self, request: PredictRequest, work: Work) -> _Prepared:
         started = time.perf_counter()
-        self.task_cls.check_documents(request.documents)
-        task = self._task(json.dumps(request.options, sort_keys=True), request.token_vectors)
-        documents, windows = request.documents, self._encode(task, request.documents, request.truncation_side)
-        too_long = windows.truncated & (not request.truncate)
-        if too_long.any():
-            documents = [document for document, long in zip(documents, too_long, strict=True) if not long]
-            windows = self._encode(task, documents, request.truncation_side)
+        task = self._task_with(request.options, request.token_vectors)
+        tokenizer = self.checkpoint.tokenizer
+        if request.truncation_side not in (None, tokenizer.truncation_side):
+            tokenizer = self._truncating_elsewhere
+        windows, too_long = encode_request(
+            task,
+            tokenizer,
+            request.documents,
+            truncate=request.truncate,
+            most_tokens=self.options.max_request_tokens,
+            work=work,
+        )
+        check_size(task, windows, request.token_vectors)
+        kept = zip(request.documents, too_long, strict=True)
+        documents = [document for document, long in kept if not long]
         return _Prepared(task, documents, windows, too_long, time.perf_counter() - started)
 
     def _answers(self, ready: _Prepared, predictions: Predictions) -> PredictResponse:
@@ -216,21 +257,6 @@ class ModelServer:
             queue_s=predictions.queue_s,
             forward_s=predictions.seconds,
         )
-
-    def _tokenize(self, texts: Sequence[str], special: bool) -> list[Tokens]:
-        try:
-            task_class("embed").check_documents(texts)
-        except ValueError as error:
-            raise self._refused("invalid", str(error)) from error
-        tokenizer = self.checkpoint.tokenizer
-        windows = tokenizer.encode(texts, details=True)
-        out = []
-        for start, stop in zip(windows.cu_seqlens[:-1], windows.cu_seqlens[1:], strict=True):
-            at = [t for t in range(start, stop) if special or windows.sequence_ids[t] >= 0]
-            ids = windows.input_ids[at].tolist()
-            spans = [tuple(windows.offsets[t].tolist()) if windows.sequence_ids[t] >= 0 else None for t in at]
-            out.append(Tokens(ids, [tokenizer.token(i) for i in ids], spans))
-        return out
 
     def _ran(self, windows: int, tokens: int, seconds: float) -> None:
         self._window_s += 0.1 * (seconds / windows - self._window_s)

@@ -8,6 +8,12 @@ from typing import Any, Literal, Protocol
 
 from modernbert.windows import Text
 
+MOST_RESULTS = 400_000
+"""Results in an answer: labels, entities, candidates, or the tokens of `tokenize`."""
+MOST_TOKEN_NUMBERS = 1 << 21
+"""Numbers in an answer with token vectors, unless one document of the model's length has more."""
+SMALL_REQUEST = 16
+"""Documents of a request for which places are kept where large requests fill a queue."""
 ErrorType = Literal["invalid", "too_large", "unknown_model", "overloaded", "timeout", "unhealthy", "failed"]
 
 
@@ -35,6 +41,8 @@ class PredictRequest:
     """left or right: where a longer document is cut off; None: where the checkpoint says."""
     timeout_s: float | None = None
     """The seconds after which nobody waits for the answer; None for the limit of the model."""
+    client: str | None = None
+    """Who asks: no client holds over half of a queue."""
     token_vectors: bool = False
     """Whether an embed model gives a float32 array (tokens, hidden) per document in place of a vector."""
 
@@ -73,7 +81,8 @@ class Info:
     max_length: int
     """Tokens that the model reads at a time."""
     budget_tokens: int
-    max_queued_documents: int
+    max_documents: int
+    """Documents that a request of one client may hold."""
     labels: tuple[str, ...] = ()
     """The labels of classify and tag, in the order of their ids."""
     problem_type: str | None = None
@@ -90,6 +99,12 @@ class Info:
     """The mask token of fill."""
     model_type: dict[str, Any] = field(default_factory=dict)
     """The model_type in `/info` of text-embeddings-inference: what the model does, with its details."""
+    windows: bool = False
+    """Whether texts that are longer are read in windows."""
+    openai_truncate: bool = False
+    """Whether OpenAI's route cuts inputs that are too long off."""
+    openai_token_ids: bool = False
+    """Whether OpenAI's route takes token ids."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +123,8 @@ class ModelClient(Protocol):
 
     tasks: dict[str, str]
     """The task of each model, in the order of the configuration."""
+    aliases: dict[str, str]
+    """The model of each other name that requests may call it."""
 
     async def predict(self, model: str, request: PredictRequest) -> PredictResponse:
         """Answer a request."""
@@ -115,10 +132,14 @@ class ModelClient(Protocol):
     async def info(self, model: str) -> Info:
         """What is known of a model."""
 
-    async def tokenize(self, model: str, texts: Sequence[str], special: bool = True) -> list[Tokens]:
-        """Tokenise texts whole, with or without special tokens."""
+    async def tokenize(
+        self, model: str, texts: Sequence[str], special: bool = True, client: str | None = None
+    ) -> list[Tokens]:
+        """Tokenise texts whole, with or without special tokens; more than MOST_RESULTS tokens are refused."""
 
-    async def decode(self, model: str, ids: Sequence[Sequence[int]], skip_special_tokens: bool = True) -> list[str]:
+    async def decode(
+        self, model: str, ids: Sequence[Sequence[int]], skip_special_tokens: bool = True, client: str | None = None
+    ) -> list[str]:
         """Decode lists of token ids; an error of type invalid for an id that the model does not have."""
 
     async def unready(self) -> dict[str, str]:

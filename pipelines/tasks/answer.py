@@ -26,6 +26,7 @@ SPAN = pa.struct([("answer", pa.string()), ("score", pa.float32()), ("start", pa
 OUTSIDE, CLS, CONTEXT = 0, 1, 2
 """Values of `Windows.token_tags`: not in the softmax; in the softmax but never in an answer; in both."""
 DEFAULT_LENGTH = 384  # of transformers' pipeline, and of the windows that such models are trained on
+_MOST_SPANS = 1 << 21  # compared in a window: each takes some 30 bytes
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,15 @@ class Answer(Task):
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint, options: AnswerOptions) -> Answer:
+        windowing = resolve_windowing(checkpoint, options, DEFAULT_LENGTH)
+        length = windowing["max_length"] or 0
+        if (spans := length * min(options.max_answer_length, length)) > _MOST_SPANS:
+            raise ValueError(
+                f"max_answer_length {options.max_answer_length} makes {spans:,} spans of a window of {length} tokens; "
+                f"at most {_MOST_SPANS // length} tokens of answer are compared there"
+            )
         return cls(
-            **resolve_windowing(checkpoint, options, DEFAULT_LENGTH),  # type: ignore[arg-type]
+            **windowing,  # type: ignore[arg-type]
             top_k=options.top_k,
             max_answer_length=options.max_answer_length,
             no_answer=options.no_answer,
@@ -147,6 +155,9 @@ class Answer(Task):
             out.append(shown[0] if len(shown) == 1 else shown)
         return out
 
+    def most_results(self, windows: Windows) -> int:
+        return len(windows.document) * self._spans_of_window
+
     def spans(self, outputs: ModelOutputs) -> list[tuple[list[Span], float]]:
         """Return, per pair, the best spans (at most `top_k`, or one) and the score of the empty answer.
 
@@ -180,6 +191,11 @@ class Answer(Task):
     def preview(self, answer: dict[str, Any]) -> str:
         return f"{answer['score']:.2f}  {answer['answer']!r}"
 
+    @property
+    def _spans_of_window(self) -> int:
+        """The best spans of a window that are looked at: with words, several spans of tokens are one."""
+        return 2 * (self.top_k or 1) + 10 if self.align_to_words else self.top_k or 1
+
     def _best_spans(self, logits_L2: np.ndarray, part: np.ndarray) -> tuple[list[tuple[int, int, float]], float]:
         """Return (first token, last token, score) of a window's best spans, and the score of the empty answer."""
         inside = np.flatnonzero(part != OUTSIDE)
@@ -195,7 +211,7 @@ class Answer(Task):
         begin, end = np.divmod(np.arange(len(scores)), width)
         end += begin
         real = np.flatnonzero(end < len(token_L))
-        wanted = 2 * (self.top_k or 1) + 10 if self.align_to_words else self.top_k or 1
+        wanted = self._spans_of_window
         if len(real) > wanted:
             real = real[np.argpartition(-scores[real], wanted - 1)[:wanted]]
         order = real[np.argsort(-scores[real], kind="stable")]

@@ -21,7 +21,7 @@ import pyarrow as pa
 from modernbert.files import fingerprint
 from modernbert.sentence_config import CrossEncoderConfig, SentenceConfig
 from modernbert.tokenizer import Tokenizer
-from modernbert.windows import Text, Windows
+from modernbert.windows import MOST_OVERLAP, Text, Windows
 from pipelines.checkpoints import Checkpoint
 from pipelines.options import TASKS, EmbedOptions, RerankOptions, TaskOptions
 from pipelines.tasks.pipeline import Pipeline
@@ -167,11 +167,7 @@ class Task(ABC):
         """
         name, inputs = cls.options_class.task, tuple(cls.options_class.inputs)
         for i, document in enumerate(documents, first):
-            for text in document if isinstance(document, tuple) else (document,):
-                if not isinstance(text, str):
-                    raise ValueError(f"input {i} holds {str(text)[:40]!r} ({type(text).__name__}), not text")
-                if not text.isascii() and (half := _SURROGATE.search(text)):
-                    raise ValueError(f"input {i} holds {half[0]!r}, half a surrogate pair, which is no text")
+            check_text(document, i)
             if isinstance(document, tuple) and len(inputs) == 1 and not cls.takes_pairs:
                 raise ValueError(f"input {i} is a pair; {name} takes single texts")
             if len(inputs) == 2 and not (isinstance(document, tuple) and len(document) == 2):
@@ -203,6 +199,10 @@ class Task(ABC):
         """Return how many rows of values each window has, (W,): one, unless a task overrides it."""
         return np.ones(len(cu_seqlens) - 1, dtype=np.int64)
 
+    def most_results(self, windows: Windows) -> int:
+        """Return how many results (labels, entities, candidates) the answers for these windows hold at most."""
+        return len(windows.n_tokens)
+
     def forward(self, model: Any, batch: Any, ids: np.ndarray) -> Tensor:  # noqa: ARG002
         """Run the model on a packed batch and return its values (R, C), the rows of its windows in order.
 
@@ -221,6 +221,15 @@ class Task(ABC):
     @abstractmethod
     def preview(self, answer: dict[str, Any]) -> str:
         """Describe an answer, given by column, in a few words for the terminal."""
+
+
+def check_text(document: Any, number: int) -> None:
+    """Raise ValueError that names an input which is neither a text nor a tuple of texts."""
+    for text in document if isinstance(document, tuple) else (document,):
+        if not isinstance(text, str):
+            raise ValueError(f"input {number} holds {str(text)[:40]!r} ({type(text).__name__}), not text")
+        if not text.isascii() and (half := _SURROGATE.search(text)):
+            raise ValueError(f"input {number} holds {half[0]!r}, half a surrogate pair, which is no text")
 
 
 def task_class(name: str) -> type[Task]:
@@ -268,6 +277,12 @@ def resolve_windowing(
     stride = min(128, length // 2, most) if stride is None else stride
     if stride > most:
         raise ValueError(f"stride {stride} leaves nothing new in windows of max_length {length}")
+    new = -(-length // MOST_OVERLAP)  # tokens that a window must read anew, beside [CLS] and [SEP]
+    if stride > (most := max(length - 2 - new, length // 2)):
+        raise ValueError(
+            f"stride {stride} makes more than {MOST_OVERLAP} windows of max_length {length} read the same token; it may"
+            f" be at most {most}"
+        )
     return {"max_length": length, "stride": stride}
 
 

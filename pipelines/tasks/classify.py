@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from modernbert.sentence_config import CrossEncoderConfig
-from modernbert.windows import Text
+from modernbert.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
 from pipelines.options import ClassifyOptions, Function, Merge
 from pipelines.tasks.base import ModelOutputs, Task, label_maps, resolve_windowing
@@ -137,6 +137,9 @@ class Classify(Task):
     @property
     def width(self) -> int:
         return len(self.labels)
+
+    def most_results(self, windows: Windows) -> int:
+        return len(windows.n_tokens) * (self.top_k or len(self.labels))
 
     def decode(self, outputs: ModelOutputs) -> pa.StructArray:
         # A regression's score is the logit itself; several of them are listed in the labels' order.

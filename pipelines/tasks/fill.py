@@ -103,6 +103,9 @@ class Fill(Task):
         before = np.concatenate(([0], np.cumsum(input_ids == self.mask_token_id)))
         return np.diff(before[cu_seqlens])
 
+    def most_results(self, windows: Windows) -> int:
+        return int(np.count_nonzero(windows.input_ids == self.mask_token_id)) * self.top_k
+
     def forward(self, model: ModernBertForMaskedLM, batch: PackedBatch, ids: np.ndarray) -> Tensor:
         import torch
 

@@ -102,6 +102,9 @@ class Tag(Task):
     def rows(self, input_ids: np.ndarray, cu_seqlens: np.ndarray) -> np.ndarray:  # noqa: ARG002
         return np.diff(cu_seqlens)
 
+    def most_results(self, windows: Windows) -> int:
+        return len(windows.input_ids)
+
     def decode(self, outputs: ModelOutputs) -> pa.StructArray:
         found = self.entities(outputs.windows, outputs.values)
         texts = [str(outputs.documents[d])[a:b] for d, (a, b) in zip(found.document, found.span.tolist(), strict=True)]

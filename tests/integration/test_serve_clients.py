@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import base64
+import json
+import shutil
+from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import cohere
@@ -13,9 +17,11 @@ import pytest
 import tei_client
 from huggingface_hub import InferenceClient
 from huggingface_hub.errors import HfHubHTTPError
-from online_service import TASKS, all_models, checkpoint_of, service, serving
+from online_service import TASKS, all_models, checkpoint_of, new_folder, service, serving
 
 from pipelines.inmemory import pipeline
+from pipelines.serve.config import served_models
+from pipelines.serve.local import LocalModelClient
 
 TEXTS = ["where is my parcel?", "i want to change the 7 pm table to 8", "Naïve café, 東京 🙂"]
 LETTER = "Call Ada Lovelace at 555-0100 or mail ada@example.org, Main Street 5, before 2026-11-24."
@@ -118,6 +124,17 @@ class TestHuggingFace:
 
 
 class TestOpenAI:
+    @pytest.fixture(scope="class")
+    def own_ids(self) -> Iterator[openai.OpenAI]:
+        """A service that takes token ids, and cuts inputs that are too long off."""
+        options = {"openai_token_ids": True, "openai_truncate": True}
+        models = LocalModelClient(
+            served_models([{"name": "sentence", "task": "embed", "model": str(checkpoint_of("sentence")), **options}])
+        )
+        with serving(models) as url:
+            yield openai.OpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0)
+        models.close()
+
     def client(self, **options: Any) -> openai.OpenAI:
         return openai.OpenAI(base_url=f"{service()}/v1", api_key="unused", max_retries=0, **options)
 
@@ -140,28 +157,62 @@ class TestOpenAI:
         result = self.client().embeddings.create(model="sentence", input=TEXTS[0], dimensions=8)
         assert result.data[0].embedding == offline("sentence")(TEXTS[0], dimensions=8, normalize=True)
 
-    def test_token_ids(self) -> None:
+    def test_token_ids_are_refused_unless_the_model_says_that_they_are_its_own(self) -> None:
+        for ids in ([[5]], [5]):
+            with pytest.raises(openai.BadRequestError, match="check_embedding_ctx_length=False"):
+                self.client().embeddings.create(model="sentence", input=ids)
+
+    def test_token_ids(self, own_ids: openai.OpenAI) -> None:
         encode = offline("sentence").checkpoint.tokenizer
         bare = [encode(text, add_special_tokens=False).input_ids for text in TEXTS]
         whole = [encode(text).input_ids for text in TEXTS]
         expected = offline("sentence")(TEXTS, normalize=True)
         for ids in (bare, whole):
-            assert [
-                each.embedding for each in self.client().embeddings.create(model="sentence", input=ids).data
-            ] == expected
-        assert self.client().embeddings.create(model="sentence", input=bare[0]).data[0].embedding == expected[0]
+            assert [each.embedding for each in own_ids.embeddings.create(model="sentence", input=ids).data] == expected
+        assert own_ids.embeddings.create(model="sentence", input=bare[0]).data[0].embedding == expected[0]
 
-    def test_token_ids_of_no_text_are_refused(self) -> None:
+    def test_token_ids_of_no_text_are_refused(self, own_ids: openai.OpenAI) -> None:
         with pytest.raises(openai.BadRequestError, match=r"input\[1\]: no text has just these token ids"):
-            self.client().embeddings.create(model="sentence", input=[[2, 3], [3, 2, 3]])
+            own_ids.embeddings.create(model="sentence", input=[[2, 3], [3, 2, 3]])
 
     def test_models(self) -> None:
-        assert [model.id for model in self.client().models.list()] == [*TASKS]
-        assert self.client().models.retrieve("pii").id == "pii"
+        aliases = ["text-embedding-3-small", "my-org/sentence", "rerank-v3.5"]
+        assert [model.id for model in self.client().models.list()] == [*TASKS, *aliases]
+        for name in ("pii", *aliases):
+            assert self.client().models.retrieve(name).id == name
+
+    @pytest.mark.parametrize("name", ["text-embedding-3-small", "my-org/sentence"])
+    def test_other_names(self, name: str) -> None:
+        """The answer has the real name."""
+        result = self.client().embeddings.create(model=name, input=TEXTS)
+        assert result.model == "sentence"
+        assert [each.embedding for each in result.data] == offline("sentence")(TEXTS, normalize=True)
+
+    def test_truncation_as_vllm_takes_it(self) -> None:
+        long = "the " * 600 + "cat " * 600
+        for side in (None, "right", "left"):
+            for count in (-1, 16):
+                given = {"truncate_prompt_tokens": count, "truncation_side": side}
+                result = self.client().embeddings.create(model="sentence", input=[long, "a"], extra_body=given)
+                read = 512 if count == -1 else count
+                tokenizer = offline("sentence").checkpoint.tokenizer.truncating(side or "right")
+                kept = tokenizer.decode(tokenizer.encode([long], read).input_ids, skip_special_tokens=True)
+                want = self.client().embeddings.create(model="sentence", input=[kept, "a"])
+                assert [each.embedding for each in result.data] == [each.embedding for each in want.data]
+                assert result.usage.prompt_tokens == read + 3
+        for count in (0, 2, 513):
+            given = {"truncate_prompt_tokens": count}
+            with pytest.raises(openai.BadRequestError, match=f"truncate_prompt_tokens {count} must be -1, or from 3"):
+                self.client().embeddings.create(model="sentence", input="a", extra_body=given)
+
+    def test_truncation_as_an_option_of_the_model(self, own_ids: openai.OpenAI) -> None:
+        raw = own_ids.embeddings.with_raw_response.create(model="sentence", input=["a", "word " * 600])
+        assert raw.headers["x-truncated"] == "1"
+        assert raw.parse().usage.prompt_tokens == 515
 
     def test_errors(self) -> None:
         with pytest.raises(openai.NotFoundError) as unknown:
-            self.client().embeddings.create(model="text-embedding-3-small", input="a")
+            self.client().embeddings.create(model="text-embedding-3-large", input="a")
         assert unknown.value.code == "model_not_found"
         assert "sentence" in unknown.value.message
         with pytest.raises(openai.BadRequestError, match="intent does classify, not embed"):
@@ -180,7 +231,28 @@ class TestOpenAI:
                 right.with_options(api_key="Secret").embeddings.create(model="sentence", input="a")
 
 
+PRECISIONS = ("float32", "int8", "binary", "ubinary")
+
+
+@cache
+def with_prompts() -> Path:
+    """The sentence encoder with prompts that are not empty."""
+    folder = new_folder()
+    shutil.copytree(checkpoint_of("sentence"), folder, dirs_exist_ok=True)
+    file = folder / "config_sentence_transformers.json"
+    prompts = {"query": "find: ", "document": "this is: "}
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"prompts": prompts}))
+    return folder
+
+
 class TestCohere:
+    @pytest.fixture(scope="class")
+    def prompted(self) -> Iterator[str]:
+        models = LocalModelClient(served_models([{"name": "prompted", "task": "embed", "model": str(with_prompts())}]))
+        with serving(models) as url:
+            yield url
+        models.close()
+
     def client(self) -> cohere.ClientV2:
         return cohere.ClientV2(api_key="unused", base_url=service())
 
@@ -203,10 +275,78 @@ class TestCohere:
         assert [{"index": each.index, "score": each.relevance_score} for each in result.results] == expected
         assert result.meta.warnings == ["documents[0] was cut off"]
 
+    def test_fields_of_its_own(self) -> None:
+        want = self.client().rerank(model="rerank-v3.5", query=QUESTION, documents=PASSAGES).results
+        extra = {"additional_body_parameters": {"return_documents": True}}
+        found = self.client().rerank(model="ranker", query=QUESTION, documents=PASSAGES, request_options=extra).results
+        assert [each.relevance_score for each in found] == [each.relevance_score for each in want]
+        assert [each.document for each in found] == [{"text": PASSAGES[each.index]} for each in want]
+
+    def test_the_first_version_of_rerank(self) -> None:
+        client = cohere.Client(api_key="unused", base_url=service())
+        want = client.rerank(model="ranker", query=QUESTION, documents=PASSAGES).results
+        documents: Any = [{"title": text, "id": "7"} for text in PASSAGES]
+        found = client.rerank(
+            model="ranker", query=QUESTION, documents=documents, rank_fields=["title"], max_chunks_per_doc=10,
+            return_documents=False,
+        ).results  # fmt: skip
+        assert [(each.index, each.relevance_score) for each in found] == [
+            (each.index, each.relevance_score) for each in want
+        ]
+        both = [f"{text}\n7" for text in PASSAGES]
+        found = client.rerank(model="ranker", query=QUESTION, documents=documents, rank_fields=["title", "id"]).results
+        assert [{"index": each.index, "score": each.relevance_score} for each in found] == offline("ranker")(
+            QUESTION, both
+        )
+        with pytest.raises(cohere.BadRequestError, match=r"documents\[0\] has no text in body"):
+            client.rerank(model="ranker", query=QUESTION, documents=documents, rank_fields=["body"])
+
+    @pytest.mark.parametrize("input_type", ["search_query", "search_document", "classification", "clustering"])
+    def test_embed(self, input_type: str, prompted: str) -> None:
+        kinds: Any = ["float", "int8", "binary", "ubinary"]
+        client = cohere.ClientV2(api_key="unused", base_url=prompted)
+        found = client.embed(
+            model="prompted", texts=TEXTS, input_type=input_type, embedding_types=kinds, output_dimension=32
+        ).embeddings
+        name = {"search_query": "query", "search_document": "document"}.get(input_type)
+        memory = pipeline("sentence-embedding", str(with_prompts()))
+        vectors = [found.float_, found.int8, found.binary, found.ubinary]
+        for each, precision in zip(vectors, PRECISIONS, strict=True):
+            assert each == memory(TEXTS, normalize=True, dimensions=32, precision=precision, prompt_name=name)
+        assert (name is None) == (found.float_ == memory(TEXTS, normalize=True, dimensions=32))
+
+    def test_embed_of_either_version(self) -> None:
+        want = offline("sentence")(TEXTS, normalize=True)
+        client = cohere.Client(api_key="unused", base_url=service())
+        assert client.embed(model="sentence", texts=TEXTS, input_type="search_document").embeddings == want
+        by_type: Any = client.embed(model="sentence", texts=TEXTS, embedding_types=["float"], input_type="clustering")
+        assert by_type.embeddings.float_ == want
+        packed = self.client().embed(
+            model="sentence", texts=TEXTS, input_type="clustering", embedding_types=["base64"]
+        ).embeddings  # fmt: skip
+        assert [np.frombuffer(base64.b64decode(each), "<f4").tolist() for each in packed.base64 or []] == want
+
+    def test_truncation_of_embed(self) -> None:
+        long = "the " * 600 + "cat " * 600
+        sides = {"START": "left", "END": "right"}
+        for truncate, side in sides.items():
+            tokenizer = offline("sentence").checkpoint.tokenizer.truncating(side)
+            kept = tokenizer.decode(tokenizer.encode([long], 512).input_ids, skip_special_tokens=True)
+            found = self.client().embed(
+                model="sentence", texts=[long], input_type="clustering", truncate=truncate, embedding_types=["float"]
+            )
+            [want] = offline("sentence")([kept], normalize=True)
+            assert found.embeddings.float_ == [pytest.approx(want, rel=1e-5, abs=1e-6)]
+            assert found.meta.warnings == ["texts[0] was cut off"]
+        for wrong in ({"truncate": "NONE", "texts": [long]}, {"embedding_types": ["uint8"]}, {"input_type": "image"}):
+            given: Any = {"texts": ["a"], "input_type": "clustering"} | wrong
+            with pytest.raises(cohere.BadRequestError):
+                self.client().embed(model="sentence", **given)
+
     def test_errors(self) -> None:
         with pytest.raises(cohere.NotFoundError) as unknown:
-            self.client().rerank(model="rerank-v3.5", query="a", documents=["b"])
-        assert unknown.value.body == {"message": "model 'rerank-v3.5' is unknown; for rerank there are: ranker"}
+            self.client().rerank(model="rerank-v3", query="a", documents=["b"])
+        assert unknown.value.body == {"message": "model 'rerank-v3' is unknown; for rerank there are: ranker"}
         with pytest.raises(cohere.BadRequestError):
             self.client().rerank(model="ranker", query="", documents=["b"])
 

@@ -204,18 +204,28 @@ def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 class TestKey:
-    def test_every_route_but_three_wants_it(self, keyed: str) -> None:
+    def test_every_route_but_the_public_ones_wants_it(self, keyed: str) -> None:
         key = {"authorization": "Bearer second-key"}
         routes = CLIENT.get(f"{keyed}/openapi.json", headers=key).json()["paths"]
         for path in [*routes, "/docs", "/openapi.json", "/nope", "//health", "/health/"]:
             status = CLIENT.get(keyed + path).status_code
-            assert (status in (200, 503)) == (path in ("/health", "/ping", "/metrics")), path
+            assert (status in (200, 503)) == (path in ("/", "/health", "/ping", "/metrics", "/docs")), path
             assert status in (200, 401)
         for path, (body, shape) in SHAPES.items():
             refused = post(path, body, keyed)
             assert (refused.status_code, refused.json().keys()) == (401, shape)
             assert refused.headers["www-authenticate"] == "Bearer"
             assert post(path, body, keyed, **key).status_code == 200
+
+    def test_the_page_of_the_docs_needs_neither_a_key_nor_another_place(self, keyed: str) -> None:
+        """It tells nothing of the service, asks for the OpenAPI document with the key, and loads nothing else."""
+        found = CLIENT.get(f"{keyed}/docs")
+        assert found.headers["content-type"].startswith("text/html")
+        assert found.headers["content-security-policy"].startswith("default-src 'none'; ")
+        assert not re.search(r"https?://|src=|<link|@import|url\(|innerHTML", found.text)
+        assert 'fetch("openapi.json", { headers: headers() })' in found.text
+        assert not any(name in found.text for name in (*all_models().tasks, "/v1/embeddings"))
+        assert CLIENT.get(f"{keyed}/openapi.json").status_code == 401
 
     @pytest.mark.parametrize("header", WRONG_KEYS)
     def test_wrong_keys(self, keyed: str, header: str) -> None:
@@ -225,6 +235,43 @@ class TestKey:
     def test_either_key(self, keyed: str) -> None:
         for header in ("Bearer first-key", "bearer second-key"):
             assert CLIENT.get(f"{keyed}/info", headers={"authorization": header}).status_code == 200
+
+
+OWN_NAMES = [
+    "127.0.0.1",
+    "127.0.0.1:80",
+    "localhost",
+    "LOCALHOST:8000",
+    "app.localhost",
+    "[::1]:8000",
+    "10.0.0.7",
+    "box",
+]
+
+
+class TestHost:
+    """A page whose DNS name turns to 127.0.0.1 sends its own name as Host, and gets no answer without a key."""
+
+    @pytest.mark.parametrize("name", OWN_NAMES)
+    def test_own_names(self, name: str) -> None:
+        assert post("/embed", {"inputs": "a"}, host=name).status_code == 200
+
+    @pytest.mark.parametrize(
+        "name", ["evil.example", "evil.example:8000", "127.0.0.1.evil.example", "localhost.evil.x."]
+    )
+    def test_other_names(self, name: str, keyed: str) -> None:
+        for path in ("/embed", "/v1/embeddings", "/v2/rerank"):
+            refused = post(path, SHAPES[path][0], host=name)
+            assert is_error(refused, path, 421)
+            assert "is not this machine's; ask 127.0.0.1, set a key, or add it to http: hosts" in refused.text
+        assert CLIENT.get(f"{service()}/openapi.json", headers={"host": name}).status_code == 421
+        key = {"authorization": "Bearer first-key", "host": name}
+        assert post("/embed", {"inputs": "a"}, keyed, **key).status_code == 200
+
+    def test_names_that_are_stated(self) -> None:
+        with serving(all_models(), hosts=("models.example",)) as url:
+            assert post("/embed", {"inputs": "a"}, url, host="models.example:443").status_code == 200
+            assert post("/embed", {"inputs": "a"}, url, host="evil.example").status_code == 421
 
 
 class TestBrowsers:

@@ -353,6 +353,14 @@ def test_documents_without_an_answer_are_named_beside_the_others(serving, folder
     assert cut.truncated == [True]
 
 
+def test_texts_and_pairs_in_one_request(serving):
+    models = serving("classify")
+    mixed = ["the cat", ("the cat", "sat"), ("on", "the mat"), "and then", ("a", "b")]
+    together, *alone = ask(models, "classify", PredictRequest(mixed), *(PredictRequest([one]) for one in mixed))
+    assert together.results == [one.results[0] for one in alone]
+    assert together.n_tokens == [one.n_tokens[0] for one in alone]
+
+
 def test_a_failure_of_the_model_is_not_the_texts_fault(serving):
     models = serving("embed")
     model = models.models["embed"]
@@ -369,7 +377,7 @@ def test_a_failure_of_the_model_is_not_the_texts_fault(serving):
 MISTAKES = [
     ("classify", PredictRequest(["a"], {"top_k": 99}), "top_k 99 must be from 1 to the model's 5 labels"),
     ("classify", PredictRequest(["a"], {"top": 1}), "top is no option of classify"),
-    ("classify", PredictRequest(["a", ("a", "b")]), "texts and pairs cannot be mixed"),
+    ("classify", PredictRequest(["a", ("a", "b"), 7]), r"input 2 holds '7' \(int\), not text"),
     ("classify", PredictRequest([7]), r"input 0 holds '7' \(int\), not text"),
     ("classify", PredictRequest(["a"], {"max_length": 40}), "max_length 40 is above the 32 that this service reads"),
     ("classify", PredictRequest(["a"], token_vectors=True), "token vectors come from embed models"),
@@ -453,6 +461,84 @@ def test_a_deadline_passes_and_a_client_leaves(serving):
 
     with held(models, "classify") as (go, entered):
         asyncio.run(late())
+
+
+def test_a_client_holds_half_of_a_queue_and_small_requests_come_in(serving):
+    models = serving("classify", max_queued_documents=64)
+    many = ["a"] * 32
+
+    async def fill():
+        first, second = (
+            asyncio.create_task(models.predict("classify", PredictRequest(many, client=client))) for client in "ab"
+        )
+        await asyncio.sleep(0)
+        for client in "abc":
+            with pytest.raises(ServeError, match=r"64 documents .* at most half of them of one client") as full:
+                await models.predict("classify", PredictRequest(["a"] * 17, client=client))
+            assert full.value.error_type == "overloaded"
+        small = [asyncio.create_task(models.predict("classify", PredictRequest(["a"] * 8, client=c))) for c in "ac"]
+        await asyncio.sleep(0)
+        models.models["classify"]._window_s = 1e6
+        with pytest.raises(ServeError, match="are being answered") as full:
+            await models.predict("classify", PredictRequest(["a"], client="a"))
+        assert 1 <= full.value.retry_after_s <= 5
+        go()
+        assert not any(each.failed for each in await asyncio.gather(first, second, *small))
+        with pytest.raises(ServeError, match="33 documents in a request; at most 32"):
+            await models.predict("classify", PredictRequest(["a"] * 33, client="a"))
+
+    with held(models, "classify") as (go, _):
+        asyncio.run(fill())
+    assert models.models["classify"]._documents == 0
+
+
+@pytest.mark.parametrize("what", ["predict", "tokenize", "decode"])
+def test_documents_count_until_their_thread_is_done(serving, monkeypatch, what):
+    models = serving("classify")
+    model = models.models["classify"]
+    entered, going = threading.Event(), threading.Event()
+
+    def stuck(*_, **__):
+        entered.set()
+        assert going.wait(60)
+        raise ValueError("late")
+
+    monkeypatch.setattr(f"pipelines.serve.model.{'encode_request' if what == 'predict' else what}", stuck)
+    calls = {"predict": PredictRequest(["a"] * 3), "tokenize": ["a"] * 3, "decode": [[5]] * 3}
+
+    async def leave():
+        asked = asyncio.create_task(getattr(models, what)("classify", calls[what]))
+        await asyncio.to_thread(entered.wait, 60)
+        asked.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asked
+        assert model._documents == 3
+        going.set()
+
+    asyncio.run(leave())
+    model._pool.submit(int).result(60)
+    for _ in range(1000):
+        if not model._documents:
+            break
+        threading.Event().wait(0.01)
+    assert model._documents == 0
+
+
+def test_options_of_many_characters_are_not_kept(serving):
+    models = serving("tag")
+    model = models.models["tag"]
+    for i in range(5):
+        options = {"ignore_labels": [f"label {i} {j}" for j in range(500)]}
+        assert ask(models, "tag", PredictRequest(["the cat"], options))[0].results
+    assert model._task.cache_info().currsize == 0
+
+
+def test_a_request_has_a_budget_of_tokens(serving):
+    models = serving("classify", max_request_tokens=100)
+    fits, over = ask(models, "classify", PredictRequest(["the cat sat"] * 10), PredictRequest(["the cat sat"] * 30))
+    assert not fits.failed
+    assert over.error_type == "too_large"
+    assert "hold more than 100 tokens, the most that a request may have (max_request_tokens); send fewer" in str(over)
 
 
 def test_health_is_a_forward_pass(serving):

@@ -105,6 +105,26 @@ class TestKeys:
         limits = HttpLimits(api_key_file=tmp_path / "keys")
         assert [limits.admits(f"Bearer {key}") for key in ("old", "new", "key")] == [True, True, False]
 
+    def test_one_a_line(self, tmp_path: Path) -> None:
+        (tmp_path / "keys").write_text("\n  one \r\n\ntwo\n")
+        limits = HttpLimits(api_key_file=tmp_path / "keys")
+        assert [limits.key_number(f"Bearer {key}") for key in ("one", "two", "", " ")] == [0, 1, None, None]
+
+    @pytest.mark.parametrize("key", ["my long key", "schlüssel", "a\tb", "\ufeffkey", "a\x00b", "fine\nnot fine"])
+    def test_what_is_no_key_is_refused_at_the_start(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+    ) -> None:
+        (tmp_path / "keys").write_text(key, encoding="utf-8")
+        with pytest.raises(
+            ValidationError, match=r"line [12] holds a blank, or what is not ASCII; a key is one line"
+        ) as e:
+            HttpLimits(api_key_file=tmp_path / "keys")
+        assert key not in str(e.value)
+        if "\x00" not in key:
+            monkeypatch.setenv("MODERNBERT_API_KEY", key)
+            with pytest.raises(ValidationError, match="MODERNBERT_API_KEY: line"):
+                HttpLimits()
+
     def test_a_missing_key_is_no_open_door(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(ValidationError, match=r"api_key_file .*none"):
             HttpLimits(api_key_file=tmp_path / "none")
@@ -158,6 +178,7 @@ class Echo:
 
     def __init__(self) -> None:
         self.tasks = {"one": "classify", "ranker": "rerank"}
+        self.aliases: dict[str, str] = {}
         self.asked: list[Any] = []
 
     async def info(self, model: str) -> Info:
@@ -206,7 +227,8 @@ def test_rerankers_sort_and_cut() -> None:
     assert cohere["results"] == [{"index": 2, "relevance_score": 4}, {"index": 0, "relevance_score": 2}]
     assert cohere["meta"]["tokens"] == {"input_tokens": 4}
     _, jina = call(models, "/v1/rerank", asked | {"return_documents": False})
-    assert jina == {"model": "ranker", "usage": {"prompt_tokens": 4, "total_tokens": 4}, "results": cohere["results"]}
+    usage = {"prompt_tokens": 4, "total_tokens": 4}
+    assert jina == {"object": "rerank", "model": "ranker", "usage": usage, "results": cohere["results"]}
     assert [ask.options for ask in models.asked] == [{"raw_scores": False}] * 3
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI
@@ -11,23 +12,31 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
 from pipelines.serve.http import errors
+from pipelines.serve.http.bodies import json_response, new_router
 from pipelines.serve.http.cohere import COHERE
 from pipelines.serve.http.errors import ApiError, Dialect
-from pipelines.serve.http.handler import RequestHandler, json_response, new_router
+from pipelines.serve.http.handler import RequestHandler
 from pipelines.serve.http.huggingface import HUGGING_FACE
 from pipelines.serve.http.jina import JINA
 from pipelines.serve.http.metrics import HttpMetrics
 from pipelines.serve.http.middleware import HttpLimits, RequestLimitsMiddleware
 from pipelines.serve.http.openai import OPENAI
 from pipelines.serve.http.tei import TEI
+from pipelines.serve.http.vllm import VLLM
 from pipelines.serve.protocol import ModelClient
 
-DIALECTS: list[Dialect] = [TEI, HUGGING_FACE, OPENAI, COHERE, JINA]
+DIALECTS: list[Dialect] = [TEI, HUGGING_FACE, OPENAI, COHERE, JINA, VLLM]
 """Every dialect; the first one also answers where no other's prefix fits."""
-_EXPOSED = ("x-request-id", "x-truncated", "retry-after", "x-compute-tokens", "x-total-time")
+_DOCS = Path(__file__).with_name("docs.html")
+_DOCS_HEADERS = {  # the page needs nothing from elsewhere
+    "content-security-policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+}
+_EXPOSED = ("x-request-id", "x-truncated", "x-ignored", "retry-after", "x-compute-tokens", "x-total-time")
 _ABOUT = """ModernBERT models online, for the clients of text-embeddings-inference, Hugging Face, OpenAI (embeddings),
-Cohere and Jina (rerank). Routes that name no model go to the first in the configuration that does the task; every
-model has its own below `/models/{name}`, which serves as the base URL of a client, too."""
+Cohere, Jina, vLLM and Infinity. Routes that name no model go to the first in the configuration that does the task;
+every model has its own below `/models/{name}`, which serves as the base URL of a client, too."""
 
 
 def create_app(models: ModelClient, limits: HttpLimits | None = None, *, behind_serve: bool = False) -> FastAPI:
@@ -38,7 +47,9 @@ def create_app(models: ModelClient, limits: HttpLimits | None = None, *, behind_
     limits = limits or HttpLimits()
     metrics = HttpMetrics()
     handler = RequestHandler(models, limits, metrics)
-    app = FastAPI(title="modernbert-ray", version=version("modernbert-ray"), description=_ABOUT, redoc_url=None)
+    app = FastAPI(
+        title="modernbert-ray", version=version("modernbert-ray"), description=_ABOUT, docs_url=None, redoc_url=None
+    )
     errors.install(app)
     app.include_router(_state_routes(handler), tags=["state"])
     # The middleware checks the key; declared here, /docs has a field for it.
@@ -80,6 +91,11 @@ def _state_routes(handler: RequestHandler) -> APIRouter:
         """Return the counters of this process as Prometheus text."""
         return Response(handler.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
+    @router.get("/docs", response_class=Response, include_in_schema=False)
+    async def docs() -> Response:
+        """Show the OpenAPI document, which the page asks for with the key that is typed there."""
+        return Response(_DOCS.read_text(encoding="utf-8"), headers=_DOCS_HEADERS, media_type="text/html")
+
     router.include_router(_health_route(handler, None))
     return router
 
@@ -87,7 +103,6 @@ def _state_routes(handler: RequestHandler) -> APIRouter:
 def _health_route(handler: RequestHandler, name: str | None) -> APIRouter:
     router = new_router(TEI)
 
-    @router.get("/health", response_model=dict[str, Any])
     async def health() -> Response:
         """Tell whether every model, or the one in the path, can answer."""
         unready = await handler.models.unready()
@@ -96,4 +111,7 @@ def _health_route(handler: RequestHandler, name: str | None) -> APIRouter:
             raise ApiError("unhealthy", "; ".join(f"{model}: {reason}" for model, reason in wrong.items()))
         return json_response({"status": "ok"})
 
+    if name is None:
+        router.get("/", include_in_schema=False)(health)  # as TEI answers it
+    router.get("/health", response_model=dict[str, Any])(health)
     return router

@@ -33,7 +33,9 @@ ERROR_TYPES = {
     "slow": 408,
     "body_too_large": 413,
     "media_type": 415,
+    "misdirected": 421,
     "overloaded": 429,
+    "bodies_full": 429,
     "failed": 500,
     "internal": 500,
     "unhealthy": 503,
@@ -47,7 +49,8 @@ _PLAIN = {
     "model_type": "must be a JSON object",
     "model_attributes_type": "must be a JSON object",
 }
-_BODY_UNREAD = ("slow", "body_too_large", "media_type", "unauthorized")
+_MOST_MESSAGE = 1000  # characters
+_BODY_UNREAD = ("slow", "body_too_large", "bodies_full", "media_type", "misdirected", "unauthorized")
 """Errors that come before the body is read: the connection cannot be used again."""
 
 
@@ -55,6 +58,7 @@ class ApiError(Exception):
     """A request that has no answer; `error_type` is one of ERROR_TYPES."""
 
     def __init__(self, error_type: str, message: str, *, field: str | None = None, retry_after_s: float | None = None):
+        message = message if len(message) <= _MOST_MESSAGE else f"{message[:_MOST_MESSAGE]}…"  # it quotes the request
         super().__init__(message)
         self.error_type, self.message, self.field, self.retry_after_s = error_type, message, field, retry_after_s
 
@@ -107,7 +111,7 @@ def error_response(scope: Scope, error: ApiError) -> Response:
     """Make the response of an error in the request's dialect, which the middleware puts in `scope`."""
     dialect: Dialect = scope["dialect"]
     headers = {}
-    if error.error_type in ("overloaded", "unhealthy", "timeout"):
+    if error.error_type in ("overloaded", "bodies_full", "unhealthy", "timeout"):
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s or 1)))
     if error.error_type == "unauthorized":
         headers["www-authenticate"] = "Bearer"
@@ -162,7 +166,12 @@ def first_mistake(error: RequestValidationError) -> ApiError:
     if first["type"] == "missing":
         return ApiError("invalid", f"{path or 'the body'} is missing", field=field)
     error_type = "empty" if first["type"] == "too_short" else "invalid"
-    message = _PLAIN.get(first["type"]) or first["msg"].replace("Input should be", "must be")
+    if first["type"] == "too_long":
+        message = f"holds more than {first['ctx']['max_length']:,} items"
+    elif first["type"] == "string_too_long":
+        message = f"has more than {first['ctx']['max_length']:,} characters"
+    else:
+        message = _PLAIN.get(first["type"]) or first["msg"].replace("Input should be", "must be")
     return ApiError(error_type, f"{path or 'the body'} {message}", field=field)
 
 

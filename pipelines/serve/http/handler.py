@@ -6,95 +6,29 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from fastapi import APIRouter, Request
-from fastapi.routing import APIRoute
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
-from pydantic_core import from_json, to_json
-from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from modernbert.windows import Text
-from pipelines.serve.http.errors import ApiError, Dialect, error_responses
+from pipelines.serve.admission import Admission
+from pipelines.serve.http.bodies import Body, Inputs, json_response, new_router
+from pipelines.serve.http.errors import ApiError
 from pipelines.serve.http.metrics import HttpMetrics
-from pipelines.serve.http.middleware import HttpLimits
-from pipelines.serve.protocol import Info, ModelClient, PredictRequest, PredictResponse, Tokens
+from pipelines.serve.http.middleware import CLIENT, HttpLimits
+from pipelines.serve.protocol import (
+    MOST_RESULTS,
+    SMALL_REQUEST,
+    Info,
+    ModelClient,
+    PredictRequest,
+    PredictResponse,
+    Tokens,
+)
 
+__all__ = ["CUT_OFF", "Body", "HandledRequest", "Inputs", "RequestHandler", "Truncation", "json_response", "new_router"]
+_UNSPECIFIED = "default/not-specified"  # what Infinity's client sends where no model is named
 _LISTED = 100  # truncated inputs that the header names
-
-
-class Body(BaseModel):
-    """The body of a request, in which types are strict and unknown fields are refused."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
-
-
-def _input_tag(value: Any) -> str:
-    first = value[0] if isinstance(value, list) and value else value
-    if not isinstance(value, list):
-        return "<text>"
-    return "<batch>" if isinstance(first, list) else "<ids>" if isinstance(first, int | float) else "<texts>"
-
-
-def _whole(value: Any) -> Any:
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-Int = Annotated[int, BeforeValidator(_whole)]
-"""A whole number, which in JSON may be written 2.0."""
-Id = Annotated[Int, Field(ge=0, lt=1 << 31)]
-Ids = Annotated[list[Id], Field(min_length=1)]
-NonEmpty = Annotated[str, Field(min_length=1)]
-Inputs = Annotated[
-    Annotated[NonEmpty, Tag("<text>")]
-    | Annotated[list[NonEmpty], Tag("<texts>"), Field(min_length=1)]
-    | Annotated[Ids, Tag("<ids>")]
-    | Annotated[list[Ids], Tag("<batch>"), Field(min_length=1)],
-    Discriminator(_input_tag),
-    Field(description="a text, several, or their token ids"),
-]
-Texts = Annotated[
-    Annotated[NonEmpty, Tag("<text>")] | Annotated[list[NonEmpty], Tag("<texts>"), Field(min_length=1)],
-    Discriminator(lambda value: "<texts>" if isinstance(value, list) else "<text>"),
-]
-Direction = Literal["Left", "Right", "left", "right"]
-
-
-class JsonRoute(APIRoute):
-    """A route whose body is parsed strictly: no NaN, no half surrogates, no bottomless nesting."""
-
-    def get_route_handler(self) -> Any:
-        handle = super().get_route_handler()
-
-        async def strict(request: Request) -> Response:
-            return await handle(_JsonRequest(request.scope, request.receive))
-
-        return strict
-
-
-def new_router(*dialects: Dialect, **options: Any) -> APIRouter:
-    """Make a router whose routes parse strictly and answer errors as `dialects` do; `options` are FastAPI's."""
-    return APIRouter(route_class=JsonRoute, responses=error_responses(*dialects), **options)
-
-
-def route_docs(response: Any, example: dict[str, Any], *dialects: Dialect) -> dict[str, Any]:
-    """Describe a route for the OpenAPI document: the type of its response, and an example of a request."""
-    body = {"requestBody": {"content": {"application/json": {"example": example}}}}
-    return {"response_model": response, "openapi_extra": body, "responses": error_responses(*dialects)}
-
-
-def json_response(content: Any, headers: dict[str, str] | None = None) -> Response:
-    """Make a response of JSON; floats have the digits that give the same number again."""
-    return Response(to_json(content), headers=headers, media_type="application/json")
-
-
-class _JsonRequest(Request):
-    async def json(self) -> Any:
-        try:
-            return from_json(await self.body(), allow_inf_nan=False)
-        except ValueError as error:
-            raise HTTPException(400, f"the body is not valid JSON: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -118,8 +52,10 @@ class RequestHandler:
     models: ModelClient
     limits: HttpLimits
     metrics: HttpMetrics
-    documents: int = 0
     _info: dict[str, Info] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._inputs = Admission(self.limits.max_documents, SMALL_REQUEST)
 
     async def info(self, name: str) -> Info:
         """Return what is known of a model; it is asked once."""
@@ -134,6 +70,7 @@ class RequestHandler:
     async def pick(self, task: str, name: str | None = None) -> Info:
         """Return the model called `name`, or the first that does `task`; ApiError if it is missing or does another."""
         tasks = self.models.tasks
+        name = None if name == _UNSPECIFIED else self.models.aliases.get(name or "", name)
         fitting = [other for other, does in tasks.items() if does == task]
         if name is None:
             if not fitting:
@@ -165,7 +102,8 @@ class RequestHandler:
         started = time.perf_counter()
         given = {name: value for name, value in (options or {}).items() if value is not None}
         truncate, side, timeout_s = truncation.truncate, truncation.side, self.limits.timeout_s
-        request = PredictRequest(documents, given, truncate, side, timeout_s, token_vectors)
+        client = CLIENT.get()
+        request = PredictRequest(documents, given, truncate, side, timeout_s, client, token_vectors)
         with self._counted(documents, field):
             response = await self.models.predict(info.name, request)
         if response.failed:
@@ -200,20 +138,20 @@ class RequestHandler:
     async def tokenize(self, info: Info, texts: Sequence[str], field: str, special: bool = True) -> list[Tokens]:
         """Return the tokens of each text."""
         with self._counted(texts, field):
-            return await self.models.tokenize(info.name, texts, special)
+            return await self.models.tokenize(info.name, texts, special, CLIENT.get())
 
     async def decode(
         self, info: Info, ids: Sequence[Sequence[int]], field: str, skip_special_tokens: bool = True
     ) -> list[str]:
         """Return the text of each list of token ids."""
         with self._counted(ids, field):
-            return await self.models.decode(info.name, ids, skip_special_tokens)
+            return await self.models.decode(info.name, ids, skip_special_tokens, CLIENT.get())
 
     @contextmanager
     def _counted(self, inputs: Sequence[Any], field: str) -> Iterator[None]:
         """Count inputs as under way; ApiError for too many, in the request or under way, and for too long ones."""
-        limits, count = self.limits, len(inputs)
-        if count > (most := min(limits.max_inputs, limits.max_documents)):
+        limits, count, client = self.limits, len(inputs), CLIENT.get()
+        if count > (most := min(limits.max_inputs, self._inputs.most_of(client))):
             message = f"{field} holds {count:,} inputs; a request may hold {most:,}"
             raise ApiError("invalid", message, field=field)
         for i, given in enumerate(inputs):
@@ -221,16 +159,20 @@ class RequestHandler:
                 what = "ids" if isinstance(given, list) else "characters"
                 message = f"{field}[{i}] has {length:,} {what}; an input may have {limits.max_characters:,}"
                 raise ApiError("invalid", message, field=field)
-        if self.documents + count > limits.max_documents:
-            message = f"{self.documents:,} inputs are being answered; {limits.max_documents:,} may be at a time"
-            raise ApiError("overloaded", message, retry_after_s=1)
-        self.documents += count
-        self.metrics.in_flight.set(self.documents)
+        ids = sum(len(given) for given in inputs if isinstance(given, list))
+        if ids > MOST_RESULTS:
+            message = f"{field} holds {ids:,} token ids; a request may hold {MOST_RESULTS:,}"
+            raise ApiError("invalid", message, field=field)
+        claim = self._inputs.claim(client)
+        if not claim.resize(count):
+            message = f"{self._inputs.used:,} inputs are being answered; {limits.max_documents:,} may be at a time"
+            raise ApiError("overloaded", f"{message}, at most half of them of one client", retry_after_s=1)
+        self.metrics.in_flight.set(self._inputs.used)
         try:
             yield
         finally:
-            self.documents -= count
-            self.metrics.in_flight.set(self.documents)
+            claim.release()
+            self.metrics.in_flight.set(self._inputs.used)
 
 
 @dataclass
@@ -246,12 +188,15 @@ class HandledRequest:
     started: float
 
     @property
-    def vectors(self) -> list[list[float]]:
-        """The vectors of an embed model."""
-        return self.response.results.tolist()  # type: ignore[attr-defined]
+    def vectors(self) -> Iterator[list[float]]:
+        """The vectors of an embed model, each a list as it is sent."""
+        return (row.tolist() for row in self.response.results)
 
     def reply(self, content: Any) -> Response:
-        """Make a response of JSON with TEI's headers; a document with NaN has failed, so that there is none."""
+        """Make a response of JSON with TEI's headers; a document with NaN has failed, so that there is none.
+
+        Iterators in `content` are lists whose items are made as they are sent.
+        """
         response = self.response
         times = {
             "total": time.perf_counter() - self.started,

@@ -14,17 +14,9 @@ from pydantic import Discriminator, Field, Tag
 from starlette.responses import Response
 
 from modernbert.windows import Text
+from pipelines.serve.http.bodies import Int, Many, NonEmpty, Texts, TolerantBody, new_router, route_docs
 from pipelines.serve.http.errors import ApiError
-from pipelines.serve.http.handler import (
-    Body,
-    HandledRequest,
-    Int,
-    NonEmpty,
-    RequestHandler,
-    Texts,
-    new_router,
-    route_docs,
-)
+from pipelines.serve.http.handler import HandledRequest, RequestHandler
 from pipelines.serve.http.tasks import (
     ClassifyParameters,
     EmbedRequest,
@@ -35,10 +27,15 @@ from pipelines.serve.http.tasks import (
 )
 from pipelines.serve.http.tei import TEI
 
-_MOST_CHARACTERS = 50_000_000  # of the sequences in a fill-mask answer
+_MOST_NAMES = 1000  # in an option
+_MOST_CHARACTERS = 20_000_000  # of the sequences in a fill-mask answer
 
 
-class TextPair(Body):
+Name = Annotated[str, Field(max_length=256)]
+Target = Annotated[Name, Field(min_length=1)]
+
+
+class TextPair(TolerantBody):
     """Two texts that are classified together."""
 
     text: NonEmpty
@@ -51,21 +48,21 @@ OneOrPair = Annotated[
 ]
 
 
-class ClassifyRequest(Body):
+class ClassifyRequest(TolerantBody):
     """Texts or pairs to classify."""
 
     inputs: Annotated[
-        Annotated[OneOrPair, Tag("<one>")] | Annotated[list[OneOrPair], Tag("<texts>"), Field(min_length=1)],
+        Annotated[OneOrPair, Tag("<one>")] | Annotated[Many[OneOrPair], Tag("<texts>")],
         Discriminator(lambda value: "<texts>" if isinstance(value, list) else "<one>"),
     ]
     parameters: ClassifyParameters | None = None
 
 
-class TagParameters(Body):
+class TagParameters(TolerantBody):
     """Options of token classification."""
 
     aggregation_strategy: Literal["none", "simple", "first", "average", "max"] | None = None
-    ignore_labels: list[str] | None = None
+    ignore_labels: Annotated[list[Name], Field(fail_fast=True, max_length=_MOST_NAMES)] | None = None
     stride: Int | None = Field(default=None, ge=0, description="tokens that the windows of a long text share")
 
     @property
@@ -74,18 +71,20 @@ class TagParameters(Body):
         return {"aggregation": self.aggregation_strategy, "ignore_labels": self.ignore_labels, "stride": self.stride}
 
 
-class TagRequest(Body):
+class TagRequest(TolerantBody):
     """Texts to find entities in."""
 
     inputs: Texts
     parameters: TagParameters | None = None
 
 
-class FillParameters(Body):
+class FillParameters(TolerantBody):
     """Options of fill-mask."""
 
     top_k: Int | None = Field(default=None, ge=1, le=1000, description="how many")
-    targets: list[NonEmpty] | None = Field(default=None, min_length=1, description="the only ones to choose from")
+    targets: Annotated[list[Target], Field(fail_fast=True, min_length=1, max_length=_MOST_NAMES)] | None = Field(
+        default=None, description="the only ones to choose from"
+    )
 
     @property
     def options(self) -> dict[str, Any]:
@@ -93,21 +92,21 @@ class FillParameters(Body):
         return {"top_k": self.top_k, "targets": self.targets}
 
 
-class FillRequest(Body):
+class FillRequest(TolerantBody):
     """Texts with masks."""
 
     inputs: Texts
     parameters: FillParameters | None = None
 
 
-class Question(Body):
+class Question(TolerantBody):
     """A question and the text that may hold its answer."""
 
     question: NonEmpty
     context: NonEmpty
 
 
-class AnswerParameters(Body):
+class AnswerParameters(TolerantBody):
     """Options of question answering."""
 
     top_k: Int | None = Field(default=None, ge=1, le=1000, description="how many answers")
@@ -131,11 +130,11 @@ class AnswerParameters(Body):
         }
 
 
-class AnswerRequest(Body):
+class AnswerRequest(TolerantBody):
     """Questions with their contexts."""
 
     inputs: Annotated[
-        Annotated[Question, Tag("<one>")] | Annotated[list[Question], Tag("<questions>"), Field(min_length=1)],
+        Annotated[Question, Tag("<one>")] | Annotated[Many[Question], Tag("<questions>")],
         Discriminator(lambda value: "<questions>" if isinstance(value, list) else "<one>"),
     ]
     parameters: AnswerParameters | None = None
@@ -240,8 +239,9 @@ TASK_ROUTES: dict[str, Callable[[APIRouter, RequestHandler, str, str, bool], Non
 
 
 def routes(handler: RequestHandler) -> Sequence[APIRouter]:
-    """Make the route / of the first model."""
-    return [task_routes(handler, next(iter(handler.models.tasks)), "/", shared=True, tags=["Hugging Face"])]
+    """Make the route / of the first model, which SageMaker calls /invocations."""
+    first = next(iter(handler.models.tasks))
+    return [task_routes(handler, first, path, shared=True, tags=["Hugging Face"]) for path in ("/", "/invocations")]
 
 
 def routes_of_model(handler: RequestHandler, name: str) -> Sequence[APIRouter]:

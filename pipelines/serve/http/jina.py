@@ -1,4 +1,7 @@
-"""Jina's dialect, which vLLM speaks too: /v1/rerank."""
+"""Jina's dialect, /v1/rerank, which vLLM, Infinity and Cohere's older clients speak with fields of their own.
+
+`raw_scores` is Infinity's alone: where it is there, `document` is a text, as Infinity gives it.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,10 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Discriminator, Field, Tag
 from starlette.responses import Response
 
+from pipelines.serve.http.bodies import Int, Many, NonEmpty, TolerantBody, new_router, route_docs
 from pipelines.serve.http.errors import ApiError, Dialect
-from pipelines.serve.http.handler import Body, Int, NonEmpty, RequestHandler, new_router, route_docs
-from pipelines.serve.http.tasks import RERANK_EXAMPLE, rerank
+from pipelines.serve.http.handler import RequestHandler, Truncation
+from pipelines.serve.http.tasks import RERANK_EXAMPLE, rerank, truncation_options
 
 
 class JinaError(BaseModel):
@@ -20,10 +24,14 @@ class JinaError(BaseModel):
     detail: str
 
 
-class JinaDocument(Body):
-    """A document as an object."""
+class JinaDocument(TolerantBody):
+    """A document as an object: its text, or with rank_fields others."""
 
-    text: NonEmpty
+    text: NonEmpty | None = None
+
+    @property
+    def ignored(self) -> list[str]:
+        return []  # documents bring their metadata along
 
 
 TextOrObject = Annotated[
@@ -32,19 +40,27 @@ TextOrObject = Annotated[
 ]
 
 
-class JinaRequest(Body):
-    """Jina's and vLLM's: a query and documents."""
+class JinaRequest(TolerantBody):
+    """A query and documents."""
 
     model: str | None = Field(default=None, description="default: the first that reranks")
     query: NonEmpty
-    documents: list[TextOrObject] = Field(min_length=1)
-    top_n: Int | None = Field(default=None, ge=1, description="how many results (default: all)")
-    return_documents: bool = Field(default=True, description="give each document's text back")
+    documents: Many[TextOrObject]
+    top_n: Int | None = Field(default=None, ge=0, description="how many results (default, and 0: all)")
+    return_documents: bool | None = Field(default=None, description="give each document's text back (default: true)")
+    rank_fields: Annotated[list[NonEmpty], Field(fail_fast=True, min_length=1, max_length=50)] | None = Field(
+        default=None, description="Cohere's: the fields of a document that are ranked, in this order"
+    )
+    max_chunks_per_doc: Int | None = Field(default=None, description="Cohere's; not used: documents are not chunked")
+    raw_scores: bool | None = Field(default=None, description="Infinity's: give the model's own numbers")
+    truncate_prompt_tokens: Int | None = Field(
+        default=None, ge=-1, description="vLLM's: cut each pair to so many tokens (-1: to what the model reads)"
+    )
 
 
 def routes(handler: RequestHandler) -> Sequence[APIRouter]:
     """Make the route /v1/rerank."""
-    router = new_router(JINA, tags=["Jina, vLLM"])
+    router = new_router(JINA, tags=["Jina, vLLM, Infinity"])
     example = {"model": handler.first("rerank") or "none here", **RERANK_EXAMPLE, "top_n": 1}
 
     @router.post("/v1/rerank", **route_docs(dict[str, Any], example, JINA))
@@ -57,15 +73,39 @@ def routes(handler: RequestHandler) -> Sequence[APIRouter]:
 
 async def jina_rerank(handler: RequestHandler, body: JinaRequest, name: str | None) -> Response:
     """Answer a request for the model called `name`, or for the first that reranks."""
-    if name and body.model not in (None, name):
+    asked = handler.models.aliases.get(body.model or "", body.model)
+    if name and asked not in (None, name, handler.models.aliases.get(name)):
         raise ApiError("unknown_model", f"model {str(body.model)[:60]!r} is not here; this is {name}", field="model")
     info = await handler.pick("rerank", name or body.model)
-    texts = [document if isinstance(document, str) else document.text for document in body.documents]
-    handled, order = await rerank(handler, info, body.query, texts, "documents")
-    text = (lambda i: {"document": {"text": texts[i]}}) if body.return_documents else lambda _: {}
-    results = [{"index": i, "relevance_score": score, **text(i)} for i, score in order[: body.top_n]]
+    texts = [_text(i, document, body.rank_fields) for i, document in enumerate(body.documents)]
+    more = truncation_options(info, "truncate_prompt_tokens", body.truncate_prompt_tokens)
+    handled, order = await rerank(
+        handler, info, body.query, texts, "documents", raw=bool(body.raw_scores), truncation=Truncation(), more=more
+    )
+    infinity = body.raw_scores is not None
+    shown = body.return_documents if body.return_documents is not None else not infinity
+    results = [
+        {"index": i, "relevance_score": score} | _document(texts[i], shown, infinity)
+        for i, score in order[: body.top_n or None]
+    ]
     usage = {"prompt_tokens": handled.n_tokens, "total_tokens": handled.n_tokens}
-    return handled.reply({"model": info.name, "usage": usage, "results": results})
+    return handled.reply({"object": "rerank", "model": info.name, "usage": usage, "results": results})
+
+
+def _text(number: int, document: str | JinaDocument, rank_fields: list[str] | None) -> str:
+    """Return what is ranked of a document; ApiError where it has none of the fields."""
+    if isinstance(document, str):
+        return document
+    fields = document.model_dump()
+    found = [fields[name] for name in rank_fields or ["text"] if isinstance(fields.get(name), str) and fields[name]]
+    if not found:
+        wanted = ", ".join((rank_fields or ["text"])[:10])
+        raise ApiError("invalid", f"documents[{number}] has no text in {wanted}", field="documents")
+    return "\n".join(found)
+
+
+def _document(text: str, shown: bool, infinity: bool) -> dict[str, Any]:
+    return {"document": text if infinity else {"text": text}} if shown else {}
 
 
 JINA = Dialect(

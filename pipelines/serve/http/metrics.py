@@ -22,6 +22,7 @@ class HttpMetrics:
         self._tokens = Counter("tokens", "Tokens of inputs answered.", ("model",), **kept)
         self._truncated = Counter("truncated", "Inputs that were cut off.", ("model",), **kept)
         self.in_flight = Gauge("documents_in_flight", "Inputs of requests under way.", **kept)
+        self.body_bytes = Gauge("body_bytes", "Bytes in the bodies of requests under way.", **kept)
 
     def record_request(self, route: str, status: int, seconds: float) -> None:
         """Count a response."""

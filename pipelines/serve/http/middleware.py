@@ -11,6 +11,8 @@ import time
 import traceback
 import uuid
 from collections.abc import Sequence
+from contextvars import ContextVar
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated
 
@@ -18,14 +20,22 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from pipelines.serve.admission import Admission, Claim
+from pipelines.serve.http.bodies import MOST_ITEMS
 from pipelines.serve.http.errors import ApiError, Dialect, dialect_of, error_response, path_of
 from pipelines.serve.http.metrics import HttpMetrics
 
 logger = logging.getLogger(__name__)
 API_KEY = "MODERNBERT_API_KEY"
-PUBLIC = frozenset({"/health", "/ping", "/metrics"})
+PUBLIC = frozenset({"/health", "/ping", "/metrics", "/docs"})
+"""The routes that need no key, as a GET of / does, which is another name of /health. /docs asks for the key itself."""
 CLIENT_CLOSED_REQUEST = 499
 """The status of a request whose client left before its response began, in metrics and the log."""
+CLIENT: ContextVar[str | None] = ContextVar("client", default=None)
+"""Who sent the request that is being answered: its key, by number, or else its address."""
+_SMALL_BODY = 1 << 16  # bytes of a body for which there is room where large ones fill it
+_PORT = re.compile(r":\d*$")
+_KEY = re.compile(r"[\x21-\x7e]+")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -35,15 +45,25 @@ class HttpLimits(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     max_body_bytes: Annotated[int, Field(ge=1, description="bytes in a request's body")] = 8 << 20
-    max_inputs: Annotated[int, Field(ge=1, description="inputs in a request")] = 2048
+    max_bodies_bytes: Annotated[
+        int,
+        Field(ge=1, description="bytes in all bodies under way, at most half of them of one client"),
+    ] = 256 << 20
+    max_inputs: Annotated[int, Field(ge=1, le=MOST_ITEMS, description="inputs in a request")] = 2048
     max_characters: Annotated[int, Field(ge=1, description="characters in an input")] = 1_000_000
-    max_documents: Annotated[int, Field(ge=1, description="inputs of all requests under way")] = 8192
+    max_documents: Annotated[
+        int, Field(ge=1, description="inputs of all requests under way, at most half of them of one client")
+    ] = 8192
     timeout_s: Annotated[float, Field(gt=0, description="seconds that a request may take")] = 60.0
     body_timeout_s: Annotated[float, Field(gt=0, description="seconds that a request's body may take to arrive")] = 30.0
     cors_origins: Annotated[tuple[str, ...], Field(description="web pages' origins that may ask; '*' for any")] = ()
     api_key_file: Annotated[
         Path | None, Field(description=f"file with the key, or several, one a line (default: {API_KEY}, else none)")
     ] = None
+    hosts: Annotated[
+        tuple[str, ...],
+        Field(description="names that a service without a key has where a proxy on its machine asks it by 127.0.0.1"),
+    ] = ()
     _keys: tuple[bytes, ...] = PrivateAttr(())
     """Read once, where the configuration is: no process can serve without the key."""
 
@@ -56,9 +76,15 @@ class HttpLimits(BaseModel):
                 text = self.api_key_file.read_text(encoding="utf-8")
             except (OSError, UnicodeDecodeError) as error:
                 raise ValueError(f"{place}: {error}") from error
-        if text is not None and not text.strip():
+        keys = [line.strip() for line in (text or "").splitlines()]
+        for number, key in enumerate(keys, 1):
+            if key and not _KEY.fullmatch(key):
+                raise ValueError(
+                    f"{place}: line {number} holds a blank, or what is not ASCII; a key is one line of visible ASCII"
+                )
+        self._keys = tuple(key.encode() for key in keys if key)
+        if text is not None and not self._keys:
             raise ValueError(f"{place} is empty")
-        self._keys = tuple(key.encode() for key in (text or "").split())
         return self
 
     @property
@@ -66,13 +92,17 @@ class HttpLimits(BaseModel):
         """Whether requests need a key."""
         return bool(self._keys)
 
-    def admits(self, authorization: str) -> bool:
-        """Tell whether a request with this header is let in."""
+    def key_number(self, authorization: str) -> int | None:
+        """Return the number of the key in this header, or None."""
         scheme, _, key = authorization.partition(" ")
         given = key.strip().encode() if scheme.lower() == "bearer" else b""
         # Every key is compared, so that the time does not tell which one came close.
         matches = [hmac.compare_digest(given, key) for key in self._keys]
-        return any(matches) or not matches
+        return matches.index(True) if any(matches) else None
+
+    def admits(self, authorization: str) -> bool:
+        """Tell whether a request with this header is let in."""
+        return not self.has_keys or self.key_number(authorization) is not None
 
 
 class RequestLimitsMiddleware:
@@ -81,19 +111,18 @@ class RequestLimitsMiddleware:
     def __init__(
         self, app: ASGIApp, limits: HttpLimits, metrics: HttpMetrics, dialects: Sequence[Dialect], behind_serve: bool
     ):
-        self.app, self.limits, self.metrics, self.dialects, self.behind_serve = (
-            app,
-            limits,
-            metrics,
-            dialects,
-            behind_serve,
-        )
+        self.app, self.limits, self.metrics = app, limits, metrics
+        self.dialects, self.behind_serve = dialects, behind_serve
+        self._bodies = Admission(limits.max_bodies_bytes, _SMALL_BODY)
+        metrics.body_bytes.set_function(lambda: self._bodies.used)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         started = time.perf_counter()
+        if without_body := scope["method"] == "HEAD":  # is answered as GET, less the body
+            scope = {**scope, "method": "GET"}
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
         sane = _REQUEST_ID.fullmatch(given) is not None
@@ -108,15 +137,20 @@ class RequestLimitsMiddleware:
                 status = message["status"]
                 if not (sane and self.behind_serve):  # Ray Serve's proxy adds the one that came
                     MutableHeaders(scope=message)["x-request-id"] = request_id
+            elif without_body:
+                message = {**message, "body": b""}
             await send(message)
 
         async def refuse(error: ApiError) -> None:
             if status == CLIENT_CLOSED_REQUEST:
                 await error_response(scope, error)(scope, receive, send_with_id)
 
+        CLIENT.set(self._client(scope, headers))
+        claim = self._bodies.claim(CLIENT.get())
         try:
             self._check_key(scope, headers)
-            body = await self._body(scope, headers, receive)
+            self._check_host(scope, headers)
+            body = await self._body(scope, headers, receive, claim)
             if body is not None:
                 async with asyncio.timeout(self.limits.timeout_s):
                     await _run(self.app, scope, body, receive, send_with_id)
@@ -130,21 +164,41 @@ class RequestLimitsMiddleware:
             logger.error("%s %s\n%s", request_id, type(error).__name__, places)
             await refuse(ApiError("internal", "the service failed; its log has the reason under this x-request-id"))
         finally:
+            claim.release()
             seconds = time.perf_counter() - started
             route = getattr(scope.get("route"), "path", "none")
             self.metrics.record_request(route, status, seconds)
             logger.info("%s %s %s %d %.1f ms", request_id, scope["method"], route, status, seconds * 1e3)
 
+    def _client(self, scope: Scope, headers: Headers) -> str | None:
+        key = self.limits.key_number(headers.get("authorization", ""))
+        address = (scope.get("client") or [None])[0]
+        return address if key is None else f"key {key}"
+
     def _check_key(self, scope: Scope, headers: Headers) -> None:
-        if path_of(scope) not in PUBLIC and not self.limits.admits(headers.get("authorization", "")):
+        path = path_of(scope)
+        public = path in PUBLIC or (path == "/" and scope["method"] == "GET")
+        if not public and not self.limits.admits(headers.get("authorization", "")):
             raise ApiError("unauthorized", "send the service's key as the header 'authorization: Bearer KEY'")
 
-    async def _body(self, scope: Scope, headers: Headers, receive: Receive) -> bytes | None:
+    def _check_host(self, scope: Scope, headers: Headers) -> None:
+        """Refuse a name that is not this machine's, where a page from there reaches a loopback address by its DNS."""
+        server = (scope.get("server") or [""])[0]
+        name = _PORT.sub("", headers.get("host", "")).lower().rstrip(".")
+        known = "." not in name or _is_address(name) or name.endswith(".localhost") or name in self.limits.hosts
+        if not known and not self.limits.has_keys and _is_address(server) and ip_address(server).is_loopback:
+            message = f"host {name[:100]!r} is not this machine's; ask 127.0.0.1, set a key, or add it to http: hosts"
+            raise ApiError("misdirected", message)
+
+    async def _body(self, scope: Scope, headers: Headers, receive: Receive, claim: Claim) -> bytes | None:
         """Return the body, counted as it arrives, or None if the client left."""
         most = self.limits.max_body_bytes
         length = headers.get("content-length", "0")
         body = bytearray()
         large = ApiError("body_too_large", f"the body is larger than {most:,} bytes")
+        if (coding := headers.get("content-encoding", "identity").strip().lower()) != "identity":
+            wrong = f"content-encoding is {coding[:60]!r}; send the body as it is, without one"
+            raise ApiError("media_type", wrong)
         if length.isdecimal() and int(length[:20]) > most:
             raise large
         try:
@@ -158,12 +212,22 @@ class RequestLimitsMiddleware:
                     more = message.get("more_body", False)
                     if len(body) > most:
                         raise large
+                    if not claim.resize(len(body)):
+                        taken = f"bodies of {self._bodies.used:,} bytes are under way; {self._bodies.most:,} may be"
+                        raise ApiError("bodies_full", f"{taken}, at most half of them of one client", retry_after_s=1)
         except TimeoutError:
             raise ApiError("slow", f"the body did not arrive within {self.limits.body_timeout_s:g} s") from None
         media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
         if body and scope["method"] == "POST" and media_type != "application/json":
             raise ApiError("media_type", f"content-type is {media_type[:60]!r}; it must be application/json")
         return bytes(body)
+
+
+def _is_address(name: str) -> bool:
+    try:
+        return bool(ip_address(name.strip("[]")))
+    except ValueError:
+        return False
 
 
 async def _run(app: ASGIApp, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:

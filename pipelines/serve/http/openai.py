@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -11,21 +11,18 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
+from pipelines.serve.http.bodies import Body, Inputs, Int, json_response, new_router, route_docs
 from pipelines.serve.http.errors import ApiError, Dialect
-from pipelines.serve.http.handler import (
-    Body,
-    Inputs,
-    Int,
-    RequestHandler,
-    Truncation,
-    json_response,
-    new_router,
-    route_docs,
-)
-from pipelines.serve.http.tasks import embed
+from pipelines.serve.http.handler import RequestHandler, Truncation
+from pipelines.serve.http.tasks import embed, truncation_options
 
+_TOKEN_IDS = (
+    "input holds token ids, and nothing tells whether they are of {model}'s tokenizer: send the texts "
+    "(langchain: check_embedding_ctx_length=False), or set openai_token_ids in the model's entry"
+)
 _TYPES = {
     "overloaded": "rate_limit_error",
+    "bodies_full": "rate_limit_error",
     "failed": "server_error",
     "internal": "server_error",
     "unhealthy": "server_error",
@@ -35,6 +32,7 @@ _CODES = {
     "unauthorized": "invalid_api_key",
     "unknown_model": "model_not_found",
     "overloaded": "rate_limit_exceeded",
+    "bodies_full": "rate_limit_exceeded",
 }
 
 
@@ -57,9 +55,18 @@ class EmbeddingsRequest(Body):
     """Inputs to embed."""
 
     input: Inputs
-    model: str
-    dimensions: Int | None = Field(default=None, ge=1, description="give only the first numbers of each vector")
-    encoding_format: Literal["float", "base64"] = Field(default="float", description="base64: of little-endian float32")
+    model: str | None = Field(default=None, description="default: the first that embeds")
+    dimensions: Int | None = Field(
+        default=None, ge=0, description="give only the first numbers of each vector (0: all)"
+    )
+    encoding_format: Literal["float", "base64"] | None = Field(
+        default="float", description="base64: of little-endian float32"
+    )
+    truncate_prompt_tokens: Int | None = Field(
+        default=None, ge=-1, description="vLLM's: cut inputs to so many tokens (-1: to what the model reads)"
+    )
+    truncation_side: Literal["left", "right"] | None = Field(default=None, description="vLLM's: where they are cut off")
+    modality: Literal["text"] | None = Field(default=None, description="Infinity's: inputs are texts")
     user: str | None = Field(default=None, description="not used")
 
 
@@ -68,31 +75,44 @@ def routes(handler: RequestHandler) -> Sequence[APIRouter]:
     router = new_router(OPENAI, tags=["OpenAI"])
     example = {"model": handler.first("embed") or "none here", "input": ["What is Deep Learning?"]}
 
+    @router.post("/embeddings", include_in_schema=False)
     @router.post("/v1/embeddings", **route_docs(dict[str, Any], example))
     async def embeddings(body: EmbeddingsRequest) -> Response:
         """{data: [{embedding, index}], model, usage}, vectors of length one; an input that is too long is refused."""
         info = await handler.pick("embed", body.model)
+        if not isinstance(body.input, str) and not isinstance(body.input[0], str) and not info.openai_token_ids:
+            raise ApiError("invalid", _TOKEN_IDS.format(model=info.name), field="input")
         texts = await handler.texts(info, body.input, "input")
-        handled = await embed(handler, info, texts, "input", dimensions=body.dimensions, truncation=Truncation(False))
-        vectors: list[Any]
+        cut, field = body.truncate_prompt_tokens, "truncate_prompt_tokens"
+        handled = await embed(
+            handler,
+            info,
+            texts,
+            "input",
+            dimensions=body.dimensions or None,
+            truncation=Truncation(info.openai_truncate or cut is not None, body.truncation_side),
+            more=truncation_options(info, field, cut),
+        )
+        vectors: Iterator[Any]
         if body.encoding_format == "base64":
             rows = np.asarray(handled.response.results, dtype="<f4")
-            vectors = [base64.b64encode(row.tobytes()).decode() for row in rows]
+            vectors = (base64.b64encode(row.tobytes()).decode() for row in rows)
         else:
             vectors = handled.vectors
-        data = [{"object": "embedding", "index": i, "embedding": vector} for i, vector in enumerate(vectors)]
+        data = ({"object": "embedding", "index": i, "embedding": vector} for i, vector in enumerate(vectors))
         usage = {"prompt_tokens": handled.n_tokens, "total_tokens": handled.n_tokens}
         return handled.reply({"object": "list", "data": data, "model": info.name, "usage": usage})
 
     @router.get("/v1/models", response_model=dict[str, Any])
     async def models() -> Response:
-        """Every model online."""
-        return json_response({"object": "list", "data": [_model(name) for name in handler.models.tasks]})
+        """Every model online, then the other names of models."""
+        names = [*handler.models.tasks, *handler.models.aliases]
+        return json_response({"object": "list", "data": [_model(name) for name in names]})
 
-    @router.get("/v1/models/{model}", response_model=dict[str, Any])
+    @router.get("/v1/models/{model:path}", response_model=dict[str, Any])
     async def model(model: str) -> Response:
-        """A model online."""
-        if model not in handler.models.tasks:
+        """A model online, by its name or another name of it."""
+        if model not in handler.models.tasks and model not in handler.models.aliases:
             known = ", ".join(handler.models.tasks)
             raise ApiError("unknown_model", f"model {model[:60]!r} is unknown; known are {known}", field="model")
         return json_response(_model(model))
@@ -109,4 +129,4 @@ def _format_error(error: ApiError) -> dict[str, Any]:
     return {"error": {"message": error.message, "type": type_, "param": error.field, "code": code}}
 
 
-OPENAI = Dialect("OpenAI", OpenAIError, _format_error, prefixes=("/v1",), routes=routes)
+OPENAI = Dialect("OpenAI", OpenAIError, _format_error, prefixes=("/v1", "/embeddings"), routes=routes)

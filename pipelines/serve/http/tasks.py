@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -11,28 +11,18 @@ from pydantic import Field
 from starlette.responses import Response
 
 from modernbert.windows import Text
+from pipelines.serve.http.bodies import Direction, Inputs, Int, Many, NonEmpty, TolerantBody
 from pipelines.serve.http.errors import ApiError
-from pipelines.serve.http.handler import (
-    CUT_OFF,
-    Body,
-    Direction,
-    HandledRequest,
-    Inputs,
-    Int,
-    NonEmpty,
-    RequestHandler,
-    Truncation,
-)
+from pipelines.serve.http.handler import CUT_OFF, HandledRequest, RequestHandler, Truncation
 from pipelines.serve.protocol import Info
 
 RERANK_EXAMPLE = {
     "query": "Where is my parcel?",
     "documents": ["You can track your order here.", "Our shops open at nine."],
 }
-_MOST_NUMBERS = 1 << 23  # of token vectors in an answer: about 160 MB of JSON
 
 
-class TruncationParams(Body):
+class TruncationParams(TolerantBody):
     """What a request can say about inputs that are too long."""
 
     truncate: bool | None = Field(
@@ -64,21 +54,21 @@ class SimilarityParameters(TruncationParams):
     prompt_name: str | None = None
 
 
-class SimilarityInputs(Body):
+class SimilarityInputs(TolerantBody):
     """A sentence and the sentences to compare it with."""
 
     source_sentence: NonEmpty
-    sentences: list[NonEmpty] = Field(min_length=1)
+    sentences: Many[NonEmpty]
 
 
-class SimilarityRequest(Body):
+class SimilarityRequest(TolerantBody):
     """A request for the similarity of sentences."""
 
     inputs: SimilarityInputs
     parameters: SimilarityParameters | None = None
 
 
-class ClassifyParameters(Body):
+class ClassifyParameters(TolerantBody):
     """Options of a classification."""
 
     top_k: Int | None = Field(default=None, ge=1, description="how many labels (default: all)")
@@ -97,6 +87,18 @@ def prompt_options(info: Info, prompt_name: str | None) -> dict[str, Any]:
     return {"prompt_name": prompt_name}
 
 
+def truncation_options(info: Info, field: str, most: int | None) -> dict[str, Any]:
+    """Return the task's options for inputs cut to `most` tokens, as vLLM means it: -1 is what the model reads."""
+    if most is None or most == -1:
+        return {}
+    if info.windows:
+        raise ApiError("invalid", f"{field} is not for {info.name}, which reads long texts in windows", field=field)
+    if not 3 <= most <= info.max_length:
+        message = f"{field} {most} must be -1, or from 3 (special tokens count) to the {info.max_length} of {info.name}"
+        raise ApiError("invalid", message, field=field)
+    return {"max_length": most}
+
+
 async def embed(
     handler: RequestHandler,
     info: Info,
@@ -107,9 +109,10 @@ async def embed(
     normalize: bool | None = True,
     dimensions: int | None = None,
     truncation: Truncation = CUT_OFF,
+    more: Mapping[str, Any] | None = None,
 ) -> HandledRequest:
-    """Embed texts: the response's results are a float32 array (inputs, dimensions)."""
-    options: dict[str, Any] = {"normalize": normalize is not False, **prompt_options(info, prompt_name)}
+    """Embed texts: the response's results are an array (inputs, dimensions); `more` are options of the task."""
+    options: dict[str, Any] = {"normalize": normalize is not False, **prompt_options(info, prompt_name), **(more or {})}
     if dimensions is not None:
         options["dimensions"] = dimensions
     return await handler.predict(info, texts, field=field, options=options, truncation=truncation)
@@ -120,12 +123,6 @@ async def embed_tokens(
 ) -> HandledRequest:
     """Embed the tokens of texts: the results are a float32 array (tokens, hidden) per text."""
     options = prompt_options(info, prompt_name)
-    most = _MOST_NUMBERS // (info.dimensions or 1)
-    if sum(len(text.encode()) for text in texts) > most:  # no token is less than a byte
-        tokens = await handler.tokenize(info, texts, "inputs")
-        if (n := sum(min(len(each.ids), info.max_length) for each in tokens)) > most:
-            message = f"inputs have {n:,} tokens; token vectors are given for {most:,} in a request"
-            raise ApiError("invalid", message, field="inputs")
     return await handler.predict(
         info, texts, field="inputs", options=options, token_vectors=True, truncation=truncation
     )
@@ -160,15 +157,19 @@ async def classify(
     documents: Sequence[Text],
     parameters: ClassifyParameters,
     *,
+    field: str = "inputs",
     raw: bool = False,
     truncation: Truncation = CUT_OFF,
+    more: Mapping[str, Any] | None = None,
 ) -> tuple[HandledRequest, list[list[dict[str, Any]]]]:
-    """Return the handled request, and [{label, score}] per document from best to worst."""
+    """Return the handled request, and [{label, score}] per document from best to worst; `more` are task options."""
     function = "none" if raw else parameters.function_to_apply
     if function is None and len(info.labels) == 1 and info.problem_type is None:
         function = "sigmoid"  # to transformers and TEI a single output is a probability
-    options = {} if function is None else {"function": function}
-    handled = await handler.predict(info, documents, field="inputs", options=options, truncation=truncation)
+    options: dict[str, Any] = {**(more or {}), **({} if function is None else {"function": function})}
+    if parameters.top_k and len(info.labels) > 1 and info.problem_type != "regression":
+        options["top_k"] = min(parameters.top_k, len(info.labels))
+    handled = await handler.predict(info, documents, field=field, options=options, truncation=truncation)
     return handled, [scores[: parameters.top_k] for scores in handled.response.results]
 
 
@@ -181,10 +182,12 @@ async def rerank(
     *,
     raw: bool = False,
     truncation: Truncation = CUT_OFF,
+    more: Mapping[str, Any] | None = None,
 ) -> tuple[HandledRequest, list[tuple[int, float]]]:
-    """Return the handled request, and the index and score of each text from best to worst."""
+    """Return the handled request, and the index and score of each text from best to worst; `more` are task options."""
+    options = {"raw_scores": raw, **(more or {})}
     handled = await handler.predict(
-        info, [(query, text) for text in texts], field=field, options={"raw_scores": raw}, truncation=truncation
+        info, [(query, text) for text in texts], field=field, options=options, truncation=truncation
     )
     scores = handled.response.results
     return handled, [(i, scores[i]) for i in sorted(range(len(scores)), key=lambda i: -scores[i])]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from typing import Annotated, Any
 
@@ -11,18 +11,19 @@ from pydantic import BaseModel, Discriminator, Field, Tag
 from starlette.responses import Response
 
 from modernbert.windows import Text
-from pipelines.serve.http.errors import ApiError, Dialect
-from pipelines.serve.http.handler import (
-    Body,
+from pipelines.serve.http.bodies import (
     Ids,
     Inputs,
+    Many,
     NonEmpty,
-    RequestHandler,
     Texts,
+    TolerantBody,
     json_response,
     new_router,
     route_docs,
 )
+from pipelines.serve.http.errors import ApiError, Dialect
+from pipelines.serve.http.handler import RequestHandler
 from pipelines.serve.http.jina import JINA, JinaRequest, jina_rerank
 from pipelines.serve.http.tasks import (
     RERANK_EXAMPLE,
@@ -37,7 +38,7 @@ from pipelines.serve.http.tasks import (
     rerank,
     similarity,
 )
-from pipelines.serve.protocol import Info
+from pipelines.serve.protocol import Info, Tokens
 
 _RERANK_EXAMPLE = {"query": RERANK_EXAMPLE["query"], "texts": RERANK_EXAMPLE["documents"]}
 _STATUSES = {"invalid": 422, "too_large": 422, "wrong_task": 424, "failed": 424}
@@ -45,6 +46,7 @@ _TYPES = {
     "empty": "Empty",
     "wrong_task": "Backend",
     "overloaded": "Overloaded",
+    "bodies_full": "Overloaded",
     "failed": "Backend",
     "internal": "Backend",
     "unhealthy": "Unhealthy",
@@ -67,7 +69,7 @@ class EmbedAllRequest(TruncationParams):
     normalize: bool | None = Field(default=None, description="not used, though TEI's client sends it")
 
 
-OneOrPair = Annotated[list[NonEmpty], Field(min_length=1, max_length=2)]
+OneOrPair = Annotated[list[NonEmpty], Field(fail_fast=True, min_length=1, max_length=2)]
 
 
 def _predict_tag(value: Any) -> str:
@@ -82,10 +84,10 @@ class TeiPredictRequest(TruncationParams):
     inputs: Annotated[
         Annotated[NonEmpty, Tag("<text>")]
         | Annotated[OneOrPair, Tag("<pair>")]
-        | Annotated[list[OneOrPair], Tag("<batch>"), Field(min_length=1)],
+        | Annotated[Many[OneOrPair], Tag("<batch>")],
         Discriminator(_predict_tag),
     ]
-    raw_scores: bool = Field(default=False, description="give the model's own numbers, not probabilities")
+    raw_scores: bool | None = Field(default=False, description="give the model's own numbers, not probabilities")
     parameters: ClassifyParameters | None = Field(
         default=None, description="where it is there, the answer is Hugging Face's"
     )
@@ -95,33 +97,37 @@ class TeiRerankRequest(TruncationParams):
     """A query and the texts to rank."""
 
     query: NonEmpty
-    texts: list[NonEmpty] = Field(min_length=1)
-    raw_scores: bool = Field(default=False, description="give the model's own numbers, not their sigmoid")
-    return_text: bool = False
+    texts: Many[NonEmpty]
+    raw_scores: bool | None = Field(default=False, description="give the model's own numbers, not their sigmoid")
+    return_text: bool | None = False
+
+
+def _is_jina(body: Any) -> bool:
+    return isinstance(body, dict) and body.get("documents") is not None
 
 
 RerankRequest = Annotated[
     Annotated[TeiRerankRequest, Tag("<tei>")] | Annotated[JinaRequest, Tag("<jina>")],
-    Discriminator(lambda body: "<jina>" if isinstance(body, dict) and "documents" in body else "<tei>"),
+    Discriminator(lambda body: "<jina>" if _is_jina(body) else "<tei>"),
 ]
 
 
-class TokenizeRequest(Body):
+class TokenizeRequest(TolerantBody):
     """Texts to tokenise."""
 
     inputs: Texts
-    add_special_tokens: bool = True
+    add_special_tokens: bool | None = True
     prompt_name: str | None = None
 
 
-class DecodeRequest(Body):
+class DecodeRequest(TolerantBody):
     """Token ids to decode."""
 
     ids: Annotated[
-        Annotated[Ids, Tag("<ids>")] | Annotated[list[Ids], Tag("<batch>"), Field(min_length=1)],
+        Annotated[Ids, Tag("<ids>")] | Annotated[Many[Ids], Tag("<batch>")],
         Discriminator(lambda ids: "<batch>" if isinstance(ids, list) and ids and isinstance(ids[0], list) else "<ids>"),
     ]
-    skip_special_tokens: bool = True
+    skip_special_tokens: bool | None = True
 
 
 def embed_routes(handler: RequestHandler, name: str | None, **options: Any) -> APIRouter:
@@ -140,7 +146,8 @@ def embed_routes(handler: RequestHandler, name: str | None, **options: Any) -> A
         info = await handler.pick("embed", name)
         texts = await handler.texts(info, body.inputs, "inputs")
         handled = await embed_tokens(handler, info, texts, body.prompt_name, truncation=body.truncation)
-        return handled.reply([rows.tolist() for rows in handled.response.results])
+        results = handled.response.results
+        return handled.reply((row.tolist() for row in rows) for rows in results)
 
     example = {"inputs": {"source_sentence": "Where is my parcel?", "sentences": ["Track my order", "I am hungry"]}}
 
@@ -169,7 +176,7 @@ def predict_routes(handler: RequestHandler, name: str | None, **options: Any) ->
         documents: list[Text] = [item[0] if len(item) == 1 else tuple(item) for item in items]
         parameters = body.parameters or ClassifyParameters()
         handled, labels = await classify(
-            handler, info, documents, parameters, raw=body.raw_scores, truncation=body.truncation
+            handler, info, documents, parameters, raw=bool(body.raw_scores), truncation=body.truncation
         )
         flat = one and "parameters" not in body.model_fields_set
         return handled.reply(labels[0] if flat else labels)
@@ -189,7 +196,7 @@ def rerank_routes(handler: RequestHandler, name: str | None, **options: Any) -> 
             return await jina_rerank(handler, body, name)
         info = await handler.pick("rerank", name)
         handled, order = await rerank(
-            handler, info, body.query, body.texts, "texts", raw=body.raw_scores, truncation=body.truncation
+            handler, info, body.query, body.texts, "texts", raw=bool(body.raw_scores), truncation=body.truncation
         )
         text = (lambda i: {"text": body.texts[i]}) if body.return_text else lambda _: {}
         return handled.reply([{"index": i, "score": score, **text(i)} for i, score in order])
@@ -211,18 +218,15 @@ def model_routes(handler: RequestHandler, name: str | None, **options: Any) -> A
         prompt_options(info, body.prompt_name)
         given = [body.inputs] if isinstance(body.inputs, str) else body.inputs
         texts = [info.prompts.get(body.prompt_name or "", "") + text for text in given]
-        all_tokens = await handler.tokenize(info, texts, "inputs", body.add_special_tokens)
-        return json_response([
-            [_token(text, *token) for token in zip(tokens.ids, tokens.tokens, tokens.offsets, strict=True)]
-            for text, tokens in zip(texts, all_tokens, strict=True)
-        ])  # fmt: skip
+        all_tokens = await handler.tokenize(info, texts, "inputs", body.add_special_tokens is not False)
+        return json_response(_tokens(text, each) for text, each in zip(texts, all_tokens, strict=True))
 
     @router.post("/decode", **route_docs(list[str], {"ids": [[2, 60, 61, 3]], "skip_special_tokens": True}))
     async def decode(body: DecodeRequest) -> Response:
         """The text of each list of ids."""
         info = await model()
         ids: Any = body.ids if isinstance(body.ids[0], list) else [body.ids]
-        return json_response(await handler.decode(info, ids, "ids", body.skip_special_tokens))
+        return json_response(await handler.decode(info, ids, "ids", body.skip_special_tokens is not False))
 
     @router.get("/info", response_model=dict[str, Any])
     async def info() -> Response:
@@ -230,6 +234,11 @@ def model_routes(handler: RequestHandler, name: str | None, **options: Any) -> A
         return json_response(_info(await model(), handler))
 
     return router
+
+
+def _tokens(text: str, tokens: Tokens) -> Iterator[dict[str, Any]]:
+    fields = zip(tokens.ids, tokens.tokens, tokens.offsets, strict=True)
+    return (_token(text, *each) for each in fields)
 
 
 def _token(text: str, id_: int, token: str, span: tuple[int, int] | None) -> dict[str, Any]:
@@ -249,7 +258,7 @@ def _info(info: Info, handler: RequestHandler) -> dict[str, Any]:
         "max_input_length": info.max_length,
         "max_batch_tokens": info.budget_tokens,
         "max_batch_requests": None,
-        "max_client_batch_size": min(handler.limits.max_inputs, info.max_queued_documents),
+        "max_client_batch_size": min(handler.limits.max_inputs, info.max_documents),
         "auto_truncate": True,
         "tokenization_workers": None,
         "version": version("modernbert-ray"),
@@ -290,5 +299,5 @@ TEI = Dialect(
     statuses=_STATUSES,
     routes=routes,
     model_routes=routes_of_model,
-    dialect_of_body=lambda body: JINA if isinstance(body, dict) and "documents" in body else None,
+    dialect_of_body=lambda body: JINA if _is_jina(body) else None,
 )

