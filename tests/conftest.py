@@ -13,8 +13,9 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 # Workers of Ray import what tests/ holds, too.
@@ -22,6 +23,10 @@ os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *filter(
 for name in [name for name in os.environ if name.startswith("MODERNBERT_")]:
     del os.environ[name]
 os.environ["RAY_ADDRESS"] = "local"  # no test joins a Ray that happens to run here
+# Where two tests share the cores, a worker of Ray often waits for more than a second between its tasks. Ray would end
+# it and start another one, with all its imports, which doubles what a small job costs.
+KEEP_WORKERS = {"RAY_idle_worker_killing_time_threshold_ms": "60000"}
+os.environ.update(KEEP_WORKERS)
 
 import pytest
 import torch
@@ -32,6 +37,15 @@ collect_ignore = ["clients"]  # they need an environment of their own: tests/cli
 torch.set_num_threads(1)
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported: its kernels then run on the CPU
+
+
+LONGEST = ["test_kills.py", "test_deadly_documents.py"]
+"""The files that take longest come first, so that no worker of xdist is left with one when the others have ended."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
 def readme_block(marker: str, file: str = "README.md") -> str:
@@ -58,22 +72,30 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def local_ray():
+def local_ray(request: pytest.FixtureRequest) -> Iterator[None]:
     """One Ray on this machine for the tests of a file that run a pipeline in process.
 
-    Not for longer: a Ray that ends takes the process of its driver with it, which would be that of all tests.
+    Not for longer: a Ray that ends takes the process of its driver with it, which would be that of all tests. A file
+    whose jobs need no actors side by side says `CPUS = 1`: each actor and each reader takes seconds for its imports.
     """
+    with own_ray(num_cpus=getattr(request.module, "CPUS", None), include_dashboard=False):
+        yield
+
+
+@contextmanager
+def own_ray(**options: Any) -> Iterator[None]:
+    """A Ray of this process in place of one that a job of an earlier test may have started."""
     import ray
 
-    from pipelines.corpus.cluster import cluster_resources
-
-    cluster_resources()
+    ray.shutdown()
+    ray.init("local", log_to_driver=False, logging_level="ERROR", **options)
     yield
     ray.shutdown()
 
 
 RAY = [str(Path(sys.executable).with_name("ray"))]
 HEAD_ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {
+    **KEEP_WORKERS,
     "RAY_AUTH_MODE": "disabled",  # a token file on the machine would switch it on
     "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
 }

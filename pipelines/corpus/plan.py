@@ -163,10 +163,12 @@ def resolve_run(options: ModelOptions, checkpoint: Checkpoint, task: Task, batch
 def _device(device: str) -> str:
     import torch
 
+    if device == "cpu":
+        return device
     if device == "cuda" or torch.cuda.is_available():
         found = torch.cuda.is_available() or cluster_resources().get("GPU", 0) >= 1
     else:
         found = bool(os.environ.get("RAY_ADDRESS")) and cluster_resources().get("GPU", 0) >= 1
     if device == "cuda" and not found:
         raise UserError("device cuda: there is no GPU here or in the Ray cluster; use cpu or auto")
-    return "cuda" if found and device != "cpu" else "cpu"
+    return "cuda" if found else "cpu"

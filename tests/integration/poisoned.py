@@ -12,6 +12,7 @@ import time
 import ray
 
 from pipelines.command import run_command
+from pipelines.corpus import execute
 from pipelines.corpus.cluster import _stderr_closed
 
 
@@ -43,6 +44,7 @@ def break_actors() -> None:
 
 if __name__ == "__main__":
     os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"
+    execute.MAX_ATTEMPTS, execute.MAX_ATTEMPTS_PER_ROW = 1, 2  # each attempt is a round that starts actors
     source, target, model, *broken = sys.argv[1:]
     with _stderr_closed():  # as the job itself starts Ray
         ray.init(
@@ -52,6 +54,7 @@ if __name__ == "__main__":
             logging_level="ERROR",
             runtime_env={"worker_process_setup_hook": break_actors if broken else poison},
         )
-    arguments = {"input": source, "output": target, "model": model, "batch-timeout-s": "4"}
+    # Long enough for the first batch of a new process where others share the cores: it is no document's fault.
+    arguments = {"input": source, "output": target, "model": model, "batch-timeout-s": "15"}
     sys.argv = ["classify", *(part for name, value in arguments.items() for part in (f"--{name}", value))]
     sys.exit(run_command("classify"))

@@ -13,6 +13,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 from commands import run_job
+from conftest import own_ray
 
 from modernbert.tokenizer import Tokenizer
 from pipelines.corpus import execute
@@ -26,13 +27,10 @@ ROWS = 10
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Iterator[Path]:
     """A Ray whose workers have the faults of broken_workers.py, and the folder whose file `fault` names one."""
-    import ray
-
     folder = tmp_path_factory.mktemp("faults")
     hook = {"worker_process_setup_hook": broken_workers.install, "env_vars": {broken_workers.FAULT: str(folder)}}
-    ray.init("local", num_cpus=2, log_to_driver=False, logging_level="ERROR", runtime_env=hook)
-    yield folder
-    ray.shutdown()
+    with own_ray(num_cpus=1, include_dashboard=False, runtime_env=hook):
+        yield folder
 
 
 @pytest.fixture
@@ -140,3 +138,22 @@ def test_a_shard_that_is_lost_to_the_machines_again_and_again_fails_and_is_not_s
     execution._lose(shard.name, "RuntimeError: CUDA error\nTraceback", blamed=False)
     assert execution._next_round([shard]) == []
     assert execution.failed == {shard.name: "cannot be predicted: RuntimeError: CUDA error"}
+
+
+def test_a_shard_that_ends_its_process_is_split_down_to_the_row():
+    """The whole number of attempts, which test_deadly_documents.py makes smaller: of a shard, its parts and a row."""
+    shard, poison = Shard("in-0-000000000-000000064", "in", "parquet", 0, 64), 50
+    execution = execute.Execution(None, [shard], None, partial(int, 0))
+    execution._labelled = 1  # a row of another shard is answered
+    lost, runs = [shard], [shard.count]
+    while lost:
+        for each in lost:
+            execution._lose(each.name, None, blamed=True)
+        again = execution._next_round(lost)
+        lost = [each for each in again if (each.row_range or (0, 64))[0] <= poison < (each.row_range or (0, 64))[1]]
+        runs += [each.count for each in lost]
+    assert runs == [64, 64, 4, 4, 1, 1, 1]
+    ((held, rejects),) = execution._held.values()
+    assert held.row_range == (poison, poison + 1)
+    assert [(each["row"], each["reason"]) for each in rejects] == [(poison, execute.POISON_ROW)]
+    assert execution.failed == {}

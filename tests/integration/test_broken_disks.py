@@ -10,18 +10,27 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
+from commands import run_script
 from conftest import REPOSITORY
 
 JOB = REPOSITORY / "jobs" / "classify_corpus.py"
+CPUS = 1
 
 
-def run(folder: Path, checkpoint: Path, mount: str | None = None) -> subprocess.CompletedProcess[str]:
-    """The job from in/ to out/; with `mount`, options for a small file system of its own at out/, kept in kept/."""
-    job = [sys.executable, str(JOB), "--input", "in", "--output", "out", "--model", str(checkpoint)]
-    if mount:
-        script = f'mount -t tmpfs {mount} none out && "$0" "$@"; code=$?; cp -r out/. kept; exit $code'
-        job = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, *job]
-    done = subprocess.run(job, cwd=folder, capture_output=True, text=True, timeout=300)
+def options(checkpoint: Path) -> list[str]:
+    return ["--input", "in", "--output", "out", "--model", str(checkpoint)]
+
+
+def run(folder: Path, checkpoint: Path) -> subprocess.CompletedProcess[str]:
+    """The job from in/ to out/."""
+    return run_script("jobs/classify_corpus.py", *options(checkpoint), cwd=folder)
+
+
+def run_on(mount: str, folder: Path, checkpoint: Path) -> subprocess.CompletedProcess[str]:
+    """The same job with a small file system of its own at out/, with options for `mount`; kept in kept/."""
+    script = f'mount -t tmpfs {mount} none out && "$0" "$@"; code=$?; cp -r out/. kept; exit $code'
+    job = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, sys.executable, str(JOB)]
+    done = subprocess.run([*job, *options(checkpoint)], cwd=folder, capture_output=True, text=True, timeout=300)
     if "unshare:" in done.stderr or "mount:" in done.stderr:
         pytest.skip(f"no mounts of its own for a process here: {done.stderr.splitlines()[0]}")
     return done
@@ -38,8 +47,8 @@ def corpus(tmp_path) -> Path:
 
 
 @pytest.mark.slow
-def test_a_full_disk_stops_the_job_and_the_same_command_goes_on(corpus, checkpoint):
-    done = run(corpus, checkpoint, "-o size=100k")
+def test_a_full_disk_stops_the_job_and_the_same_command_goes_on(corpus, checkpoint, local_ray):
+    done = run_on("-o size=100k", corpus, checkpoint)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "out' cannot be written: " in done.stderr
     assert "No space left on device" in done.stderr
@@ -55,14 +64,14 @@ def test_a_full_disk_stops_the_job_and_the_same_command_goes_on(corpus, checkpoi
 
 @pytest.mark.slow
 def test_a_read_only_output_is_told_before_any_work(corpus, checkpoint):
-    done = run(corpus, checkpoint, "-o ro")
+    done = run_on("-o ro", corpus, checkpoint)
     assert done.returncode == 2
     assert "out' cannot be written: Read-only file system" in done.stderr
     assert "labelling" not in done.stdout
 
 
 @pytest.mark.slow
-def test_a_read_error_in_the_middle_of_a_file_costs_only_the_shards_there(corpus, checkpoint):
+def test_a_read_error_in_the_middle_of_a_file_costs_only_the_shards_there(corpus, checkpoint, local_ray):
     """Damage in the second of four row groups: the footer is whole, so that only reading the rows tells."""
     file = corpus / "in" / "a.parquet"
     group = pq.read_metadata(file).row_group(1).column(1)
