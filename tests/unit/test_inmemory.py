@@ -145,7 +145,7 @@ def test_the_case_of_transformers_own_option_values_does_not_matter(folders, nam
 
 PLACES = [
     ({"budget_tokens": 0}, "budget_tokens 0 must be at least 1"),
-    ({"dtype": "float4"}, "dtype 'float8' is unknown; known are"),
+    ({"dtype": "float4"}, "dtype 'float4' is unknown; known are"),
     ({"device": "gpu"}, "device 'gpu' is unknown"),
 ]
 

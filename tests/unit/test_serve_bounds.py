@@ -93,7 +93,8 @@ def test_every_list_of_a_body_has_an_end() -> None:
             for value in schema:
                 yield from lists(value)
 
-    found = [each for body in bodies(Body) for each in lists(body.__pydantic_core_schema__)]
+    ours = [body for body in bodies(Body) if body.__module__.startswith("pipelines.")]  # other tests have some, too
+    found = [each for body in ours for each in lists(body.__pydantic_core_schema__)]
     assert len(found) > 20
     assert all(each.get("fail_fast") and each.get("max_length", MOST_ITEMS * 9) <= 1 << 17 for each in found)
 
