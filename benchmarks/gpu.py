@@ -480,8 +480,6 @@ def emulated_float8() -> Iterator[None]:
 
 def memory() -> dict[str, Any]:
     """Bytes a token at the peak of a forward pass, measured and by the figure that the default budget follows."""
-    from pipelines.predictor import bytes_per_token  # needs pydantic and pyarrow
-
     result = {}
     for name, model_class in (
         ("classify", ModernBertForSequenceClassification), ("tag", ModernBertForTokenClassification)
@@ -496,7 +494,7 @@ def memory() -> dict[str, Any]:
         peak = 0 if DRY else torch.cuda.max_memory_allocated() - before
         result[name] = {
             "measured": peak / len(batch.input_ids),
-            "figure": bytes_per_token(BASE, name == "tag", HALF),
+            "figure": gpu.bytes_per_token(BASE, name == "tag", HALF),
         }
     return result
 

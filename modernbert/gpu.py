@@ -1,4 +1,4 @@
-"""What is asked of a GPU before a model runs on it: its compute capability, and whether Triton's kernels run.
+"""What is asked of a GPU before a model runs on it: compute capability, memory, whether Triton's kernels run.
 
 `modernbert.kernels` needs Triton, which torch's wheels with CUDA bring along, and is imported here alone.
 """
@@ -12,6 +12,8 @@ from types import ModuleType
 import numpy as np
 import torch
 from torch import Tensor
+
+from modernbert.config import ModernBertConfig
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +33,18 @@ def upload(device: torch.device, *arrays: np.ndarray) -> tuple[Tensor, ...]:
     if device.type == "cuda":
         joined = joined.pin_memory()
     return joined.to(device, non_blocking=device.type == "cuda").split([len(array) for array in arrays])
+
+
+def bytes_per_token(config: ModernBertConfig, per_token: bool, dtype: torch.dtype) -> int:
+    """Return the memory that a forward pass takes for a token, at its peak: in a layer, or in a head on each token.
+
+    The MLP holds the hidden state, the result of attention, a norm, both halves of the gated layer and their product;
+    attention the hidden state, queries, keys, values and the result; a head the hidden state and, in fp32, its input
+    and two layers.
+    """
+    hidden, mlp = config.hidden_size, 3 * config.hidden_size + 3 * config.intermediate_size
+    encoder = max(mlp, 5 * hidden) * dtype.itemsize
+    return max(encoder, hidden * (dtype.itemsize + 3 * 4)) if per_token else encoder
 
 
 @cache

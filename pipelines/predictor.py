@@ -16,6 +16,7 @@ import torch
 
 from modernbert.checkpoint import as_dtype
 from modernbert.config import ModernBertConfig
+from modernbert.gpu import bytes_per_token
 from modernbert.linear import prepack
 from modernbert.model import ModernBertModel
 from modernbert.packing import PackedBatch
@@ -188,18 +189,6 @@ def budget_for(free_bytes: int, config: ModernBertConfig, per_token: bool, dtype
     """
     tokens = free_bytes // 2 // bytes_per_token(config, per_token, dtype)
     return min(max(tokens // 1024 * 1024, _LEAST_TOKENS), MOST_TOKENS)
-
-
-def bytes_per_token(config: ModernBertConfig, per_token: bool, dtype: torch.dtype) -> int:
-    """Return the memory that a forward pass takes for a token, at its peak: in a layer, or in a head on each token.
-
-    The MLP holds the hidden state, the result of attention, a norm, both halves of the gated layer and their product;
-    attention the hidden state, queries, keys, values and the result; a head the hidden state and, in fp32, its input
-    and two layers.
-    """
-    hidden, mlp = config.hidden_size, 3 * config.hidden_size + 3 * config.intermediate_size
-    encoder = max(mlp, 5 * hidden) * dtype.itemsize
-    return max(encoder, hidden * (dtype.itemsize + 3 * 4)) if per_token else encoder
 
 
 def warn_of_slow_dtype(device: str, dtype: str) -> None:

@@ -43,6 +43,11 @@ LONGEST = ["test_kills.py", "test_deadly_documents.py"]
 """The files that take longest come first, so that no worker of xdist is left with one when the others have ended."""
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config.option, "loadscopereorder"):  # of xdist, where it is installed
+        config.option.loadscopereorder = False  # files in the order below, not by their number of tests
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     places = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path.name, len(places)))

@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException
 from modernbert import float8, heads
 from modernbert.attention import length_classes, resolve_backend, varlen_attention
 from modernbert.config import ModernBertConfig
+from modernbert.gpu import bytes_per_token
 from modernbert.heads import (
     ModernBertForMaskedLM,
     ModernBertForQuestionAnswering,
@@ -23,7 +24,7 @@ from modernbert.packing import PackedBatch
 from modernbert.sentence import SentenceEncoder, _pool_on_gpu
 from pipelines.checkpoints import Checkpoint
 from pipelines.options import ClassifyOptions, FillOptions, TagOptions
-from pipelines.predictor import Predictor, budget_for, bytes_per_token
+from pipelines.predictor import Predictor, budget_for
 from pipelines.tasks.classify import Classify
 from pipelines.tasks.fill import Fill
 from pipelines.tasks.tag import Tag
