@@ -140,6 +140,7 @@ def _geglu(a, b, dtype: tl.constexpr):
 
 @triton.jit
 def geglu_kernel(y, out, tokens, WIDTH: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_F: tl.constexpr):
+    """Compute BLOCK_F columns of the gated unit for BLOCK_T tokens."""
     t = (tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T))[:, None]
     f = (tl.program_id(1) * BLOCK_F + tl.arange(0, BLOCK_F))[None, :]
     valid = (t < tokens) & (f < WIDTH)
@@ -152,6 +153,7 @@ def geglu_kernel(y, out, tokens, WIDTH: tl.constexpr, BLOCK_T: tl.constexpr, BLO
 
 @triton.jit
 def geglu_float8_kernel(y, out, scales, WIDTH: tl.constexpr, BLOCK_F: tl.constexpr):
+    """Compute the gated unit of one token, rounded to float8 by the largest of its columns."""
     t = tl.program_id(0).to(tl.int64)
     f = tl.arange(0, BLOCK_F)
     at = y + t * (2 * WIDTH) + f
@@ -168,6 +170,7 @@ def norm_float8_kernel(
     x, weight, bias, out, scales, tokens, eps, WIDTH: tl.constexpr, HAS_BIAS: tl.constexpr, BLOCK_T: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):  # fmt: skip
+    """Normalise BLOCK_T tokens, rounded to float8 by the largest of the columns of each."""
     t = (tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T))[:, None]
     d = tl.arange(0, BLOCK_D)[None, :]
     valid = (t < tokens) & (d < WIDTH)

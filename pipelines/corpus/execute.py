@@ -228,16 +228,11 @@ def pipeline(
     context.execution_options.preserve_order = False  # a shard that is slow holds no other's commit back
     context.max_errored_blocks = -1
     context.max_consecutive_actor_init_deaths = 2
-    on_cpu = job.device == "cpu"
-    read_cpus, actor_cpus, commit_cpus = stage_cpus(job.device)
-    per_actor: dict[str, Any] = {"num_cpus": actor_cpus, "max_restarts": -1, "max_task_retries": 0}
-    per_actor |= {"max_concurrency": 1 if on_cpu or one_by_one else 2} | ({} if on_cpu else {"num_gpus": 1})
+    read_cpus, _, commit_cpus = stage_cpus(job.device)
     context.autoscaling_config = AutoscalingConfig()
     if one_by_one:  # the pool grows where each actor has its task, not only where tasks wait for actors
         context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
     one_shard: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
-    # No other way to bound an actor's retries yet, and the default is to repeat for ever what ends a process.
-    warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
     with DataContext.current(context):  # a dataset keeps the context that it is made in
         return (
             ray.data.from_items([shard_row(shard) for shard in shards], override_num_blocks=blocks)
@@ -245,17 +240,30 @@ def pipeline(
             .map_batches(
                 Predict,
                 fn_constructor_args=(job, progress, watch),
-                compute=ActorPoolStrategy(
-                    min_size=actors[0],
-                    max_size=actors[1],
-                    max_tasks_in_flight_per_actor=1 if one_by_one else None,
-                    enable_true_multi_threading=not on_cpu,
-                ),
-                **per_actor,
+                **actor_options(job.device, actors, retries=0, one_by_one=one_by_one),
                 **one_shard,
             )
             .map_batches(partial(commit, job), num_cpus=commit_cpus, **one_shard)
         )
+
+
+def actor_options(device: str, actors: tuple[int, int], *, retries: int, one_by_one: bool = False) -> dict[str, Any]:
+    """Return the options of `map_batches` for a pool of from `actors[0]` to `actors[1]` model actors.
+
+    `retries`: how often a task whose process ends is run again; `one_by_one`: whether an actor has one task at a time,
+    where an actor on a GPU otherwise works at two.
+    """
+    # No other way to bound an actor's retries yet, and the default is to repeat for ever what ends a process.
+    warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
+    on_cpu = device == "cpu"
+    pool = ActorPoolStrategy(
+        min_size=actors[0],
+        max_size=actors[1],
+        max_tasks_in_flight_per_actor=1 if one_by_one else None,
+        enable_true_multi_threading=not on_cpu,
+    )
+    options = {"compute": pool, "num_cpus": stage_cpus(device)[1], "max_restarts": -1, "max_task_retries": retries}
+    return options | {"max_concurrency": 1 if on_cpu or one_by_one else 2} | ({} if on_cpu else {"num_gpus": 1})
 
 
 def _start_here(actor: Any) -> Any:

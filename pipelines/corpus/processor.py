@@ -6,7 +6,6 @@ What Ray Data runs again after a failure it may do twice: answers come at least 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,14 +15,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from pydantic import ValidationError
-from ray.data import ActorPoolStrategy, Dataset
+from ray.data import Dataset
 
+from modernbert.windows import Text
 from pipelines.checkpoints import Checkpoint
 from pipelines.corpus import wire
-from pipelines.corpus.cluster import pool_size
+from pipelines.corpus.cluster import pool_size, stage_cpus
+from pipelines.corpus.execute import actor_options
 from pipelines.corpus.plan import ModelRun, resolve_run
-from pipelines.corpus.stages import Predict, answer_columns
-from pipelines.input.documents import cut, longest, readable, valid_documents
+from pipelines.corpus.stages import Predict, accepted_documents, answer_columns, encode
+from pipelines.input.documents import readable
 from pipelines.input.shards import Shard
 from pipelines.options import model_options, plain_message, task_named
 from pipelines.tasks.base import ModelOutputs, task_class
@@ -49,20 +50,15 @@ class Processor:
         known = dataset.schema(fetch_if_missing=False)
         if known is not None:
             self._check_columns(known.names)
-        low, high = pool_size(self.actors, self.run.device)
-        on_cpu = self.run.device == "cpu"
-        per_actor: dict[str, Any] = {"num_cpus": 0.9} if on_cpu else {"num_cpus": 1, "num_gpus": 1}
-        per_actor |= {"max_restarts": -1, "max_task_retries": MAX_TASK_RETRIES, "max_concurrency": 1 if on_cpu else 2}
-        warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
+        device = self.run.device
+        pool = actor_options(device, pool_size(self.actors, device), retries=MAX_TASK_RETRIES)
+        read_cpus, _, answer_cpus = stage_cpus(device)
         one_row: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
-        pool = ActorPoolStrategy(min_size=low, max_size=high, enable_true_multi_threading=not on_cpu)
         tokenised = dataset.map_batches(
-            partial(_tokenise, self), batch_size=self.batch_rows, batch_format="pyarrow", num_cpus=0.1 if on_cpu else 1
+            partial(_tokenise, self), batch_size=self.batch_rows, batch_format="pyarrow", num_cpus=read_cpus
         )
-        predicted = tokenised.map_batches(
-            Predict, fn_constructor_args=(self.run, _NoProgress()), compute=pool, **per_actor, **one_row
-        )
-        return predicted.map_batches(partial(_answer, self), num_cpus=0.05 if on_cpu else 0.5, **one_row)
+        predicted = tokenised.map_batches(Predict, fn_constructor_args=(self.run, _NoProgress()), **pool, **one_row)
+        return predicted.map_batches(partial(_answer, self), num_cpus=answer_cpus, **one_row)
 
     def _check_columns(self, names: Sequence[str]) -> None:
         missing = [name for name in self.columns if name not in names]
@@ -92,7 +88,7 @@ def processor(
     """Create a step of a Ray Dataset that runs a task on each row.
 
     Every row is kept. Beside its columns it gets those of the task, `n_tokens`, `n_windows`, `truncated`, and `error`:
-    why it has no answer, or null. Answers come at least once; `run_corpus` writes each exactly once.
+    why it has no answer, or null. Answers come at least once; the corpus job writes each exactly once.
 
     Args:
         task: the name of a task, here ("classify") or in transformers ("text-classification").
@@ -148,28 +144,18 @@ class _NoProgress:
 def _tokenise(step: Processor, table: pa.Table) -> pa.Table:
     """Turn a batch of rows into one row with their windows, and with the rows themselves as an Arrow stream."""
     step._check_columns(table.column_names)
-    task = step.run.task
-    documents, rows, rejected = valid_documents(
-        [table[name] for name in step.columns], tuple(task.options_class.inputs)
-    )
+    documents, rows, rejected = _documents(step, table)
+    windows = encode(step.run, documents, MAX_CHARACTERS)
     rejects = [wire.reject(row, reason, "text") for row, reason in rejected]
-    too_long = f"longer than {MAX_CHARACTERS} characters" if task.stride is not None else None
-    for row, document in zip(rows, documents, strict=True):
-        if reason := (too_long if longest(document) > MAX_CHARACTERS else None) or task.reject(document):
-            rejects.append(wire.reject(row, reason, "text"))
-    refused = {reject["row"] for reject in rejects}
-    kept = [
-        (row, cut(document, MAX_CHARACTERS))
-        for row, document in zip(rows, documents, strict=True)
-        if row not in refused
-    ]
-    windows = task.encode(step.run.model.tokenizer, [document for _, document in kept])
-    windows.truncated[:] |= np.array([len(document) == MAX_CHARACTERS for _, document in kept], dtype=bool)
-    rejects += [wire.reject(kept[i][0], reason, "encode") for i, reason in windows.rejected.items()]
+    rejects += [wire.reject(rows[i], reason, "encode") for i, reason in windows.rejected.items()]
     batch = Shard(name="batch", path="", format="", start=0, rows=len(table))
-    row_numbers = np.array([row for row, _ in kept], dtype=np.int64)
-    row = wire.tokenised_row(batch, windows, row_numbers, rejects, 0.0)
+    row = wire.tokenised_row(batch, windows, np.array(rows, dtype=np.int64), rejects, 0.0)
     return row.append_column("given", _as_bytes(table))
+
+
+def _documents(step: Processor, table: pa.Table) -> tuple[list[Text], list[int], list[tuple[int, str]]]:
+    columns = [table[name] for name in step.columns]
+    return accepted_documents(step.run.task, columns, MAX_CHARACTERS, f"longer than {MAX_CHARACTERS} characters")
 
 
 def _as_bytes(table: pa.Table) -> pa.Array:
@@ -204,12 +190,7 @@ def _answer(step: Processor, table: pa.Table) -> pa.Table:
         empty |= {"n_tokens": pa.nulls(len(given), pa.int32()), "n_windows": pa.nulls(len(given), pa.int32())}
         answers: dict[str, Any] = empty | {"truncated": pa.nulls(len(given), pa.bool_())}
     else:
-        documents: list[Any] = [""] * len(rows)
-        if task.needs_details:
-            inputs = tuple(task.options_class.inputs)
-            valid, numbers, _ = valid_documents([given[name] for name in step.columns], inputs)
-            by_row = dict(zip(numbers, valid, strict=True))
-            documents = [cut(by_row[row], MAX_CHARACTERS) for row in rows.tolist()]
+        documents = _documents(step, given)[0] if task.needs_details else [""] * len(rows)
         values = wire.array_of(table, "values").reshape(-1, task.width)
         outputs = ModelOutputs(documents, windows, values, wire.array_of(table, "splits"), step.run.model.tokenizer)
         answers = answer_columns(task, outputs, index)

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from modernbert.windows import Text
+from modernbert.windows import Text, Windows
 from pipelines.corpus import wire
 from pipelines.corpus.plan import Job, ModelRun
 from pipelines.corpus.wire import Committed
@@ -41,14 +41,11 @@ def read_and_tokenise(job: Job, table: pa.Table) -> pa.Table:
     A shard that cannot be read carries its error on: it must not stop the others.
     """
     started = time.perf_counter()
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a task has a core, and there is a task for each core
     shard = wire.shard_of(table)
     try:
         read = read_shard(job.source, job.folder, shard, job.schema, list(dict.fromkeys(job.text_columns)))
         documents, rows, rejected = _documents(job, read)
-        most = job.max_characters
-        windows = job.task.encode(job.model.tokenizer, [cut(document, most) for document in documents])
-        windows.truncated[:] |= np.array([longest(document) > most for document in documents], dtype=bool)
+        windows = encode(job, documents, job.max_characters)
     except Exception as error:  # whatever it is, it is this shard's alone
         return wire.failed_row(shard, f"cannot be read: {one_line(error)}")
     rejects = [wire.reject(row, reason, "read", raw) for row, reason, raw in read.bad]
@@ -277,15 +274,33 @@ def answer_columns(task: Task, outputs: ModelOutputs, documents: pa.Array) -> di
 
 def _documents(job: Job, read: Rows) -> tuple[list[Text], np.ndarray, list[tuple[int, str]]]:
     """Return the documents of a shard, their row numbers, and the rows that hold none or that the task rejects."""
-    columns = [read.table[name] for name in job.text_columns]
-    documents, rows, rejects = valid_documents(columns, tuple(job.task.options_class.inputs))
-    most = job.max_characters if job.task.stride is not None else None
-    long = [f"longer than --max-characters {most}" if most and longest(d) > most else None for d in documents]
-    reasons = [reason or job.task.reject(document) for reason, document in zip(long, documents, strict=True)]
+    columns, most = [read.table[name] for name in job.text_columns], job.max_characters
+    documents, rows, rejects = accepted_documents(job.task, columns, most, f"longer than --max-characters {most}")
+    return documents, read.positions[rows], [(int(read.positions[row]), reason) for row, reason in rejects]
+
+
+def accepted_documents(
+    task: Task, columns: list[pa.ChunkedArray], max_characters: int, too_long: str
+) -> tuple[list[Text], list[int], list[tuple[int, str]]]:
+    """Return the documents in `columns`, their rows, and the rows that hold none or that the task rejects.
+
+    `too_long`: the reason for a document of more than `max_characters`, which is rejected where it is read in windows.
+    """
+    documents, rows, rejects = valid_documents(columns, tuple(task.options_class.inputs))
+    most = max_characters if task.stride is not None else None
+    long = [too_long if most and longest(document) > most else None for document in documents]
+    reasons = [reason or task.reject(document) for reason, document in zip(long, documents, strict=True)]
     rejects += [(row, reason) for row, reason in zip(rows, reasons, strict=True) if reason]
     kept = [i for i, reason in enumerate(reasons) if not reason]
-    positions = read.positions[[rows[i] for i in kept]]
-    return [documents[i] for i in kept], positions, [(int(read.positions[row]), reason) for row, reason in rejects]
+    return [documents[i] for i in kept], [rows[i] for i in kept], rejects
+
+
+def encode(run: ModelRun, documents: list[Text], max_characters: int) -> Windows:
+    """Turn documents, cut to `max_characters`, into windows; what is cut counts as truncated."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a task has a core, and there is a task for each core
+    windows = run.task.encode(run.model.tokenizer, [cut(document, max_characters) for document in documents])
+    windows.truncated[:] |= np.array([longest(document) > max_characters for document in documents], dtype=bool)
+    return windows
 
 
 def _rejected(shard: Shard, table: pa.Table, index: dict[int, int], rejects: list[dict[str, Any]]) -> pa.Table:
