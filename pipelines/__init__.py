@@ -7,10 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipelines.corpus.processor import processor
+    from pipelines.corpus.run import Outcome, run_corpus
     from pipelines.inmemory import pipeline
 
-__all__ = ["pipeline", "processor"]
-_HOMES = {"pipeline": "pipelines.inmemory", "processor": "pipelines.corpus.processor"}
+__all__ = ["Outcome", "pipeline", "processor", "run_corpus"]
+_HOMES = {
+    "Outcome": "pipelines.corpus.run",
+    "pipeline": "pipelines.inmemory",
+    "processor": "pipelines.corpus.processor",
+    "run_corpus": "pipelines.corpus.run",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from pipelines.errors import JobError, UserError
 from pipelines.input.files import look_up
-from pipelines.options import ENV_PREFIX, CommandOptions, corpus_options, plain_message
+from pipelines.options import ENV_PREFIX, CommandOptions, corpus_command_options, plain_message
 
 Options = TypeVar("Options", bound=CommandOptions)
 
@@ -24,16 +24,21 @@ def run_command(task: str, defaults: dict[str, str] | None = None) -> int:
 
     Example: `sys.exit(run_command("classify"))`
     """
-    options_class = corpus_options(task)
+    options_class: Any = corpus_command_options(task)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
         options = parse(options_class, sys.argv[1:], defaults or {})
         look_up(options.required()[0])
         from pipelines.corpus.cluster import Stopped  # torch and Ray take seconds, which a mistake should not
-        from pipelines.corpus.run import run_corpus
+        from pipelines.corpus.run import dry_run, run_job
 
+        if options.dry_run:
+            print(dry_run(options))
+            return 0
         try:
-            return run_corpus(options)
+            outcome = run_job(options)
+            print(outcome)
+            return 1 if outcome.failed else 0
         except Stopped:
             return _stopped("stopped", 143)
     except ValueError as error:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator, model_validator
@@ -27,6 +27,7 @@ from pydantic_settings import (
 from pipelines.errors import UserError
 
 ENV_PREFIX = "MODERNBERT_"
+Options = TypeVar("Options", bound=BaseModel)
 LongDocuments = Literal["truncate", "windows"]
 LONG_DOCUMENTS = Field(
     description="what is longer than --max-length: truncate cuts it off, windows reads it in overlapping windows"
@@ -302,7 +303,7 @@ class CommandOptions(ModelOptions, BaseSettings):
         return init_settings, env_settings, InitSettingsSource(settings_cls, read_yaml(path) if path else {})
 
 
-class CorpusOptions(TaskOptions, CommandOptions):  # type: ignore[misc]  # two forms of model_config
+class CorpusOptions(TaskOptions, ModelOptions):
     """The options that every corpus job has beside its task's."""
 
     input: Annotated[
@@ -317,6 +318,12 @@ class CorpusOptions(TaskOptions, CommandOptions):  # type: ignore[misc]  # two f
     actors: Annotated[
         str, Field(pattern=r"^(auto|[1-9]\d*|[1-9]\d*:[1-9]\d*)$", description="model actors: N, MIN:MAX or auto")
     ] = "auto"
+    wait_for_actors_s: Annotated[
+        float, Field(ge=0, description="seconds to wait for a place for the least actors on a busy or growing cluster")
+    ] = 600.0
+    if_running: Annotated[
+        Literal["fail", "skip"], Field(description="where another run writes to the output: exit code 2, or 0")
+    ] = "fail"
     max_rejected: Annotated[
         str | None,
         Field(pattern=r"^\d+$|^\d+(\.\d+)?%$", description="stop when more rows, or a larger share, are rejected"),
@@ -333,7 +340,6 @@ class CorpusOptions(TaskOptions, CommandOptions):  # type: ignore[misc]  # two f
     csv_types: Annotated[Literal["text", "infer"], Field(description="columns of CSV stay text, or get types")] = "text"
     encoding: Annotated[str, Field(description="encoding of text files")] = "utf-8"
     limit: Annotated[int | None, Field(ge=1, description="label only the first LIMIT rows")] = None
-    dry_run: Annotated[bool, Field(description="show what would be done, and do nothing")] = False
     overwrite: Annotated[bool, Field(description="replace an earlier output of this job")] = False
 
     def required(self) -> tuple[str, str, str]:
@@ -399,6 +405,16 @@ def corpus_options(task: str) -> type[CorpusOptions]:
 
 
 @cache
+def corpus_command_options(task: str) -> type[CommandOptions]:
+    """The options of the command of a corpus job: the job's, from the command line, the environment or YAML."""
+    options = corpus_options(task)
+    dry_run: Any = (Annotated[bool, Field(description="show what would be done, and do nothing")], False)
+    bases: Any = (options, CommandOptions)
+    name: Any = f"Command{options.__name__}"
+    return create_model(name, __base__=bases, __doc__=options.__doc__, dry_run=dry_run)
+
+
+@cache
 def command_options(task: str) -> type[CommandOptions]:
     """The options of `python -m pipelines` for a task: the task's, and how its model is run."""
     options = TASKS[task]
@@ -412,6 +428,17 @@ def model_options(task: str) -> type[ModelOptions]:
     options = TASKS[task]
     bases: Any = (options, ModelOptions)
     return create_model(f"Model{options.__name__}", __base__=bases, __doc__=options.__doc__)
+
+
+def from_call(options_class: type[Options], values: Mapping[str, Any]) -> Options:
+    """The options `values`, which Python code gives by name; ValueError that names each wrong one."""
+    if unknown := sorted(set(values) - set(options_class.model_fields)):
+        raise ValueError(f"{unknown[0]} is no option; there are {', '.join(options_class.model_fields)}")
+    try:
+        return options_class.model_validate(values)
+    except ValidationError as error:
+        wrong = [f"{each['loc'][0]} {each['input']!r}: {plain_message(each['msg'])}" for each in error.errors()]
+        raise ValueError("; ".join(wrong)) from None
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

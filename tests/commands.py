@@ -15,13 +15,15 @@ from typing import Any
 from conftest import REPOSITORY
 
 from pipelines.corpus.run import run_corpus
-from pipelines.options import corpus_options
 
 
 def run_job(task: str, **options: Any) -> int:
     """Run the corpus job of a task with Python values for its options; the exit code."""
-    named = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
-    return run_corpus(corpus_options(task)(**named))
+    outcome = run_corpus(
+        task, **{name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
+    )
+    print(outcome)
+    return 1 if outcome.failed else 0
 
 
 def run_script(script: str, *arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:

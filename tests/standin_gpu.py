@@ -40,7 +40,7 @@ class StandIn:
 
 def install() -> None:
     """Put the stand-in and the slow readers into this worker."""
-    from pipelines.corpus import stages, wire
+    from pipelines.corpus import wire
 
     tokenised_row = wire.tokenised_row
 
@@ -48,7 +48,15 @@ def install() -> None:
         time.sleep(len(windows.input_ids) / READER_TOKENS_S)
         return tokenised_row(shard, windows, *arguments)
 
+    wire.tokenised_row = slowly
+    install_quick()
+
+
+def install_quick() -> None:
+    """Put the stand-in into this worker, and leave the readers as quick as they are."""
+    from pipelines.corpus import stages
+
     def load(self):
         self.predictor = StandIn(self.job.task)
 
-    wire.tokenised_row, stages.Predict._load = slowly, load
+    stages.Predict._load = load

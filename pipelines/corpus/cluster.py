@@ -1,9 +1,8 @@
-"""The Ray cluster that a job runs on: found or started, its output turned down, its capacity checked."""
+"""The Ray cluster that a job runs on: found or started, and its output turned down."""
 
 from __future__ import annotations
 
 import logging
-import math
 import os
 import signal
 import sys
@@ -14,39 +13,82 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import ray
+from ray.exceptions import AuthenticationError, RayError
 
-from modernbert.config import ModernBertConfig
-from pipelines.errors import UserError
+from pipelines.errors import JobError, UserError
 
-TOKEN_CPU_S, TOKEN_DETAILS_CPU_S = 2.0e-6, 3.5e-6
-"""The CPU seconds that a token takes to be read, tokenised and committed, without and with its place in the text, which
-taggers and question answering need: the upper figures of benchmarks/results/feeding.json, of a busy machine."""
-GPU_TOKENS_S, GPU_FLOPS = 1.6e6, 4.5e14
-"""What an H100 does at most: tokens a second, which ModernBERT-base reaches, and floating-point operations a second in
-linear layers, which large reaches at 0.65 M tokens/s."""
-_STAGE_CPUS = 4
-"""The CPUs a GPU from which on a task of each stage takes as many CPUs as it can use."""
-logger = logging.getLogger(__name__)
+_ANSWERS_S = 10.0
+"""How long a Ray has to answer before it counts as unreachable."""
 
 
 def cluster_resources() -> dict[str, float]:
     """Return the resources of the Ray cluster, connected first if need be.
 
     The cluster is the one that RAY_ADDRESS names, else one that runs on this machine, else one that is started here.
+    Raises UserError for an address that means nothing, JobError for a Ray that does not answer or wants a token.
     """
     if not ray.is_initialized():
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-        with _stderr_closed():  # Ray reports in a line of its own that this level was set
-            ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+        try:
+            with _stderr_closed():  # Ray reports in a line of its own that this level was set
+                _check_reachable()
+                ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+        except (RayError, OSError, RuntimeError) as error:
+            if isinstance(error, JobError):
+                raise
+            raise JobError(f"Ray cannot be used: {' '.join(str(error).split())}") from error
     return ray.cluster_resources()
+
+
+def _check_reachable() -> None:
+    """Ask the Ray that is to be joined, if any, whether it is there: Ray itself tries in silence for two minutes."""
+    from grpc import RpcError, StatusCode
+    from ray._private.authentication import authentication_token_setup
+    from ray._private.grpc_utils import init_grpc_channel
+    from ray._private.services import canonicalize_bootstrap_address
+    from ray.core.generated import gcs_service_pb2_grpc
+    from ray.core.generated.gcs_service_pb2 import GetClusterIdRequest  # type: ignore[attr-defined]
+
+    named = os.environ.get("RAY_ADDRESS", "")
+    if "://" in named:
+        raise UserError(
+            f"RAY_ADDRESS {named} must be host:port of a head, auto or local; to run a job from another machine, "
+            f"submit it to the dashboard: ray job submit --address http://…:8265"
+        )
+    try:
+        address = canonicalize_bootstrap_address(None)  # type: ignore[arg-type]
+    except (ValueError, OSError) as error:
+        raise UserError(f"RAY_ADDRESS {named} must be host:port of a head, auto or local: {error}") from error
+    if address is None:
+        return  # one is started here
+    try:
+        authentication_token_setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+        with init_grpc_channel(address) as channel:
+            asks = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
+            asks.GetClusterId(GetClusterIdRequest(), timeout=_ANSWERS_S)
+    except (RpcError, AuthenticationError) as error:
+        if isinstance(error, AuthenticationError) or error.code() == StatusCode.UNAUTHENTICATED:
+            raise JobError(
+                f"the Ray at {address} wants its token: put it into ~/.ray/auth_token or RAY_AUTH_TOKEN "
+                f"(`ray get-auth-token` on its head prints it)"
+            ) from error
+        whose = "RAY_ADDRESS names it" if named not in ("", "auto") else "the last one that was started on this machine"
+        raise JobError(
+            f"no Ray answers at {address} ({whose}): start one there (ray start --head), name another, or set "
+            f"RAY_ADDRESS=local to start one for this job"
+        ) from error
+
+
+def started_here() -> bool:
+    """Tell whether this process has started the Ray that it uses."""
+    node = ray._private.worker._global_node  # the one place that knows
+    return node is not None and node.is_head()
 
 
 def describe_cluster() -> str:
     """Say which Ray the job runs on: started here, or joined at an address, with its nodes, CPUs and GPUs."""
     resources = cluster_resources()
-    node = ray._private.worker._global_node  # the one place that knows whether this process has started Ray
-    started = node is not None and node.is_head()
-    where = "started here" if started else f"joined at {ray.get_runtime_context().gcs_address}"
+    where = "started here" if started_here() else f"joined at {ray.get_runtime_context().gcs_address}"
     nodes = sum(each["Alive"] for each in ray.nodes())
     counts = [(nodes, "node"), (int(resources.get("CPU", 0)), "CPU"), (int(resources.get("GPU", 0)), "GPU")]
     return f"Ray {where}: " + ", ".join(f"{count:,} {unit}{'' if count == 1 else 's'}" for count, unit in counts)
@@ -100,54 +142,3 @@ def _stderr_closed() -> Iterator[None]:
     finally:
         os.dup2(stderr, 2)
         os.close(stderr)
-
-
-def pool_size(actors: str, device: str) -> tuple[int, int]:
-    """Return the least and the most actors that `actors` (N, MIN:MAX or auto) stands for.
-
-    Raises UserError if the cluster has no room for the least: Ray would wait for it in silence.
-    """
-    unit = "GPU" if device == "cuda" else "CPU"
-    available = int(cluster_resources().get(unit, 0))
-    if actors == "auto":
-        return max(available, 1), max(available, 1)
-    low, _, high = actors.partition(":")
-    if int(low) > available:
-        raise UserError(f"--actors {actors} needs {low} {unit}s, one an actor; the Ray cluster has {available}")
-    return int(low), int(high or low)  # an autoscaler may add what MAX needs
-
-
-def cores_per_gpu(config: ModernBertConfig, details: bool) -> int:
-    """Return the CPU cores that keep a GPU busy with a model: one for its actor, the others for the other stages.
-
-    `details`: whether the task needs the places of tokens in the text.
-    """
-    hidden, inner = config.hidden_size, config.intermediate_size
-    weights = config.num_hidden_layers * (4 * hidden * hidden + 3 * hidden * inner)
-    tokens_s = min(GPU_TOKENS_S, GPU_FLOPS / (2 * weights))
-    return 1 + math.ceil(tokens_s * (TOKEN_DETAILS_CPU_S if details else TOKEN_CPU_S))
-
-
-def warn_of_few_cores(gpus: int, cores_each: int) -> None:
-    """Warn where the cluster has fewer CPU cores than `gpus` GPUs want, an actor each."""
-    cores = int(cluster_resources().get("CPU", 0))
-    if cores < gpus * cores_each:
-        logger.warning(
-            "the Ray cluster has %d CPU%s for %d GPU%s; to keep as many H100s busy with this model and task takes "
-            "%d, %d each: GPUs may wait for texts to be read and tokenised. Add CPUs, or nodes without GPUs",
-            *(cores, "" if cores == 1 else "s", gpus, "" if gpus == 1 else "s", gpus * cores_each, cores_each),
-        )
-
-
-def stage_cpus(device: str) -> tuple[float, float, float]:
-    """Return the CPUs that a task takes: to read and tokenise, to predict (an actor), to commit.
-
-    On CPUs an actor takes 0.9 of a core, so that the rest of each core is left for reading and commits, which are
-    quick. Beside GPUs they take a core each; where the cluster has few cores for its GPUs they take less, so that
-    actors, which hold theirs for the whole job, leave some to those that feed them.
-    """
-    if device == "cpu":
-        return 0.1, 0.9, 0.05
-    cpus, gpus = (cluster_resources().get(unit, 0) for unit in ("CPU", "GPU"))
-    share = min(1.0, round(cpus / gpus / _STAGE_CPUS, 3)) if cpus and gpus else 1.0  # nodes may still be added
-    return share, share, share / 2

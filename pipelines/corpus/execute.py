@@ -22,13 +22,13 @@ from ray.data.context import AutoscalingConfig
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipelines.corpus.cluster import (
+from pipelines.corpus.cluster import describe_cluster, log_ray_data_to_file, stopped_by_sigterm
+from pipelines.corpus.placement import (
     cores_per_gpu,
-    describe_cluster,
-    log_ray_data_to_file,
     pool_size,
     stage_cpus,
-    stopped_by_sigterm,
+    wait_for_places,
+    waiting_said,
     warn_of_few_cores,
 )
 from pipelines.corpus.plan import Job
@@ -78,30 +78,32 @@ class Execution:
         self._held: dict[str, tuple[Shard, list[dict[str, Any]]]] = {}
         """Shards whose rows are all rejected once another row is answered: else it is the model, not the rows."""
 
-    def run(self, actors: str) -> None:
-        """Run all shards in a pool of `actors` (N, MIN:MAX or auto).
+    def run(self, actors: str, wait_s: float) -> None:
+        """Run all shards in a pool of `actors` (N, MIN:MAX or auto), which has a place within `wait_s`.
 
         A shard whose process ends, or for which the model raises, is run again, then in 16 parts, and so on, until the
         row is found that does so each time, on actors that answer the probe; that row is rejected. Where the actors do
         not answer it, or no row of the run is answered, the shards fail. Raises UserError for more rejected rows than
-        `max_rejected`, JobError if the output cannot be written, no actor comes up, or Ray fails.
+        `max_rejected`, JobError if the output cannot be written, no actor has a place or comes up, or Ray fails.
         """
         if not self.todo:
             return
-        low, high = (min(n, len(self.todo)) for n in pool_size(actors, self.job.device))
-        print(describe_cluster())
+        low, high = (min(n or len(self.todo), len(self.todo)) for n in pool_size(actors, self.job.device))
+        print(describe_cluster(), flush=True)
         wanted = 1
         if self.job.device == "cuda":
             wanted = cores_per_gpu(self.job.model.config, self.job.task.needs_details)
             warn_of_few_cores(low, wanted)
+        pool = f"{low} actors" if low == high else f"{low} to {high} actors"
         print(
-            f"labelling {self._rows:,} rows in {len(self.todo)} shards: {low} actors on {self.job.device} in "
+            f"labelling {self._rows:,} rows in {len(self.todo)} shards: {pool} on {self.job.device} in "
             f"{self.job.dtype}",
             flush=True,
         )
         progress = _start_here(Progress)
         with stopped_by_sigterm(), progress_bar(self._rows, lambda: ray.get(progress.read.remote())):
-            blocks = min(len(self.todo), max(min(len(self.todo) // 8, MAX_BLOCKS), 4 * high * wanted))
+            wait_for_places(low, self.job.device, wait_s)
+            blocks = min(len(self.todo), MAX_BLOCKS, max(len(self.todo) // 8, 4 * high * wanted))
             one_by_one = blocks == len(self.todo) and self.job.device == "cpu"
             lost = self._run_once(self.todo, blocks, one_by_one, (low, high), progress)
             rounds_without_progress = 0
@@ -123,11 +125,12 @@ class Execution:
         again: list[Shard] = []
         log_file, watch = log_ray_data_to_file(), _start_here(_WATCH)
         try:
-            for row in pipeline(self.job, shards, blocks, one_by_one, actors, progress, watch).iter_rows():
-                self.check()
-                if self._receive(row, missing[row["name"]], log_file):
-                    again.append(missing[row["name"]])
-                del missing[row["name"]]
+            with waiting_said(lambda: not ray.get(watch.any_start.remote()), self.job.device):
+                for row in pipeline(self.job, shards, blocks, one_by_one, actors, progress, watch).iter_rows():
+                    self.check()
+                    if self._receive(row, missing[row["name"]], log_file):
+                        again.append(missing[row["name"]])
+                    del missing[row["name"]]
             interrupted = ray.get(watch.interrupted.remote())
         except RayError as error:
             _log.error("the job ended with this error", exc_info=error)
@@ -228,6 +231,7 @@ def pipeline(
     context.execution_options.preserve_order = False  # a shard that is slow holds no other's commit back
     context.max_errored_blocks = -1
     context.max_consecutive_actor_init_deaths = 2
+    context.execution_no_progress_timeout_s = -1  # a shard of long texts may take hours; --batch-timeout-s is the limit
     read_cpus, _, commit_cpus = stage_cpus(job.device)
     context.autoscaling_config = AutoscalingConfig()
     if one_by_one:  # the pool grows where each actor has its task, not only where tasks wait for actors
@@ -247,7 +251,9 @@ def pipeline(
         )
 
 
-def actor_options(device: str, actors: tuple[int, int], *, retries: int, one_by_one: bool = False) -> dict[str, Any]:
+def actor_options(
+    device: str, actors: tuple[int, int | None], *, retries: int, one_by_one: bool = False
+) -> dict[str, Any]:
     """Return the options of `map_batches` for a pool of from `actors[0]` to `actors[1]` model actors.
 
     `retries`: how often a task whose process ends is run again; `one_by_one`: whether an actor has one task at a time,

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from pipelines.checkpoints import Checkpoint
 from pipelines.corpus.cluster import cluster_resources
+from pipelines.corpus.placement import is_fixed
 from pipelines.errors import UserError
 from pipelines.input.documents import is_text
 from pipelines.input.files import hive_partitions
@@ -56,12 +57,12 @@ class Job(ModelRun):
     """Longer texts are cut if long documents are truncated, else rejected: none can exhaust the memory."""
 
 
-def plan_job(options: CorpusOptions) -> tuple[Job, Inspection, dict[str, Any]]:
+def plan_job(options: CorpusOptions, with_weights: bool = True) -> tuple[Job, Inspection, dict[str, Any]]:
     """Check everything that can be checked without work: the input and its columns, the model, the output.
 
     Returns the job, still without the columns of its input (`with_columns`), the files of the input, and the
-    fingerprint: what the answers depend on. Starts no Ray unless the device depends on it. Raises ValueError for a
-    mistake.
+    fingerprint: what the answers depend on, without the model's weights, which take long to read, unless
+    `with_weights`. Starts no Ray unless the device depends on it. Raises ValueError for a mistake.
     """
     source, model, output = options.required()
     source = source if "://" in source else str(Path(source).expanduser().absolute())
@@ -91,7 +92,8 @@ def plan_job(options: CorpusOptions) -> tuple[Job, Inspection, dict[str, Any]]:
     fingerprint = {"source": redact_credentials(source)} | {name: getattr(job, name) for name in names}
     fingerprint |= {"keep_columns": options.keep_columns, "reading": found.options.changed() or None}
     fingerprint |= {"limit": options.limit, "task": options.task, **asdict(task)}
-    fingerprint |= {"model": "" if options.dry_run else task.fingerprint(checkpoint)}
+    if with_weights:
+        fingerprint["model"] = task.fingerprint(checkpoint)
     return job, found, json.loads(json.dumps(fingerprint))
 
 
@@ -165,10 +167,17 @@ def _device(device: str) -> str:
 
     if device == "cpu":
         return device
-    if device == "cuda" or torch.cuda.is_available():
-        found = torch.cuda.is_available() or cluster_resources().get("GPU", 0) >= 1
-    else:
-        found = bool(os.environ.get("RAY_ADDRESS")) and cluster_resources().get("GPU", 0) >= 1
-    if device == "cuda" and not found:
+    if torch.cuda.is_available():
+        return "cuda"
+    joined = os.environ.get("RAY_ADDRESS", "local") not in ("", "local")
+    if (device == "cuda" or joined) and cluster_resources().get("GPU", 0) >= 1:
+        return "cuda"
+    may_start_gpus = (device == "cuda" or joined) and not is_fixed()
+    if device == "cuda" and not may_start_gpus:
         raise UserError("device cuda: there is no GPU here or in the Ray cluster; use cpu or auto")
-    return "cuda" if found else "cpu"
+    if device == "auto" and may_start_gpus:
+        raise UserError(
+            "device auto: the Ray cluster has no GPU now, but its autoscaler may start some; say cuda to wait for "
+            "them, or cpu"
+        )
+    return device if device == "cuda" else "cpu"

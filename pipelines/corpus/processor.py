@@ -14,19 +14,18 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from pydantic import ValidationError
 from ray.data import Dataset
 
 from modernbert.windows import Text
 from pipelines.checkpoints import Checkpoint
 from pipelines.corpus import wire
-from pipelines.corpus.cluster import pool_size, stage_cpus
 from pipelines.corpus.execute import actor_options
+from pipelines.corpus.placement import pool_size, stage_cpus
 from pipelines.corpus.plan import ModelRun, resolve_run
 from pipelines.corpus.stages import Predict, accepted_documents, answer_columns, encode
 from pipelines.input.documents import readable
 from pipelines.input.shards import Shard
-from pipelines.options import model_options, plain_message, task_named
+from pipelines.options import from_call, model_options, task_named
 from pipelines.tasks.base import ModelOutputs, task_class
 
 MAX_CHARACTERS = 5_000_000
@@ -115,11 +114,7 @@ def processor(
     """
     name = task_named(task).task
     given = {"model": model, "device": device, "dtype": dtype, "budget_tokens": budget_tokens, **task_options}
-    try:
-        options = model_options(name)(**given)
-    except ValidationError as error:
-        wrong = [f"{each['loc'][0]} {each['input']!r}: {plain_message(each['msg'])}" for each in error.errors()]
-        raise ValueError("; ".join(wrong)) from None
+    options = from_call(model_options(name), given)
     if batch_rows < 1 or batch_timeout_s <= 0:
         raise ValueError(f"batch_rows {batch_rows} and batch_timeout_s {batch_timeout_s:g} must be above 0")
     task_cls = task_class(name)

@@ -3,86 +3,158 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import pyarrow as pa
+import ray
+from ray.data import Dataset
 
 from pipelines.corpus import summary
-from pipelines.corpus.cluster import Stopped
+from pipelines.corpus.cluster import Stopped, cluster_resources
 from pipelines.corpus.dry_run import dry_run_report
 from pipelines.corpus.execute import Execution, unwritable
 from pipelines.corpus.plan import Job, plan_job, with_columns
 from pipelines.corpus.staging import stage_files
-from pipelines.input.plan import cut
+from pipelines.input.plan import Inspection, cut
 from pipelines.input.staging import remove_staged
-from pipelines.options import CorpusOptions
+from pipelines.options import CorpusOptions, corpus_options, from_call, task_named
 from pipelines.output import folder as output
-from pipelines.output.lease import lease
+from pipelines.output.lease import Lease, OutputInUse, lease
 from pipelines.output.record import RunRecord
 from pipelines.output.shard_stats import add_up
 from pipelines.report.html import render
+from pipelines.storage import Folder
 
 _OUTCOMES = {Stopped: "stopped", KeyboardInterrupt: "interrupted"}
 
 
-def run_corpus(options: CorpusOptions) -> int:
-    """Run a corpus job to its end and print its summary.
+@dataclass(frozen=True)
+class Outcome:
+    """What a run of a corpus job did."""
+
+    outcome: str
+    """complete; failed, if some files or shards failed; skipped, if another run writes to the output."""
+    folder: Folder
+    rows: int = 0
+    """Input rows that this run committed: labelled and rejected ones."""
+    labelled: int = 0
+    rejected: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    failed: dict[str, str] = field(default_factory=dict)
+    """The files and shards that failed, with the reason."""
+    summary: str = ""
+    """All this in lines for people."""
+
+    def __str__(self) -> str:
+        return self.summary
+
+    def dataset(self) -> Dataset:
+        """Return the answered rows of the output, those of earlier runs too, as a Ray Dataset in input order."""
+        return self._read("", sorted(output.committed(self.folder)))
+
+    def rejects(self) -> Dataset:
+        """Return the rejected rows of the output, those of earlier runs too, as a Ray Dataset in input order."""
+        names = (name.removesuffix(".parquet") for name in self.folder.files(output.REJECTED))
+        return self._read(f"{output.REJECTED}/", sorted(set(names) & set(output.committed(self.folder))))
+
+    def _read(self, below: str, parts: list[str]) -> Dataset:
+        cluster_resources()
+        filesystem, path = self.folder.filesystem_and_path
+        paths = [f"{path}/{below}{part}.parquet" for part in parts]
+        read = partial(ray.data.read_parquet, filesystem=filesystem, partitioning=None)
+        return read(paths) if paths else ray.data.from_arrow(pa.table({}))
+
+
+def run_corpus(task: str, *, input: str, output: str, model: str, **options: Any) -> Outcome:
+    """Run the corpus job of a task: each input row comes once into the output or once into its rejects.
+
+    The same call, made again, does what is missing or new, whatever stopped it before.
 
     Args:
-        options: an instance of `corpus_options(task)`.
+        task: the name of a task, here ("classify") or in transformers ("text-classification").
+        input: a file, folder or glob, or a URI of one.
+        output: a folder or URI.
+        model: a folder, a Hugging Face hub id or a URI of object storage.
+        options: those of the job's command (text_column="body", actors="1:8", top_k=3, …).
 
     Returns:
-        The exit code: 0, or 1 if some files or shards failed.
+        What the run did; files and shards that failed are in its `failed`.
 
     Raises:
-        ValueError: (UserError, ConfigError, CheckpointError) for a mistake in the options, the model or the input,
-            before any work begins.
-        JobError: for an output that cannot be written and for a Ray that fails.
+        ValueError: for a mistake in the options, the model or the input, before any work begins.
+        JobError: for an output that cannot be written, actors that have no place, and a Ray that fails.
 
     Example:
-        >>> options = corpus_options("classify")(input="in/", output="out/", model="jobs/demo/intent-classifier")
-        >>> run_corpus(options)
+        >>> done = run_corpus("classify", input="in/", output="out/", model="jobs/demo/intent-classifier")
+        >>> done.dataset().filter(expr="score > 0.9").write_parquet("sure/")
     """
-    job, found, fingerprint = plan_job(options)
+    name = task_named(task).task
+    return run_job(from_call(corpus_options(name), {"input": input, "output": output, "model": model, **options}))
+
+
+def dry_run(options: CorpusOptions) -> str:
+    """Describe what `run_job` would do; raises what it raises for mistakes."""
+    job, found, fingerprint = plan_job(options, with_weights=False)
     record = output.open_output(job.folder, fingerprint, options.overwrite)
-    if options.dry_run:
-        print(dry_run_report(job, found, options, record.shard_rows if record else None))
-        return 0
-    with lease(job.folder) as held:
-        record = output.open_output(job.folder, fingerprint, options.overwrite)
-        stage_files(job, found, found.unstaged, held.check)
-        corpus = cut(found, options.limit, record.shard_rows if record else None)
-        job = with_columns(job, options, corpus.schema)
-        changes = [f"note       {note}" for note in corpus.notes]
-        changes += summary.input_changes(output.read_files(job.folder) if record else None, corpus)
-        record = record or RunRecord(fingerprint, corpus.shard_rows)
-        attempt = summary.start_attempt(job)
-        record.attempts.append(attempt)
-        record.complete = False
-        done = output.begin_run(job.folder, record, corpus, options.overwrite)
-        todo = [shard for shard in corpus.shards if shard.name not in done]
-        known = {shard.path for shard in todo if shard.part} - set(found.unstaged)
-        stage_files(job, found, sorted(known), held.check)
-        execution = Execution(job, todo, options.max_rejected, held.check)
-        execution.failed |= {path: f"cannot be read: {reason}" for path, reason in corpus.broken.items()}
-        started = time.monotonic()
-        try:
-            execution.run(options.actors)
-            held.check()
-            attempt.outcome = "failed" if execution.failed else "complete"
-        except BaseException as error:
-            attempt.outcome = _OUTCOMES.get(type(error), f"error: {error}")
+    return dry_run_report(job, found, options, record.shard_rows if record else None)
+
+
+def run_job(options: CorpusOptions) -> Outcome:
+    """Run a corpus job to its end, as `run_corpus` does; `options`: an instance of `corpus_options(task)`."""
+    job, found, fingerprint = plan_job(options)
+    output.open_output(job.folder, fingerprint, options.overwrite)
+    try:
+        with lease(job.folder) as held:
+            return _run(options, job, found, fingerprint, held)
+    except OutputInUse as error:
+        if options.if_running == "fail":
             raise
-        finally:
-            stats = execution.stats.table()
-            totals = add_up(stats)
-            attempt.seconds = time.monotonic() - started
-            attempt.rows, attempt.tokens = totals["rows"], totals["tokens"]
-            if not held.lost.is_set():  # else the record is another run's
-                finish(job, record, stats, execution.failed)
-        if set(execution.failed) <= set(corpus.broken):  # all shards are there
-            remove_staged(job.folder)
-    print(summary.format_summary(job, totals, attempt, execution.failed, changes, skipped=len(done)))
-    return 1 if execution.failed else 0
+        return Outcome("skipped", job.folder, summary=f"skipped: {error}")
+
+
+def _run(options: CorpusOptions, job: Job, found: Inspection, fingerprint: dict[str, Any], held: Lease) -> Outcome:
+    """Run a planned job while its output is held."""
+    record = output.open_output(job.folder, fingerprint, options.overwrite)
+    stage_files(job, found, found.unstaged, held.check)
+    corpus = cut(found, options.limit, record.shard_rows if record else None)
+    job = with_columns(job, options, corpus.schema)
+    changes = [f"note       {note}" for note in corpus.notes]
+    changes += summary.input_changes(output.read_files(job.folder) if record else None, corpus)
+    record = record or RunRecord(fingerprint, corpus.shard_rows)
+    attempt = summary.start_attempt(job)
+    record.attempts.append(attempt)
+    record.complete = False
+    done = output.begin_run(job.folder, record, corpus, options.overwrite)
+    todo = [shard for shard in corpus.shards if shard.name not in done]
+    known = {shard.path for shard in todo if shard.part} - set(found.unstaged)
+    stage_files(job, found, sorted(known), held.check)
+    execution = Execution(job, todo, options.max_rejected, held.check)
+    execution.failed |= {path: f"cannot be read: {reason}" for path, reason in corpus.broken.items()}
+    started = time.monotonic()
+    try:
+        execution.run(options.actors, options.wait_for_actors_s)
+        held.check()
+        attempt.outcome = "failed" if execution.failed else "complete"
+    except BaseException as error:
+        attempt.outcome = _OUTCOMES.get(type(error), f"error: {error}")
+        raise
+    finally:
+        stats = execution.stats.table()
+        totals = add_up(stats)
+        attempt.seconds = time.monotonic() - started
+        attempt.rows, attempt.tokens = totals["rows"], totals["tokens"]
+        if not held.lost.is_set():  # else the record is another run's
+            finish(job, record, stats, execution.failed)
+    if set(execution.failed) <= set(corpus.broken):  # all shards are there
+        remove_staged(job.folder)
+    counts = {name: totals[name] for name in ("rows", "labelled", "rejected", "tokens")}
+    shown = summary.format_summary(job, totals, attempt, execution.failed, changes, skipped=len(done))
+    return Outcome(
+        attempt.outcome, job.folder, **counts, seconds=attempt.seconds, failed=execution.failed, summary=shown
+    )
 
 
 def finish(job: Job, record: RunRecord, stats: pa.Table, failed: dict[str, str]) -> None:

@@ -19,6 +19,10 @@ class Watch:
         self._starts[actor] += 1
         return self._starts[actor]
 
+    def any_start(self) -> bool:
+        """Tell whether any actor has had a place, and begun to start."""
+        return bool(self._starts)
+
     def started(self, actor: str) -> None:
         """Note that an actor is ready: its model has answered the probe."""
         self._starts[actor], self._failing[actor] = 0, False

@@ -22,6 +22,10 @@ _SETTLED_S = {True: 0.2, False: 2.0}
 """By whether the folder is local: the seconds after which all runs that begin at once have written their lease."""
 
 
+class OutputInUse(UserError):
+    """Another run writes to the output."""
+
+
 class Lease:
     """A lease that this process holds until `lost` is set, when another run has taken it over."""
 
@@ -39,7 +43,7 @@ class Lease:
 
 @contextmanager
 def lease(folder: Folder) -> Iterator[Lease]:
-    """Hold the output for this process, so that no second run writes to it; UserError if another run holds it.
+    """Hold the output for this process, so that no second run writes to it; OutputInUse if another run holds it.
 
     The lease is a file that is written again every ten seconds. It is a dead run's if it is older than a minute by the
     clock of the storage, or if its process is gone from this machine. The last of several runs that begin at once has
@@ -57,7 +61,7 @@ def lease(folder: Folder) -> Iterator[Lease]:
     except OSError as error:
         raise UserError(f"output '{folder}' cannot be written: {error.strerror or error}") from error
     if holder is not None:
-        raise UserError(
+        raise OutputInUse(
             f"output '{folder}' is being written by process {holder.get('process')} on {holder.get('host')}; wait for "
             f"it to end (a dead run's lease expires after {_EXPIRES_S:.0f} s), or name another folder"
         )

@@ -24,7 +24,6 @@ from checkpoints import write_task
 
 from pipelines.corpus import execute, run, stages
 from pipelines.corpus.wire import shard_row
-from pipelines.options import corpus_options
 from pipelines.output import lease, shard_stats
 from pipelines.storage import Folder
 
@@ -64,7 +63,7 @@ def without_ray(patch: pytest.MonkeyPatch) -> None:
     """Run the stages of a job one shard after the other, in this process."""
     predict: dict[str, stages.Predict] = {}
 
-    def run_all(self: execute.Execution, actors: str) -> None:
+    def run_all(self: execute.Execution, actors: str, wait_s: float) -> None:
         for shard in self.todo:
             table = stages.read_and_tokenise(self.job, pa.Table.from_pylist([shard_row(shard)]))
             actor = predict.setdefault(self.job.dtype, stages.Predict(self.job, NoProgress))
@@ -79,7 +78,8 @@ def without_ray(patch: pytest.MonkeyPatch) -> None:
 
 def job(folder: Path, output: Path, **options) -> int:
     named = {"input": folder / "in", "output": output, "model": folder / "model", "device": "cpu"}
-    return run.run_corpus(corpus_options("classify")(**{name: str(path) for name, path in named.items()}, **options))
+    outcome = run.run_corpus("classify", **{name: str(path) for name, path in named.items()}, **options)
+    return 1 if outcome.failed else 0
 
 
 class Crash(BaseException):

@@ -18,7 +18,6 @@ from toys import LINES, TOY, LengthOptions, add_length
 from pipelines import options, pipeline
 from pipelines.corpus.run import run_corpus
 from pipelines.input import formats
-from pipelines.options import corpus_options
 from pipelines.serve.config import served_models
 from pipelines.serve.http import app, huggingface
 from pipelines.serve.local import LocalModelClient
@@ -58,7 +57,7 @@ def test_a_task_is_four_files_in_memory_as_a_job_and_over_http(length_task, fold
 
     pq.write_table(pa.table({"text": TEXTS}), tmp_path / "in.parquet")
     named = {"input": str(tmp_path / "in.parquet"), "output": str(tmp_path / "out"), "model": folder, "factor": "2"}
-    assert run_corpus(corpus_options("length")(**named)) == 0
+    assert run_corpus("length", **named).outcome == "complete"
     rows = ds.dataset(tmp_path / "out").to_table(columns=["length", "logit"]).to_pylist()
     assert rows == expected
 

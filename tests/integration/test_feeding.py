@@ -11,7 +11,7 @@ import pytest
 import standin_gpu
 from commands import run_job
 
-from pipelines.corpus import cluster, execute
+from pipelines.corpus import execute, placement
 
 pytestmark = pytest.mark.slow
 SHARDS, ROWS = 48, 64
@@ -52,7 +52,7 @@ def test_one_reader_would_starve_it(checkpoint, tmp_path, monkeypatch):
 
 
 def test_one_core_for_all_is_enough_and_said_to_be_few(checkpoint, tmp_path, monkeypatch, caplog):
-    with caplog.at_level(logging.WARNING, "pipelines.corpus.cluster"):
+    with caplog.at_level(logging.WARNING, "pipelines.corpus.placement"):
         run(tmp_path, checkpoint, monkeypatch, cpus=1, shards=4)
-    (line,) = [record.getMessage() for record in caplog.records if record.name == cluster.__name__]
+    (line,) = [record.getMessage() for record in caplog.records if record.name == placement.__name__]
     assert line.startswith("the Ray cluster has 1 CPU for 1 GPU; ")

@@ -22,7 +22,7 @@ from ray.serve.schema import ServeDeploySchema
 from schedules import airflow_dag
 
 from pipelines.command import parse
-from pipelines.options import corpus_options
+from pipelines.options import corpus_command_options
 from pipelines.serve.config import service_options
 
 JOBS = REPOSITORY / "jobs"
@@ -232,7 +232,7 @@ def test_a_submitted_job_is_a_command_of_ours(name):
     (python, script, *arguments), runtime_env = SUBMISSIONS[name]
     assert python == "python"
     (task,) = re.findall(r'run_command\("(\w+)"', (REPOSITORY / script.removeprefix("/app/")).read_text())
-    options = parse(corpus_options(task), arguments, {})
+    options = parse(corpus_command_options(task), arguments, {})
     assert all(options.required())
     assert runtime_env == RUNTIME_ENV
 

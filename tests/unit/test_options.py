@@ -6,13 +6,13 @@ import pytest
 
 from pipelines.command import parse
 from pipelines.errors import UserError
-from pipelines.options import corpus_options
+from pipelines.options import corpus_command_options
 
 DEFAULTS = {"input": "sample", "model": "demo", "output": "out"}
 
 
 def options(*arguments):
-    return parse(corpus_options("classify"), arguments, DEFAULTS)
+    return parse(corpus_command_options("classify"), arguments, DEFAULTS)
 
 
 def test_command_line_over_environment_over_yaml(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import logging
 import pytest
 
 from modernbert.config import ModernBertConfig
-from pipelines.corpus import cluster
+from pipelines.corpus import placement
 
 BASE = ModernBertConfig()
 LARGE = ModernBertConfig(hidden_size=1024, intermediate_size=2624, num_hidden_layers=28, num_attention_heads=16)
@@ -19,23 +19,23 @@ def resources(monkeypatch):
     """resources(cpus, gpus): what the Ray cluster has."""
 
     def resources(cpus: float, gpus: float) -> None:
-        monkeypatch.setattr(cluster, "cluster_resources", lambda: {"CPU": cpus, "GPU": gpus})
+        monkeypatch.setattr(placement, "cluster_resources", lambda: {"CPU": cpus, "GPU": gpus})
 
     return resources
 
 
 @pytest.mark.parametrize(("config", "plain", "details"), [(BASE, 5, 7), (LARGE, 3, 4), (SMALL, 5, 7)])
 def test_a_gpu_wants_cores_by_its_tokens_a_second(config, plain, details):
-    assert cluster.cores_per_gpu(config, details=False) == plain
-    assert cluster.cores_per_gpu(config, details=True) == details
+    assert placement.cores_per_gpu(config, details=False) == plain
+    assert placement.cores_per_gpu(config, details=True) == details
 
 
 def test_few_cores_are_said_in_one_line(resources, caplog):
     resources(40, 8)
-    cluster.warn_of_few_cores(8, 5)
+    placement.warn_of_few_cores(8, 5)
     assert not caplog.records
     with caplog.at_level(logging.WARNING):
-        cluster.warn_of_few_cores(8, 7)
+        placement.warn_of_few_cores(8, 7)
     assert [record.getMessage() for record in caplog.records] == [
         "the Ray cluster has 40 CPUs for 8 GPUs; to keep as many H100s busy with this model and task takes 56, 7 each: "
         "GPUs may wait for texts to be read and tokenised. Add CPUs, or nodes without GPUs"
@@ -54,9 +54,9 @@ def test_few_cores_are_said_in_one_line(resources, caplog):
 )
 def test_actors_leave_cores_to_what_feeds_them(resources, cpus, gpus, read, actor, commit):
     resources(cpus, gpus)
-    assert cluster.stage_cpus("cuda") == (read, actor, commit)
+    assert placement.stage_cpus("cuda") == (read, actor, commit)
     assert gpus * actor + read <= cpus or not gpus
 
 
 def test_on_cpus_an_actor_takes_most_of_a_core():
-    assert cluster.stage_cpus("cpu") == (0.1, 0.9, 0.05)
+    assert placement.stage_cpus("cpu") == (0.1, 0.9, 0.05)

@@ -1,0 +1,162 @@
+"""Where a job's actors go: how many, with which CPUs and GPUs, and the wait for a place on the cluster."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import ray
+from ray.experimental.internal_kv import _internal_kv_get
+from ray.util.placement_group import placement_group, remove_placement_group
+
+from modernbert.config import ModernBertConfig
+from pipelines.corpus.cluster import cluster_resources, started_here
+from pipelines.errors import JobError, UserError
+from pipelines.report.progress import format_duration
+
+TOKEN_CPU_S, TOKEN_DETAILS_CPU_S = 2.0e-6, 3.5e-6
+"""The CPU seconds that a token takes to be read, tokenised and committed, without and with its place in the text, which
+taggers and question answering need: the upper figures of benchmarks/results/feeding.json, of a busy machine."""
+GPU_TOKENS_S, GPU_FLOPS = 1.6e6, 4.5e14
+"""What an H100 does at most: tokens a second, which ModernBERT-base reaches, and floating-point operations a second in
+linear layers, which large reaches at 0.65 M tokens/s."""
+_STAGE_CPUS = 4
+"""The CPUs a GPU from which on a task of each stage takes as many CPUs as it can use."""
+_STATUS_S = 10.0
+"""How long after its start a head may not yet have the status from which `is_fixed` reads."""
+_SAID_EVERY_S = 60.0
+logger = logging.getLogger(__name__)
+
+
+def pool_size(actors: str, device: str) -> tuple[int, int | None]:
+    """Return the least and the most actors that `actors` (N, MIN:MAX or auto) stands for.
+
+    auto takes what is free, at least one, and grows to the whole cluster; None stands for all that an autoscaler may
+    add. Raises UserError if the cluster can never have room for the least.
+    """
+    unit, least = "GPU" if device == "cuda" else "CPU", 1 if actors == "auto" else int(actors.partition(":")[0])
+    there = int(cluster_resources().get(unit, 0))
+    if least > there and is_fixed():
+        raise UserError(f"--actors {actors} needs {least} {unit}s, one an actor; the Ray cluster has {there}")
+    if actors != "auto":
+        return least, int(actors.rpartition(":")[2])
+    return max(min(_free_places(device), there), 1), there if is_fixed() else None
+
+
+def is_fixed() -> bool:
+    """Tell whether the cluster is known to stay as it is: no autoscaler adds nodes.
+
+    The monitor of a head without an autoscaler names the type of each node after the node.
+    """
+    if started_here():
+        return True
+    until = time.monotonic() + _STATUS_S
+    while not (status := _internal_kv_get(b"__autoscaling_status")) and time.monotonic() < until:
+        time.sleep(0.5)
+    report = json.loads(status or b"{}").get("autoscaler_report") or {}
+    types = report.get("node_type_mapping") or {}
+    return bool(types) and all(type_ == f"node_{node}" for node, type_ in types.items())
+
+
+def _place(device: str) -> dict[str, float]:
+    """Return what an actor takes."""
+    cpus = stage_cpus(device)[1]
+    return {"CPU": cpus} if device == "cpu" else {"GPU": 1, "CPU": cpus}
+
+
+def _free_places(device: str) -> int:
+    free = ray.available_resources()
+    return min(int(free.get(unit, 0) / amount + 1e-6) for unit, amount in _place(device).items())
+
+
+def wait_for_places(actors: int, device: str, wait_s: float) -> None:
+    """Wait until `actors` actors have a place, all at once; JobError if they have none within `wait_s`.
+
+    A line says what is waited for, and another one each minute. A placement group asks for the places: autoscalers see
+    it, and unlike `request_resources` it ends with this process, so that no job that was killed keeps GPUs running.
+    """
+    if _free_places(device) >= actors:
+        return
+    unit, started, waited = "GPU" if device == "cuda" else "CPU", time.monotonic(), 0.0
+    wanted = f"{actors:,} {unit}{'' if actors == 1 else 's'}, one an actor"
+    group = placement_group([_place(device)] * actors)
+    try:
+        while not group.wait(0 if not waited else min(_SAID_EVERY_S, wait_s - waited)):
+            if waited >= wait_s:
+                raise JobError(
+                    f"{wanted}, were not free within {format_duration(wait_s)}: {_describe_room(unit)}; ask for fewer "
+                    f"with --actors, or wait longer with --wait-for-actors-s"
+                )
+            _say(f"waiting for {wanted}, up to {format_duration(wait_s - waited)}: {_describe_room(unit)}")
+            waited = max(time.monotonic() - started, 1e-3)
+    finally:
+        remove_placement_group(group)
+
+
+@contextmanager
+def waiting_said(is_waiting: Callable[[], bool], device: str) -> Iterator[None]:
+    """Say once a minute within the block that no actor has a place yet, as long as `is_waiting`."""
+    unit, stop = "GPU" if device == "cuda" else "CPU", threading.Event()
+
+    def say() -> None:
+        while not stop.wait(_SAID_EVERY_S) and is_waiting():
+            _say(f"waiting for an actor to start: {_describe_room(unit)}")
+
+    thread = threading.Thread(target=say, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _describe_room(unit: str) -> str:
+    there, free = (int(resources.get(unit, 0)) for resources in (ray.cluster_resources(), ray.available_resources()))
+    return f"the Ray cluster has {there:,} {unit}{'' if there == 1 else 's'}, {free:,} of them free"
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def cores_per_gpu(config: ModernBertConfig, details: bool) -> int:
+    """Return the CPU cores that keep a GPU busy with a model: one for its actor, the others for the other stages.
+
+    `details`: whether the task needs the places of tokens in the text.
+    """
+    hidden, inner = config.hidden_size, config.intermediate_size
+    weights = config.num_hidden_layers * (4 * hidden * hidden + 3 * hidden * inner)
+    tokens_s = min(GPU_TOKENS_S, GPU_FLOPS / (2 * weights))
+    return 1 + math.ceil(tokens_s * (TOKEN_DETAILS_CPU_S if details else TOKEN_CPU_S))
+
+
+def warn_of_few_cores(gpus: int, cores_each: int) -> None:
+    """Warn where the cluster has fewer CPU cores than `gpus` GPUs want, an actor each."""
+    cores = int(cluster_resources().get("CPU", 0))
+    if cores < gpus * cores_each:
+        logger.warning(
+            "the Ray cluster has %d CPU%s for %d GPU%s; to keep as many H100s busy with this model and task takes "
+            "%d, %d each: GPUs may wait for texts to be read and tokenised. Add CPUs, or nodes without GPUs",
+            *(cores, "" if cores == 1 else "s", gpus, "" if gpus == 1 else "s", gpus * cores_each, cores_each),
+        )
+
+
+def stage_cpus(device: str) -> tuple[float, float, float]:
+    """Return the CPUs that a task takes: to read and tokenise, to predict (an actor), to commit.
+
+    On CPUs an actor takes 0.9 of a core, so that the rest of each core is left for reading and commits, which are
+    quick. Beside GPUs they take a core each; where the cluster has few cores for its GPUs they take less, so that
+    actors, which hold theirs for the whole job, leave some to those that feed them.
+    """
+    if device == "cpu":
+        return 0.1, 0.9, 0.05
+    cpus, gpus = (cluster_resources().get(unit, 0) for unit in ("CPU", "GPU"))
+    share = min(1.0, round(cpus / gpus / _STAGE_CPUS, 3)) if cpus and gpus else 1.0  # nodes may still be added
+    return share, share, share / 2

@@ -1,0 +1,78 @@
+"""Heads on this machine whose clusters grow: Ray's provider of pretended nodes starts a raylet for each node."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from conftest import HEAD_ENVIRONMENT, RAY, free_port
+
+_HEAD_NODE = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"
+
+
+@contextmanager
+def autoscaling_head(
+    most_gpus: int, cpus_each: int = 2, idle_s: float = 300, v2: bool = False, head_cpus: int = 0, **environment: str
+) -> Iterator[str]:
+    """A head without GPUs that starts from 0 to `most_gpus` nodes with one each, and its address."""
+    folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # Ray's socket paths must be short
+    port = free_port()
+    provider = {"type": "fake_multinode", "disable_node_updaters": True, "disable_launch_config_check": True}
+    provider["gcs_address"] = f"127.0.0.1:{port}"
+    if v2:
+        provider |= {"launch_multiple": True, "head_node_id": _HEAD_NODE}
+    worker = {"CPU": cpus_each, "GPU": 1, "object_store_memory": 150 << 20}
+    lists = ["cluster_synced_files", "rsync_exclude", "rsync_filter", "initialization_commands", "setup_commands"]
+    lists += ["head_setup_commands", "worker_setup_commands", "head_start_ray_commands", "worker_start_ray_commands"]
+    config = {
+        "cluster_name": "pretended",
+        "provider": provider,
+        "max_workers": most_gpus,
+        "idle_timeout_minutes": idle_s / 60,
+        "upscaling_speed": 1.0,
+        "head_node_type": "ray.head.default",
+        "available_node_types": {
+            "ray.head.default": {"resources": {"CPU": head_cpus}, "node_config": {}, "max_workers": 0},
+            "gpu": {"resources": worker, "node_config": {}, "min_workers": 0, "max_workers": most_gpus},
+        },
+        **{name: {} for name in ("docker", "auth", "file_mounts")},
+        **{name: [] for name in lists},
+        "file_mounts_sync_continuously": False,
+    }
+    file = Path(folder, "autoscaling.json")
+    file.write_text(json.dumps(config))
+    options = ["--head", "--block", f"--num-cpus={head_cpus}", "--num-gpus=0", f"--port={port}"]
+    options += [f"--temp-dir={folder}", "--include-dashboard=false", f"--ray-client-server-port={free_port()}"]
+    options += [f"--dashboard-agent-listen-port={free_port()}", f"--autoscaling-config={file}"]
+    options += ["--object-store-memory=200000000"]
+    env = HEAD_ENVIRONMENT | {"AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1"} | environment
+    if v2:
+        env |= {"RAY_enable_autoscaler_v2": "1", "RAY_CLOUD_INSTANCE_ID": _HEAD_NODE}
+        env |= {"RAY_OVERRIDE_NODE_ID_FOR_TESTING": _HEAD_NODE}
+    log = Path(folder, "head.log")
+    with open(log, "w") as output:
+        head = subprocess.Popen(
+            [*RAY, "start", *options], env=env, start_new_session=True, stdout=output, stderr=subprocess.STDOUT
+        )
+    try:
+        for _ in range(60):
+            assert head.poll() is None, log.read_text()
+            if "Ray runtime started" in log.read_text():
+                break
+            time.sleep(1)
+        yield f"127.0.0.1:{port}"
+    finally:
+        os.killpg(head.pid, signal.SIGTERM)
+        try:
+            head.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(head.pid, signal.SIGKILL)
+        shutil.rmtree(folder, ignore_errors=True)
