@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
@@ -16,8 +17,13 @@ import ray
 from checkpoints import write_checkpoint, write_tokenizer
 from commands import run_job, run_script
 from conftest import REPOSITORY, readme_block
+from online_service import serving
+from predictions import assert_close
 
 from pipelines import pipeline, processor
+from pipelines.options import TASKS
+from pipelines.serve.config import served_models
+from pipelines.serve.local import LocalModelClient
 
 BIO = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -93,11 +99,94 @@ BAD = {
 }
 
 
+CHUNK = 20
+"""Texts in a request."""
+
+
+def over_http(task: str, model: Path, rows: list[dict[str, Any]], **options: Any) -> list[dict[str, Any]]:
+    """What HTTP says of the same rows, in the columns of the job that its replies have."""
+    models = LocalModelClient(served_models([{"name": "model", "task": task, "model": str(model), **options}]))
+    with serving(models) as url, httpx.Client(base_url=url, timeout=120) as client:
+
+        def ask(path: str, body: dict[str, Any]) -> Any:
+            reply = client.post(path, json=body)
+            assert reply.status_code == 200, reply.text
+            return reply.json()
+
+        chunks = [rows[i : i + CHUNK] for i in range(0, len(rows), CHUNK)]
+        got = [answer for chunk in chunks for answer in HTTP[task](ask, chunk)]
+    models.close()
+    return got
+
+
+def _texts(rows: list[dict[str, Any]], column: str = "text") -> dict[str, Any]:
+    return {"inputs": [row[column] for row in rows]}
+
+
+def _classify(ask, rows):
+    return [answer[0] for answer in ask("/models/model", _texts(rows) | {"parameters": {"top_k": 1}})]
+
+
+def _tag(ask, rows):
+    names = {"label": "entity_group", "score": "score", "start": "start", "end": "end"}  # "word" is decoded tokens
+    found = ask("/models/model", _texts(rows))
+    return [{"entities": [{name: each[key] for name, key in names.items()} for each in row]} for row in found]
+
+
+def _answer(ask, rows):
+    return ask("/models/model", {"inputs": [{"question": row["question"], "context": row["text"]} for row in rows]})
+
+
+def _fill(ask, rows):
+    names = {"token_id": "token", "score": "score"}
+    found = ask("/models/model", _texts(rows, "masked"))
+    masks = [row if isinstance(row[0], list) else [row] for row in found]  # a text with one mask has no list of masks
+    return [
+        {"fills": [[{name: each[key] for name, key in names.items()} for each in mask] for mask in row]}
+        for row in masks
+    ]
+
+
+def _embed(ask, rows):
+    found = ask("/models/model", _texts(rows) | {"normalize": False})
+    return [{"embedding": vector} for vector in found]
+
+
+def _rerank(ask, rows):
+    return [ask("/rerank", {"query": row["question"], "texts": [row["text"]]})[0] for row in rows]
+
+
+HTTP = {"classify": _classify, "tag": _tag, "answer": _answer, "fill": _fill, "embed": _embed, "rerank": _rerank}
+
+
+def test_every_task_is_compared_in_all_faces():
+    assert set(MODELS) == set(HTTP) == {name for name, options in TASKS.items() if options.online}
+
+
+def assert_http_as_the_job(got: list[dict[str, Any]], want: list[dict[str, Any]]) -> None:
+    """Each answer has the values of the columns of the job, which stores numbers as float32."""
+    for one, other in zip(got, want, strict=True):
+        assert one.keys() & other.keys(), (one, other)
+        assert_close(_common(one, other), _common(other, one), tolerance=1e-7)
+
+
+def _common(one: Any, other: Any) -> Any:
+    """`one` without the keys that `other` lacks, at any depth."""
+    if isinstance(one, dict):
+        return {name: _common(value, other[name]) for name, value in one.items() if name in other}
+    if isinstance(one, list) and len(one) == len(other):
+        return [_common(mine, theirs) for mine, theirs in zip(one, other, strict=True)]
+    return one
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("long_documents", ["truncate", "windows"])
 @pytest.mark.parametrize("task", MODELS)
 def test_a_job_answers_as_memory_does(task, long_documents, corpus, models, local_ray, tmp_path):
-    """Bit for bit on one machine, with a document of 100,000 tokens, whatever the packs: the CPU path's promise."""
+    """Bit for bit on one machine, with a document of 100,000 tokens, whatever the packs: the CPU path's promise.
+
+    So do a step of a Ray Dataset and HTTP, for documents that are truncated.
+    """
     options = {"long_documents": long_documents, "max_length": 512}
     assert run(task, corpus, models[task], tmp_path / "out", **options) == 0
     got, rejected = ds.dataset(tmp_path / "out").to_table(), pq.read_table(tmp_path / "out" / "_rejected")
@@ -115,6 +204,9 @@ def test_a_job_answers_as_memory_does(task, long_documents, corpus, models, loca
         step = processor(task, str(models[task]), *STEP_COLUMNS.get(task, ()), actors=1, batch_rows=16, **options)
         dataset = step(ray.data.read_parquet(str(corpus)).map_batches(lambda table: table, batch_format="pyarrow"))
         assert_as_the_job(list(dataset.iter_batches(batch_format="pyarrow")), rows, BAD[task])
+        short = [i for i, row in enumerate(rows) if row["id"] != LONG]
+        got = over_http(task, models[task], [rows[i] for i in short], **options)
+        assert_http_as_the_job(got, [want[i] for i in short])
     else:
         assert long["n_tokens"] > 100_000
         assert long["n_windows"] > 200
