@@ -15,21 +15,18 @@ from pathlib import Path
 
 from conftest import HEAD_ENVIRONMENT, RAY, free_port
 
-_HEAD_NODE = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"
-
 
 @contextmanager
-def autoscaling_head(
-    most_gpus: int, cpus_each: int = 2, idle_s: float = 300, v2: bool = False, head_cpus: int = 0, **environment: str
-) -> Iterator[str]:
-    """A head without GPUs that starts from 0 to `most_gpus` nodes with one each, and its address."""
+def autoscaling_head(most_gpus: int, idle_s: float) -> Iterator[str]:
+    """A head without GPUs that starts from 0 to `most_gpus` nodes with one each, and its address.
+
+    A node ends when it has had nothing to do for `idle_s`.
+    """
     folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # Ray's socket paths must be short
     port = free_port()
     provider = {"type": "fake_multinode", "disable_node_updaters": True, "disable_launch_config_check": True}
-    provider["gcs_address"] = f"127.0.0.1:{port}"
-    if v2:
-        provider |= {"launch_multiple": True, "head_node_id": _HEAD_NODE}
-    worker = {"CPU": cpus_each, "GPU": 1, "object_store_memory": 150 << 20}
+    provider |= {"use_node_id_as_ip": True, "gcs_address": f"127.0.0.1:{port}"}
+    worker = {"CPU": 2, "GPU": 1, "object_store_memory": 150 << 20}
     lists = ["cluster_synced_files", "rsync_exclude", "rsync_filter", "initialization_commands", "setup_commands"]
     lists += ["head_setup_commands", "worker_setup_commands", "head_start_ray_commands", "worker_start_ray_commands"]
     config = {
@@ -40,7 +37,7 @@ def autoscaling_head(
         "upscaling_speed": 1.0,
         "head_node_type": "ray.head.default",
         "available_node_types": {
-            "ray.head.default": {"resources": {"CPU": head_cpus}, "node_config": {}, "max_workers": 0},
+            "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
             "gpu": {"resources": worker, "node_config": {}, "min_workers": 0, "max_workers": most_gpus},
         },
         **{name: {} for name in ("docker", "auth", "file_mounts")},
@@ -49,14 +46,11 @@ def autoscaling_head(
     }
     file = Path(folder, "autoscaling.json")
     file.write_text(json.dumps(config))
-    options = ["--head", "--block", f"--num-cpus={head_cpus}", "--num-gpus=0", f"--port={port}"]
+    options = ["--head", "--block", "--num-cpus=0", "--num-gpus=0", f"--port={port}"]
     options += [f"--temp-dir={folder}", "--include-dashboard=false", f"--ray-client-server-port={free_port()}"]
     options += [f"--dashboard-agent-listen-port={free_port()}", f"--autoscaling-config={file}"]
     options += ["--object-store-memory=200000000"]
-    env = HEAD_ENVIRONMENT | {"AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1"} | environment
-    if v2:
-        env |= {"RAY_enable_autoscaler_v2": "1", "RAY_CLOUD_INSTANCE_ID": _HEAD_NODE}
-        env |= {"RAY_OVERRIDE_NODE_ID_FOR_TESTING": _HEAD_NODE}
+    env = HEAD_ENVIRONMENT | {"AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1"}
     log = Path(folder, "head.log")
     with open(log, "w") as output:
         head = subprocess.Popen(

@@ -13,7 +13,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -111,16 +111,24 @@ class RayHead(NamedTuple):
 
     address: str
     dashboard: str
+    process: subprocess.Popen
 
 
 @pytest.fixture(scope="module")
 def ray_head() -> Iterator[RayHead]:
     """A head of its own, for jobs that are submitted, and for those that need no Ray of their own."""
+    with own_head(cpus=2) as head:
+        yield head
+
+
+@contextmanager
+def own_head(cpus: int) -> Iterator[RayHead]:
+    """A head with `cpus` CPUs, which ends with the block, as do the raylets that have joined it."""
     folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # Ray's socket paths must be short
     port, dashboard = free_port(), free_port()
     ports = [f"--port={port}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={free_port()}"]
     ports.append(f"--dashboard-agent-listen-port={free_port()}")  # another Ray's agent may hold the usual one
-    options = ["--head", "--block", "--num-cpus=2", "--include-dashboard=true", f"--temp-dir={folder}"]
+    options = ["--head", "--block", f"--num-cpus={cpus}", "--include-dashboard=true", f"--temp-dir={folder}"]
     process = subprocess.Popen(
         [*RAY, "start", *options, *ports],
         env=HEAD_ENVIRONMENT, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -136,8 +144,9 @@ def ray_head() -> Iterator[RayHead]:
                 time.sleep(1)
         else:
             pytest.fail("the job server did not answer")
-        yield RayHead(f"127.0.0.1:{port}", address)
+        yield RayHead(f"127.0.0.1:{port}", address, process)
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
+        with suppress(ProcessLookupError):  # a test may have killed it
+            os.killpg(process.pid, signal.SIGTERM)
         process.wait(60)
         shutil.rmtree(folder, ignore_errors=True)

@@ -90,10 +90,8 @@ class Execution:
             return
         low, high = (min(n or len(self.todo), len(self.todo)) for n in pool_size(actors, self.job.device))
         print(describe_cluster(), flush=True)
-        wanted = 1
-        if self.job.device == "cuda":
-            wanted = cores_per_gpu(self.job.model.config, self.job.task.needs_details)
-            warn_of_few_cores(low, wanted)
+        on_gpus = self.job.device == "cuda"
+        wanted = cores_per_gpu(self.job.model.config, self.job.task.needs_details) if on_gpus else 1
         pool = f"{low} actors" if low == high else f"{low} to {high} actors"
         print(
             f"labelling {self._rows:,} rows in {len(self.todo)} shards: {pool} on {self.job.device} in "
@@ -103,6 +101,8 @@ class Execution:
         progress = _start_here(Progress)
         with stopped_by_sigterm(), progress_bar(self._rows, lambda: ray.get(progress.read.remote())):
             wait_for_places(low, self.job.device, wait_s)
+            if on_gpus:
+                warn_of_few_cores(low, wanted)
             blocks = min(len(self.todo), MAX_BLOCKS, max(len(self.todo) // 8, 4 * high * wanted))
             one_by_one = blocks == len(self.todo) and self.job.device == "cpu"
             lost = self._run_once(self.todo, blocks, one_by_one, (low, high), progress)

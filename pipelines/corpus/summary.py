@@ -17,13 +17,13 @@ from pipelines.corpus.plan import Job
 from pipelines.input.shards import Corpus
 from pipelines.output import folder as output
 from pipelines.output.record import Attempt, RunRecord
-from pipelines.output.shard_stats import LENGTH_EDGES, SCORE_EDGES
+from pipelines.output.shard_stats import LENGTH_EDGES, SCORE_EDGES, add_up
 from pipelines.report.progress import format_duration
 from pipelines.storage import redact_credentials
 from pipelines.tasks.base import Task
 
 _SHOWN_LABELS, _SHOWN_ROWS, _SHOWN_WIDTH = 12, 5, 60
-_SLOWEST, _BINS = 10, 120
+_SLOWEST, _BINS, _SHOWN_ATTEMPTS = 10, 120, 20
 _PACKAGES = ("modernbert-ray", "ray", "torch", "tokenizers", "pyarrow", "numpy")
 
 
@@ -139,6 +139,7 @@ def report(job: Job, record: RunRecord, stats: pa.Table) -> dict[str, Any]:
         "attempts": attempts,
         "totals": totals,
         "throughput": _throughput(stats, attempts),
+        "by_attempt": _by_attempt(stats, attempts),
         "lengths": {"edges": LENGTH_EDGES[: longest + 1], "windows": totals["lengths"][:longest]},
         "labels": list(totals["labels"].items()),
         "scores": {"edges": SCORE_EDGES, "counts": totals["scores"]} if totals["scores"] else None,
@@ -148,11 +149,28 @@ def report(job: Job, record: RunRecord, stats: pa.Table) -> dict[str, Any]:
     }
 
 
+def _attempt_of(stats: pa.Table, attempts: list[dict[str, Any]]) -> tuple[list[float], np.ndarray]:
+    """Return when each attempt began, and the number of the attempt that committed each shard."""
+    starts = [datetime.fromisoformat(each["started"]).timestamp() for each in attempts]
+    return starts, np.searchsorted(starts, stats["committed_at"].to_numpy(), side="right") - 1
+
+
+def _by_attempt(stats: pa.Table, attempts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Add up what each of the last attempts that committed something added to the output."""
+    _, attempt_of = _attempt_of(stats, attempts)
+    numbers = sorted(set(attempt_of.tolist()))[-_SHOWN_ATTEMPTS:]
+    sums = [(number, add_up(stats.filter(pa.array(attempt_of == number)))) for number in numbers]
+    names = ("rows", "rejected", "labels")
+    return [
+        {"attempt": number, "started": attempts[number]["started"]} | {name: totals[name] for name in names}
+        for number, totals in sums
+    ]
+
+
 def _throughput(stats: pa.Table, attempts: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Compute tokens a second over the time of each attempt that committed something."""
-    starts = [datetime.fromisoformat(each["started"]).timestamp() for each in attempts]
+    starts, attempt_of = _attempt_of(stats, attempts)
     times, tokens = stats["committed_at"].to_numpy(), stats["tokens"].to_numpy()
-    attempt_of = np.searchsorted(starts, times, side="right") - 1
     series = []
     for number, start in enumerate(starts):
         within = attempt_of == number

@@ -14,7 +14,7 @@ from pipelines.report.progress import format_duration
 
 _SHOWN_LABELS, _SHOWN_REASONS, _SHOWN_FAILURES, _SHOWN_SHARDS = 12, 6, 20, 10
 _SHOWN_ATTEMPTS, _SHOWN_SETTINGS, _NAMED_ATTEMPTS, _FEW_LABELS = 10, 60, 12, 6
-_SHOWN_CHARACTERS = 240
+_SHOWN_CHARACTERS, _COMPARED_LABELS = 240, 5
 _MODEL_WAITS, _MODEL_BUSY, _SHORT_S = 0.25, 0.1, 30
 
 
@@ -54,6 +54,7 @@ def render(report: dict[str, Any]) -> str:
         rejects=_rejects(report.get("rejects") or []),
         slowest=_slowest(report.get("slowest") or []),
         attempts=_attempts(attempts),
+        by_attempt=_by_attempt(report.get("by_attempt") or [], labels),
         settings=_values(report.get("settings") or {}),
         versions=_values(report.get("versions") or {}),
     )
@@ -269,6 +270,35 @@ def _attempts(attempts: list[dict[str, Any]]) -> dict[str, Any] | None:
         rows.append(row)
     note = f"The last {len(rows)} of {len(attempts):,}." if len(attempts) > len(rows) else ""
     return {"note": note, "attempts": rows}
+
+
+def _by_attempt(sums: list[dict[str, Any]], labels: list[Any]) -> dict[str, Any] | None:
+    """Lists what attempts added, the newest first, with shares of labels beside those of the whole output."""
+    if len(sums) < 2:
+        return None
+    shown = [label for label, _ in labels[:_COMPARED_LABELS]]
+    total = sum(number for _, number in labels)
+    shares = {label: number / total for label, number in labels[:_COMPARED_LABELS]} if total else {}
+    rows = []
+    for each in sums[::-1]:
+        found = dict(each["labels"])
+        here = sum(found.values())
+        rows.append({
+            "number": f"{each['attempt'] + 1:,}",
+            "started": _timestamp(each["started"]),
+            "cells": [
+                count(each["rows"]),
+                MISSING if not each["rows"] else percent(each["rejected"] / each["rows"]),
+                *(_share(found.get(label, 0) / here, shares[label]) if here else MISSING for label in shown),
+            ],
+        })  # fmt: skip
+    columns = [(name, "number") for name in ("rows", "rejected", *shown)]
+    note = "What each attempt added: labels in per cent of its labels, and in points from their share in the output."
+    return {"note": note, "columns": columns, "rows": rows}
+
+
+def _share(here: float, in_all: float) -> str:
+    return f"{percent(here)} ({(here - in_all) * 100:+.1f})"
 
 
 def _values(values: dict[str, Any]) -> dict[str, Any] | None:

@@ -3,20 +3,135 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from conftest import HEAD_ENVIRONMENT, RAY, REPOSITORY, free_port
+from conftest import HEAD_ENVIRONMENT, RAY, REPOSITORY, RayHead, free_port, own_head
 
 SERVE = [str(Path(sys.executable).with_name("serve"))]
+
+
+@contextmanager
+def joined(head: RayHead, raylets: int) -> Iterator[None]:
+    """As many raylets of a CPU each beside the head."""
+    folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")
+    options = ["--address", head.address, "--block", "--num-cpus=1", f"--temp-dir={folder}"]
+    running = [
+        subprocess.Popen(
+            [*RAY, "start", *options, f"--dashboard-agent-listen-port={free_port()}"],
+            env=HEAD_ENVIRONMENT, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )
+        for _ in range(raylets)
+    ]  # fmt: skip
+    try:
+        yield
+    finally:
+        for process in running:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait(60)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_corpus(folder: Path, rows: int) -> list[str]:
+    """Write a corpus, and return the command that labels it."""
+    texts = [f"please set an alarm for {i} o'clock" for i in range(rows)]
+    pq.write_table(pa.table({"id": range(rows), "message": texts}), folder / "in.parquet", row_group_size=50)
+    options = {
+        "input": folder / "in.parquet",
+        "output": folder / "out",
+        "model": REPOSITORY / "jobs/demo/intent-classifier",
+    }
+    named = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    return ["python", "jobs/classify_corpus.py", *named, "--text-column", "message"]
+
+
+def ray_job(head: RayHead, command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    call = [*RAY, "job", command, "--address", head.dashboard, *arguments]
+    return subprocess.run(call, cwd=REPOSITORY, env=HEAD_ENVIRONMENT, capture_output=True, text=True, timeout=400)
+
+
+def submit(head: RayHead, job: list[str], *options: str) -> subprocess.CompletedProcess[str]:
+    environment = json.dumps({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "60"}})
+    for _ in range(10):  # the head answers some seconds before its agent takes jobs
+        done = ray_job(head, "submit", *options, "--working-dir", ".", "--runtime-env-json", environment, "--", *job)
+        if "No available agent" not in done.stdout + done.stderr:
+            break
+        time.sleep(3)
+    return done
+
+
+def wait_for_parts(out: Path, parts: int) -> None:
+    for _ in range(300):
+        if len(list(out.glob("in.parquet-*.parquet"))) >= parts:
+            return
+        time.sleep(0.5)
+    raise AssertionError(f"{out} does not fill")
+
+
+def test_the_files_that_are_not_uploaded_are_named():
+    """What `--working-dir .` leaves out, and that it keeps what a job needs."""
+    ignored = (REPOSITORY / ".rayignore").read_text().split()
+    assert {"/tests/", "/benchmarks/"} <= set(ignored)
+    assert not {"/jobs/", "/pipelines/", "/modernbert/", "/pyproject.toml"} & set(ignored)
+
+
+@pytest.mark.slow
+def test_a_job_that_is_stopped_leaves_a_report_and_goes_on(tmp_path):
+    """On a head without CPUs for actors and two raylets, as `ray job stop` does it."""
+    rows = 1500
+    job = write_corpus(tmp_path, rows)
+    with own_head(cpus=0) as head, joined(head, raylets=2):
+        assert submit(head, job, "--no-wait", "--submission-id", "first").returncode == 0
+        wait_for_parts(tmp_path / "out", 2)
+        stopped = ray_job(head, "stop", "first")
+        assert "was stopped" in stopped.stdout + stopped.stderr
+        logs = ray_job(head, "logs", "first").stdout
+        assert re.search(r"Ray joined at [\d.]+:\d+: 3 nodes, 2 CPUs, 0 GPUs", logs), logs
+        assert logs.rstrip().endswith("stopped; the same command goes on where this one stopped"), logs
+        assert "Traceback" not in logs
+        record = json.loads((tmp_path / "out/_run.json").read_text())
+        assert [(attempt["outcome"], attempt["rows"] > 0) for attempt in record["attempts"]] == [("stopped", True)]
+        assert not record["complete"]
+        assert "Not complete" in (tmp_path / "out/_report.html").read_text()
+
+        again = submit(head, job)
+        assert again.returncode == 0, again.stdout[-3000:] + again.stderr[-3000:]
+        assert re.search(r"\d+ shards were in the output already", again.stdout)
+        assert submit(head, [*job, "--top-k", "0"]).returncode == 1  # all that the job server tells apart
+    assert ds.dataset(tmp_path / "out").to_table()["id"].to_pylist() == list(range(rows))
+    assert "By attempt" in (tmp_path / "out/_report.html").read_text()
+
+
+@pytest.mark.slow
+def test_a_job_that_is_lost_with_its_cluster_goes_on_on_a_new_one(tmp_path):
+    rows = 800
+    job = write_corpus(tmp_path, rows)
+    with own_head(cpus=2) as head:
+        assert submit(head, job, "--no-wait").returncode == 0
+        wait_for_parts(tmp_path / "out", 1)
+        for process in [head.process, *psutil.Process(head.process.pid).children(recursive=True)]:
+            process.kill()  # the machine is gone, with the job's driver on it
+    with own_head(cpus=2) as head:
+        again = submit(head, job)
+        assert again.returncode == 0, again.stdout[-3000:] + again.stderr[-3000:]
+        assert re.search(r"\d+ shards were in the output already", again.stdout)
+    assert ds.dataset(tmp_path / "out").to_table()["id"].to_pylist() == list(range(rows))
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ VOID = {"meta"}
 NAMED = ("settings", "versions", "failed")
 HEADINGS = [
     "Throughput", "Window lengths", "Time", "Labels", "Scores", "Rejected rows", "Slowest shards", "Attempts",
-    "Settings", "Versions",
+    "By attempt", "Settings", "Versions",
 ]  # fmt: skip
 HOSTILE = """</td></title></style></svg>"'><script>document.title="ran"</script><img src=x onerror=alert(1)>"""
 
@@ -57,6 +57,12 @@ def sample(**changes):
             {"name": "part-0001.parquet-1a2b", "rows": 64, "tokens": 8000, "tokenise_s": 1.2, "predict_s": 4.0},
         ],
         "failed": {},
+        "by_attempt": [
+            {"attempt": 1, "started": "2026-11-24T16:10:00Z", "rows": 200, "rejected": 2,
+             "labels": {"greeting": 99, "question": 99}},
+            {"attempt": 2, "started": "2026-11-24T16:30:00Z", "rows": 800, "rejected": 4,
+             "labels": {"greeting": 401, "question": 201, "other": 194}},
+        ],
     }  # fmt: skip
     return report | changes
 
@@ -177,8 +183,9 @@ def test_the_error_that_ended_the_last_attempt_comes_first():
 def test_values_are_escaped_everywhere():
     plain, document = Document(render(sample())), Document(render(hostile_report()))
     shown = " ".join(HOSTILE.split())
-    # twice the title; output and date; settings, versions and failures; labels, reasons, a shard; three attempts
-    assert document.text.count(shown) == 2 + 2 + 10 + 3 + 2 + 1 + (3 + 2 + 3)
+    # twice the title; output and date; settings, versions and failures; labels, reasons, a shard; three attempts;
+    # what two of them added, and three labels above that
+    assert document.text.count(shown) == 2 + 2 + 10 + 3 + 2 + 1 + (3 + 2 + 3) + (2 + 3)
     assert document.tags.keys() <= plain.tags.keys() | {"code"}
     assert document.attributes <= plain.attributes
     assert "script" not in document.tags
@@ -199,7 +206,7 @@ def test_long_text_keeps_its_ends():
     [
         ("settings", "Settings"), ("versions", "Versions"), ("attempts", "Attempts"), ("throughput", "Throughput"),
         ("lengths", "Window lengths"), ("labels", "Labels"), ("scores", "Scores"), ("rejects", "Rejected rows"),
-        ("slowest", "Slowest shards"), ("totals", "Time"),
+        ("slowest", "Slowest shards"), ("totals", "Time"), ("by_attempt", "By attempt"),
     ],
 )  # fmt: skip
 def test_a_part_that_is_empty_is_left_out_and_nothing_else(part, heading, empty):
@@ -278,6 +285,16 @@ def test_attempts_are_laid_end_to_end():
     assert re.findall(r'class="named" style="left:([\d.]+)%">(\d+)<', source) == [("25.0", "3")]
     assert '<path class="mark" d="M250.0 0V100"/>' in source
     assert "after 35 s: 3,000 tokens/s" in source
+
+
+def test_what_each_attempt_added_is_compared_with_the_whole_output():
+    table = section(render(sample()), "By attempt")
+    cells = [re.findall(r'<td class="number">(.*?)</td>', row) for row in table.split("<tr>")[2:]]
+    assert cells == [
+        ["800", "0.5%", "50.4% (+0.1)", "25.3% (-4.9)", "24.4% (+4.9)"],
+        ["200", "1.0%", "50.0% (-0.3)", "50.0% (+19.8)", "0% (-19.5)"],
+    ]
+    assert "By attempt" not in Document(render(sample(by_attempt=sample()["by_attempt"][:1]))).headings
 
 
 def test_an_attempt_is_drawn_from_its_start_to_its_end():
