@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import deltalake
 import httpx
+import lance
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
@@ -259,6 +261,30 @@ def test_the_example_of_a_step_runs(local_ray, tmp_path, monkeypatch):
     assert len(vectors) == 300
     assert vectors["error"].null_count == 297  # three messages hold no text
     assert vectors["embedding"].type == pa.list_(pa.float32(), 32)
+
+
+@pytest.mark.slow
+def test_a_step_between_tables_of_delta_and_lance(local_ray, tmp_path):
+    """Any source and sink of Ray Data composes: rows of a Delta table become a Lance dataset and a Delta table."""
+    rows = pq.read_table(REPOSITORY / "jobs/demo/messages.parquet").slice(0, 40)
+    deltalake.write_deltalake(str(tmp_path / "delta"), rows)
+    model = str(REPOSITORY / "jobs/demo/sentence-encoder")
+    step = processor("embed", model, "text", dimensions=8, actors=1)
+    embedded = step(ray.data.read_delta(str(tmp_path / "delta"))).materialize()
+    embedded.write_lance(str(tmp_path / "lance"))
+    embedded.write_delta(str(tmp_path / "out"))
+    want = pipeline("embed", model, dimensions=8)([text or "" for text in rows["text"].to_pylist()])
+    for table in (
+        lance.dataset(tmp_path / "lance").to_table(),
+        deltalake.DeltaTable(tmp_path / "out").to_pyarrow_table(),
+    ):
+        got = {row["text"]: row for row in table.to_pylist()}
+        assert set(got) == set(rows["text"].to_pylist())
+        for text, vector in zip(rows["text"].to_pylist(), want, strict=True):
+            if text and text.strip():
+                assert_close(got[text]["embedding"], [float(value) for value in vector], tolerance=1e-6)
+            else:
+                assert got[text]["error"] in ("text is null", "text is empty")
 
 
 @pytest.mark.slow
