@@ -68,6 +68,8 @@ class TaskOptions(BaseModel):
     """Its names in transformers and on the command line."""
     inputs: ClassVar[dict[str, str]] = {"text": "text"}
     """What the texts of a document are called, and what they hold; a corpus job has a column option for each."""
+    optional_inputs: ClassVar[dict[str, str]] = {}
+    """A text that a document may have beside those; then it is a pair."""
     fits: ClassVar[dict[str, str]] = {}
     """The architectures whose checkpoints it runs, and how a message names them to a user who asks for another task."""
     transformers_names: ClassVar[dict[str, str]] = {}
@@ -105,6 +107,11 @@ class TaskOptions(BaseModel):
                 raise ValueError(f"{name} {first['input']} must be at least {first['ctx']['ge']}") from error
             raise ValueError(f"{name} {values[name]!r}: {plain_message(first['msg'])}") from error
 
+    @classmethod
+    def input_names(cls, count: int | None = None) -> tuple[str, ...]:
+        """The names of the texts of a document that has `count` of them, by default all."""
+        return (*cls.inputs, *cls.optional_inputs)[:count]
+
     def override(self, values: Mapping[str, Any]) -> TaskOptions:
         """The options with `values` in place of some; ValueError as `parse` raises it."""
         cls = TASKS[self.task]
@@ -118,6 +125,7 @@ class ClassifyOptions(TaskOptions):
     implementation = "pipelines.tasks.classify:Classify"
     purpose = "Label every document of a corpus with a ModernBERT sequence classifier."
     aliases = ("text-classification", "sentiment-analysis")
+    optional_inputs = {"text_pair": "second text of a pair (default: none)"}
     fits = {"ModernBertForSequenceClassification": "classify"}
     transformers_names = {"function_to_apply": "function"}
 
@@ -344,9 +352,10 @@ class CorpusOptions(TaskOptions, CommandOptions):  # type: ignore[misc]  # two f
         return self.input, self.model, self.output  # type: ignore[return-value]
 
     @property
-    def text_columns(self) -> list[str]:
-        """The columns of a document's texts, in the order of the task's inputs."""
-        return [getattr(self, column_option(name)) for name in self.inputs]
+    def text_columns(self) -> dict[str, str]:
+        """The column of each text of a document by its name, in the order of the task's inputs."""
+        columns = {name: getattr(self, column_option(name)) for name in self.input_names()}
+        return {name: column for name, column in columns.items() if column is not None}
 
     @field_validator("actors")
     @classmethod
@@ -393,6 +402,10 @@ def corpus_options(task: str) -> type[CorpusOptions]:
     columns: dict[str, Any] = {
         column_option(name): (Annotated[str, Field(description=f"column with the {content}")], name)
         for name, content in options.inputs.items()
+    }
+    columns |= {
+        column_option(name): (Annotated[str | None, Field(description=f"column with the {content}")], None)
+        for name, content in options.optional_inputs.items()
     }
     bases: Any = (options, CorpusOptions)
     return create_model(f"Corpus{options.__name__}", __base__=bases, __doc__=options.purpose, **columns)

@@ -286,7 +286,7 @@ def accepted_documents(
 
     `too_long`: the reason for a document of more than `max_characters`, which is rejected where it is read in windows.
     """
-    documents, rows, rejects = valid_documents(columns, tuple(task.options_class.inputs))
+    documents, rows, rejects = valid_documents(columns, task.options_class.input_names(len(columns)))
     most = max_characters if task.stride is not None else None
     long = [too_long if most and longest(document) > most else None for document in documents]
     reasons = [reason or task.reject(document) for reason, document in zip(long, documents, strict=True)]

@@ -84,8 +84,6 @@ class Task(ABC):
     """What `pipeline` returns for it: the arguments and results of a call in memory."""
     per_token: ClassVar[bool] = False
     """Whether the model's head runs on each token, which takes memory."""
-    takes_pairs: ClassVar[bool] = False
-    """Whether a document may be a pair of texts where `inputs` names a single one."""
     needs_details: ClassVar[bool] = False
     """Whether decoding needs the offsets, word ids and sequence ids of the tokens."""
 
@@ -166,9 +164,10 @@ class Task(ABC):
         `first`: the number of the first of `documents` in the call.
         """
         name, inputs = cls.options_class.task, tuple(cls.options_class.inputs)
+        pairs = len(cls.options_class.input_names()) == 2
         for i, document in enumerate(documents, first):
             check_text(document, i)
-            if isinstance(document, tuple) and len(inputs) == 1 and not cls.takes_pairs:
+            if isinstance(document, tuple) and not pairs:
                 raise ValueError(f"input {i} is a pair; {name} takes single texts")
             if len(inputs) == 2 and not (isinstance(document, tuple) and len(document) == 2):
                 raise ValueError(f"input {i} is a single text; {name} takes {' and '.join(inputs)}")

@@ -77,7 +77,6 @@ class Classify(Task):
     options_class = ClassifyOptions
     model_class = "modernbert.heads:ModernBertForSequenceClassification"
     pipeline_class = ClassifyPipeline
-    takes_pairs = True
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint, options: ClassifyOptions) -> Classify:
