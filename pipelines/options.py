@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import codecs
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -70,6 +70,8 @@ class TaskOptions(BaseModel):
     """What the texts of a document are called, and what they hold; a corpus job has a column option for each."""
     optional_inputs: ClassVar[dict[str, str]] = {}
     """A text that a document may have beside those; then it is a pair."""
+    list_inputs: ClassVar[frozenset[str]] = frozenset()
+    """The inputs whose columns may also hold lists of texts, which are read as a text a line."""
     fits: ClassVar[dict[str, str]] = {}
     """The architectures whose checkpoints it runs, and how a message names them to a user who asks for another task."""
     transformers_names: ClassVar[dict[str, str]] = {}
@@ -112,6 +114,9 @@ class TaskOptions(BaseModel):
         """The names of the texts of a document that has `count` of them, by default all."""
         return (*cls.inputs, *cls.optional_inputs)[:count]
 
+    def check_inputs(self, names: Collection[str]) -> None:
+        """Raise ValueError, whose message begins with an option's name, where documents with these texts lack one."""
+
     def override(self, values: Mapping[str, Any]) -> TaskOptions:
         """The options with `values` in place of some; ValueError as `parse` raises it."""
         cls = TASKS[self.task]
@@ -139,6 +144,59 @@ class ClassifyOptions(TaskOptions):
     function: Annotated[
         Function | None, Field(description="from logits to scores (default: as the model's problem_type says)")
     ] = None
+
+
+class ZeroShotOptions(TaskOptions):
+    """Which of some labels fit each text, without training for them."""
+
+    task = "zero_shot"
+    implementation = "pipelines.tasks.zero_shot:ZeroShot"
+    purpose = "Label every document of a corpus with labels of your choice, by a ModernBERT model of entailment (NLI)."
+    aliases = ("zero-shot-classification",)
+    optional_inputs = {"labels": "labels of each row, one a line or comma-separated (default: --labels for all)"}
+    list_inputs = frozenset({"labels"})
+    fits = {"ModernBertForSequenceClassification": "zero_shot, with a label of entailment"}
+
+    labels: Annotated[Names, Field(description="labels to choose from, comma-separated")] = None
+    labels_file: Annotated[str | None, Field(description="text file with a label a line")] = None
+    hypothesis_template: Annotated[str, Field(description="sentence that says of a text that label {} fits")] = (
+        "This example is {}."
+    )
+    multi_label: Annotated[bool, Field(description="score each label by itself: several may fit, or none")] = False
+    top_k: Annotated[
+        int | None, Field(ge=1, description="keep the TOP_K best labels in the lists labels, scores (default: all)")
+    ] = None
+    threshold: Annotated[
+        float | None, Field(ge=0, le=1, description="least score of a label in the lists (default: 0)")
+    ] = None
+    merge: Annotated[Merge, Field(description="scores of a document's windows become one by")] = "max"
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _split_labels(cls, value: Any) -> Any:
+        return split_labels(value) if isinstance(value, str) else value
+
+    @field_validator("labels")
+    @classmethod
+    def _some_labels(cls, value: Sequence[str] | None) -> Sequence[str] | None:
+        if value is not None and not value:
+            raise ValueError("must name at least one label")
+        return value
+
+    @field_validator("hypothesis_template")
+    @classmethod
+    def _with_a_place(cls, value: str) -> str:
+        rest = value.replace("{}", "")
+        if rest == value or "{" in rest or "}" in rest:
+            raise ValueError("must have {} where the label stands, and no other braces")
+        return value
+
+    def check_inputs(self, names: Collection[str]) -> None:
+        given = {"labels": self.labels, "labels_file": self.labels_file, "labels_column": "labels" in names or None}
+        found = [name for name, value in given.items() if value is not None]
+        if len(found) != 1:
+            came = "none of them is" if not found else f"{' and '.join(found)} are"
+            raise ValueError(f"labels come from labels, labels_file or labels_column; {came} given: give one")
 
 
 class TagOptions(TaskOptions):
@@ -245,7 +303,10 @@ class FeaturesOptions(TaskOptions):
     online = False
 
 
-_TASKS = (ClassifyOptions, TagOptions, AnswerOptions, FillOptions, EmbedOptions, RerankOptions, FeaturesOptions)
+_TASKS = (
+    *(ClassifyOptions, ZeroShotOptions, TagOptions, AnswerOptions, FillOptions),
+    *(EmbedOptions, RerankOptions, FeaturesOptions),
+)
 TASKS: dict[str, type[TaskOptions]] = {options.task: options for options in _TASKS}
 """Every task by its name."""
 
@@ -385,6 +446,12 @@ class CorpusOptions(TaskOptions, CommandOptions):  # type: ignore[misc]  # two f
     @classmethod
     def _number_or_text(cls, value: Any) -> Any:
         return str(value) if isinstance(value, int) else value
+
+
+def split_labels(text: str) -> list[str]:
+    """The labels in a text: one a line, or without a line end comma-separated."""
+    parts = text.splitlines() if "\n" in text else text.split(",")
+    return [part.strip() for part in parts if part.strip()]
 
 
 def column_option(name: str) -> str:

@@ -32,8 +32,15 @@ TASKS = {
     "sentence": ("embed", DEMOS / "sentence-encoder"),
     "reader": ("answer", None),
     "ranker": ("rerank", None),
+    "nli": ("zero_shot", None),
 }
 """By name the task and the checkpoint; None: one with random weights."""
+WRITTEN: dict[str, tuple[str, dict[str, Any]]] = {
+    "answer": ("ModernBertForQuestionAnswering", {}),
+    "rerank": ("ModernBertForSequenceClassification", {"num_labels": 1}),
+    "zero_shot": ("ModernBertForSequenceClassification", {"labels": ["entailment", "neutral", "contradiction"]}),
+}
+"""By task the architecture and configuration of a checkpoint with random weights."""
 
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -56,8 +63,8 @@ def checkpoint_of(name: str) -> Path:
     if folder is not None:
         return folder
     result = new_folder()
-    architecture = {"answer": "QuestionAnswering", "rerank": "SequenceClassification"}[task]
-    return write_task(result, f"ModernBertFor{architecture}", **({"num_labels": 1} if task == "rerank" else {}))
+    architecture, config = WRITTEN[task]
+    return write_task(result, architecture, **config)
 
 
 @cache
@@ -113,6 +120,7 @@ SHAPES = {  # by route: a good request, and how an error looks there
     "/": ({"inputs": "a", "parameters": {}}, {"error", "error_type"}),
     "/models/intent": ({"inputs": "a", "parameters": {}}, {"error", "error_type"}),
     "/models/pii": ({"inputs": "a", "parameters": {}}, {"error", "error_type"}),
+    "/models/nli": ({"inputs": "a", "parameters": {"candidate_labels": ["b"]}}, {"error", "error_type"}),
     "/models/mask": ({"inputs": "a [MASK]", "parameters": {}}, {"error", "error_type"}),
     "/models/sentence": ({"inputs": "a"}, {"error", "error_type"}),
     "/models/reader": ({"inputs": {"question": "a", "context": "b c"}, "parameters": {}}, {"error", "error_type"}),

@@ -13,7 +13,7 @@ import pyarrow as pa
 from pipelines.checkpoints import Checkpoint
 from pipelines.corpus.cluster import cluster_resources
 from pipelines.errors import UserError
-from pipelines.input.documents import is_text
+from pipelines.input.documents import is_text, is_text_list
 from pipelines.input.files import hive_partitions
 from pipelines.input.plan import Inspection, inspect_input, sample, unify
 from pipelines.input.text import TextOptions
@@ -64,6 +64,7 @@ def plan_job(options: CorpusOptions) -> tuple[Job, Inspection, dict[str, Any]]:
     mistake.
     """
     source, model, output = options.required()
+    options.check_inputs(options.text_columns)
     source = source if "://" in source else str(Path(source).expanduser().absolute())
     target = Folder.at(output)
     found = _inspect_input(source, target, options)
@@ -142,7 +143,8 @@ def _check_text_columns(options: CorpusOptions, schema: pa.Schema) -> None:
         flag = f"--{column_option(name).replace('_', '-')}"
         if column not in schema.names:
             raise UserError(f"input has no column {column!r}; it has {', '.join(schema.names)} (see {flag})")
-        if not is_text(stored := schema.field(column).type):
+        stored = schema.field(column).type
+        if not is_text(stored) and not (name in options.list_inputs and is_text_list(stored)):
             raise UserError(f"column {column!r} holds {stored}, not text (see {flag})")
 
 

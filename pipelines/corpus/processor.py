@@ -117,7 +117,7 @@ def processor(
     name = task_named(task).task
     given = {"model": model, "device": device, "dtype": dtype, "budget_tokens": budget_tokens, **task_options}
     try:
-        options = model_options(name)(**given)
+        options: Any = model_options(name)(**given)
     except ValidationError as error:
         wrong = [f"{each['loc'][0]} {each['input']!r}: {plain_message(each['msg'])}" for each in error.errors()]
         raise ValueError("; ".join(wrong)) from None
@@ -129,6 +129,7 @@ def processor(
     if len(columns) not in counts:
         takes = " or ".join(map(str, dict.fromkeys(counts)))
         raise ValueError(f"{name} takes {takes} columns of texts, not {len(columns)}")
+    options.check_inputs(task_cls.options_class.input_names(len(columns)))
     checkpoint = Checkpoint.open(model)
     task_cls.check(checkpoint)
     run = resolve_run(options, checkpoint, task_cls.from_checkpoint(checkpoint, options), batch_timeout_s)
@@ -193,7 +194,7 @@ def _answer(step: Processor, table: pa.Table) -> pa.Table:
         empty |= {"n_tokens": pa.nulls(len(given), pa.int32()), "n_windows": pa.nulls(len(given), pa.int32())}
         answers: dict[str, Any] = empty | {"truncated": pa.nulls(len(given), pa.bool_())}
     else:
-        documents = _documents(step, given)[0] if task.needs_details else [""] * len(rows)
+        documents = _documents(step, given)[0] if task.needs_documents else [""] * len(rows)
         values = wire.array_of(table, "values").reshape(-1, task.width)
         outputs = ModelOutputs(documents, windows, values, wire.array_of(table, "splits"), step.run.model.tokenizer)
         answers = answer_columns(task, outputs, index)

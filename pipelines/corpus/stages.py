@@ -233,7 +233,7 @@ def _answers(job: Job, shard: Shard, table: pa.Table) -> tuple[dict[str, Any], p
     """Decode a shard: its stats, the table of its answered rows and that of its rejected rows."""
     windows, rows, rejects = wire.windows_of(table), wire.array_of(table, "rows"), wire.rejects_of(table)
     good = np.flatnonzero(~np.isin(rows, [reject["row"] for reject in rejects]))
-    texts = job.text_columns if job.task.needs_details else []
+    texts = job.text_columns if job.task.needs_documents else []
     stored = [name for name in job.schema.names if name in job.keep_columns or name in texts or rejects]
     read = read_shard(job.source, job.folder, shard, job.schema, stored)
     documents: list[Text] = _documents(job, read)[0] if texts else [""] * len(rows)

@@ -87,6 +87,11 @@ class Task(ABC):
     needs_details: ClassVar[bool] = False
     """Whether decoding needs the offsets, word ids and sequence ids of the tokens."""
 
+    @property
+    def needs_documents(self) -> bool:
+        """Whether decoding needs the documents themselves."""
+        return self.needs_details
+
     @classmethod
     @abstractmethod
     def from_checkpoint(cls, checkpoint: Checkpoint, options: Any) -> Task:

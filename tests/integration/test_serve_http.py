@@ -243,6 +243,21 @@ class TestShapes:
         answer = post("/models/reader", {"inputs": question}).json()
         assert post("/models/reader", {"inputs": [question]}).json() == [answer]
 
+    def test_zero_shot(self) -> None:
+        texts, labels = ["the cat", "é 中文 the mat"], ["cat", "the mat", "a, b"]
+        ours = pipeline("zero-shot-classification", str(checkpoint_of("nli")))
+        for options in ({}, {"multi_label": True}, {"hypothesis_template": "{}?"}):
+            body: dict[str, Any] = {"inputs": texts, "parameters": {"candidate_labels": labels, **options}}
+            want = [
+                [{"label": label, "score": score} for label, score in zip(each["labels"], each["scores"], strict=True)]
+                for each in ours(texts, labels, **options)
+            ]
+            assert post("/models/nli", body).json() == want
+            assert post("/models/nli", body | {"inputs": texts[0]}).json() == want[0]
+        assert is_error(post("/models/nli", {"inputs": "a"}), "/models/nli", 422)
+        body = {"inputs": "a", "parameters": {"candidate_labels": ["b"], "hypothesis_template": "{0:>999999999}"}}
+        assert "must have {} where the label stands" in post("/models/nli", body).json()["error"]
+
     def test_floats_are_those_of_the_model(self) -> None:
         floats = post("/embed", {"inputs": "hello", "normalize": False}).json()[0]
         assert np.array(floats, np.float32).astype(float).tolist() == floats
