@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -51,8 +52,13 @@ def main() -> None:
         model = str(write_nli(Path(folder)))
         ours = pipeline("zero-shot-classification", model)
         theirs = transformers.pipeline("zero-shot-classification", model=model)
-    texts = sorted(load_texts("all")[: options.documents], key=len)
-    windows = ours.task({"labels": LABELS}).encode(ours.checkpoint.tokenizer, texts)
+        texts = sorted(load_texts("all")[: options.documents], key=len)
+        windows = ours.task({"labels": LABELS}).encode(ours.checkpoint.tokenizer, texts)
+        compare(options, ours, theirs, texts, len(windows.input_ids))
+
+
+def compare(options: argparse.Namespace, ours: Any, theirs: Any, texts: list[str], tokens: int) -> None:
+    """Measure all passes and print the result; `tokens` are those of all pairs."""
     calls = {"ours": lambda: ours(texts, LABELS)}
     calls |= {f"transformers, {n}": lambda n=n: theirs(texts, LABELS, batch_size=n) for n in BATCHES}
     best = dict.fromkeys(calls, float("inf"))
@@ -61,7 +67,6 @@ def main() -> None:
             started = time.perf_counter()
             call()
             best[name] = min(best[name], time.perf_counter() - started)
-    tokens = len(windows.input_ids)
     result = {
         "documents": len(texts),
         "labels": len(LABELS),

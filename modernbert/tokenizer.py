@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import Encoding, normalizers
+from tokenizers import Encoding, normalizers, processors
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers.models import BPE
 
@@ -140,6 +140,18 @@ class Tokenizer:
         rest = [fast.normalizer] if fast.normalizer else []
         fast.normalizer = normalizers.Sequence([normalizers.Lowercase(), *rest])
         return Tokenizer(fast, self._settings | {"truncation_side": self.truncation_side})
+
+    @cached_property
+    def without_special_tokens(self) -> Tokenizer:
+        """This tokenizer without special tokens around texts."""
+        fast = FastTokenizer.from_str(self._fast.to_str())
+        fast.post_processor = processors.Sequence([])
+        return Tokenizer(fast, self._settings | {"truncation_side": self.truncation_side})
+
+    @property
+    def vocabulary(self) -> dict[str, int]:
+        """The id of each token, added tokens included."""
+        return self._fast.get_vocab(with_added_tokens=True)
 
     def truncating(self, side: str) -> Tokenizer:
         """Return this tokenizer with another `truncation_side`."""

@@ -275,6 +275,23 @@ class EmbedOptions(TaskOptions):
     prompt_name: Annotated[str | None, Field(description="name of a prompt of the model's to put there")] = None
 
 
+class SparseOptions(TaskOptions):
+    """A weight for each token of the vocabulary that fits a text: a sparse vector."""
+
+    task = "sparse"
+    implementation = "pipelines.tasks.sparse:Sparse"
+    purpose = "Weigh the tokens of the vocabulary for every document of a corpus with a sparse encoder (SPLADE)."
+    aliases = ("sparse-embedding",)
+
+    as_query: Annotated[bool, Field(description="read texts as queries, not as documents")] = False
+    top_k: Annotated[
+        int | None, Field(ge=1, description="keep the TOP_K heaviest tokens (default: the model's, or all)")
+    ] = None
+    min_weight: Annotated[float, Field(ge=0, description="least weight of a token")] = 0.0
+    prompt: Annotated[str | None, Field(description="text to put before each document")] = None
+    prompt_name: Annotated[str | None, Field(description="name of a prompt of the model's to put there")] = None
+
+
 class RerankOptions(TaskOptions):
     """How well a passage answers a query."""
 
@@ -305,7 +322,7 @@ class FeaturesOptions(TaskOptions):
 
 _TASKS = (
     *(ClassifyOptions, ZeroShotOptions, TagOptions, AnswerOptions, FillOptions),
-    *(EmbedOptions, RerankOptions, FeaturesOptions),
+    *(EmbedOptions, SparseOptions, RerankOptions, FeaturesOptions),
 )
 TASKS: dict[str, type[TaskOptions]] = {options.task: options for options in _TASKS}
 """Every task by its name."""

@@ -33,11 +33,13 @@ TASKS = {
     "reader": ("answer", None),
     "ranker": ("rerank", None),
     "nli": ("zero_shot", None),
+    "splade": ("sparse", None),
 }
 """By name the task and the checkpoint; None: one with random weights."""
 WRITTEN: dict[str, tuple[str, dict[str, Any]]] = {
     "answer": ("ModernBertForQuestionAnswering", {}),
     "rerank": ("ModernBertForSequenceClassification", {"num_labels": 1}),
+    "sparse": ("ModernBertForMaskedLM", {}),
     "zero_shot": ("ModernBertForSequenceClassification", {"labels": ["entailment", "neutral", "contradiction"]}),
 }
 """By task the architecture and configuration of a checkpoint with random weights."""
@@ -112,6 +114,7 @@ def service() -> str:
 SHAPES = {  # by route: a good request, and how an error looks there
     "/embed": ({"inputs": "a"}, {"error", "error_type"}),
     "/embed_all": ({"inputs": "a"}, {"error", "error_type"}),
+    "/embed_sparse": ({"inputs": "a"}, {"error", "error_type"}),
     "/similarity": ({"inputs": {"source_sentence": "a", "sentences": ["b"]}}, {"error", "error_type"}),
     "/predict": ({"inputs": "a"}, {"error", "error_type"}),
     "/rerank": ({"query": "a", "texts": ["b"]}, {"error", "error_type"}),

@@ -95,7 +95,8 @@ def check_size(task: Task, windows: Windows, token_vectors: bool) -> None:
             f"the answer may hold {results:,} results; at most {MOST_RESULTS:,} are given in a request: send fewer or "
             "shorter texts at a time, or a lower top_k"
         )
-    numbers = int(task.rows(windows.input_ids, windows.cu_seqlens).sum()) * task.width
+    rows = task.rows(windows.input_ids, windows.cu_seqlens)
+    numbers = 0 if rows is None else int(rows.sum()) * task.width
     if token_vectors and numbers > (most := max(MOST_TOKEN_NUMBERS, task.max_length * task.width)):
         tokens = len(windows.input_ids)
         raise WindowBudgetError(

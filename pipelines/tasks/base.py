@@ -19,11 +19,10 @@ import numpy as np
 import pyarrow as pa
 
 from modernbert.files import fingerprint
-from modernbert.sentence_config import CrossEncoderConfig, SentenceConfig
 from modernbert.tokenizer import Tokenizer
 from modernbert.windows import MOST_OVERLAP, Text, Windows
 from pipelines.checkpoints import Checkpoint
-from pipelines.options import TASKS, EmbedOptions, RerankOptions, TaskOptions
+from pipelines.options import TASKS, TaskOptions
 from pipelines.tasks.pipeline import Pipeline
 
 if TYPE_CHECKING:
@@ -199,8 +198,11 @@ class Task(ABC):
         """Tokenise documents into windows; those that cannot be encoded are in `rejected` with the reason."""
         return tokenizer.encode(documents, self.max_length, stride=self.stride, details=self.needs_details)
 
-    def rows(self, input_ids: np.ndarray, cu_seqlens: np.ndarray) -> np.ndarray:  # noqa: ARG002
-        """Return how many rows of values each window has, (W,): one, unless a task overrides it."""
+    def rows(self, input_ids: np.ndarray, cu_seqlens: np.ndarray) -> np.ndarray | None:  # noqa: ARG002
+        """Return how many rows of values each window has, (W,): one, unless a task overrides it.
+
+        None: only the model knows. Then `forward` puts the number of its window in the batch before each row.
+        """
         return np.ones(len(cu_seqlens) - 1, dtype=np.int64)
 
     def most_results(self, windows: Windows) -> int:
@@ -290,11 +292,16 @@ def resolve_windowing(
     return {"max_length": length, "stride": stride}
 
 
-def resolve_prompt(options: EmbedOptions | RerankOptions, stored: SentenceConfig | CrossEncoderConfig) -> str:
-    """Return the text before each document: the options', else the checkpoint's; ValueError for an unknown name."""
+def resolve_prompt(options: Any, stored: Any, usual: Sequence[str] = ()) -> str:
+    """Return the text before each document: the options', else the checkpoint's; ValueError for an unknown name.
+
+    `options` has `prompt` and `prompt_name`, `stored` has `prompts` and `default_prompt_name`; `usual`: names of
+    prompts of which the first that the checkpoint has comes before the default one.
+    """
     if options.prompt is not None:
         return options.prompt
-    name = options.prompt_name or stored.default_prompt_name
+    found = next((name for name in usual if name in stored.prompts), stored.default_prompt_name)
+    name = options.prompt_name or found
     if name is not None and name not in stored.prompts:
         known = f"this model has {', '.join(stored.prompts)}" if stored.prompts else "this model has none"
         raise ValueError(f"prompt_name {name!r} is unknown; {known}")

@@ -258,6 +258,16 @@ class TestShapes:
         body = {"inputs": "a", "parameters": {"candidate_labels": ["b"], "hypothesis_template": "{0:>999999999}"}}
         assert "must have {} where the label stands" in post("/models/nli", body).json()["error"]
 
+    def test_sparse_vectors(self) -> None:
+        texts = ["the cat", "é 中文 the mat"]
+        want = [
+            [{"index": each["token_id"], "value": each["weight"]} for each in answer]
+            for answer in pipeline("sparse-embedding", str(checkpoint_of("splade")))(texts)
+        ]
+        assert post("/embed_sparse", {"inputs": texts}).json() == want
+        assert post("/models/splade/embed_sparse", {"inputs": texts[0]}).json() == want[:1]
+        assert "prompt_name 'query' is unknown" in post("/embed_sparse", {"inputs": "a", "prompt_name": "query"}).text
+
     def test_floats_are_those_of_the_model(self) -> None:
         floats = post("/embed", {"inputs": "hello", "normalize": False}).json()[0]
         assert np.array(floats, np.float32).astype(float).tolist() == floats
