@@ -14,6 +14,8 @@ from modernbert.files import CheckpointError, read_json
 
 logger = logging.getLogger(__name__)
 MODULES, SETTINGS = "modules.json", "config_sentence_transformers.json"
+PYLATE_DENSE = "pylate.models.Dense.Dense"
+"""PyLate's name of a dense layer on the vectors of tokens."""
 _KNOWN_SETTINGS = {  # of SETTINGS: followed, or without an effect on answers
     *("prompts", "default_prompt_name", "truncate_dim", "activation_fn", "model_type"),
     *("__version__", "similarity_fn_name", "requirements"),
@@ -30,6 +32,7 @@ _DOES = {
     "CrossEncoder": "it scores pairs, which is for rerank, or for classify",
     "SparseEncoder": "it gives weights of tokens, which is for sparse",
     "MultiVectorEncoder": "it gives a vector a token, which is for multi_vector, or for rerank",
+    "ColBERT": "it gives a vector a token, which is for multi_vector, or for rerank",
 }
 
 
@@ -100,8 +103,10 @@ def read_settings(folder: Path, *model_types: str, more: Collection[str] = ()) -
     stored_type = settings.get("model_type") or "SentenceTransformer"
     found = f"model_type {stored_type}"
     similarity = str(settings.get("similarity_fn_name") or "")
-    if similarity.lower() == "maxsim" and stored_type == "SentenceTransformer":
+    if similarity.lower() in ("maxsim", "meanmaxsim") and stored_type == "SentenceTransformer":
         stored_type, found = "MultiVectorEncoder", f"similarity_fn_name {similarity}"
+    if PYLATE_DENSE in [module["type"] for module in read_modules(folder)] and stored_type == "SentenceTransformer":
+        stored_type, found = "MultiVectorEncoder", f"a module {PYLATE_DENSE} in {MODULES}"
     if stored_type in _DOES and stored_type not in model_types:
         raise CheckpointError(f"{file} has {found}: {_DOES[stored_type]}")
     if unknown:
@@ -117,10 +122,9 @@ def read_settings(folder: Path, *model_types: str, more: Collection[str] = ()) -
 def module_kinds(folder: Path, modules: Sequence[Mapping[str, str]]) -> list[str]:
     """Return the class names of modules; CheckpointError for one that is not of sentence-transformers."""
     for module in modules:
-        if not module["type"].startswith("sentence_transformers."):
-            hint = ", of a multi-vector model (ColBERT)" if module["type"].startswith("pylate.") else ""
+        if module["type"] != PYLATE_DENSE and not module["type"].startswith("sentence_transformers."):
             raise CheckpointError(
-                f"{folder / MODULES} has a module {module['type']}{hint}, which cannot be run; known are the modules of"
+                f"{folder / MODULES} has a module {module['type']}, which cannot be run; known are the modules of"
                 " sentence_transformers"
             )
     return [module["type"].rpartition(".")[2] for module in modules]

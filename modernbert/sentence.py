@@ -35,7 +35,7 @@ class SentenceEncoder(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.config = config
-        self.layers = nn.ModuleList(_load_dense(dense) for dense in config.dense)
+        self.layers = nn.ModuleList(load_dense(dense) for dense in config.dense)
 
     @classmethod
     def load(
@@ -109,7 +109,8 @@ class _Dense(nn.Module):
         return y_BE + (self.residual(x_BD) if hasattr(self, "residual") else x_BD)
 
 
-def _load_dense(dense: Dense) -> _Dense:
+def load_dense(dense: Dense) -> _Dense:
+    """Load a dense layer; CheckpointError where its file does not hold one."""
     file = dense.folder / "model.safetensors"
     if not file.is_file():
         raise CheckpointError(f"{dense.folder} lacks model.safetensors (pickles are never loaded)")

@@ -100,7 +100,7 @@ class SentenceConfig:
             elif kind == "Pooling":
                 values |= {"pooling": _pooling_modes(stored), "include_prompt": stored.get("include_prompt", True)}
             elif kind == "Dense":
-                dense.append(_parse_dense(module_folder, stored))
+                dense.append(parse_dense(module_folder, stored))
             elif kind == "Normalize":
                 values["normalize"] = True
         return cls(
@@ -169,7 +169,8 @@ class CrossEncoderConfig:
         return cls(**values, **stored_prompts(settings), activation=settings.get("activation_fn") or configured)
 
 
-def _parse_dense(folder: Path, settings: dict[str, Any]) -> Dense:
+def parse_dense(folder: Path, settings: Mapping[str, Any]) -> Dense:
+    """Read the configuration of a dense layer; CheckpointError for an unknown activation."""
     activation = settings.get("activation_function", "torch.nn.modules.activation.Tanh")
     name = activation.rpartition(".")[2]
     if not activation.startswith("torch.nn.") or name not in ACTIVATIONS:

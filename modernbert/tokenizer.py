@@ -149,6 +149,11 @@ class Tokenizer:
         return Tokenizer(fast, self._settings | {"truncation_side": self.truncation_side})
 
     @property
+    def ending_ids(self) -> list[int]:
+        """The ids of the special tokens behind a text."""
+        return self._template(pairs=False)[-1]
+
+    @property
     def vocabulary(self) -> dict[str, int]:
         """The id of each token, added tokens included."""
         return self._fast.get_vocab(with_added_tokens=True)

@@ -292,6 +292,23 @@ class SparseOptions(TaskOptions):
     prompt_name: Annotated[str | None, Field(description="name of a prompt of the model's to put there")] = None
 
 
+class MultiVectorOptions(TaskOptions):
+    """A vector for each token of a text, for late interaction (ColBERT)."""
+
+    task = "multi_vector"
+    implementation = "pipelines.tasks.multi_vector:MultiVector"
+    purpose = "Embed every token of a corpus with a multi-vector encoder (ColBERT)."
+    aliases = ("multi-vector",)
+
+    as_query: Annotated[bool, Field(description="read texts as queries, not as documents")] = False
+    pool_factor: Annotated[
+        float, Field(ge=1, description="keep one vector for so many tokens of a document, by clustering")
+    ] = 1.0
+    precision: Annotated[Precision, Field(description="how vectors are stored")] = "float32"
+    prompt: Annotated[str | None, Field(description="text to put before each document")] = None
+    prompt_name: Annotated[str | None, Field(description="name of a prompt of the model's to put there")] = None
+
+
 class RerankOptions(TaskOptions):
     """How well a passage answers a query."""
 
@@ -322,7 +339,7 @@ class FeaturesOptions(TaskOptions):
 
 _TASKS = (
     *(ClassifyOptions, ZeroShotOptions, TagOptions, AnswerOptions, FillOptions),
-    *(EmbedOptions, SparseOptions, RerankOptions, FeaturesOptions),
+    *(EmbedOptions, SparseOptions, MultiVectorOptions, RerankOptions, FeaturesOptions),
 )
 TASKS: dict[str, type[TaskOptions]] = {options.task: options for options in _TASKS}
 """Every task by its name."""

@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 import uvicorn
-from checkpoints import write_task
+from checkpoints import write_multi_vector, write_task
 from conftest import REPOSITORY
 
 from pipelines.serve.config import served_models
@@ -34,6 +34,8 @@ TASKS = {
     "ranker": ("rerank", None),
     "nli": ("zero_shot", None),
     "splade": ("sparse", None),
+    "colbert": ("multi_vector", None),
+    "late": ("rerank", None),
 }
 """By name the task and the checkpoint; None: one with random weights."""
 WRITTEN: dict[str, tuple[str, dict[str, Any]]] = {
@@ -65,6 +67,8 @@ def checkpoint_of(name: str) -> Path:
     if folder is not None:
         return folder
     result = new_folder()
+    if name in ("colbert", "late"):
+        return write_multi_vector(result)
     architecture, config = WRITTEN[task]
     return write_task(result, architecture, **config)
 
@@ -130,6 +134,8 @@ SHAPES = {  # by route: a good request, and how an error looks there
     "/v1/embeddings": ({"model": "sentence", "input": "a"}, {"error"}),
     "/v1/rerank": ({"query": "a", "documents": ["b"]}, {"detail"}),
     "/v1/score": ({"text_1": "a", "text_2": ["b"]}, {"error"}),
+    "/v1/multi-vector": ({"input": "a"}, {"detail"}),
+    "/pooling": ({"input": "a"}, {"error"}),
     "/classify": ({"input": "a"}, {"error"}),
     "/v2/rerank": ({"model": "ranker", "query": "a", "documents": ["b"]}, {"message"}),
     "/v2/embed": ({"model": "sentence", "texts": ["a"]}, {"message"}),

@@ -83,6 +83,8 @@ class Task(ABC):
     """What `pipeline` returns for it: the arguments and results of a call in memory."""
     per_token: ClassVar[bool] = False
     """Whether the model's head runs on each token, which takes memory."""
+    gives_token_vectors: ClassVar[bool] = False
+    """Whether an answer has a vector for each token of a text, which is far larger than the text."""
     needs_details: ClassVar[bool] = False
     """Whether decoding needs the offsets, word ids and sequence ids of the tokens."""
 

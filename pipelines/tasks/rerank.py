@@ -12,12 +12,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from modernbert.multi_vector_config import is_multi_vector
 from modernbert.sentence_config import CrossEncoderConfig
 from modernbert.tokenizer import Tokenizer
 from modernbert.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
 from pipelines.options import Merge, RerankOptions
 from pipelines.tasks.base import ModelOutputs, Task, label_maps, resolve_prompt, resolve_windowing
+from pipelines.tasks.maxsim import MaxSim
+from pipelines.tasks.multi_vector import MultiVector
 from pipelines.tasks.pipeline import Pipeline, fields_of, items_of, predict_json
 from pipelines.tasks.postprocess import activation_named, merged, sigmoid
 
@@ -58,11 +61,15 @@ class Rerank(Task):
 
     @classmethod
     def check(cls, checkpoint: Checkpoint) -> None:
+        if is_multi_vector(checkpoint.folder):
+            return MultiVector.check(checkpoint)
         CrossEncoderConfig.from_folder(checkpoint.folder, checkpoint.raw_config)
         super().check(checkpoint)
 
     @classmethod
-    def from_checkpoint(cls, checkpoint: Checkpoint, options: RerankOptions) -> Rerank:
+    def from_checkpoint(cls, checkpoint: Checkpoint, options: RerankOptions) -> Task:
+        if is_multi_vector(checkpoint.folder):
+            return MaxSim.from_checkpoint(checkpoint, options)
         if checkpoint.config.num_labels != 1:
             raise ValueError(
                 f"model {str(checkpoint.folder)!r} has {checkpoint.config.num_labels} labels: it fits classify; rerank"

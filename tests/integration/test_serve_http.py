@@ -268,6 +268,27 @@ class TestShapes:
         assert post("/models/splade/embed_sparse", {"inputs": texts[0]}).json() == want[:1]
         assert "prompt_name 'query' is unknown" in post("/embed_sparse", {"inputs": "a", "prompt_name": "query"}).text
 
+    def test_vectors_of_tokens(self) -> None:
+        texts = ["the cat", "é 中文 the mat"]
+        ours = pipeline("multi-vector", str(checkpoint_of("colbert")))
+        for kind in ("document", "query"):
+            want = [vectors.tolist() for vectors in ours(texts, as_query=kind == "query")]
+            got = post("/v1/multi-vector", {"input": texts, "input_type": kind}).json()
+            assert [each["embeddings"] for each in got["data"]] == want
+        assert len(want[0]) == 16
+        got = post("/pooling", {"model": "colbert", "input": texts, "task": "token_embed"}).json()
+        assert [each["data"] for each in got["data"]] == [vectors.tolist() for vectors in ours(texts)]
+        assert "token vectors are given for" in post("/v1/multi-vector", {"input": ["the cat " * 300] * 300}).text
+
+    def test_rerank_by_maxsim(self) -> None:
+        texts = ["the cat", "é 中文 the mat", "a"]
+        want = pipeline("rerank", str(checkpoint_of("late")))("the cat?", texts)
+        assert post("/models/late/rerank", {"query": "the cat?", "texts": texts}).json() == want
+        jina = post("/v1/rerank", {"model": "late", "query": "the cat?", "documents": texts}).json()["results"]
+        assert [(each["index"], each["relevance_score"]) for each in jina] == [(e["index"], e["score"]) for e in want]
+        pairs = post("/v1/score", {"model": "late", "text_1": "the cat?", "text_2": texts}).json()["data"]
+        assert {each["index"]: each["score"] for each in pairs} == {each["index"]: each["score"] for each in want}
+
     def test_floats_are_those_of_the_model(self) -> None:
         floats = post("/embed", {"inputs": "hello", "normalize": False}).json()[0]
         assert np.array(floats, np.float32).astype(float).tolist() == floats
@@ -344,6 +365,7 @@ class TestShapes:
         models = CLIENT.get(f"{service()}/models").json()["data"]
         assert [(each["id"], each["capabilities"]) for each in models if each["capabilities"]] == [
             ("intent", ["classify"]), ("sentence", ["embed"]), ("ranker", ["rerank"]),
+            ("late", ["rerank"]),
         ]  # fmt: skip
         body = {"inputs": "a", "parameters": {"top_k": 2}}
         assert post("/invocations", body).json() == post("/", body).json()

@@ -72,9 +72,7 @@ def pylate(encoder, folder):
 OTHERS = {
     "a reranker of several modules": (modular_reranker, "model_type CrossEncoder", "Transformer, Pooling, Dense, Laye"),
     "a router": (router, r"router\.Router, which sends queries", r"router\.Router, which sends queries"),
-    "multi-vector": (multi_vector, "model_type MultiVectorEncoder", "model_type MultiVectorEncoder"),
-    "sparse": (sparse, "model_type SparseEncoder", "model_type SparseEncoder"),
-    "pylate": (pylate, r"Dense, of a multi-vector model \(ColBERT\)", r"of a multi-vector model \(ColBERT\)"),
+    "sparse": (sparse, "weights of tokens, which is for sparse", "weights of tokens, which is for sparse"),
 }
 
 
@@ -86,13 +84,20 @@ def test_checkpoints_of_another_kind(tmp_path, encoder, write, embed, rerank):
             pipeline(task, str(tmp_path / "checkpoint"))
 
 
+@pytest.mark.parametrize("write", [multi_vector, pylate])
+def test_multi_vector_checkpoints_are_for_other_tasks(tmp_path, encoder, write):
+    write(encoder, tmp_path / "checkpoint")
+    for task in ("sentence-embedding", "sparse-embedding"):
+        with pytest.raises(CheckpointError, match="gives a vector a token, which is for multi_vector"):
+            pipeline(task, str(tmp_path / "checkpoint"))
+
+
 def test_the_settings_of_pylate_are_named_even_without_its_module(tmp_path, encoder):
     pylate(encoder, tmp_path)
     modules = json.loads((tmp_path / "modules.json").read_text())
     (tmp_path / "modules.json").write_text(json.dumps(modules[:1]))
-    for task in ("sentence-embedding", "rerank"):
-        with pytest.raises(CheckpointError, match="has document_length, query_prefix: unknown settings"):
-            pipeline(task, str(tmp_path))
+    with pytest.raises(CheckpointError, match="has document_length, query_prefix: unknown settings"):
+        pipeline("sentence-embedding", str(tmp_path))
 
 
 SETTINGS = [
