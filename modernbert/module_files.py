@@ -54,6 +54,13 @@ def encoder_folder(folder: Path) -> Path:
     return folder / paths[0] if paths else folder
 
 
+def purpose(folder: Path) -> str | None:
+    """Say what a checkpoint of sentence-transformers gives and which task runs it; None for a plain one."""
+    if not read_modules(folder):
+        return None
+    return _DOES.get(read_json(folder / SETTINGS).get("model_type") or "SentenceTransformer")
+
+
 def read_routes(folder: Path, router: Mapping[str, str]) -> dict[str, list[dict[str, str]]]:
     """Read the modules of each route of a Router, with a path and a type as in modules.json."""
     file = folder / router["path"] / "router_config.json"

@@ -30,7 +30,7 @@ _LEGACY_POOLINGS = {  # before version 6, a flag for each mode
 }
 ACTIVATIONS = ("Tanh", "Identity", "ReLU", "GELU", "SiLU", "Sigmoid")
 """The activations of dense layers: names of classes in torch.nn."""
-_EMBEDDING_MODULES = ("Transformer", "Pooling", "Dense", "Normalize", "Dropout")
+_EMBEDDING_MODULES = ("Transformer", "Pooling", "Dense", "LayerNorm", "Normalize", "Dropout")
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,15 @@ class Dense:
 
 
 @dataclass(frozen=True)
+class Norm:
+    """A normalisation of vectors before another layer."""
+
+    folder: Path
+    learned: bool
+    """Whether it is a layer norm with weights; else vectors are scaled to length 1."""
+
+
+@dataclass(frozen=True)
 class SentenceConfig:
     """The content of modules.json and the files that it names; the defaults are those of a plain encoder."""
 
@@ -55,9 +64,10 @@ class SentenceConfig:
     """One or more of POOLINGS, whose vectors are concatenated."""
     include_prompt: bool = True
     """Whether the tokens of a prompt take part in the pooling."""
-    dense: tuple[Dense, ...] = ()
+    layers: tuple[Dense | Norm, ...] = ()
+    """What follows the pooling, in order."""
     normalize: bool = False
-    """Whether vectors are scaled to length 1."""
+    """Whether vectors are scaled to length 1 in the end."""
     max_length: int | None = None
     """The longest input in tokens; None where the checkpoint states none."""
     lower_case: bool = False
@@ -87,38 +97,22 @@ class SentenceConfig:
         settings = read_settings(folder, "SentenceTransformer")
         if "Router" in kinds:
             raise refused_router(folder, modules[kinds.index("Router")])
-        _check_order(folder, modules, kinds)
-        values: dict[str, Any] = {"encoder": folder}
-        dense: list[Dense] = []
-        for kind, module in zip(kinds, modules, strict=True):
-            module_folder = folder / module["path"]
-            stored = read_json(module_folder / "config.json") if kind in ("Pooling", "Dense", "Normalize") else {}
-            _check_features(module_folder, stored)
-            if kind == "Transformer":
-                values |= {"encoder": module_folder}
-                values |= transformer_settings(module_folder, "feature-extraction", "last_hidden_state")
-            elif kind == "Pooling":
-                values |= {"pooling": _pooling_modes(stored), "include_prompt": stored.get("include_prompt", True)}
-            elif kind == "Dense":
-                dense.append(parse_dense(module_folder, stored))
-            elif kind == "Normalize":
-                values["normalize"] = True
         return cls(
-            **values,
+            **_read_stack(folder, modules, "sentence_embedding"),
             **stored_prompts(settings),
-            dense=tuple(dense),
             truncate_dim=settings.get("truncate_dim"),
             similarity=settings.get("similarity_fn_name"),
         )
 
     def width(self, hidden_size: int) -> int:
         """Return the width of a vector, for an encoder of `hidden_size`."""
-        return self.dense[-1].out_features if self.dense else hidden_size * len(self.pooling)
+        widths = [layer.out_features for layer in self.layers if isinstance(layer, Dense)]
+        return widths[-1] if widths else hidden_size * len(self.pooling)
 
     @property
     def files(self) -> list[Path]:
-        """The files of the dense layers, on which vectors depend besides the encoder's."""
-        return [file for dense in self.dense for file in sorted(dense.folder.iterdir()) if file.is_file()]
+        """The files of the layers, on which vectors depend besides the encoder's."""
+        return [file for layer in self.layers for file in sorted(layer.folder.iterdir()) if file.is_file()]
 
 
 @dataclass(frozen=True)
@@ -133,6 +127,8 @@ class CrossEncoderConfig:
     default_prompt_name: str | None = None
     activation: str | None = None
     """The path of the class that turns logits into scores ("torch.nn.modules.activation.Sigmoid"), or None."""
+    stack: SentenceConfig | None = None
+    """An encoder with pooling and layers that give the logits; None: a sequence classifier."""
 
     @classmethod
     def from_folder(cls, folder: Path, raw_config: Mapping[str, Any]) -> CrossEncoderConfig:
@@ -160,13 +156,39 @@ class CrossEncoderConfig:
             raise refused_router(folder, modules[kinds.index("Router")])
         if settings.get("model_type") != "CrossEncoder":
             return cls(activation=configured)
-        if kinds != ["Transformer"]:
-            raise CheckpointError(
-                f"{folder / MODULES} has the modules {', '.join(kinds)}: a cross-encoder of several modules, which"
-                " cannot be run; only a sequence classifier (a single Transformer) can"
-            )
-        values = transformer_settings(folder / modules[0]["path"], "sequence-classification", "logits")
-        return cls(**values, **stored_prompts(settings), activation=settings.get("activation_fn") or configured)
+        values: dict[str, Any] = stored_prompts(settings) | {"activation": settings.get("activation_fn") or configured}
+        if kinds == ["Transformer"]:
+            values |= transformer_settings(folder / modules[0]["path"], "sequence-classification", "logits")
+            return cls(**values)
+        stack = SentenceConfig(**_read_stack(folder, modules, "scores"))
+        if stack.normalize:
+            raise CheckpointError(f"{folder / MODULES} ends with Normalize, which makes every score of a pair one")
+        return cls(**values, max_length=stack.max_length, lower_case=stack.lower_case, stack=stack)
+
+
+def _read_stack(folder: Path, modules: Sequence[Mapping[str, str]], output: str) -> dict[str, Any]:
+    """Read an encoder with pooling and layers, as fields of SentenceConfig; `output`: what the last layer gives."""
+    kinds = module_kinds(folder, modules)
+    _check_order(folder, modules, kinds)
+    values: dict[str, Any] = {"encoder": folder}
+    layers: list[Dense | Norm] = []
+    for i, (kind, module) in enumerate(zip(kinds, modules, strict=True)):
+        module_folder = folder / module["path"]
+        stored = {} if kind in ("Transformer", "Dropout") else read_json(module_folder / "config.json")
+        _check_features(module_folder, stored, output if i == len(modules) - 1 else "sentence_embedding")
+        if kind == "Transformer":
+            values |= {"encoder": module_folder}
+            values |= transformer_settings(module_folder, "feature-extraction", "last_hidden_state")
+        elif kind == "Pooling":
+            values |= {"pooling": _pooling_modes(stored), "include_prompt": stored.get("include_prompt", True)}
+        elif kind == "Dense":
+            layers.append(parse_dense(module_folder, stored))
+        elif kind in ("LayerNorm", "Normalize"):
+            layers.append(Norm(module_folder, kind == "LayerNorm"))
+    if layers and isinstance(layers[-1], Norm) and not layers[-1].learned:
+        values["normalize"] = True
+        del layers[-1]
+    return values | {"layers": tuple(layers)}
 
 
 def parse_dense(folder: Path, settings: Mapping[str, Any]) -> Dense:
@@ -190,25 +212,23 @@ def _pooling_modes(settings: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _check_order(folder: Path, modules: Sequence[Mapping[str, str]], kinds: list[str]) -> None:
-    """Raise CheckpointError unless the modules are Transformer, Pooling, then Dense layers, then Normalize."""
+    """Raise CheckpointError unless the modules are Transformer, Pooling, then layers on vectors."""
     for kind, module in zip(kinds, modules, strict=True):
         if kind not in _EMBEDDING_MODULES:
             raise CheckpointError(
                 f"{folder / MODULES} has a module {module['type']}; known are {', '.join(_EMBEDDING_MODULES)}"
             )
     relevant = [kind for kind in kinds if kind != "Dropout"]
-    layers = relevant[2:-1] if relevant[-1] == "Normalize" else relevant[2:]
-    if relevant[:2] != ["Transformer", "Pooling"] or set(layers) - {"Dense"}:
+    if relevant[:2] != ["Transformer", "Pooling"] or {"Transformer", "Pooling"} & set(relevant[2:]):
         raise CheckpointError(
             f"{folder / MODULES} has the modules {', '.join(kinds)}; a vector a text comes from Transformer, Pooling,"
-            " any number of Dense, and Normalize, in this order"
+            " then any number of Dense, LayerNorm and Normalize"
         )
 
 
-def _check_features(folder: Path, stored: Mapping[str, Any]) -> None:
+def _check_features(folder: Path, stored: Mapping[str, Any], output: str) -> None:
     """Raise CheckpointError for a module that works on something other than the vector of a text."""
-    for key in ("module_input_name", "module_output_name"):
-        if stored.get(key) not in (None, "sentence_embedding"):
-            raise CheckpointError(
-                f"{folder / 'config.json'} has {key} {stored[key]!r}; it must be 'sentence_embedding'"
-            )
+    allowed = {"module_input_name": "sentence_embedding", "module_output_name": output}
+    for key, known in allowed.items():
+        if stored.get(key) not in (None, known):
+            raise CheckpointError(f"{folder / 'config.json'} has {key} {stored[key]!r}; it must be {known!r}")

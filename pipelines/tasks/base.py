@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from modernbert.files import fingerprint
+from modernbert.module_files import purpose
 from modernbert.tokenizer import Tokenizer
 from modernbert.windows import MOST_OVERLAP, Text, Windows
 from pipelines.checkpoints import Checkpoint
@@ -254,6 +255,7 @@ def check_architecture(checkpoint: Checkpoint, task: str, architecture: str) -> 
     fits = f"no task here runs a {configured}"
     if tasks:
         fits = f"it fits {tasks[0]}" + (f" (or {', '.join(tasks[1:])})" if len(tasks) > 1 else "")
+    fits = purpose(checkpoint.folder) or fits
     raise ValueError(f"model {str(checkpoint.folder)!r} is a {configured}: {fits}; {task} runs a {architecture}")
 
 

@@ -186,6 +186,10 @@ def plain_classifier(checkpoint: Checkpoint, task: str) -> CrossEncoderConfig:
             f"model {str(checkpoint.folder)!r} changes texts before it reads them (default_prompt_name,"
             f" do_lower_case), which {task} does not; rerank does, for a model with one output"
         )
+    if stored.stack:
+        raise ValueError(
+            f"model {str(checkpoint.folder)!r} is a cross-encoder of modules, which {task} does not run; rerank does"
+        )
     return stored
 
 
