@@ -26,7 +26,7 @@ from pipelines.input.documents import cut, longest, readable, valid_documents
 from pipelines.input.plan import one_line, read_shard
 from pipelines.input.shards import Rows, Shard
 from pipelines.output.folder import REJECTED_FIELDS, commit_shard
-from pipelines.output.shard_stats import count_scores, count_windows
+from pipelines.output.shard_stats import count_items, count_scores, count_windows
 from pipelines.tasks.base import ModelOutputs, Task
 
 START_PAUSES_S = (1.0, 3.0, 9.0, 27.0)
@@ -258,6 +258,8 @@ def _answers(job: Job, shard: Shard, table: pa.Table) -> tuple[dict[str, Any], p
         "labels": job.task.label_counts(decoded),
         "rejects": Counter(reject["reason"] for reject in rejects),
     }
+    if job.task.counted:
+        stats |= count_items(decoded.field(job.task.counted[0]))
     return stats, pa.table(columns), _rejected(shard, read.table, index, rejects)
 
 

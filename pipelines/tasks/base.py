@@ -86,6 +86,8 @@ class Task(ABC):
     """Whether the model's head runs on each token, which takes memory."""
     gives_token_vectors: ClassVar[bool] = False
     """Whether an answer has a vector for each token of a text, which is far larger than the text."""
+    counted: ClassVar[tuple[str, str] | None] = None
+    """A column of lists whose items and bytes the summary and the report count, and what the items are called."""
     needs_details: ClassVar[bool] = False
     """Whether decoding needs the offsets, word ids and sequence ids of the tokens."""
 

@@ -128,6 +128,7 @@ class MultiVector(Task):
     options_class = MultiVectorOptions
     model_class = "modernbert.model:ModernBertModel"
     gives_token_vectors = True
+    counted = ("vectors", "vectors")
 
     @classmethod
     def check(cls, checkpoint: Checkpoint) -> None:

@@ -53,6 +53,7 @@ class Sparse(Task):
     model_class = "modernbert.heads:ModernBertForMaskedLM"
     columns = pa.schema([("sparse", pa.list_(_WEIGHT))])  # type: ignore[assignment]
     width = 2  # type: ignore[assignment]
+    counted = ("sparse", "weights")
 
     @classmethod
     def check(cls, checkpoint: Checkpoint) -> None:
