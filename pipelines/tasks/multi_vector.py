@@ -57,8 +57,8 @@ class Side:
         tokenizer, expansion = checkpoint.tokenizer, stored.expansion if query else None
         length = resolve_windowing(checkpoint, options, stored.max_length)["max_length"] or 0
         own = stored.query_length if query else stored.document_length
-        if options.max_length is None:
-            length = min(length, own or length)
+        if options.max_length is None and own is not None:  # it counts before the encoder's and the tokenizer's
+            length = min(own, checkpoint.config.max_position_embeddings)
         if expansion and (expansion.cut or length < expansion.length):
             length = expansion.length
         filler = tokenizer.mask_token_id

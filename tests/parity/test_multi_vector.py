@@ -139,7 +139,9 @@ def test_checkpoints_of_pylate(encoder, tmp_path, settings):
     """Files as PyLate writes them, which sentence-transformers loads too: there is no PyLate for its version 6."""
     torch.manual_seed(0)
     dense = Dense(64, 32, bias=False, activation_function=torch.nn.Identity())
-    SentenceTransformer(modules=[Transformer(str(encoder)), dense], device="cpu").save(str(tmp_path))
+    transformer = Transformer(str(encoder))
+    transformer.max_seq_length = 59  # that of a document less one, as PyLate leaves it
+    SentenceTransformer(modules=[transformer, dense], device="cpu").save(str(tmp_path))
     file = tmp_path / "modules.json"
     modules = json.loads(file.read_text())
     modules[1]["type"] = "pylate.models.Dense.Dense"
