@@ -20,6 +20,7 @@ from modernbert.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
 from pipelines.options import MultiVectorOptions, Precision
 from pipelines.tasks.base import ModelOutputs, Task, resolve_prompt, resolve_windowing
+from pipelines.tasks.pipeline import Pipeline
 from pipelines.tasks.postprocess import STORED_TYPES, list_array, normalised, stored
 from pipelines.tasks.sparse import PROMPTS
 
@@ -32,6 +33,14 @@ if TYPE_CHECKING:
 
 PROTECTED_TOKENS = 1
 """The first vectors of a document that are not pooled: that of [CLS]."""
+
+
+class MultiVectorPipeline(Pipeline):
+    """multi-vector: an array (tokens, numbers) for each text."""
+
+    def predict_lines(self, lines: Sequence[str]) -> list[Any]:
+        results = super().predict_lines(lines)
+        return [each.tolist() if isinstance(each, np.ndarray) else each for each in results]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +136,7 @@ class MultiVector(Task):
 
     options_class = MultiVectorOptions
     model_class = "modernbert.model:ModernBertModel"
+    pipeline_class = MultiVectorPipeline
     gives_token_vectors = True
     counted = ("vectors", "vectors")
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -104,9 +104,12 @@ class Sparse(Task):
     def encode(self, tokenizer: Tokenizer, documents: Sequence[Text]) -> Windows:
         texts = [self.prompt + str(document) for document in documents]
         tokenizer = tokenizer.lowercased if self.lower_case else tokenizer
-        if self.static:
-            tokenizer = tokenizer.without_special_tokens
-        return super().encode(tokenizer, texts)
+        if not self.static:
+            return super().encode(tokenizer, texts)
+        windows = super().encode(tokenizer.without_special_tokens, texts)
+        some = windows.lengths > 0  # a text without tokens has no window, and no weights
+        cu_seqlens = np.append(0, windows.cu_seqlens[1:][some])
+        return replace(windows, cu_seqlens=cu_seqlens, document=windows.document[some], start=windows.start[some])
 
     def rows(self, input_ids: np.ndarray, cu_seqlens: np.ndarray) -> np.ndarray | None:  # noqa: ARG002
         return None

@@ -195,8 +195,8 @@ class ZeroShot(Task):
 
 
 def _given_labels(options: ZeroShotOptions) -> tuple[str, ...] | None:
-    """Return the labels of the options or of the file that they name; None without either."""
-    if options.labels_file is None:
+    """Return the labels of the options, or else of the file that they name; None without either."""
+    if options.labels is not None or options.labels_file is None:
         return None if options.labels is None else tuple(options.labels)
     try:
         text = Path(options.labels_file).read_text(encoding="utf-8")

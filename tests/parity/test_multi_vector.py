@@ -107,6 +107,7 @@ def test_pooling(both, factor):
 
 def test_precision(both):
     _, ours = both()
+    assert ours.predict_lines(["a"]) == [ours("a").tolist()]
     floats = ours(TEXTS[:4])
     for precision, dtype, width in (("float16", np.float16, 32), ("int8", np.int8, 32), ("binary", np.int8, 4)):
         got = ours(TEXTS[:4], precision=precision)

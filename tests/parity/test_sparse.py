@@ -103,6 +103,7 @@ def test_queries_without_inference(both):
     assert_same(ours(TEXTS), theirs.encode_document(TEXTS, convert_to_sparse_tensor=False).numpy())
     want = theirs.encode_query(["", *TEXTS], convert_to_sparse_tensor=False).numpy()
     assert_same(ours(["", *TEXTS], as_query=True), want)
+    assert ours(["", "a", ""], as_query=True, prompt="")[::2] == [[], []]
 
 
 def test_windows_keep_the_largest_weight_of_a_token(both):
