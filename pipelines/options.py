@@ -83,9 +83,7 @@ class TaskOptions(BaseModel):
         int | None, Field(ge=3, description="tokens read at a time (default: the model's maximum)")
     ] = None
     long_documents: Annotated[LongDocuments, LONG_DOCUMENTS] = "truncate"
-    stride: Annotated[
-        int | None, Field(ge=0, description="tokens that two windows share (default: 128, at most half of a window)")
-    ] = None
+    stride: Annotated[int | None, Field(ge=0, description="tokens that windows share (default: 128 or half)")] = None
 
     @model_validator(mode="before")
     @classmethod
@@ -413,9 +411,7 @@ class CorpusOptions(TaskOptions, CommandOptions):  # type: ignore[misc]  # two f
         Field(description="file, folder or glob of Parquet, Arrow, JSON or CSV files; text also as gz, zst, bz2, lz4"),
     ] = None
     output: Annotated[str | None, Field(description="folder or URI for the labelled Parquet files")] = None
-    keep_columns: Annotated[
-        Names, Field(description="input columns to keep in the output, comma-separated (default: all)")
-    ] = None
+    keep_columns: Annotated[Names, Field(description="input columns to keep, comma-separated (default: all)")] = None
     output_prefix: Annotated[str, Field(description="put before the name of each column that the job adds")] = ""
     actors: Annotated[
         str, Field(pattern=r"^(auto|[1-9]\d*|[1-9]\d*:[1-9]\d*)$", description="model actors: N, MIN:MAX or auto")
