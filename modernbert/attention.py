@@ -174,6 +174,39 @@ def varlen_attention(
     return torch.cat(out)
 
 
+def visible_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    seqlens: Sequence[int],
+    visible: Sequence[int],
+    window: Window,
+    dropout: float = 0.0,
+    deterministic: bool = False,  # noqa: ARG001
+) -> Tensor:
+    """Compute `varlen_attention` where queries see the first `visible` tokens of their sequence, and no others.
+
+    For short sequences: the scores of all tokens are computed. Each token must see one.
+    """
+    out, start = [], 0
+    for length, run in groupby(zip(seqlens, visible, strict=True), lambda pair: pair[0]):
+        seen_R = torch.tensor([seen for _, seen in run], device=q.device)
+        rows = length * len(seen_R)
+        q_RNLH, k_RNLH, v_RNLH = (
+            x[start : start + rows].unflatten(0, (-1, length)).transpose(1, 2) for x in (q, k, v)
+        )  # fmt: skip
+        places = torch.arange(length, device=q.device)
+        mask_RLL = (places < seen_R[:, None])[:, None, :].expand(-1, length, -1)
+        if window:
+            offset_LL = places - places[:, None]
+            mask_RLL = mask_RLL & (offset_LL >= -window[0]) & (offset_LL <= window[1])
+        y_RNLH = F.scaled_dot_product_attention(q_RNLH, k_RNLH, v_RNLH, attn_mask=mask_RLL[:, None], dropout_p=dropout)
+        out.append(y_RNLH.transpose(1, 2).flatten(0, 1))
+        start += rows
+    return torch.cat(out)
+
+
 def attention_maps(
     q: Tensor, k: Tensor, seqlens: tuple[int, ...], window: Window, dropout: float = 0.0
 ) -> tuple[Tensor, ...]:

@@ -57,9 +57,9 @@ class EncoderGraphs:
 
 
 def size_for(batch: PackedBatch) -> Size | None:
-    """Return the size of the graph for a batch, None if it is too large or has embeddings or positions of its own."""
+    """Return the size of the graph for a batch; None where it is too large, or has more than ids in order."""
     tokens, sequences = batch.input_ids.numel(), len(batch.seqlens)
-    if tokens > TOKENS[-1] or sequences > SEQUENCES[-1] or batch.inputs_embeds is not None:
+    if tokens > TOKENS[-1] or sequences > SEQUENCES[-1] or batch.inputs_embeds is not None or batch.visible:
         return None
     if batch.num_positions != batch.max_seqlen:
         return None

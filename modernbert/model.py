@@ -12,7 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from modernbert import gpu
-from modernbert.attention import Attention, attention_maps, length_classes, packed_attention, resolve_backend
+from modernbert.attention import (
+    Attention,
+    attention_maps,
+    length_classes,
+    packed_attention,
+    resolve_backend,
+    visible_attention,
+)
 from modernbert.checkpoint import PreTrained, init_weights
 from modernbert.config import ModernBertConfig
 from modernbert.graphs import EncoderGraphs
@@ -237,7 +244,9 @@ class ModernBertModel(PreTrained):
             self.attention, x_TD.device, x_TD.dtype, self.config.head_dim, dropout=training_dropout
         )
         classes = length_classes(batch, self.config.num_attention_heads, backend)
-        attention = partial(packed_attention, classes=classes, backend=backend)
+        attention: Attention = partial(packed_attention, classes=classes, backend=backend)
+        if batch.visible is not None:
+            attention = partial(visible_attention, seqlens=batch.seqlens, visible=batch.visible)
         rope = {
             theta: self.rope(theta, batch) for theta in {self.config.rope_theta(i) for i in range(len(self.layers))}
         }

@@ -39,6 +39,8 @@ class PackedBatch:
     """All `position_ids` are below it: the rows of the rotary table that they need."""
     inputs_embeds: Tensor | None = None
     """Vectors (T, D) in place of the token embeddings."""
+    visible: tuple[int, ...] | None = None
+    """The first tokens of each sequence that its tokens see; the others see them, and are seen by none. None: all."""
 
     @classmethod
     def from_lengths(cls, input_ids: Tensor, seqlens: Sequence[int]) -> PackedBatch:

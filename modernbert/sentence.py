@@ -6,8 +6,10 @@ Shapes: T packed tokens, B sequences, D hidden, E embedding width.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -16,7 +18,7 @@ from modernbert.checkpoint import load
 from modernbert.files import CheckpointError
 from modernbert.model import ModernBertModel
 from modernbert.packing import PackedBatch
-from modernbert.sentence_config import Dense, SentenceConfig
+from modernbert.sentence_config import Dense, Norm, SentenceConfig
 
 
 class SentenceEncoder(nn.Module):
@@ -35,7 +37,7 @@ class SentenceEncoder(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.config = config
-        self.layers = nn.ModuleList(_load_dense(dense) for dense in config.dense)
+        self.layers = nn.ModuleList(_load_layer(layer) for layer in config.layers)
 
     @classmethod
     def load(
@@ -109,7 +111,33 @@ class _Dense(nn.Module):
         return y_BE + (self.residual(x_BD) if hasattr(self, "residual") else x_BD)
 
 
-def _load_dense(dense: Dense) -> _Dense:
+class _Normalize(nn.Module):
+    """Scales vectors (B, D) to length 1."""
+
+    def forward(self, x_BD: Tensor) -> Tensor:
+        return F.normalize(x_BD, dim=-1)
+
+
+def _load_layer(layer: Dense | Norm) -> nn.Module:
+    if isinstance(layer, Dense):
+        return load_dense(layer)
+    return _load_norm(layer.folder) if layer.learned else _Normalize()
+
+
+def _load_norm(folder: Path) -> nn.LayerNorm:
+    file = folder / "model.safetensors"
+    if not file.is_file():
+        raise CheckpointError(f"{folder} lacks model.safetensors (pickles are never loaded)")
+    weights = {name.removeprefix("norm."): weight.float() for name, weight in load_file(file).items()}
+    if set(weights) != {"weight", "bias"}:
+        raise CheckpointError(f"{file} does not hold a layer norm: it has {', '.join(weights)}")
+    norm = nn.LayerNorm(len(weights["weight"]))
+    norm.load_state_dict(weights)
+    return norm
+
+
+def load_dense(dense: Dense) -> _Dense:
+    """Load a dense layer; CheckpointError where its file does not hold one."""
     file = dense.folder / "model.safetensors"
     if not file.is_file():
         raise CheckpointError(f"{dense.folder} lacks model.safetensors (pickles are never loaded)")

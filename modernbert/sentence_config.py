@@ -1,19 +1,23 @@
-"""What sentence-transformers stores beside a model: modules.json, config_sentence_transformers.json and their kin.
-
-Every setting in these files is followed, harmless, or refused by its name: none is passed over in silence.
-"""
+"""What sentence-transformers stores beside a sentence encoder and a cross-encoder."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from modernbert.files import CheckpointError, read_json
+from modernbert.module_files import (
+    MODULES,
+    module_kinds,
+    read_modules,
+    read_settings,
+    refused_router,
+    stored_prompts,
+    transformer_settings,
+)
 
-logger = logging.getLogger(__name__)
 POOLINGS = ("cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 """The pooling modes, with the names of sentence-transformers."""
 _LEGACY_POOLINGS = {  # before version 6, a flag for each mode
@@ -26,33 +30,7 @@ _LEGACY_POOLINGS = {  # before version 6, a flag for each mode
 }
 ACTIVATIONS = ("Tanh", "Identity", "ReLU", "GELU", "SiLU", "Sigmoid")
 """The activations of dense layers: names of classes in torch.nn."""
-_EMBEDDING_MODULES = ("Transformer", "Pooling", "Dense", "Normalize", "Dropout")
-MODULES, SETTINGS = "modules.json", "config_sentence_transformers.json"
-_KNOWN_SETTINGS = {  # of SETTINGS: followed, or without an effect on answers
-    *("prompts", "default_prompt_name", "truncate_dim", "activation_fn", "model_type"),
-    *("__version__", "similarity_fn_name", "requirements"),
-}
-_TRANSFORMER_SETTINGS = {  # of sentence_bert_config.json
-    *("max_seq_length", "do_lower_case", "transformer_task", "modality_config", "module_output_name"),
-    *("unpad_inputs", "model_args", "config_args", "tokenizer_args"),
-}
-_LOADING_ARGUMENTS = {"trust_remote_code", "attn_implementation", "torch_dtype", "dtype", "revision"}
-
-
-def encoder_folder(folder: Path) -> Path:
-    """Return the folder of a checkpoint's encoder: the one that modules.json names, or `folder` itself.
-
-    Raises:
-        CheckpointError: for a Router, which has an encoder for each kind of text.
-    """
-    modules = _read_modules(folder)
-    if routers := [module["type"] for module in modules if module["type"].endswith("Router")]:
-        raise CheckpointError(
-            f"{folder / MODULES} has a module {routers[0]}, which sends queries and documents through modules of their"
-            " own; such a checkpoint cannot be loaded. Save the branch that you need as a model of its own"
-        )
-    encoders = [folder / module["path"] for module in modules if module["type"].endswith("Transformer")]
-    return encoders[0] if encoders else folder
+_EMBEDDING_MODULES = ("Transformer", "Pooling", "Dense", "LayerNorm", "Normalize", "Dropout")
 
 
 @dataclass(frozen=True)
@@ -68,6 +46,15 @@ class Dense:
 
 
 @dataclass(frozen=True)
+class Norm:
+    """A normalisation of vectors before another layer."""
+
+    folder: Path
+    learned: bool
+    """Whether it is a layer norm with weights; else vectors are scaled to length 1."""
+
+
+@dataclass(frozen=True)
 class SentenceConfig:
     """The content of modules.json and the files that it names; the defaults are those of a plain encoder."""
 
@@ -77,9 +64,10 @@ class SentenceConfig:
     """One or more of POOLINGS, whose vectors are concatenated."""
     include_prompt: bool = True
     """Whether the tokens of a prompt take part in the pooling."""
-    dense: tuple[Dense, ...] = ()
+    layers: tuple[Dense | Norm, ...] = ()
+    """What follows the pooling, in order."""
     normalize: bool = False
-    """Whether vectors are scaled to length 1."""
+    """Whether vectors are scaled to length 1 in the end."""
     max_length: int | None = None
     """The longest input in tokens; None where the checkpoint states none."""
     lower_case: bool = False
@@ -102,44 +90,29 @@ class SentenceConfig:
             CheckpointError: for a checkpoint of another kind, for unknown modules, pooling modes, activations and
                 settings, and a file that is not valid JSON.
         """
-        modules = _read_modules(folder)
+        modules = read_modules(folder)
         if not modules:
             return cls(folder)
-        encoder_folder(folder)
-        kinds = _module_kinds(folder, modules)
-        settings = _read_settings(folder, "SentenceTransformer", "gives a vector a text")
-        _check_order(folder, modules, kinds)
-        values: dict[str, Any] = {"encoder": folder}
-        dense: list[Dense] = []
-        for kind, module in zip(kinds, modules, strict=True):
-            module_folder = folder / module["path"]
-            stored = read_json(module_folder / "config.json") if kind in ("Pooling", "Dense", "Normalize") else {}
-            _check_features(module_folder, stored)
-            if kind == "Transformer":
-                values |= {"encoder": module_folder}
-                values |= _transformer_settings(module_folder, "feature-extraction", "last_hidden_state")
-            elif kind == "Pooling":
-                values |= {"pooling": _pooling_modes(stored), "include_prompt": stored.get("include_prompt", True)}
-            elif kind == "Dense":
-                dense.append(_parse_dense(module_folder, stored))
-            elif kind == "Normalize":
-                values["normalize"] = True
+        kinds = module_kinds(folder, modules)
+        settings = read_settings(folder, "SentenceTransformer")
+        if "Router" in kinds:
+            raise refused_router(folder, modules[kinds.index("Router")])
         return cls(
-            **values,
-            **_prompts(settings),
-            dense=tuple(dense),
+            **_read_stack(folder, modules, "sentence_embedding"),
+            **stored_prompts(settings),
             truncate_dim=settings.get("truncate_dim"),
             similarity=settings.get("similarity_fn_name"),
         )
 
     def width(self, hidden_size: int) -> int:
         """Return the width of a vector, for an encoder of `hidden_size`."""
-        return self.dense[-1].out_features if self.dense else hidden_size * len(self.pooling)
+        widths = [layer.out_features for layer in self.layers if isinstance(layer, Dense)]
+        return widths[-1] if widths else hidden_size * len(self.pooling)
 
     @property
     def files(self) -> list[Path]:
-        """The files of the dense layers, on which vectors depend besides the encoder's."""
-        return [file for dense in self.dense for file in sorted(dense.folder.iterdir()) if file.is_file()]
+        """The files of the layers, on which vectors depend besides the encoder's."""
+        return [file for layer in self.layers for file in sorted(layer.folder.iterdir()) if file.is_file()]
 
 
 @dataclass(frozen=True)
@@ -154,6 +127,8 @@ class CrossEncoderConfig:
     default_prompt_name: str | None = None
     activation: str | None = None
     """The path of the class that turns logits into scores ("torch.nn.modules.activation.Sigmoid"), or None."""
+    stack: SentenceConfig | None = None
+    """An encoder with pooling and layers that give the logits; None: a sequence classifier."""
 
     @classmethod
     def from_folder(cls, folder: Path, raw_config: Mapping[str, Any]) -> CrossEncoderConfig:
@@ -172,55 +147,52 @@ class CrossEncoderConfig:
         """
         configured = (raw_config.get("sentence_transformers") or {}).get("activation_fn")
         configured = configured or raw_config.get("sbert_ce_default_activation_function")
-        modules = _read_modules(folder)
+        modules = read_modules(folder)
         if not modules:
             return cls(activation=configured)
-        encoder_folder(folder)
-        kinds = _module_kinds(folder, modules)
-        settings = _read_settings(folder, "CrossEncoder", "scores pairs")
+        kinds = module_kinds(folder, modules)
+        settings = read_settings(folder, "CrossEncoder", "SentenceTransformer")
+        if "Router" in kinds:
+            raise refused_router(folder, modules[kinds.index("Router")])
         if settings.get("model_type") != "CrossEncoder":
             return cls(activation=configured)
-        if kinds != ["Transformer"]:
-            raise CheckpointError(
-                f"{folder / MODULES} has the modules {', '.join(kinds)}: a cross-encoder of several modules, which"
-                " cannot be run; only a sequence classifier (a single Transformer) can"
-            )
-        values = _transformer_settings(folder / modules[0]["path"], "sequence-classification", "logits")
-        return cls(**values, **_prompts(settings), activation=settings.get("activation_fn") or configured)
+        values: dict[str, Any] = stored_prompts(settings) | {"activation": settings.get("activation_fn") or configured}
+        if kinds == ["Transformer"]:
+            values |= transformer_settings(folder / modules[0]["path"], "sequence-classification", "logits")
+            return cls(**values)
+        stack = SentenceConfig(**_read_stack(folder, modules, "scores"))
+        if stack.normalize:
+            raise CheckpointError(f"{folder / MODULES} ends with Normalize, which makes every score of a pair one")
+        return cls(**values, max_length=stack.max_length, lower_case=stack.lower_case, stack=stack)
 
 
-def _read_modules(folder: Path) -> list[dict[str, str]]:
-    """Read modules.json; a checkpoint without one has no modules."""
-    modules = read_json(folder / MODULES) or []
-    for module in modules:
-        if not isinstance(module, dict) or not all(isinstance(module.get(key), str) for key in ("path", "type")):
-            raise CheckpointError(f"{folder / MODULES} must list modules with a path and a type, not {module!r}")
-    if not modules and (folder / SETTINGS).is_file():
-        logger.warning("%s is not read: without modules.json, sentence-transformers does not read it either", folder)
-    return modules
+def _read_stack(folder: Path, modules: Sequence[Mapping[str, str]], output: str) -> dict[str, Any]:
+    """Read an encoder with pooling and layers, as fields of SentenceConfig; `output`: what the last layer gives."""
+    kinds = module_kinds(folder, modules)
+    _check_order(folder, modules, kinds)
+    values: dict[str, Any] = {"encoder": folder}
+    layers: list[Dense | Norm] = []
+    for i, (kind, module) in enumerate(zip(kinds, modules, strict=True)):
+        module_folder = folder / module["path"]
+        stored = {} if kind in ("Transformer", "Dropout") else read_json(module_folder / "config.json")
+        _check_features(module_folder, stored, output if i == len(modules) - 1 else "sentence_embedding")
+        if kind == "Transformer":
+            values |= {"encoder": module_folder}
+            values |= transformer_settings(module_folder, "feature-extraction", "last_hidden_state")
+        elif kind == "Pooling":
+            values |= {"pooling": _pooling_modes(stored), "include_prompt": stored.get("include_prompt", True)}
+        elif kind == "Dense":
+            layers.append(parse_dense(module_folder, stored))
+        elif kind in ("LayerNorm", "Normalize"):
+            layers.append(Norm(module_folder, kind == "LayerNorm"))
+    if layers and isinstance(layers[-1], Norm) and not layers[-1].learned:
+        values["normalize"] = True
+        del layers[-1]
+    return values | {"layers": tuple(layers)}
 
 
-def _read_settings(folder: Path, model_type: str, does: str) -> dict[str, Any]:
-    """Read config_sentence_transformers.json of a model type that `does` something, and check its keys."""
-    file = folder / SETTINGS
-    settings = read_json(file)
-    unknown = sorted(key for key in set(settings) - _KNOWN_SETTINGS if settings[key] not in (None, [], {}))
-    stored_type = settings.get("model_type") or "SentenceTransformer"
-    similarity = str(settings.get("similarity_fn_name") or "")
-    if unknown:
-        raise CheckpointError(
-            f"{file} has {', '.join(unknown)}: unknown settings, which may change answers; known are"
-            f" {', '.join(sorted(_KNOWN_SETTINGS))}"
-        )
-    if stored_type not in ("SentenceTransformer", "CrossEncoder") or similarity.lower() == "maxsim":
-        found = f"similarity_fn_name {similarity}" if similarity.lower() == "maxsim" else f"model_type {stored_type}"
-        raise CheckpointError(f"{file} has {found}: no task here runs such a checkpoint; this one {does}")
-    if (stored_type, model_type) == ("CrossEncoder", "SentenceTransformer"):
-        raise CheckpointError(f"{file} has model_type CrossEncoder: it scores pairs (rerank), and has no vectors")
-    return settings
-
-
-def _parse_dense(folder: Path, settings: dict[str, Any]) -> Dense:
+def parse_dense(folder: Path, settings: Mapping[str, Any]) -> Dense:
+    """Read the configuration of a dense layer; CheckpointError for an unknown activation."""
     activation = settings.get("activation_function", "torch.nn.modules.activation.Tanh")
     name = activation.rpartition(".")[2]
     if not activation.startswith("torch.nn.") or name not in ACTIVATIONS:
@@ -239,64 +211,24 @@ def _pooling_modes(settings: dict[str, Any]) -> tuple[str, ...]:
     return modes
 
 
-def _module_kinds(folder: Path, modules: Sequence[Mapping[str, str]]) -> list[str]:
-    """Return the class names of modules; CheckpointError for one that is not of sentence-transformers."""
-    for module in modules:
-        if not module["type"].startswith("sentence_transformers."):
-            hint = ", of a multi-vector model (ColBERT)" if module["type"].startswith("pylate.") else ""
-            raise CheckpointError(
-                f"{folder / MODULES} has a module {module['type']}{hint}, which cannot be run; known are the modules of"
-                " sentence_transformers"
-            )
-    return [module["type"].rpartition(".")[2] for module in modules]
-
-
 def _check_order(folder: Path, modules: Sequence[Mapping[str, str]], kinds: list[str]) -> None:
-    """Raise CheckpointError unless the modules are Transformer, Pooling, then Dense layers, then Normalize."""
+    """Raise CheckpointError unless the modules are Transformer, Pooling, then layers on vectors."""
     for kind, module in zip(kinds, modules, strict=True):
         if kind not in _EMBEDDING_MODULES:
             raise CheckpointError(
                 f"{folder / MODULES} has a module {module['type']}; known are {', '.join(_EMBEDDING_MODULES)}"
             )
     relevant = [kind for kind in kinds if kind != "Dropout"]
-    layers = relevant[2:-1] if relevant[-1] == "Normalize" else relevant[2:]
-    if relevant[:2] != ["Transformer", "Pooling"] or set(layers) - {"Dense"}:
+    if relevant[:2] != ["Transformer", "Pooling"] or {"Transformer", "Pooling"} & set(relevant[2:]):
         raise CheckpointError(
             f"{folder / MODULES} has the modules {', '.join(kinds)}; a vector a text comes from Transformer, Pooling,"
-            " any number of Dense, and Normalize, in this order"
+            " then any number of Dense, LayerNorm and Normalize"
         )
 
 
-def _check_features(folder: Path, stored: Mapping[str, Any]) -> None:
+def _check_features(folder: Path, stored: Mapping[str, Any], output: str) -> None:
     """Raise CheckpointError for a module that works on something other than the vector of a text."""
-    for key in ("module_input_name", "module_output_name"):
-        if stored.get(key) not in (None, "sentence_embedding"):
-            raise CheckpointError(
-                f"{folder / 'config.json'} has {key} {stored[key]!r}; it must be 'sentence_embedding'"
-            )
-
-
-def _transformer_settings(folder: Path, task: str, output: str) -> dict[str, Any]:
-    """Read sentence_bert_config.json: the longest input and lower-casing; CheckpointError for other settings."""
-    file = folder / "sentence_bert_config.json"
-    settings = {key: value for key, value in read_json(file).items() if value not in (None, [], {})}
-    if unknown := sorted(set(settings) - _TRANSFORMER_SETTINGS):
-        raise CheckpointError(
-            f"{file} has {', '.join(unknown)}: unknown settings, which may change answers;"
-            f" known are {', '.join(sorted(_TRANSFORMER_SETTINGS))}"
-        )
-    if settings.get("transformer_task", task) != task:
-        raise CheckpointError(f"{file} has transformer_task {settings['transformer_task']!r}; it must be {task!r}")
-    modalities = settings.get("modality_config", {})
-    if modalities and modalities.get("text", {}).get("method_output_name") != output:
-        raise CheckpointError(f"{file} has modality_config {modalities}; its text must give {output!r}")
-    for key in ("model_args", "config_args", "tokenizer_args"):
-        if changing := sorted(set(settings.get(key, {})) - _LOADING_ARGUMENTS):
-            raise CheckpointError(f"{file} has {key} {', '.join(changing)}: put them into the checkpoint's own files")
-    return {"max_length": settings.get("max_seq_length"), "lower_case": bool(settings.get("do_lower_case"))}
-
-
-def _prompts(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Read the prompts and the name of the default one; a prompt of null is an empty one."""
-    prompts = {name: prompt or "" for name, prompt in (settings.get("prompts") or {}).items()}
-    return {"prompts": prompts, "default_prompt_name": settings.get("default_prompt_name")}
+    allowed = {"module_input_name": "sentence_embedding", "module_output_name": output}
+    for key, known in allowed.items():
+        if stored.get(key) not in (None, known):
+            raise CheckpointError(f"{folder / 'config.json'} has {key} {stored[key]!r}; it must be {known!r}")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import Encoding, normalizers
+from tokenizers import Encoding, normalizers, processors
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers.models import BPE
 
@@ -16,6 +18,7 @@ from modernbert.files import CheckpointError, resolve
 from modernbert.pieces import PieceCache
 from modernbert.tokenizer_settings import CLEAN_UP_BPE, clean_up_spaces, read_settings
 from modernbert.windows import (
+    MOST_OVERLAP,
     Text,
     Tokens,
     Windows,
@@ -138,6 +141,23 @@ class Tokenizer:
         fast.normalizer = normalizers.Sequence([normalizers.Lowercase(), *rest])
         return Tokenizer(fast, self._settings | {"truncation_side": self.truncation_side})
 
+    @cached_property
+    def without_special_tokens(self) -> Tokenizer:
+        """This tokenizer without special tokens around texts."""
+        fast = FastTokenizer.from_str(self._fast.to_str())
+        fast.post_processor = processors.Sequence([])
+        return Tokenizer(fast, self._settings | {"truncation_side": self.truncation_side})
+
+    @property
+    def ending_ids(self) -> list[int]:
+        """The ids of the special tokens behind a text."""
+        return self._template(pairs=False)[-1]
+
+    @property
+    def vocabulary(self) -> dict[str, int]:
+        """The id of each token, added tokens included."""
+        return self._fast.get_vocab(with_added_tokens=True)
+
     def truncating(self, side: str) -> Tokenizer:
         """Return this tokenizer with another `truncation_side`."""
         return Tokenizer(self._fast, self._settings | {"truncation_side": side})
@@ -217,6 +237,65 @@ class Tokenizer:
             out.add(document, parts, ranges, ranges[-1][0])
             out.finish(sum(kept), kept != lengths)
         return out.windows()
+
+    def encode_crossed(
+        self, texts: Sequence[str], seconds: Sequence[Sequence[str]], max_length: int, *, stride: int | None = None
+    ) -> Windows:
+        """Encode each text with each of its second texts, as pairs of one document; every text is tokenised once.
+
+        Args:
+            texts: the first texts, of which tokens are cut off where a pair has more than `max_length`.
+            seconds: the second texts of each; they stay whole.
+            max_length: the most tokens in a window, special tokens included.
+            stride: None: what is too long of a text is cut off. A number: the text is cut into overlapping windows.
+
+        Returns:
+            The windows of each text with its first second text, then with the next one. `n_tokens` counts the tokens of
+            the text and the special ones. Texts whose second texts leave no room are in `rejected`.
+
+        Example:
+            >>> windows = tokenizer.encode_crossed(["a text", "another"], [["one", "two"], ["one"]], max_length=128)
+            >>> windows.document.tolist()
+            [0, 0, 1]
+        """
+        distinct = list(dict.fromkeys(chain.from_iterable(seconds)))
+        encoded = dict(zip(distinct, self._encode_texts(distinct, _NO_LIMIT, False), strict=True))
+        template = self._template(pairs=True)
+        out = WindowsBuilder(template, details=False)
+        counts, n_tokens, truncated = [], [], []
+        rejected: dict[int, str] = {}
+        least = 1 if stride is None else stride + -(-max_length // MOST_OVERLAP)  # tokens of a text in a window
+        tokens = self._iter_tokens(texts, max_length if stride is None else _NO_LIMIT, False)
+        for document, ((text,), some) in enumerate(zip(tokens, seconds, strict=True)):
+            length = len(text.ids)
+            rooms = [max_length - out.num_special - len(encoded[second].ids) for second in some]
+            if length > (smallest := min(rooms, default=length)) and smallest < least:
+                rejected[document] = (
+                    f"too long: its second text leaves {max(smallest, 0)} of {max_length} tokens to it; {least} are"
+                    " needed"
+                )
+                some = []
+            for second, room in zip(some, rooms, strict=False):
+                ranges = [self._kept_range(room, length)]
+                if stride is not None:
+                    ranges = window_ranges(length, room, stride, self.truncation_side)
+                for start, stop in ranges:
+                    pair = encoded[second]
+                    out.add(len(out.n_tokens), (text, pair), [(start, stop), (0, len(pair.ids))], start)
+                out.finish(length, truncated=False)
+            kept = length if stride is not None else min(length, max(rooms, default=0))
+            counts.append(len(some))
+            n_tokens.append(kept + out.num_special if some else 0)
+            truncated.append(bool(some) and stride is None and length > smallest)
+        windows = out.windows()
+        document_of_pair = np.repeat(np.arange(len(texts)), counts)
+        return replace(
+            windows,
+            document=document_of_pair[windows.document],
+            n_tokens=np.array(n_tokens, dtype=np.int32),
+            truncated=np.array(truncated, dtype=bool),
+            rejected=rejected,
+        )
 
     def __call__(
         self,

@@ -75,6 +75,18 @@ class Windows:
         """(W,) int64: tokens in each window."""
         return np.diff(self.cu_seqlens)
 
+    def with_ids(self, input_ids: np.ndarray, cu_seqlens: np.ndarray) -> Windows:
+        """Return these windows with other tokens, `input_ids` (T,) cut at `cu_seqlens` (W+1,), without details."""
+        return Windows(
+            input_ids.astype(np.int32),
+            cu_seqlens,
+            self.document,
+            self.start,
+            self.n_tokens,
+            self.truncated,
+            self.rejected,
+        )
+
 
 class Tokens(NamedTuple):
     """The tokens of a text, read once: each access to an attribute of an Encoding copies a list."""

@@ -16,7 +16,7 @@ from pyarrow import fs
 
 from modernbert.config import ModernBertConfig
 from modernbert.files import TOKENIZER_FILES, load_config, resolve
-from modernbert.sentence_config import encoder_folder
+from modernbert.module_files import encoder_folder
 from modernbert.tokenizer import Tokenizer
 from pipelines.errors import UserError
 from pipelines.storage import Folder, redact_credentials

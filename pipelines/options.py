@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import codecs
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -69,6 +69,10 @@ class TaskOptions(BaseModel):
     """Its names in transformers and on the command line."""
     inputs: ClassVar[dict[str, str]] = {"text": "text"}
     """What the texts of a document are called, and what they hold; a corpus job has a column option for each."""
+    optional_inputs: ClassVar[dict[str, str]] = {}
+    """A text that a document may have beside those; then it is a pair."""
+    list_inputs: ClassVar[frozenset[str]] = frozenset()
+    """The inputs whose columns may also hold lists of texts, which are read as a text a line."""
     fits: ClassVar[dict[str, str]] = {}
     """The architectures whose checkpoints it runs, and how a message names them to a user who asks for another task."""
     transformers_names: ClassVar[dict[str, str]] = {}
@@ -80,9 +84,7 @@ class TaskOptions(BaseModel):
         int | None, Field(ge=3, description="tokens read at a time (default: the model's maximum)")
     ] = None
     long_documents: Annotated[LongDocuments, LONG_DOCUMENTS] = "truncate"
-    stride: Annotated[
-        int | None, Field(ge=0, description="tokens that two windows share (default: 128, at most half of a window)")
-    ] = None
+    stride: Annotated[int | None, Field(ge=0, description="tokens that windows share (default: 128 or half)")] = None
 
     @model_validator(mode="before")
     @classmethod
@@ -106,6 +108,14 @@ class TaskOptions(BaseModel):
                 raise ValueError(f"{name} {first['input']} must be at least {first['ctx']['ge']}") from error
             raise ValueError(f"{name} {values[name]!r}: {plain_message(first['msg'])}") from error
 
+    @classmethod
+    def input_names(cls, count: int | None = None) -> tuple[str, ...]:
+        """The names of the texts of a document that has `count` of them, by default all."""
+        return (*cls.inputs, *cls.optional_inputs)[:count]
+
+    def check_inputs(self, names: Collection[str]) -> None:
+        """Raise ValueError, whose message begins with an option's name, where documents with these texts lack one."""
+
     def override(self, values: Mapping[str, Any]) -> TaskOptions:
         """The options with `values` in place of some; ValueError as `parse` raises it."""
         cls = TASKS[self.task]
@@ -119,6 +129,7 @@ class ClassifyOptions(TaskOptions):
     implementation = "pipelines.tasks.classify:Classify"
     purpose = "Label every document of a corpus with a ModernBERT sequence classifier."
     aliases = ("text-classification", "sentiment-analysis")
+    optional_inputs = {"text_pair": "second text of a pair (default: none)"}
     fits = {"ModernBertForSequenceClassification": "classify"}
     transformers_names = {"function_to_apply": "function"}
 
@@ -132,6 +143,59 @@ class ClassifyOptions(TaskOptions):
     function: Annotated[
         Function | None, Field(description="from logits to scores (default: as the model's problem_type says)")
     ] = None
+
+
+class ZeroShotOptions(TaskOptions):
+    """Which of some labels fit each text, without training for them."""
+
+    task = "zero_shot"
+    implementation = "pipelines.tasks.zero_shot:ZeroShot"
+    purpose = "Label every document of a corpus with labels of your choice, by a ModernBERT model of entailment (NLI)."
+    aliases = ("zero-shot-classification",)
+    optional_inputs = {"labels": "labels of each row, one a line or comma-separated (default: --labels for all)"}
+    list_inputs = frozenset({"labels"})
+    fits = {"ModernBertForSequenceClassification": "zero_shot, with a label of entailment"}
+
+    labels: Annotated[Names, Field(description="labels to choose from, comma-separated")] = None
+    labels_file: Annotated[str | None, Field(description="text file with a label a line")] = None
+    hypothesis_template: Annotated[str, Field(description="sentence that says of a text that label {} fits")] = (
+        "This example is {}."
+    )
+    multi_label: Annotated[bool, Field(description="score each label by itself: several may fit, or none")] = False
+    top_k: Annotated[
+        int | None, Field(ge=1, description="keep the TOP_K best labels in the lists labels, scores (default: all)")
+    ] = None
+    threshold: Annotated[
+        float | None, Field(ge=0, le=1, description="least score of a label in the lists (default: 0)")
+    ] = None
+    merge: Annotated[Merge, Field(description="scores of a document's windows become one by")] = "max"
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _split_labels(cls, value: Any) -> Any:
+        return split_labels(value) if isinstance(value, str) else value
+
+    @field_validator("labels")
+    @classmethod
+    def _some_labels(cls, value: Sequence[str] | None) -> Sequence[str] | None:
+        if value is not None and not value:
+            raise ValueError("must name at least one label")
+        return value
+
+    @field_validator("hypothesis_template")
+    @classmethod
+    def _with_a_place(cls, value: str) -> str:
+        rest = value.replace("{}", "")
+        if rest == value or "{" in rest or "}" in rest:
+            raise ValueError("must have {} where the label stands, and no other braces")
+        return value
+
+    def check_inputs(self, names: Collection[str]) -> None:
+        given = {"labels": self.labels, "labels_file": self.labels_file, "labels_column": "labels" in names or None}
+        found = [name for name, value in given.items() if value is not None]
+        if len(found) != 1:
+            came = "none of them is" if not found else f"{' and '.join(found)} are"
+            raise ValueError(f"labels come from labels, labels_file or labels_column; {came} given: give one")
 
 
 class TagOptions(TaskOptions):
@@ -210,6 +274,40 @@ class EmbedOptions(TaskOptions):
     prompt_name: Annotated[str | None, Field(description="name of a prompt of the model's to put there")] = None
 
 
+class SparseOptions(TaskOptions):
+    """A weight for each token of the vocabulary that fits a text: a sparse vector."""
+
+    task = "sparse"
+    implementation = "pipelines.tasks.sparse:Sparse"
+    purpose = "Weigh the tokens of the vocabulary for every document of a corpus with a sparse encoder (SPLADE)."
+    aliases = ("sparse-embedding",)
+
+    as_query: Annotated[bool, Field(description="read texts as queries, not as documents")] = False
+    top_k: Annotated[
+        int | None, Field(ge=1, description="keep the TOP_K heaviest tokens (default: the model's, or all)")
+    ] = None
+    min_weight: Annotated[float, Field(ge=0, description="least weight of a token")] = 0.0
+    prompt: Annotated[str | None, Field(description="text to put before each document")] = None
+    prompt_name: Annotated[str | None, Field(description="name of a prompt of the model's to put there")] = None
+
+
+class MultiVectorOptions(TaskOptions):
+    """A vector for each token of a text, for late interaction (ColBERT)."""
+
+    task = "multi_vector"
+    implementation = "pipelines.tasks.multi_vector:MultiVector"
+    purpose = "Embed every token of a corpus with a multi-vector encoder (ColBERT)."
+    aliases = ("multi-vector",)
+
+    as_query: Annotated[bool, Field(description="read texts as queries, not as documents")] = False
+    pool_factor: Annotated[
+        float, Field(ge=1, description="keep one vector for so many tokens of a document, by clustering")
+    ] = 1.0
+    precision: Annotated[Precision, Field(description="how vectors are stored")] = "float32"
+    prompt: Annotated[str | None, Field(description="text to put before each document")] = None
+    prompt_name: Annotated[str | None, Field(description="name of a prompt of the model's to put there")] = None
+
+
 class RerankOptions(TaskOptions):
     """How well a passage answers a query."""
 
@@ -238,7 +336,10 @@ class FeaturesOptions(TaskOptions):
     online = False
 
 
-_TASKS = (ClassifyOptions, TagOptions, AnswerOptions, FillOptions, EmbedOptions, RerankOptions, FeaturesOptions)
+_TASKS = (
+    *(ClassifyOptions, ZeroShotOptions, TagOptions, AnswerOptions, FillOptions),
+    *(EmbedOptions, SparseOptions, MultiVectorOptions, RerankOptions, FeaturesOptions),
+)
 TASKS: dict[str, type[TaskOptions]] = {options.task: options for options in _TASKS}
 """Every task by its name."""
 
@@ -311,9 +412,7 @@ class CorpusOptions(TaskOptions, ModelOptions):
         Field(description="file, folder or glob of Parquet, Arrow, JSON or CSV files; text also as gz, zst, bz2, lz4"),
     ] = None
     output: Annotated[str | None, Field(description="folder or URI for the labelled Parquet files")] = None
-    keep_columns: Annotated[
-        Names, Field(description="input columns to keep in the output, comma-separated (default: all)")
-    ] = None
+    keep_columns: Annotated[Names, Field(description="input columns to keep, comma-separated (default: all)")] = None
     output_prefix: Annotated[str, Field(description="put before the name of each column that the job adds")] = ""
     actors: Annotated[
         str, Field(pattern=r"^(auto|[1-9]\d*|[1-9]\d*:[1-9]\d*)$", description="model actors: N, MIN:MAX or auto")
@@ -350,9 +449,10 @@ class CorpusOptions(TaskOptions, ModelOptions):
         return self.input, self.model, self.output  # type: ignore[return-value]
 
     @property
-    def text_columns(self) -> list[str]:
-        """The columns of a document's texts, in the order of the task's inputs."""
-        return [getattr(self, column_option(name)) for name in self.inputs]
+    def text_columns(self) -> dict[str, str]:
+        """The column of each text of a document by its name, in the order of the task's inputs."""
+        columns = {name: getattr(self, column_option(name)) for name in self.input_names()}
+        return {name: column for name, column in columns.items() if column is not None}
 
     @field_validator("actors")
     @classmethod
@@ -384,6 +484,12 @@ class CorpusOptions(TaskOptions, ModelOptions):
         return str(value) if isinstance(value, int) else value
 
 
+def split_labels(text: str) -> list[str]:
+    """The labels in a text: one a line, or without a line end comma-separated."""
+    parts = text.splitlines() if "\n" in text else text.split(",")
+    return [part.strip() for part in parts if part.strip()]
+
+
 def column_option(name: str) -> str:
     """The option that names the column of the input `name` of a task."""
     return f"{name}_column"
@@ -399,6 +505,10 @@ def corpus_options(task: str) -> type[CorpusOptions]:
     columns: dict[str, Any] = {
         column_option(name): (Annotated[str, Field(description=f"column with the {content}")], name)
         for name, content in options.inputs.items()
+    }
+    columns |= {
+        column_option(name): (Annotated[str | None, Field(description=f"column with the {content}")], None)
+        for name, content in options.optional_inputs.items()
     }
     bases: Any = (options, CorpusOptions)
     return create_model(f"Corpus{options.__name__}", __base__=bases, __doc__=options.purpose, **columns)

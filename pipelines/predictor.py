@@ -24,6 +24,7 @@ from modernbert.windows import Text
 from pipelines.bucketing import packed_batches
 from pipelines.checkpoints import Checkpoint
 from pipelines.tasks.base import ModelOutputs, Predictions, Task
+from pipelines.values import ValuesBuilder, ranges
 
 logger = logging.getLogger(__name__)
 IN_FLIGHT = 3
@@ -119,8 +120,7 @@ class Predictor:
         started = time.perf_counter()
         task = task or self.task
         lengths = np.diff(cu_seqlens)
-        splits = np.concatenate(([0], np.cumsum(task.rows(input_ids, cu_seqlens))))
-        values = np.zeros((splits[-1], task.width), dtype=np.float32)
+        collected = ValuesBuilder(task, input_ids, cu_seqlens)
         failed: dict[int, str] = {}
         todo = deque(packed_batches(lengths, self.budget_tokens))
         in_flight: deque[tuple[np.ndarray, Callable[[], np.ndarray]]] = deque()
@@ -128,7 +128,7 @@ class Predictor:
         while todo or in_flight:
             if not todo or len(in_flight) == most:
                 windows, wait = in_flight.popleft()
-                values[_ranges(splits, windows)] = wait()
+                collected.put(windows, wait())
                 batches += 1
                 if done:
                     done(len(windows), int(lengths[windows].sum()))
@@ -136,13 +136,14 @@ class Predictor:
             windows = todo.popleft()
             try:
                 in_flight.append(
-                    (windows, self._launch(task, input_ids[_ranges(cu_seqlens, windows)], lengths[windows]))
+                    (windows, self._launch(task, input_ids[ranges(cu_seqlens, windows)], lengths[windows]))
                 )
             except torch.OutOfMemoryError as error:
                 if len(windows) == 1:
                     failed[int(windows[0])] = f"out of memory on {self.device}: {str(error).splitlines()[0]}"
                 else:
                     todo.extendleft((windows[len(windows) // 2 :], windows[: len(windows) // 2]))
+        values, splits = collected.finish()
         bad_rows = np.flatnonzero(~np.isfinite(values).all(axis=1))
         for w in np.unique(np.searchsorted(splits, bad_rows, side="right") - 1):
             failed[int(w)] = "the model's answer is not a finite number"
@@ -202,10 +203,3 @@ def warn_of_slow_dtype(device: str, dtype: str) -> None:
             "bfloat16 on this CPU, which has neither AVX512_BF16 nor AMX, is about three times slower than float32; "
             "use dtype float32"
         )
-
-
-def _ranges(splits: np.ndarray, windows: np.ndarray) -> np.ndarray:
-    """Return the indices `splits[w]:splits[w + 1]` of windows w, one window after the other."""
-    starts, counts = splits[windows], splits[windows + 1] - splits[windows]
-    before = np.cumsum(counts) - counts
-    return np.arange(counts.sum()) + np.repeat(starts - before, counts)

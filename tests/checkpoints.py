@@ -127,3 +127,24 @@ def write_task(folder: Path, architecture: str, *, heat: float = 1.5, **config: 
     write_checkpoint(folder, architecture=architecture, heat=heat, **config)
     write_tokenizer(folder)
     return folder
+
+
+def write_multi_vector(folder: Path, **settings: Any) -> Path:
+    """Write a multi-vector encoder with sentence-transformers, whose queries have 16 tokens, and return its folder."""
+    from sentence_transformers import MultiVectorEncoder
+    from sentence_transformers.base.modules import Dense, Normalize, Transformer
+    from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
+
+    torch.manual_seed(0)
+    names = {"module_input_name": "token_embeddings"}
+    plain = write_task(folder / "plain", "ModernBertModel")
+    settings = {"query_expansion": {"strategy": "fixed", "length": 16}, "document_length": 300} | settings
+    dense = Dense(64, 32, bias=False, activation_function=torch.nn.Identity(), **names)
+    modules = [
+        Transformer(str(plain), **settings),
+        dense,
+        MultiVectorMask(skiplist_words=[".", ","]),
+        Normalize(**names),
+    ]
+    MultiVectorEncoder(modules=modules, device="cpu").save(str(folder / "saved"))
+    return folder / "saved"

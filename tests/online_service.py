@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 import uvicorn
-from checkpoints import write_task
+from checkpoints import write_multi_vector, write_task
 from conftest import REPOSITORY
 
 from pipelines.serve.config import served_models
@@ -32,8 +32,19 @@ TASKS = {
     "sentence": ("embed", DEMOS / "sentence-encoder"),
     "reader": ("answer", None),
     "ranker": ("rerank", None),
+    "nli": ("zero_shot", None),
+    "splade": ("sparse", None),
+    "colbert": ("multi_vector", None),
+    "late": ("rerank", None),
 }
 """By name the task and the checkpoint; None: one with random weights."""
+WRITTEN: dict[str, tuple[str, dict[str, Any]]] = {
+    "answer": ("ModernBertForQuestionAnswering", {}),
+    "rerank": ("ModernBertForSequenceClassification", {"num_labels": 1}),
+    "sparse": ("ModernBertForMaskedLM", {}),
+    "zero_shot": ("ModernBertForSequenceClassification", {"labels": ["entailment", "neutral", "contradiction"]}),
+}
+"""By task the architecture and configuration of a checkpoint with random weights."""
 
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -56,8 +67,10 @@ def checkpoint_of(name: str) -> Path:
     if folder is not None:
         return folder
     result = new_folder()
-    architecture = {"answer": "QuestionAnswering", "rerank": "SequenceClassification"}[task]
-    return write_task(result, f"ModernBertFor{architecture}", **({"num_labels": 1} if task == "rerank" else {}))
+    if name in ("colbert", "late"):
+        return write_multi_vector(result)
+    architecture, config = WRITTEN[task]
+    return write_task(result, architecture, **config)
 
 
 @cache
@@ -105,6 +118,7 @@ def service() -> str:
 SHAPES = {  # by route: a good request, and how an error looks there
     "/embed": ({"inputs": "a"}, {"error", "error_type"}),
     "/embed_all": ({"inputs": "a"}, {"error", "error_type"}),
+    "/embed_sparse": ({"inputs": "a"}, {"error", "error_type"}),
     "/similarity": ({"inputs": {"source_sentence": "a", "sentences": ["b"]}}, {"error", "error_type"}),
     "/predict": ({"inputs": "a"}, {"error", "error_type"}),
     "/rerank": ({"query": "a", "texts": ["b"]}, {"error", "error_type"}),
@@ -113,12 +127,15 @@ SHAPES = {  # by route: a good request, and how an error looks there
     "/": ({"inputs": "a", "parameters": {}}, {"error", "error_type"}),
     "/models/intent": ({"inputs": "a", "parameters": {}}, {"error", "error_type"}),
     "/models/pii": ({"inputs": "a", "parameters": {}}, {"error", "error_type"}),
+    "/models/nli": ({"inputs": "a", "parameters": {"candidate_labels": ["b"]}}, {"error", "error_type"}),
     "/models/mask": ({"inputs": "a [MASK]", "parameters": {}}, {"error", "error_type"}),
     "/models/sentence": ({"inputs": "a"}, {"error", "error_type"}),
     "/models/reader": ({"inputs": {"question": "a", "context": "b c"}, "parameters": {}}, {"error", "error_type"}),
     "/v1/embeddings": ({"model": "sentence", "input": "a"}, {"error"}),
     "/v1/rerank": ({"query": "a", "documents": ["b"]}, {"detail"}),
     "/v1/score": ({"text_1": "a", "text_2": ["b"]}, {"error"}),
+    "/v1/multi-vector": ({"input": "a"}, {"detail"}),
+    "/pooling": ({"input": "a"}, {"error"}),
     "/classify": ({"input": "a"}, {"error"}),
     "/v2/rerank": ({"model": "ranker", "query": "a", "documents": ["b"]}, {"message"}),
     "/v2/embed": ({"model": "sentence", "texts": ["a"]}, {"message"}),

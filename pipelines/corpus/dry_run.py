@@ -70,7 +70,7 @@ def _count(job: Job, tables: list[pa.Table]) -> tuple[int, int, int, int]:
         columns = [table[name].slice(0, _SAMPLED_ROWS) for name in job.text_columns if name in table.column_names]
         if len(columns) < len(job.text_columns):
             continue
-        documents, _, rejects = valid_documents(columns, tuple(job.task.options_class.inputs))
+        documents, _, rejects = valid_documents(columns, job.task.options_class.input_names(len(columns)))
         windows = job.task.encode(job.model.tokenizer, documents)
         tokens += len(windows.input_ids)
         truncated += int(windows.truncated.sum())

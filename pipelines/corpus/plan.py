@@ -14,11 +14,11 @@ from pipelines.checkpoints import Checkpoint
 from pipelines.corpus.cluster import cluster_resources
 from pipelines.corpus.placement import is_fixed
 from pipelines.errors import UserError
-from pipelines.input.documents import is_text
+from pipelines.input.documents import is_text, is_text_list
 from pipelines.input.files import hive_partitions
 from pipelines.input.plan import Inspection, inspect_input, sample, unify
 from pipelines.input.text import TextOptions
-from pipelines.options import CorpusOptions, ModelOptions
+from pipelines.options import CorpusOptions, ModelOptions, column_option
 from pipelines.output.folder import read_files
 from pipelines.output.record import read_record
 from pipelines.storage import Folder, redact_credentials
@@ -65,12 +65,13 @@ def plan_job(options: CorpusOptions, with_weights: bool = True) -> tuple[Job, In
     `with_weights`. Starts no Ray unless the device depends on it. Raises ValueError for a mistake.
     """
     source, model, output = options.required()
+    options.check_inputs(options.text_columns)
     source = source if "://" in source else str(Path(source).expanduser().absolute())
     target = Folder.at(output)
     found = _inspect_input(source, target, options)
     if f"{target}/".startswith(f"{redact_credentials(source).rstrip('/')}/"):
         raise UserError(f"output {output!r} lies in the input folder, which would be read again; name another")
-    seen = _seen_columns(found, options.text_columns)
+    seen = _seen_columns(found, list(options.text_columns.values()))
     _check_text_columns(options, seen)
     checkpoint = Checkpoint.open(model)
     task_cls = task_class(options.task)
@@ -82,7 +83,7 @@ def plan_job(options: CorpusOptions, with_weights: bool = True) -> tuple[Job, In
         source=source,
         folder=target,
         schema=seen,
-        text_columns=options.text_columns,
+        text_columns=list(options.text_columns.values()),
         keep_columns=[],
         prefix=options.output_prefix,
         max_characters=options.max_characters,
@@ -140,11 +141,13 @@ def _check_added_columns(job: Job, options: CorpusOptions, names: list[str]) -> 
 
 
 def _check_text_columns(options: CorpusOptions, schema: pa.Schema) -> None:
-    for name, column in zip(options.inputs, options.text_columns, strict=True):
+    for name, column in options.text_columns.items():
+        flag = f"--{column_option(name).replace('_', '-')}"
         if column not in schema.names:
-            raise UserError(f"input has no column {column!r}; it has {', '.join(schema.names)} (see --{name}-column)")
-        if not is_text(stored := schema.field(column).type):
-            raise UserError(f"column {column!r} holds {stored}, not text (see --{name}-column)")
+            raise UserError(f"input has no column {column!r}; it has {', '.join(schema.names)} (see {flag})")
+        stored = schema.field(column).type
+        if not is_text(stored) and not (name in options.list_inputs and is_text_list(stored)):
+            raise UserError(f"column {column!r} holds {stored}, not text (see {flag})")
 
 
 def resolve_run(options: ModelOptions, checkpoint: Checkpoint, task: Task, batch_timeout_s: float) -> ModelRun:

@@ -92,7 +92,8 @@ def processor(
     Args:
         task: the name of a task, here ("classify") or in transformers ("text-classification").
         model: a folder, a Hugging Face hub id or a URI of object storage.
-        columns: the columns of a document's texts; by default those that the task names ("text").
+        columns: the columns of a document's texts; by default those that the task names ("text"). A second one makes
+            pairs, where the task takes them ("text", "text_pair").
         prefix: put before the name of each column that is added.
         actors: model actors, one a GPU or CPU core: a number, "MIN:MAX" or "auto".
         device: "cpu", "cuda" or "auto".
@@ -114,13 +115,16 @@ def processor(
     """
     name = task_named(task).task
     given = {"model": model, "device": device, "dtype": dtype, "budget_tokens": budget_tokens, **task_options}
-    options = from_call(model_options(name), given)
+    options: Any = from_call(model_options(name), given)
     if batch_rows < 1 or batch_timeout_s <= 0:
         raise ValueError(f"batch_rows {batch_rows} and batch_timeout_s {batch_timeout_s:g} must be above 0")
     task_cls = task_class(name)
     columns = columns or tuple(task_cls.options_class.inputs)
-    if len(columns) != len(task_cls.options_class.inputs):
-        raise ValueError(f"{name} takes {len(task_cls.options_class.inputs)} columns of texts, not {len(columns)}")
+    counts = len(task_cls.options_class.inputs), len(task_cls.options_class.input_names())
+    if len(columns) not in counts:
+        takes = " or ".join(map(str, dict.fromkeys(counts)))
+        raise ValueError(f"{name} takes {takes} columns of texts, not {len(columns)}")
+    options.check_inputs(task_cls.options_class.input_names(len(columns)))
     checkpoint = Checkpoint.open(model)
     task_cls.check(checkpoint)
     run = resolve_run(options, checkpoint, task_cls.from_checkpoint(checkpoint, options), batch_timeout_s)
@@ -185,7 +189,7 @@ def _answer(step: Processor, table: pa.Table) -> pa.Table:
         empty |= {"n_tokens": pa.nulls(len(given), pa.int32()), "n_windows": pa.nulls(len(given), pa.int32())}
         answers: dict[str, Any] = empty | {"truncated": pa.nulls(len(given), pa.bool_())}
     else:
-        documents = _documents(step, given)[0] if task.needs_details else [""] * len(rows)
+        documents = _documents(step, given)[0] if task.needs_documents else [""] * len(rows)
         values = wire.array_of(table, "values").reshape(-1, task.width)
         outputs = ModelOutputs(documents, windows, values, wire.array_of(table, "splits"), step.run.model.tokenizer)
         answers = answer_columns(task, outputs, index)

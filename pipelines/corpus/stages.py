@@ -26,7 +26,7 @@ from pipelines.input.documents import cut, longest, readable, valid_documents
 from pipelines.input.plan import one_line, read_shard
 from pipelines.input.shards import Rows, Shard
 from pipelines.output.folder import REJECTED_FIELDS, commit_shard
-from pipelines.output.shard_stats import count_scores, count_windows
+from pipelines.output.shard_stats import count_items, count_scores, count_windows
 from pipelines.tasks.base import ModelOutputs, Task
 
 START_PAUSES_S = (1.0, 3.0, 9.0, 27.0)
@@ -233,7 +233,7 @@ def _answers(job: Job, shard: Shard, table: pa.Table) -> tuple[dict[str, Any], p
     """Decode a shard: its stats, the table of its answered rows and that of its rejected rows."""
     windows, rows, rejects = wire.windows_of(table), wire.array_of(table, "rows"), wire.rejects_of(table)
     good = np.flatnonzero(~np.isin(rows, [reject["row"] for reject in rejects]))
-    texts = job.text_columns if job.task.needs_details else []
+    texts = job.text_columns if job.task.needs_documents else []
     stored = [name for name in job.schema.names if name in job.keep_columns or name in texts or rejects]
     read = read_shard(job.source, job.folder, shard, job.schema, stored)
     documents: list[Text] = _documents(job, read)[0] if texts else [""] * len(rows)
@@ -258,6 +258,8 @@ def _answers(job: Job, shard: Shard, table: pa.Table) -> tuple[dict[str, Any], p
         "labels": job.task.label_counts(decoded),
         "rejects": Counter(reject["reason"] for reject in rejects),
     }
+    if job.task.counted:
+        stats |= count_items(decoded.field(job.task.counted[0]))
     return stats, pa.table(columns), _rejected(shard, read.table, index, rejects)
 
 
@@ -286,7 +288,7 @@ def accepted_documents(
 
     `too_long`: the reason for a document of more than `max_characters`, which is rejected where it is read in windows.
     """
-    documents, rows, rejects = valid_documents(columns, tuple(task.options_class.inputs))
+    documents, rows, rejects = valid_documents(columns, task.options_class.input_names(len(columns)))
     most = max_characters if task.stride is not None else None
     long = [too_long if most and longest(document) > most else None for document in documents]
     reasons = [reason or task.reject(document) for reason, document in zip(long, documents, strict=True)]

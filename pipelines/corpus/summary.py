@@ -63,6 +63,9 @@ def format_summary(
             f"{_truncated(job.task, totals['truncated'])}",
             f"batches    {totals['batches']:,}, filled to {totals['fill'] or 0:.1%} of {describe_budget(job)}",
         ]
+        if job.task.counted and totals["labelled"]:
+            each, bytes_each = (totals[name] / totals["labelled"] for name in ("items", "item_bytes"))
+            lines.append(f"{job.task.counted[1]:<10} {totals['items']:,}: {each:,.1f} a row, {bytes_each:,.0f} bytes")
         shown = list(labels.items())[:_SHOWN_LABELS]
         lines += [f"label      {count:>9,}  {label}" for label, count in shown]
         if len(labels) > len(shown):
@@ -142,6 +145,7 @@ def report(job: Job, record: RunRecord, stats: pa.Table) -> dict[str, Any]:
         "by_attempt": _by_attempt(stats, attempts),
         "lengths": {"edges": LENGTH_EDGES[: longest + 1], "windows": totals["lengths"][:longest]},
         "labels": list(totals["labels"].items()),
+        "items": job.task.counted and job.task.counted[1],
         "scores": {"edges": SCORE_EDGES, "counts": totals["scores"]} if totals["scores"] else None,
         "rejects": list(totals["rejects"].items()),
         "slowest": slowest.to_pylist(),

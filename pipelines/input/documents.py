@@ -20,6 +20,11 @@ def is_text(type_: pa.DataType) -> bool:
     return is_stringlike(type_) or pa.types.is_null(type_)
 
 
+def is_text_list(type_: pa.DataType) -> bool:
+    """Whether a column of this type holds lists of texts, which are read as a text a line."""
+    return (pa.types.is_list(type_) or pa.types.is_large_list(type_)) and is_text(type_.value_type)
+
+
 def valid_documents(
     columns: Sequence[pa.ChunkedArray], names: Sequence[str]
 ) -> tuple[list[Text], list[int], list[Reject]]:
@@ -42,6 +47,8 @@ def valid_documents(
 
 def _texts(column: pa.ChunkedArray, name: str) -> list[tuple[str, str | None]]:
     """Return each row's text, and the reason if it is null, empty or not valid UTF-8."""
+    if is_text_list(column.type):
+        return [_lines(values, name) for values in column.to_pylist()]
     type_ = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     return [_text(value, name) for value in column.cast(type_).cast(pa.large_binary()).to_pylist()]
 
@@ -53,6 +60,13 @@ def _text(value: bytes | None, name: str) -> tuple[str, str | None]:
         text = value.decode("utf-8")
     except UnicodeDecodeError:
         return "", f"{name} is not valid UTF-8"
+    return text, f"{name} is empty" if not text or text.isspace() else None
+
+
+def _lines(values: list[str | None] | None, name: str) -> tuple[str, str | None]:
+    if values is None or None in values:
+        return "", f"{name} is null" if values is None else f"{name} holds a null"
+    text = "".join(f"{value}\n" for value in values)
     return text, f"{name} is empty" if not text or text.isspace() else None
 
 

@@ -201,7 +201,7 @@ def write_shard_stats(folder: Folder, new: pa.Table) -> pa.Table:
     with ThreadPoolExecutor(_THREADS) as pool:
         times = [present[name].mtime_ns / 1e9 for name in unknown]
         recovered = list(pool.map(partial(_recovered, folder), unknown, times))
-    stats = pa.concat_tables([*tables, shard_stats.table(recovered)])
+    stats = pa.concat_tables([*tables, shard_stats.table(recovered)], promote_options="default")
     stats = stats.filter(pa.array([name in present for name in stats["name"].to_pylist()], pa.bool_())).sort_by("name")
     folder.write_atomic(SHARDS, _packed(stats))
     return stats

@@ -20,7 +20,7 @@ SCORE_EDGES = [i / 20 for i in range(21)]
 PADDED_ROWS = 32
 """The windows in a padded batch, in input order, that packed batches are compared with."""
 _AT_ONCE = 256
-SUMS = ("rows", "labelled", "tokens", "windows", "truncated", "padded_tokens")
+SUMS = ("rows", "labelled", "tokens", "windows", "truncated", "padded_tokens", "items", "item_bytes")
 KEPT = (*SUMS, "lengths", "scores", "labels", "rejects")
 """The stats in a part's footer."""
 SHARD_STATS = pa.schema(
@@ -59,6 +59,12 @@ def count_scores(scores: np.ndarray) -> list[int]:
     return np.histogram(finite, SCORE_EDGES)[0].tolist()
 
 
+def count_items(lists: pa.Array) -> dict[str, int]:
+    """Return `items` and `item_bytes` of a column of lists: what they hold together, and the bytes that this takes."""
+    values = lists.flatten()
+    return {"items": len(values), "item_bytes": values.nbytes}
+
+
 def table(shard_stats: list[dict[str, Any]]) -> pa.Table:
     """Make a table of stats."""
     columns = {name: [stats.get(name) for stats in shard_stats] for name in SHARD_STATS.names}
@@ -88,7 +94,7 @@ class ShardStatsBuilder:
 
 def footer(stats: dict[str, Any]) -> str:
     """Return the stats that the part itself keeps in its footer, as JSON."""
-    return json.dumps({name: stats[name] for name in KEPT})
+    return json.dumps({name: stats[name] for name in KEPT if name in stats})
 
 
 def add_up(shard_stats: pa.Table) -> dict[str, Any]:

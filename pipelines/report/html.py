@@ -25,8 +25,8 @@ def render(report: dict[str, Any]) -> str:
 
     Args:
         report: title, output, complete, created_at, settings, versions, attempts, totals, throughput, lengths, labels,
-            scores, rejects, slowest, failed (pipelines.corpus.summary.report). What is missing, None or empty is left
-            out of the page.
+            items, scores, rejects, slowest, failed (pipelines.corpus.summary.report). What is missing, None or empty is
+            left out of the page.
 
     Returns:
         The HTML document; UTF-8 can encode it whatever the report contains.
@@ -43,7 +43,7 @@ def render(report: dict[str, Any]) -> str:
         created_at=_timestamp(report.get("created_at")),
         error=_error(report),
         failures=_failures(report.get("failed") or {}),
-        figures=_figures(totals, attempts, speed),
+        figures=_figures(totals, attempts, speed, report.get("items")),
         throughput=_throughput(report.get("throughput") or [], attempts, speed),
         line_width=charts.LINE_WIDTH,
         lengths=_lengths(report.get("lengths") or {}, totals),
@@ -111,7 +111,9 @@ def _failures(failed: dict[str, Any]) -> dict[str, Any] | None:
     }
 
 
-def _figures(totals: dict[str, Any], attempts: list[dict[str, Any]], speed: float | None) -> list[tuple[str, str, str]]:
+def _figures(
+    totals: dict[str, Any], attempts: list[dict[str, Any]], speed: float | None, items: str | None
+) -> list[tuple[str, str, str]]:
     """Returns (name, value, note) of the figures that matter most."""
     rows, labelled, rejected, tokens = (totals.get(name) for name in ("rows", "labelled", "rejected", "tokens"))
     padded = totals.get("padded_tokens")
@@ -130,6 +132,10 @@ def _figures(totals: dict[str, Any], attempts: list[dict[str, Any]], speed: floa
         ("Padding saved", percent(saved), f"{_large(padded)} tokens in padded batches of 32"),
         ("Batch fill", percent(totals.get("fill")), _plural(totals.get("batches"), "batch", "es")),
     ]
+    if items:
+        each, bytes_each = (_ratio(totals.get(name), labelled) or 0 for name in ("items", "item_bytes"))
+        note = f"{each:,.1f} for each row labelled, in {bytes_each:,.0f} bytes"
+        figures.append((items.capitalize(), _large(totals.get("items")), note))
     return [(name, value, note if value != MISSING else "not known") for name, value, note in figures]
 
 

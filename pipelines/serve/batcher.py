@@ -21,6 +21,7 @@ import numpy as np
 
 from pipelines.predictor import Predictor
 from pipelines.tasks.base import Predictions, Task
+from pipelines.values import ValuesBuilder
 
 logger = logging.getLogger(__name__)
 TURN_FRACTION = 4
@@ -34,8 +35,7 @@ class PendingRequest:
 
     def __init__(self, task: Task, input_ids: np.ndarray, cu_seqlens: np.ndarray):
         self.task, self.input_ids, self.cu_seqlens = task, input_ids, cu_seqlens
-        self.splits = np.concatenate(([0], np.cumsum(task.rows(input_ids, cu_seqlens))))
-        self.values = np.zeros((self.splits[-1], task.width), dtype=np.float32)
+        self.collected = ValuesBuilder(task, input_ids, cu_seqlens)
         self.failed: dict[int, str] = {}
         self.next = 0  # the first window that is in no batch yet
         self.unanswered = len(cu_seqlens) - 1
@@ -86,7 +86,7 @@ class Batcher:
             if self._closed:
                 raise RuntimeError("the batcher is closed")
             if not waiting.unanswered:
-                waiting.future.set_result(Predictions(waiting.values, waiting.splits, {}, 0, 0.0))
+                waiting.future.set_result(Predictions(*waiting.collected.finish(), {}, 0, 0.0))
             elif first:
                 self._queue.appendleft(waiting)
             else:
@@ -173,8 +173,7 @@ class Batcher:
                 if (reason := failed.get(at + w - first)) is not None:
                     waiting.failed[w] = reason
                 elif values is not None and splits is not None:
-                    rows = slice(splits[at + w - first], splits[at + w - first + 1])
-                    waiting.values[waiting.splits[w] : waiting.splits[w + 1]] = values[rows]
+                    waiting.collected.put_one(w, values[splits[at + w - first] : splits[at + w - first + 1]])
             at += stop - first
         ended = time.perf_counter()
         self._on_batch(len(lengths), len(ids), ended - began)
@@ -190,5 +189,5 @@ class Batcher:
             if waiting.future.set_running_or_notify_cancel():
                 queue_s, seconds = waiting.started - waiting.arrived, ended - waiting.started
                 waiting.future.set_result(
-                    Predictions(waiting.values, waiting.splits, waiting.failed, waiting.batches, seconds, queue_s)
+                    Predictions(*waiting.collected.finish(), waiting.failed, waiting.batches, seconds, queue_s)
                 )

@@ -83,7 +83,7 @@ def encode_request(
         ) from None
 
 
-def check_size(task: Task, windows: Windows, token_vectors: bool) -> None:
+def check_size(task: Task, windows: Windows) -> None:
     """Raise WindowBudgetError for windows whose answers would be far larger than their texts."""
     if (count := len(windows.document)) > _MOST_WINDOWS:
         raise WindowBudgetError(
@@ -95,8 +95,9 @@ def check_size(task: Task, windows: Windows, token_vectors: bool) -> None:
             f"the answer may hold {results:,} results; at most {MOST_RESULTS:,} are given in a request: send fewer or "
             "shorter texts at a time, or a lower top_k"
         )
-    numbers = int(task.rows(windows.input_ids, windows.cu_seqlens).sum()) * task.width
-    if token_vectors and numbers > (most := max(MOST_TOKEN_NUMBERS, task.max_length * task.width)):
+    rows = task.rows(windows.input_ids, windows.cu_seqlens)
+    numbers = 0 if rows is None else int(rows.sum()) * task.width
+    if task.gives_token_vectors and numbers > (most := max(MOST_TOKEN_NUMBERS, task.max_length * task.width)):
         tokens = len(windows.input_ids)
         raise WindowBudgetError(
             f"inputs have {tokens:,} tokens; token vectors are given for {most // task.width:,} in a request"

@@ -229,7 +229,7 @@ class ModelServer:
             most_tokens=self.options.max_request_tokens,
             work=work,
         )
-        check_size(task, windows, request.token_vectors)
+        check_size(task, windows)
         kept = zip(request.documents, too_long, strict=True)
         documents = [document for document, long in kept if not long]
         return _Prepared(task, documents, windows, too_long, time.perf_counter() - started)

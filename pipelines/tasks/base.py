@@ -19,11 +19,11 @@ import numpy as np
 import pyarrow as pa
 
 from modernbert.files import fingerprint
-from modernbert.sentence_config import CrossEncoderConfig, SentenceConfig
+from modernbert.module_files import purpose
 from modernbert.tokenizer import Tokenizer
 from modernbert.windows import MOST_OVERLAP, Text, Windows
 from pipelines.checkpoints import Checkpoint
-from pipelines.options import TASKS, EmbedOptions, RerankOptions, TaskOptions
+from pipelines.options import TASKS, TaskOptions
 from pipelines.tasks.pipeline import Pipeline
 
 if TYPE_CHECKING:
@@ -84,10 +84,17 @@ class Task(ABC):
     """What `pipeline` returns for it: the arguments and results of a call in memory."""
     per_token: ClassVar[bool] = False
     """Whether the model's head runs on each token, which takes memory."""
-    takes_pairs: ClassVar[bool] = False
-    """Whether a document may be a pair of texts where `inputs` names a single one."""
+    gives_token_vectors: ClassVar[bool] = False
+    """Whether an answer has a vector for each token of a text, which is far larger than the text."""
+    counted: ClassVar[tuple[str, str] | None] = None
+    """A column of lists whose items and bytes the summary and the report count, and what the items are called."""
     needs_details: ClassVar[bool] = False
     """Whether decoding needs the offsets, word ids and sequence ids of the tokens."""
+
+    @property
+    def needs_documents(self) -> bool:
+        """Whether decoding needs the documents themselves."""
+        return self.needs_details
 
     @classmethod
     @abstractmethod
@@ -166,9 +173,10 @@ class Task(ABC):
         `first`: the number of the first of `documents` in the call.
         """
         name, inputs = cls.options_class.task, tuple(cls.options_class.inputs)
+        pairs = len(cls.options_class.input_names()) == 2
         for i, document in enumerate(documents, first):
             check_text(document, i)
-            if isinstance(document, tuple) and len(inputs) == 1 and not cls.takes_pairs:
+            if isinstance(document, tuple) and not pairs:
                 raise ValueError(f"input {i} is a pair; {name} takes single texts")
             if len(inputs) == 2 and not (isinstance(document, tuple) and len(document) == 2):
                 raise ValueError(f"input {i} is a single text; {name} takes {' and '.join(inputs)}")
@@ -195,8 +203,11 @@ class Task(ABC):
         """Tokenise documents into windows; those that cannot be encoded are in `rejected` with the reason."""
         return tokenizer.encode(documents, self.max_length, stride=self.stride, details=self.needs_details)
 
-    def rows(self, input_ids: np.ndarray, cu_seqlens: np.ndarray) -> np.ndarray:  # noqa: ARG002
-        """Return how many rows of values each window has, (W,): one, unless a task overrides it."""
+    def rows(self, input_ids: np.ndarray, cu_seqlens: np.ndarray) -> np.ndarray | None:  # noqa: ARG002
+        """Return how many rows of values each window has, (W,): one, unless a task overrides it.
+
+        None: only the model knows. Then `forward` puts the number of its window in the batch before each row.
+        """
         return np.ones(len(cu_seqlens) - 1, dtype=np.int64)
 
     def most_results(self, windows: Windows) -> int:
@@ -246,6 +257,7 @@ def check_architecture(checkpoint: Checkpoint, task: str, architecture: str) -> 
     fits = f"no task here runs a {configured}"
     if tasks:
         fits = f"it fits {tasks[0]}" + (f" (or {', '.join(tasks[1:])})" if len(tasks) > 1 else "")
+    fits = purpose(checkpoint.folder) or fits
     raise ValueError(f"model {str(checkpoint.folder)!r} is a {configured}: {fits}; {task} runs a {architecture}")
 
 
@@ -286,11 +298,16 @@ def resolve_windowing(
     return {"max_length": length, "stride": stride}
 
 
-def resolve_prompt(options: EmbedOptions | RerankOptions, stored: SentenceConfig | CrossEncoderConfig) -> str:
-    """Return the text before each document: the options', else the checkpoint's; ValueError for an unknown name."""
+def resolve_prompt(options: Any, stored: Any, usual: Sequence[str] = ()) -> str:
+    """Return the text before each document: the options', else the checkpoint's; ValueError for an unknown name.
+
+    `options` has `prompt` and `prompt_name`, `stored` has `prompts` and `default_prompt_name`; `usual`: names of
+    prompts of which the first that the checkpoint has comes before the default one.
+    """
     if options.prompt is not None:
         return options.prompt
-    name = options.prompt_name or stored.default_prompt_name
+    found = next((name for name in usual if name in stored.prompts), stored.default_prompt_name)
+    name = options.prompt_name or found
     if name is not None and name not in stored.prompts:
         known = f"this model has {', '.join(stored.prompts)}" if stored.prompts else "this model has none"
         raise ValueError(f"prompt_name {name!r} is unknown; {known}")

@@ -77,17 +77,10 @@ class Classify(Task):
     options_class = ClassifyOptions
     model_class = "modernbert.heads:ModernBertForSequenceClassification"
     pipeline_class = ClassifyPipeline
-    takes_pairs = True
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint, options: ClassifyOptions) -> Classify:
-        config, top_k = checkpoint.config, options.top_k
-        stored = CrossEncoderConfig.from_folder(checkpoint.folder, checkpoint.raw_config)
-        if stored.lower_case or stored.prompts.get(stored.default_prompt_name or ""):
-            raise ValueError(
-                f"model {str(checkpoint.folder)!r} changes texts before it reads them (default_prompt_name,"
-                " do_lower_case), which classify does not; rerank does, for a model with one output"
-            )
+        config, top_k, stored = checkpoint.config, options.top_k, plain_classifier(checkpoint, "classify")
         kind = config.problem_type or ("regression" if config.num_labels == 1 else "single_label_classification")
         if options.threshold is not None and kind != "multi_label_classification":
             raise ValueError(f"threshold is for multi-label models; this one's problem_type is {kind}")
@@ -183,6 +176,21 @@ class Classify(Task):
         if self.function == "none":
             return logits_DC
         return {"sigmoid": sigmoid, "softmax": softmax}[self.function](logits_DC)
+
+
+def plain_classifier(checkpoint: Checkpoint, task: str) -> CrossEncoderConfig:
+    """Return what sentence-transformers stores beside a classifier; ValueError for one that changes its texts."""
+    stored = CrossEncoderConfig.from_folder(checkpoint.folder, checkpoint.raw_config)
+    if stored.lower_case or stored.prompts.get(stored.default_prompt_name or ""):
+        raise ValueError(
+            f"model {str(checkpoint.folder)!r} changes texts before it reads them (default_prompt_name,"
+            f" do_lower_case), which {task} does not; rerank does, for a model with one output"
+        )
+    if stored.stack:
+        raise ValueError(
+            f"model {str(checkpoint.folder)!r} is a cross-encoder of modules, which {task} does not run; rerank does"
+        )
+    return stored
 
 
 def _stated_function(stored: CrossEncoderConfig, num_labels: int, options: ClassifyOptions) -> Function | None:

@@ -20,7 +20,7 @@ from modernbert.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
 from pipelines.options import EmbedOptions, Precision
 from pipelines.tasks.base import ModelOutputs, Task, resolve_prompt, resolve_windowing
-from pipelines.tasks.postprocess import merged
+from pipelines.tasks.postprocess import STORED_TYPES, merged, normalised, stored
 
 if TYPE_CHECKING:
     import torch
@@ -28,9 +28,6 @@ if TYPE_CHECKING:
 
     from modernbert.packing import PackedBatch
     from modernbert.sentence import SentenceEncoder
-
-_STORED = {"float32": pa.float32(), "float16": pa.float16(), "int8": pa.int8(), "binary": pa.int8(),
-           "ubinary": pa.uint8()}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +108,7 @@ class Embed(Task):
     @property
     def columns(self) -> pa.Schema:
         width = self.dimensions // 8 if self.precision in ("binary", "ubinary") else self.dimensions
-        return pa.schema([("embedding", pa.list_(_STORED[self.precision], width))])
+        return pa.schema([("embedding", pa.list_(STORED_TYPES[self.precision], width))])
 
     @property
     def width(self) -> int:
@@ -162,23 +159,15 @@ class Embed(Task):
     def vectors(self, outputs: ModelOutputs) -> np.ndarray:
         """Return the vectors (D, E) in `precision`: the mean over a document's windows, weighted by tokens."""
         vectors = merged(outputs.windows, outputs.values, "mean", outputs.windows.lengths)
-        vectors = _normalised(vectors) if self.normalize_first else vectors
+        vectors = normalised(vectors) if self.normalize_first else vectors
         vectors = vectors[:, : self.dimensions]
-        return self._stored(_normalised(vectors) if self.normalize else vectors)
-
-    def _stored(self, vectors: np.ndarray) -> np.ndarray:
-        if self.precision == "int8":
-            largest = np.abs(vectors).max(axis=1, keepdims=True, initial=1e-30)
-            return np.round(vectors * (127 / largest)).astype(np.int8)
-        if self.precision == "ubinary":
-            return np.packbits(vectors > 0, axis=1)
-        if self.precision == "binary":
-            return (np.packbits(vectors > 0, axis=1).astype(np.int16) - 128).astype(np.int8)
-        return vectors.astype(self.precision)
+        return stored(normalised(vectors) if self.normalize else vectors, self.precision)
 
 
 class TokenVectors(Embed):
     """A vector per token, special tokens included, in place of one per document; `size` is the hidden size."""
+
+    gives_token_vectors = True
 
     @property
     def forward_options(self) -> tuple[Any, ...]:
@@ -195,7 +184,3 @@ class TokenVectors(Embed):
 
     def response(self, outputs: ModelOutputs) -> list[Any]:  # type: ignore[override]
         return self.results(outputs)
-
-
-def _normalised(vectors: np.ndarray) -> np.ndarray:
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(min=1e-12)

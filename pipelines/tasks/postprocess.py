@@ -12,8 +12,12 @@ import numpy as np
 import pyarrow as pa
 
 from modernbert.windows import Windows
+from pipelines.options import Precision
 
 Merge = Literal["mean", "max"]
+STORED_TYPES = {"float32": pa.float32(), "float16": pa.float16(), "int8": pa.int8(), "binary": pa.int8(),
+           "ubinary": pa.uint8()}  # fmt: skip
+"""The type of the numbers of a vector, by the precision in which it is stored."""
 
 
 def per_document(windows: Windows) -> tuple[np.ndarray, np.ndarray]:
@@ -52,6 +56,27 @@ def sigmoid(logits: np.ndarray) -> np.ndarray:
 def list_array(counts: np.ndarray, values: pa.Array) -> pa.ListArray:
     """Cut `values` into lists of `counts` items."""
     return pa.ListArray.from_arrays(pa.array(np.concatenate(([0], np.cumsum(counts))), pa.int32()), values)
+
+
+def normalised(vectors: np.ndarray) -> np.ndarray:
+    """Scale vectors (D, E) to length 1; zeros stay zeros."""
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(min=1e-12)
+
+
+def stored(vectors: np.ndarray, precision: Precision) -> np.ndarray:
+    """Convert vectors (D, E) to a precision.
+
+    int8: each vector is scaled so that its largest number is 127. binary: the signs, eight to a byte, as int8 (less
+    128, as in sentence-transformers), ubinary as uint8.
+    """
+    if precision == "int8":
+        largest = np.abs(vectors).max(axis=1, keepdims=True, initial=1e-30)
+        return np.round(vectors * (127 / largest)).astype(np.int8)
+    if precision == "ubinary":
+        return np.packbits(vectors > 0, axis=1)
+    if precision == "binary":
+        return (np.packbits(vectors > 0, axis=1).astype(np.int16) - 128).astype(np.int8)
+    return vectors.astype(precision)
 
 
 def activation_named(path: str | None, known: Sequence[str], option: str) -> str | None:

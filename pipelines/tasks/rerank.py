@@ -5,21 +5,30 @@ Shapes: W windows, D pairs.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
-from modernbert.sentence_config import CrossEncoderConfig
+from modernbert.files import fingerprint
+from modernbert.multi_vector_config import is_multi_vector
+from modernbert.sentence_config import CrossEncoderConfig, SentenceConfig
 from modernbert.tokenizer import Tokenizer
 from modernbert.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
 from pipelines.options import Merge, RerankOptions
 from pipelines.tasks.base import ModelOutputs, Task, label_maps, resolve_prompt, resolve_windowing
+from pipelines.tasks.maxsim import MaxSim
+from pipelines.tasks.multi_vector import MultiVector
 from pipelines.tasks.pipeline import Pipeline, fields_of, items_of, predict_json
 from pipelines.tasks.postprocess import activation_named, merged, sigmoid
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 
 class RerankPipeline(Pipeline):
@@ -58,17 +67,26 @@ class Rerank(Task):
 
     @classmethod
     def check(cls, checkpoint: Checkpoint) -> None:
-        CrossEncoderConfig.from_folder(checkpoint.folder, checkpoint.raw_config)
+        if is_multi_vector(checkpoint.folder):
+            return MultiVector.check(checkpoint)
+        stored = CrossEncoderConfig.from_folder(checkpoint.folder, checkpoint.raw_config)
+        if stored.stack and cls is not StackRerank:
+            return StackRerank.check(checkpoint)
         super().check(checkpoint)
 
     @classmethod
-    def from_checkpoint(cls, checkpoint: Checkpoint, options: RerankOptions) -> Rerank:
-        if checkpoint.config.num_labels != 1:
+    def from_checkpoint(cls, checkpoint: Checkpoint, options: RerankOptions) -> Task:
+        if is_multi_vector(checkpoint.folder):
+            return MaxSim.from_checkpoint(checkpoint, options)
+        stored = CrossEncoderConfig.from_folder(checkpoint.folder, checkpoint.raw_config)
+        labels = checkpoint.config.num_labels
+        if stored.stack:
+            cls, labels = StackRerank, stored.stack.width(checkpoint.config.hidden_size)
+        if labels != 1:
             raise ValueError(
-                f"model {str(checkpoint.folder)!r} has {checkpoint.config.num_labels} labels: it fits classify; rerank"
+                f"model {str(checkpoint.folder)!r} has {labels} labels: it fits classify; rerank"
                 " runs a ModernBertForSequenceClassification with one output"
             )
-        stored = CrossEncoderConfig.from_folder(checkpoint.folder, checkpoint.raw_config)
         raw_scores = options.raw_scores
         if raw_scores is None:  # as the checkpoint says, else the sigmoid
             raw_scores = activation_named(stored.activation, ("Sigmoid", "Identity"), "raw_scores") == "Identity"
@@ -100,3 +118,26 @@ class Rerank(Task):
     def _scores(self, outputs: ModelOutputs) -> np.ndarray:
         logits_D = merged(outputs.windows, outputs.values, self.merge)[:, 0]
         return logits_D if self.raw_scores else sigmoid(logits_D)
+
+
+class StackRerank(Rerank):
+    """The score of an encoder with pooling and layers, as sentence-transformers stores a cross-encoder of modules."""
+
+    model_class = "modernbert.model:ModernBertModel"
+
+    def load(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> nn.Module:
+        from modernbert.sentence import SentenceEncoder
+
+        return SentenceEncoder.load(_stack(checkpoint), device=device, dtype=dtype)
+
+    def fingerprint(self, checkpoint: Checkpoint) -> str:
+        digest = hashlib.sha256(fingerprint(checkpoint.encoder).encode())
+        for file in _stack(checkpoint).files:
+            digest.update(file.read_bytes())
+        return digest.hexdigest()
+
+
+def _stack(checkpoint: Checkpoint) -> SentenceConfig:
+    stack = CrossEncoderConfig.from_folder(checkpoint.folder, checkpoint.raw_config).stack
+    assert stack is not None
+    return stack

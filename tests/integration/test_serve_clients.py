@@ -70,6 +70,14 @@ class TestHuggingFace:
         assert groups
         assert "PHONE" not in groups
 
+    def test_zero_shot_classification(self) -> None:
+        labels = ["a cat", "a mat"]
+        found = hub("nli").zero_shot_classification(TEXTS[0], labels, multi_label=True)
+        expected = offline("nli")(TEXTS[0], labels, multi_label=True)
+        assert [(each.label, each.score) for each in found] == list(
+            zip(expected["labels"], expected["scores"], strict=True)
+        )
+
     def test_question_answering(self) -> None:
         found = hub("reader").question_answering(QUESTION, CONTEXT)
         assert dict(vars(found)) == offline("reader")(question=QUESTION, context=CONTEXT)

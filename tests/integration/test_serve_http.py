@@ -243,6 +243,52 @@ class TestShapes:
         answer = post("/models/reader", {"inputs": question}).json()
         assert post("/models/reader", {"inputs": [question]}).json() == [answer]
 
+    def test_zero_shot(self) -> None:
+        texts, labels = ["the cat", "é 中文 the mat"], ["cat", "the mat", "a, b"]
+        ours = pipeline("zero-shot-classification", str(checkpoint_of("nli")))
+        for options in ({}, {"multi_label": True}, {"hypothesis_template": "{}?"}):
+            body: dict[str, Any] = {"inputs": texts, "parameters": {"candidate_labels": labels, **options}}
+            want = [
+                [{"label": label, "score": score} for label, score in zip(each["labels"], each["scores"], strict=True)]
+                for each in ours(texts, labels, **options)
+            ]
+            assert post("/models/nli", body).json() == want
+            assert post("/models/nli", body | {"inputs": texts[0]}).json() == want[0]
+        assert is_error(post("/models/nli", {"inputs": "a"}), "/models/nli", 422)
+        body = {"inputs": "a", "parameters": {"candidate_labels": ["b"], "hypothesis_template": "{0:>999999999}"}}
+        assert "must have {} where the label stands" in post("/models/nli", body).json()["error"]
+
+    def test_sparse_vectors(self) -> None:
+        texts = ["the cat", "é 中文 the mat"]
+        want = [
+            [{"index": each["token_id"], "value": each["weight"]} for each in answer]
+            for answer in pipeline("sparse-embedding", str(checkpoint_of("splade")))(texts)
+        ]
+        assert post("/embed_sparse", {"inputs": texts}).json() == want
+        assert post("/models/splade/embed_sparse", {"inputs": texts[0]}).json() == want[:1]
+        assert "prompt_name 'query' is unknown" in post("/embed_sparse", {"inputs": "a", "prompt_name": "query"}).text
+
+    def test_vectors_of_tokens(self) -> None:
+        texts = ["the cat", "é 中文 the mat"]
+        ours = pipeline("multi-vector", str(checkpoint_of("colbert")))
+        for kind in ("document", "query"):
+            want = [vectors.tolist() for vectors in ours(texts, as_query=kind == "query")]
+            got = post("/v1/multi-vector", {"input": texts, "input_type": kind}).json()
+            assert [each["embeddings"] for each in got["data"]] == want
+        assert len(want[0]) == 16
+        got = post("/pooling", {"model": "colbert", "input": texts, "task": "token_embed"}).json()
+        assert [each["data"] for each in got["data"]] == [vectors.tolist() for vectors in ours(texts)]
+        assert "token vectors are given for" in post("/v1/multi-vector", {"input": ["the cat " * 300] * 300}).text
+
+    def test_rerank_by_maxsim(self) -> None:
+        texts = ["the cat", "é 中文 the mat", "a"]
+        want = pipeline("rerank", str(checkpoint_of("late")))("the cat?", texts)
+        assert post("/models/late/rerank", {"query": "the cat?", "texts": texts}).json() == want
+        jina = post("/v1/rerank", {"model": "late", "query": "the cat?", "documents": texts}).json()["results"]
+        assert [(each["index"], each["relevance_score"]) for each in jina] == [(e["index"], e["score"]) for e in want]
+        pairs = post("/v1/score", {"model": "late", "text_1": "the cat?", "text_2": texts}).json()["data"]
+        assert {each["index"]: each["score"] for each in pairs} == {each["index"]: each["score"] for each in want}
+
     def test_floats_are_those_of_the_model(self) -> None:
         floats = post("/embed", {"inputs": "hello", "normalize": False}).json()[0]
         assert np.array(floats, np.float32).astype(float).tolist() == floats
@@ -319,6 +365,7 @@ class TestShapes:
         models = CLIENT.get(f"{service()}/models").json()["data"]
         assert [(each["id"], each["capabilities"]) for each in models if each["capabilities"]] == [
             ("intent", ["classify"]), ("sentence", ["embed"]), ("ranker", ["rerank"]),
+            ("late", ["rerank"]),
         ]  # fmt: skip
         body = {"inputs": "a", "parameters": {"top_k": 2}}
         assert post("/invocations", body).json() == post("/", body).json()

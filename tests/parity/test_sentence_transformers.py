@@ -16,7 +16,7 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.base.modules.dense import Dense
 from sentence_transformers.base.modules.normalize import Normalize
 from sentence_transformers.base.modules.transformer import Transformer
-from sentence_transformers.sentence_transformer.modules import Pooling
+from sentence_transformers.sentence_transformer.modules import LayerNorm, Pooling
 from sentence_transformers.util.quantization import quantize_embeddings
 
 from modernbert.files import CheckpointError
@@ -40,7 +40,7 @@ def encoder(tmp_path_factory):
 def both(encoder, tmp_path):
     """Theirs and ours for a stack of modules, read from the folder that theirs wrote."""
 
-    def make(pooling="mean", dense=(), normalize=False, include_prompt=True, **options):
+    def make(pooling="mean", dense=(), normalize=False, include_prompt=True, norms=False, **options):
         torch.manual_seed(0)
         transformer = Transformer(str(encoder))
         transformer.max_seq_length = 128
@@ -49,6 +49,11 @@ def both(encoder, tmp_path):
         for width, activation in dense:
             modules.append(Dense(size, width, activation_function=activation))
             size = width
+            if norms:
+                norm = LayerNorm(size)
+                torch.nn.init.normal_(norm.norm.weight)
+                torch.nn.init.normal_(norm.norm.bias)
+                modules += [norm, Normalize()]
         modules += [Normalize()] if normalize else []
         SentenceTransformer(modules=modules, device="cpu", **options).save(str(tmp_path))
         return SentenceTransformer(str(tmp_path), device="cpu"), pipeline("sentence-embedding", str(tmp_path))
@@ -66,6 +71,7 @@ STACKS = {
     "two poolings": {"pooling": ("cls", "max"), "normalize": True},
     "dense": {"dense": [(32, torch.nn.Tanh())]},
     "two dense, normalised": {"dense": [(48, torch.nn.GELU()), (16, torch.nn.Identity())], "normalize": True},
+    "norms between layers": {"dense": [(48, torch.nn.GELU()), (16, torch.nn.Tanh())], "norms": True},
     "two poolings, dense": {"pooling": ("mean", "lasttoken"), "dense": [(24, torch.nn.ReLU())]},
 }
 
@@ -292,3 +298,23 @@ def test_truncation_on_the_left(both, cross_encoder, tmp_path, include_prompt):
     want = theirs.predict([("the cat?", text) for text in TEXTS]).tolist()
     ours = pipeline("rerank", str(tmp_path / "saved"), max_length=24)
     assert scores(ours, "the cat?", TEXTS) == pytest.approx(want, rel=1e-5, abs=1e-5)
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+@pytest.mark.parametrize("activation", [torch.nn.Identity(), torch.nn.Sigmoid()], ids=str)
+def test_rerankers_of_modules(encoder, tmp_path, pooling, activation):
+    """A pooling, dense layers and a norm that give the score, as rerankers of the ettin family have them."""
+    torch.manual_seed(0)
+    norm = LayerNorm(64)
+    torch.nn.init.normal_(norm.norm.weight)
+    modules = [
+        Transformer(str(encoder)), Pooling(64, pooling), Dense(64, 64, bias=False, activation_function=torch.nn.GELU()),
+        norm, Dense(64, 1, activation_function=torch.nn.Identity(), module_output_name="scores"),
+    ]  # fmt: skip
+    options = {"activation_fn": activation, "prompts": {"query": "the mat: "}, "default_prompt_name": "query"}
+    CrossEncoder(modules=modules, device="cpu", **options).save_pretrained(str(tmp_path))
+    theirs, ours = CrossEncoder(str(tmp_path), device="cpu"), pipeline("rerank", str(tmp_path))
+    want = theirs.predict([("the cat?", text) for text in TEXTS])
+    assert scores(ours, "the cat?", TEXTS) == pytest.approx(want.tolist(), rel=1e-5, abs=1e-5)
+    logits = theirs.predict([("the cat?", text) for text in TEXTS], activation_fn=torch.nn.Identity())
+    assert scores(ours, "the cat?", TEXTS, raw_scores=True) == pytest.approx(logits.tolist(), rel=1e-5, abs=1e-5)

@@ -7,7 +7,7 @@ import torch
 from checkpoints import relative_error
 
 from modernbert import attention
-from modernbert.attention import resolve_backend, varlen_attention
+from modernbert.attention import resolve_backend, varlen_attention, visible_attention
 
 
 def plain(q, k, v, lengths, window):
@@ -93,3 +93,23 @@ def test_backend_by_name_that_cannot_run_is_an_error():
     with pytest.raises(ValueError, match=r"known are auto, flash_attn_3, .*, eager"):
         resolve_backend("flashy", torch.device("cpu"), torch.float32, 64)
     assert resolve_backend("auto", torch.device("cpu"), torch.bfloat16, 64) == "sdpa"
+
+
+@pytest.mark.parametrize("window", [None, (8, 8)])
+def test_tokens_that_are_not_visible_are_queries_without_keys(window):
+    """As the plain formula with the other keys masked; a sequence has the same bits alone."""
+    torch.manual_seed(0)
+    lengths, visible = (12, 12, 5, 12), (12, 7, 5, 4)
+    q, k, v = torch.randn(3, sum(lengths), 2, 32) * 2
+    got = visible_attention(q, k, v, seqlens=lengths, visible=visible, window=window)
+    parts = [x.split(lengths) for x in (q, k, v)]
+    for i, (length, seen) in enumerate(zip(lengths, visible, strict=True)):
+        q1, k1, v1 = (part[i].double().transpose(0, 1) for part in parts)
+        offset = torch.arange(length) - torch.arange(length)[:, None]
+        hidden = (torch.arange(length) >= seen) | (offset.abs() > (window or (length, 0))[0])
+        scores = (q1 @ k1.transpose(1, 2) / 32**0.5).masked_fill(hidden, float("-inf"))
+        want = (scores.softmax(-1) @ v1).transpose(0, 1)
+        mine = got.split(lengths)[i]
+        assert relative_error(mine.double(), want) < 1e-6
+        one = visible_attention(*(part[i] for part in parts), seqlens=(length,), visible=(seen,), window=window)
+        assert torch.equal(one, mine)

@@ -64,7 +64,10 @@ MISTAKES = [
     ({"models": []}, "models is empty; name at least one"),
     ({"models": "intent"}, "models 'intent': must be a list, an entry a model"),
     ({"models": ["intent"]}, r"models\[0\] is 'intent'; it must hold options as 'name: value' lines"),
-    ({"models": [entry(task="label")]}, r"models\[0\]: task 'label' must be one of classify, tag, answer, fill, embed"),
+    (
+        {"models": [entry(task="label")]},
+        r"models\[0\]: task 'label' must be one of classify, zero_shot, tag, answer, fill, embed",
+    ),
     ({"models": [entry(name="a b")]}, r"models\[0\]: name 'a b': String should match pattern"),
     ({"models": [entry(name="http")]}, r"models\[0\]: the name 'http' is the HTTP side's own; choose another"),
     ({"models": [entry(aliases=["a b"])]}, r"models\[0\]: aliases.0 'a b': String should match pattern"),

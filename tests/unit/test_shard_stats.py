@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from pipelines.output import shard_stats
@@ -51,3 +52,9 @@ def test_receipts_add_up_and_what_a_footer_holds_is_enough_for_the_counts():
     assert (recovered["tokens"], recovered["labels"]) == (3, {"a": 4, "b0": 1, "b1": 1})
     assert recovered["fill"] is None
     assert add_up(ShardStatsBuilder().table())["rows"] == 0
+
+
+def test_items_of_lists_are_counted_with_their_bytes():
+    lists = pa.array([[[1.0, 2.0]], [], [[3.0, 4.0], [5.0, 6.0]]], pa.list_(pa.list_(pa.float16(), 2)))
+    assert shard_stats.count_items(lists) == {"items": 3, "item_bytes": 3 * 2 * 2}
+    assert shard_stats.count_items(lists[:1])["items"] == 1

@@ -58,6 +58,35 @@ class ClassifyRequest(TolerantBody):
     parameters: ClassifyParameters | None = None
 
 
+class ZeroShotParameters(TolerantBody):
+    """Options of a zero-shot classification."""
+
+    candidate_labels: (
+        Annotated[
+            list[Annotated[Name, Field(min_length=1)]], Field(fail_fast=True, min_length=1, max_length=_MOST_NAMES)
+        ]
+        | None
+    ) = Field(default=None, description="labels to choose from (default: those of the model's entry)")
+    hypothesis_template: Name | None = Field(default=None, description="sentence with {} where the label stands")
+    multi_label: bool | None = Field(default=None, description="score each label by itself")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options under the task's own names."""
+        return {
+            "labels": self.candidate_labels,
+            "hypothesis_template": self.hypothesis_template,
+            "multi_label": self.multi_label,
+        }
+
+
+class ZeroShotRequest(TolerantBody):
+    """Texts to classify by labels of the request's choice."""
+
+    inputs: Texts
+    parameters: ZeroShotParameters | None = None
+
+
 class TagParameters(TolerantBody):
     """Options of token classification."""
 
@@ -175,6 +204,20 @@ def _add_classify(router: APIRouter, handler: RequestHandler, name: str, path: s
         return handled.reply(labels[0] if flat else labels)
 
 
+def _add_zero_shot(router: APIRouter, handler: RequestHandler, name: str, path: str, shared: bool) -> None:  # noqa: ARG001
+    example = {"inputs": "My parcel has not come.", "parameters": {"candidate_labels": ["delivery", "payment"]}}
+
+    @router.post(path, **route_docs(list[Any], example))
+    async def zero_shot_classification(body: ZeroShotRequest) -> Response:
+        """[{label, score}] from best to worst for a text; a list of such lists for several."""
+        info = await handler.pick("zero_shot", name)
+        given = body.parameters or ZeroShotParameters()
+        if not given.candidate_labels and not info.labels:
+            raise ApiError("invalid", "parameters.candidate_labels is missing", field="parameters")
+        handled = await handler.predict(info, _many(body.inputs), field="inputs", options=given.options)
+        return _reply(handled, body.inputs)
+
+
 def _add_tag(router: APIRouter, handler: RequestHandler, name: str, path: str, shared: bool) -> None:  # noqa: ARG001
     example = {"inputs": "Call Ada at 555-0100.", "parameters": {"aggregation_strategy": "simple"}}
 
@@ -230,6 +273,7 @@ def _add_embed(router: APIRouter, handler: RequestHandler, name: str, path: str,
 
 TASK_ROUTES: dict[str, Callable[[APIRouter, RequestHandler, str, str, bool], None]] = {
     "classify": _add_classify,
+    "zero_shot": _add_zero_shot,
     "tag": _add_tag,
     "fill": _add_fill,
     "answer": _add_answer,

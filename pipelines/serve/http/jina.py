@@ -1,4 +1,4 @@
-"""Jina's dialect, /v1/rerank, which vLLM, Infinity and Cohere's older clients speak with fields of their own.
+"""Jina's dialect: /v1/multi-vector, and /v1/rerank, which vLLM, Infinity and Cohere's older clients speak, too.
 
 `raw_scores` is Infinity's alone: where it is there, `document` is a text, as Infinity gives it.
 """
@@ -6,13 +6,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter
 from pydantic import BaseModel, Discriminator, Field, Tag
 from starlette.responses import Response
 
-from pipelines.serve.http.bodies import Int, Many, NonEmpty, TolerantBody, new_router, route_docs
+from pipelines.serve.http.bodies import Int, Many, NonEmpty, Texts, TolerantBody, new_router, route_docs
 from pipelines.serve.http.errors import ApiError, Dialect
 from pipelines.serve.http.handler import RequestHandler, Truncation
 from pipelines.serve.http.tasks import RERANK_EXAMPLE, rerank, truncation_options
@@ -58,8 +58,17 @@ class JinaRequest(TolerantBody):
     )
 
 
+class MultiVectorRequest(TolerantBody):
+    """Texts whose vectors of tokens are wanted."""
+
+    model: str | None = Field(default=None, description="default: the first multi-vector encoder")
+    input: Texts
+    input_type: Literal["query", "document"] | None = Field(default=None, description="default: document")
+    truncate: bool | None = Field(default=None, description="false: refuse inputs that are too long")
+
+
 def routes(handler: RequestHandler) -> Sequence[APIRouter]:
-    """Make the route /v1/rerank."""
+    """Make the routes /v1/rerank and /v1/multi-vector."""
     router = new_router(JINA, tags=["Jina, vLLM, Infinity"])
     example = {"model": handler.first("rerank") or "none here", **RERANK_EXAMPLE, "top_n": 1}
 
@@ -67,6 +76,23 @@ def routes(handler: RequestHandler) -> Sequence[APIRouter]:
     async def jina(body: JinaRequest) -> Response:
         """{model, usage, results: [{index, relevance_score, document: {text}}]} from best to worst."""
         return await jina_rerank(handler, body, body.model)
+
+    example = {"model": handler.first("multi_vector") or "none here", "input": ["Where is my parcel?"]}
+
+    @router.post("/v1/multi-vector", **route_docs(dict[str, Any], example | {"input_type": "query"}, JINA))
+    async def multi_vector(body: MultiVectorRequest) -> Response:
+        """{model, usage, data: [{object: embeddings, index, embeddings: a vector for each token}]}."""
+        info = await handler.pick("multi_vector", body.model)
+        texts = [body.input] if isinstance(body.input, str) else body.input
+        options = {} if body.input_type is None else {"as_query": body.input_type == "query"}
+        truncation = Truncation(body.truncate is not False)
+        handled = await handler.predict(info, texts, field="input", options=options, truncation=truncation)
+        data = (
+            {"object": "embeddings", "index": i, "embeddings": (row.tolist() for row in vectors)}
+            for i, vectors in enumerate(handled.response.results)
+        )
+        usage = {"prompt_tokens": handled.n_tokens, "total_tokens": handled.n_tokens}
+        return handled.reply({"object": "list", "model": info.name, "usage": usage, "data": data})
 
     return [router]
 
@@ -112,6 +138,6 @@ JINA = Dialect(
     "Jina",
     JinaError,
     lambda error: {"detail": error.message},
-    prefixes=("/v1/rerank",),
+    prefixes=("/v1/rerank", "/v1/multi-vector"),
     routes=routes,
 )

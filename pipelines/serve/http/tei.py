@@ -69,6 +69,13 @@ class EmbedAllRequest(TruncationParams):
     normalize: bool | None = Field(default=None, description="not used, though TEI's client sends it")
 
 
+class EmbedSparseRequest(TruncationParams):
+    """Inputs whose weights of tokens are wanted."""
+
+    inputs: Inputs
+    prompt_name: str | None = None
+
+
 OneOrPair = Annotated[list[NonEmpty], Field(fail_fast=True, min_length=1, max_length=2)]
 
 
@@ -157,6 +164,26 @@ def embed_routes(handler: RequestHandler, name: str | None, **options: Any) -> A
         info = await handler.pick("embed", name)
         handled, cosines = await similarity(handler, info, body)
         return handled.reply(cosines)
+
+    return router
+
+
+def sparse_routes(handler: RequestHandler, name: str | None, **options: Any) -> APIRouter:
+    """Make the route of sparse encoders, for the one called `name` or the first."""
+    router = new_router(TEI, **options)
+
+    @router.post("/embed_sparse", **route_docs(list[list[dict[str, Any]]], {"inputs": ["What is Deep Learning?"]}))
+    async def embed_sparse(body: EmbedSparseRequest) -> Response:
+        """The tokens of each input, [{index, value}] from the heaviest on."""
+        info = await handler.pick("sparse", name)
+        texts = await handler.texts(info, body.inputs, "inputs")
+        prompt = prompt_options(info, body.prompt_name)
+        handled = await handler.predict(info, texts, field="inputs", options=prompt, truncation=body.truncation)
+        weights = handled.response.results
+        return handled.reply(
+            ({"index": i, "value": w} for i, w in zip(ids.tolist(), values.tolist(), strict=True))
+            for ids, values in weights
+        )
 
     return router
 
@@ -269,6 +296,7 @@ def _info(info: Info, handler: RequestHandler) -> dict[str, Any]:
 
 _ROUTES_OF_TASK: dict[str, Callable[..., APIRouter]] = {
     "embed": embed_routes,
+    "sparse": sparse_routes,
     "classify": predict_routes,
     "rerank": rerank_routes,
 }

@@ -1,4 +1,4 @@
-"""The dialect of vLLM and Infinity beside OpenAI's: /classify, /score, /v1/score, and Infinity's /models.
+"""The dialect of vLLM and Infinity beside OpenAI's: /classify, /pooling, /score, /v1/score, and Infinity's /models.
 
 /classify is told apart by `raw_scores`, a field of Infinity's alone.
 """
@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -45,6 +45,13 @@ class VllmClassifyRequest(VllmRequest):
     raw_scores: bool | None = Field(
         default=None, description="Infinity's: give the model's own numbers; where it is there, so is its answer"
     )
+
+
+class PoolingRequest(VllmRequest):
+    """Texts whose vectors of tokens are wanted."""
+
+    input: Texts
+    task: Literal["token_embed"] | None = Field(default=None, description="what is pooled: the vectors of tokens")
 
 
 class ScoreRequest(VllmRequest):
@@ -86,6 +93,21 @@ def routes(handler: RequestHandler) -> Sequence[APIRouter]:
             {"index": i, "label": labels[i][0]["label"], "probs": [scores[label] for label in info.labels],
              "num_classes": len(info.labels)} for i, scores in enumerate(by_label)
         ]  # fmt: skip
+        return _reply(handled, request, "list", data)
+
+    example = {"model": handler.first("multi_vector") or "none here", "input": ["Where is my parcel?"]}
+
+    @router.post("/pooling", **route_docs(dict[str, Any], example))
+    async def pooling(body: PoolingRequest, request: Request) -> Response:
+        """{data: [{index, object: pooling, data: a vector for each token}]} of a multi-vector encoder."""
+        info = await handler.pick("multi_vector", body.model)
+        texts = [body.input] if isinstance(body.input, str) else body.input
+        options = truncation_options(info, "truncate_prompt_tokens", body.truncate_prompt_tokens)
+        handled = await handler.predict(info, texts, field="input", options=options, truncation=body.truncation)
+        data = (
+            {"index": i, "object": "pooling", "data": (row.tolist() for row in vectors)}
+            for i, vectors in enumerate(handled.response.results)
+        )
         return _reply(handled, request, "list", data)
 
     example = {"model": handler.first("rerank") or "none here", "text_1": "Where is my parcel?", "text_2": ["Here."]}
@@ -131,10 +153,10 @@ def _texts(name: str, *given: str | list[str] | None) -> list[str]:
     return [found[0]] if isinstance(found[0], str) else found[0]
 
 
-def _reply(handled: HandledRequest, request: Request, kind: str, data: list[Any]) -> Response:
+def _reply(handled: HandledRequest, request: Request, kind: str, data: Iterable[Any]) -> Response:
     usage = {"prompt_tokens": handled.n_tokens, "total_tokens": handled.n_tokens, "completion_tokens": 0}
     content = {"id": request.scope.get("request_id"), "object": kind, "created": int(time.time())}
     return handled.reply(content | {"model": handled.info.name, "data": data, "usage": usage})
 
 
-VLLM = replace(OPENAI, name="vLLM", prefixes=("/classify", "/score", "/v1/score"), routes=routes)
+VLLM = replace(OPENAI, name="vLLM", prefixes=("/classify", "/pooling", "/score", "/v1/score"), routes=routes)

@@ -1,0 +1,13 @@
+"""Weigh the tokens of the vocabulary for every document of a corpus, with a sparse encoder (SPLADE).
+
+python jobs/sparse_corpus.py --input articles/ --output weights/ --model my-org/my-splade --top-k 256
+"""
+
+from __future__ import annotations
+
+import sys
+
+from pipelines.command import run_command
+
+if __name__ == "__main__":
+    sys.exit(run_command("sparse"))

@@ -1,0 +1,101 @@
+"""Multi-vector encoders (ColBERT): a vector for each token of a text, and the score of a pair from them.
+
+Shapes: T packed tokens, P kept tokens, Q tokens of a query, K tokens of a passage, B pairs, D hidden, E width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from modernbert.checkpoint import load
+from modernbert.model import ModernBertModel
+from modernbert.multi_vector_config import MultiVectorConfig
+from modernbert.packing import PackedBatch
+from modernbert.sentence import load_dense
+
+_DENSE_ROWS = 64  # always as many: the bits of a matrix product may depend on its number of rows
+
+
+class MultiVectorEncoder(nn.Module):
+    """An encoder with dense layers on the vectors of tokens (Khattab and Zaharia 2020, arXiv:2004.12832)."""
+
+    def __init__(self, encoder: ModernBertModel, config: MultiVectorConfig):
+        super().__init__()
+        self.encoder, self.config = encoder, config
+        self.layers = nn.ModuleList(load_dense(dense) for dense in config.dense)
+
+    @classmethod
+    def load(
+        cls, config: MultiVectorConfig, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> MultiVectorEncoder:
+        """Load a multi-vector encoder for inference: in eval mode, without gradients.
+
+        Args:
+            config: the configuration, which names the folders of the weights (`MultiVectorConfig.from_folder`).
+            device: where the weights are put.
+            dtype: the dtype of the encoder; dense layers always run in fp32.
+
+        Raises:
+            CheckpointError: where a file or a weight is missing or does not fit.
+
+        Example:
+            >>> encoder = MultiVectorEncoder.load(MultiVectorConfig.from_folder(resolve("my-org/modernbert-colbert")))
+        """
+        encoder = load(ModernBertModel, config.encoder, device=device, dtype=dtype)
+        return cls(encoder, config).to(device).eval().requires_grad_(False)
+
+    def forward_packed(self, batch: PackedBatch, kept: Tensor, visible: Sequence[int] | None = None) -> Tensor:
+        """Compute the vectors of a packed batch.
+
+        Args:
+            batch: the input, on the model's device.
+            kept: (P,) int64, the tokens whose vectors are given.
+            visible: the first tokens of each sequence that its tokens see; None: all.
+
+        Returns:
+            (P, E) fp32, in the order of the batch.
+        """
+        if visible is not None:
+            batch = replace(batch, visible=tuple(visible))
+        x_PE = self._project(self.encoder.forward_packed(batch)[kept].float())
+        return F.normalize(x_PE, dim=-1) if self.config.normalize else x_PE
+
+    def _project(self, x_PD: Tensor) -> Tensor:
+        if not self.layers:
+            return x_PD
+        out = []
+        for chunk in x_PD.split(_DENSE_ROWS if x_PD.device.type == "cpu" else max(len(x_PD), 1)):
+            rows = len(chunk)
+            if x_PD.device.type == "cpu" and rows < _DENSE_ROWS:
+                chunk = F.pad(chunk, (0, 0, 0, _DENSE_ROWS - rows))
+            for layer in self.layers:
+                chunk = layer(chunk)
+            out.append(chunk[:rows])
+        return torch.cat(out)
+
+
+def max_similarity(vectors_PE: Tensor, counts: Sequence[int], mean: bool) -> Tensor:
+    """Score pairs: for each token of a query the largest product with a token of the passage, added up.
+
+    Args:
+        vectors_PE: the vectors of a query, of its passage, of the next query, and so on.
+        counts: the vectors of each of them, with the sum P.
+        mean: whether the sum is divided by the tokens of the query.
+
+    Returns:
+        (B,) fp32; zero where a query or a passage has no vectors.
+    """
+    scores = []
+    parts = vectors_PE.split(list(counts))
+    for query_QE, passage_KE in zip(parts[::2], parts[1::2], strict=True):
+        if not len(query_QE) or not len(passage_KE):
+            scores.append(vectors_PE.new_zeros(()))
+            continue
+        best_Q = (query_QE @ passage_KE.T).amax(dim=1)
+        scores.append(best_Q.mean() if mean else best_Q.sum())
+    return torch.stack(scores)

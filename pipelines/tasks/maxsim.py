@@ -1,0 +1,123 @@
+"""maxsim: the relevance of a passage to a query by late interaction, for rerank with a multi-vector encoder (ColBERT).
+
+A window holds both texts, with SEPARATOR between their tokens: what the model reads as two sequences is computed, and
+scored, in one packed batch, so that no vectors leave the device.
+
+Shapes: T tokens, W windows, D pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from modernbert.multi_vector_config import MultiVectorConfig
+from modernbert.tokenizer import Tokenizer
+from modernbert.windows import Text, Windows
+from pipelines.checkpoints import Checkpoint
+from pipelines.options import RerankOptions
+from pipelines.tasks.base import ModelOutputs, Task, label_maps, resolve_prompt
+from pipelines.tasks.multi_vector import Side, encoder_fingerprint, load_encoder
+from pipelines.tasks.postprocess import merged
+from pipelines.tasks.sparse import PROMPTS
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from modernbert.multi_vector import MultiVectorEncoder
+    from modernbert.packing import PackedBatch
+
+SEPARATOR = -1
+"""What stands between the tokens of a query and those of its passage; no token has this id."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaxSim(Task):
+    """For each token of a query the largest product with a token of the passage, added up."""
+
+    query: Side
+    passage: Side
+    mean: bool
+    """Whether the sum is divided by the tokens of the query."""
+
+    options_class = RerankOptions
+    model_class = "modernbert.model:ModernBertModel"
+    columns = pa.schema([("score", pa.float32())])  # type: ignore[assignment]
+    width = 1  # type: ignore[assignment]
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: Checkpoint, options: RerankOptions) -> MaxSim:
+        if options.long_documents == "windows":
+            raise ValueError("long_documents must be truncate: a multi-vector encoder reads a passage at once")
+        config = MultiVectorConfig.from_folder(checkpoint.folder)
+        prompt = resolve_prompt(options, config, PROMPTS[True])
+        own = resolve_prompt(options.model_copy(update={"prompt": None, "prompt_name": None}), config, PROMPTS[False])
+        query = Side.resolve(checkpoint, config, options, query=True, prompt=prompt)
+        passage = Side.resolve(checkpoint, config, options, query=False, prompt=own)
+        return cls(max_length=passage.max_length, stride=None, query=query, passage=passage, mean=config.mean)
+
+    def load(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> nn.Module:
+        return load_encoder(checkpoint, device, dtype)
+
+    def fingerprint(self, checkpoint: Checkpoint) -> str:
+        return encoder_fingerprint(checkpoint)
+
+    def info(self, checkpoint: Checkpoint) -> dict[str, Any]:  # noqa: ARG002
+        return {"model_type": {"reranker": label_maps(["LABEL_0"])}}
+
+    @property
+    def forward_options(self) -> tuple[Any, ...]:
+        return self.query, self.passage
+
+    def encode(self, tokenizer: Tokenizer, documents: Sequence[Text]) -> Windows:
+        queries = self.query.encode(tokenizer, [pair[0] for pair in documents])
+        passages = self.passage.encode(tokenizer, [pair[1] for pair in documents])
+        ids = np.insert(queries.input_ids, queries.cu_seqlens[1:], SEPARATOR)
+        ends = queries.cu_seqlens + np.arange(len(queries.cu_seqlens))  # of queries with their separators
+        ids = np.insert(ids, np.repeat(ends[1:], passages.lengths), passages.input_ids)
+        joined = queries.with_ids(ids, ends + passages.cu_seqlens)
+        return replace(
+            joined,
+            n_tokens=queries.n_tokens + passages.n_tokens,
+            truncated=queries.truncated | passages.truncated,
+        )
+
+    def forward(self, model: MultiVectorEncoder, batch: PackedBatch, ids: np.ndarray) -> Tensor:  # type: ignore[override]
+        import torch
+
+        from modernbert.multi_vector import max_similarity
+        from modernbert.packing import PackedBatch
+
+        stops = np.cumsum(batch.seqlens, dtype=np.int64)
+        middles = np.flatnonzero(ids == SEPARATOR)
+        starts = np.concatenate(([0], stops[:-1]))
+        lengths = np.stack((middles - starts, stops - middles - 1), axis=1).ravel().astype(np.int64)
+        clean = ids[ids != SEPARATOR]
+        ends = np.cumsum(lengths)
+        is_query_T = np.repeat(np.arange(len(lengths)) % 2 == 0, lengths)
+        kept_T = np.where(is_query_T, self.query.kept(clean), self.passage.kept(clean))
+        counts = np.diff(np.concatenate(([0], np.cumsum(kept_T)))[np.concatenate(([0], ends))])
+        device = batch.input_ids.device
+        pairs = PackedBatch.from_arrays(clean, lengths.tolist(), device)
+        visible = self.query.visible(clean, lengths.tolist())
+        if visible is not None:  # passages are not expanded: a mask at their end is a token of theirs
+            visible = np.where(np.arange(len(lengths)) % 2 == 0, visible, lengths).tolist()
+        kept = torch.from_numpy(np.flatnonzero(kept_T)).to(device)
+        return max_similarity(model.forward_packed(pairs, kept, visible), counts.tolist(), self.mean)[:, None]
+
+    def decode(self, outputs: ModelOutputs) -> pa.StructArray:
+        return pa.StructArray.from_arrays([pa.array(self._scores(outputs))], fields=list(self.columns))
+
+    def results(self, outputs: ModelOutputs) -> list[float]:
+        return self._scores(outputs).tolist()
+
+    def preview(self, answer: dict[str, Any]) -> str:
+        return f"{answer['score']:.3f}"
+
+    def _scores(self, outputs: ModelOutputs) -> np.ndarray:
+        return merged(outputs.windows, outputs.values, "max")[:, 0]

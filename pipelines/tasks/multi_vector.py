@@ -1,0 +1,279 @@
+"""multi_vector: a vector for each token of a document, for late interaction (ColBERT).
+
+Shapes: T tokens, W windows, D documents, V vectors of a document, E numbers a vector.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import pyarrow as pa
+
+from modernbert.files import fingerprint
+from modernbert.multi_vector_config import MultiVectorConfig
+from modernbert.tokenizer import Tokenizer
+from modernbert.windows import Text, Windows
+from pipelines.checkpoints import Checkpoint
+from pipelines.options import MultiVectorOptions, Precision
+from pipelines.tasks.base import ModelOutputs, Task, resolve_prompt, resolve_windowing
+from pipelines.tasks.pipeline import Pipeline
+from pipelines.tasks.postprocess import STORED_TYPES, list_array, normalised, stored
+from pipelines.tasks.sparse import PROMPTS
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from modernbert.multi_vector import MultiVectorEncoder
+    from modernbert.packing import PackedBatch
+
+PROTECTED_TOKENS = 1
+"""The first vectors of a document that are not pooled: that of [CLS]."""
+
+
+class MultiVectorPipeline(Pipeline):
+    """multi-vector: an array (tokens, numbers) for each text."""
+
+    def predict_lines(self, lines: Sequence[str]) -> list[Any]:
+        results = super().predict_lines(lines)
+        return [each.tolist() if isinstance(each, np.ndarray) else each for each in results]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """How the texts of one side, queries or documents, become tokens and which of these have vectors."""
+
+    prompt: str
+    max_length: int
+    least_length: int
+    """Shorter texts are filled up with expansion tokens to so many tokens."""
+    expansion_id: int
+    attend: bool
+    """Whether other tokens see the expansion tokens."""
+    skipped_ids: tuple[int, ...]
+    only_ids: tuple[int, ...] | None
+    lower_case: bool
+
+    @classmethod
+    def resolve(
+        cls, checkpoint: Checkpoint, stored: MultiVectorConfig, options: Any, *, query: bool, prompt: str
+    ) -> Self:
+        """The side of a checkpoint; ValueError for what its tokenizer or its encoder does not have."""
+        tokenizer, expansion = checkpoint.tokenizer, stored.expansion if query else None
+        length = resolve_windowing(checkpoint, options, stored.max_length)["max_length"] or 0
+        own = stored.query_length if query else stored.document_length
+        if options.max_length is None and own is not None:  # it counts before the encoder's and the tokenizer's
+            length = min(own, checkpoint.config.max_position_embeddings)
+        if expansion and (expansion.cut or length < expansion.length):
+            length = expansion.length
+        filler = tokenizer.mask_token_id
+        if expansion and expansion.token is not None:
+            filler = tokenizer.token_id(expansion.token)
+        if expansion and (filler is None or filler in tokenizer.ending_ids):
+            raise ValueError(
+                f"model {str(checkpoint.folder)!r} expands queries with {expansion.token or 'the mask token'}, which"
+                " its tokenizer does not have, or which ends every text"
+            )
+        seen = checkpoint.config.local_attention // 2
+        if expansion and not expansion.attend and expansion.length > seen + 2:
+            raise ValueError(
+                f"model {str(checkpoint.folder)!r} expands queries to {expansion.length} tokens, of which the last see"
+                f" no token of the query within {seen}; at most {seen + 2} can be run"
+            )
+        applies = ("query" if query else "document") in stored.skipped_in
+        skipped = [tokenizer.token_id(word) for word in stored.skipped] if applies else []
+        return cls(
+            prompt=prompt,
+            max_length=length,
+            least_length=expansion.length if expansion else 0,
+            expansion_id=filler if expansion and filler is not None else -1,
+            attend=bool(expansion and expansion.attend),
+            skipped_ids=tuple(sorted({i for i in skipped if i is not None})),
+            only_ids=None if query else stored.only_ids,
+            lower_case=stored.lower_case,
+        )
+
+    def encode(self, tokenizer: Tokenizer, texts: Sequence[str]) -> Windows:
+        """Tokenise texts, each into one window, filled up with expansion tokens where it is short."""
+        tokenizer = tokenizer.lowercased if self.lower_case else tokenizer
+        windows = tokenizer.encode([self.prompt + text for text in texts], self.max_length)
+        missing_W = np.maximum(self.least_length - windows.lengths, 0)
+        if not missing_W.any():
+            return windows
+        ids = np.insert(windows.input_ids, np.repeat(windows.cu_seqlens[1:], missing_W), self.expansion_id)
+        cu_seqlens = windows.cu_seqlens + np.concatenate(([0], np.cumsum(missing_W)))
+        return windows.with_ids(ids, cu_seqlens)
+
+    def kept(self, ids: np.ndarray) -> np.ndarray:
+        """Return which tokens have a vector, (T,) bool."""
+        kept_T = ~np.isin(ids, self.skipped_ids)
+        return kept_T & np.isin(ids, self.only_ids) if self.only_ids is not None else kept_T
+
+    def visible(self, ids: np.ndarray, lengths: Sequence[int]) -> list[int] | None:
+        """Return how many tokens of each text are seen: all but the expansion at its end; None for all tokens."""
+        if self.expansion_id < 0 or self.attend:
+            return None
+        ends = np.cumsum(lengths, dtype=np.int64)
+        own_T = np.where(ids != self.expansion_id, np.arange(len(ids)), -1)
+        last_B = np.maximum.reduceat(own_T, ends - lengths)
+        return (last_B + 1 - (ends - lengths)).tolist()
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultiVector(Task):
+    """The vectors of the tokens of each document."""
+
+    side: Side
+    size: int
+    """The numbers in a vector."""
+    pool_factor: float
+    """How many tokens share a vector; 1 for none."""
+    precision: Precision
+
+    options_class = MultiVectorOptions
+    model_class = "modernbert.model:ModernBertModel"
+    pipeline_class = MultiVectorPipeline
+    gives_token_vectors = True
+    counted = ("vectors", "vectors")
+
+    @classmethod
+    def check(cls, checkpoint: Checkpoint) -> None:
+        check_prefixes(checkpoint)
+        super().check(checkpoint)
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: Checkpoint, options: MultiVectorOptions) -> MultiVector:
+        if options.long_documents == "windows":
+            raise ValueError("long_documents must be truncate: a token's vector depends on the whole window")
+        if options.as_query and options.pool_factor > 1:
+            raise ValueError(f"pool_factor {options.pool_factor:g} is for documents; queries keep all their vectors")
+        config = MultiVectorConfig.from_folder(checkpoint.folder)
+        size = config.width(checkpoint.config.hidden_size)
+        if options.precision in ("binary", "ubinary") and size % 8:
+            raise ValueError(f"precision {options.precision} packs eight dimensions in a byte; {size} is no multiple")
+        prompt = resolve_prompt(options, config, PROMPTS[options.as_query])
+        side = Side.resolve(checkpoint, config, options, query=options.as_query, prompt=prompt)
+        return cls(
+            max_length=side.max_length,
+            stride=None,
+            side=side,
+            size=size,
+            pool_factor=options.pool_factor,
+            precision=options.precision,
+        )
+
+    def load(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> nn.Module:
+        return load_encoder(checkpoint, device, dtype)
+
+    def fingerprint(self, checkpoint: Checkpoint) -> str:
+        return encoder_fingerprint(checkpoint)
+
+    def info(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        prompts = dict(MultiVectorConfig.from_folder(checkpoint.folder).prompts)
+        return {"dimensions": self.size, "prompts": prompts, "model_type": {"embedding": {"pooling": "none"}}}
+
+    @property
+    def columns(self) -> pa.Schema:
+        width = self.size // 8 if self.precision in ("binary", "ubinary") else self.size
+        return pa.schema([("vectors", pa.list_(pa.list_(STORED_TYPES[self.precision], width)))])
+
+    @property
+    def width(self) -> int:
+        return self.size
+
+    @property
+    def forward_options(self) -> tuple[Any, ...]:
+        return (self.side,)
+
+    def encode(self, tokenizer: Tokenizer, documents: Sequence[Text]) -> Windows:
+        return self.side.encode(tokenizer, [str(document) for document in documents])
+
+    def rows(self, input_ids: np.ndarray, cu_seqlens: np.ndarray) -> np.ndarray:
+        kept = np.concatenate(([0], np.cumsum(self.side.kept(input_ids))))
+        return np.diff(kept[cu_seqlens])
+
+    def most_results(self, windows: Windows) -> int:
+        return len(windows.input_ids)
+
+    def forward(self, model: MultiVectorEncoder, batch: PackedBatch, ids: np.ndarray) -> Tensor:  # type: ignore[override]
+        import torch
+
+        kept = torch.from_numpy(np.flatnonzero(self.side.kept(ids))).to(batch.input_ids.device)
+        return model.forward_packed(batch, kept, self.side.visible(ids, batch.seqlens))
+
+    def decode(self, outputs: ModelOutputs) -> pa.StructArray:
+        vectors = self.vectors(outputs)
+        type_ = self.columns.field("vectors").type.value_type
+        flat = np.concatenate([each.ravel() for each in vectors]) if vectors else np.empty(0)
+        lists = pa.FixedSizeListArray.from_arrays(pa.array(flat, type_.value_type), type_.list_size)
+        column = list_array(np.array([len(each) for each in vectors], dtype=np.int64), lists)
+        return pa.StructArray.from_arrays([column], fields=list(self.columns))
+
+    def results(self, outputs: ModelOutputs) -> list[np.ndarray]:
+        return self.vectors(outputs)
+
+    def preview(self, answer: dict[str, Any]) -> str:
+        return f"{len(answer['vectors'])} vectors"
+
+    def vectors(self, outputs: ModelOutputs) -> list[np.ndarray]:
+        """Return the vectors (V, E) of each document in `precision`; none for one without a window."""
+        first = np.searchsorted(outputs.windows.document, np.arange(len(outputs.documents)))
+        last = np.searchsorted(outputs.windows.document, np.arange(len(outputs.documents)), side="right")
+        found = [outputs.values[outputs.splits[a] : outputs.splits[b]] for a, b in zip(first, last, strict=True)]
+        if self.pool_factor > 1:
+            found = [pooled(vectors, self.pool_factor) for vectors in found]
+        return [stored(vectors, self.precision) for vectors in found]
+
+
+def check_prefixes(checkpoint: Checkpoint) -> None:
+    """Raise ValueError for a prefix that PyLate inserts as a token, and that the tokenizer does not read as one."""
+    tokenizer = checkpoint.tokenizer
+    for prefix in MultiVectorConfig.from_folder(checkpoint.folder).prefixes:
+        token = next((each for each in (prefix, *prefix.split()[:1]) if tokenizer.token_id(each) is not None), None)
+        if token and tokenizer.token_id(token) not in tokenizer.encode([token]).input_ids:
+            raise ValueError(
+                f"model {str(checkpoint.folder)!r} has the prefix {prefix!r}, a token that its tokenizer does not read"
+                " as one: add it to the special tokens of tokenizer.json"
+            )
+
+
+def load_encoder(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """Load a multi-vector encoder."""
+    from modernbert.multi_vector import MultiVectorEncoder
+
+    return MultiVectorEncoder.load(MultiVectorConfig.from_folder(checkpoint.folder), device=device, dtype=dtype)
+
+
+def encoder_fingerprint(checkpoint: Checkpoint) -> str:
+    """Return a digest of the files that vectors depend on."""
+    digest = hashlib.sha256(fingerprint(checkpoint.encoder).encode())
+    for file in MultiVectorConfig.from_folder(checkpoint.folder).files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def pooled(vectors_VE: np.ndarray, factor: float) -> np.ndarray:
+    """Return the means of clusters of a document's vectors, of length 1, one for `factor` of them.
+
+    The clusters are Ward's on cosine distances; the first vector, that of [CLS], stays by itself (Clavié et al. 2024,
+    arXiv:2409.14683).
+    """
+    try:
+        from scipy.cluster import hierarchy
+        from scipy.spatial.distance import squareform
+    except ImportError as error:
+        raise ValueError("pool_factor above 1 needs scipy: pip install scipy") from error
+    first_VE, rest_VE = vectors_VE[:PROTECTED_TOKENS], vectors_VE[PROTECTED_TOKENS:]
+    clusters = max(int(len(rest_VE) // factor), 1)
+    if clusters < len(rest_VE):
+        distances = np.clip(1 - rest_VE @ rest_VE.T, 0, 2)
+        tree = hierarchy.linkage(squareform(distances, checks=False), method="ward")
+        _, cluster_V = np.unique(hierarchy.fcluster(tree, t=clusters, criterion="maxclust"), return_inverse=True)
+        sums = np.zeros((cluster_V.max() + 1, rest_VE.shape[1]), dtype=np.float32)
+        np.add.at(sums, cluster_V, rest_VE)
+        rest_VE = sums / np.bincount(cluster_V)[:, None].astype(np.float32)
+    return normalised(np.concatenate((first_VE, rest_VE)))

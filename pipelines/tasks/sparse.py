@@ -1,0 +1,157 @@
+"""sparse: weights of tokens for each document, from a masked language model trained for them (SPLADE).
+
+Shapes: W windows, D documents, R weights that are not zero.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from modernbert.files import fingerprint
+from modernbert.sparse_config import SparseConfig
+from modernbert.tokenizer import Tokenizer
+from modernbert.windows import Text, Windows
+from pipelines.checkpoints import Checkpoint
+from pipelines.options import SparseOptions
+from pipelines.tasks.base import ModelOutputs, Task, resolve_prompt, resolve_windowing
+from pipelines.tasks.postprocess import list_array, per_document
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from modernbert.packing import PackedBatch
+    from modernbert.sparse import SparseEncoder
+
+PROMPTS = {True: ("query",), False: ("document", "passage", "corpus")}
+"""The prompts of queries and of documents, by their usual names."""
+_WEIGHT = pa.struct([("token_id", pa.int32()), ("token", pa.string()), ("weight", pa.float32())])
+Weights = tuple[np.ndarray, np.ndarray]
+"""The ids of tokens and their weights, the heaviest first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sparse(Task):
+    """Tokens and weights of documents, in rows (token id, weight) of the model's values."""
+
+    strategy: str
+    activation: str
+    static: bool
+    """Whether weights are looked up for the tokens of a text, without inference."""
+    top_k: int | None
+    min_weight: float
+    prompt: str
+    lower_case: bool
+
+    options_class = SparseOptions
+    model_class = "modernbert.heads:ModernBertForMaskedLM"
+    columns = pa.schema([("sparse", pa.list_(_WEIGHT))])  # type: ignore[assignment]
+    width = 2  # type: ignore[assignment]
+    counted = ("sparse", "weights")
+
+    @classmethod
+    def check(cls, checkpoint: Checkpoint) -> None:
+        stored = SparseConfig.from_folder(checkpoint.folder)
+        super().check(checkpoint)
+        if stored.static and Tokenizer.from_folder(stored.static).vocabulary != checkpoint.tokenizer.vocabulary:
+            raise ValueError(f"{stored.static} has another vocabulary than {stored.encoder}: one is needed for both")
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: Checkpoint, options: SparseOptions) -> Sparse:
+        stored = SparseConfig.from_folder(checkpoint.folder)
+        static = options.as_query and stored.static is not None
+        if options.long_documents == "windows" and (stored.strategy == "sum" or static):
+            raise ValueError("long_documents must be truncate: this model adds weights up, which windows would repeat")
+        return cls(
+            **resolve_windowing(checkpoint, options, stored.max_length),  # type: ignore[arg-type]
+            strategy=stored.strategy,
+            activation=stored.activation,
+            static=static,
+            top_k=options.top_k or stored.max_active_dims,
+            min_weight=options.min_weight,
+            prompt=resolve_prompt(options, stored, PROMPTS[options.as_query]),
+            lower_case=stored.lower_case and not static,
+        )
+
+    def load(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> nn.Module:
+        from modernbert.sparse import SparseEncoder
+
+        return SparseEncoder.load(SparseConfig.from_folder(checkpoint.folder), device=device, dtype=dtype)
+
+    def forward(self, model: SparseEncoder, batch: PackedBatch, ids: np.ndarray) -> Tensor:  # type: ignore[override]  # noqa: ARG002
+        return model.forward_packed(batch, self.static)
+
+    @property
+    def forward_options(self) -> tuple[Any, ...]:
+        return (self.static,)
+
+    def fingerprint(self, checkpoint: Checkpoint) -> str:
+        digest = hashlib.sha256(fingerprint(checkpoint.encoder).encode())
+        if file := SparseConfig.from_folder(checkpoint.folder).static_weights:
+            digest.update(file.read_bytes())
+        return digest.hexdigest()
+
+    def info(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        prompts = dict(SparseConfig.from_folder(checkpoint.folder).prompts)
+        return {"prompts": prompts, "model_type": {"embedding": {"pooling": "splade"}}}
+
+    def encode(self, tokenizer: Tokenizer, documents: Sequence[Text]) -> Windows:
+        texts = [self.prompt + str(document) for document in documents]
+        tokenizer = tokenizer.lowercased if self.lower_case else tokenizer
+        if not self.static:
+            return super().encode(tokenizer, texts)
+        windows = super().encode(tokenizer.without_special_tokens, texts)
+        some = windows.lengths > 0  # a text without tokens has no window, and no weights
+        cu_seqlens = np.append(0, windows.cu_seqlens[1:][some])
+        return replace(windows, cu_seqlens=cu_seqlens, document=windows.document[some], start=windows.start[some])
+
+    def rows(self, input_ids: np.ndarray, cu_seqlens: np.ndarray) -> np.ndarray | None:  # noqa: ARG002
+        return None
+
+    def decode(self, outputs: ModelOutputs) -> pa.StructArray:
+        weights = self.weights(outputs)
+        ids = np.concatenate([np.empty(0, np.int32), *(ids for ids, _ in weights)])
+        distinct, place = np.unique(ids, return_inverse=True)
+        names = pa.array([outputs.tokenizer.token(i) for i in distinct.tolist()], pa.string())
+        values = np.concatenate([np.empty(0, np.float32), *(values for _, values in weights)])
+        structs = pa.StructArray.from_arrays(
+            [pa.array(ids), names.take(pa.array(place)), pa.array(values)], fields=list(_WEIGHT)
+        )
+        lists = list_array(np.array([len(ids) for ids, _ in weights], dtype=np.int64), structs)
+        return pa.StructArray.from_arrays([lists], fields=list(self.columns))
+
+    def results(self, outputs: ModelOutputs) -> list[list[dict[str, Any]]]:
+        token = outputs.tokenizer.token
+        return [
+            [{"token_id": i, "token": token(i), "weight": w} for i, w in zip(ids.tolist(), ws.tolist(), strict=True)]
+            for ids, ws in self.weights(outputs)
+        ]
+
+    def response(self, outputs: ModelOutputs) -> list[Weights]:
+        return self.weights(outputs)
+
+    def preview(self, answer: dict[str, Any]) -> str:
+        shown = " ".join(f"{each['token']}:{each['weight']:.2f}" for each in answer["sparse"][:4])
+        return f"{len(answer['sparse'])} tokens: {shown}"
+
+    def weights(self, outputs: ModelOutputs) -> list[Weights]:
+        """Return the weights of each document: of its windows the largest of each token."""
+        starts, counts = per_document(outputs.windows)
+        out = []
+        for start, count in zip(starts.tolist(), counts.tolist(), strict=True):
+            rows = outputs.values[outputs.splits[start] : outputs.splits[start + count]]
+            ids, weights = rows[:, 0].astype(np.int32), rows[:, 1]
+            if count > 1:
+                ids, place = np.unique(ids, return_inverse=True)
+                weights = np.zeros(len(ids), np.float32)
+                np.maximum.at(weights, place, rows[:, 1])
+            order = np.argsort(-weights, kind="stable")[: self.top_k]
+            order = order[weights[order] >= self.min_weight]
+            out.append((ids[order], weights[order]))
+        return out

@@ -1,0 +1,208 @@
+"""zero_shot: which of some labels fit each document, from a model of entailment (NLI).
+
+A document is read with a hypothesis for each label: how much it entails "This example is LABEL." is the label's score.
+
+Shapes: W windows, H pairs of a document and a hypothesis, D documents, L labels of a document.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from modernbert.tokenizer import Tokenizer
+from modernbert.windows import Text, Windows
+from pipelines.checkpoints import Checkpoint
+from pipelines.options import Merge, ZeroShotOptions, split_labels
+from pipelines.tasks.base import ModelOutputs, Task, label_maps, resolve_windowing
+from pipelines.tasks.classify import plain_classifier
+from pipelines.tasks.pipeline import Pipeline
+from pipelines.tasks.postprocess import list_array, sigmoid, softmax
+
+
+class ZeroShotPipeline(Pipeline):
+    """zero-shot-classification: {sequence, labels, scores}, from the best label to the worst."""
+
+    def __call__(self, sequences: Any, candidate_labels: Any = None, **options: Any) -> Any:  # type: ignore[override]
+        """Score `candidate_labels`, a list or a comma-separated text, of a text or of several."""
+        return super().__call__(sequences, **options | {"candidate_labels": candidate_labels})
+
+    def arguments(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        given = dict(options)
+        labels = given.pop("candidate_labels", None)
+        return super().arguments(given if labels is None else given | {"labels": labels})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZeroShot(Task):
+    """Labels and scores from the logits of a document with each hypothesis."""
+
+    labels: tuple[str, ...] | None
+    """The labels to choose from; None: each document is a pair of a text and its own labels."""
+    hypothesis_template: str
+    multi_label: bool
+    """Whether each label has its own probability, against contradiction, and not its share among the labels."""
+    top_k: int | None
+    threshold: float
+    merge: Merge
+    num_labels: int
+    """The labels of the model itself."""
+    entailment: int
+    """The id of entailment among them."""
+
+    options_class = ZeroShotOptions
+    model_class = "modernbert.heads:ModernBertForSequenceClassification"
+    pipeline_class = ZeroShotPipeline
+    columns = pa.schema(  # type: ignore[assignment]
+        [
+            ("label", pa.string()),
+            ("score", pa.float32()),
+            ("labels", pa.list_(pa.string())),
+            ("scores", pa.list_(pa.float32())),
+        ]
+    )
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: Checkpoint, options: ZeroShotOptions) -> ZeroShot:
+        config, stored = checkpoint.config, plain_classifier(checkpoint, "zero_shot")
+        names = [config.id2label[i] for i in range(config.num_labels)]
+        label2id = checkpoint.raw_config.get("label2id") or {name: i for i, name in enumerate(names)}
+        entailing = [int(i) for name, i in label2id.items() if name.lower().startswith("entail")]
+        if not entailing or config.num_labels < 2 or not 0 <= entailing[0] < config.num_labels:
+            raise ValueError(
+                f"model {str(checkpoint.folder)!r} has the labels {', '.join(names)}: none is entailment; zero_shot"
+                " needs a model of natural language inference whose label2id names it; other labels are for classify"
+            )
+        return cls(
+            **resolve_windowing(checkpoint, options, stored.max_length),  # type: ignore[arg-type]
+            labels=_given_labels(options),
+            hypothesis_template=options.hypothesis_template,
+            multi_label=options.multi_label,
+            top_k=options.top_k,
+            threshold=options.threshold or 0.0,
+            merge=options.merge,
+            num_labels=config.num_labels,
+            entailment=entailing[0],
+        )
+
+    def info(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        names = [checkpoint.config.id2label[i] for i in range(self.num_labels)]
+        return {"labels": self.labels or (), "model_type": {"zero_shot": label_maps(names)}}
+
+    @property
+    def needs_documents(self) -> bool:
+        return self.labels is None
+
+    @property
+    def probe(self) -> Text:
+        return ("a", "a") if self.labels is None else "a"
+
+    @property
+    def width(self) -> int:
+        return self.num_labels
+
+    def encode(self, tokenizer: Tokenizer, documents: Sequence[Text]) -> Windows:
+        texts = [document[0] if isinstance(document, tuple) else document for document in documents]
+        candidates = [self._candidates(document) for document in documents]
+        hypotheses = [[self.hypothesis_template.replace("{}", label) for label in labels] for labels in candidates]
+        windows = tokenizer.encode_crossed(texts, hypotheses, self.max_length, stride=self.stride)
+        none = {i: "it has no labels to choose from" for i, labels in enumerate(candidates) if not labels}
+        return replace(windows, rejected=windows.rejected | none)
+
+    def most_results(self, windows: Windows) -> int:
+        return len(windows.document)
+
+    def decode(self, outputs: ModelOutputs) -> pa.StructArray:
+        answers = list(self._answers(outputs))
+        kept = [self._kept(scores) for _, scores in answers]
+        counts = np.array([len(each) for each in kept], dtype=np.int64)
+        pairs = list(zip(answers, kept, strict=True))
+        labels = [labels[i] for (labels, _), each in pairs for i in each]
+        scores = [np.sort(scores)[::-1][: len(each)] for (_, scores), each in pairs]
+        best = [labels[int(scores.argmax())] if len(scores) else None for labels, scores in answers]
+        top = [float(scores.max()) if len(scores) else 0.0 for _, scores in answers]
+        arrays = [
+            pa.array(best, pa.string()),
+            pa.array(top, pa.float32()),
+            list_array(counts, pa.array(labels, pa.string())),
+            list_array(counts, pa.array(np.concatenate([np.empty(0, np.float32), *scores]), pa.float32())),
+        ]
+        return pa.StructArray.from_arrays(arrays, fields=list(self.columns))
+
+    def results(self, outputs: ModelOutputs) -> list[dict[str, Any]]:
+        out = []
+        for document, (labels, scores) in zip(outputs.documents, self._answers(outputs), strict=True):
+            kept = self._kept(scores)
+            text = document[0] if isinstance(document, tuple) else document
+            out.append({"sequence": text, "labels": [labels[i] for i in kept], "scores": scores[kept].tolist()})
+        return out
+
+    def response(self, outputs: ModelOutputs) -> list[list[dict[str, Any]]]:
+        return [
+            [{"label": labels[i], "score": float(scores[i])} for i in self._kept(scores)]
+            for labels, scores in self._answers(outputs)
+        ]
+
+    def label_counts(self, answers: pa.StructArray) -> Counter[str]:
+        return Counter(answers.field("label").drop_null().to_pylist())
+
+    def preview(self, answer: dict[str, Any]) -> str:
+        return f"{answer['score']:.2f}  {answer['label']}"
+
+    def _candidates(self, document: Text) -> Sequence[str]:
+        return split_labels(document[1]) if isinstance(document, tuple) else self.labels or ()
+
+    def _kept(self, scores_L: np.ndarray) -> np.ndarray:
+        """Return the places of the labels that are kept, from the best to the worst."""
+        order = np.argsort(-scores_L, kind="stable")[: self.top_k]
+        return order[scores_L[order] >= self.threshold]
+
+    def _answers(self, outputs: ModelOutputs) -> Iterator[tuple[Sequence[str], np.ndarray]]:
+        """Yield the labels of each document and their scores, (L,) float32; both empty where it has no windows."""
+        windows, entailment_W = outputs.windows, outputs.values[:, self.entailment]
+        margin_W = entailment_W - outputs.values[:, -1 if self.entailment == 0 else 0]
+        starts_H = self._hypothesis_starts(windows)
+        entailment_H, margin_H = (self._merged(each, starts_H) for each in (entailment_W, margin_W))
+        counts = np.bincount(windows.document[starts_H], minlength=len(windows.n_tokens))
+        ends = np.cumsum(counts)
+        for document, start, end in zip(outputs.documents, ends - counts, ends, strict=True):
+            labels = self._candidates(document) if end > start else ()
+            if self.multi_label or len(labels) == 1:
+                yield labels, sigmoid(margin_H[start:end])
+            else:
+                yield labels, softmax(entailment_H[start:end]) if labels else np.empty(0, np.float32)
+
+    def _hypothesis_starts(self, windows: Windows) -> np.ndarray:
+        """Return the first window of each hypothesis: a text is read from its start to its end with each."""
+        begins = np.ones(len(windows.document), dtype=bool)
+        if self.stride is not None:
+            begins[1:] = (np.diff(windows.document) > 0) | (np.diff(windows.start) <= 0)
+        return np.flatnonzero(begins)
+
+    def _merged(self, values_W: np.ndarray, starts_H: np.ndarray) -> np.ndarray:
+        if len(starts_H) == len(values_W):
+            return values_W
+        if self.merge == "max":
+            return np.maximum.reduceat(values_W, starts_H)
+        counts_H = np.diff(np.append(starts_H, len(values_W)))
+        return (np.add.reduceat(values_W, starts_H) / counts_H).astype(np.float32)
+
+
+def _given_labels(options: ZeroShotOptions) -> tuple[str, ...] | None:
+    """Return the labels of the options, or else of the file that they name; None without either."""
+    if options.labels is not None or options.labels_file is None:
+        return None if options.labels is None else tuple(options.labels)
+    try:
+        text = Path(options.labels_file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"labels_file {options.labels_file!r} cannot be read: {error}") from error
+    labels = tuple(split_labels(text + "\n"))
+    if not labels:
+        raise ValueError(f"labels_file {options.labels_file!r} holds no label; it must have one a line")
+    return labels
