@@ -16,7 +16,7 @@ from ray.serve.handle import DeploymentHandle
 
 from pipelines.errors import UserError
 from pipelines.serve.config import INGRESS_NAME, ServedModel, ServiceOptions, check_checkpoints, service_options
-from pipelines.serve.protocol import Info, PredictRequest, PredictResponse, ServeError, Tokens
+from pipelines.serve.protocol import Info, ModelClient, PredictRequest, PredictResponse, ServeError, Tokens
 
 _ONGOING = 100_000  # requests at a time that Serve lets through: the model's own limit counts documents
 _HEALTH_S = 5.0  # between two checks; Serve replaces a copy after three that fail
@@ -111,9 +111,7 @@ class HttpIngress:
         self.options, self.models = options, ServeModelClient(options.models, handles)
 
     def __serve_build_asgi_app__(self) -> Any:
-        from pipelines.serve.http.app import create_app
-
-        return create_app(self.models, self.options.http, behind_serve=True)
+        return _serve_app(self.models, self.options)
 
 
 class SingleProcessApp:
@@ -126,9 +124,7 @@ class SingleProcessApp:
         self.options, self.models = options, LocalModelClient(options.models)
 
     def __serve_build_asgi_app__(self) -> Any:
-        from pipelines.serve.http.app import create_app
-
-        return create_app(self.models, self.options.http, behind_serve=True)
+        return _serve_app(self.models, self.options)
 
     async def check_health(self) -> None:
         """Raise if the replica must be replaced; Serve calls this."""
@@ -165,6 +161,13 @@ def build(args: dict[str, Any]) -> serve.Application:
         name=INGRESS_NAME, num_replicas=options.replicas, ray_actor_options={"num_cpus": 0}, **_common(options)
     )
     return deployed(serve.ingress()(HttpIngress)).bind(options, handles)
+
+
+def _serve_app(models: ModelClient, options: ServiceOptions) -> Any:
+    from pipelines.serve.http.app import create_app
+    from pipelines.serve.metrics import RayHttpMetrics
+
+    return create_app(models, options.http, metrics=RayHttpMetrics(), behind_serve=True)
 
 
 def _keep_texts_out_of_logs() -> None:

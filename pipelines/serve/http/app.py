@@ -22,6 +22,7 @@ from pipelines.serve.http.metrics import HttpMetrics
 from pipelines.serve.http.middleware import HttpLimits, RequestLimitsMiddleware
 from pipelines.serve.http.openai import OPENAI
 from pipelines.serve.http.tei import TEI
+from pipelines.serve.http.tracing import start_traces
 from pipelines.serve.http.vllm import VLLM
 from pipelines.serve.protocol import ModelClient
 
@@ -39,13 +40,20 @@ Cohere, Jina, vLLM and Infinity. Routes that name no model go to the first in th
 every model has its own below `/models/{name}`, which serves as the base URL of a client, too."""
 
 
-def create_app(models: ModelClient, limits: HttpLimits | None = None, *, behind_serve: bool = False) -> FastAPI:
+def create_app(
+    models: ModelClient,
+    limits: HttpLimits | None = None,
+    *,
+    metrics: HttpMetrics | None = None,
+    behind_serve: bool = False,
+) -> FastAPI:
     """Make the application over `models`.
 
+    `metrics`: where it counts what it does; None: for /metrics alone.
     `behind_serve`: Ray Serve's proxy stands before it, and names requests.
     """
     limits = limits or HttpLimits()
-    metrics = HttpMetrics()
+    metrics = metrics or HttpMetrics()
     handler = RequestHandler(models, limits, metrics)
     app = FastAPI(
         title="modernbert-ray", version=version("modernbert-ray"), description=_ABOUT, docs_url=None, redoc_url=None
@@ -64,7 +72,12 @@ def create_app(models: ModelClient, limits: HttpLimits | None = None, *, behind_
         health = _health_route(handler, name)
         app.include_router(health, prefix=f"/models/{name}", tags=[f"model {name}: {task}"], dependencies=key)
     app.add_middleware(
-        RequestLimitsMiddleware, limits=limits, metrics=metrics, dialects=DIALECTS, behind_serve=behind_serve
+        RequestLimitsMiddleware,
+        limits=limits,
+        metrics=metrics,
+        dialects=DIALECTS,
+        behind_serve=behind_serve,
+        export_trace=start_traces(),
     )
     if limits.cors_origins:
         app.add_middleware(
