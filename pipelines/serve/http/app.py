@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter, Depends, FastAPI
+from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.security import HTTPBearer
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
@@ -21,6 +20,7 @@ from pipelines.serve.http.jina import JINA
 from pipelines.serve.http.metrics import HttpMetrics
 from pipelines.serve.http.middleware import HttpLimits, RequestLimitsMiddleware
 from pipelines.serve.http.openai import OPENAI
+from pipelines.serve.http.pages import page, wants_page
 from pipelines.serve.http.tei import TEI
 from pipelines.serve.http.tracing import start_traces
 from pipelines.serve.http.vllm import VLLM
@@ -28,12 +28,6 @@ from pipelines.serve.protocol import ModelClient
 
 DIALECTS: list[Dialect] = [TEI, HUGGING_FACE, OPENAI, COHERE, JINA, VLLM]
 """Every dialect; the first one also answers where no other's prefix fits."""
-_DOCS = Path(__file__).with_name("docs.html")
-_DOCS_HEADERS = {  # the page needs nothing from elsewhere
-    "content-security-policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "x-content-type-options": "nosniff",
-}
 _EXPOSED = ("x-request-id", "x-truncated", "x-ignored", "retry-after", "x-compute-tokens", "x-total-time")
 _ABOUT = """ModernBERT models online, for the clients of text-embeddings-inference, Hugging Face, OpenAI (embeddings),
 Cohere, Jina, vLLM and Infinity. Routes that name no model go to the first in the configuration that does the task;
@@ -107,7 +101,16 @@ def _state_routes(handler: RequestHandler) -> APIRouter:
     @router.get("/docs", response_class=Response, include_in_schema=False)
     async def docs() -> Response:
         """Show the OpenAPI document, which the page asks for with the key that is typed there."""
-        return Response(_DOCS.read_text(encoding="utf-8"), headers=_DOCS_HEADERS, media_type="text/html")
+        return page("docs")
+
+    @router.get("/", include_in_schema=False)
+    async def root(request: Request) -> Response:
+        """Show browsers the models; tell others whether every model can answer, as TEI does."""
+        if wants_page(request.headers.get("accept", "")):
+            return page("page")
+        response = await _health(handler, None)
+        response.headers["vary"] = "accept"
+        return response
 
     router.include_router(_health_route(handler, None))
     return router
@@ -116,15 +119,17 @@ def _state_routes(handler: RequestHandler) -> APIRouter:
 def _health_route(handler: RequestHandler, name: str | None) -> APIRouter:
     router = new_router(TEI)
 
+    @router.get("/health", response_model=dict[str, Any])
     async def health() -> Response:
         """Tell whether every model, or the one in the path, can answer."""
-        unready = await handler.models.unready()
-        wrong = {model: reason for model, reason in unready.items() if name in (None, model)}
-        if wrong:
-            raise ApiError("unhealthy", "; ".join(f"{model}: {reason}" for model, reason in wrong.items()))
-        return json_response({"status": "ok"})
+        return await _health(handler, name)
 
-    if name is None:
-        router.get("/", include_in_schema=False)(health)  # as TEI answers it
-    router.get("/health", response_model=dict[str, Any])(health)
     return router
+
+
+async def _health(handler: RequestHandler, name: str | None) -> Response:
+    unready = await handler.models.unready()
+    wrong = {model: reason for model, reason in unready.items() if name in (None, model)}
+    if wrong:
+        raise ApiError("unhealthy", "; ".join(f"{model}: {reason}" for model, reason in wrong.items()))
+    return json_response({"status": "ok"})
