@@ -47,6 +47,7 @@ class Tab:
         """Open a page anew, also where only what follows the # differs."""
         self.send("Page.navigate", url="about:blank")
         self.send("Page.navigate", url=url)
+        self.wait("location.protocol === 'http:' && document.readyState === 'complete'")
 
     def value(self, expression: str) -> Any:
         """The value of an expression of JavaScript."""
@@ -55,8 +56,14 @@ class Tab:
         return result["result"].get("value")
 
     def wait(self, expression: str) -> None:
-        """Wait until an expression is true."""
-        until(lambda: self.value(expression))
+        """Wait until an expression is true; between two pages it has no value."""
+
+        def true() -> bool:
+            with contextlib.suppress(AssertionError):
+                return bool(self.value(expression))
+            return False
+
+        until(true)
 
     def texts(self, selector: str) -> list[str]:
         """The text of each element that fits, as it is seen."""

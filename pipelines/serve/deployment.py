@@ -51,7 +51,8 @@ class ServeModelClient:
         self.models = {options.name: options for options in models}
         self.tasks = {options.name: options.task for options in models}
         self.aliases = {alias: options.name for options in models for alias in options.model_aliases}
-        self._handles = handles
+        # Each access to a method of a handle makes a new handle.
+        self._calls = {name: handle.options(method_name="call") for name, handle in handles.items()}
 
     async def predict(self, model: str, request: PredictRequest) -> PredictResponse:
         return await self._call(model, "predict", request, limit_s=request.timeout_s)
@@ -86,13 +87,13 @@ class ServeModelClient:
         if model not in self.models:
             raise ServeError("unknown_model", f"model {model[:80]!r} is unknown; known are {', '.join(self.models)}")
         most_s = self.models[model].timeout_s
-        handle = self._handles[model]
+        call = self._calls[model]
         try:
             async with asyncio.timeout(min(limit_s or most_s, most_s) + _GRACE_S):
                 try:
-                    answer = await handle.call.remote(method, *arguments)
+                    answer = await call.remote(method, *arguments)
                 except RayActorError:
-                    answer = await handle.call.remote(method, *arguments)
+                    answer = await call.remote(method, *arguments)
         except TimeoutError:
             raise ServeError("timeout", f"model {model} does not answer") from None
         except RayActorError:

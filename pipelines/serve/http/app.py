@@ -5,8 +5,7 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import Any
 
-from fastapi import APIRouter, Depends, FastAPI, Request
-from fastapi.security import HTTPBearer
+from fastapi import APIRouter, FastAPI, Request
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
@@ -18,7 +17,7 @@ from pipelines.serve.http.handler import RequestHandler
 from pipelines.serve.http.huggingface import HUGGING_FACE
 from pipelines.serve.http.jina import JINA
 from pipelines.serve.http.metrics import HttpMetrics
-from pipelines.serve.http.middleware import HttpLimits, RequestLimitsMiddleware
+from pipelines.serve.http.middleware import PUBLIC, HttpLimits, RequestLimitsMiddleware
 from pipelines.serve.http.openai import OPENAI
 from pipelines.serve.http.pages import page, wants_page
 from pipelines.serve.http.tei import TEI
@@ -53,18 +52,17 @@ def create_app(
         title="modernbert-ray", version=version("modernbert-ray"), description=_ABOUT, docs_url=None, redoc_url=None
     )
     errors.install(app)
-    app.include_router(_state_routes(handler), tags=["state"])
-    # The middleware checks the key; declared here, /docs has a field for it.
-    key = [Depends(HTTPBearer(auto_error=False, description="the service's key"))] if limits.has_keys else []
+    routers = [_state_routes(handler)]
     for dialect in DIALECTS:
-        for router in dialect.routes(handler):
-            app.include_router(router, dependencies=key)
-    for name, task in models.tasks.items():
+        routers += dialect.routes(handler)
+    for name in models.tasks:
         for dialect in DIALECTS:
-            for router in dialect.model_routes(handler, name):
-                app.include_router(router, dependencies=key)
-        health = _health_route(handler, name)
-        app.include_router(health, prefix=f"/models/{name}", tags=[f"model {name}: {task}"], dependencies=key)
+            routers += dialect.model_routes(handler, name)
+        routers.append(_health_route(handler, name))
+    for router in routers:
+        app.router.routes.extend(router.routes)  # include_router would try the routers in turn for each request
+    if limits.has_keys:
+        _describe_key(app)
     app.add_middleware(
         RequestLimitsMiddleware,
         limits=limits,
@@ -84,9 +82,25 @@ def create_app(
     return app
 
 
+def _describe_key(app: FastAPI) -> None:
+    """Let the OpenAPI document say which routes need the key, so that /docs has a field for it."""
+    describe = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = describe()
+        scheme = {"type": "http", "scheme": "bearer", "description": "the service's key"}
+        document["components"]["securitySchemes"] = {"HTTPBearer": scheme}
+        for path, operations in document["paths"].items():
+            for operation in operations.values() if path not in PUBLIC else ():
+                operation["security"] = [{"HTTPBearer": []}]
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
 def _state_routes(handler: RequestHandler) -> APIRouter:
     """Make the routes that need no key: whether the service lives, whether it can answer, and what it has done."""
-    router = new_router(TEI)
+    router = new_router(TEI, tags=["state"])
 
     @router.get("/ping")
     async def ping() -> Response:
@@ -112,16 +126,20 @@ def _state_routes(handler: RequestHandler) -> APIRouter:
         response.headers["vary"] = "accept"
         return response
 
-    router.include_router(_health_route(handler, None))
+    @router.get("/health", response_model=dict[str, Any])
+    async def health() -> Response:
+        """Tell whether every model can answer."""
+        return await _health(handler, None)
+
     return router
 
 
-def _health_route(handler: RequestHandler, name: str | None) -> APIRouter:
-    router = new_router(TEI)
+def _health_route(handler: RequestHandler, name: str) -> APIRouter:
+    router = new_router(TEI, prefix=f"/models/{name}", tags=[f"model {name}: {handler.models.tasks[name]}"])
 
     @router.get("/health", response_model=dict[str, Any])
     async def health() -> Response:
-        """Tell whether every model, or the one in the path, can answer."""
+        """Tell whether the model can answer."""
         return await _health(handler, name)
 
     return router

@@ -15,6 +15,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Fiel
 from pydantic_core import PydanticCustomError, from_json, to_json
 from starlette.exceptions import HTTPException
 from starlette.responses import Response, StreamingResponse
+from starlette.routing import Match
+from starlette.types import Scope
 
 from pipelines.serve.http.errors import Dialect, error_responses
 
@@ -115,6 +117,13 @@ class JsonRoute(APIRoute):
 
     def __init__(self, path: str, endpoint: Any, **options: Any) -> None:
         super().__init__(path, _naming_ignored(endpoint), **options)
+        self._is_literal = "{" not in path
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """Match as Starlette does, after a look that is enough for most of the routes that a request is tried on."""
+        if self._is_literal and not scope["path"].endswith(self.path):
+            return Match.NONE, {}
+        return super().matches(scope)
 
     def get_route_handler(self) -> Any:
         handle = super().get_route_handler()
