@@ -246,6 +246,8 @@ async def _run(app: ASGIApp, scope: Scope, body: bytes, receive: Receive, send: 
     """Run the application on a whole body, and cancel it when the client leaves."""
     left = asyncio.Event()
     parts: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+    running = asyncio.current_task()
+    assert running
 
     async def replay() -> Message:
         if parts:
@@ -257,14 +259,13 @@ async def _run(app: ASGIApp, scope: Scope, body: bytes, receive: Receive, send: 
         while (await receive())["type"] != "http.disconnect":
             pass
         left.set()
+        running.cancel()
 
-    work = asyncio.ensure_future(app(scope, replay, send))
     watcher = asyncio.ensure_future(watch())
     try:
-        await asyncio.wait((work, watcher), return_when=asyncio.FIRST_COMPLETED)
-        if work.done():
-            work.result()
+        await app(scope, replay, send)
+    except asyncio.CancelledError:
+        if not left.is_set() or running.uncancel():
+            raise
     finally:
         watcher.cancel()
-        work.cancel()
-        await asyncio.gather(work, watcher, return_exceptions=True)
