@@ -16,7 +16,7 @@ from ray.serve.handle import DeploymentHandle
 
 from pipelines.errors import UserError
 from pipelines.serve.config import INGRESS_NAME, ServedModel, ServiceOptions, check_checkpoints, service_options
-from pipelines.serve.protocol import Info, PredictRequest, PredictResponse, ServeError, Tokens
+from pipelines.serve.protocol import Info, ModelClient, PredictRequest, PredictResponse, ServeError, Tokens
 
 _ONGOING = 100_000  # requests at a time that Serve lets through: the model's own limit counts documents
 _HEALTH_S = 5.0  # between two checks; Serve replaces a copy after three that fail
@@ -51,7 +51,8 @@ class ServeModelClient:
         self.models = {options.name: options for options in models}
         self.tasks = {options.name: options.task for options in models}
         self.aliases = {alias: options.name for options in models for alias in options.model_aliases}
-        self._handles = handles
+        # Each access to a method of a handle makes a new handle.
+        self._calls = {name: handle.options(method_name="call") for name, handle in handles.items()}
 
     async def predict(self, model: str, request: PredictRequest) -> PredictResponse:
         return await self._call(model, "predict", request, limit_s=request.timeout_s)
@@ -86,13 +87,13 @@ class ServeModelClient:
         if model not in self.models:
             raise ServeError("unknown_model", f"model {model[:80]!r} is unknown; known are {', '.join(self.models)}")
         most_s = self.models[model].timeout_s
-        handle = self._handles[model]
+        call = self._calls[model]
         try:
             async with asyncio.timeout(min(limit_s or most_s, most_s) + _GRACE_S):
                 try:
-                    answer = await handle.call.remote(method, *arguments)
+                    answer = await call.remote(method, *arguments)
                 except RayActorError:
-                    answer = await handle.call.remote(method, *arguments)
+                    answer = await call.remote(method, *arguments)
         except TimeoutError:
             raise ServeError("timeout", f"model {model} does not answer") from None
         except RayActorError:
@@ -111,9 +112,7 @@ class HttpIngress:
         self.options, self.models = options, ServeModelClient(options.models, handles)
 
     def __serve_build_asgi_app__(self) -> Any:
-        from pipelines.serve.http.app import create_app
-
-        return create_app(self.models, self.options.http, behind_serve=True)
+        return _serve_app(self.models, self.options)
 
 
 class SingleProcessApp:
@@ -126,9 +125,7 @@ class SingleProcessApp:
         self.options, self.models = options, LocalModelClient(options.models)
 
     def __serve_build_asgi_app__(self) -> Any:
-        from pipelines.serve.http.app import create_app
-
-        return create_app(self.models, self.options.http, behind_serve=True)
+        return _serve_app(self.models, self.options)
 
     async def check_health(self) -> None:
         """Raise if the replica must be replaced; Serve calls this."""
@@ -165,6 +162,13 @@ def build(args: dict[str, Any]) -> serve.Application:
         name=INGRESS_NAME, num_replicas=options.replicas, ray_actor_options={"num_cpus": 0}, **_common(options)
     )
     return deployed(serve.ingress()(HttpIngress)).bind(options, handles)
+
+
+def _serve_app(models: ModelClient, options: ServiceOptions) -> Any:
+    from pipelines.serve.http.app import create_app
+    from pipelines.serve.metrics import RayHttpMetrics
+
+    return create_app(models, options.http, metrics=RayHttpMetrics(), behind_serve=True)
 
 
 def _keep_texts_out_of_logs() -> None:

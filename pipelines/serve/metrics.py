@@ -1,10 +1,14 @@
-"""What a model reports to Prometheus through Ray: counts and times, never a text. Without Ray nothing is sent."""
+"""What models and the HTTP side report to Prometheus through Ray: counts and times, never a text.
+
+Without Ray nothing is sent.
+"""
 
 from __future__ import annotations
 
 # ray.util.metrics puts ray_ before each name.
-from ray.util.metrics import Counter, Histogram
+from ray.util.metrics import Counter, Gauge, Histogram
 
+from pipelines.serve.http.metrics import HttpMetrics
 from pipelines.serve.protocol import ErrorType, PredictResponse
 
 SECONDS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0]
@@ -50,6 +54,27 @@ class Metrics:
         self._tokens.inc(tokens)
         self._forward.observe(seconds)
         self._fill.observe(fill)
+
+
+class RayHttpMetrics(HttpMetrics):
+    """The counters of a copy of the HTTP side, which Ray's endpoints have of all copies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._ray_requests = _counter("modernbert_http_requests", "Requests answered", {}, "route", "status")
+        self._ray_seconds = Histogram(
+            "modernbert_http_request_seconds", "From a request's head to its answer", boundaries=SECONDS,
+            tag_keys=("route",),
+        )  # fmt: skip
+        self._ray_in_flight = Gauge("modernbert_http_documents_in_flight", "Inputs of requests under way")
+        self._ray_body_bytes = Gauge("modernbert_http_body_bytes", "Bytes in the bodies of requests under way")
+
+    def record_request(self, route: str, status: int, seconds: float) -> None:
+        super().record_request(route, status, seconds)
+        self._ray_requests.inc(tags={"route": route, "status": str(status)})
+        self._ray_seconds.observe(seconds, tags={"route": route})
+        self._ray_in_flight.set(self.documents_in_flight())
+        self._ray_body_bytes.set(self.bytes_in_bodies())
 
 
 def _counter(name: str, description: str, tags: dict[str, str], *more: str) -> Counter:

@@ -55,6 +55,8 @@ class _Prepared:
     windows: Windows
     too_long: np.ndarray
     """(D,) bool: documents that would be truncated and are not answered; `documents` and `windows` are the others."""
+    started: float
+    """In seconds since 1970."""
     seconds: float
 
 
@@ -216,7 +218,7 @@ class ModelServer:
         return tokenizer.truncating("right" if tokenizer.truncation_side == "left" else "left")
 
     def _prepare(self, request: PredictRequest, work: Work) -> _Prepared:
-        started = time.perf_counter()
+        began, started = time.time(), time.perf_counter()
         task = self._task_with(request.options, request.token_vectors)
         tokenizer = self.checkpoint.tokenizer
         if request.truncation_side not in (None, tokenizer.truncation_side):
@@ -232,7 +234,7 @@ class ModelServer:
         check_size(task, windows)
         kept = zip(request.documents, too_long, strict=True)
         documents = [document for document, long in kept if not long]
-        return _Prepared(task, documents, windows, too_long, time.perf_counter() - started)
+        return _Prepared(task, documents, windows, too_long, began, time.perf_counter() - started)
 
     def _answers(self, ready: _Prepared, predictions: Predictions) -> PredictResponse:
         """Make the response: the answers of documents that were run, in their places among those that were not."""
@@ -253,6 +255,7 @@ class ModelServer:
             invalid=invalid,
             n_tokens=n_tokens.tolist(),
             truncated=truncated.tolist(),
+            started=ready.started,
             tokenise_s=ready.seconds,
             queue_s=predictions.queue_s,
             forward_s=predictions.seconds,

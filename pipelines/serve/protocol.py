@@ -60,6 +60,8 @@ class PredictResponse:
     """The documents of `failed` whose text is the reason (too long, no mask, …); the others failed in the model."""
     n_tokens: Sequence[int]
     truncated: Sequence[bool]
+    started: float
+    """When its encoding began, in seconds since 1970."""
     tokenise_s: float
     queue_s: float
     """From the last token of the request's encoding to its first packed batch."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import signal
 import time
 
@@ -54,9 +55,11 @@ def deploy(http, folder):
 
     def deploy(**options):
         served = {"name": "cat", "task": "classify", "model": str(folder), "cpus": 0.1, **options}
-        top = {name: served.pop(name) for name in ("one_process",) if name in served}
+        top = {
+            name.removeprefix("http_"): served.pop(name) for name in ("one_process", "http_replicas") if name in served
+        }
         serve.run(build({"models": [served], **top}), name="faults", route_prefix="/")
-        return f"http://127.0.0.1:{http}/models/cat"
+        return f"http://127.0.0.1:{http}/models/{served['name']}"
 
     yield deploy
     serve.delete("faults")
@@ -146,6 +149,48 @@ def test_a_new_version_under_load_loses_no_request(deploy, expected):
     assert wrong == []
     assert answered >= 8  # each client at least one
     until(lambda: not before & {process.pid for process in processes()})
+
+
+def test_copies_come_and_go_with_the_load_without_a_lost_request(deploy, expected, monkeypatch):
+    from ray import serve
+
+    usual = serve.deployment
+
+    def at_once(**options):  # Ray's usual delays are 30 s for more copies and 600 s for fewer
+        if scaling := options.get("autoscaling_config"):
+            delays = {"upscale_delay_s": 1, "downscale_delay_s": 2, "metrics_interval_s": 1, "look_back_period_s": 2}
+            options["autoscaling_config"] = scaling | delays
+        return usual(**options)
+
+    monkeypatch.setattr(serve, "deployment", at_once)
+    url = deploy(replicas=1, max_replicas=3, target_ongoing_requests=2)
+    assert len(processes()) == 1
+    for clients, reached in ((16, 3), (1, 1)):
+        wrong, answered = asyncio.run(
+            load(url, expected, lambda: until(lambda: len(processes()) == reached), clients=clients)  # noqa: B023
+        )
+        assert wrong == []
+        assert answered >= clients
+
+
+def test_ray_has_the_figures_of_every_copy_of_the_http_side(deploy):
+    import ray
+
+    url = deploy(http_replicas=2, name="counted")
+    for _ in range(20):  # of which each copy has some
+        with httpx.Client() as client:
+            assert client.post(url, json={"inputs": "a"}).status_code == 200
+    (node,) = ray.nodes()
+
+    def answered():
+        text = httpx.get(f"http://127.0.0.1:{node['MetricsExportPort']}/metrics").text
+        lines = re.findall(r"^ray_modernbert_http_requests_total\{(.*)\} (.*)$", text, re.MULTILINE)
+        of_route = [(labels, float(value)) for labels, value in lines if 'route="/models/counted"' in labels]
+        assert all('status="200"' in labels for labels, _ in of_route)
+        return {re.search(r'WorkerId="(\w+)"', labels)[1]: value for labels, value in of_route}
+
+    until(lambda: sum(answered().values()) == 20)
+    assert len(answered()) == 2
 
 
 def test_one_process_serves_and_comes_back(deploy, expected):

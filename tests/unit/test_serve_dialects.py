@@ -191,7 +191,7 @@ class Echo:
         results: list[Any] = [len(document[1]) for document in ask.documents]
         if model == "one":
             results = [[{"label": "score", "score": 0.5}]] * count
-        return PredictResponse(results, {}, frozenset(), [1] * count, [False] * count, 0.0, 0.0, 0.0)
+        return PredictResponse(results, {}, frozenset(), [1] * count, [False] * count, 0.0, 0.0, 0.0, 0.0)
 
 
 def call(models: Any, path: str, body: Any, headers: tuple[tuple[bytes, bytes], ...] = ()) -> tuple[int, Any]:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter, Depends, FastAPI
-from fastapi.security import HTTPBearer
+from fastapi import APIRouter, FastAPI, Request
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
@@ -19,52 +17,59 @@ from pipelines.serve.http.handler import RequestHandler
 from pipelines.serve.http.huggingface import HUGGING_FACE
 from pipelines.serve.http.jina import JINA
 from pipelines.serve.http.metrics import HttpMetrics
-from pipelines.serve.http.middleware import HttpLimits, RequestLimitsMiddleware
+from pipelines.serve.http.middleware import PUBLIC, HttpLimits, RequestLimitsMiddleware
 from pipelines.serve.http.openai import OPENAI
+from pipelines.serve.http.pages import page, wants_page
 from pipelines.serve.http.tei import TEI
+from pipelines.serve.http.tracing import start_traces
 from pipelines.serve.http.vllm import VLLM
 from pipelines.serve.protocol import ModelClient
 
 DIALECTS: list[Dialect] = [TEI, HUGGING_FACE, OPENAI, COHERE, JINA, VLLM]
 """Every dialect; the first one also answers where no other's prefix fits."""
-_DOCS = Path(__file__).with_name("docs.html")
-_DOCS_HEADERS = {  # the page needs nothing from elsewhere
-    "content-security-policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "x-content-type-options": "nosniff",
-}
 _EXPOSED = ("x-request-id", "x-truncated", "x-ignored", "retry-after", "x-compute-tokens", "x-total-time")
 _ABOUT = """ModernBERT models online, for the clients of text-embeddings-inference, Hugging Face, OpenAI (embeddings),
 Cohere, Jina, vLLM and Infinity. Routes that name no model go to the first in the configuration that does the task;
 every model has its own below `/models/{name}`, which serves as the base URL of a client, too."""
 
 
-def create_app(models: ModelClient, limits: HttpLimits | None = None, *, behind_serve: bool = False) -> FastAPI:
+def create_app(
+    models: ModelClient,
+    limits: HttpLimits | None = None,
+    *,
+    metrics: HttpMetrics | None = None,
+    behind_serve: bool = False,
+) -> FastAPI:
     """Make the application over `models`.
 
+    `metrics`: where it counts what it does; None: for /metrics alone.
     `behind_serve`: Ray Serve's proxy stands before it, and names requests.
     """
     limits = limits or HttpLimits()
-    metrics = HttpMetrics()
+    metrics = metrics or HttpMetrics()
     handler = RequestHandler(models, limits, metrics)
     app = FastAPI(
         title="modernbert-ray", version=version("modernbert-ray"), description=_ABOUT, docs_url=None, redoc_url=None
     )
     errors.install(app)
-    app.include_router(_state_routes(handler), tags=["state"])
-    # The middleware checks the key; declared here, /docs has a field for it.
-    key = [Depends(HTTPBearer(auto_error=False, description="the service's key"))] if limits.has_keys else []
+    routers = [_state_routes(handler)]
     for dialect in DIALECTS:
-        for router in dialect.routes(handler):
-            app.include_router(router, dependencies=key)
-    for name, task in models.tasks.items():
+        routers += dialect.routes(handler)
+    for name in models.tasks:
         for dialect in DIALECTS:
-            for router in dialect.model_routes(handler, name):
-                app.include_router(router, dependencies=key)
-        health = _health_route(handler, name)
-        app.include_router(health, prefix=f"/models/{name}", tags=[f"model {name}: {task}"], dependencies=key)
+            routers += dialect.model_routes(handler, name)
+        routers.append(_health_route(handler, name))
+    for router in routers:
+        app.router.routes.extend(router.routes)  # include_router would try the routers in turn for each request
+    if limits.has_keys:
+        _describe_key(app)
     app.add_middleware(
-        RequestLimitsMiddleware, limits=limits, metrics=metrics, dialects=DIALECTS, behind_serve=behind_serve
+        RequestLimitsMiddleware,
+        limits=limits,
+        metrics=metrics,
+        dialects=DIALECTS,
+        behind_serve=behind_serve,
+        export_trace=start_traces(),
     )
     if limits.cors_origins:
         app.add_middleware(
@@ -77,9 +82,25 @@ def create_app(models: ModelClient, limits: HttpLimits | None = None, *, behind_
     return app
 
 
+def _describe_key(app: FastAPI) -> None:
+    """Let the OpenAPI document say which routes need the key, so that /docs has a field for it."""
+    describe = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = describe()
+        scheme = {"type": "http", "scheme": "bearer", "description": "the service's key"}
+        document["components"]["securitySchemes"] = {"HTTPBearer": scheme}
+        for path, operations in document["paths"].items():
+            for operation in operations.values() if path not in PUBLIC else ():
+                operation["security"] = [{"HTTPBearer": []}]
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
 def _state_routes(handler: RequestHandler) -> APIRouter:
     """Make the routes that need no key: whether the service lives, whether it can answer, and what it has done."""
-    router = new_router(TEI)
+    router = new_router(TEI, tags=["state"])
 
     @router.get("/ping")
     async def ping() -> Response:
@@ -94,24 +115,39 @@ def _state_routes(handler: RequestHandler) -> APIRouter:
     @router.get("/docs", response_class=Response, include_in_schema=False)
     async def docs() -> Response:
         """Show the OpenAPI document, which the page asks for with the key that is typed there."""
-        return Response(_DOCS.read_text(encoding="utf-8"), headers=_DOCS_HEADERS, media_type="text/html")
+        return page("docs")
 
-    router.include_router(_health_route(handler, None))
-    return router
+    @router.get("/", include_in_schema=False)
+    async def root(request: Request) -> Response:
+        """Show browsers the models; tell others whether every model can answer, as TEI does."""
+        if wants_page(request.headers.get("accept", "")):
+            return page("page")
+        response = await _health(handler, None)
+        response.headers["vary"] = "accept"
+        return response
 
-
-def _health_route(handler: RequestHandler, name: str | None) -> APIRouter:
-    router = new_router(TEI)
-
+    @router.get("/health", response_model=dict[str, Any])
     async def health() -> Response:
-        """Tell whether every model, or the one in the path, can answer."""
-        unready = await handler.models.unready()
-        wrong = {model: reason for model, reason in unready.items() if name in (None, model)}
-        if wrong:
-            raise ApiError("unhealthy", "; ".join(f"{model}: {reason}" for model, reason in wrong.items()))
-        return json_response({"status": "ok"})
+        """Tell whether every model can answer."""
+        return await _health(handler, None)
 
-    if name is None:
-        router.get("/", include_in_schema=False)(health)  # as TEI answers it
-    router.get("/health", response_model=dict[str, Any])(health)
     return router
+
+
+def _health_route(handler: RequestHandler, name: str) -> APIRouter:
+    router = new_router(TEI, prefix=f"/models/{name}", tags=[f"model {name}: {handler.models.tasks[name]}"])
+
+    @router.get("/health", response_model=dict[str, Any])
+    async def health() -> Response:
+        """Tell whether the model can answer."""
+        return await _health(handler, name)
+
+    return router
+
+
+async def _health(handler: RequestHandler, name: str | None) -> Response:
+    unready = await handler.models.unready()
+    wrong = {model: reason for model, reason in unready.items() if name in (None, model)}
+    if wrong:
+        raise ApiError("unhealthy", "; ".join(f"{model}: {reason}" for model, reason in wrong.items()))
+    return json_response({"status": "ok"})

@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from functools import wraps
 from inspect import signature
 from itertools import chain
 from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import APIRouter, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError, from_json, to_json
 from starlette.exceptions import HTTPException
 from starlette.responses import Response, StreamingResponse
+from starlette.routing import Match
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pipelines.serve.http.errors import Dialect, error_responses
 
@@ -114,28 +126,39 @@ class JsonRoute(APIRoute):
     """
 
     def __init__(self, path: str, endpoint: Any, **options: Any) -> None:
-        super().__init__(path, _naming_ignored(endpoint), **options)
+        super().__init__(path, endpoint, **options)
+        self._is_literal = "{" not in path
+        parameters = signature(endpoint, eval_str=True).parameters
+        if "body" in parameters:
+            self.app = _body_app(endpoint, parameters["body"].annotation, "request" in parameters)
 
-    def get_route_handler(self) -> Any:
-        handle = super().get_route_handler()
-
-        async def strict(request: Request) -> Response:
-            return await handle(_JsonRequest(request.scope, request.receive))
-
-        return strict
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """Match as Starlette does, after a look that is enough for most of the routes that a request is tried on."""
+        if self._is_literal and not scope["path"].endswith(self.path):
+            return Match.NONE, {}
+        return super().matches(scope)
 
 
-def _naming_ignored(endpoint: Any) -> Any:
-    @wraps(endpoint)
-    async def named(**arguments: Any) -> Response:
-        response = await endpoint(**arguments)
-        ignored = [name for value in arguments.values() if isinstance(value, Body) for name in value.ignored]
-        if ignored:
+def _body_app(endpoint: Any, annotation: Any, with_request: bool) -> ASGIApp:
+    """Make what runs an endpoint of a body, and of the request where it wants it, without FastAPI's dependencies."""
+    adapter = TypeAdapter(annotation)
+
+    async def run(scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        given = _parse(await request.body())
+        if given is None:
+            raise RequestValidationError([{"type": "missing", "loc": ("body",)}])
+        try:
+            body = adapter.validate_python(given)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            raise RequestValidationError([first | {"loc": ("body", *first["loc"])}], body=given) from None
+        response = await (endpoint(body, request) if with_request else endpoint(body))
+        if isinstance(body, Body) and (ignored := body.ignored):
             response.headers["x-ignored"] = ",".join(_NO_NAME.sub("?", name)[:_NAME_LENGTH] for name in ignored)
-        return response
+        await response(scope, receive, send)
 
-    named.__signature__ = signature(endpoint, eval_str=True)  # type: ignore[attr-defined]
-    return named
+    return run
 
 
 def new_router(*dialects: Dialect, **options: Any) -> APIRouter:
@@ -205,14 +228,13 @@ def _containers(body: bytes) -> int:
     return count
 
 
-class _JsonRequest(Request):
-    async def json(self) -> Any:
-        body = await self.body()
-        # Each is an object of Python, which its garbage collector visits again and again while they are made.
-        if (count := _containers(body)) > _MOST_CONTAINERS:
-            message = f"the body holds {count:,} lists and objects; a request may hold {_MOST_CONTAINERS:,}"
-            raise HTTPException(400, message)
-        try:
-            return from_json(body, allow_inf_nan=False)
-        except ValueError as error:
-            raise HTTPException(400, f"the body is not valid JSON: {error}") from None
+def _parse(body: bytes) -> Any:
+    """Parse JSON; nothing is None, as null is."""
+    # Each is an object of Python, which its garbage collector visits again and again while they are made.
+    if (count := _containers(body)) > _MOST_CONTAINERS:
+        message = f"the body holds {count:,} lists and objects; a request may hold {_MOST_CONTAINERS:,}"
+        raise HTTPException(400, message)
+    try:
+        return from_json(body, allow_inf_nan=False) if body else None
+    except ValueError as error:
+        raise HTTPException(400, f"the body is not valid JSON: {error}") from None

@@ -16,6 +16,7 @@ from pipelines.serve.http.bodies import Body, Inputs, json_response, new_router
 from pipelines.serve.http.errors import ApiError
 from pipelines.serve.http.metrics import HttpMetrics
 from pipelines.serve.http.middleware import CLIENT, HttpLimits
+from pipelines.serve.http.tracing import TRACE
 from pipelines.serve.protocol import (
     MOST_RESULTS,
     SMALL_REQUEST,
@@ -56,6 +57,7 @@ class RequestHandler:
 
     def __post_init__(self) -> None:
         self._inputs = Admission(self.limits.max_documents, SMALL_REQUEST)
+        self.metrics.documents_in_flight = lambda: self._inputs.used
 
     async def info(self, name: str) -> Info:
         """Return what is known of a model; it is asked once."""
@@ -106,6 +108,8 @@ class RequestHandler:
         request = PredictRequest(documents, given, truncate, side, timeout_s, client, token_vectors)
         with self._counted(documents, field):
             response = await self.models.predict(info.name, request)
+        if trace := TRACE.get():
+            trace.add_response(info.name, response)
         if response.failed:
             i = min(response.failed)
             message = f"{field}[{i}]: {response.failed[i]}"
@@ -167,12 +171,10 @@ class RequestHandler:
         if not claim.resize(count):
             message = f"{self._inputs.used:,} inputs are being answered; {limits.max_documents:,} may be at a time"
             raise ApiError("overloaded", f"{message}, at most half of them of one client", retry_after_s=1)
-        self.metrics.in_flight.set(self._inputs.used)
         try:
             yield
         finally:
             claim.release()
-            self.metrics.in_flight.set(self._inputs.used)
 
 
 @dataclass
@@ -198,6 +200,8 @@ class HandledRequest:
         Iterators in `content` are lists whose items are made as they are sent.
         """
         response = self.response
+        if trace := TRACE.get():
+            trace.parts.append(("serialise", time.time(), None))
         times = {
             "total": time.perf_counter() - self.started,
             "compute": response.tokenise_s + response.forward_s,

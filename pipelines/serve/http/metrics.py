@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -21,8 +22,14 @@ class HttpMetrics:
         self._documents = Counter("documents", "Inputs answered.", ("model",), **kept)
         self._tokens = Counter("tokens", "Tokens of inputs answered.", ("model",), **kept)
         self._truncated = Counter("truncated", "Inputs that were cut off.", ("model",), **kept)
-        self.in_flight = Gauge("documents_in_flight", "Inputs of requests under way.", **kept)
-        self.body_bytes = Gauge("body_bytes", "Bytes in the bodies of requests under way.", **kept)
+        self.documents_in_flight: Callable[[], int] = int
+        """Returns the inputs of requests under way; who counts them sets it."""
+        self.bytes_in_bodies: Callable[[], int] = int
+        """Returns the bytes in bodies under way; who counts them sets it."""
+        in_flight = Gauge("documents_in_flight", "Inputs of requests under way.", **kept)
+        in_flight.set_function(lambda: self.documents_in_flight())
+        body_bytes = Gauge("body_bytes", "Bytes in the bodies of requests under way.", **kept)
+        body_bytes.set_function(lambda: self.bytes_in_bodies())
 
     def record_request(self, route: str, status: int, seconds: float) -> None:
         """Count a response."""

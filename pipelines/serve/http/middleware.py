@@ -24,6 +24,7 @@ from pipelines.serve.admission import Admission, Claim
 from pipelines.serve.http.bodies import MOST_ITEMS
 from pipelines.serve.http.errors import ApiError, Dialect, dialect_of, error_response, path_of
 from pipelines.serve.http.metrics import HttpMetrics
+from pipelines.serve.http.tracing import TRACE, Export, Trace
 
 logger = logging.getLogger(__name__)
 API_KEY = "MODERNBERT_API_KEY"
@@ -109,12 +110,18 @@ class RequestLimitsMiddleware:
     """Passes a request to the application once its whole body is there, or refuses it."""
 
     def __init__(
-        self, app: ASGIApp, limits: HttpLimits, metrics: HttpMetrics, dialects: Sequence[Dialect], behind_serve: bool
+        self,
+        app: ASGIApp,
+        limits: HttpLimits,
+        metrics: HttpMetrics,
+        dialects: Sequence[Dialect],
+        behind_serve: bool,
+        export_trace: Export | None,
     ):
-        self.app, self.limits, self.metrics = app, limits, metrics
+        self.app, self.limits, self.metrics, self._export_trace = app, limits, metrics, export_trace
         self.dialects, self.behind_serve = dialects, behind_serve
         self._bodies = Admission(limits.max_bodies_bytes, _SMALL_BODY)
-        metrics.body_bytes.set_function(lambda: self._bodies.used)
+        metrics.bytes_in_bodies = lambda: self._bodies.used
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -145,7 +152,9 @@ class RequestLimitsMiddleware:
             if status == CLIENT_CLOSED_REQUEST:
                 await error_response(scope, error)(scope, receive, send_with_id)
 
+        trace = Trace({"modernbert.request_id": request_id}) if self._export_trace else None
         CLIENT.set(self._client(scope, headers))
+        TRACE.set(trace)
         claim = self._bodies.claim(CLIENT.get())
         try:
             self._check_key(scope, headers)
@@ -168,6 +177,9 @@ class RequestLimitsMiddleware:
             seconds = time.perf_counter() - started
             route = getattr(scope.get("route"), "path", "none")
             self.metrics.record_request(route, status, seconds)
+            if self._export_trace and trace:
+                ended = time.time()
+                self._export_trace(trace, headers, scope["method"], route, status, ended - seconds, ended)
             logger.info("%s %s %s %d %.1f ms", request_id, scope["method"], route, status, seconds * 1e3)
 
     def _client(self, scope: Scope, headers: Headers) -> str | None:
@@ -234,6 +246,8 @@ async def _run(app: ASGIApp, scope: Scope, body: bytes, receive: Receive, send: 
     """Run the application on a whole body, and cancel it when the client leaves."""
     left = asyncio.Event()
     parts: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+    running = asyncio.current_task()
+    assert running
 
     async def replay() -> Message:
         if parts:
@@ -245,14 +259,13 @@ async def _run(app: ASGIApp, scope: Scope, body: bytes, receive: Receive, send: 
         while (await receive())["type"] != "http.disconnect":
             pass
         left.set()
+        running.cancel()
 
-    work = asyncio.ensure_future(app(scope, replay, send))
     watcher = asyncio.ensure_future(watch())
     try:
-        await asyncio.wait((work, watcher), return_when=asyncio.FIRST_COMPLETED)
-        if work.done():
-            work.result()
+        await app(scope, replay, send)
+    except asyncio.CancelledError:
+        if not left.is_set() or running.uncancel():
+            raise
     finally:
         watcher.cancel()
-        work.cancel()
-        await asyncio.gather(work, watcher, return_exceptions=True)

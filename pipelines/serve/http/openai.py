@@ -107,7 +107,7 @@ def routes(handler: RequestHandler) -> Sequence[APIRouter]:
     async def models() -> Response:
         """Every model online, then the other names of models."""
         names = [*handler.models.tasks, *handler.models.aliases]
-        return json_response({"object": "list", "data": [_model(name) for name in names]})
+        return json_response({"object": "list", "data": [_model(handler, name) for name in names]})
 
     @router.get("/v1/models/{model:path}", response_model=dict[str, Any])
     async def model(model: str) -> Response:
@@ -115,13 +115,15 @@ def routes(handler: RequestHandler) -> Sequence[APIRouter]:
         if model not in handler.models.tasks and model not in handler.models.aliases:
             known = ", ".join(handler.models.tasks)
             raise ApiError("unknown_model", f"model {model[:60]!r} is unknown; known are {known}", field="model")
-        return json_response(_model(model))
+        return json_response(_model(handler, model))
 
     return [router]
 
 
-def _model(name: str) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": 0, "owned_by": "modernbert-ray"}
+def _model(handler: RequestHandler, name: str) -> dict[str, Any]:
+    root = handler.models.aliases.get(name, name)  # vLLM has this field, too
+    task = handler.models.tasks[root]
+    return {"id": name, "object": "model", "created": 0, "owned_by": "modernbert-ray", "root": root, "task": task}
 
 
 def _format_error(error: ApiError) -> dict[str, Any]:

@@ -1,0 +1,104 @@
+"""OpenTelemetry traces of requests: a span for each, with its parts below it. The standard OTEL_* variables decide.
+
+Times are collected while a request is answered, and become spans when it is over, so that without traces none of this
+costs anything.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipelines.serve.protocol import PredictResponse
+
+logger = logging.getLogger(__name__)
+_ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+_PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
+_PROTOCOL = "http/protobuf"
+
+
+@dataclass
+class Trace:
+    """What is known of a request that is being answered; times are in seconds since 1970."""
+
+    attributes: dict[str, Any] = field(default_factory=dict)
+    parts: list[tuple[str, float, float | None]] = field(default_factory=list)
+    """The name, start and end of each part; without an end: the end of the request."""
+
+    def add_response(self, model: str, response: PredictResponse) -> None:
+        """Add what a model has answered; its parts follow each other."""
+        self.attributes |= {
+            "modernbert.model": model,
+            "modernbert.documents": len(response.n_tokens),
+            "modernbert.tokens": sum(response.n_tokens),
+        }
+        at = response.started
+        for name in ("tokenise", "queue", "forward"):
+            end = at + getattr(response, f"{name}_s")
+            self.parts.append((name, at, end))
+            at = end
+
+
+TRACE: ContextVar[Trace | None] = ContextVar("trace", default=None)
+"""The trace of the request that is being answered; None where there are no traces."""
+Export = Callable[[Trace, Mapping[str, str], str, str, int, float, float], None]
+"""Makes the spans of a request: (trace, headers, method, route, status, start, end)."""
+
+
+def start_traces() -> Export | None:
+    """Return what exports the spans of requests, or None where OTEL_* or a missing package say that there are none."""
+    if not any(map(os.environ.get, _ENDPOINTS)) or os.environ.get("OTEL_TRACES_EXPORTER", "otlp") != "otlp":
+        return None
+    if os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
+        return None
+    protocol = next(filter(None, map(os.environ.get, _PROTOCOLS)), _PROTOCOL)
+    if protocol != _PROTOCOL:
+        logger.warning("there are no traces: the OTLP protocol %s is not supported, only %s", protocol, _PROTOCOL)
+        return None
+    try:
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from opentelemetry.propagate import extract
+        from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+        from opentelemetry.trace import SpanKind, StatusCode, set_span_in_context
+    except ImportError as error:
+        logger.warning("there are no traces: %s; pip install 'modernbert-ray[otel]' brings the packages", error)
+        return None
+    resource = Resource({"service.name": "modernbert-ray"}).merge(OTELResourceDetector().detect())
+    provider = TracerProvider(resource=resource)
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    tracer = provider.get_tracer("pipelines.serve")
+
+    def export(
+        trace: Trace, headers: Mapping[str, str], method: str, route: str, status: int, start: float, end: float
+    ) -> None:
+        known: dict[str, Any] = {
+            "http.request.method": method,
+            "http.route": route,
+            "http.response.status_code": status,
+        }
+        span = tracer.start_span(
+            f"{method} {route}",
+            context=extract(headers),
+            kind=SpanKind.SERVER,
+            attributes=known | trace.attributes,
+            start_time=_nanoseconds(start),
+        )
+        if status >= 500:
+            span.set_status(StatusCode.ERROR)
+        below = set_span_in_context(span)
+        for name, started, ended in trace.parts:
+            part = tracer.start_span(name, context=below, start_time=_nanoseconds(started))
+            part.end(_nanoseconds(end if ended is None else ended))
+        span.end(_nanoseconds(end))
+
+    return export
+
+
+def _nanoseconds(seconds: float) -> int:
+    return round(seconds * 1e9)
