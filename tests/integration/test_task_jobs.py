@@ -16,7 +16,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 import ray
-from checkpoints import write_checkpoint, write_tokenizer
+from checkpoints import write_checkpoint, write_multi_vector, write_tokenizer
 from commands import run_job, run_script
 from conftest import REPOSITORY, readme_block
 from online_service import serving
@@ -27,6 +27,7 @@ from pipelines.options import TASKS
 from pipelines.serve.config import served_models
 from pipelines.serve.local import LocalModelClient
 
+NLI = ["contradiction", "neutral", "entailment"]
 BIO = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "classify": ("ModernBertForSequenceClassification", {"num_labels": 3}),
@@ -38,6 +39,12 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "fill": ("ModernBertForMaskedLM", {}),
     "embed": ("ModernBertModel", {}),
     "rerank": ("ModernBertForSequenceClassification", {"num_labels": 1}),
+    "zero_shot": (
+        "ModernBertForSequenceClassification",
+        {"id2label": dict(enumerate(NLI)), "label2id": {label: i for i, label in enumerate(NLI)}},
+    ),
+    "sparse": ("ModernBertForMaskedLM", {}),
+    "multi_vector": ("MultiVectorEncoder", {}),
 }
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 1}
 WORDS = ["the", "cat", "sat", "é", "e\u0301", "👩‍👩‍👧", "👍🏽", "\r\n", "中文", "[SEP]", "mat.", "(on)"]
@@ -45,6 +52,10 @@ ROWS, NULL, EMPTY, NO_MASK, LONG = 60, 4, 5, 6, 7
 COLUMNS = {"answer": {"context_column": "text"}, "fill": {"text_column": "masked"},
            "rerank": {"query_column": "question", "passage_column": "text"}}  # fmt: skip
 
+OPTIONS = {"zero_shot": {"labels": ["cat", "the mat", "politics"]}}
+"""What a task needs to be told."""
+WINDOWS = {"zero_shot": 3}
+"""The windows of a document that is cut off, where that is not one: a window for each label."""
 STEP_COLUMNS = {"answer": ("question", "text"), "fill": ("masked",), "rerank": ("question", "text")}
 
 
@@ -53,6 +64,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folders = {}
     for name, (architecture, settings) in MODELS.items():
         folders[name] = tmp_path_factory.mktemp(name)
+        if name == "multi_vector":
+            folders[name] = write_multi_vector(folders[name])
+            continue
         write_checkpoint(folders[name], architecture=architecture, heat=1.5, **SMALL, **settings)
         write_tokenizer(folders[name])
     return folders
@@ -76,12 +90,15 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(task: str, corpus: Path, model: Path, output: Path, **options: Any) -> int:
-    return run_job(task, input=corpus, model=model, output=output, **COLUMNS.get(task, {}) | options)
+    return run_job(
+        task, input=corpus, model=model, output=output, **COLUMNS.get(task, {}) | OPTIONS.get(task, {}) | options
+    )
 
 
 def in_memory(task: str, model: Path, rows: list[dict[str, Any]], **options: Any) -> list[Any]:
     """What `pipeline` says of the same rows, in the columns of the job."""
-    pipe = pipeline(task, str(model), **{"aggregation": "simple"} if task == "tag" else {}, **options)
+    more = {"aggregation": "simple"} if task == "tag" else OPTIONS.get(task, {})
+    pipe = pipeline(task, str(model), **more, **options)
     if task in ("answer", "rerank"):
         documents = [(row["question"], row["text"]) for row in rows]
     else:
@@ -98,6 +115,7 @@ BAD = {
     "fill": {NULL: "text is empty", NO_MASK: "text has no [MASK]"},
     "embed": {NULL: "text is null", EMPTY: "text is empty"},
     "rerank": {NULL: "passage is null", EMPTY: "query is empty"},
+    **{task: {NULL: "text is null", EMPTY: "text is empty"} for task in ("zero_shot", "sparse", "multi_vector")},
 }
 
 
@@ -107,7 +125,8 @@ CHUNK = 20
 
 def over_http(task: str, model: Path, rows: list[dict[str, Any]], **options: Any) -> list[dict[str, Any]]:
     """What HTTP says of the same rows, in the columns of the job that its replies have."""
-    models = LocalModelClient(served_models([{"name": "model", "task": task, "model": str(model), **options}]))
+    entry = {"name": "model", "task": task, "model": str(model), **OPTIONS.get(task, {}), **options}
+    models = LocalModelClient(served_models([entry]))
     with serving(models) as url, httpx.Client(base_url=url, timeout=120) as client:
 
         def ask(path: str, body: dict[str, Any]) -> Any:
@@ -158,7 +177,34 @@ def _rerank(ask, rows):
     return [ask("/rerank", {"query": row["question"], "texts": [row["text"]]})[0] for row in rows]
 
 
-HTTP = {"classify": _classify, "tag": _tag, "answer": _answer, "fill": _fill, "embed": _embed, "rerank": _rerank}
+def _zero_shot(ask, rows):
+    found = ask("/models/model", _texts(rows))
+    columns = [{f"{name}s": [each[name] for each in row] for name in ("label", "score")} for row in found]
+    return [each | {"label": each["labels"][0], "score": each["scores"][0]} for each in columns]
+
+
+def _sparse(ask, rows):
+    names = {"token_id": "index", "weight": "value"}
+    found = ask("/embed_sparse", _texts(rows))
+    return [{"sparse": [{name: each[key] for name, key in names.items()} for each in row]} for row in found]
+
+
+def _multi_vector(ask, rows):
+    found = ask("/v1/multi-vector", {"input": _texts(rows)["inputs"]})["data"]
+    return [{"vectors": each["embeddings"]} for each in found]
+
+
+HTTP = {
+    "classify": _classify,
+    "tag": _tag,
+    "answer": _answer,
+    "fill": _fill,
+    "embed": _embed,
+    "rerank": _rerank,
+    "zero_shot": _zero_shot,
+    "sparse": _sparse,
+    "multi_vector": _multi_vector,
+}
 
 
 def test_every_task_is_compared_in_all_faces():
@@ -182,8 +228,10 @@ def _common(one: Any, other: Any) -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("long_documents", ["truncate", "windows"])
-@pytest.mark.parametrize("task", MODELS)
+@pytest.mark.parametrize(
+    ("task", "long_documents"),
+    [(task, "truncate") for task in MODELS] + [(task, "windows") for task in MODELS if task != "multi_vector"],
+)
 def test_a_job_answers_as_memory_does(task, long_documents, corpus, models, local_ray, tmp_path):
     """Bit for bit on one machine, with a document of 100,000 tokens, whatever the packs: the CPU path's promise.
 
@@ -201,8 +249,10 @@ def test_a_job_answers_as_memory_does(task, long_documents, corpus, models, loca
     assert [{name: row[name] for name in names[:-3]} for row in rows] == want
     long = next(row for row in rows if row["id"] == LONG)
     if long_documents == "truncate":
-        assert (long["n_tokens"], long["n_windows"], long["truncated"]) == (512, 1, True)
-        assert {row["n_windows"] for row in rows} == {1}
+        windows = WINDOWS.get(task, 1)
+        assert (long["n_tokens"] // windows, long["n_windows"], long["truncated"]) == (512, windows, True)
+        assert {row["n_windows"] for row in rows} == {windows}
+        options |= OPTIONS.get(task, {})
         step = processor(task, str(models[task]), *STEP_COLUMNS.get(task, ()), actors=1, batch_rows=16, **options)
         dataset = step(ray.data.read_parquet(str(corpus)).map_batches(lambda table: table, batch_format="pyarrow"))
         assert_as_the_job(list(dataset.iter_batches(batch_format="pyarrow")), rows, BAD[task])
