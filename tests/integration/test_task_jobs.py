@@ -250,7 +250,8 @@ def test_a_job_answers_as_memory_does(task, long_documents, corpus, models, loca
     long = next(row for row in rows if row["id"] == LONG)
     if long_documents == "truncate":
         windows = WINDOWS.get(task, 1)
-        assert (long["n_tokens"] // windows, long["n_windows"], long["truncated"]) == (512, windows, True)
+        assert (long["n_windows"], long["truncated"]) == (windows, True)
+        assert 490 < long["n_tokens"] <= 512  # zero_shot leaves room for its hypotheses
         assert {row["n_windows"] for row in rows} == {windows}
         options |= OPTIONS.get(task, {})
         step = processor(task, str(models[task]), *STEP_COLUMNS.get(task, ()), actors=1, batch_rows=16, **options)
