@@ -22,7 +22,7 @@ from conftest import REPOSITORY, readme_block
 from online_service import serving
 from predictions import assert_close
 
-from pipelines import pipeline, processor
+from pipelines import pipeline, processor, run_corpus
 from pipelines.options import TASKS
 from pipelines.serve.config import served_models
 from pipelines.serve.local import LocalModelClient
@@ -282,7 +282,7 @@ def assert_as_the_job(batches: list[pa.Table], rows: list[dict[str, Any]], bad: 
 def test_a_step_with_a_mistake_is_refused_before_anything_runs(models, local_ray):
     model = str(models["classify"])
     for options, message in (
-        ({"top": 3}, "top 3: "),
+        ({"top": 3}, "top is no option; there are model, "),
         ({"device": "tpu"}, "device 'tpu': "),
         ({"top_k": 0}, "top_k 0"),
         ({"batch_rows": 0}, "batch_rows 0"),
@@ -302,6 +302,25 @@ def test_a_step_with_a_mistake_is_refused_before_anything_runs(models, local_ray
     row = processor("classify", model, "body", prefix="p_", actors=1)(dataset).take_all()[0]
     assert (row["label"], row["p_label"], row["p_error"]) == (1, row["p_label"], None)
     assert row["p_label"].startswith("LABEL_")
+
+
+def test_the_example_of_a_job_in_python_runs(local_ray, tmp_path, monkeypatch, capsys):
+    block = readme_block("run-corpus", "pipelines/README.md").replace("labelled/", f"{tmp_path}/labelled/")
+    monkeypatch.chdir(REPOSITORY)
+    names: dict[str, Any] = {}
+    exec(block, names)
+    assert "1000 994 6 {}" in capsys.readouterr().out
+    done, sure = names["done"], names["sure"].to_pandas()
+    assert (done.outcome, done.dataset().count(), done.rejects().count()) == ("complete", 994, 6)
+    assert 0 < len(sure) < 994
+    assert sure["score"].min() > 0.9
+    assert set(done.rejects().to_pandas()["_reason"]) >= {"text is null", "text is empty"}
+    with pytest.raises(ValueError, match="top is no option; there are "):
+        run_corpus("classify", input="a", output="b", model="c", top=3)
+    with pytest.raises(ValueError, match="actors 'many': "):
+        run_corpus("classify", input="a", output="b", model="c", actors="many")
+    with pytest.raises(ValueError, match="task 'label' is unknown"):
+        run_corpus("label", input="a", output="b", model="c")
 
 
 def test_the_example_of_a_step_runs(local_ray, tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ from typing import Any
 
 import jsonschema
 import pytest
+import ray
 import yaml
 from conftest import REPOSITORY
 from kuberay import DEFAULTED, KINDS, clusters, rule_errors, schema_errors
@@ -344,3 +345,12 @@ def test_what_users_must_change_is_marked(file):
         for at, line in enumerate(lines):
             if re.search(PLACEHOLDERS, line) and not line.startswith("#"):
                 assert any("yours" in near for near in lines[max(at - 9, 0) : at + 1]), f"{path.name}:{at + 1}: {line}"
+
+
+def test_the_dashboard_of_jobs_shows_metrics_that_ray_has():
+    ray_folder = Path(ray.__file__).parent
+    sources = ("data/_internal/stats.py", "dashboard/modules/reporter/reporter_agent.py")
+    known = {name for source in sources for name in re.findall(r'"([a-z_]+)"', (ray_folder / source).read_text())}
+    shown = set(re.findall(r"\bray_(\w+)", (REPOSITORY / "jobs/grafana-jobs.json").read_text()))
+    assert len(shown) >= 9
+    assert shown <= known, shown - known
