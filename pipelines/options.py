@@ -154,7 +154,7 @@ class ZeroShotOptions(TaskOptions):
     aliases = ("zero-shot-classification",)
     optional_inputs = {"labels": "labels of each row, one a line or comma-separated (default: --labels for all)"}
     list_inputs = frozenset({"labels"})
-    fits = {"ModernBertForSequenceClassification": "zero_shot, with a label of entailment"}
+    fits = {"ModernBertForSequenceClassification": "zero_shot with a label of entailment"}
 
     labels: Annotated[Names, Field(description="labels to choose from, comma-separated")] = None
     labels_file: Annotated[str | None, Field(description="text file with a label a line")] = None
@@ -316,7 +316,7 @@ class RerankOptions(TaskOptions):
     purpose = "Score every pair of query and passage of a corpus with a ModernBERT cross-encoder."
     aliases = ("rerank",)
     inputs = {"query": "query", "passage": "passage"}
-    fits = {"ModernBertForSequenceClassification": "rerank, with one label"}
+    fits = {"ModernBertForSequenceClassification": "rerank with one label"}
 
     merge: Annotated[Merge, Field(description="logits of a passage's windows become one by")] = "max"
     raw_scores: Annotated[

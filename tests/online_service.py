@@ -32,10 +32,10 @@ TASKS = {
     "sentence": ("embed", DEMOS / "sentence-encoder"),
     "reader": ("answer", None),
     "ranker": ("rerank", None),
-    "nli": ("zero_shot", None),
+    "entailing": ("zero_shot", None),
     "splade": ("sparse", None),
     "colbert": ("multi_vector", None),
-    "late": ("rerank", None),
+    "colbert-ranker": ("rerank", None),
 }
 """By name the task and the checkpoint; None: one with random weights."""
 WRITTEN: dict[str, tuple[str, dict[str, Any]]] = {
@@ -67,7 +67,7 @@ def checkpoint_of(name: str) -> Path:
     if folder is not None:
         return folder
     result = new_folder()
-    if name in ("colbert", "late"):
+    if name in ("colbert", "colbert-ranker"):
         return write_multi_vector(result)
     architecture, config = WRITTEN[task]
     return write_task(result, architecture, **config)
@@ -127,7 +127,7 @@ SHAPES = {  # by route: a good request, and how an error looks there
     "/": ({"inputs": "a", "parameters": {}}, {"error", "error_type"}),
     "/models/intent": ({"inputs": "a", "parameters": {}}, {"error", "error_type"}),
     "/models/pii": ({"inputs": "a", "parameters": {}}, {"error", "error_type"}),
-    "/models/nli": ({"inputs": "a", "parameters": {"candidate_labels": ["b"]}}, {"error", "error_type"}),
+    "/models/entailing": ({"inputs": "a", "parameters": {"candidate_labels": ["b"]}}, {"error", "error_type"}),
     "/models/mask": ({"inputs": "a [MASK]", "parameters": {}}, {"error", "error_type"}),
     "/models/sentence": ({"inputs": "a"}, {"error", "error_type"}),
     "/models/reader": ({"inputs": {"question": "a", "context": "b c"}, "parameters": {}}, {"error", "error_type"}),

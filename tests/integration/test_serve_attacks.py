@@ -59,7 +59,8 @@ REFUSED: dict[str, tuple[str, Any, str]] = {
                            "parameters": {"max_seq_len": 9, "doc_stride": 0}}, "windows; a request may have 16,384",
     ),
     "hypotheses": (
-        "/models/nli", {"inputs": ["a"] * 1000, "parameters": {"candidate_labels": ["b"] * 20}}, "make 20,000 windows",
+        "/models/entailing",
+        {"inputs": ["a"] * 1000, "parameters": {"candidate_labels": ["b"] * 20}}, "make 20,000 windows",
     ),
     "tokens": ("/models/pii", {"inputs": [LETTERS * 5000] * 16}, "hold more than 524,288 tokens, the most that a"),
     "entities": (

@@ -245,18 +245,18 @@ class TestShapes:
 
     def test_zero_shot(self) -> None:
         texts, labels = ["the cat", "é 中文 the mat"], ["cat", "the mat", "a, b"]
-        ours = pipeline("zero-shot-classification", str(checkpoint_of("nli")))
+        ours = pipeline("zero-shot-classification", str(checkpoint_of("entailing")))
         for options in ({}, {"multi_label": True}, {"hypothesis_template": "{}?"}):
             body: dict[str, Any] = {"inputs": texts, "parameters": {"candidate_labels": labels, **options}}
             want = [
                 [{"label": label, "score": score} for label, score in zip(each["labels"], each["scores"], strict=True)]
                 for each in ours(texts, labels, **options)
             ]
-            assert post("/models/nli", body).json() == want
-            assert post("/models/nli", body | {"inputs": texts[0]}).json() == want[0]
-        assert is_error(post("/models/nli", {"inputs": "a"}), "/models/nli", 422)
+            assert post("/models/entailing", body).json() == want
+            assert post("/models/entailing", body | {"inputs": texts[0]}).json() == want[0]
+        assert is_error(post("/models/entailing", {"inputs": "a"}), "/models/entailing", 422)
         body = {"inputs": "a", "parameters": {"candidate_labels": ["b"], "hypothesis_template": "{0:>999999999}"}}
-        assert "must have {} where the label stands" in post("/models/nli", body).json()["error"]
+        assert "must have {} where the label stands" in post("/models/entailing", body).json()["error"]
 
     def test_sparse_vectors(self) -> None:
         texts = ["the cat", "é 中文 the mat"]
@@ -282,11 +282,13 @@ class TestShapes:
 
     def test_rerank_by_maxsim(self) -> None:
         texts = ["the cat", "é 中文 the mat", "a"]
-        want = pipeline("rerank", str(checkpoint_of("late")))("the cat?", texts)
-        assert post("/models/late/rerank", {"query": "the cat?", "texts": texts}).json() == want
-        jina = post("/v1/rerank", {"model": "late", "query": "the cat?", "documents": texts}).json()["results"]
+        want = pipeline("rerank", str(checkpoint_of("colbert-ranker")))("the cat?", texts)
+        assert post("/models/colbert-ranker/rerank", {"query": "the cat?", "texts": texts}).json() == want
+        jina = post("/v1/rerank", {"model": "colbert-ranker", "query": "the cat?", "documents": texts}).json()[
+            "results"
+        ]
         assert [(each["index"], each["relevance_score"]) for each in jina] == [(e["index"], e["score"]) for e in want]
-        pairs = post("/v1/score", {"model": "late", "text_1": "the cat?", "text_2": texts}).json()["data"]
+        pairs = post("/v1/score", {"model": "colbert-ranker", "text_1": "the cat?", "text_2": texts}).json()["data"]
         assert {each["index"]: each["score"] for each in pairs} == {each["index"]: each["score"] for each in want}
 
     def test_floats_are_those_of_the_model(self) -> None:
@@ -365,7 +367,7 @@ class TestShapes:
         models = CLIENT.get(f"{service()}/models").json()["data"]
         assert [(each["id"], each["capabilities"]) for each in models if each["capabilities"]] == [
             ("intent", ["classify"]), ("sentence", ["embed"]), ("ranker", ["rerank"]),
-            ("late", ["rerank"]),
+            ("colbert-ranker", ["rerank"]),
         ]  # fmt: skip
         body = {"inputs": "a", "parameters": {"top_k": 2}}
         assert post("/invocations", body).json() == post("/", body).json()

@@ -14,6 +14,8 @@ from pipelines.tasks.base import task_class
 TASKS = {
     "classify": "ModernBertForSequenceClassification",
     "rerank": "ModernBertForSequenceClassification",
+    "zero_shot": "ModernBertForSequenceClassification",
+    "sparse": "ModernBertForMaskedLM",
     "tag": "ModernBertForTokenClassification",
     "answer": "ModernBertForQuestionAnswering",
     "fill": "ModernBertForMaskedLM",
@@ -21,7 +23,8 @@ TASKS = {
     "features": None,
 }
 FITS = {
-    "ModernBertForSequenceClassification": "it fits classify (or rerank, with one label)",
+    "ModernBertForSequenceClassification": "it fits classify (or zero_shot with a label of entailment, rerank with one"
+    " label)",
     "ModernBertForTokenClassification": "it fits tag",
     "ModernBertForQuestionAnswering": "it fits answer",
     "ModernBertForMaskedLM": "it fits fill (or embed)",
