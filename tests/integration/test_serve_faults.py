@@ -167,7 +167,7 @@ def test_copies_come_and_go_with_the_load_without_a_lost_request(deploy, expecte
     assert len(processes()) == 1
     for clients, reached in ((16, 3), (1, 1)):
         wrong, answered = asyncio.run(
-            load(url, expected, lambda: until(lambda: len(processes()) == reached), clients=clients)  # noqa: B023
+            load(url, expected, lambda: until(lambda: len(processes()) == reached, 180), clients=clients)  # noqa: B023
         )
         assert wrong == []
         assert answered >= clients
