@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import ray
+from ray.autoscaler.v2.utils import is_autoscaler_v2
 from ray.experimental.internal_kv import _internal_kv_get
 from ray.util.placement_group import placement_group, remove_placement_group
 
@@ -50,18 +51,20 @@ def pool_size(actors: str, device: str) -> tuple[int, int | None]:
 
 
 def is_fixed() -> bool:
-    """Tell whether the cluster is known to stay as it is: no autoscaler adds nodes.
+    """Tell whether the cluster stays as it is: no autoscaler adds nodes.
 
-    The monitor of a head without an autoscaler names the type of each node after the node.
+    The monitor of a head without an autoscaler names the type of each node after the node; a head may also have none.
     """
     if started_here():
         return True
+    if is_autoscaler_v2():
+        return False
     until = time.monotonic() + _STATUS_S
     while not (status := _internal_kv_get(b"__autoscaling_status")) and time.monotonic() < until:
         time.sleep(0.5)
     report = json.loads(status or b"{}").get("autoscaler_report") or {}
     types = report.get("node_type_mapping") or {}
-    return bool(types) and all(type_ == f"node_{node}" for node, type_ in types.items())
+    return all(type_ == f"node_{node}" for node, type_ in types.items())
 
 
 def _place(device: str) -> dict[str, float]:

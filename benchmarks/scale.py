@@ -1,0 +1,216 @@
+"""How busy many actors are, and what a hundred thousand shards cost the driver; stand-ins sleep in place of models.
+
+    python benchmarks/scale.py busy --nodes 4 --gpus 8 --seconds 12 --out benchmarks/results/scale-busy.json
+    python benchmarks/scale.py shards --shards 100000 --out benchmarks/results/scale-shards.json
+
+`busy` runs a corpus job, with real reading, tokenising and committing, on as many raylets with as many logical GPUs
+each; an actor takes its seconds for a shard. `shards` plans an input of so many shards and streams them through Ray
+Data, with stages that do nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import platform
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+os.environ |= {"RAY_BACKEND_LOG_LEVEL": "fatal", "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+from ray.cluster_utils import Cluster
+
+from pipelines import run_corpus
+from pipelines.corpus import execute
+from pipelines.corpus.execute import Execution
+from pipelines.corpus.wire import Committed
+from pipelines.input import plan
+from pipelines.input.plan import cut, inspect_input
+from pipelines.input.text import TextOptions
+from pipelines.output.shard_stats import count_windows
+
+DEMO = Path(__file__).parents[1] / "jobs/demo/intent-classifier"
+ROWS = 32
+"""The rows of a shard of `busy`: what a shard costs beside its rows is what is measured."""
+STEADY = 0.15, 0.85
+"""The steady state is between these shares of the shards, by the time of their commit."""
+
+
+def install(seconds: float) -> None:
+    """Put into this worker a stand-in that takes `seconds` for a shard and answers zeros."""
+    from pipelines.corpus import stages
+    from pipelines.tasks.base import Predictions
+
+    class StandIn:
+        budget_tokens = 65536
+
+        def __init__(self, task: Any):
+            self.task, self.device = task, threading.Lock()
+
+        def predict(self, input_ids: np.ndarray, cu_seqlens: np.ndarray, done: Any) -> Predictions:
+            with self.device:  # a GPU does one thing at a time for the two threads of its actor
+                time.sleep(seconds)
+            done(len(cu_seqlens) - 1, len(input_ids))
+            rows = self.task.rows(input_ids, cu_seqlens)
+            splits = np.concatenate(([0], np.cumsum(rows)))
+            return Predictions(np.zeros((splits[-1], self.task.width), np.float32), splits, {}, 1, seconds)
+
+    def load(self: Any) -> None:
+        self.predictor = StandIn(self.job.task)
+
+    stages.Predict._load = load  # type: ignore[method-assign]
+
+
+@contextmanager
+def measured() -> Iterator[dict[str, float]]:
+    """Yield figures of this process and of the machine, which are there when the block ends."""
+    me, figures, stop = psutil.Process(), dict[str, float](), threading.Event()
+    figures["driver_rss_mb_before"] = figures["driver_rss_mb"] = me.memory_info().rss / 1e6
+
+    def watch() -> None:
+        while not stop.wait(0.5):
+            figures["driver_rss_mb"] = max(figures["driver_rss_mb"], me.memory_info().rss / 1e6)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    started, cpu, machine = time.monotonic(), me.cpu_times(), psutil.cpu_times()
+    thread.start()
+    yield figures
+    stop.set()
+    thread.join()
+    spent, used = me.cpu_times(), psutil.cpu_times()
+    figures["seconds"] = time.monotonic() - started
+    figures["driver_cpu_s"] = spent.user + spent.system - cpu.user - cpu.system
+    idle = used.idle - machine.idle
+    figures["cores_used"] = 1 - idle / (figures["seconds"] * (os.cpu_count() or 1))
+
+
+def busy(nodes: int, gpus: int, seconds: float, shards_each: int) -> dict[str, Any]:
+    """Return the share of their time that `nodes` * `gpus` actors compute, once all have begun."""
+    actors = nodes * gpus
+    shards = actors * shards_each
+    folder = Path(tempfile.mkdtemp(prefix="scale"))
+    text = "please set an alarm for six in the morning and tell me how the weather will be"
+    table = pa.table({"id": range(ROWS * shards), "text": [text] * (ROWS * shards)})
+    pq.write_table(table, folder / "in.parquet", row_group_size=ROWS * 64)
+    plan.MAX_SHARD_ROWS = ROWS
+    head = {"num_cpus": 0, "num_gpus": 0, "include_dashboard": False, "object_store_memory": 200 << 20}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    try:
+        for _ in range(nodes):
+            cluster.add_node(num_cpus=gpus + 1, num_gpus=gpus, object_store_memory=150 << 20)
+        hook = {"worker_process_setup_hook": partial(install, seconds)}
+        ray.init(cluster.address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=hook)
+        named = {"input": str(folder / "in.parquet"), "output": str(folder / "out"), "model": str(DEMO)}
+        with measured() as figures:
+            done = run_corpus("classify", **named, device="cuda", actors=str(actors))
+        assert (done.outcome, done.rows) == ("complete", ROWS * shards), done
+        with pa.memory_map(str(folder / "out/_shards.arrow")) as file:
+            stats = pa.ipc.open_file(file).read_all().sort_by("committed_at")
+        first, last = (int(shards * share) for share in STEADY)
+        middle = stats.slice(first, last - first)
+        waited, predicted = (sum(middle[name].to_pylist()) for name in ("waited_s", "predict_s"))
+        at = middle["committed_at"].to_numpy()
+        return {
+            "actors": actors,
+            "shards": shards,
+            "seconds_a_shard": seconds,
+            "busy": predicted / (predicted + waited),
+            "shards_s": (len(at) - 1) / (at[-1] - at[0]),
+            "ideal_shards_s": actors / seconds,
+            **figures,
+        }
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+class Nothing:
+    """In place of the model actor."""
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        return table
+
+
+def committed(_: Any, table: pa.Table) -> pa.Table:
+    """Report a shard of 4,096 rows as it is reported that is labelled."""
+    stats = {"name": table["name"][0].as_py(), "rows": 4096, "labelled": 4090, "tokens": 300_000, "truncated": 3}
+    stats |= count_windows(np.full(4090, 73)) | {"scores": [204] * 20, "rejects": {"text is null": 6}}
+    stats |= {
+        "labels": {f"label-{i}": 102 for i in range(40)},
+        "batches": 5,
+        "room": 327_680,
+        "committed_at": time.time(),
+    }
+    stats |= {"predict_s": 0.2, "tokenise_s": 0.6, "waited_s": 0.0}
+    return Committed(stats["name"], stats=json.dumps(stats)).to_table()
+
+
+def many_shards(shards: int) -> dict[str, Any]:
+    """Return what it costs the driver to plan so many shards, and to stream them."""
+    folder = Path(tempfile.mkdtemp(prefix="scale"))
+    files = max(shards // 1000, 1)
+    try:
+        rows = 4096 * (shards // files)
+        pq.write_table(pa.table({"text": pa.array(["a"] * rows).dictionary_encode()}), folder / "0.parquet")
+        for i in range(1, files):
+            os.link(folder / "0.parquet", folder / f"{i}.parquet")
+        plan._SHARD_BYTES = 1 << 62  # texts of one letter, which a real corpus has not
+        with measured() as planning:
+            corpus = cut(inspect_input(str(folder), TextOptions()))
+        planned = len(corpus.shards)
+        ray.init("local", log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+        execute.Predict, execute.read_and_tokenise, execute.commit = Nothing, lambda _, table: table, committed  # type: ignore
+        job = SimpleNamespace(device="cpu", dtype="float32", folder="nowhere")
+        with measured() as streaming:
+            execution = Execution(job, corpus.shards, None, lambda: None)  # type: ignore[arg-type]
+            execution.run("auto", 60)
+        assert (len(execution.stats.table()), execution.failed) == (planned, {})
+        return {"shards": planned, "planning": planning, "streaming": streaming}
+    finally:
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def main() -> None:
+    """Measure one of the two, print it, and write it to `--out`."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["busy", "shards"])
+    parser.add_argument("--nodes", type=int, default=4)
+    parser.add_argument("--gpus", type=int, default=8, help="logical GPUs a node")
+    parser.add_argument("--seconds", type=float, default=12.0, help="seconds that an actor takes for a shard")
+    parser.add_argument("--shards-each", type=int, default=10, help="shards of an actor")
+    parser.add_argument("--shards", type=int, default=100_000)
+    parser.add_argument("--out", type=Path, help="a JSON file for the figures")
+    options = parser.parse_args()
+    if options.what == "busy":
+        figures = busy(options.nodes, options.gpus, options.seconds, options.shards_each)
+    else:
+        figures = many_shards(options.shards)
+    figures |= {"machine": f"{os.cpu_count()} cores of {platform.machine()}", "ray": ray.__version__}
+    rounded = json.loads(json.dumps(figures), parse_float=lambda text: round(float(text), 4))
+    print(json.dumps(rounded, indent=2))
+    if options.out:
+        options.out.write_text(json.dumps(rounded, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
