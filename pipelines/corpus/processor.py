@@ -19,6 +19,7 @@ from ray.data import Dataset
 from modernbert.windows import Text
 from pipelines.checkpoints import Checkpoint
 from pipelines.corpus import wire
+from pipelines.corpus.cluster import cluster_resources
 from pipelines.corpus.execute import actor_options
 from pipelines.corpus.placement import pool_size, stage_cpus
 from pipelines.corpus.plan import ModelRun, resolve_run
@@ -50,7 +51,10 @@ class Processor:
         if known is not None:
             self._check_columns(known.names)
         device = self.run.device
-        pool = actor_options(device, pool_size(self.actors, device), retries=MAX_TASK_RETRIES)
+        actors = pool_size(self.actors, device)
+        pool = actor_options(device, actors, retries=MAX_TASK_RETRIES)
+        if most := actors[1]:  # actors hold their CPUs to the end: one is left to what reads the dataset
+            pool["num_cpus"] = min(pool["num_cpus"], max(cluster_resources().get("CPU", 0) - 1, 0) / most)
         read_cpus, _, answer_cpus = stage_cpus(device)
         one_row: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
         tokenised = dataset.map_batches(
