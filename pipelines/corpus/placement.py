@@ -60,11 +60,14 @@ def is_fixed() -> bool:
     if is_autoscaler_v2():
         return False
     until = time.monotonic() + _STATUS_S
-    while not (status := _internal_kv_get(b"__autoscaling_status")) and time.monotonic() < until:
+    while not (types := _node_types()) and time.monotonic() < until:
         time.sleep(0.5)
-    report = json.loads(status or b"{}").get("autoscaler_report") or {}
-    types = report.get("node_type_mapping") or {}
     return all(type_ == f"node_{node}" for node, type_ in types.items())
+
+
+def _node_types() -> dict[str, str]:
+    report = json.loads(_internal_kv_get(b"__autoscaling_status") or b"{}").get("autoscaler_report") or {}
+    return report.get("node_type_mapping") or {}
 
 
 def _place(device: str) -> dict[str, float]:
