@@ -29,9 +29,7 @@ from pipelines.errors import UserError
 ENV_PREFIX = "MODERNBERT_"
 Options = TypeVar("Options", bound=BaseModel)
 LongDocuments = Literal["truncate", "windows"]
-LONG_DOCUMENTS = Field(
-    description="what is longer than --max-length: truncate cuts it off, windows reads it in overlapping windows"
-)
+LONG_DOCUMENTS = Field(description="what is longer is cut off, or read in windows that overlap")
 Merge = Literal["mean", "max"]
 Function = Literal["softmax", "sigmoid", "none"]
 Aggregation = Literal["none", "simple", "first", "average", "max"]
@@ -137,9 +135,9 @@ class ClassifyOptions(TaskOptions):
         int | None, Field(ge=1, description="add the TOP_K best labels and their scores as the lists labels, scores")
     ] = None
     threshold: Annotated[
-        float | None, Field(ge=0, le=1, description="least score of a label of a multi-label model (default: 0.5)")
+        float | None, Field(ge=0, le=1, description="least score in a multi-label model (default: 0.5)")
     ] = None
-    merge: Annotated[Merge, Field(description="logits of a document's windows become one by")] = "mean"
+    merge: Annotated[Merge, Field(description="logits of windows become one by")] = "mean"
     function: Annotated[
         Function | None, Field(description="from logits to scores (default: as the model's problem_type says)")
     ] = None
@@ -361,9 +359,7 @@ class ModelOptions(BaseModel):
     budget_tokens: Annotated[
         int | None, Field(ge=16, description="tokens in a packed batch (default: 4096; GPUs 65536)")
     ] = None
-    device: Annotated[Literal["auto", "cpu", "cuda"], Field(description="auto takes the GPUs where there are any")] = (
-        "auto"
-    )
+    device: Annotated[Literal["auto", "cpu", "cuda"], Field(description="auto: GPUs where there are any")] = "auto"
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16", "float8"],
         Field(description="auto: float32, on GPUs bfloat16; float8: less exact"),
@@ -417,12 +413,8 @@ class CorpusOptions(TaskOptions, ModelOptions):
     actors: Annotated[
         str, Field(pattern=r"^(auto|[1-9]\d*|[1-9]\d*:[1-9]\d*)$", description="model actors: N, MIN:MAX or auto")
     ] = "auto"
-    wait_for_actors_s: Annotated[
-        float, Field(ge=0, description="seconds to wait for a place for the least actors on a busy or growing cluster")
-    ] = 600.0
-    if_running: Annotated[
-        Literal["fail", "skip"], Field(description="where another run writes to the output: exit code 2, or 0")
-    ] = "fail"
+    wait_for_actors_s: Annotated[float, Field(ge=0, description="seconds to wait for a place for them")] = 600.0
+    if_running: Annotated[Literal["fail", "skip"], Field(description="exit code beside another run: 2 or 0")] = "fail"
     max_rejected: Annotated[
         str | None,
         Field(pattern=r"^\d+$|^\d+(\.\d+)?%$", description="stop when more rows, or a larger share, are rejected"),

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import ray
+from ray.autoscaler._private.local.config import LOCAL_CLUSTER_NODE_TYPE
 from ray.autoscaler.v2.utils import is_autoscaler_v2
 from ray.experimental.internal_kv import _internal_kv_get
 from ray.util.placement_group import placement_group, remove_placement_group
@@ -54,6 +55,7 @@ def is_fixed() -> bool:
     """Tell whether the cluster stays as it is: no autoscaler adds nodes.
 
     The monitor of a head without an autoscaler names the type of each node after the node; a head may also have none.
+    A list of machines of one's own has all its nodes from the start.
     """
     if started_here():
         return True
@@ -62,7 +64,7 @@ def is_fixed() -> bool:
     until = time.monotonic() + _STATUS_S
     while not (types := _node_types()) and time.monotonic() < until:
         time.sleep(0.5)
-    return all(type_ == f"node_{node}" for node, type_ in types.items())
+    return all(type_ in (f"node_{node}", LOCAL_CLUSTER_NODE_TYPE) for node, type_ in types.items())
 
 
 def _node_types() -> dict[str, str]:
