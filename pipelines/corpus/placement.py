@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import ray
 from ray.autoscaler._private.local.config import LOCAL_CLUSTER_NODE_TYPE
@@ -51,6 +52,7 @@ def pool_size(actors: str, device: str) -> tuple[int, int | None]:
     return max(min(_free_places(device), there), 1), there if is_fixed() else None
 
 
+@cache
 def is_fixed() -> bool:
     """Tell whether the cluster stays as it is: no autoscaler adds nodes.
 

@@ -327,9 +327,9 @@ def _with_traceback(error: Exception) -> str:
     return "\n".join([one_line(error), *traceback.format_exception(error)])
 
 
-@ray.remote(num_cpus=0)
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
 class Progress:
-    """Counts of what the actors have done, for the driver to show."""
+    """Counts of what the actors have done, for the driver to show: since it last started, if its node was lost."""
 
     def __init__(self) -> None:
         self.rows = self.tokens = 0
