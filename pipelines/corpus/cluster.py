@@ -62,15 +62,16 @@ def _check_reachable() -> None:
     if address is None:
         return  # one is started here
     try:
-        authentication_token_setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+        if named in ("", "auto"):  # as ray.init does: a token of this machine is not for a Ray that is named
+            authentication_token_setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
         with init_grpc_channel(address) as channel:
             asks = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
             asks.GetClusterId(GetClusterIdRequest(), timeout=_ANSWERS_S)
     except (RpcError, AuthenticationError) as error:
         if isinstance(error, AuthenticationError) or error.code() == StatusCode.UNAUTHENTICATED:
             raise JobError(
-                f"the Ray at {address} wants its token: put it into ~/.ray/auth_token or RAY_AUTH_TOKEN "
-                f"(`ray get-auth-token` on its head prints it)"
+                f"the Ray at {address} wants its token: set RAY_AUTH_MODE=token, and put it into ~/.ray/auth_token or "
+                f"RAY_AUTH_TOKEN (`ray get-auth-token` on its head prints it)"
             ) from error
         whose = "RAY_ADDRESS names it" if named not in ("", "auto") else "the last one that was started on this machine"
         raise JobError(

@@ -91,7 +91,9 @@ def test_a_ray_that_wants_a_token_says_where_to_put_it(tmp_path):
         while "no Ray answers" in (said := connect(RAY_AUTH_MODE="")):
             assert head.poll() is None, "the head ended"
         for wrong in (said, connect(RAY_AUTH_MODE="token"), connect(**secret | {"RAY_AUTH_TOKEN": "b" * 40})):
-            assert re.fullmatch(rf"the Ray at [\d.]+:{port} wants its token: put it into ~/.ray/auth_token .*\n", wrong)
+            assert re.fullmatch(
+                rf"the Ray at [\d.]+:{port} wants its token: set RAY_AUTH_MODE=token, and put it .*\n", wrong
+            )
         assert "'CPU': 1.0" in connect(**secret)
     finally:
         head.terminate()
