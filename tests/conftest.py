@@ -23,6 +23,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *filter(
 for name in [name for name in os.environ if name.startswith("MODERNBERT_")]:
     del os.environ[name]
 os.environ["RAY_ADDRESS"] = "local"  # no test joins a Ray that happens to run here
+os.environ["RAY_AUTH_MODE"] = "disabled"  # a process that has started a Ray with a token can join none without
 # Where two tests share the cores, a worker of Ray often waits for more than a second between its tasks. Ray would end
 # it and start another one, with all its imports, which doubles what a small job costs.
 KEEP_WORKERS = {"RAY_idle_worker_killing_time_threshold_ms": "60000"}

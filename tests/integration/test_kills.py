@@ -146,6 +146,7 @@ def test_kills_of_whole_nodes_lose_and_double_nothing(corpus, clean, checkpoint,
     try:
         nodes = [cluster.add_node(num_cpus=2) for _ in range(2)]
         settings = {"env": os.environ | {"RAY_ADDRESS": cluster.address}}
+        del settings["env"]["RAY_AUTH_MODE"]  # as for users: a token of this machine is not for this cluster
         kills = 0
         while kills < KILLS:
             job = start(corpus, tmp_path / "out", checkpoint, "--overwrite", **settings)
