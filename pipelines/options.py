@@ -34,6 +34,9 @@ Merge = Literal["mean", "max"]
 Function = Literal["softmax", "sigmoid", "none"]
 Aggregation = Literal["none", "simple", "first", "average", "max"]
 Precision = Literal["float32", "float16", "int8", "binary", "ubinary"]
+AsQuery = Annotated[bool, Field(description="read texts as queries, not as documents")]
+Prompt = Annotated[str | None, Field(description="text to put before each document")]
+PromptName = Annotated[str | None, Field(description="name of a prompt of the model's to put there")]
 
 
 @dataclass(frozen=True)
@@ -268,8 +271,8 @@ class EmbedOptions(TaskOptions):
     dimensions: Annotated[int | None, Field(ge=1, description="keep only the first DIMENSIONS numbers")] = None
     normalize: Annotated[bool, Field(description="make vectors of length one, after --dimensions")] = False
     precision: Annotated[Precision, Field(description="how vectors are stored")] = "float32"
-    prompt: Annotated[str | None, Field(description="text to put before each document")] = None
-    prompt_name: Annotated[str | None, Field(description="name of a prompt of the model's to put there")] = None
+    prompt: Prompt = None
+    prompt_name: PromptName = None
 
 
 class SparseOptions(TaskOptions):
@@ -280,13 +283,13 @@ class SparseOptions(TaskOptions):
     purpose = "Weigh the tokens of the vocabulary for every document of a corpus with a sparse encoder (SPLADE)."
     aliases = ("sparse-embedding",)
 
-    as_query: Annotated[bool, Field(description="read texts as queries, not as documents")] = False
+    as_query: AsQuery = False
     top_k: Annotated[
         int | None, Field(ge=1, description="keep the TOP_K heaviest tokens (default: the model's, or all)")
     ] = None
     min_weight: Annotated[float, Field(ge=0, description="least weight of a token")] = 0.0
-    prompt: Annotated[str | None, Field(description="text to put before each document")] = None
-    prompt_name: Annotated[str | None, Field(description="name of a prompt of the model's to put there")] = None
+    prompt: Prompt = None
+    prompt_name: PromptName = None
 
 
 class MultiVectorOptions(TaskOptions):
@@ -297,13 +300,13 @@ class MultiVectorOptions(TaskOptions):
     purpose = "Embed every token of a corpus with a multi-vector encoder (ColBERT)."
     aliases = ("multi-vector",)
 
-    as_query: Annotated[bool, Field(description="read texts as queries, not as documents")] = False
+    as_query: AsQuery = False
     pool_factor: Annotated[
         float, Field(ge=1, description="keep one vector for so many tokens of a document, by clustering")
     ] = 1.0
     precision: Annotated[Precision, Field(description="how vectors are stored")] = "float32"
-    prompt: Annotated[str | None, Field(description="text to put before each document")] = None
-    prompt_name: Annotated[str | None, Field(description="name of a prompt of the model's to put there")] = None
+    prompt: Prompt = None
+    prompt_name: PromptName = None
 
 
 class RerankOptions(TaskOptions):
@@ -321,7 +324,7 @@ class RerankOptions(TaskOptions):
         bool | None, Field(description="give the model's numbers, not their sigmoid (default: as the model says)")
     ] = None
     prompt: Annotated[str | None, Field(description="text to put before each query")] = None
-    prompt_name: Annotated[str | None, Field(description="name of a prompt of the model's to put there")] = None
+    prompt_name: PromptName = None
 
 
 class FeaturesOptions(TaskOptions):

@@ -29,14 +29,12 @@ def cluster_resources() -> dict[str, float]:
     """
     if not ray.is_initialized():
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-        try:
-            with _stderr_closed():  # Ray reports in a line of its own that this level was set
-                _check_reachable()
+        with _stderr_closed():  # Ray reports in a line of its own that this level was set
+            _check_reachable()
+            try:
                 ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
-        except (RayError, OSError, RuntimeError) as error:
-            if isinstance(error, JobError):
-                raise
-            raise JobError(f"Ray cannot be used: {' '.join(str(error).split())}") from error
+            except (RayError, OSError, RuntimeError) as error:
+                raise JobError(f"Ray cannot be used: {' '.join(str(error).split())}") from error
     return ray.cluster_resources()
 
 

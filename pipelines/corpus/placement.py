@@ -6,11 +6,9 @@ import json
 import logging
 import math
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import cache
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import ray
 from ray.autoscaler._private.local.config import LOCAL_CLUSTER_NODE_TYPE
@@ -21,7 +19,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from modernbert.config import ModernBertConfig
 from pipelines.corpus.cluster import cluster_resources, started_here
 from pipelines.errors import JobError, UserError
-from pipelines.report.progress import format_duration
+from pipelines.report.progress import format_duration, repeated
 
 TOKEN_CPU_S, TOKEN_DETAILS_CPU_S = 2.0e-6, 3.5e-6
 """The CPU seconds that a token takes to be read, tokenised and committed, without and with its place in the text, which
@@ -43,7 +41,7 @@ def pool_size(actors: str, device: str) -> tuple[int, int | None]:
     auto takes what is free, at least one, and grows to the whole cluster; None stands for all that an autoscaler may
     add. Raises UserError if the cluster can never have room for the least.
     """
-    unit, least = "GPU" if device == "cuda" else "CPU", 1 if actors == "auto" else int(actors.partition(":")[0])
+    unit, least = _unit(device), 1 if actors == "auto" else int(actors.partition(":")[0])
     there = int(cluster_resources().get(unit, 0))
     if least > there and is_fixed():
         raise UserError(f"--actors {actors} needs {least} {unit}s, one an actor; the Ray cluster has {there}")
@@ -52,7 +50,6 @@ def pool_size(actors: str, device: str) -> tuple[int, int | None]:
     return max(min(_free_places(device), there), 1), there if is_fixed() else None
 
 
-@cache
 def is_fixed() -> bool:
     """Tell whether the cluster stays as it is: no autoscaler adds nodes.
 
@@ -74,6 +71,11 @@ def _node_types() -> dict[str, str]:
     return report.get("node_type_mapping") or {}
 
 
+def _unit(device: str) -> str:
+    """Return the resource of which an actor takes one."""
+    return "GPU" if device == "cuda" else "CPU"
+
+
 def _place(device: str) -> dict[str, float]:
     """Return what an actor takes."""
     cpus = stage_cpus(device)[1]
@@ -93,7 +95,7 @@ def wait_for_places(actors: int, device: str, wait_s: float) -> None:
     """
     if _free_places(device) >= actors:
         return
-    unit, started, waited = "GPU" if device == "cuda" else "CPU", time.monotonic(), 0.0
+    unit, started, waited = _unit(device), time.monotonic(), 0.0
     wanted = f"{actors:,} {unit}{'' if actors == 1 else 's'}, one an actor"
     group = placement_group([_place(device)] * actors)
     try:
@@ -109,22 +111,16 @@ def wait_for_places(actors: int, device: str, wait_s: float) -> None:
         remove_placement_group(group)
 
 
-@contextmanager
-def waiting_said(is_waiting: Callable[[], bool], device: str) -> Iterator[None]:
+def waiting_said(is_waiting: Callable[[], bool], device: str) -> AbstractContextManager[None]:
     """Say once a minute within the block that no actor has a place yet, as long as `is_waiting`."""
-    unit, stop = "GPU" if device == "cuda" else "CPU", threading.Event()
 
-    def say() -> None:
-        while not stop.wait(_SAID_EVERY_S) and is_waiting():
-            _say(f"waiting for an actor to start: {_describe_room(unit)}")
+    def say() -> bool:
+        waiting = is_waiting()
+        if waiting:
+            _say(f"waiting for an actor to start: {_describe_room(_unit(device))}")
+        return waiting
 
-    thread = threading.Thread(target=say, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
+    return repeated(_SAID_EVERY_S, say)
 
 
 def _describe_room(unit: str) -> str:

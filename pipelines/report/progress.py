@@ -47,26 +47,40 @@ def progress_bar(total: int, read: Callable[[], tuple[int, int]]) -> Iterator[No
         read: returns (rows, tokens) done so far; called from another thread every 0.5 s on a terminal, every 5 s
             elsewhere.
     """
-    terminal, stop = sys.stderr.isatty(), threading.Event()
+    terminal, started, shown = sys.stderr.isatty(), time.monotonic(), (0, 0)
 
-    def show() -> None:
-        started, shown = time.monotonic(), (0, 0)
-        while not stop.wait(_TERMINAL_S if terminal else _LOG_S):
-            rows, tokens = read()
-            if not rows:
-                started = time.monotonic()
-            if (rows, tokens) == shown:
-                continue
+    def show() -> bool:
+        nonlocal started, shown
+        rows, tokens = read()
+        if not rows:
+            started = time.monotonic()
+        if (rows, tokens) != shown:
             shown = rows, tokens
             line = progress_line(rows, total, tokens, time.monotonic() - started, bar=terminal)
             print(f"\r{line}\033[K" if terminal else line, end="" if terminal else "\n", file=sys.stderr, flush=True)
+        return True
 
-    thread = threading.Thread(target=show, daemon=True)
+    try:
+        with repeated(_TERMINAL_S if terminal else _LOG_S, show):
+            yield
+    finally:
+        if terminal:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def repeated(seconds: float, call: Callable[[], bool]) -> Iterator[None]:
+    """Calls `call` from another thread every so many seconds while the block runs, until it returns False."""
+    stop = threading.Event()
+
+    def run() -> None:
+        while not stop.wait(seconds) and call():
+            pass
+
+    thread = threading.Thread(target=run, daemon=True)
     thread.start()
     try:
         yield
     finally:
         stop.set()
         thread.join()
-        if terminal:
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
