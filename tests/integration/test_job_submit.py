@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from conftest import HEAD_ENVIRONMENT, RAY, REPOSITORY, RayHead, free_port, own_head
+from ray.job_submission import JobStatus, JobSubmissionClient
 
 SERVE = [str(Path(sys.executable).with_name("serve"))]
 
@@ -94,13 +95,16 @@ def test_the_files_that_are_not_uploaded_are_named():
 @pytest.mark.slow
 def test_a_job_that_is_stopped_leaves_a_report_and_goes_on(tmp_path):
     """On a head without CPUs for actors and two raylets, as `ray job stop` does it."""
-    rows = 1500
+    rows = 3000
     job = write_corpus(tmp_path, rows)
     with own_head(cpus=0) as head, joined(head, raylets=2):
         assert submit(head, job, "--no-wait", "--submission-id", "first").returncode == 0
         wait_for_parts(tmp_path / "out", 2)
-        stopped = ray_job(head, "stop", "first")
-        assert "was stopped" in stopped.stdout + stopped.stderr
+        client = JobSubmissionClient(head.dashboard)
+        assert client.stop_job("first")  # as `ray job stop`, which takes seconds to start
+        while not client.get_job_status("first").is_terminal():
+            time.sleep(0.5)
+        assert client.get_job_status("first") == JobStatus.STOPPED
         logs = ray_job(head, "logs", "first").stdout
         assert re.search(r"Ray joined at [\d.]+:\d+: 3 nodes, 2 CPUs, 0 GPUs", logs), logs
         assert logs.rstrip().endswith("stopped; the same command goes on where this one stopped"), logs
