@@ -230,7 +230,7 @@ def pipeline(
     context.target_max_block_size = 16 << 20
     context.execution_options.preserve_order = False  # a shard that is slow holds no other's commit back
     context.max_errored_blocks = -1
-    # Actors that Ray itself cannot start (modules that do not import there, a lost node), with none that starts between.
+    # Actors that Ray itself cannot start (modules that do not import there, a lost node), none between that starts.
     context.max_consecutive_actor_init_deaths = max(8, 4 * actors[1])
     context.execution_no_progress_timeout_s = -1  # a shard of long texts may take hours; --batch-timeout-s is the limit
     read_cpus, _, commit_cpus = stage_cpus(job.device)

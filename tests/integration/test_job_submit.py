@@ -99,7 +99,7 @@ def test_a_job_that_is_stopped_leaves_a_report_and_goes_on(tmp_path):
     job = write_corpus(tmp_path, rows)
     with own_head(cpus=0) as head, joined(head, raylets=2):
         assert submit(head, job, "--no-wait", "--submission-id", "first").returncode == 0
-        wait_for_parts(tmp_path / "out", 2)
+        wait_for_parts(tmp_path / "out", 8)
         client = JobSubmissionClient(head.dashboard)
         assert client.stop_job("first")  # as `ray job stop`, which takes seconds to start
         while not client.get_job_status("first").is_terminal():
