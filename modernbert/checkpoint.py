@@ -23,7 +23,7 @@ Model = TypeVar("Model", bound="PreTrained")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """The dtypes that models run in, by name."""
 _LOADABLE_DTYPES = {"F32", "F16", "BF16", "F64"}
-_HEAD_PREFIXES = ("head.", "classifier.", "decoder.")  # weights that a class without this head leaves out
+_HEAD_PREFIXES = ("head.", "classifier.", "decoder.", "linear.")  # weights that a class without this head leaves out
 _LEFTOVER = re.compile(  # what no forward pass reads: computed buffers, and the weights of losses
     r"(.*\.)?(position_ids|\w*inv_freq|cos_cached|sin_cached)|(model\.)?(loss|loss_fct|loss_fn|loss_function|criterion)\..*"
 )

@@ -13,7 +13,9 @@ from modernbert.config import ModernBertConfig
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 """The files that the tokens of a text depend on; all but the first are optional."""
-_HUB_FILES = ["*.json", "*.safetensors"]
+COLBERT_METADATA = "artifact.metadata"
+"""The settings of Stanford's ColBERT, as JSON."""
+_HUB_FILES = ["*.json", "*.safetensors", COLBERT_METADATA]
 
 
 class CheckpointError(ValueError):

@@ -16,6 +16,7 @@ logger = logging.getLogger(__name__)
 MODULES, SETTINGS = "modules.json", "config_sentence_transformers.json"
 PYLATE_DENSE = "pylate.models.Dense.Dense"
 """PyLate's name of a dense layer on the vectors of tokens."""
+_STANFORD = "HF_ColBERT"  # the architecture of ColBERT's own library, whose checkpoints have no modules
 _KNOWN_SETTINGS = {  # of SETTINGS: followed, or without an effect on answers
     *("prompts", "default_prompt_name", "truncate_dim", "activation_fn", "model_type"),
     *("__version__", "similarity_fn_name", "requirements"),
@@ -57,8 +58,13 @@ def encoder_folder(folder: Path) -> Path:
 def purpose(folder: Path) -> str | None:
     """Say what a checkpoint of sentence-transformers gives and which task runs it; None for a plain one."""
     if not read_modules(folder):
-        return None
+        return _DOES["ColBERT"] if is_stanford(folder) else None
     return _DOES.get(read_json(folder / SETTINGS).get("model_type") or "SentenceTransformer")
+
+
+def is_stanford(folder: Path) -> bool:
+    """Whether a checkpoint was written by Stanford's ColBERT."""
+    return not read_modules(folder) and _STANFORD in (read_json(folder / "config.json").get("architectures") or ())
 
 
 def read_routes(folder: Path, router: Mapping[str, str]) -> dict[str, list[dict[str, str]]]:

@@ -8,10 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from modernbert.files import CheckpointError, read_json
+from safetensors import SafetensorError, safe_open
+
+from modernbert.files import COLBERT_METADATA, CheckpointError, read_json, weight_files
 from modernbert.module_files import (
     MODULES,
     SETTINGS,
+    is_stanford,
     module_kinds,
     read_modules,
     read_settings,
@@ -76,12 +79,14 @@ class MultiVectorConfig:
         """Read the configuration of a multi-vector encoder.
 
         Args:
-            folder: a checkpoint of sentence-transformers' MultiVectorEncoder, or of PyLate.
+            folder: a checkpoint of sentence-transformers' MultiVectorEncoder, of PyLate, or of Stanford's ColBERT.
 
         Raises:
             CheckpointError: for a checkpoint of another kind, for modules and settings that are not known, and a file
                 that is not valid JSON.
         """
+        if is_stanford(folder):
+            return cls(folder, **_stanford_settings(folder))
         modules = read_modules(folder)
         if not is_multi_vector(folder):
             raise CheckpointError(
@@ -142,16 +147,45 @@ class MultiVectorConfig:
     @property
     def files(self) -> list[Path]:
         """The files of the dense layers, on which vectors depend besides the encoder's."""
-        return [file for dense in self.dense for file in sorted(dense.folder.iterdir()) if file.is_file()]
+        folders = [dense.folder for dense in self.dense if not dense.beside_encoder]
+        return [file for folder in folders for file in sorted(folder.iterdir()) if file.is_file()]
 
 
 def is_multi_vector(folder: Path) -> bool:
-    """Whether a checkpoint is a multi-vector encoder of sentence-transformers or of PyLate."""
+    """Whether a checkpoint is a multi-vector encoder of sentence-transformers, of PyLate or of Stanford's ColBERT."""
+    if is_stanford(folder):
+        return True
     settings = read_json(folder / SETTINGS) if read_modules(folder) else {}
     similarity = str(settings.get("similarity_fn_name") or "").lower()
     types = settings.get("model_type") in ("MultiVectorEncoder", "ColBERT")
     pylate = any(settings.get(name) is not None for name in _PYLATE_SETTINGS)
     return types or pylate or similarity in ("maxsim", "meanmaxsim")
+
+
+def _stanford_settings(folder: Path) -> dict[str, Any]:
+    """Read what Stanford's ColBERT stores, with its defaults, as fields of MultiVectorConfig."""
+    stored = read_json(folder / COLBERT_METADATA)
+    prefixes = {
+        "query": f"{stored.get('query_token_id') or '[unused0]'} ",
+        "document": f"{stored.get('doc_token_id') or '[unused1]'} ",
+    }
+    file = weight_files(folder)[0]
+    try:
+        with safe_open(file, "np") as weights:
+            width = weights.get_slice("linear.weight").get_shape()[0]
+    except SafetensorError as error:
+        raise CheckpointError(f"{file} does not hold linear.weight, the last layer of a ColBERT: {error}") from error
+    return {
+        "dense": (Dense(folder, "Identity", False, width, beside_encoder=True),),
+        "normalize": True,
+        "document_length": stored.get("doc_maxlen"),
+        "expansion": Expansion(
+            stored.get("query_maxlen") or 32, cut=True, attend=bool(stored.get("attend_to_mask_tokens")), token=None
+        ),
+        "skipped": tuple(string.punctuation) if stored.get("mask_punctuation", True) else (),
+        "prompts": prefixes,
+        "prefixes": tuple(prefixes.values()),
+    }
 
 
 def _pylate_knobs(settings: Mapping[str, Any]) -> dict[str, Any]:

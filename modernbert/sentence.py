@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -142,7 +143,9 @@ def load_dense(dense: Dense) -> _Dense:
     if not file.is_file():
         raise CheckpointError(f"{dense.folder} lacks model.safetensors (pickles are never loaded)")
     try:
-        weights = {name: weight.float() for name, weight in load_file(file).items()}
+        with safe_open(file, "pt") as opened:
+            names = ["linear.weight"] if dense.beside_encoder else opened.keys()
+            weights = {name: opened.get_tensor(name).float() for name in names}
         return _Dense(weights, dense.activation, dense.residual)
     except (KeyError, RuntimeError) as error:
         raise CheckpointError(f"{file} does not hold a dense layer: {str(error).splitlines()[0]}") from error

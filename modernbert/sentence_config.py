@@ -10,7 +10,9 @@ from typing import Any
 from modernbert.files import CheckpointError, read_json
 from modernbert.module_files import (
     MODULES,
+    is_stanford,
     module_kinds,
+    purpose,
     read_modules,
     read_settings,
     refused_router,
@@ -43,6 +45,8 @@ class Dense:
     residual: bool
     """Whether the layer's input is added to its output."""
     out_features: int
+    beside_encoder: bool = False
+    """Whether its file holds the encoder's weights, too."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,8 @@ class SentenceConfig:
                 settings, and a file that is not valid JSON.
         """
         modules = read_modules(folder)
+        if is_stanford(folder):
+            raise CheckpointError(f"{folder} is a checkpoint of Stanford's ColBERT: {purpose(folder)}")
         if not modules:
             return cls(folder)
         kinds = module_kinds(folder, modules)

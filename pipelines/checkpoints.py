@@ -15,13 +15,13 @@ from typing import Any
 from pyarrow import fs
 
 from modernbert.config import ModernBertConfig
-from modernbert.files import TOKENIZER_FILES, load_config, resolve
+from modernbert.files import COLBERT_METADATA, TOKENIZER_FILES, load_config, resolve
 from modernbert.module_files import encoder_folder
 from modernbert.tokenizer import Tokenizer
 from pipelines.errors import UserError
 from pipelines.storage import Folder, redact_credentials
 
-_MODEL_FILES = (".json", ".safetensors")
+_MODEL_FILES = (".json", ".safetensors", COLBERT_METADATA)
 
 
 @dataclass(frozen=True)

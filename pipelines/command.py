@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import ValidationError
 
 from pipelines.errors import JobError, UserError
 from pipelines.input.files import look_up
-from pipelines.options import ENV_PREFIX, CommandOptions, corpus_command_options, plain_message
+from pipelines.options import ENV_PREFIX, CommandOptions, Words, corpus_command_options, marker, plain_message
 
 Options = TypeVar("Options", bound=CommandOptions)
 
@@ -55,6 +55,11 @@ def _flag(option: str) -> str:
     return "--" + option.replace("_", "-")
 
 
+def _describe(error: Mapping[str, Any]) -> str:
+    named = [f"{_flag(str(name))} {error['input']!r}: " for name in error["loc"][:1]]  # else the message names it
+    return "".join(named) + plain_message(error["msg"])
+
+
 def _stopped(how: str, code: int) -> int:
     print(f"{how}; the same command goes on where this one stopped", file=sys.stderr)
     return code
@@ -81,7 +86,11 @@ def parse(options_class: type[Options], arguments: Sequence[str], defaults: dict
     for name, field in options_class.model_fields.items():
         optional = type(None) in get_args(field.annotation)
         type_: Any = get_args(field.annotation)[0] if optional else field.annotation
-        flag, text = _flag(name), field.description
+        flag, text, words = _flag(name), field.description, marker(field, Words)
+        if words:
+            metavar = "{" + ",".join(words.values) + "}"
+            parser.add_argument(f"--{words.name}", metavar=metavar, default=argparse.SUPPRESS, help=text)
+            continue
         if type_ is bool:
             action = "store_true" if field.default is False else argparse.BooleanOptionalAction
             parser.add_argument(flag, action=action, default=argparse.SUPPRESS, help=text)
@@ -95,8 +104,7 @@ def parse(options_class: type[Options], arguments: Sequence[str], defaults: dict
     try:
         options = options_class(**vars(parser.parse_args(arguments)))
     except ValidationError as error:
-        wrong = [f"{_flag(str(e['loc'][0]))} {e['input']!r}: {plain_message(e['msg'])}" for e in error.errors()]
-        raise UserError("; ".join(wrong)) from error
+        raise UserError("; ".join(_describe(wrong) for wrong in error.errors())) from error
     if any(getattr(options, name, None) is not None for name in ("input", "model")):
         return options
     return options.model_copy(update={name: getattr(options, name) or value for name, value in defaults.items()})

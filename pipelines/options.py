@@ -16,6 +16,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator, model_validator
+from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -28,13 +29,13 @@ from pipelines.errors import UserError
 
 ENV_PREFIX = "MODERNBERT_"
 Options = TypeVar("Options", bound=BaseModel)
+Marker = TypeVar("Marker")
 LongDocuments = Literal["truncate", "windows"]
 LONG_DOCUMENTS = Field(description="what is longer is cut off, or read in windows that overlap")
 Merge = Literal["mean", "max"]
 Function = Literal["softmax", "sigmoid", "none"]
 Aggregation = Literal["none", "simple", "first", "average", "max"]
 Precision = Literal["float32", "float16", "int8", "binary", "ubinary"]
-AsQuery = Annotated[bool, Field(description="read texts as queries, not as documents")]
 Prompt = Annotated[str | None, Field(description="text to put before each document")]
 PromptName = Annotated[str | None, Field(description="name of a prompt of the model's to put there")]
 
@@ -47,8 +48,21 @@ class Commas:
     """Whether blanks around a name are dropped: " cat" is a token of its own."""
 
 
+@dataclass(frozen=True)
+class Words:
+    """Marks an option that has another name, and words for its values, on the command line and in YAML."""
+
+    name: str
+    values: dict[str, Any]
+
+
 Names = Annotated[Sequence[str] | None, NoDecode, Commas()]
 Tokens = Annotated[Sequence[str] | None, NoDecode, Commas(strip=False)]
+AsQuery = Annotated[
+    bool,
+    Field(description="what texts are read as (default: document)"),
+    Words("as", {"query": True, "document": False}),
+]
 
 
 class TaskOptions(BaseModel):
@@ -370,13 +384,20 @@ class ModelOptions(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _split_commas(cls, values: Any) -> Any:
-        return {name: cls._list(name, value) for name, value in values.items()}
+    def _as_in_python(cls, values: Any) -> Any:
+        values = {name: cls._list(name, value) for name, value in values.items()}
+        for name, field in cls.model_fields.items():
+            words = marker(field, Words)
+            if words and words.name in values:
+                word = values.pop(words.name)
+                if word not in words.values:
+                    raise ValueError(f"--{words.name} {word!r}: must be {' or '.join(words.values)}")
+                values[name] = words.values[word]
+        return values
 
     @classmethod
     def _list(cls, name: str, value: Any) -> Any:
-        field = cls.model_fields.get(name)
-        commas = next((each for each in field.metadata if isinstance(each, Commas)), None) if field else None
+        commas = marker(cls.model_fields[name], Commas) if name in cls.model_fields else None
         if commas is None or not isinstance(value, str):
             return value
         parts = [part for part in value.split(",") if part.strip()]
@@ -477,6 +498,11 @@ class CorpusOptions(TaskOptions, ModelOptions):
     @classmethod
     def _number_or_text(cls, value: Any) -> Any:
         return str(value) if isinstance(value, int) else value
+
+
+def marker(field: FieldInfo, kind: type[Marker]) -> Marker | None:
+    """The Commas or Words of an option, if it has one."""
+    return next((each for each in field.metadata if isinstance(each, kind)), None)
 
 
 def split_labels(text: str) -> list[str]:

@@ -6,6 +6,7 @@ Vectors differ by the rounding of float32 alone: 1e-5 of their length.
 from __future__ import annotations
 
 import json
+import shutil
 import string
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 import torch
 from checkpoints import write_task
 from predictions import random_texts
+from safetensors.torch import load_file, save_file
 from sentence_transformers import MultiVectorEncoder, SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize, Transformer
 from sentence_transformers.multi_vector_encoder.modules import HierarchicalTokenPooling, MultiVectorMask
@@ -155,6 +157,41 @@ def test_checkpoints_of_pylate(encoder, tmp_path, settings):
     theirs, ours = MultiVectorEncoder(str(tmp_path), device="cpu"), pipeline("multi-vector", str(tmp_path))
     assert_same(ours(TEXTS, as_query=True), theirs.encode_query(TEXTS, convert_to_numpy=True))
     assert_same(ours(TEXTS), theirs.encode_document(TEXTS, convert_to_numpy=True))
+
+
+STANFORD = {
+    "defaults": None,
+    "trained": {"query_token_id": "[CLS]", "doc_token_id": "[SEP]", "query_maxlen": 20, "doc_maxlen": 50,
+                "attend_to_mask_tokens": True, "mask_punctuation": False, "similarity": "cosine", "nway": 2},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("metadata", STANFORD.values(), ids=STANFORD)
+def test_checkpoints_of_stanford(encoder, tmp_path, metadata):
+    """Files as Stanford's ColBERT writes them: the layer lies beside the encoder's weights."""
+    shutil.copytree(encoder, tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"architectures": ["HF_ColBERT"]}))
+    weights = {f"model.{name}": weight for name, weight in load_file(tmp_path / "model.safetensors").items()}
+    torch.manual_seed(0)
+    weights["linear.weight"] = torch.randn(32, 64)
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    if metadata:
+        (tmp_path / "artifact.metadata").write_text(json.dumps(metadata))
+    theirs, ours = MultiVectorEncoder(str(tmp_path), device="cpu"), pipeline("multi-vector", str(tmp_path))
+    assert_same(ours(TEXTS, as_query=True), theirs.encode_query(TEXTS, convert_to_numpy=True))
+    assert_same(ours(TEXTS), theirs.encode_document(TEXTS, convert_to_numpy=True))
+    scores = theirs.similarity([theirs.encode_query("the cat?")], theirs.encode_document(TEXTS))[0].numpy()
+    got = [each["score"] for each in pipeline("rerank", str(tmp_path))("the cat?", TEXTS)]
+    assert got == pytest.approx(sorted(scores.tolist(), reverse=True), rel=1e-5)
+    for task in ("sentence-embedding", "fill-mask", "sparse-embedding", "text-classification"):
+        with pytest.raises(ValueError, match=r"which is for multi_vector|is a HF_ColBERT: it gives a vector a token"):
+            pipeline(task, str(tmp_path))
+    save_file(
+        {name: weight for name, weight in weights.items() if "linear" not in name}, tmp_path / "model.safetensors"
+    )
+    with pytest.raises(CheckpointError, match=r"does not hold linear\.weight"):
+        pipeline("multi-vector", str(tmp_path))
 
 
 @pytest.mark.parametrize("similarity", ["maxsim", "meanmaxsim"])

@@ -56,3 +56,18 @@ def test_unknown_names_in_yaml(tmp_path):
     (tmp_path / "job.yaml").write_text("max_lenght: 3\n")
     with pytest.raises(UserError, match="--max-lenght"):
         options("--config", str(tmp_path / "job.yaml"))
+
+
+def test_an_option_with_words_for_its_values(tmp_path, monkeypatch):
+    """`--as query|document`, which is `as_query` in Python."""
+
+    def as_query(*arguments):
+        return parse(corpus_command_options("multi_vector"), arguments, DEFAULTS).as_query
+
+    assert [as_query(), as_query("--as", "query"), as_query("--as", "document")] == [False, True, False]
+    (tmp_path / "job.yaml").write_text("as: query\n")
+    assert as_query("--config", str(tmp_path / "job.yaml"))
+    monkeypatch.setenv("MODERNBERT_AS_QUERY", "true")
+    assert as_query()
+    with pytest.raises(UserError, match="^--as 'both': must be query or document$"):
+        as_query("--as", "both")
