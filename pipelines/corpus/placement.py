@@ -31,6 +31,8 @@ _STAGE_CPUS = 4
 """The CPUs a GPU from which on a task of each stage takes as many CPUs as it can use."""
 _STATUS_S = 10.0
 """How long after its start a head may not yet have the status from which `is_fixed` reads."""
+_JOIN_S, _STEADY_S = 60.0, 3.0
+"""How long the nodes of a cluster have to join its head, and how long none more must come until all are there."""
 _SAID_EVERY_S = 60.0
 logger = logging.getLogger(__name__)
 
@@ -41,6 +43,7 @@ def pool_size(actors: str, device: str) -> tuple[int, int | None]:
     auto takes what is free, at least one, and grows to the whole cluster; None stands for all that an autoscaler may
     add. Raises UserError if the cluster can never have room for the least.
     """
+    wait_for_nodes()
     unit, least = _unit(device), 1 if actors == "auto" else int(actors.partition(":")[0])
     there = int(cluster_resources().get(unit, 0))
     if least > there and is_fixed():
@@ -48,6 +51,30 @@ def pool_size(actors: str, device: str) -> tuple[int, int | None]:
     if actors != "auto":
         return least, int(actors.rpartition(":")[2])
     return max(min(_free_places(device), there), 1), there if is_fixed() else None
+
+
+def wait_for_nodes() -> None:
+    """Give the nodes of a cluster that starts time to join, where it has a head without CPUs and GPUs alone.
+
+    A job that is submitted while a cluster starts would otherwise find no room, or no GPUs, and go without.
+    """
+
+    def resources() -> list[float]:
+        found = cluster_resources()
+        return [found.get("CPU", 0), found.get("GPU", 0)]
+
+    seen, until = resources(), time.monotonic() + _JOIN_S
+    if any(seen) or not is_fixed():
+        return
+    _say("waiting for nodes to join the Ray cluster, which has a head alone")
+    while not any(seen) and time.monotonic() < until:
+        time.sleep(0.5)
+        seen = resources()
+    while any(seen):
+        time.sleep(_STEADY_S)
+        before, seen = seen, resources()
+        if seen == before:
+            return
 
 
 def is_fixed() -> bool:

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from pipelines.checkpoints import Checkpoint
 from pipelines.corpus.cluster import cluster_resources
-from pipelines.corpus.placement import is_fixed
+from pipelines.corpus.placement import is_fixed, wait_for_nodes
 from pipelines.errors import UserError
 from pipelines.input.documents import is_text, is_text_list
 from pipelines.input.files import hive_partitions
@@ -173,6 +173,8 @@ def _device(device: str) -> str:
     if torch.cuda.is_available():
         return "cuda"
     joined = os.environ.get("RAY_ADDRESS", "local") not in ("", "local")
+    if joined:
+        wait_for_nodes()
     if (device == "cuda" or joined) and cluster_resources().get("GPU", 0) >= 1:
         return "cuda"
     may_start_gpus = (device == "cuda" or joined) and not is_fixed()

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from conftest import HEAD_ENVIRONMENT, RAY, REPOSITORY, RayHead, free_port, own_head
-from ray.job_submission import JobStatus, JobSubmissionClient
+from ray._raylet import GcsClient
 
 SERVE = [str(Path(sys.executable).with_name("serve"))]
 
@@ -31,22 +31,27 @@ SERVE = [str(Path(sys.executable).with_name("serve"))]
 @contextmanager
 def joined(head: RayHead, raylets: int) -> Iterator[None]:
     """As many raylets of a CPU each beside the head."""
-    folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")
-    options = ["--address", head.address, "--block", "--num-cpus=1", f"--temp-dir={folder}"]
+    folders = [tempfile.mkdtemp(prefix="ray", dir="/tmp") for _ in range(raylets)]  # one for two can hang both
+    options = ["--address", head.address, "--block", "--num-cpus=1"]
     running = [
         subprocess.Popen(
-            [*RAY, "start", *options, f"--dashboard-agent-listen-port={free_port()}"],
+            [*RAY, "start", *options, f"--temp-dir={folder}", f"--dashboard-agent-listen-port={free_port()}"],
             env=HEAD_ENVIRONMENT, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )
-        for _ in range(raylets)
+        for folder in folders
     ]  # fmt: skip
     try:
+        gcs = GcsClient(address=head.address)
+        while len(gcs.get_all_node_info()) < 1 + raylets:
+            assert all(process.poll() is None for process in running)
+            time.sleep(0.2)
         yield
     finally:
         for process in running:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait(60)
-        shutil.rmtree(folder, ignore_errors=True)
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_corpus(folder: Path, rows: int) -> list[str]:
@@ -77,12 +82,12 @@ def submit(head: RayHead, job: list[str], *options: str) -> subprocess.Completed
     return done
 
 
-def wait_for_parts(out: Path, parts: int) -> None:
-    for _ in range(300):
+def wait_for_parts(head: RayHead, out: Path, parts: int) -> None:
+    for _ in range(600):
         if len(list(out.glob("in.parquet-*.parquet"))) >= parts:
             return
         time.sleep(0.5)
-    raise AssertionError(f"{out} does not fill")
+    raise AssertionError(f"{out} does not fill: {ray_job(head, 'logs', 'first').stdout}")
 
 
 def test_the_files_that_are_not_uploaded_are_named():
@@ -99,12 +104,12 @@ def test_a_job_that_is_stopped_leaves_a_report_and_goes_on(tmp_path):
     job = write_corpus(tmp_path, rows)
     with own_head(cpus=0) as head, joined(head, raylets=2):
         assert submit(head, job, "--no-wait", "--submission-id", "first").returncode == 0
-        wait_for_parts(tmp_path / "out", 8)
-        client = JobSubmissionClient(head.dashboard)
-        assert client.stop_job("first")  # as `ray job stop`, which takes seconds to start
-        while not client.get_job_status("first").is_terminal():
+        wait_for_parts(head, tmp_path / "out", 8)
+        url = f"{head.dashboard}/api/jobs/first"
+        urllib.request.urlopen(urllib.request.Request(f"{url}/stop", method="POST")).read()  # `ray job stop`, at once
+        while (status := json.load(urllib.request.urlopen(url))["status"]) == "RUNNING":
             time.sleep(0.5)
-        assert client.get_job_status("first") == JobStatus.STOPPED
+        assert status == "STOPPED"
         logs = ray_job(head, "logs", "first").stdout
         assert re.search(r"Ray joined at [\d.]+:\d+: 3 nodes, 2 CPUs, 0 GPUs", logs), logs
         assert logs.rstrip().endswith("stopped; the same command goes on where this one stopped"), logs
@@ -128,7 +133,7 @@ def test_a_job_that_is_lost_with_its_cluster_goes_on_on_a_new_one(tmp_path):
     job = write_corpus(tmp_path, rows)
     with own_head(cpus=2) as head:
         assert submit(head, job, "--no-wait").returncode == 0
-        wait_for_parts(tmp_path / "out", 1)
+        wait_for_parts(head, tmp_path / "out", 1)
         for process in [head.process, *psutil.Process(head.process.pid).children(recursive=True)]:
             process.kill()  # the machine is gone, with the job's driver on it
     with own_head(cpus=2) as head:

@@ -69,5 +69,5 @@ def test_an_option_with_words_for_its_values(tmp_path, monkeypatch):
     assert as_query("--config", str(tmp_path / "job.yaml"))
     monkeypatch.setenv("MODERNBERT_AS_QUERY", "true")
     assert as_query()
-    with pytest.raises(UserError, match="^--as 'both': must be query or document$"):
+    with pytest.raises(UserError, match=r"^--as 'both': must be query or document$"):
         as_query("--as", "both")

@@ -24,6 +24,22 @@ def resources(monkeypatch):
     return resources
 
 
+def test_a_job_waits_for_the_nodes_of_a_cluster_that_starts(monkeypatch, capsys):
+    """Until nothing more joins; a cluster that grows is asked for nodes later."""
+    monkeypatch.setattr(placement, "_STEADY_S", 0.01)
+    found = iter([{}, {"CPU": 1}, {"CPU": 4, "GPU": 1}, {"CPU": 8, "GPU": 2}, {"CPU": 8, "GPU": 2}])
+    monkeypatch.setattr(placement, "cluster_resources", lambda: next(found))
+    monkeypatch.setattr(placement, "is_fixed", lambda: False)
+    placement.wait_for_nodes()
+    monkeypatch.setattr(placement, "is_fixed", lambda: True)
+    placement.wait_for_nodes()
+    assert capsys.readouterr().err == ""
+    found = iter([{}, {}, *found])
+    placement.wait_for_nodes()
+    assert list(found) == []
+    assert capsys.readouterr().err.count("waiting for nodes to join the Ray cluster") == 1
+
+
 @pytest.mark.parametrize(("config", "plain", "details"), [(BASE, 5, 7), (LARGE, 3, 4), (SMALL, 5, 7)])
 def test_a_gpu_wants_cores_by_its_tokens_a_second(config, plain, details):
     assert placement.cores_per_gpu(config, details=False) == plain
