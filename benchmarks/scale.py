@@ -21,7 +21,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -47,12 +46,10 @@ from pipelines.output.shard_stats import count_windows
 DEMO = Path(__file__).parents[1] / "jobs/demo/intent-classifier"
 ROWS = 32
 """The rows of a shard of `busy`: what a shard costs beside its rows is what is measured."""
-STEADY = 0.15, 0.85
-"""The steady state is between these shares of the shards, by the time of their commit."""
 
 
-def install(seconds: float) -> None:
-    """Put into this worker a stand-in that takes `seconds` for a shard and answers zeros."""
+def install(seconds: float, spans: Path) -> None:
+    """Put into this worker a stand-in that takes `seconds` for a shard and answers zeros; it notes when in `spans`."""
     from pipelines.corpus import stages
     from pipelines.tasks.base import Predictions
 
@@ -64,7 +61,10 @@ def install(seconds: float) -> None:
 
         def predict(self, input_ids: np.ndarray, cu_seqlens: np.ndarray, done: Any) -> Predictions:
             with self.device:  # a GPU does one thing at a time for the two threads of its actor
+                began = time.time()
                 time.sleep(seconds)
+                with open(spans / str(os.getpid()), "a") as file:
+                    file.write(f"{began} {time.time()}\n")
             done(len(cu_seqlens) - 1, len(input_ids))
             rows = self.task.rows(input_ids, cu_seqlens)
             splits = np.concatenate(([0], np.cumsum(rows)))
@@ -100,7 +100,7 @@ def measured() -> Iterator[dict[str, float]]:
 
 
 def busy(nodes: int, gpus: int, seconds: float, shards_each: int) -> dict[str, Any]:
-    """Return the share of their time that `nodes` * `gpus` actors compute, once all have begun."""
+    """Return the share of their time that `nodes` * `gpus` actors compute, from the second shard of all to an end."""
     actors = nodes * gpus
     shards = actors * shards_each
     folder = Path(tempfile.mkdtemp(prefix="scale"))
@@ -108,30 +108,35 @@ def busy(nodes: int, gpus: int, seconds: float, shards_each: int) -> dict[str, A
     table = pa.table({"id": range(ROWS * shards), "text": [text] * (ROWS * shards)})
     pq.write_table(table, folder / "in.parquet", row_group_size=ROWS * 64)
     plan.MAX_SHARD_ROWS = ROWS
+    (folder / "spans").mkdir()
     head = {"num_cpus": 0, "num_gpus": 0, "include_dashboard": False, "object_store_memory": 200 << 20}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
         for _ in range(nodes):
             cluster.add_node(num_cpus=gpus + 1, num_gpus=gpus, object_store_memory=150 << 20)
-        hook = {"worker_process_setup_hook": partial(install, seconds)}
-        ray.init(cluster.address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=hook)
+
+        def hook() -> None:
+            install(seconds, folder / "spans")
+
+        ray.init(
+            cluster.address,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env={"worker_process_setup_hook": hook},
+        )
         named = {"input": str(folder / "in.parquet"), "output": str(folder / "out"), "model": str(DEMO)}
         with measured() as figures:
             done = run_corpus("classify", **named, device="cuda", actors=str(actors))
         assert (done.outcome, done.rows) == ("complete", ROWS * shards), done
-        with pa.memory_map(str(folder / "out/_shards.arrow")) as file:
-            stats = pa.ipc.open_file(file).read_all().sort_by("committed_at")
-        first, last = (int(shards * share) for share in STEADY)
-        middle = stats.slice(first, last - first)
-        waited, predicted = (sum(middle[name].to_pylist()) for name in ("waited_s", "predict_s"))
-        at = middle["committed_at"].to_numpy()
+        spans = [np.loadtxt(file, ndmin=2) for file in (folder / "spans").iterdir()]
+        start, end = max(each[1, 0] for each in spans), min(each[-1, 1] for each in spans)
+        worked = sum(np.diff(each.clip(start, end), axis=1).sum() for each in spans)
         return {
             "actors": actors,
             "shards": shards,
             "seconds_a_shard": seconds,
-            "busy": predicted / (predicted + waited),
-            "shards_s": (len(at) - 1) / (at[-1] - at[0]),
-            "ideal_shards_s": actors / seconds,
+            "busy": worked / (len(spans) * (end - start)),
+            "steady_s": end - start,
             **figures,
         }
     finally:
@@ -197,7 +202,7 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, default=4)
     parser.add_argument("--gpus", type=int, default=8, help="logical GPUs a node")
     parser.add_argument("--seconds", type=float, default=12.0, help="seconds that an actor takes for a shard")
-    parser.add_argument("--shards-each", type=int, default=10, help="shards of an actor")
+    parser.add_argument("--shards-each", type=int, default=16, help="shards of an actor")
     parser.add_argument("--shards", type=int, default=100_000)
     parser.add_argument("--out", type=Path, help="a JSON file for the figures")
     options = parser.parse_args()
