@@ -37,7 +37,7 @@ from ray.cluster_utils import Cluster
 from pipelines import run_corpus
 from pipelines.corpus import execute
 from pipelines.corpus.execute import Execution
-from pipelines.corpus.wire import Committed
+from pipelines.corpus.wire import Committed, shard_of
 from pipelines.input import plan
 from pipelines.input.plan import cut, inspect_input
 from pipelines.input.text import TextOptions
@@ -157,7 +157,7 @@ class Nothing:
 
 def committed(_: Any, table: pa.Table) -> pa.Table:
     """Report a shard of 4,096 rows as it is reported that is labelled."""
-    stats = {"name": table["name"][0].as_py(), "rows": 4096, "labelled": 4090, "tokens": 300_000, "truncated": 3}
+    stats = {"name": shard_of(table).name, "rows": 4096, "labelled": 4090, "tokens": 300_000, "truncated": 3}
     stats |= count_windows(np.full(4090, 73)) | {"scores": [204] * 20, "rejects": {"text is null": 6}}
     stats |= {
         "labels": {f"label-{i}": 102 for i in range(40)},
