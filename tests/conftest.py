@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -29,6 +28,7 @@ os.environ["RAY_AUTH_MODE"] = "disabled"  # a process that has started a Ray wit
 KEEP_WORKERS = {"RAY_idle_worker_killing_time_threshold_ms": "60000"}
 os.environ.update(KEEP_WORKERS)
 
+import psutil
 import pytest
 import torch
 from checkpoints import write_checkpoint, write_tokenizer
@@ -147,7 +147,8 @@ def own_head(cpus: int) -> Iterator[RayHead]:
             pytest.fail("the job server did not answer")
         yield RayHead(f"127.0.0.1:{port}", address, process)
     finally:
-        with suppress(ProcessLookupError):  # a test may have killed it
-            os.killpg(process.pid, signal.SIGTERM)
+        with suppress(psutil.NoSuchProcess):  # a test may have killed it
+            for each in [*psutil.Process(process.pid).children(recursive=True), process]:  # on SIGTERM it takes 30 s
+                each.kill()
         process.wait(60)
         shutil.rmtree(folder, ignore_errors=True)
