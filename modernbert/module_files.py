@@ -64,7 +64,9 @@ def purpose(folder: Path) -> str | None:
 
 def is_stanford(folder: Path) -> bool:
     """Whether a checkpoint was written by Stanford's ColBERT."""
-    return not read_modules(folder) and _STANFORD in (read_json(folder / "config.json").get("architectures") or ())
+    config = read_json(folder / "config.json")
+    stored = config.get("architectures") if isinstance(config, dict) else None  # what else is wrong is said elsewhere
+    return not read_modules(folder) and isinstance(stored, list) and _STANFORD in stored
 
 
 def read_routes(folder: Path, router: Mapping[str, str]) -> dict[str, list[dict[str, str]]]:

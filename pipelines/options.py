@@ -390,7 +390,7 @@ class ModelOptions(BaseModel):
             words = marker(field, Words)
             if words and words.name in values:
                 word = values.pop(words.name)
-                if word not in words.values:
+                if not isinstance(word, str) or word not in words.values:
                     raise ValueError(f"--{words.name} {word!r}: must be {' or '.join(words.values)}")
                 values[name] = words.values[word]
         return values

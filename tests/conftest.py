@@ -125,6 +125,8 @@ def ray_head() -> Iterator[RayHead]:
 @contextmanager
 def own_head(cpus: int) -> Iterator[RayHead]:
     """A head with `cpus` CPUs, which ends with the block, as do the raylets that have joined it."""
+    from ray._common.utils import reset_ray_address
+
     folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # Ray's socket paths must be short
     port, dashboard = free_port(), free_port()
     ports = [f"--port={port}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={free_port()}"]
@@ -151,4 +153,5 @@ def own_head(cpus: int) -> Iterator[RayHead]:
             for each in [*psutil.Process(process.pid).children(recursive=True), process]:  # on SIGTERM it takes 30 s
                 each.kill()
         process.wait(60)
+        reset_ray_address()  # else jobs without RAY_ADDRESS would join it
         shutil.rmtree(folder, ignore_errors=True)

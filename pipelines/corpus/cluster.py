@@ -41,6 +41,7 @@ def cluster_resources() -> dict[str, float]:
 def _check_reachable() -> None:
     """Ask the Ray that is to be joined, if any, whether it is there: Ray itself tries in silence for two minutes."""
     from grpc import RpcError, StatusCode
+    from ray._common.utils import reset_ray_address
     from ray._private.authentication import authentication_token_setup
     from ray._private.grpc_utils import init_grpc_channel
     from ray._private.services import canonicalize_bootstrap_address
@@ -71,6 +72,9 @@ def _check_reachable() -> None:
                 f"the Ray at {address} wants its token: set RAY_AUTH_MODE=token, and put it into ~/.ray/auth_token or "
                 f"RAY_AUTH_TOKEN (`ray get-auth-token` on its head prints it)"
             ) from error
+        if not named and error.code() == StatusCode.UNAVAILABLE:  # it was killed, and left its address here
+            reset_ray_address()
+            return
         whose = "RAY_ADDRESS names it" if named not in ("", "auto") else "the last one that was started on this machine"
         raise JobError(
             f"no Ray answers at {address} ({whose}): start one there (ray start --head), name another, or set "

@@ -67,6 +67,25 @@ def test_a_ray_that_cannot_be_reached_is_one_line(no_ray, monkeypatch, address, 
             cluster.cluster_resources()
 
 
+@pytest.mark.parametrize("named", [None, "auto"])
+def test_a_ray_that_was_killed_on_this_machine_is_forgotten(no_ray, monkeypatch, tmp_path, named):
+    """Its address is still there; only RAY_ADDRESS=auto insists on it."""
+    from ray._private.services import canonicalize_bootstrap_address
+
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray/ray_current_cluster").write_text(f"127.0.0.1:{free_port()}")
+    if named:
+        monkeypatch.setenv("RAY_ADDRESS", named)
+        with pytest.raises(JobError, match="the last one that was started on this machine"):
+            cluster._check_reachable()
+        return
+    assert canonicalize_bootstrap_address(None) is not None
+    cluster._check_reachable()
+    assert canonicalize_bootstrap_address(None) is None  # one is started here
+
+
 @pytest.mark.slow
 def test_a_ray_that_wants_a_token_says_where_to_put_it(tmp_path):
     port, secret = free_port(), {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a" * 40}
