@@ -3,7 +3,7 @@
 transformers has the texts sorted by length, in batches of 1, 8 and 32 pairs; the best of the three counts. Passes are
 interleaved and the best pass of each is kept, so that noise favours none.
 
-    python benchmarks/zero_shot.py --save
+    python -m benchmarks.zero_shot --save
 
 Prints one JSON object: tokens and documents a second, where tokens are those of all pairs without padding.
 """
