@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 MODULES, SETTINGS = "modules.json", "config_sentence_transformers.json"
 PYLATE_DENSE = "pylate.models.Dense.Dense"
 """PyLate's name of a dense layer on the vectors of tokens."""
-_STANFORD = "HF_ColBERT"  # the architecture of ColBERT's own library, whose checkpoints have no modules
+_STANFORD = "HF_ColBERT"  # the architecture that ColBERT's own library writes, without modules
 _KNOWN_SETTINGS = {  # of SETTINGS: followed, or without an effect on answers
     *("prompts", "default_prompt_name", "truncate_dim", "activation_fn", "model_type"),
     *("__version__", "similarity_fn_name", "requirements"),
@@ -66,7 +66,7 @@ def is_stanford(folder: Path) -> bool:
     """Whether a checkpoint was written by Stanford's ColBERT."""
     config = read_json(folder / "config.json")
     stored = config.get("architectures") if isinstance(config, dict) else None  # what else is wrong is said elsewhere
-    return not read_modules(folder) and isinstance(stored, list) and _STANFORD in stored
+    return isinstance(stored, list) and _STANFORD in stored and not read_modules(folder)
 
 
 def read_routes(folder: Path, router: Mapping[str, str]) -> dict[str, list[dict[str, str]]]:

@@ -85,14 +85,14 @@ class MultiVectorConfig:
             CheckpointError: for a checkpoint of another kind, for modules and settings that are not known, and a file
                 that is not valid JSON.
         """
-        if is_stanford(folder):
-            return cls(folder, **_stanford_settings(folder))
         modules = read_modules(folder)
         if not is_multi_vector(folder):
             raise CheckpointError(
                 f"{folder} is no multi-vector encoder (ColBERT): its {SETTINGS} has no model_type MultiVectorEncoder,"
                 " and no settings of PyLate"
             )
+        if not modules:
+            return cls(folder, **_stanford_settings(folder))
         kinds = module_kinds(folder, modules)
         settings = read_settings(
             folder, "MultiVectorEncoder", "ColBERT", "SentenceTransformer", more=_PYLATE_SETTINGS

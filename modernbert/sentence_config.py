@@ -95,9 +95,9 @@ class SentenceConfig:
                 settings, and a file that is not valid JSON.
         """
         modules = read_modules(folder)
-        if is_stanford(folder):
-            raise CheckpointError(f"{folder} is a checkpoint of Stanford's ColBERT: {purpose(folder)}")
         if not modules:
+            if is_stanford(folder):
+                raise CheckpointError(f"{folder} is a checkpoint of Stanford's ColBERT: {purpose(folder)}")
             return cls(folder)
         kinds = module_kinds(folder, modules)
         settings = read_settings(folder, "SentenceTransformer")

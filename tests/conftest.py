@@ -122,11 +122,17 @@ def ray_head() -> Iterator[RayHead]:
         yield head
 
 
+def kill_tree(process: subprocess.Popen) -> None:
+    """Kill a process and all that it has started, as far as they still run."""
+    with suppress(psutil.NoSuchProcess):
+        for each in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess):
+                each.kill()
+
+
 @contextmanager
 def own_head(cpus: int) -> Iterator[RayHead]:
     """A head with `cpus` CPUs, which ends with the block, as do the raylets that have joined it."""
-    from ray._common.utils import reset_ray_address
-
     folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # Ray's socket paths must be short
     port, dashboard = free_port(), free_port()
     ports = [f"--port={port}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={free_port()}"]
@@ -149,9 +155,6 @@ def own_head(cpus: int) -> Iterator[RayHead]:
             pytest.fail("the job server did not answer")
         yield RayHead(f"127.0.0.1:{port}", address, process)
     finally:
-        with suppress(psutil.NoSuchProcess):  # a test may have killed it
-            for each in [*psutil.Process(process.pid).children(recursive=True), process]:  # on SIGTERM it takes 30 s
-                each.kill()
+        kill_tree(process)  # on SIGTERM it takes 30 s; a test may have killed it
         process.wait(60)
-        reset_ray_address()  # else jobs without RAY_ADDRESS would join it
         shutil.rmtree(folder, ignore_errors=True)

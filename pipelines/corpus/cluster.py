@@ -74,7 +74,8 @@ def _check_reachable() -> None:
             ) from error
         if not named and error.code() == StatusCode.UNAVAILABLE:  # it was killed, and left its address here
             reset_ray_address()
-            return
+            if canonicalize_bootstrap_address(None) is None:  # type: ignore[arg-type]
+                return  # else a raylet that still runs here names it, and Ray would try it again
         whose = "RAY_ADDRESS names it" if named not in ("", "auto") else "the last one that was started on this machine"
         raise JobError(
             f"no Ray answers at {address} ({whose}): start one there (ray start --head), name another, or set "

@@ -16,13 +16,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from conftest import HEAD_ENVIRONMENT, RAY, REPOSITORY, RayHead, free_port, own_head
+from conftest import HEAD_ENVIRONMENT, RAY, REPOSITORY, RayHead, free_port, kill_tree, own_head
 from ray._raylet import GcsClient
 
 SERVE = [str(Path(sys.executable).with_name("serve"))]
@@ -134,8 +133,7 @@ def test_a_job_that_is_lost_with_its_cluster_goes_on_on_a_new_one(tmp_path):
     with own_head(cpus=2) as head:
         assert submit(head, job, "--no-wait").returncode == 0
         wait_for_parts(head, tmp_path / "out", 1)
-        for process in [head.process, *psutil.Process(head.process.pid).children(recursive=True)]:
-            process.kill()  # the machine is gone, with the job's driver on it
+        kill_tree(head.process)  # the machine is gone, with the job's driver on it
     with own_head(cpus=2) as head:
         again = submit(head, job)
         assert again.returncode == 0, again.stdout[-3000:] + again.stderr[-3000:]

@@ -24,9 +24,9 @@ def benchmark(folder: Path, *arguments: object) -> dict:
 
 
 def test_actors_of_several_nodes_stay_busy(tmp_path):
-    figures = benchmark(tmp_path, "busy", "--nodes", 2, "--gpus", 2, "--seconds", 4, "--shards-each", 6)
+    figures = benchmark(tmp_path, "busy", "--nodes", 2, "--gpus", 2, "--seconds", 6, "--shards-each", 6)
     assert (figures["actors"], figures["shards"]) == (4, 24)
-    assert figures["busy"] > 0.8  # other tests share these cores; alone it is 1.0
+    assert figures["busy"] > 0.9  # other tests share these cores; alone it is 1.0
 
 
 def test_shards_cost_the_driver_little(tmp_path):
