@@ -76,14 +76,17 @@ class SparseEncoder(nn.Module):
         sequence = 0
         for start, stop in self._chunks(ends, CHUNK_ROWS[x_TD.device.type]):
             scores_CV = self._scores(self.model.decode(x_TD[start:stop]))
+            complete: list[Tensor] = []
             at = start
             while at < stop:
                 end = min(ends[sequence], stop)
                 pooled_V = self._pool(pooled_V, scores_CV[at - start : end - start])
                 if end == ends[sequence]:
-                    found.append(_nonzero(sequence, self._weights(pooled_V)))
+                    complete.append(pooled_V)
                     pooled_V, sequence = None, sequence + 1
                 at = end
+            if complete:  # together: a GPU is waited for each time that weights are counted
+                found.append(_nonzero(sequence - len(complete), self._weights(torch.stack(complete))))
         return torch.cat(found)
 
     def _chunks(self, ends: list[int], rows: int) -> Iterator[tuple[int, int]]:
@@ -105,8 +108,8 @@ class SparseEncoder(nn.Module):
         new_V = scores_CV.sum(dim=0)
         return new_V if pooled_V is None else pooled_V + new_V
 
-    def _weights(self, pooled_V: Tensor) -> Tensor:
-        return self._activate(pooled_V) if self.config.strategy == "max" else pooled_V
+    def _weights(self, pooled_BV: Tensor) -> Tensor:
+        return self._activate(pooled_BV) if self.config.strategy == "max" else pooled_BV
 
     def _activate(self, x: Tensor) -> Tensor:
         weights = x.relu().log1p()
@@ -123,10 +126,11 @@ class SparseEncoder(nn.Module):
         return rows_R3[weights_R != 0]
 
 
-def _nonzero(sequence: int, weights_V: Tensor) -> Tensor:
-    """Return (R, 3): the sequence, the ids and the weights that are not zero; what is no number stays, too."""
-    ids_R = weights_V.nonzero()[:, 0]
-    return torch.stack((torch.full_like(ids_R, sequence).float(), ids_R.float(), weights_V[ids_R]), dim=1)
+def _nonzero(first: int, weights_BV: Tensor) -> Tensor:
+    """Return (R, 3): the sequences, counted from `first`, the ids and the weights that are not zero; what is no number
+    stays, too."""
+    rows_R, ids_R = weights_BV.nonzero(as_tuple=True)
+    return torch.stack(((rows_R + first).float(), ids_R.float(), weights_BV[rows_R, ids_R]), dim=1)
 
 
 def _load_static(config: SparseConfig) -> Tensor | None:
