@@ -693,7 +693,7 @@ class Writer:
     def new(self, key: str) -> str:
         """A new value for a slot."""
         number = self.rng.randrange
-        made: dict[str, Callable[[], str]] = {
+        generators: dict[str, Callable[[], str]] = {
             "amount": lambda: f"${number(30, 190) * 20:,}",
             "price": lambda: f"${number(22, 96)}.{self.rng.choice(['00', '10', '49', '50', '75', '99'])}",
             "order": lambda: f"{self.rng.choice(['TM', 'KR', 'BQ', 'HX'])}-{number(20000, 90000)}",
@@ -712,8 +712,8 @@ class Writer:
             "person": lambda: f"{self.slot('writer')} {self.slot('surname')}",
             "initial": lambda: self.slot("surname")[0],
         }
-        if key in made:
-            return made[key]()
+        if key in generators:
+            return generators[key]()
         return self.pick([word for word in WORD_LISTS[key] if word not in self.facts.values()])
 
     def slot(self, key: str, fresh: bool = False) -> str:

@@ -702,7 +702,7 @@ class Writer:
                 "company": [" Ltd", " GmbH", " Inc.", " Bank", ""],
             }
             return self.made_up() + dice.choice(kind[slot])
-        made = {
+        generators = {
             "city": lambda: self.pick(CITIES),
             "company": lambda: self.pick(COMPANIES),
             "product": lambda: self.pick(PRODUCTS),
@@ -747,7 +747,7 @@ class Writer:
             "word": lambda: self.word(),
             "level": lambda: dice.choice(["INFO", "WARN", "ERROR", "DEBUG", "info", "warning", "error"]),
         }  # fmt: skip
-        return made[slot]()
+        return generators[slot]()
 
     # Templates and messages
 

@@ -58,9 +58,9 @@ const TASKS = {
 };
 
 function element(parent, name, text, properties) {
-  const made = parent.appendChild(document.createElement(name));
-  if (text !== undefined) made.textContent = text;
-  return Object.assign(made, properties);
+  const child = parent.appendChild(document.createElement(name));
+  if (text !== undefined) child.textContent = text;
+  return Object.assign(child, properties);
 }
 
 function lines(text) {
