@@ -24,9 +24,9 @@ for name in [name for name in os.environ if name.startswith("MODERNBERT_")]:
 os.environ["RAY_ADDRESS"] = "local"  # no test joins a Ray that happens to run here
 os.environ["RAY_AUTH_MODE"] = "disabled"  # a process that has started a Ray with a token can join none without
 # Where two tests share the cores, a worker of Ray often waits for more than a second between its tasks. Ray would end
-# it and start another one, with all its imports, which doubles what a small job costs.
-KEEP_WORKERS = {"RAY_idle_worker_killing_time_threshold_ms": "60000"}
-os.environ.update(KEEP_WORKERS)
+# it and start another one, with all its imports, which doubles what a small job costs. Nor is the use of Ray reported.
+LEAN_RAY = {"RAY_idle_worker_killing_time_threshold_ms": "60000", "RAY_USAGE_STATS_ENABLED": "0"}
+os.environ.update(LEAN_RAY)
 
 import psutil
 import pytest
@@ -101,7 +101,7 @@ def own_ray(**options: Any) -> Iterator[None]:
 
 RAY = [str(Path(sys.executable).with_name("ray"))]
 HEAD_ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {
-    **KEEP_WORKERS,
+    **LEAN_RAY,
     "RAY_AUTH_MODE": "disabled",  # a token file on the machine would switch it on
     "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
 }

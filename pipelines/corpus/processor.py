@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -60,7 +59,7 @@ class Processor:
         tokenised = dataset.map_batches(
             partial(_tokenise, self), batch_size=self.batch_rows, batch_format="pyarrow", num_cpus=read_cpus
         )
-        predicted = tokenised.map_batches(Predict, fn_constructor_args=(self.run, _NoProgress()), **pool, **one_row)
+        predicted = tokenised.map_batches(Predict, fn_constructor_args=(self.run,), **pool, **one_row)
         return predicted.map_batches(partial(_answer, self), num_cpus=answer_cpus, **one_row)
 
     def _check_columns(self, names: Sequence[str]) -> None:
@@ -133,15 +132,6 @@ def processor(
     task_cls.check(checkpoint)
     run = resolve_run(options, checkpoint, task_cls.from_checkpoint(checkpoint, options), batch_timeout_s)
     return Processor(run, columns, prefix, str(actors), batch_rows)
-
-
-class _NoProgress:
-    """In place of the actor that shows the progress of a corpus job."""
-
-    add = SimpleNamespace(remote=lambda *_: None)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _NoProgress, ()
 
 
 def _tokenise(step: Processor, table: pa.Table) -> pa.Table:

@@ -61,12 +61,12 @@ class Predict:
     process, and Ray starts another in its place.
     """
 
-    def __init__(self, job: ModelRun, progress: Any, watch: Any = None):
+    def __init__(self, job: ModelRun, watch: Any = None):
         """Load the model on this actor's device, on one thread where that is a CPU.
 
-        `progress` and `watch` are the actors Progress and Watch; without a watch, the first failure to start is final.
+        `watch` is the actor Watch of the round; without one, the first failure to start is final.
         """
-        self.job, self.progress, self.watch, self.reported = job, progress, watch, time.monotonic()
+        self.job, self.watch, self.reported = job, watch, time.monotonic()
         self.unreported = [0, 0]
         self.predictor: Any = None
         self.has_answered = False
@@ -164,13 +164,15 @@ class Predict:
         return ray.get(getattr(self.watch, event).remote(*arguments)) if self.watch else None
 
     def _report(self, windows: int, tokens: int, now: bool = False) -> None:
-        """Report a finished batch to the driver, at most once a second, and restart the time limit for the next."""
+        """Report a finished batch, at most once a second, and restart the time limit for the next."""
         if not now:
             self.time_limit.restart()
+        if not self.watch:
+            return
         with self.lock:
             self.unreported = [self.unreported[0] + windows, self.unreported[1] + tokens]
             if now or time.monotonic() - self.reported > 1:
-                self.progress.add.remote(*self.unreported)
+                self.watch.add.remote(*self.unreported)
                 self.unreported, self.reported = [0, 0], time.monotonic()
 
 
@@ -325,20 +327,3 @@ def _rejected(shard: Shard, table: pa.Table, index: dict[int, int], rejects: lis
 def _with_traceback(error: Exception) -> str:
     """Give an error in one line, as `one_line` does, and its traceback in those that follow."""
     return "\n".join([one_line(error), *traceback.format_exception(error)])
-
-
-@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
-class Progress:
-    """Counts of what the actors have done, for the driver to show: since it last started, if its node was lost."""
-
-    def __init__(self) -> None:
-        self.rows = self.tokens = 0
-
-    def add(self, rows: int, tokens: int) -> None:
-        """Add to the counts."""
-        self.rows += rows
-        self.tokens += tokens
-
-    def read(self) -> tuple[int, int]:
-        """Return (rows, tokens)."""
-        return self.rows, self.tokens

@@ -6,12 +6,25 @@ from collections import Counter
 
 
 class Watch:
-    """The starts of the model actors of a round, and the shards that they are at."""
+    """The starts of the model actors of a round, the shards that they are at, and how much they have answered.
+
+    The counts begin again where the node of the watch is lost.
+    """
 
     def __init__(self) -> None:
         self._starts: Counter[str] = Counter()
         self._failing: dict[str, bool] = {}
         self._running: dict[str, str | None] = {}
+        self._rows = self._tokens = 0
+
+    def add(self, rows: int, tokens: int) -> None:
+        """Count rows and tokens that an actor has answered."""
+        self._rows += rows
+        self._tokens += tokens
+
+    def counts(self) -> tuple[int, int]:
+        """Return the rows and tokens that were answered."""
+        return self._rows, self._tokens
 
     def start(self, actor: str) -> int:
         """Note that an actor starts, and return how often it has begun to since it was last ready."""

@@ -30,15 +30,6 @@ from pipelines.storage import Folder
 SMALL = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 48}
 
 
-class NoProgress:
-    """Stands for the actor that counts what is done."""
-
-    class add:
-        @staticmethod
-        def remote(*_: int) -> None:
-            pass
-
-
 def write(file: Path, rows: range) -> None:
     texts = [f"the cat {row} sat" if row % 50 else None for row in rows]
     pq.write_table(pa.table({"id": rows, "text": texts}), file)
@@ -66,7 +57,7 @@ def without_ray(patch: pytest.MonkeyPatch) -> None:
     def run_all(self: execute.Execution, actors: str, wait_s: float) -> None:
         for shard in self.todo:
             table = stages.read_and_tokenise(self.job, pa.Table.from_pylist([shard_row(shard)]))
-            actor = predict.setdefault(self.job.dtype, stages.Predict(self.job, NoProgress))
+            actor = predict.setdefault(self.job.dtype, stages.Predict(self.job))
             committed = stages.commit(self.job, actor(table)).to_pylist()[0]
             assert committed["error"] is None, committed
             self._add(json.loads(committed["stats"]))

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
-from conftest import REPOSITORY
+from conftest import HEAD_ENVIRONMENT, REPOSITORY, RayHead
 
 from pipelines.output import shard_stats
 from pipelines.output.lease import LEASE
@@ -44,10 +44,10 @@ def corpus(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def clean(corpus, checkpoint) -> Path:
+def clean(corpus, checkpoint, ray_head) -> Path:
     """The output of a run without kills."""
     out = corpus / "clean"
-    job = start(corpus, out, checkpoint)
+    job = start(corpus, out, checkpoint, **joined(ray_head))
     message = job.communicate(timeout=500)
     assert job.returncode == 0, message
     assert len(answers(out)) + len(rejects(out)) == ROWS
@@ -80,6 +80,11 @@ def start(corpus: Path, out: Path, checkpoint: Path, *options: str, **settings) 
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **settings)
 
 
+def joined(head: RayHead) -> dict[str, dict[str, str]]:
+    """What a job is started with to run on a head."""
+    return {"env": HEAD_ENVIRONMENT | {"RAY_ADDRESS": head.address}}
+
+
 @pytest.mark.slow
 def test_kills_of_the_whole_job_lose_and_double_nothing(corpus, clean, checkpoint, dice, tmp_path):
     """The driver and all its processes at once; then the same command, and the same files byte for byte."""
@@ -90,7 +95,7 @@ def test_kills_of_the_whole_job_lose_and_double_nothing(corpus, clean, checkpoin
         for part in dice.sample(done, max(0, len(done) - SHARDS // 3)):  # so that there is something to do
             part.unlink()
         lease_before, parts = lease_of(out), count_parts(out)
-        job = start(corpus, out, checkpoint, start_new_session=True)
+        job = start(corpus, out, checkpoint, "--actors", "1", start_new_session=True)
         more = (0, 1, 4)[kills % 3]  # at its beginning, or once it has committed some
         while job.poll() is None and (lease_of(out) in (None, lease_before) or count_parts(out) < parts + more):
             time.sleep(0.02)
@@ -119,16 +124,16 @@ def test_kills_of_the_whole_job_lose_and_double_nothing(corpus, clean, checkpoin
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ray::MapWorker", "ray::MapBatches"])
-def test_kills_of_single_workers_lose_and_double_nothing(kind, corpus, clean, checkpoint, dice, tmp_path):
+def test_kills_of_single_workers_lose_and_double_nothing(kind, corpus, clean, checkpoint, dice, tmp_path, ray_head):
     """Actors, and workers of reading and committing, while the run goes on to its end."""
     kills = 0
     while kills < KILLS:
-        job = start(corpus, tmp_path / "out", checkpoint, "--overwrite")
+        job = start(corpus, tmp_path / "out", checkpoint, "--overwrite", **joined(ray_head))
         reader = threading.Thread(target=lambda job=job: setattr(job, "message", job.communicate(timeout=500)))
         reader.start()
         while job.poll() is None and kills < KILLS:
             time.sleep(dice.uniform(0.1, 1.2))
-            workers = [process for process in workers_of(job) if is_worker(process, kind)]
+            workers = [process for process in workers_of(ray_head) if is_worker(process, kind)]
             if workers:
                 dice.choice(workers).kill()
                 kills += 1
@@ -178,9 +183,9 @@ def count_parts(out: Path) -> int:
     return len(list(out.glob("*.parquet")))
 
 
-def workers_of(job: subprocess.Popen) -> list[psutil.Process]:
+def workers_of(head: RayHead) -> list[psutil.Process]:
     try:
-        return psutil.Process(job.pid).children(recursive=True)
+        return psutil.Process(head.process.pid).children(recursive=True)
     except psutil.NoSuchProcess:
         return []
 

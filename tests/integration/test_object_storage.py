@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
+from commands import run_script
 from conftest import REPOSITORY
 from corpora import plan, read_all
 from pyarrow import fs
@@ -29,7 +29,7 @@ from pipelines.output import folder as output
 from pipelines.output import lease
 from pipelines.storage import Folder, redact_credentials
 
-JOB = REPOSITORY / "jobs" / "classify_corpus.py"
+CPUS = 1
 
 
 class Bucket:
@@ -57,19 +57,20 @@ def bucket() -> Iterator[Bucket]:
     server.stop()
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch) -> Path:
-    folder = tmp_path_factory.mktemp("cache")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
-    return folder
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory) -> Iterator[None]:
+    """Where checkpoints are copied to, by workers of Ray, too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, JOB, *arguments], capture_output=True, text=True, timeout=300)
+    return run_script("jobs/classify_corpus.py", *arguments, cwd=REPOSITORY)
 
 
 @pytest.mark.slow
-def test_input_model_and_output_in_object_storage(bucket, checkpoint, tmp_path):
+def test_input_model_and_output_in_object_storage(bucket, checkpoint, tmp_path, local_ray):
     """Two nights: the same bytes as in a folder, keys in none of the files, and only what is missing is done."""
     (tmp_path / "in").mkdir()
     texts = [f"the cat {i} sat" if i != 7 else None for i in range(100)]
@@ -132,14 +133,15 @@ def test_a_lease_in_object_storage(bucket, monkeypatch):
     assert folder.files() == {}
 
 
-def test_a_checkpoint_is_copied_once_and_again_when_it_has_changed(bucket, checkpoint, cache, tmp_path):
+def test_a_checkpoint_is_copied_once_and_again_when_it_has_changed(bucket, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     shutil.copytree(checkpoint, tmp_path / "model")
     (tmp_path / "model" / "training_args.bin").write_bytes(b"a pickle")
     bucket.copy(tmp_path / "model", "changing")
     opened = Checkpoint.open(bucket.uri("changing"))
     assert {file.name for file in opened.folder.iterdir()} == {file.name for file in checkpoint.iterdir()}
     assert Checkpoint.open(bucket.uri("changing")) == opened
-    assert len(list(cache.glob("modernbert-ray/*"))) == 1
+    assert len(list(tmp_path.glob("cache/modernbert-ray/*"))) == 1
     time.sleep(1.1)  # times in S3 are whole seconds
     bucket.copy(tmp_path / "model", "changing")
     assert download_checkpoint(bucket.uri("changing")) != opened.folder
