@@ -67,9 +67,7 @@ class Execution:
         self.failed: dict[str, str] = {}
         """The names of the shards, and the paths of the files, that failed, with the reason."""
         self._rows = sum(shard.rows for shard in todo)
-        self._seen_rows = self._labelled = 0
-        self._progress: tuple[tuple[int, int], Any] = (0, 0), None
-        """The rows and tokens that the rounds before this one have answered, and the Watch of this one."""
+        self._seen_rows = self._labelled = self._round = 0
         self._rejects: Counter[str] = Counter()
         self._blamed: Counter[str] = Counter()
         """How often shards have raised, or ended their process, on an actor that answers the probe."""
@@ -100,38 +98,46 @@ class Execution:
             f"{self.job.dtype}",
             flush=True,
         )
-        with stopped_by_sigterm(), progress_bar(self._rows, self._count):
+        watch = _start_here(_WATCH)
+        with stopped_by_sigterm(), progress_bar(self._rows, lambda: ray.get(watch.counts.remote())):
             wait_for_places(low, self.job.device, wait_s)
             if on_gpus:
                 warn_of_few_cores(low, wanted)
             blocks = min(len(self.todo), MAX_BLOCKS, max(len(self.todo) // 8, 4 * high * wanted))
             one_by_one = blocks == len(self.todo) and self.job.device == "cpu"
-            lost = self._run_once(self.todo, blocks, one_by_one, (low, high))
+            lost = self._run_once(self.todo, blocks, one_by_one, (low, high), watch)
             rounds_without_progress = 0
             while lost and rounds_without_progress < MAX_ROUNDS_WITHOUT_PROGRESS:
                 again = self._next_round(lost)
                 self._commit_held()
-                lost = self._run_once(again, len(again), True, (low, high)) if again else []
+                lost = self._run_once(again, len(again), True, (low, high), watch) if again else []
                 none_done = len(lost) > MAX_SHARDS_TO_SPLIT and len(lost) == len(again)
                 rounds_without_progress = rounds_without_progress + 1 if none_done else 0
         self._commit_held()
         self.failed |= {shard.name: self._reasons.get(shard.name, LOST) for shard in lost}
         self.failed |= {name: rejects[-1]["reason"] for name, (_, rejects) in self._held.items()}
 
-    def _run_once(self, shards: list[Shard], blocks: int, one_by_one: bool, actors: tuple[int, int]) -> list[Shard]:
+    def _run_once(
+        self, shards: list[Shard], blocks: int, one_by_one: bool, actors: tuple[int, int], watch: Any
+    ) -> list[Shard]:
         """Run shards in `blocks` blocks, with `one_by_one` no two at an actor, and return those to be run again."""
         missing = {shard.name: shard for shard in shards}
         again: list[Shard] = []
-        log_file, watch = log_ray_data_to_file(), _start_here(_WATCH)
+        log_file = log_ray_data_to_file()
+        self._round += 1
+
+        def watched(method: str) -> Any:
+            return ray.get(watch.call.remote(self._round, method))
+
         try:
-            self._progress = self._count(), watch
-            with waiting_said(lambda: not ray.get(watch.any_start.remote()), self.job.device):
-                for row in pipeline(self.job, shards, blocks, one_by_one, actors, watch).iter_rows():
+            dataset = pipeline(self.job, shards, blocks, one_by_one, actors, watch, self._round)
+            with waiting_said(lambda: not watched("any_start"), self.job.device):
+                for row in dataset.iter_rows():
                     self.check()
                     if self._receive(row, missing[row["name"]], log_file):
                         again.append(missing[row["name"]])
                     del missing[row["name"]]
-            interrupted = ray.get(watch.interrupted.remote())
+            interrupted = watched("interrupted")
         except RayError as error:
             _log.error("the job ended with this error", exc_info=error)
             raise JobError(f"Ray: {_summary(error)} (details in {log_file})") from error
@@ -139,12 +145,6 @@ class Execution:
             reason = interrupted.get(name)
             self._lose(name, reason, blamed=name in interrupted and reason is None)
         return again + list(missing.values())
-
-    def _count(self) -> tuple[int, int]:
-        """Return the rows and tokens that the actors have answered so far."""
-        (rows, tokens), watch = self._progress
-        new_rows, new_tokens = ray.get(watch.counts.remote()) if watch else (0, 0)
-        return rows + new_rows, tokens + new_tokens
 
     def _receive(self, row: dict[str, Any], shard: Shard, log_file: Path) -> bool:
         """Take in what the commit of a shard reports, and tell whether the shard is to be run again."""
@@ -220,7 +220,13 @@ class Execution:
 
 
 def pipeline(
-    job: Job, shards: list[Shard], blocks: int, one_by_one: bool, actors: tuple[int, int], watch: Any
+    job: Job,
+    shards: list[Shard],
+    blocks: int,
+    one_by_one: bool,
+    actors: tuple[int, int],
+    watch: Any,
+    round_number: int,
 ) -> Dataset:
     """The stages over shards in `blocks` blocks, with a pool of from `actors[0]` to `actors[1]` actors.
 
@@ -250,7 +256,7 @@ def pipeline(
             .map_batches(partial(read_and_tokenise, job), num_cpus=read_cpus, **one_shard)
             .map_batches(
                 Predict,
-                fn_constructor_args=(job, watch),
+                fn_constructor_args=(job, watch, round_number),
                 **actor_options(job.device, actors, retries=0, one_by_one=one_by_one),
                 **one_shard,
             )

@@ -61,12 +61,13 @@ class Predict:
     process, and Ray starts another in its place.
     """
 
-    def __init__(self, job: ModelRun, watch: Any = None):
+    def __init__(self, job: ModelRun, watch: Any = None, round_number: int = 0):
         """Load the model on this actor's device, on one thread where that is a CPU.
 
-        `watch` is the actor Watch of the round; without one, the first failure to start is final.
+        `watch` is the actor Watch of the job; without one, the first failure to start is final.
         """
-        self.job, self.watch, self.reported = job, watch, time.monotonic()
+        self.job, self.watch, self.round_number = job, watch, round_number
+        self.reported = time.monotonic()
         self.unreported = [0, 0]
         self.predictor: Any = None
         self.has_answered = False
@@ -160,8 +161,8 @@ class Predict:
             os._exit(1)
 
     def _note(self, event: str, *arguments: Any) -> Any:
-        """Call a method of Watch, and wait for it: the process may end right after."""
-        return ray.get(getattr(self.watch, event).remote(*arguments)) if self.watch else None
+        """Call a method of Watch for this round, and wait for it: the process may end right after."""
+        return ray.get(self.watch.call.remote(self.round_number, event, *arguments)) if self.watch else None
 
     def _report(self, windows: int, tokens: int, now: bool = False) -> None:
         """Report a finished batch, at most once a second, and restart the time limit for the next."""

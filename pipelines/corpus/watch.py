@@ -1,29 +1,40 @@
-"""What the actors of a round do, kept outside their processes: what a process was at when it ended is known here."""
+"""What the model actors of a job do, kept outside their processes: what one was at when it ended is known here."""
 
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 
 class Watch:
-    """The starts of the model actors of a round, the shards that they are at, and how much they have answered.
+    """The starts of the model actors of a round, the shards that they are at, and how much all have answered.
 
-    The counts begin again where the node of the watch is lost.
+    All of it begins again where the node of the watch is lost.
     """
 
     def __init__(self) -> None:
+        self._rows = self._tokens = 0
+        self._begin_round(0)
+
+    def _begin_round(self, number: int) -> None:
+        self._round = number
         self._starts: Counter[str] = Counter()
         self._failing: dict[str, bool] = {}
         self._running: dict[str, str | None] = {}
-        self._rows = self._tokens = 0
+
+    def call(self, round_number: int, method: str, *arguments: Any) -> Any:
+        """Call a method for a round; for one before the last, whose actors are about to end, do nothing."""
+        if round_number > self._round:
+            self._begin_round(round_number)
+        return getattr(self, method)(*arguments) if round_number == self._round else None
 
     def add(self, rows: int, tokens: int) -> None:
-        """Count rows and tokens that an actor has answered."""
+        """Count rows and tokens that an actor has answered, in whatever round."""
         self._rows += rows
         self._tokens += tokens
 
     def counts(self) -> tuple[int, int]:
-        """Return the rows and tokens that were answered."""
+        """Return the rows and tokens that were answered in all rounds."""
         return self._rows, self._tokens
 
     def start(self, actor: str) -> int:

@@ -129,6 +129,17 @@ def test_an_actor_gives_up_only_where_no_other_one_comes_up():
     assert watch.start_failed("b")
 
 
+def test_what_an_actor_notes_after_its_round_is_passed_over():
+    watch = Watch()
+    assert watch.call(1, "start", "a") == 1
+    watch.call(1, "begin", "shard")
+    assert watch.call(2, "interrupted") == {}
+    assert watch.call(1, "start", "a") is None
+    watch.call(1, "begin", "shard")
+    assert watch.call(2, "interrupted") == {}
+    assert not watch.call(2, "any_start")
+
+
 def test_a_shard_that_is_lost_to_the_machines_again_and_again_fails_and_is_not_split():
     shard = Shard("in-0-000000000-000000064", "in", "parquet", 0, 64)
     execution = execute.Execution(None, [shard], None, partial(int, 0))
