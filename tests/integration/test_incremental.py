@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
-from commands import run_job
+from commands import run_job, run_script
 from conftest import REPOSITORY
 from corpora import plan
 
@@ -26,7 +26,7 @@ from pipelines.output.lease import LEASE, _processes, lease
 from pipelines.output.record import RunRecord
 from pipelines.storage import Folder
 
-JOB = REPOSITORY / "jobs" / "classify_corpus.py"
+JOB = str(REPOSITORY / "jobs" / "classify_corpus.py")
 CPUS = 1
 
 
@@ -244,13 +244,15 @@ def test_a_second_run_at_once_stops_and_a_dead_ones_lease_is_taken_over(tmp_path
 
 
 @pytest.mark.slow
-def test_a_job_that_is_stopped_says_how_to_go_on_and_goes_on(tmp_path, checkpoint):
+def test_a_job_that_is_stopped_says_how_to_go_on_and_goes_on(tmp_path, checkpoint, local_ray):
     (tmp_path / "in").mkdir()
     write(tmp_path / "in", "a", range(3000))
-    command = [sys.executable, str(JOB), "--input", "in", "--output", "out", "--model", str(checkpoint)]
+    command = [JOB, "--input", "in", "--output", "out", "--model", str(checkpoint)]
     for sent, code, word in ((signal.SIGTERM, 143, "stopped"), (signal.SIGINT, 130, "interrupted")):
         there = list((tmp_path / "out").glob("*.parquet"))
-        job = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        job = subprocess.Popen(
+            [sys.executable, *command], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
         while len(list((tmp_path / "out").glob("*.parquet"))) == len(there):
             assert job.poll() is None
             time.sleep(0.05)
@@ -260,5 +262,5 @@ def test_a_job_that_is_stopped_says_how_to_go_on_and_goes_on(tmp_path, checkpoin
         assert f"{word}; the same command goes on where this one stopped" in message
         assert "Traceback" not in message
         assert not (tmp_path / "out" / LEASE).exists()
-    assert subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=300).returncode == 0
+    assert run_script(*command, cwd=tmp_path).returncode == 0
     assert ids(tmp_path) == list(range(3000))

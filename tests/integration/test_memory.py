@@ -77,6 +77,7 @@ def test_one_huge_text_among_short_ones(tmp_path, checkpoint):
     texts[700] = "the cat sat on the mat and " * (50 * 2**20 // 27)
     pq.write_table(pa.table({"id": range(2000), "text": texts}), tmp_path / "in.parquet")
     command = [sys.executable, JOBS / "classify_corpus.py", "--input", tmp_path / "in.parquet", "--model", checkpoint]
+    command += ["--actors", "1"]
     for policy in ("truncate", "windows"):
         out = tmp_path / policy
         for memory in peaks([*command, "--output", out, "--long-documents", policy]).values():
