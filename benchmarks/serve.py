@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 REPOSITORY = Path(__file__).parents[1]
 RESULTS = REPOSITORY / "benchmarks" / "results"
@@ -124,6 +125,15 @@ async def run_clients(url: str, documents: list[str], clients: int, inputs: int)
         return time.perf_counter() - start, latencies
 
 
+def http_copy(service: int) -> tuple[float, int]:
+    """Return the CPU seconds and the resident bytes of the copy that speaks HTTP."""
+    for process in psutil.Process(service).children(recursive=True):
+        if process.cmdline()[0].startswith("ray::ServeReplica:benchmark:http"):
+            times = process.cpu_times()
+            return times.user + times.system, process.memory_info().rss
+    raise SystemExit("no process speaks HTTP")
+
+
 def free_port(first: int) -> int:
     """Return the first free port from `first` on, below the range of ephemeral ports."""
     for port in range(first, 30_000):
@@ -160,9 +170,11 @@ def measure(name: str, model: Path, threads: int, topology: str, levels: list[in
             documents = list(itertools.islice(itertools.cycle(documents), count))
             tokens = int(loop.predictor.task.encode(loop.predictor.checkpoint.tokenizer, documents).n_tokens.sum())
             before = [loop.seconds(documents, batch_size) for batch_size in (1, clients * inputs)]
+            cpu_before_s, _ = http_copy(service.pid)
             elapsed_s, latencies = asyncio.run(
                 run_clients(f"http://127.0.0.1:{port}/models/intent", documents, clients, inputs)
             )
+            cpu_s, resident = http_copy(service.pid)
             after = [loop.seconds(documents, batch_size) for batch_size in (1, clients * inputs)]
             one, many = (2 * tokens / (before_s + after_s) for before_s, after_s in zip(before, after, strict=True))
             p50, p95, p99 = (np.percentile(latencies, [50, 95, 99]) * 1000).round(1).tolist()
@@ -171,6 +183,9 @@ def measure(name: str, model: Path, threads: int, topology: str, levels: list[in
             row |= {"tokens_per_text": round(tokens / count, 1)}
             row |= {"requests_per_s": round(len(latencies) / elapsed_s, 1), "tokens_per_s": round(tokens / elapsed_s)}
             row |= {"p50_ms": p50, "p95_ms": p95, "p99_ms": p99}
+            warm_up = min(2 * clients, -(-count // inputs))
+            row |= {"http_cpu_ms": round(1000 * (cpu_s - cpu_before_s) / (len(latencies) + warm_up), 2)}
+            row |= {"http_mb": round(resident / 1e6)}
             row |= {"loop_tokens_per_s": round(one), "batched_loop_tokens_per_s": round(many)}
             row |= {"of_loop": round(tokens / elapsed_s / one, 2)}
             row |= {"of_batched_loop": round(tokens / elapsed_s / many, 2)}
