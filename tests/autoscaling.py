@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 import subprocess
 import tempfile
 import time
@@ -13,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from conftest import HEAD_ENVIRONMENT, RAY, free_port
+from conftest import HEAD_ENVIRONMENT, RAY, free_port, kill_tree
 
 
 @contextmanager
@@ -64,9 +62,6 @@ def autoscaling_head(most_gpus: int, idle_s: float) -> Iterator[str]:
             time.sleep(1)
         yield f"127.0.0.1:{port}"
     finally:
-        os.killpg(head.pid, signal.SIGTERM)
-        try:
-            head.wait(30)
-        except subprocess.TimeoutExpired:
-            os.killpg(head.pid, signal.SIGKILL)
+        kill_tree(head)  # on SIGTERM it takes 30 s
+        head.wait(60)
         shutil.rmtree(folder, ignore_errors=True)

@@ -188,7 +188,7 @@ def test_a_cluster_without_gpus_is_asked_for_them_and_gives_them_back(corpus, tm
 
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("pipelines.input.plan.MAX_SHARD_ROWS", 16)
-    rows = 16 * 80
+    rows = 16 * 48
     pq.write_table(pa.table({"id": range(rows), "text": ["please wake me up " * 16] * rows}), corpus["input"])
     with autoscaling_head(most_gpus=4, idle_s=5) as address:
         monkeypatch.setenv("RAY_ADDRESS", address)
