@@ -120,6 +120,7 @@ def test_a_ray_that_wants_a_token_says_where_to_put_it(tmp_path):
         head.wait(60)
 
 
+@pytest.mark.slow
 def test_a_job_on_a_busy_cluster_waits_in_plain_words_and_goes_on(corpus, capsys, monkeypatch):
     monkeypatch.setattr(placement, "_SAID_EVERY_S", 1.0)
     with own_ray(num_cpus=2, include_dashboard=False):

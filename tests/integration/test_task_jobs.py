@@ -305,6 +305,7 @@ def test_a_step_with_a_mistake_is_refused_before_anything_runs(models, local_ray
     assert row["p_label"].startswith("LABEL_")
 
 
+@pytest.mark.slow
 def test_the_example_of_a_job_in_python_runs(local_ray, tmp_path, monkeypatch, capsys):
     block = readme_block("run-corpus", "pipelines/README.md").replace("labelled/", f"{tmp_path}/labelled/")
     monkeypatch.chdir(REPOSITORY)
