@@ -6,6 +6,7 @@ ends its process for every text is no fault of the rows, which must not be rejec
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import re
@@ -130,9 +131,8 @@ class Execution:
             return ray.get(watch.call.remote(self._round, method))
 
         try:
-            dataset = pipeline(self.job, shards, blocks, one_by_one, actors, watch, self._round)
             with waiting_said(lambda: not watched("any_start"), self.job.device):
-                for row in dataset.iter_rows():
+                for row in pipeline(self.job, shards, blocks, one_by_one, actors, watch, self._round).iter_rows():
                     self.check()
                     if self._receive(row, missing[row["name"]], log_file):
                         again.append(missing[row["name"]])
@@ -141,6 +141,7 @@ class Execution:
         except RayError as error:
             _log.error("the job ended with this error", exc_info=error)
             raise JobError(f"Ray: {_summary(error)} (details in {log_file})") from error
+        gc.collect()  # cycles that Ray Data leaves hold the actors, and so CPUs or GPUs that the next round wants
         for name in missing:
             reason = interrupted.get(name)
             self._lose(name, reason, blamed=name in interrupted and reason is None)

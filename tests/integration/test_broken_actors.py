@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -12,6 +14,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
+import ray
 from commands import run_job
 from conftest import own_ray
 
@@ -68,6 +71,29 @@ def test_what_passes_costs_no_row(fault, run, folder, tmp_path):
     assert pq.read_table(part)["id"].to_pylist() == list(range(ROWS))
     assert not (tmp_path / "out" / "_rejected").exists()
     assert (folder / {"the first two loads fail": "load 2"}.get(fault, "broken")).exists()
+
+
+@pytest.mark.slow
+def test_a_round_has_the_places_of_the_one_before_it_at_once(run, folder, monkeypatch):
+    """Whenever Python collects its garbage, in which Ray Data leaves the handles of actors."""
+    pipeline, free = execute.pipeline, []
+
+    def begin(*arguments):
+        for _ in range(20):
+            if ray.available_resources().get("CPU") == 1:
+                break
+            time.sleep(0.5)
+        free.append(ray.available_resources().get("CPU"))
+        return pipeline(*arguments)
+
+    monkeypatch.setattr(execute, "pipeline", begin)
+    (folder / "broken").unlink(missing_ok=True)
+    gc.disable()
+    try:
+        assert run("the device of one process breaks") == 0
+    finally:
+        gc.enable()
+    assert free == [1, 1]
 
 
 @pytest.mark.slow

@@ -35,8 +35,7 @@ def test_a_row_that_ends_or_hangs_its_process_is_rejected_alone(tmp_path, checkp
         tmp_path / "out",
         checkpoint,
     ]
-    # Ray's own second, not conftest's minute: a round with a lost actor has been seen to wait for an idle worker's end.
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "RAY_idle_worker_killing_time_threshold_ms": "1000"}
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     rejected = pq.read_table(tmp_path / "out" / "_rejected").sort_by("id")
