@@ -111,6 +111,7 @@ def test_input_model_and_output_in_object_storage(bucket, checkpoint, tmp_path, 
     assert labelled["id"].to_pylist() == [i for i in range(101) if i != 7]
 
 
+@pytest.mark.slow
 def test_a_lease_in_object_storage(bucket, monkeypatch):
     folder = Folder(bucket.uri("leased"))
     monkeypatch.setattr(lease, "_RENEWED_S", 0.1)

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from pipelines.options import TASKS
 
 REPOSITORY = Path(__file__).parents[2]
@@ -34,6 +36,7 @@ def test_the_http_process_loads_no_torch():
     assert loads("pipelines.serve.deployment", "torch", "transformers") == set()
 
 
+@pytest.mark.slow
 def test_reading_tokenising_and_committing_load_no_torch():
     for task in TASKS.values():
         module = task.implementation.partition(":")[0]
