@@ -55,6 +55,6 @@ if __name__ == "__main__":
             runtime_env={"worker_process_setup_hook": break_actors if broken else poison},
         )
     # Long enough for the first batch of a new process where others share the cores: it is no document's fault.
-    arguments = {"input": source, "output": target, "model": model, "batch-timeout-s": "10"}
+    arguments = {"input": source, "output": target, "model": model, "batch-timeout-s": "15"}
     sys.argv = ["classify", *(part for name, value in arguments.items() for part in (f"--{name}", value))]
     sys.exit(run_command("classify"))

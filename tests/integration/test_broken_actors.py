@@ -79,7 +79,9 @@ def test_a_round_has_the_places_of_the_one_before_it_at_once(run, folder, monkey
     pipeline, free = execute.pipeline, []
 
     def begin(*arguments):
-        for _ in range(20):
+        for _ in range(
+            120
+        ):  # nothing else asks for the place meanwhile, so that a handle left over holds it to the end
             if ray.available_resources().get("CPU") == 1:
                 break
             time.sleep(0.5)
