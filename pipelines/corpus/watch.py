@@ -23,7 +23,7 @@ class Watch:
         self._running: dict[str, str | None] = {}
 
     def call(self, round_number: int, method: str, *arguments: Any) -> Any:
-        """Call a method for the last round; actors of an earlier one are about to end, and what they note is passed over."""
+        """Call a method for the last round; for an earlier one, which only actors about to end are in, do nothing."""
         if round_number > self._round:
             self._begin_round(round_number)
         return getattr(self, method)(*arguments) if round_number == self._round else None
