@@ -78,23 +78,23 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def local_ray(request: pytest.FixtureRequest) -> Iterator[None]:
-    """One Ray on this machine for the tests of a file that run a pipeline in process.
+def local_ray(ray_head: RayHead) -> Iterator[None]:
+    """This process as a driver of the head, for the tests of a file that run a pipeline in process.
 
-    Not for longer: a Ray that ends takes the process of its driver with it, which would be that of all tests. A file
-    whose jobs need no actors side by side says `CPUS = 1`: each actor and each reader takes seconds for its imports.
+    Its jobs have one actor each, which takes seconds for its imports, where they do not say otherwise.
     """
-    with own_ray(num_cpus=getattr(request.module, "CPUS", None), include_dashboard=False):
+    with own_ray(ray_head.address), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MODERNBERT_ACTORS", "1")
         yield
 
 
 @contextmanager
-def own_ray(**options: Any) -> Iterator[None]:
-    """A Ray of this process in place of one that a job of an earlier test may have started."""
+def own_ray(address: str = "local", **options: Any) -> Iterator[None]:
+    """A Ray of this process, or the one at `address`, in place of one that an earlier test may have started."""
     import ray
 
     ray.shutdown()
-    ray.init("local", log_to_driver=False, logging_level="ERROR", **options)
+    ray.init(address, log_to_driver=False, logging_level="ERROR", **options)
     yield
     ray.shutdown()
 
@@ -115,9 +115,9 @@ class RayHead(NamedTuple):
     process: subprocess.Popen
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def ray_head() -> Iterator[RayHead]:
-    """A head of its own, for jobs that are submitted, and for those that need no Ray of their own."""
+    """One head for all tests that need no Ray of their own."""
     with own_head(cpus=2) as head:
         yield head
 

@@ -14,7 +14,6 @@ from commands import run_script
 from conftest import REPOSITORY
 
 JOB = REPOSITORY / "jobs" / "classify_corpus.py"
-CPUS = 1
 
 
 def options(checkpoint: Path) -> list[str]:

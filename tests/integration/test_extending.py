@@ -33,7 +33,6 @@ def test_a_format_is_one_file_and_a_line_of_formats(tmp_path, monkeypatch):
     assert table["text"].to_pylist() == [f"{name} {i}" for name in "ab" for i in range(100)]
 
 
-CPUS = 1
 TEXTS = ["the cat", "the cat sat on the mat", "a"]
 
 

@@ -27,7 +27,6 @@ from pipelines.output.record import RunRecord
 from pipelines.storage import Folder
 
 JOB = str(REPOSITORY / "jobs" / "classify_corpus.py")
-CPUS = 1
 
 
 def write(folder: Path, name: str, rows: range) -> None:

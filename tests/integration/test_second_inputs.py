@@ -14,7 +14,6 @@ from predictions import assert_close, random_texts
 
 from pipelines import pipeline, processor
 
-CPUS = 1
 CLASSIFIER = "ModernBertForSequenceClassification"
 NULL, EMPTY = 3, 5
 

@@ -13,7 +13,7 @@ import httpx
 import psutil
 import pytest
 from checkpoints import write_task
-from conftest import free_port
+from conftest import free_port, own_ray
 
 from pipelines import pipeline
 
@@ -36,14 +36,15 @@ def expected(folder):
 
 
 @pytest.fixture(scope="module")
-def http(local_ray):
+def http():
     """Serve's HTTP side on a free port; the port."""
     from ray import serve
 
     port = free_port()
-    serve.start(http_options={"host": "127.0.0.1", "port": port})
-    yield port
-    serve.shutdown()
+    with own_ray(include_dashboard=False):
+        serve.start(http_options={"host": "127.0.0.1", "port": port})
+        yield port
+        serve.shutdown()
 
 
 @pytest.fixture

@@ -27,7 +27,6 @@ from pipelines.options import TASKS
 from pipelines.serve.config import served_models
 from pipelines.serve.local import LocalModelClient
 
-CPUS = 1
 NLI = ["contradiction", "neutral", "entailment"]
 BIO = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
