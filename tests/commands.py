@@ -1,8 +1,9 @@
-"""Commands run in this process, which saves the seconds that a new process takes for its imports."""
+"""Commands and jobs run in this process, which saves the seconds that a new process takes for its imports."""
 
 from __future__ import annotations
 
 import io
+import json
 import os
 import runpy
 import subprocess
@@ -12,9 +13,13 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pytest
 from conftest import REPOSITORY
 
+from pipelines.corpus import execute, stages
 from pipelines.corpus.run import run_corpus
+from pipelines.corpus.wire import shard_row
 
 
 def run_job(task: str, **options: Any) -> int:
@@ -34,6 +39,20 @@ def run_script(script: str, *arguments: object, cwd: Path) -> subprocess.Complet
 def run_module(module: str, *arguments: object, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess[str]:
     """Run `python -m module`."""
     return _run(lambda: runpy.run_module(module, run_name="__main__"), [module, *arguments], cwd)
+
+
+def without_ray(patch: pytest.MonkeyPatch) -> None:
+    """Run the stages of jobs in this process, without Ray, one shard after the other."""
+
+    def run_all(self: execute.Execution, actors: str, wait_s: float) -> None:
+        actor = stages.Predict(self.job) if self.todo else None
+        for shard in self.todo:
+            table = stages.read_and_tokenise(self.job, pa.Table.from_pylist([shard_row(shard)]))
+            committed = stages.commit(self.job, actor(table)).to_pylist()[0]
+            assert committed["error"] is None, committed
+            self._add(json.loads(committed["stats"]))
+
+    patch.setattr(execute.Execution, "run", run_all)
 
 
 def _run(call: Callable[[], Any], arguments: list[object], cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -88,6 +88,14 @@ def local_ray(ray_head: RayHead) -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs run their stages in this process, without Ray, whose processes take seconds for their imports."""
+    from commands import without_ray
+
+    without_ray(monkeypatch)
+
+
 @contextmanager
 def own_ray(address: str = "local", **options: Any) -> Iterator[None]:
     """A Ray of this process, or the one at `address`, in place of one that an earlier test may have started."""

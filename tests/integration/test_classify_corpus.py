@@ -151,8 +151,11 @@ def test_a_second_run_does_only_what_is_missing_and_gives_the_same_bytes(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["jsonl.gz", "csv", "feather"])
-def test_other_formats_and_multi_label(kind, tmp_path, local_ray):
+@pytest.mark.parametrize(
+    ("kind", "where"), [("jsonl.gz", "local_ray"), ("csv", "local_ray"), ("feather", "in_process")]
+)
+def test_other_formats_and_multi_label(kind, where, tmp_path, request):
+    request.getfixturevalue(where)
     write_checkpoint(tmp_path / "model", num_labels=4, problem_type="multi_label_classification")
     write_tokenizer(tmp_path / "model")
     frame = pd.DataFrame({"text": [f"the cat {i}" for i in range(150)], "n": range(150)})
@@ -261,7 +264,7 @@ CLINC = REPOSITORY.parent / "shared" / "data" / "clinc150" / "val.parquet"
 
 @pytest.mark.slow
 @pytest.mark.skipif(not CLINC.is_file(), reason="needs the CLINC150 validation rows, which are not shipped")
-def test_accuracy_of_the_demo_checkpoint(tmp_path, local_ray):
+def test_accuracy_of_the_demo_checkpoint(tmp_path, in_process):
     demo = REPOSITORY / "jobs" / "demo" / "intent-classifier"
     assert run(input=CLINC, output=tmp_path / "out", model=demo) == 0
     rows = ds.dataset(tmp_path / "out").to_table().to_pandas()

@@ -21,9 +21,9 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 from checkpoints import write_task
+from commands import without_ray
 
-from pipelines.corpus import execute, run, stages
-from pipelines.corpus.wire import shard_row
+from pipelines.corpus import run
 from pipelines.output import lease, shard_stats
 from pipelines.storage import Folder
 
@@ -44,25 +44,14 @@ def folder(tmp_path_factory) -> Path:
     write(folder / "in" / "a.parquet", range(100))
     write(folder / "in" / "b.parquet", range(100, 200))
     with pytest.MonkeyPatch.context() as patch:
-        without_ray(patch)
+        crashing(patch)
         assert job(folder, folder / "first") == 0
     write(folder / "in" / "b.parquet", range(300, 430))
     return folder
 
 
-def without_ray(patch: pytest.MonkeyPatch) -> None:
-    """Run the stages of a job one shard after the other, in this process."""
-    predict: dict[str, stages.Predict] = {}
-
-    def run_all(self: execute.Execution, actors: str, wait_s: float) -> None:
-        for shard in self.todo:
-            table = stages.read_and_tokenise(self.job, pa.Table.from_pylist([shard_row(shard)]))
-            actor = predict.setdefault(self.job.dtype, stages.Predict(self.job))
-            committed = stages.commit(self.job, actor(table)).to_pylist()[0]
-            assert committed["error"] is None, committed
-            self._add(json.loads(committed["stats"]))
-
-    patch.setattr(execute.Execution, "run", run_all)
+def crashing(patch: pytest.MonkeyPatch) -> None:
+    without_ray(patch)
     patch.setattr(lease, "_SETTLED_S", {True: 0.0, False: 0.0})
     patch.setattr(lease, "_alive", lambda _: False)  # the run that has crashed is gone, though its process is ours
 
@@ -115,7 +104,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_crash_at_any_point_loses_and_doubles_nothing(case, folder, tmp_path, monkeypatch):
-    without_ray(monkeypatch)
+    crashing(monkeypatch)
     continued, options = CASES[case]
 
     def begin(output: Path) -> Path:

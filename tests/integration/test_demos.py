@@ -34,7 +34,8 @@ def here(command: str) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize("command", readme_block("demos", "jobs/README.md").strip().splitlines())
 def test_a_demo_runs_without_options(command, tmp_path, ray_head):
-    options = {"shell": True, "cwd": tmp_path, "env": HEAD_ENVIRONMENT | {"RAY_ADDRESS": ray_head.address}}
+    environment = HEAD_ENVIRONMENT | {"RAY_ADDRESS": ray_head.address, "MODERNBERT_ACTORS": "1"}
+    options = {"shell": True, "cwd": tmp_path, "env": environment}
     done = subprocess.run(here(command), capture_output=True, text=True, timeout=300, **options)
     assert done.returncode == 0, done.stderr[-2000:]
     assert re.search(r"rows +[\d,]+: [\d,]+ labelled, [\d,]+ rejected", done.stdout)
@@ -106,7 +107,7 @@ def test_a_demo_checkpoint_loads_in_transformers_and_answers_alike(name, auto):
 
 
 @pytest.mark.slow
-def test_the_tagger_finds_personal_data_in_messages_from_other_templates(tmp_path, local_ray):
+def test_the_tagger_finds_personal_data_in_messages_from_other_templates(tmp_path, in_process):
     """Types and spans, blanks at their ends left out, over the held-out messages; the card says what was measured."""
     lines = (DEMO / "held_out_messages.jsonl").read_text(encoding="utf-8").splitlines()
     wanted = [json.loads(line) for line in lines]

@@ -43,7 +43,7 @@ def ids(folder: Path) -> list[int]:
 
 
 @pytest.mark.slow
-def test_three_nights(tmp_path, checkpoint, local_ray, monkeypatch, capfd):
+def test_three_nights(tmp_path, checkpoint, in_process, monkeypatch, capfd):
     """New files are labelled, changed ones again, missing ones listed; what is unchanged is neither read nor run."""
     (tmp_path / "in").mkdir()
     for name, rows in (("a", range(100)), ("b", range(100, 200)), ("c", range(200, 250))):
@@ -90,7 +90,7 @@ def test_three_nights(tmp_path, checkpoint, local_ray, monkeypatch, capfd):
 
 
 @pytest.mark.slow
-def test_rows_of_a_changed_file_that_were_rejected_go_too(tmp_path, checkpoint, local_ray):
+def test_rows_of_a_changed_file_that_were_rejected_go_too(tmp_path, checkpoint, in_process):
     (tmp_path / "in").mkdir()
     pq.write_table(pa.table({"id": [1, 2], "text": ["the cat", None]}), tmp_path / "in" / "a.parquet")
     assert run(tmp_path, checkpoint) == 0
@@ -102,7 +102,7 @@ def test_rows_of_a_changed_file_that_were_rejected_go_too(tmp_path, checkpoint, 
 
 
 @pytest.mark.slow
-def test_a_corrupt_file_among_good_ones_is_named_and_the_others_finish(tmp_path, checkpoint, local_ray, capfd):
+def test_a_corrupt_file_among_good_ones_is_named_and_the_others_finish(tmp_path, checkpoint, in_process, capfd):
     (tmp_path / "in").mkdir()
     write(tmp_path / "in", "a", range(100))
     write(tmp_path / "in", "c", range(200, 230))
@@ -116,8 +116,9 @@ def test_a_corrupt_file_among_good_ones_is_named_and_the_others_finish(tmp_path,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("most", ["10", "30%"])
-def test_a_job_that_rejects_too_much_stops(most, tmp_path, checkpoint, local_ray):
+@pytest.mark.parametrize(("most", "where"), [("10", "local_ray"), ("30%", "in_process")])
+def test_a_job_that_rejects_too_much_stops(most, where, tmp_path, checkpoint, request):
+    request.getfixturevalue(where)
     (tmp_path / "in").mkdir()
     texts = [None if i % 3 == 0 else "the cat" for i in range(300)]
     pq.write_table(pa.table({"id": range(300), "text": texts}), tmp_path / "in" / "a.parquet")
@@ -127,7 +128,7 @@ def test_a_job_that_rejects_too_much_stops(most, tmp_path, checkpoint, local_ray
 
 
 @pytest.mark.slow
-def test_rejected_rows_are_an_input_once_they_are_mended(tmp_path, checkpoint, local_ray):
+def test_rejected_rows_are_an_input_once_they_are_mended(tmp_path, checkpoint, in_process):
     (tmp_path / "in").mkdir()
     texts = pa.array(["the cat", None, "sat"])
     pq.write_table(pa.table({"id": [0, 1, 2], "text": texts}), tmp_path / "in" / "a.parquet")

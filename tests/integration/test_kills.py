@@ -86,8 +86,11 @@ def joined(head: RayHead) -> dict[str, dict[str, str]]:
 
 
 @pytest.mark.slow
-def test_kills_of_the_whole_job_lose_and_double_nothing(corpus, clean, checkpoint, dice, tmp_path):
-    """The driver and all its processes at once; then the same command, and the same files byte for byte."""
+def test_kills_of_the_whole_job_lose_and_double_nothing(corpus, clean, checkpoint, dice, tmp_path, ray_head):
+    """The driver and all its processes at once; then the same command, and the same files byte for byte.
+
+    Each second time its Ray is one of them; else it is the head's, which goes on.
+    """
     out, kills = tmp_path / "out", 0
     while kills < KILLS:
         done = sorted(out.glob("*.parquet"))
@@ -95,20 +98,25 @@ def test_kills_of_the_whole_job_lose_and_double_nothing(corpus, clean, checkpoin
         for part in dice.sample(done, max(0, len(done) - SHARDS // 3)):  # so that there is something to do
             part.unlink()
         lease_before, parts = lease_of(out), count_parts(out)
-        job = start(corpus, out, checkpoint, "--actors", "1", start_new_session=True)
+        on_head = kills % 2
+        settings = joined(ray_head) if on_head else {}
+        job = start(corpus, out, checkpoint, "--actors", "1", start_new_session=True, **settings)
         more = (0, 1, 4)[kills % 3]  # at its beginning, or once it has committed some
         while job.poll() is None and (lease_of(out) in (None, lease_before) or count_parts(out) < parts + more):
             time.sleep(0.02)
         time.sleep(dice.uniform(0, 1))
         if job.poll() is None:
             os.killpg(job.pid, signal.SIGKILL)
+            for process in workers_of(ray_head) if on_head else []:
+                if is_worker(process, "ray::Map"):
+                    process.kill()
             job.communicate()
             kills += 1
             continue
         message = job.communicate()
         assert job.returncode == 0, message
         assert same(out, clean)
-    job = start(corpus, out, checkpoint)
+    job = start(corpus, out, checkpoint, **joined(ray_head))
     message = job.communicate(timeout=300)
     assert job.returncode == 0, message
     for folder in (".", "_rejected"):

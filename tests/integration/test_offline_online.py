@@ -17,22 +17,21 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
 import yaml
-from conftest import HEAD_ENVIRONMENT, REPOSITORY, free_port, readme_block
+from commands import run_job
+from conftest import REPOSITORY, free_port, readme_block
 
 DEMO = REPOSITORY / "jobs" / "demo"
 CLIENTS, MOST_INPUTS = 8, 20
 
 
 @pytest.fixture(scope="module")
-def labelled(tmp_path_factory, ray_head) -> dict[str, Path]:
+def labelled(tmp_path_factory, local_ray) -> dict[str, Path]:
     """The outputs of the demo jobs."""
     outputs = {}
     for task in ("classify", "embed"):
         outputs[task] = tmp_path_factory.mktemp("jobs") / task
-        job = [sys.executable, REPOSITORY / "jobs" / f"{task}_corpus.py", "--input", DEMO / "requests.parquet"]
-        job += ["--model", DEMO / ("intent-classifier" if task == "classify" else "sentence-encoder")]
-        environment = HEAD_ENVIRONMENT | {"RAY_ADDRESS": ray_head.address}
-        subprocess.run([*job, "--output", outputs[task]], env=environment, check=True, capture_output=True, timeout=300)
+        model = DEMO / ("intent-classifier" if task == "classify" else "sentence-encoder")
+        assert run_job(task, input=DEMO / "requests.parquet", model=model, output=outputs[task]) == 0
     return outputs
 
 

@@ -57,7 +57,7 @@ def test_classify_labels_pairs(local_ray, tmp_path):
 
 
 @pytest.mark.slow
-def test_zero_shot_by_labels_of_all_rows_and_of_each(local_ray, tmp_path):
+def test_zero_shot_by_labels_of_all_rows_and_of_each(local_ray, in_process, tmp_path):
     """Columns are what transformers says with the same labels, within 1e-5; a step of a Dataset gives the same bits."""
     model = write_task(tmp_path / "model", CLASSIFIER, labels=["contradiction", "neutral", "entailment"])
     theirs = transformers.pipeline("zero-shot-classification", model=str(model))

@@ -232,11 +232,13 @@ def _common(one: Any, other: Any) -> Any:
     ("task", "long_documents"),
     [(task, "truncate") for task in MODELS] + [(task, "windows") for task in MODELS if task != "multi_vector"],
 )
-def test_a_job_answers_as_memory_does(task, long_documents, corpus, models, local_ray, tmp_path):
+def test_a_job_answers_as_memory_does(task, long_documents, corpus, models, local_ray, tmp_path, request):
     """Bit for bit on one machine, with a document of 100,000 tokens, whatever the packs: the CPU path's promise.
 
-    So do a step of a Ray Dataset and HTTP, for documents that are truncated.
+    So do a step of a Ray Dataset and HTTP, for documents that are truncated. Those that are not need no Ray.
     """
+    if long_documents == "windows":
+        request.getfixturevalue("in_process")
     options = {"long_documents": long_documents, "max_length": 512}
     assert run(task, corpus, models[task], tmp_path / "out", **options) == 0
     got, rejected = ds.dataset(tmp_path / "out").to_table(), pq.read_table(tmp_path / "out" / "_rejected")
@@ -359,7 +361,7 @@ def test_a_step_between_tables_of_delta_and_lance(local_ray, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_types_of_columns(corpus, models, local_ray, tmp_path):
+def test_the_types_of_columns(corpus, models, in_process, tmp_path):
     limited = {"limit": 20, "max_length": 64, "long_documents": "truncate"}
     assert run("embed", corpus, models["embed"], tmp_path / "half", precision="float16", dimensions=16, **limited) == 0
     assert run("answer", corpus, models["answer"], tmp_path / "answers", top_k=3, **limited) == 0
