@@ -244,15 +244,18 @@ def test_a_second_run_at_once_stops_and_a_dead_ones_lease_is_taken_over(tmp_path
 
 
 @pytest.mark.slow
-def test_a_job_that_is_stopped_says_how_to_go_on_and_goes_on(tmp_path, checkpoint, local_ray):
+def test_a_job_that_is_stopped_says_how_to_go_on_and_goes_on(tmp_path, checkpoint, ray_head, local_ray):
+    """On a Ray of its own, and on one that goes on."""
     (tmp_path / "in").mkdir()
     write(tmp_path / "in", "a", range(3000))
-    command = [JOB, "--input", "in", "--output", "out", "--model", str(checkpoint)]
-    for sent, code, word in ((signal.SIGTERM, 143, "stopped"), (signal.SIGINT, 130, "interrupted")):
+    command = [JOB, "--input", "in", "--output", "out", "--model", str(checkpoint), "--actors", "1"]
+    for sent, code, word, address in (
+        (signal.SIGTERM, 143, "stopped", "local"),
+        (signal.SIGINT, 130, "interrupted", ray_head.address),
+    ):
         there = list((tmp_path / "out").glob("*.parquet"))
-        job = subprocess.Popen(
-            [sys.executable, *command], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+        settings = {"env": os.environ | {"RAY_ADDRESS": address}, "cwd": tmp_path, "text": True}
+        job = subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, **settings)
         while len(list((tmp_path / "out").glob("*.parquet"))) == len(there):
             assert job.poll() is None
             time.sleep(0.05)

@@ -13,22 +13,23 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
-from conftest import REPOSITORY
+from conftest import HEAD_ENVIRONMENT, REPOSITORY, RayHead
 from corpora import plan
 
 JOBS = REPOSITORY / "jobs"
 SMALL_SHARDS = Path(__file__).with_name("small_shards.py")
 
 
-def peaks(command: list, code: int = 0) -> dict[str, int]:
-    """Run a job; the most bytes of its own that its driver, its actors, its readers and committers each had at a time.
+def peaks(command: list, head: RayHead) -> dict[str, int]:
+    """Run a job; the most bytes of its own that its driver, its actor, its readers and committers each had at a time.
 
     Of its own: without pages that processes share, such as those of libraries and of Ray's object store.
     """
-    job = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    environment = HEAD_ENVIRONMENT | {"RAY_ADDRESS": head.address, "MODERNBERT_ACTORS": "1"}
+    job = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
     most: dict[str, int] = {}
     while job.poll() is None:
-        for process in [psutil.Process(job.pid), *psutil.Process(job.pid).children(recursive=True)]:
+        for process in [psutil.Process(job.pid), *psutil.Process(head.process.pid).children(recursive=True)]:
             try:
                 name = "driver" if process.pid == job.pid else process.cmdline()[0].partition("(")[0]
                 if name == "driver" or name.startswith("ray::Map"):
@@ -37,7 +38,7 @@ def peaks(command: list, code: int = 0) -> dict[str, int]:
             except (psutil.Error, IndexError):
                 continue
         time.sleep(0.25)  # reading the pages of a process takes a part of a core
-    assert job.returncode == code, job.communicate()[0]
+    assert job.returncode == 0, job.communicate()[0]
     return most
 
 
@@ -52,7 +53,7 @@ def write(folder: Path, files: int) -> Path:
 
 
 @pytest.mark.slow
-def test_memory_does_not_grow_with_the_corpus(tmp_path, checkpoint):
+def test_memory_does_not_grow_with_the_corpus(tmp_path, checkpoint, ray_head):
     """Of 4 shards and of 40: the peak of each kind of process within 20%.
 
     What bounds memory is the shard, whatever its size: these have 512 rows in place of 4,096, so that the run is short.
@@ -61,7 +62,7 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path, checkpoint):
     for files in (4, 40):
         source = write(tmp_path / f"in{files}", files)
         command = [sys.executable, SMALL_SHARDS, "--input", source, "--model", checkpoint]
-        found.append(peaks([*command, "--output", tmp_path / f"out{files}"]))
+        found.append(peaks([*command, "--output", tmp_path / f"out{files}"], ray_head))
     small, large = found
     print(small, large)
     assert small.keys() == large.keys()
@@ -71,16 +72,15 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path, checkpoint):
 
 
 @pytest.mark.slow
-def test_one_huge_text_among_short_ones(tmp_path, checkpoint):
+def test_one_huge_text_among_short_ones(tmp_path, checkpoint, ray_head):
     """50 MB: set aside by a task that would read it in windows, labelled from its start by one that truncates."""
     texts = ["the cat sat"] * 2000
     texts[700] = "the cat sat on the mat and " * (50 * 2**20 // 27)
     pq.write_table(pa.table({"id": range(2000), "text": texts}), tmp_path / "in.parquet")
     command = [sys.executable, JOBS / "classify_corpus.py", "--input", tmp_path / "in.parquet", "--model", checkpoint]
-    command += ["--actors", "1"]
     for policy in ("truncate", "windows"):
         out = tmp_path / policy
-        for memory in peaks([*command, "--output", out, "--long-documents", policy]).values():
+        for memory in peaks([*command, "--output", out, "--long-documents", policy], ray_head).values():
             assert memory < 2**30  # read whole, it takes 6 GB
         rows = ds.dataset(out).to_table()
         if policy == "truncate":
