@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 import re
@@ -58,6 +59,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()  # modules are not looked through again, each time that the tests' own garbage is collected
+    atexit.unregister(gc.freeze)  # a worker of xdist has it from sitecustomize.py: nanobind would report leaks
+    atexit.register(gc.unfreeze)
 
 
 def readme_block(marker: str, file: str = "README.md") -> str:
