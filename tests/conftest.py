@@ -1,4 +1,4 @@
-"""Fixtures: random checkpoints, made once a session, and Rays of a file of tests."""
+"""Fixtures: random checkpoints, made once a session, and the Ray that tests share."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish() -> None:
     gc.collect()
-    gc.freeze()  # modules are not looked through again, each time that the tests' own garbage is collected
+    gc.freeze()  # collections of the tests' own garbage then leave the modules out
     atexit.unregister(gc.freeze)  # a worker of xdist has it from sitecustomize.py: nanobind would report leaks
     atexit.register(gc.unfreeze)
 
@@ -88,12 +88,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def local_ray(ray_head: RayHead) -> Iterator[None]:
-    """This process as a driver of the head, for the tests of a file that run a pipeline in process.
-
-    Its jobs have one actor each, which takes seconds for its imports, where they do not say otherwise.
-    """
-    with own_ray(ray_head.address), pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MODERNBERT_ACTORS", "1")
+    """This process as a driver of the head, for the tests of a file that run a pipeline in process."""
+    with joined_ray(ray_head):
         yield
 
 
@@ -116,6 +112,14 @@ def own_ray(address: str = "local", **options: Any) -> Iterator[None]:
     ray.shutdown()
 
 
+@contextmanager
+def joined_ray(head: RayHead, **options: Any) -> Iterator[None]:
+    """This process as a driver of a head; its jobs have one actor each where they do not say otherwise."""
+    with own_ray(head.address, **options), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MODERNBERT_ACTORS", "1")
+        yield
+
+
 RAY = [str(Path(sys.executable).with_name("ray"))]
 HEAD_ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {
     **LEAN_RAY,
@@ -130,6 +134,11 @@ class RayHead(NamedTuple):
     address: str
     dashboard: str
     process: subprocess.Popen
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment of commands whose jobs join the head."""
+        return HEAD_ENVIRONMENT | {"RAY_ADDRESS": self.address}
 
 
 @pytest.fixture(scope="session")

@@ -51,9 +51,10 @@ def folder(tmp_path_factory) -> Path:
 
 
 def crashing(patch: pytest.MonkeyPatch) -> None:
+    """Run jobs in this process, each as if the process of the one before it were gone."""
     without_ray(patch)
     patch.setattr(lease, "_SETTLED_S", {True: 0.0, False: 0.0})
-    patch.setattr(lease, "_alive", lambda _: False)  # the run that has crashed is gone, though its process is ours
+    patch.setattr(lease, "_alive", lambda _: False)
 
 
 def job(folder: Path, output: Path, **options) -> int:

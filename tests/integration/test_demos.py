@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from commands import run_job, run_script
-from conftest import HEAD_ENVIRONMENT, REPOSITORY, readme_block
+from conftest import REPOSITORY, readme_block
 
 from modernbert.tokenizer import Tokenizer
 from pipelines.inmemory import pipeline
@@ -34,7 +34,7 @@ def here(command: str) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize("command", readme_block("demos", "jobs/README.md").strip().splitlines())
 def test_a_demo_runs_without_options(command, tmp_path, ray_head):
-    environment = HEAD_ENVIRONMENT | {"RAY_ADDRESS": ray_head.address, "MODERNBERT_ACTORS": "1"}
+    environment = ray_head.environment | {"MODERNBERT_ACTORS": "1"}
     options = {"shell": True, "cwd": tmp_path, "env": environment}
     done = subprocess.run(here(command), capture_output=True, text=True, timeout=300, **options)
     assert done.returncode == 0, done.stderr[-2000:]

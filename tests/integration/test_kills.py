@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
-from conftest import HEAD_ENVIRONMENT, REPOSITORY, RayHead
+from conftest import REPOSITORY, RayHead
 
 from pipelines.output import shard_stats
 from pipelines.output.lease import LEASE
@@ -47,7 +47,7 @@ def corpus(tmp_path_factory) -> Path:
 def clean(corpus, checkpoint, ray_head) -> Path:
     """The output of a run without kills."""
     out = corpus / "clean"
-    job = start(corpus, out, checkpoint, **joined(ray_head))
+    job = start(corpus, out, checkpoint, env=ray_head.environment)
     message = job.communicate(timeout=500)
     assert job.returncode == 0, message
     assert len(answers(out)) + len(rejects(out)) == ROWS
@@ -80,11 +80,6 @@ def start(corpus: Path, out: Path, checkpoint: Path, *options: str, **settings) 
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **settings)
 
 
-def joined(head: RayHead) -> dict[str, dict[str, str]]:
-    """What a job is started with to run on a head."""
-    return {"env": HEAD_ENVIRONMENT | {"RAY_ADDRESS": head.address}}
-
-
 @pytest.mark.slow
 def test_kills_of_the_whole_job_lose_and_double_nothing(corpus, clean, checkpoint, dice, tmp_path, ray_head):
     """The driver and all its processes at once; then the same command, and the same files byte for byte.
@@ -99,8 +94,8 @@ def test_kills_of_the_whole_job_lose_and_double_nothing(corpus, clean, checkpoin
             part.unlink()
         lease_before, parts = lease_of(out), count_parts(out)
         on_head = kills % 2
-        settings = joined(ray_head) if on_head else {}
-        job = start(corpus, out, checkpoint, "--actors", "1", start_new_session=True, **settings)
+        environment = ray_head.environment if on_head else None
+        job = start(corpus, out, checkpoint, "--actors", "1", start_new_session=True, env=environment)
         more = (0, 1, 4)[kills % 3]  # at its beginning, or once it has committed some
         while job.poll() is None and (lease_of(out) in (None, lease_before) or count_parts(out) < parts + more):
             time.sleep(0.02)
@@ -116,7 +111,7 @@ def test_kills_of_the_whole_job_lose_and_double_nothing(corpus, clean, checkpoin
         message = job.communicate()
         assert job.returncode == 0, message
         assert same(out, clean)
-    job = start(corpus, out, checkpoint, **joined(ray_head))
+    job = start(corpus, out, checkpoint, env=ray_head.environment)
     message = job.communicate(timeout=300)
     assert job.returncode == 0, message
     for folder in (".", "_rejected"):
@@ -136,7 +131,7 @@ def test_kills_of_single_workers_lose_and_double_nothing(kind, corpus, clean, ch
     """Actors, and workers of reading and committing, while the run goes on to its end."""
     kills = 0
     while kills < KILLS:
-        job = start(corpus, tmp_path / "out", checkpoint, "--overwrite", **joined(ray_head))
+        job = start(corpus, tmp_path / "out", checkpoint, "--overwrite", env=ray_head.environment)
         reader = threading.Thread(target=lambda job=job: setattr(job, "message", job.communicate(timeout=500)))
         reader.start()
         while job.poll() is None and kills < KILLS:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
-from conftest import HEAD_ENVIRONMENT, REPOSITORY, RayHead
+from conftest import REPOSITORY, RayHead
 from corpora import plan
 
 JOBS = REPOSITORY / "jobs"
@@ -25,7 +25,7 @@ def peaks(command: list, head: RayHead) -> dict[str, int]:
 
     Of its own: without pages that processes share, such as those of libraries and of Ray's object store.
     """
-    environment = HEAD_ENVIRONMENT | {"RAY_ADDRESS": head.address, "MODERNBERT_ACTORS": "1"}
+    environment = head.environment | {"MODERNBERT_ACTORS": "1"}
     job = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
     most: dict[str, int] = {}
     while job.poll() is None:

@@ -16,7 +16,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 from commands import run_script
-from conftest import REPOSITORY, own_ray
+from conftest import REPOSITORY, joined_ray
 from corpora import plan, read_all
 from pyarrow import fs
 
@@ -67,16 +67,16 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return run_script("jobs/classify_corpus.py", *arguments, cwd=REPOSITORY)
 
 
+@pytest.fixture
+def local_ray(ray_head, cache) -> Iterator[None]:
+    """The head, with workers that copy checkpoints to the same folder."""
+    with joined_ray(ray_head, runtime_env={"env_vars": {"XDG_CACHE_HOME": cache}}):
+        yield
+
+
 @pytest.mark.slow
-def test_input_model_and_output_in_object_storage(bucket, checkpoint, cache, tmp_path, ray_head, monkeypatch):
+def test_input_model_and_output_in_object_storage(bucket, checkpoint, tmp_path, local_ray):
     """Two nights: the same bytes as in a folder, keys in none of the files, and only what is missing is done."""
-    monkeypatch.setenv("MODERNBERT_ACTORS", "1")
-    with own_ray(ray_head.address, runtime_env={"env_vars": {"XDG_CACHE_HOME": cache}}):
-        two_nights(bucket, checkpoint, tmp_path)
-        assert len(list(Path(cache).glob("modernbert-ray/*"))) == 1
-
-
-def two_nights(bucket: Bucket, checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     texts = [f"the cat {i} sat" if i != 7 else None for i in range(100)]
     pq.write_table(pa.table({"id": range(100), "text": texts}), tmp_path / "in" / "a.parquet")
@@ -128,6 +128,7 @@ def test_a_lease_in_object_storage(bucket, monkeypatch):
             folder.write_atomic(lease.LEASE, b"{}")  # another run that thought this one dead
             if held.lost.wait(1):
                 break
+        assert held.lost.is_set()
         with pytest.raises(JobError, match="was taken over by another run"):
             held.check()
         assert folder.read(lease.LEASE) == b"{}"

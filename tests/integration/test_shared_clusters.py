@@ -153,7 +153,7 @@ def test_two_jobs_at_once_on_one_cluster_both_finish(ray_head, tmp_path):
     """Each wants the whole cluster, and takes what is free."""
     job = [sys.executable, "jobs/classify_corpus.py", "--input", "jobs/demo/requests.parquet"]
     job += ["--model", "jobs/demo/intent-classifier", "--limit", "200"]
-    environment = HEAD_ENVIRONMENT | {"RAY_ADDRESS": ray_head.address}
+    environment = ray_head.environment
     running = [
         subprocess.Popen(
             [*job, "--output", str(tmp_path / name)],
