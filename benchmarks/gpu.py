@@ -48,7 +48,7 @@ SECONDS = 9 * 60
 DRY = "--dry" in sys.argv
 DEVICE = torch.device("cpu" if DRY else "cuda")
 HALF = torch.float32 if DRY else torch.bfloat16  # the interpreter cuts bits off where a GPU rounds
-BASE = ModernBertConfig(num_hidden_layers=4, hidden_size=64, intermediate_size=96, num_attention_heads=2) if DRY else (
+BASE = ModernBertConfig(num_hidden_layers=2, hidden_size=64, intermediate_size=96, num_attention_heads=2) if DRY else (
     ModernBertConfig()
 )  # fmt: skip
 LARGE = BASE if DRY else ModernBertConfig(
