@@ -14,7 +14,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,8 +26,13 @@ for name in [name for name in os.environ if name.startswith("MODERNBERT_")]:
 os.environ["RAY_ADDRESS"] = "local"  # no test joins a Ray that happens to run here
 os.environ["RAY_AUTH_MODE"] = "disabled"  # a process that has started a Ray with a token can join none without
 # Where two tests share the cores, a worker of Ray often waits for more than a second between its tasks. Ray would end
-# it and start another one, with all its imports, which doubles what a small job costs. Nor is the use of Ray reported.
-LEAN_RAY = {"RAY_idle_worker_killing_time_threshold_ms": "60000", "RAY_USAGE_STATS_ENABLED": "0"}
+# it and start another one, with all its imports, which doubles what a small job costs. Nor is the use of Ray reported,
+# nor what each of its processes takes, which nobody looks at.
+LEAN_RAY = {
+    "RAY_idle_worker_killing_time_threshold_ms": "60000",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "REPORTER_UPDATE_INTERVAL_MS": "60000",
+}
 os.environ.update(LEAN_RAY)
 
 import psutil
@@ -44,6 +49,9 @@ if not torch.cuda.is_available():
 
 LONGEST = ["test_kills.py", "test_deadly_documents.py"]
 """The files that take longest come first, so that no worker of xdist is left with one when the others have ended."""
+USE_HEAD: set[Path] = set()
+"""The files with tests that use `ray_head`. They come before the others, and then the head ends: idle, it takes a tenth
+of a core."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -53,7 +61,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     places = {name: place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: places.get(item.path.name, len(places)))
+    USE_HEAD.update(item.path for item in items if "ray_head" in getattr(item, "fixturenames", ()))
+    items.sort(key=lambda item: (places.get(item.path.name, len(places)), item.path not in USE_HEAD))
 
 
 def pytest_collection_finish() -> None:
@@ -141,11 +150,26 @@ class RayHead(NamedTuple):
         return HEAD_ENVIRONMENT | {"RAY_ADDRESS": self.address}
 
 
-@pytest.fixture(scope="session")
-def ray_head() -> Iterator[RayHead]:
+_shared: list[RayHead] = []  # none or one
+_ends_shared = ExitStack()
+
+
+@pytest.fixture(scope="module")
+def ray_head() -> RayHead:
     """One head for all tests that need no Ray of their own."""
-    with own_head(cpus=2) as head:
-        yield head
+    if not _shared:
+        _shared.append(_ends_shared.enter_context(own_head(cpus=2)))
+    return _shared[0]
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.path not in USE_HEAD:
+        _shared.clear()
+        _ends_shared.close()
+
+
+def pytest_sessionfinish() -> None:
+    _ends_shared.close()
 
 
 def kill_tree(process: subprocess.Popen) -> None:
@@ -164,6 +188,7 @@ def own_head(cpus: int) -> Iterator[RayHead]:
     ports = [f"--port={port}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={free_port()}"]
     ports.append(f"--dashboard-agent-listen-port={free_port()}")  # another Ray's agent may hold the usual one
     options = ["--head", "--block", f"--num-cpus={cpus}", "--include-dashboard=true", f"--temp-dir={folder}"]
+    options.append("--include-log-monitor=false")  # nobody reads the workers' lines
     process = subprocess.Popen(
         [*RAY, "start", *options, *ports],
         env=HEAD_ENVIRONMENT, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
