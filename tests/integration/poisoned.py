@@ -46,10 +46,9 @@ if __name__ == "__main__":
     os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"
     execute.MAX_ATTEMPTS, execute.MAX_ATTEMPTS_PER_ROW = 1, 2  # each attempt is a round that starts actors
     source, target, model, *broken = sys.argv[1:]
-    with _stderr_closed():  # as the job itself starts Ray
+    with _stderr_closed():  # as the job itself joins Ray
         ray.init(
-            "local",
-            num_cpus=2,
+            os.environ["RAY_ADDRESS"],
             log_to_driver=False,
             logging_level="ERROR",
             runtime_env={"worker_process_setup_hook": break_actors if broken else poison},

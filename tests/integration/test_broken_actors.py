@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 from commands import run_job
-from conftest import own_ray
+from conftest import joined_ray
 
 from modernbert.tokenizer import Tokenizer
 from pipelines.corpus import execute
@@ -28,11 +28,11 @@ ROWS = 10
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Iterator[Path]:
-    """A Ray whose workers have the faults of broken_workers.py, and the folder whose file `fault` names one."""
+def folder(tmp_path_factory, ray_head) -> Iterator[Path]:
+    """The head with workers that have the faults of broken_workers.py, and the folder whose file `fault` names one."""
     folder = tmp_path_factory.mktemp("faults")
     hook = {"worker_process_setup_hook": broken_workers.install, "env_vars": {broken_workers.FAULT: str(folder)}}
-    with own_ray(num_cpus=1, include_dashboard=False, runtime_env=hook):
+    with joined_ray(ray_head, runtime_env=hook):
         yield folder
 
 
@@ -82,7 +82,7 @@ def test_a_round_has_the_places_of_the_one_before_it_at_once(run, folder, monkey
         for _ in range(
             120
         ):  # nothing else asks for the place meanwhile, so that a handle left over holds it to the end
-            if ray.available_resources().get("CPU") == 1:
+            if ray.available_resources().get("CPU") == 2:
                 break
             time.sleep(0.5)
         free.append(ray.available_resources().get("CPU"))
@@ -95,7 +95,7 @@ def test_a_round_has_the_places_of_the_one_before_it_at_once(run, folder, monkey
         assert run("the device of one process breaks") == 0
     finally:
         gc.enable()
-    assert free == [1, 1]
+    assert free == [2, 2]
 
 
 @pytest.mark.slow

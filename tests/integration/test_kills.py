@@ -84,7 +84,7 @@ def start(corpus: Path, out: Path, checkpoint: Path, *options: str, **settings) 
 def test_kills_of_the_whole_job_lose_and_double_nothing(corpus, clean, checkpoint, dice, tmp_path, ray_head):
     """The driver and all its processes at once; then the same command, and the same files byte for byte.
 
-    Each second time its Ray is one of them; else it is the head's, which goes on.
+    Each fourth time its Ray is one of them; else it is the head's, which goes on.
     """
     out, kills = tmp_path / "out", 0
     while kills < KILLS:
@@ -93,7 +93,7 @@ def test_kills_of_the_whole_job_lose_and_double_nothing(corpus, clean, checkpoin
         for part in dice.sample(done, max(0, len(done) - SHARDS // 3)):  # so that there is something to do
             part.unlink()
         lease_before, parts = lease_of(out), count_parts(out)
-        on_head = kills % 2
+        on_head = kills % 4
         environment = ray_head.environment if on_head else None
         job = start(corpus, out, checkpoint, "--actors", "1", start_new_session=True, env=environment)
         more = (0, 1, 4)[kills % 3]  # at its beginning, or once it has committed some

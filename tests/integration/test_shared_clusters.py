@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from autoscaling import autoscaling_head
-from conftest import HEAD_ENVIRONMENT, RAY, REPOSITORY, free_port, own_ray
+from conftest import HEAD_ENVIRONMENT, RAY, REPOSITORY, free_port
 from standin_gpu import install_quick
 
 from pipelines import run_corpus
@@ -121,29 +121,27 @@ def test_a_ray_that_wants_a_token_says_where_to_put_it(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_job_on_a_busy_cluster_waits_in_plain_words_and_goes_on(corpus, capsys, monkeypatch):
+def test_a_job_on_a_busy_cluster_waits_in_plain_words_and_goes_on(corpus, capsys, monkeypatch, local_ray):
+    import ray
+
     monkeypatch.setattr(placement, "_SAID_EVERY_S", 1.0)
-    with own_ray(num_cpus=2, include_dashboard=False):
-        import ray
 
-        @ray.remote(num_cpus=1.5)
-        class Other:
-            def ready(self):
-                return True
+    @ray.remote(num_cpus=1.5)
+    class Other:
+        def ready(self):
+            return True
 
-        other = Other.remote()
-        ray.get(other.ready.remote())
-        with pytest.raises(
-            JobError, match=r"1 CPU, one an actor, were not free within 1 s: the Ray cluster has 2 CPUs, 0"
-        ):
-            run_corpus("classify", **corpus, wait_for_actors_s=1)
-        assert "waiting for 1 CPU, one an actor, up to 1 s: the Ray cluster has 2 CPUs, 0 of them free" in (
-            capsys.readouterr().err
-        )
-        timer = threading.Timer(4, ray.kill, [other])
-        timer.start()
-        done = run_corpus("classify", **corpus)
-        timer.join()
+    other = Other.remote()
+    ray.get(other.ready.remote())
+    with pytest.raises(JobError, match=r"1 CPU, one an actor, were not free within 1 s: the Ray cluster has 2 CPUs, 0"):
+        run_corpus("classify", **corpus, wait_for_actors_s=1)
+    assert "waiting for 1 CPU, one an actor, up to 1 s: the Ray cluster has 2 CPUs, 0 of them free" in (
+        capsys.readouterr().err
+    )
+    timer = threading.Timer(4, ray.kill, [other])
+    timer.start()
+    done = run_corpus("classify", **corpus)
+    timer.join()
     assert (done.outcome, done.rows) == ("complete", len(TEXTS))
     assert capsys.readouterr().err.count("waiting for 1 CPU, one an actor, up to ") >= 2
 
