@@ -15,6 +15,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.dataset as ds
@@ -81,9 +82,17 @@ def submit(head: RayHead, job: list[str], *options: str) -> subprocess.Completed
     return done
 
 
+def count_parts(out: Path) -> int:
+    return len(list(out.glob("in.parquet-*.parquet")))
+
+
+def attempts(out: Path) -> list[dict[str, Any]]:
+    return json.loads((out / "_run.json").read_text())["attempts"]
+
+
 def wait_for_parts(head: RayHead, out: Path, parts: int) -> None:
     for _ in range(600):
-        if len(list(out.glob("in.parquet-*.parquet"))) >= parts:
+        if count_parts(out) >= parts:
             return
         time.sleep(0.5)
     raise AssertionError(f"{out} does not fill: {ray_job(head, 'logs', 'first').stdout}")
@@ -97,13 +106,13 @@ def test_the_files_that_are_not_uploaded_are_named():
 
 
 @pytest.mark.slow
-def test_a_job_that_is_stopped_leaves_a_report_and_goes_on(tmp_path):
-    """On a head without CPUs for actors and two raylets, as `ray job stop` does it."""
-    rows = 3000
+def test_a_job_that_is_stopped_and_then_lost_with_its_cluster_goes_on(tmp_path):
+    """On a head without CPUs for actors and two raylets, as `ray job stop` does it; then on another head."""
+    rows, out = 3000, tmp_path / "out"
     job = write_corpus(tmp_path, rows)
     with own_head(cpus=0) as head, joined(head, raylets=2):
         assert submit(head, job, "--no-wait", "--submission-id", "first").returncode == 0
-        wait_for_parts(head, tmp_path / "out", 8)
+        wait_for_parts(head, out, 8)
         url = f"{head.dashboard}/api/jobs/first"
         urllib.request.urlopen(urllib.request.Request(f"{url}/stop", method="POST")).read()  # `ray job stop`, at once
         while (status := json.load(urllib.request.urlopen(url))["status"]) == "RUNNING":
@@ -113,32 +122,23 @@ def test_a_job_that_is_stopped_leaves_a_report_and_goes_on(tmp_path):
         assert re.search(r"Ray joined at [\d.]+:\d+: 3 nodes, 2 CPUs, 0 GPUs", logs), logs
         assert logs.rstrip().endswith("stopped; the same command goes on where this one stopped"), logs
         assert "Traceback" not in logs
-        record = json.loads((tmp_path / "out/_run.json").read_text())
-        assert [(attempt["outcome"], attempt["rows"] > 0) for attempt in record["attempts"]] == [("stopped", True)]
-        assert not record["complete"]
-        assert "Not complete" in (tmp_path / "out/_report.html").read_text()
+        assert [(attempt["outcome"], attempt["rows"] > 0) for attempt in attempts(out)] == [("stopped", True)]
+        assert not json.loads((out / "_run.json").read_text())["complete"]
+        assert "Not complete" in (out / "_report.html").read_text()
 
+        done = count_parts(out)
+        assert submit(head, job, "--no-wait").returncode == 0
+        wait_for_parts(head, out, done + 1)
+        kill_tree(head.process)  # the machine is gone, with the job's driver on it
+    assert done < count_parts(out) < 60
+    with own_head(cpus=2) as head:
         again = submit(head, job)
         assert again.returncode == 0, again.stdout[-3000:] + again.stderr[-3000:]
         assert re.search(r"\d+ shards were in the output already", again.stdout)
         assert submit(head, [*job, "--top-k", "0"]).returncode == 1  # all that the job server tells apart
-    assert ds.dataset(tmp_path / "out").to_table()["id"].to_pylist() == list(range(rows))
-    assert "By attempt" in (tmp_path / "out/_report.html").read_text()
-
-
-@pytest.mark.slow
-def test_a_job_that_is_lost_with_its_cluster_goes_on_on_a_new_one(tmp_path):
-    rows = 800
-    job = write_corpus(tmp_path, rows)
-    with own_head(cpus=2) as head:
-        assert submit(head, job, "--no-wait").returncode == 0
-        wait_for_parts(head, tmp_path / "out", 1)
-        kill_tree(head.process)  # the machine is gone, with the job's driver on it
-    with own_head(cpus=2) as head:
-        again = submit(head, job)
-        assert again.returncode == 0, again.stdout[-3000:] + again.stderr[-3000:]
-        assert re.search(r"\d+ shards were in the output already", again.stdout)
-    assert ds.dataset(tmp_path / "out").to_table()["id"].to_pylist() == list(range(rows))
+    assert [attempt["outcome"] for attempt in attempts(out)] == ["stopped", None, "complete"]
+    assert ds.dataset(out).to_table()["id"].to_pylist() == list(range(rows))
+    assert "By attempt" in (out / "_report.html").read_text()
 
 
 @pytest.mark.slow
