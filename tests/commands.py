@@ -22,6 +22,12 @@ from pipelines.corpus.run import run_corpus
 from pipelines.corpus.wire import shard_row
 
 
+def here(command: str) -> str:
+    """A command of a README for this interpreter and another working directory."""
+    command = command.replace(".venv/bin/python", sys.executable).replace(" jobs/", f" {REPOSITORY}/jobs/")
+    return command.split("  #")[0]
+
+
 def run_job(task: str, **options: Any) -> int:
     """Run the corpus job of a task with Python values for its options; the exit code."""
     outcome = run_corpus(
@@ -53,6 +59,24 @@ def without_ray(patch: pytest.MonkeyPatch) -> None:
             self._add(json.loads(committed["stats"]))
 
     patch.setattr(execute.Execution, "run", run_all)
+
+
+class LocalDataset:
+    """A table where a step of a Ray Dataset takes one: its stages run at once, in this process."""
+
+    def __init__(self, table: pa.Table):
+        self.table = table
+
+    def schema(self, fetch_if_missing: bool) -> pa.Schema:  # noqa: ARG002
+        return self.table.schema
+
+    def map_batches(self, stage: Any, *, batch_size: int, fn_constructor_args: Any = None, **_: Any) -> LocalDataset:
+        call = stage if fn_constructor_args is None else stage(*fn_constructor_args)
+        starts = range(0, len(self.table), batch_size)
+        return LocalDataset(pa.concat_tables([call(self.table.slice(start, batch_size)) for start in starts]))
+
+    def iter_batches(self, batch_format: str) -> list[pa.Table]:  # noqa: ARG002
+        return [self.table]
 
 
 def _run(call: Callable[[], Any], arguments: list[object], cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -6,7 +6,6 @@ import json
 import re
 import shlex
 import subprocess
-import sys
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 import torch
-from commands import run_job, run_script
+from commands import here, run_job, run_script
 from conftest import REPOSITORY, readme_block
 
 from modernbert.tokenizer import Tokenizer
@@ -25,18 +24,15 @@ README = "".join((REPOSITORY / file).read_text() for file in ("README.md", "jobs
 DEMO = REPOSITORY / "jobs" / "demo"
 
 
-def here(command: str) -> str:
-    """A command of the README for this interpreter and another working directory."""
-    command = command.replace(".venv/bin/python", sys.executable).replace(" jobs/", f" {REPOSITORY}/jobs/")
-    return command.split("  #")[0]
+DEMOS = re.findall(r"^\.venv/bin/python (jobs/\w+\.py)", readme_block("demos", "jobs/README.md"), re.MULTILINE)
+ELSEWHERE = {"jobs/classify_corpus.py", "jobs/embed_corpus.py"}
+"""Run by test_offline_online.py, the first one in a process and with a Ray of its own."""
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", readme_block("demos", "jobs/README.md").strip().splitlines())
-def test_a_demo_runs_without_options(command, tmp_path, ray_head):
-    environment = ray_head.environment | {"MODERNBERT_ACTORS": "1"}
-    options = {"shell": True, "cwd": tmp_path, "env": environment}
-    done = subprocess.run(here(command), capture_output=True, text=True, timeout=300, **options)
+@pytest.mark.parametrize("job", [job for job in DEMOS if job not in ELSEWHERE])
+def test_a_demo_runs_without_options(job, tmp_path, ray_head, local_ray):
+    done = run_script(job, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     assert re.search(r"rows +[\d,]+: [\d,]+ labelled, [\d,]+ rejected", done.stdout)
     assert "example " in done.stdout
