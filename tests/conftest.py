@@ -68,6 +68,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()  # collections of the tests' own garbage then leave the modules out
+    gc.set_threshold(700, 10, 10)  # what users have; sitecustomize.py sets more while modules are imported
     atexit.unregister(gc.freeze)  # a worker of xdist has it from sitecustomize.py: nanobind would report leaks
     atexit.register(gc.unfreeze)
 

@@ -91,10 +91,10 @@ def attempts(out: Path) -> list[dict[str, Any]]:
 
 
 def wait_for_parts(head: RayHead, out: Path, parts: int) -> None:
-    for _ in range(600):
+    for _ in range(6000):
         if count_parts(out) >= parts:
             return
-        time.sleep(0.5)
+        time.sleep(0.05)
     raise AssertionError(f"{out} does not fill: {ray_job(head, 'logs', 'first').stdout}")
 
 
