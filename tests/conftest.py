@@ -15,6 +15,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,13 +26,23 @@ for name in [name for name in os.environ if name.startswith("MODERNBERT_")]:
     del os.environ[name]
 os.environ["RAY_ADDRESS"] = "local"  # no test joins a Ray that happens to run here
 os.environ["RAY_AUTH_MODE"] = "disabled"  # a process that has started a Ray with a token can join none without
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 # Where two tests share the cores, a worker of Ray often waits for more than a second between its tasks. Ray would end
 # it and start another one, with all its imports, which doubles what a small job costs. Nor is the use of Ray reported,
-# nor what each of its processes takes, which nobody looks at.
+# nor what each of its processes takes, which nobody looks at. HAProxy's figures have a port for each worker of xdist.
 LEAN_RAY = {
     "RAY_idle_worker_killing_time_threshold_ms": "60000",
     "RAY_USAGE_STATS_ENABLED": "0",
     "REPORTER_UPDATE_INTERVAL_MS": "60000",
+    "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
 }
 os.environ.update(LEAN_RAY)
 
@@ -47,22 +58,37 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported: its kernels then run on the CPU
 
 
-LONGEST = ["test_kills.py", "test_deadly_documents.py"]
-"""The files that take longest come first, so that no worker of xdist is left with one when the others have ended."""
-USE_HEAD: set[Path] = set()
-"""The files with tests that use `ray_head`. They come before the others, and then the head ends: idle, it takes a tenth
-of a core."""
+KILLING = {"test_kills.py", "test_deadly_documents.py", "test_broken_actors.py"}
+"""The files that kill workers of the head, or end them from within."""
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    if hasattr(config.option, "loadscopereorder"):  # of xdist, where it is installed
-        config.option.loadscopereorder = False  # files in the order below, not by their number of tests
+@cache
+def group_of(file: Path) -> str:
+    """Name what one worker of xdist runs one after the other: those files that share a head, else each file by itself.
+
+    The head's files come first, and beside them what mostly waits for a Ray of its own. An idle head takes a tenth of a
+    core: it ends with its last file.
+    """
+    if not re.search(r"\b(ray_head|local_ray)\b", file.read_text(encoding="utf-8")):
+        return str(file)
+    return "killing" if file.name in KILLING else "head"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    places = {name: place for place, name in enumerate(LONGEST)}
-    USE_HEAD.update(item.path for item in items if "ray_head" in getattr(item, "fixturenames", ()))
-    items.sort(key=lambda item: (places.get(item.path.name, len(places)), item.path not in USE_HEAD))
+    places = {"killing": 0, "head": 1}
+    items.sort(key=lambda item: places.get(group_of(item.path), 2))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(config.rootpath / nodeid.partition("::")[0])
+
+    config.option.loadscopereorder = False  # in the order above, not by the number of tests
+    return Scheduling(config, log) if config.option.dist == "loadfile" else None
 
 
 def pytest_collection_finish() -> None:
@@ -78,13 +104,6 @@ def readme_block(marker: str, file: str = "README.md") -> str:
     found = re.search(rf"<!-- {marker} -->\n```\w+\n(.*?)```", (REPOSITORY / file).read_text(), re.DOTALL)
     assert found, marker
     return found[1]
-
-
-def free_port() -> int:
-    """A port of this machine that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="session")
@@ -164,7 +183,7 @@ def ray_head() -> RayHead:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    if item.path not in USE_HEAD:
+    if group_of(item.path) == str(item.path):
         _shared.clear()
         _ends_shared.close()
 

@@ -312,12 +312,12 @@ def test_a_step_with_a_mistake_is_refused_before_anything_runs(models, local_ray
 
 
 @pytest.mark.slow
-def test_the_example_of_a_job_in_python_runs(local_ray, in_process, tmp_path, monkeypatch, capsys):
+def test_the_example_of_a_job_in_python_runs(local_ray, in_process, tmp_path, monkeypatch, capfd):
     block = readme_block("run-corpus", "pipelines/README.md").replace("labelled/", f"{tmp_path}/labelled/")
     monkeypatch.chdir(REPOSITORY)
     names: dict[str, Any] = {}
     exec(block, names)
-    assert "1000 994 6 {}" in capsys.readouterr().out
+    assert "1000 994 6 {}" in capfd.readouterr().out
     done, sure = names["done"], names["sure"].to_pandas()
     assert (done.outcome, done.dataset().count(), done.rejects().count()) == ("complete", 994, 6)
     assert 0 < len(sure) < 994
