@@ -122,7 +122,8 @@ def test_a_job_that_is_stopped_and_then_lost_with_its_cluster_goes_on(tmp_path):
         assert re.search(r"Ray joined at [\d.]+:\d+: 3 nodes, 2 CPUs, 0 GPUs", logs), logs
         assert logs.rstrip().endswith("stopped; the same command goes on where this one stopped"), logs
         assert "Traceback" not in logs
-        assert [(attempt["outcome"], attempt["rows"] > 0) for attempt in attempts(out)] == [("stopped", True)]
+        (attempt,) = attempts(out)
+        assert (attempt["outcome"], attempt["rows"] is None) == ("stopped", False)  # it may not have heard of the last
         assert not json.loads((out / "_run.json").read_text())["complete"]
         assert "Not complete" in (out / "_report.html").read_text()
 
