@@ -46,3 +46,8 @@ def read_all(corpus: Corpus, source: Path | str, output: Path | str) -> tuple[pa
         bad += [(before + row, reason, raw) for row, reason, raw in rows.bad]
         before += shard.rows
     return pa.concat_tables(tables), bad
+
+
+def count_parts(out: Path) -> int:
+    """The parts of an output that are committed."""
+    return len(list(out.glob("*.parquet")))

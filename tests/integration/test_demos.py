@@ -22,8 +22,6 @@ from pipelines.inmemory import pipeline
 
 README = "".join((REPOSITORY / file).read_text() for file in ("README.md", "jobs/README.md"))
 DEMO = REPOSITORY / "jobs" / "demo"
-
-
 DEMOS = re.findall(r"^\.venv/bin/python (jobs/\w+\.py)", readme_block("demos", "jobs/README.md"), re.MULTILINE)
 ELSEWHERE = {"jobs/classify_corpus.py", "jobs/embed_corpus.py"}
 """Run by test_offline_online.py, the first one in a process and with a Ray of its own."""

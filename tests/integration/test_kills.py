@@ -23,6 +23,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 from conftest import REPOSITORY, RayHead
+from corpora import count_parts
 
 from pipelines.output import shard_stats
 from pipelines.output.lease import LEASE
@@ -181,10 +182,6 @@ def test_kills_of_whole_nodes_lose_and_double_nothing(corpus, clean, checkpoint,
 
 def lease_of(out: Path) -> bytes | None:
     return (out / LEASE).read_bytes() if (out / LEASE).exists() else None
-
-
-def count_parts(out: Path) -> int:
-    return len(list(out.glob("*.parquet")))
 
 
 def workers_of(head: RayHead) -> list[psutil.Process]:
