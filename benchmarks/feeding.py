@@ -33,10 +33,11 @@ from pipelines.bucketing import packed_batches
 from pipelines.checkpoints import Checkpoint
 from pipelines.corpus import stages, wire
 from pipelines.corpus.plan import Job
-from pipelines.input.plan import cut, inspect_input, read_shard
+from pipelines.input.inspection import inspect_input
+from pipelines.input.plan import cut, read_shard
 from pipelines.input.text import TextOptions
 from pipelines.options import TASKS
-from pipelines.storage import Folder
+from pipelines.storage import Folder, Location
 from pipelines.tasks.base import Predictions, task_class
 
 DEMO = Path(__file__).parents[1] / "jobs/demo"
@@ -101,11 +102,13 @@ def write_corpora(texts: list[str], folder: Path, tokens: int) -> dict[str, Path
 
 def make_job(task: str, source: Path, folder: Path, model: Path) -> tuple[Job, list[Any]]:
     """Plan a job over a file without a model's weights, and return it with its shards."""
-    corpus = cut(inspect_input(str(source), TextOptions()))
+    corpus = cut(inspect_input(Location.of_user(str(source)), TextOptions()))
     checkpoint = Checkpoint.open(model)
     job = Job(
-        source=str(source),
+        source=Location(str(source)),
         folder=Folder.at(str(folder)),
+        parts="data",
+        run="feeding",
         model=checkpoint,
         task=task_class(task).from_checkpoint(checkpoint, TASKS[task]()),
         schema=corpus.schema,

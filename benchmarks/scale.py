@@ -39,9 +39,11 @@ from pipelines.corpus import execute
 from pipelines.corpus.execute import Execution
 from pipelines.corpus.wire import Committed, shard_of
 from pipelines.input import plan
-from pipelines.input.plan import cut, inspect_input
+from pipelines.input.inspection import inspect_input
+from pipelines.input.plan import cut
 from pipelines.input.text import TextOptions
 from pipelines.output.shard_stats import count_windows
+from pipelines.storage import Location
 
 DEMO = Path(__file__).parents[1] / "jobs/demo/intent-classifier"
 ROWS = 32
@@ -180,11 +182,11 @@ def many_shards(shards: int) -> dict[str, Any]:
             os.link(folder / "0.parquet", folder / f"{i}.parquet")
         plan._SHARD_BYTES = 1 << 62  # texts of one letter, which a real corpus has not
         with measured() as planning:
-            corpus = cut(inspect_input(str(folder), TextOptions()))
+            corpus = cut(inspect_input(Location.of_user(str(folder)), TextOptions()))
         planned = len(corpus.shards)
         ray.init("local", log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
         execute.Predict, execute.read_and_tokenise, execute.commit = Nothing, lambda _, table: table, committed  # type: ignore
-        job = SimpleNamespace(device="cpu", dtype="float32", folder="nowhere")
+        job = SimpleNamespace(device="cpu", dtype="float32", folder="nowhere", run="scale")
         with measured() as streaming:
             execution = Execution(job, corpus.shards, None, lambda: None)  # type: ignore[arg-type]
             execution.run("auto", 60)

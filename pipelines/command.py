@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from pipelines.errors import JobError, UserError
 from pipelines.input.files import look_up
 from pipelines.options import ENV_PREFIX, CommandOptions, Words, corpus_command_options, marker, plain_message
+from pipelines.storage import Location, redact
 
 Options = TypeVar("Options", bound=CommandOptions)
 
@@ -28,7 +29,7 @@ def run_command(task: str, defaults: dict[str, str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
         options = parse(options_class, sys.argv[1:], defaults or {})
-        look_up(options.required()[0])
+        look_up(Location.of_user(options.required()[0]))
         from pipelines.corpus.cluster import Stopped  # torch and Ray take seconds, which a mistake should not
         from pipelines.corpus.run import dry_run, run_job
 
@@ -42,10 +43,12 @@ def run_command(task: str, defaults: dict[str, str] | None = None) -> int:
         except Stopped:
             return _stopped("stopped", 143)
     except ValueError as error:
-        print(f"error: {prefix_flag(str(error), options_class)}", file=sys.stderr)
+        print(f"error: {redact(prefix_flag(str(error), options_class))}", file=sys.stderr)
         return 2
     except JobError as error:
-        print(f"error: {error}; what is done stays, and the same command goes on from there", file=sys.stderr)
+        print(
+            f"error: {redact(str(error))}; what is done stays, and the same command goes on from there", file=sys.stderr
+        )
         return 1
     except KeyboardInterrupt:
         return _stopped("interrupted", 130)

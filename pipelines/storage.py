@@ -1,52 +1,93 @@
-"""Folders of files, local or in object storage: list, read, remove, and write whole or not at all."""
+"""Locations, which never print a credential, and folders: list, read, remove, and write whole or not at all."""
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
+from typing import NamedTuple
+from urllib.parse import quote, unquote
 
 import pyarrow as pa
 from pyarrow import fs
 
 from pipelines.errors import UserError
 
+logger = logging.getLogger(__name__)
 _OBJECT_STORES = ("s3", "gcs", "abfs")
+_SAFE_IN_PATHS = "/%:=+,;@!$&'()*~-._"
+"""What a path keeps as it is in a URI; %41 and the like stay, too, and are decoded by Arrow."""
+_SHORTEST_SECRET = 4
+"""To replace shorter ones in messages would spoil words and save nothing."""
+_secrets: set[str] = set()
+"""The credentials in all locations that this process knows, as they are written and as they are decoded."""
 
 
-@dataclass(frozen=True)
-class Folder:
+@dataclass(frozen=True, repr=False)
+class Location:
+    """A path, or a URI whose credentials neither its text, nor its repr, nor a message of an error shows."""
+
+    uri: str
+    """With the credentials: for the libraries that open it, never for people."""
+
+    def __post_init__(self) -> None:
+        _secrets.update(_secrets_in(self.uri))
+
+    def __reduce__(self) -> tuple[type[Location], tuple[str]]:
+        return type(self), (self.uri,)  # the process that unpickles it learns its credentials
+
+    def __str__(self) -> str:
+        return redact_credentials(self.uri)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self)!r})"
+
+    @classmethod
+    def of_user(cls, text: str) -> Location:
+        """Make the location that a user names: a path becomes absolute; a warning advises against credentials in URIs.
+
+        Raises UserError for a text that names nothing.
+        """
+        if not text.strip():
+            raise UserError("a location is empty: give a path or a URI")
+        if "://" not in text:
+            return cls(str(Path(text).expanduser().absolute()))
+        location = cls(text)
+        if _secrets_in(text):
+            _advise_against_credentials(str(location))
+        return location
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is on this machine or mounted here."""
+        return "://" not in self.uri
+
+    @property
+    def filesystem_and_path(self) -> tuple[fs.FileSystem, str]:
+        """Its Arrow file system, and its path there; UserError for a URI that means nothing."""
+        return _resolve(self.uri)
+
+
+@dataclass(frozen=True, repr=False)
+class Folder(Location):
     """A folder, given by its absolute path or by a URI of object storage (s3://, gs://, abfs://)."""
-
-    location: str
 
     @classmethod
     def at(cls, location: str) -> Folder:
         """Make the folder that a user names; UserError if nothing can be written there atomically."""
-        if "://" not in location:
-            return cls(str(Path(location).expanduser().absolute()))
-        filesystem, path = open_location(location)
+        place = Location.of_user(location)
+        if place.is_local:
+            return cls(place.uri)
+        filesystem, path = place.filesystem_and_path
         if filesystem.type_name == "local":
             return cls(path)
         if filesystem.type_name not in _OBJECT_STORES:
-            raise UserError(f"{redact_credentials(location)!r} must be a folder, or begin with s3://, gs:// or abfs://")
+            raise UserError(f"'{place}' must be a folder, or begin with s3://, gs:// or abfs://")
         return cls(location)
-
-    def __str__(self) -> str:
-        return redact_credentials(self.location)
-
-    @property
-    def is_local(self) -> bool:
-        """Whether the folder is on this machine or mounted here."""
-        return "://" not in self.location
-
-    @property
-    def filesystem_and_path(self) -> tuple[fs.FileSystem, str]:
-        """The folder's Arrow file system, and its path there."""
-        return resolve_filesystem(self.location)
 
     def files(self, below: str = "") -> dict[str, fs.FileInfo]:
         """List the files of the folder, or of the one `below` it, by name; an empty dictionary if it does not exist."""
@@ -75,7 +116,7 @@ class Folder:
             return
         final = Path(path, name)
         final.parent.mkdir(parents=True, exist_ok=True)
-        temporary = final.with_name(f".{final.name}.{os.getpid()}")
+        temporary = final.with_name(temporary_name(final.name))
         try:
             with open(temporary, "wb") as file:
                 file.write(data)
@@ -98,33 +139,121 @@ class Folder:
             filesystem.delete_file(f"{path}/{name}")
 
 
+@lru_cache(maxsize=64)  # once for each location
+def _advise_against_credentials(location: str) -> None:
+    logger.warning(
+        f"{location}: credentials in a URI are seen by whoever sees the command line or Ray's dashboard; give them by "
+        "the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY), a profile or a role"
+    )
+
+
+def temporary_name(name: str) -> str:
+    """Return the name that a file has until it is whole; readers skip it for its dot."""
+    return f".{name}.{os.getpid()}"
+
+
+def is_temporary(name: str) -> bool:
+    """Tell whether `temporary_name` has made a name."""
+    return re.fullmatch(r"\..+\.\d+", name) is not None
+
+
+class _UriParts(NamedTuple):
+    scheme: str
+    user: str
+    """What stands before the last @: an access key with its secret, or a name with a password."""
+    host: str
+    path: str
+    query: str
+
+
+def _split(uri: str) -> _UriParts:
+    """Split a URI as people write it: a secret may hold slashes, and a path wildcards, blanks, # and %.
+
+    urllib's urlsplit takes a secret with a slash for a host, and raises for a bracket.
+    """
+    scheme, _, rest = uri.partition("://")
+    head = rest.partition("/")[0]
+    user = ""
+    if "@" in head or (":" in head and "@" in rest):
+        user, _, rest = rest.rpartition("@") if "@" not in head else _after_user(rest)
+    query = ""
+    if found := re.search(r"\?(?=[A-Za-z_]\w*=)", rest):  # else a wildcard
+        rest, query = rest[: found.start()], rest[found.end() :]
+    host, slash, path = rest.partition("/")
+    return _UriParts(scheme, user, host, slash + path, query)
+
+
+def _after_user(rest: str) -> tuple[str, str, str]:
+    """Split user and host where the @ between them stands before the first slash."""
+    head, slash, path = rest.partition("/")
+    user, at, host = head.rpartition("@")
+    return user, at, host + slash + path
+
+
+def _secrets_in(uri: str) -> set[str]:
+    """Return the credentials in a URI, as they are written and as they are decoded."""
+    if "://" not in uri:
+        return set()
+    parts = _split(uri)
+    found = set[str]()
+    if ":" in parts.user:  # else it is no secret: a container of Azure, or "anonymous"
+        found = {parts.user, *parts.user.split(":", 1)}
+    for field in parts.query.split("&"):
+        name, _, value = field.partition("=")
+        if re.search(r"key|secret|token|password|credential|sig", name, re.IGNORECASE):
+            found.add(value)
+    forms = {form for each in found for form in (each, unquote(each), quote(unquote(each), safe=""), _quoted(each))}
+    return {form for form in forms if len(form) >= _SHORTEST_SECRET}
+
+
 def redact_credentials(location: str) -> str:
     """Return `location` without the credentials that a URI may hold, for messages and records."""
     if "://" not in location:
         return location
-    parts = urlsplit(location)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    parts = _split(location)
+    return f"{parts.scheme}://{parts.host}{parts.path}"
+
+
+def redact(text: str) -> str:
+    """Return a text, such as the message of a library's error, without the credentials of any known location."""
+    for secret in sorted(_secrets, key=len, reverse=True):
+        text = text.replace(secret, "***")
+    return text
+
+
+def _quoted(text: str) -> str:
+    """Quote for a URI what Arrow would refuse in a name or secret; %XX stays as it is."""
+    return _quote_loose_percents(quote(text, safe="%:+=,;!$&'()*~-._"))
+
+
+def _quote_loose_percents(text: str) -> str:
+    return re.sub(r"%(?![0-9A-Fa-f]{2})", "%25", text)
 
 
 @lru_cache(maxsize=16)
-def resolve_filesystem(location: str) -> tuple[fs.FileSystem, str]:
-    """Return the Arrow file system of a path or URI, and the path there."""
-    filesystem, path = open_location(location)
-    return filesystem, path.rstrip("/")
+def _resolve(uri: str) -> tuple[fs.FileSystem, str]:
+    """Return the Arrow file system of a path or URI, and the path there without a slash at its end."""
+    filesystem, path = open_location(uri)
+    return filesystem, path.rstrip("/") or path[:1]
 
 
-def open_location(location: str) -> tuple[fs.FileSystem, str]:
+def open_location(uri: str) -> tuple[fs.FileSystem, str]:
     """Return the Arrow file system of a path or URI, and the path there; UserError for a URI that means nothing.
 
     hf://datasets/… and the like are read through huggingface_hub.
     """
-    if "://" not in location:
-        return fs.LocalFileSystem(), location
-    if location.startswith("hf://"):
+    if "://" not in uri:
+        return fs.LocalFileSystem(), uri
+    if uri.startswith("hf://"):
         from huggingface_hub import HfFileSystem
 
-        return fs.PyFileSystem(fs.FSSpecHandler(HfFileSystem())), location.removeprefix("hf://").rstrip("/")
+        return fs.PyFileSystem(fs.FSSpecHandler(HfFileSystem())), uri.removeprefix("hf://").rstrip("/")
+    parts = _split(uri)
+    user = f"{_quoted(parts.user)}@" if parts.user else ""
+    path = _quote_loose_percents(quote(parts.path, safe=_SAFE_IN_PATHS))
+    query = f"?{parts.query}" if parts.query else ""
     try:
-        return fs.FileSystem.from_uri(location)
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{redact_credentials(location)!r} is not a location that can be used: {error}") from error
+        return fs.FileSystem.from_uri(f"{parts.scheme}://{user}{parts.host}{path}{query}")
+    except (pa.ArrowException, OSError, ValueError) as error:
+        reason = redact(str(error))
+        raise UserError(f"'{redact_credentials(uri)}' is not a location that can be used: {reason}") from None

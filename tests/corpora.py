@@ -7,11 +7,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.input.plan import cut, inspect_input, one_line, read_shard
+from pipelines.input.inspection import inspect_input, one_line
+from pipelines.input.plan import cut, read_shard
 from pipelines.input.shards import Corpus
 from pipelines.input.staging import StagedFile, stage
 from pipelines.input.text import TextOptions
-from pipelines.storage import Folder
+from pipelines.storage import Folder, Location
 
 
 def plan(
@@ -23,7 +24,7 @@ def plan(
     **reading: Any,
 ) -> Corpus:
     """Plan an input; files that need it are staged under `output`."""
-    found = inspect_input(str(source), TextOptions(limit=limit, **reading), earlier)
+    found = inspect_input(Location.of_user(str(source)), TextOptions(limit=limit, **reading), earlier=earlier)
     for path in found.unstaged:
         staged = StagedFile()
         try:
@@ -39,8 +40,9 @@ def plan(
 def read_all(corpus: Corpus, source: Path | str, output: Path | str) -> tuple[pa.Table, list[tuple[int, str, str]]]:
     """Read all columns of all shards: the rows, and the malformed ones, which are numbered over the whole input."""
     tables, bad, before = [], [], 0
+    place, folder = Location.of_user(str(source)), Folder.at(str(output))
     for shard in corpus.shards:
-        rows = read_shard(str(source), Folder.at(str(output)), shard, corpus.schema, corpus.schema.names)
+        rows = read_shard(place, folder, shard, corpus.schema, corpus.schema.names)
         assert sorted([*rows.positions.tolist(), *(row for row, _, _ in rows.bad)]) == list(range(shard.rows))
         tables.append(rows.table)
         bad += [(before + row, reason, raw) for row, reason, raw in rows.bad]
@@ -50,4 +52,4 @@ def read_all(corpus: Corpus, source: Path | str, output: Path | str) -> tuple[pa
 
 def count_parts(out: Path) -> int:
     """The parts of an output that are committed."""
-    return len(list(out.glob("*.parquet")))
+    return len(list((out / "data").glob("*.parquet")))

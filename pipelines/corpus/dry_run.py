@@ -7,7 +7,8 @@ import pyarrow as pa
 from pipelines.corpus.plan import ADDED, Job, with_columns
 from pipelines.corpus.summary import describe_budget, long_documents_policy
 from pipelines.input.documents import valid_documents
-from pipelines.input.plan import Inspection, cut, read_shard, sample
+from pipelines.input.inspection import Inspection, sample
+from pipelines.input.plan import cut, read_shard
 from pipelines.input.shapes import Shape
 from pipelines.input.shards import Scan
 from pipelines.options import CorpusOptions
@@ -30,9 +31,9 @@ def dry_run_report(job: Job, found: Inspection, options: CorpusOptions, shard_ro
     tokens, truncated, rejected, sampled = _count(job, tables)
     columns = [job.prefix + name for name in (*job.task.columns.names, *ADDED)]
     lines = {
-        "input": f"{redact_credentials(job.source)}: {len(corpus.files)} {corpus.format} file(s), {about}{rows:,} rows",
+        "input": f"{job.source}: {len(corpus.files)} {corpus.format} file(s), {about}{rows:,} rows",
         "shards": f"{about}{len(corpus.shards)} of at most {corpus.shard_rows:,} rows",
-        "output": str(job.folder),
+        "output": f"{job.folder}/{job.parts}".rstrip("/"),
         "model": f"{redact_credentials(job.model.model)}: {job.task.options_class.task}",
         "text columns": ", ".join(job.text_columns),
         "columns": f"{', '.join(job.keep_columns)} + {', '.join(columns)}",

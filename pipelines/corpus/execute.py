@@ -24,6 +24,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines.corpus.cluster import describe_cluster, log_ray_data_to_file, stopped_by_sigterm
+from pipelines.corpus.nodes import check_nodes
 from pipelines.corpus.placement import (
     cores_per_gpu,
     pool_size,
@@ -89,6 +90,7 @@ class Execution:
         """
         if not self.todo:
             return
+        check_nodes(self.job)
         low, high = (min(n or len(self.todo), len(self.todo)) for n in pool_size(actors, self.job.device))
         print(describe_cluster(), flush=True)
         on_gpus = self.job.device == "cuda"

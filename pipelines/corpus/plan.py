@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pyarrow as pa
 
@@ -14,14 +15,16 @@ from pipelines.checkpoints import Checkpoint
 from pipelines.corpus.cluster import cluster_resources
 from pipelines.corpus.placement import is_fixed, wait_for_nodes
 from pipelines.errors import UserError
+from pipelines.input.columns import partition, unify
 from pipelines.input.documents import is_text, is_text_list
-from pipelines.input.files import hive_partitions
-from pipelines.input.plan import Inspection, inspect_input, sample, unify
+from pipelines.input.inspection import Inspection, inspect_input, sample
+from pipelines.input.names import first_portable_name, portable_name
 from pipelines.input.text import TextOptions
+from pipelines.input.types import stored_type
 from pipelines.options import CorpusOptions, ModelOptions, column_option
 from pipelines.output.folder import read_files
-from pipelines.output.record import read_record
-from pipelines.storage import Folder, redact_credentials
+from pipelines.output.record import PARTS, RunRecord, read_record
+from pipelines.storage import Folder, Location
 from pipelines.tasks.base import Task, task_class
 
 _SAMPLED_FILES = 16
@@ -47,8 +50,12 @@ class ModelRun:
 class Job(ModelRun):
     """What workers need to know of a job; they do not see the options themselves."""
 
-    source: str
+    source: Location
     folder: Folder
+    parts: str
+    """The folder of the parts in the output."""
+    run: str
+    """The identity of this run, which the output's lease has, too."""
     schema: pa.Schema
     text_columns: list[str]
     keep_columns: list[str]
@@ -64,13 +71,12 @@ def plan_job(options: CorpusOptions, with_weights: bool = True) -> tuple[Job, In
     fingerprint: what the answers depend on, without the model's weights, which take long to read, unless
     `with_weights`. Starts no Ray unless the device depends on it. Raises ValueError for a mistake.
     """
-    source, model, output = options.required()
+    input_location, model, output_location = options.required()
     options.check_inputs(options.text_columns)
-    source = source if "://" in source else str(Path(source).expanduser().absolute())
-    target = Folder.at(output)
-    found = _inspect_input(source, target, options)
-    if f"{target}/".startswith(f"{redact_credentials(source).rstrip('/')}/"):
-        raise UserError(f"output {output!r} lies in the input folder, which would be read again; name another")
+    source, target = Location.of_user(input_location), Folder.at(output_location)
+    record = None if options.overwrite else read_record(target)
+    parts = record.parts if record else PARTS
+    found = _inspect_input(source, target, record, options)
     seen = _seen_columns(found, list(options.text_columns.values()))
     _check_text_columns(options, seen)
     checkpoint = Checkpoint.open(model)
@@ -82,6 +88,8 @@ def plan_job(options: CorpusOptions, with_weights: bool = True) -> tuple[Job, In
         **{field.name: getattr(run, field.name) for field in fields(run)},
         source=source,
         folder=target,
+        parts=parts,
+        run=uuid4().hex,
         schema=seen,
         text_columns=list(options.text_columns.values()),
         keep_columns=[],
@@ -90,7 +98,7 @@ def plan_job(options: CorpusOptions, with_weights: bool = True) -> tuple[Job, In
     )
     _check_added_columns(job, options, seen.names)
     names = ("text_columns", "prefix", "dtype", "max_characters")
-    fingerprint = {"source": redact_credentials(source)} | {name: getattr(job, name) for name in names}
+    fingerprint = {"source": str(source)} | {name: getattr(job, name) for name in names}
     fingerprint |= {"keep_columns": options.keep_columns, "reading": found.options.changed() or None}
     fingerprint |= {"limit": options.limit, "task": options.task, **asdict(task)}
     if with_weights:
@@ -109,31 +117,44 @@ def with_columns(job: Job, options: CorpusOptions, schema: pa.Schema) -> Job:
     return replace(job, schema=schema, keep_columns=keep)
 
 
-def _inspect_input(source: str, target: Folder, options: CorpusOptions) -> Inspection:
+def _inspect_input(source: Location, target: Folder, record: RunRecord | None, options: CorpusOptions) -> Inspection:
     """Find the files of the input; those that an earlier run into the same output knows are not read again."""
     reading = TextOptions(**{each.name: getattr(options, each.name) for each in fields(TextOptions)})
-    record = None if options.overwrite else read_record(target)
-    known = record is not None and record.fingerprint.get("source") == redact_credentials(source)
-    return inspect_input(source, reading, read_files(target) if known else None)
+    known = record is not None and record.fingerprint.get("source") == str(source)
+    kept = options.keep_columns
+    return inspect_input(
+        source,
+        reading,
+        output=target,
+        wanted=None if kept is None else frozenset([*kept, *options.text_columns.values()]),
+        earlier=read_files(target) if known else None,
+        name_of=first_portable_name if record is not None and not record.parts else portable_name,
+    )
 
 
 def _seen_columns(found: Inspection, wanted: list[str]) -> pa.Schema:
     """Return the columns that are known before files are staged: some of these are read from their start."""
-    types = unify(found) | {each.name: each.type for each in hive_partitions(list(found.versions), found.base)[1]}
+    types = unify(found) | {each.name: each.type for each in partition(found).schema}
     for block, shapes in sample(found, found.unstaged[:_SAMPLED_FILES]):
         if block is not None:
             # What is text in its first rows says nothing of the others yet.
-            seen = {each.name: pa.string() if shapes else each.type for each in block.table.schema}
+            seen = {each.name: pa.string() if shapes else stored_type(each.type) for each in block.table.schema}
             types |= {name: type_ for name, type_ in seen.items() if name not in types}
         if all(name in types for name in wanted):
             break
     return pa.schema(list(types.items()))
 
 
+def clashing(added: Iterable[str], names: Iterable[str]) -> list[str]:
+    """Return those of `names` that one of `added` has, too, for readers that ignore case."""
+    folded = {name.casefold() for name in added}
+    return [name for name in names if name.casefold() in folded]
+
+
 def _check_added_columns(job: Job, options: CorpusOptions, names: list[str]) -> None:
     added = [job.prefix + name for name in [*job.task.columns.names, *ADDED]]
     kept = names if options.keep_columns is None else options.keep_columns
-    if clash := [name for name in added if name in names and name in kept]:
+    if clash := clashing(added, [name for name in kept if name in names]):
         raise UserError(
             f"input already has {', '.join(clash)}, which this job adds: put a prefix before ours with "
             f"--output-prefix, or leave the input's out with --keep-columns"

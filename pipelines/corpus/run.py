@@ -17,12 +17,14 @@ from pipelines.corpus.dry_run import dry_run_report
 from pipelines.corpus.execute import Execution, unwritable
 from pipelines.corpus.plan import Job, plan_job, with_columns
 from pipelines.corpus.staging import stage_files
-from pipelines.input.plan import Inspection, cut
+from pipelines.errors import JobError
+from pipelines.input.inspection import Inspection
+from pipelines.input.plan import cut
 from pipelines.input.staging import remove_staged
 from pipelines.options import CorpusOptions, corpus_options, from_call, task_named
 from pipelines.output import folder as output
 from pipelines.output.lease import Lease, OutputInUse, lease
-from pipelines.output.record import RunRecord
+from pipelines.output.record import PARTS, RunRecord
 from pipelines.output.shard_stats import add_up
 from pipelines.report.html import render
 from pipelines.storage import Folder
@@ -37,6 +39,8 @@ class Outcome:
     outcome: str
     """complete; failed, if some files or shards failed; skipped, if another run writes to the output."""
     folder: Folder
+    parts: str = PARTS
+    """The folder of the parts in the output."""
     rows: int = 0
     """Input rows that this run committed: labelled and rejected ones."""
     labelled: int = 0
@@ -53,17 +57,17 @@ class Outcome:
 
     def dataset(self) -> Dataset:
         """Return the answered rows of the output, those of earlier runs too, as a Ray Dataset in input order."""
-        return self._read("", sorted(output.committed(self.folder)))
+        return self._read(self.parts, sorted(output.committed(self.folder, self.parts)))
 
     def rejects(self) -> Dataset:
         """Return the rejected rows of the output, those of earlier runs too, as a Ray Dataset in input order."""
         names = (name.removesuffix(".parquet") for name in self.folder.files(output.REJECTED))
-        return self._read(f"{output.REJECTED}/", sorted(set(names) & set(output.committed(self.folder))))
+        return self._read(output.REJECTED, sorted(set(names) & set(output.committed(self.folder, self.parts))))
 
     def _read(self, below: str, parts: list[str]) -> Dataset:
         cluster_resources()
         filesystem, path = self.folder.filesystem_and_path
-        paths = [f"{path}/{below}{part}.parquet" for part in parts]
+        paths = [f"{path}/{output.part_path(below, part)}" for part in parts]
         read = partial(ray.data.read_parquet, filesystem=filesystem, partitioning=None)
         return read(paths) if paths else ray.data.from_arrow(pa.table({}))
 
@@ -107,7 +111,7 @@ def run_job(options: CorpusOptions) -> Outcome:
     job, found, fingerprint = plan_job(options)
     output.open_output(job.folder, fingerprint, options.overwrite)
     try:
-        with lease(job.folder) as held:
+        with lease(job.folder, job.run) as held:
             return _run(options, job, found, fingerprint, held)
     except OutputInUse as error:
         if options.if_running == "fail":
@@ -123,7 +127,13 @@ def _run(options: CorpusOptions, job: Job, found: Inspection, fingerprint: dict[
     job = with_columns(job, options, corpus.schema)
     changes = [f"note       {note}" for note in corpus.notes]
     changes += summary.input_changes(output.read_files(job.folder) if record else None, corpus)
-    record = record or RunRecord(fingerprint, corpus.shard_rows)
+    foreign = output.foreign_files(job.folder, job.parts)
+    if foreign and not options.overwrite:
+        shown = ", ".join(foreign[:3])
+        changes.append(
+            f"note       {len(foreign):,} files among the parts are not of this job, and are read with them: {shown}"
+        )
+    record = record or RunRecord(fingerprint, corpus.shard_rows, parts=job.parts)
     attempt = summary.start_attempt(job)
     record.attempts.append(attempt)
     record.complete = False
@@ -134,6 +144,7 @@ def _run(options: CorpusOptions, job: Job, found: Inspection, fingerprint: dict[
     execution = Execution(job, todo, options.max_rejected, held.check)
     execution.failed |= {path: f"cannot be read: {reason}" for path, reason in corpus.broken.items()}
     started = time.monotonic()
+    missing = set[str]()
     try:
         execution.run(options.actors, options.wait_for_actors_s)
         held.check()
@@ -147,23 +158,41 @@ def _run(options: CorpusOptions, job: Job, found: Inspection, fingerprint: dict[
         attempt.seconds = time.monotonic() - started
         attempt.rows, attempt.tokens = totals["rows"], totals["tokens"]
         if not held.lost.is_set():  # else the record is another run's
-            finish(job, record, stats, execution.failed)
+            missing = finish(job, record, stats, execution.failed)
+    if missing:
+        raise JobError(
+            f"{len(missing):,} parts that were reported as written are not in the output '{job.folder}': "
+            f"{', '.join(sorted(missing)[:3])}; do all nodes share this folder?"
+        )
     if set(execution.failed) <= set(corpus.broken):  # all shards are there
         remove_staged(job.folder)
     counts = {name: totals[name] for name in ("rows", "labelled", "rejected", "tokens")}
     shown = summary.format_summary(job, totals, attempt, execution.failed, changes, skipped=len(done))
     return Outcome(
-        attempt.outcome, job.folder, **counts, seconds=attempt.seconds, failed=execution.failed, summary=shown
+        attempt.outcome,
+        job.folder,
+        job.parts,
+        **counts,
+        seconds=attempt.seconds,
+        failed=execution.failed,
+        summary=shown,
     )
 
 
-def finish(job: Job, record: RunRecord, stats: pa.Table, failed: dict[str, str]) -> None:
-    """Write what is known of the output after a run: the stats of its shards, the record of its runs, the report."""
+def finish(job: Job, record: RunRecord, stats: pa.Table, failed: dict[str, str]) -> set[str]:
+    """Write what is known of the output after a run: the stats of its shards, the record of its runs, the report.
+
+    Returns the shards whose commits were reported, but whose parts are not in the output: the run is not complete then.
+    """
     try:
-        all_stats = output.write_shard_stats(job.folder, stats)
+        all_stats, missing = output.write_shard_stats(job.folder, job.parts, stats)
+        if missing:
+            record.attempts[-1].outcome = "failed"
+            failed = failed | dict.fromkeys(missing, "its part is not in the output")
         record.totals, record.failed = add_up(all_stats), failed
         record.complete = record.attempts[-1].outcome == "complete"
         record.write(job.folder)
         job.folder.write_atomic(output.REPORT, render(summary.report(job, record, all_stats)).encode())
     except OSError as error:
         raise unwritable(job, error.strerror or str(error)) from error
+    return missing

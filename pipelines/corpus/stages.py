@@ -20,10 +20,12 @@ import ray
 
 from modernbert.windows import Text, Windows
 from pipelines.corpus import wire
+from pipelines.corpus.nodes import check_lease
 from pipelines.corpus.plan import Job, ModelRun
 from pipelines.corpus.wire import Committed
 from pipelines.input.documents import cut, longest, readable, valid_documents
-from pipelines.input.plan import one_line, read_shard
+from pipelines.input.inspection import one_line
+from pipelines.input.plan import read_shard
 from pipelines.input.shards import Rows, Shard
 from pipelines.output.folder import REJECTED_FIELDS, commit_shard
 from pipelines.output.shard_stats import count_items, count_scores, count_windows
@@ -224,7 +226,8 @@ def _commit(job: Job, table: pa.Table) -> Committed:
     except Exception as error:  # whatever it is, it is this shard's alone
         return Committed(shard.name, error=f"cannot be committed: {one_line(error)}")
     try:
-        commit_shard(job.folder, stats, answered, rejected)
+        check_lease(job)
+        commit_shard(job.folder, job.parts, stats, answered, rejected)
     except OSError as error:
         return Committed(shard.name, error=one_line(error), stops=True)
     stats |= {name: table[name][0].as_py() for name in ("batches", "room", "predict_s", "tokenise_s", "waited_s")}

@@ -7,14 +7,15 @@ from collections.abc import Callable
 import ray
 from ray.exceptions import RayError
 
-from pipelines.corpus.cluster import cluster_resources, stopped_by_sigterm
+from pipelines.corpus.cluster import stopped_by_sigterm
 from pipelines.corpus.execute import unwritable
+from pipelines.corpus.nodes import check_nodes
 from pipelines.corpus.plan import Job
 from pipelines.errors import JobError
-from pipelines.input.plan import Inspection, one_line
+from pipelines.input.inspection import Inspection, one_line
 from pipelines.input.staging import STAGED, StagedFile, StageTask, StagingFailed, read_staged, stage
 from pipelines.input.text import TextOptions
-from pipelines.storage import Folder
+from pipelines.storage import Folder, Location, redact
 
 _CHECK_S = 1.0
 
@@ -41,7 +42,7 @@ def stage_files(job: Job, found: Inspection, paths: list[str], check: Callable[[
             results[task.name] = staged
     todo = [task for each in tasks.values() for task in each if task.name not in results]
     if todo:
-        cluster_resources()
+        check_nodes(job)
         print(f"reading {len(todo):,} {found.format} file(s) into {job.folder}/{STAGED}", flush=True)
         with stopped_by_sigterm():
             results |= _run(job, found, todo, check)
@@ -67,12 +68,12 @@ def _run(job: Job, found: Inspection, tasks: list[StageTask], check: Callable[[]
 
 
 @ray.remote(num_cpus=1)
-def _stage(source: str, folder: Folder, task: StageTask, options: TextOptions) -> tuple[str, bool]:
+def _stage(source: Location, folder: Folder, task: StageTask, options: TextOptions) -> tuple[str, bool]:
     """Return what was staged as JSON, or the reason why the file is not read; and whether the output is at fault."""
     try:
         return stage(source, folder, task, options).to_json(), False
     except StagingFailed as error:
-        return error.strerror or str(error), True
+        return redact(error.strerror or str(error)), True
     except Exception as error:  # whatever it is, it is this file's alone
         return one_line(error), False
 

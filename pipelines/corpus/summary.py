@@ -74,7 +74,7 @@ def format_summary(
         lines += [f"rejected   {count:>9,}  {reason}" for reason, count in list(rejects.items())[:_SHOWN_LABELS]]
     lines += [f"failed     {name}: {error}" for name, error in failed.items()]
     lines += _first_rows(job)
-    lines.append(f"output     {job.folder}")
+    lines.append(f"output     {job.folder}/{job.parts}".rstrip("/"))
     if totals["rejects"]:
         lines.append(f"rejects    {job.folder}/{output.REJECTED}")
     lines.append(f"report     {job.folder}/{output.REPORT}")
@@ -83,11 +83,12 @@ def format_summary(
 
 def _first_rows(job: Job) -> list[str]:
     """Show a few answered rows, to see at a glance that the answers make sense."""
-    first = min(output.committed(job.folder), default=None)
+    first = min(output.committed(job.folder, job.parts), default=None)
     if first is None or not set(job.text_columns) <= set(job.keep_columns):
         return []
     names = {job.prefix + name: name for name in job.task.columns.names}
-    columns, data = [*job.text_columns, *names], pa.BufferReader(job.folder.read(f"{first}.parquet"))
+    columns = [*job.text_columns, *names]
+    data = pa.BufferReader(job.folder.read(output.part_path(job.parts, first)))
     table = pq.read_table(data, columns=columns, partitioning=None)
     shown = []
     for row in table.slice(0, _SHOWN_ROWS).to_pylist():
@@ -131,7 +132,7 @@ def report(job: Job, record: RunRecord, stats: pa.Table) -> dict[str, Any]:
         "complete": record.complete,
         "created_at": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
         "settings": {
-            "input": redact_credentials(job.source),
+            "input": str(job.source),
             "text columns": ", ".join(job.text_columns),
             "model": redact_credentials(job.model.model),
             "device": last["device"],

@@ -1,119 +1,213 @@
-"""The files of an input: a folder, a glob or a URI, with a version and the hive partition values of each file."""
+"""The files of an input: a folder, a glob or a URI, each real file once, with its version."""
 
 from __future__ import annotations
 
-import glob
 import hashlib
-import re
-from fnmatch import fnmatch
-from functools import partial
-from pathlib import Path
-from urllib.parse import unquote
+import json
+import os
+from dataclasses import dataclass, field
 
-import pyarrow as pa
 from pyarrow import fs
 
 from pipelines.errors import UserError
 from pipelines.input.formats import FORMATS, file_format
-from pipelines.input.text import COMPRESSIONS
-from pipelines.storage import open_location, redact_credentials
-
-_OF_DATASETS = ("dataset_info.json", "state.json", "dataset_dict.json")
-"""What `save_to_disk` of datasets writes beside Arrow files."""
-_DATA_ENDINGS = tuple(
-    f".{ending}"
-    for ending in (
-        *("txt", "text", "xml", "html", "orc", "avro", "xls", "xlsx", "ods", "npy", "npz", "pkl", "pickle", "sqlite"),
-        *("xz", "br", "7z", "zip", "tar", "tgz", "snappy", "lzo", "gz", "zst", "bz2", "lz4"),
-    )
+from pipelines.input.listing import (
+    RECORD,
+    WILDCARD,
+    Entry,
+    Listing,
+    entry_of,
+    folders_of,
+    list_glob,
+    list_local,
+    list_remote,
+    may_be_data,
+    printable,
 )
-"""Endings of files that may hold data in a format that is not read."""
-_HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
+from pipelines.input.tables import table_among, table_around
+from pipelines.input.text import COMPRESSIONS
+from pipelines.storage import Folder, Location
+
+_OF_DATASETS = ("dataset_info.json", "dataset_infos.json", "state.json", "dataset_dict.json")
+"""What datasets and its hub write beside the data."""
 
 
-def find_files(source: str) -> tuple[fs.FileSystem, dict[str, str], str, list[str]]:
+@dataclass
+class InputFiles:
+    """The files of an input, as they were found."""
+
+    filesystem: fs.FileSystem
+    base: str
+    """The folder that they lie in."""
+    versions: dict[str, str]
+    """The version of each data file by its path."""
+    left_out: list[str] = field(default_factory=list)
+    """The names, below the base, of files that may hold data in a format that is not read."""
+    broken: dict[str, str] = field(default_factory=dict)
+    """Paths that cannot be read, with the reason: links to nothing, folders without permission."""
+    notes: list[str] = field(default_factory=list)
+    """Messages for the user about what is left out."""
+    splits: frozenset[str] = frozenset()
+    """The folders, right below the base, that are the splits of a DatasetDict of datasets."""
+
+    def name(self, path: str) -> str:
+        """Return a file's path below the base."""
+        return path[len(self.base.rstrip("/")) + 1 :]
+
+
+def find_files(source: Location, output: Folder | None = None) -> InputFiles:
     """Find the data files of `source`: a file, a folder, a glob, or one of these as a URI.
 
-    Returns the file system, each file's path with its version (sorted), the folder that they lie in, and the names of
-    files that look like data but are left out. Raises UserError if there are no files or several formats.
+    Hidden files and folders are passed over: their names begin with a dot or an underscore; `_key=value` of hive does
+    not count. So are the outputs of jobs below the folder, which have a record, and `output`, that of this job.
+
+    Raises:
+        UserError: if there are no files or several formats, for a folder that holds the output, and for a table whose
+            files cannot be read without its log.
     """
     filesystem, path, info = look_up(source)
-    if info.type == fs.FileType.NotFound:
-        base = re.split(r"[*?\[]", path, maxsplit=1)[0].rpartition("/")[0]
-        if isinstance(filesystem, fs.LocalFileSystem):
-            found = [info for info in filesystem.get_file_info(glob.glob(path, recursive=True)) if info.is_file]
-        else:
-            found = [info for info in _walk(filesystem, base) if fnmatch(info.path, path)]
+    if info.type == fs.FileType.File:
+        base = path.rpartition("/")[0]
+        listing = Listing([entry_of(filesystem, info)])
     elif info.type == fs.FileType.Directory:
-        base, found = path.rstrip("/"), _walk(filesystem, path)
+        base = path.rstrip("/")
+        if output is not None and _is_within(str(output), _shown(source, base)):
+            raise UserError(
+                f"output '{output}' lies in the input folder, where whatever reads the input would find it, too; name "
+                f"another"
+            )
+        listing = list_local(base) if isinstance(filesystem, fs.LocalFileSystem) else list_remote(filesystem, base)
     else:
-        base, found = path.rpartition("/")[0], [info]
-    arrow = any(file_format(info.path) == "ipc" for info in found)
-    found = [info for info in found if not (arrow and info.base_name in _OF_DATASETS)]
-    files = {info.path: _version(filesystem, info) for info in found if file_format(info.path)}
-    others = [info.path for info in found if info.path not in files]
-    left_out = [path[len(base) + 1 :] for path in others if path.lower().endswith(_DATA_ENDINGS)]
-    if not files:
-        known = ", ".join(s for each in FORMATS.values() for s in each.suffixes if not s.endswith(COMPRESSIONS))
-        raise UserError(
-            f"input {redact_credentials(source)!r} holds no data file; known are {known}, text also with"
-            f" {', '.join(COMPRESSIONS)}" + (f"; left out are {', '.join(left_out[:5])}" if left_out else "")
-        )
-    formats = {file_format(file) for file in files}
+        base = WILDCARD.split(path, maxsplit=1)[0].rpartition("/")[0]
+        listing = list_glob(filesystem, base, path)
+    found = InputFiles(filesystem, base, {}, broken=listing.broken)
+    table = table_around(filesystem, base) or table_among(listing.hidden, [entry.path for entry in listing.entries])
+    if table:
+        raise _is_table(source, *table)
+    entries = _without_outputs(found, listing, source, output)
+    _choose_data(found, entries)
+    if listing.again:
+        found.notes.append(f"{_count(listing.again)} are links to what is read already: {_some(found, listing.again)}")
+    if not found.versions and not found.broken:
+        raise _no_data_file(source, found)
+    formats = {file_format(file) for file in found.versions}
     if len(formats) > 1:
-        raise UserError(
-            f"input {redact_credentials(source)!r} mixes {', '.join(sorted(map(str, formats)))} files; "
-            "choose some with a glob"
-        )
-    return filesystem, {path: files[path] for path in sorted(files, key=partial(file_slug, base=base))}, base, left_out
+        raise UserError(f"input '{source}' mixes {', '.join(sorted(map(str, formats)))} files; choose some with a glob")
+    found.splits = _splits(found, entries)
+    return found
 
 
-def look_up(source: str) -> tuple[fs.FileSystem, str, fs.FileInfo]:
+def look_up(source: Location) -> tuple[fs.FileSystem, str, fs.FileInfo]:
     """Return an input's file system, its path there, and what that is; UserError if it is missing and no glob."""
-    filesystem, path = open_location(source if "://" in source else str(Path(source).expanduser().absolute()))
+    filesystem, path = source.filesystem_and_path
     try:
         info = filesystem.get_file_info(path)
-    except OSError as error:
-        raise UserError(f"input {redact_credentials(source)!r} cannot be read: {error}") from error
-    if info.type == fs.FileType.NotFound and not re.search(r"[*?\[]", path):
-        raise UserError(f"input {redact_credentials(source)!r} does not exist")
+    except (OSError, ValueError) as error:
+        raise UserError(f"input '{source}' cannot be read: {next(iter(str(error).splitlines()), '')}") from error
+    if info.type == fs.FileType.NotFound and not WILDCARD.search(path):
+        raise UserError(f"input '{source}' does not exist")
     return filesystem, path, info
 
 
-def file_slug(file: str, base: str) -> str:
-    """Turn a file's path below `base` into a file name; different paths have different names."""
-    path = file[len(base) + 1 :]
-    name = re.sub(r"[^A-Za-z0-9._=-]", "_", path)
-    return name if name == path else f"{name}-{hashlib.sha256(path.encode()).hexdigest()[:8]}"
+def _version(entry: Entry) -> str:
+    return hashlib.sha256(f"{entry.size} {entry.changed}".encode()).hexdigest()[:8]
 
 
-def hive_partitions(files: list[str], base: str) -> tuple[list[tuple[tuple[str, str | int | None], ...]], pa.Schema]:
-    """Read the hive partition values (folders named key=value below `base`) of each file, and the columns' types.
-
-    A column whose values are all whole numbers is int64, any other string.
-    """
-    found: list[dict[str, str | int | None]] = []
-    for file in files:
-        pairs = (part.split("=", 1) for part in file[len(base) + 1 :].split("/")[:-1] if "=" in part)
-        found.append({key: None if value == _HIVE_NULL else unquote(value) for key, value in pairs})
-    names = sorted({name for values in found for name in values})
-    numbers = {name for name in names if all(re.fullmatch(r"-?\d{1,18}", str(v.get(name) or 0)) for v in found)}
-    typed = [
-        tuple((name, int(value) if name in numbers and value is not None else value) for name, value in values.items())
-        for values in found
-    ]
-    return typed, pa.schema([(name, pa.int64() if name in numbers else pa.string()) for name in names])
+def current_version(filesystem: fs.FileSystem, path: str) -> str | None:
+    """Return the version of a file as it is now, None if it is gone."""
+    info = filesystem.get_file_info(path)
+    return _version(entry_of(filesystem, info)) if info.is_file else None
 
 
-def _version(filesystem: fs.FileSystem, info: fs.FileInfo) -> str:
-    changed = info.mtime_ns
-    if changed is None and isinstance(filesystem, fs.PyFileSystem):  # the hub has digests in place of times
-        changed = filesystem.handler.fs.info(info.path).get("blob_id")
-    return hashlib.sha256(f"{info.size} {changed}".encode()).hexdigest()[:8]
+def _is_within(inner: str, outer: str) -> bool:
+    """Tell whether a location lies in another one, by real paths where both are on this machine."""
+    if "://" not in inner and "://" not in outer:
+        inner, outer = os.path.realpath(inner), os.path.realpath(outer)
+    return f"{inner.rstrip('/')}/".startswith(f"{outer.rstrip('/')}/")
 
 
-def _walk(filesystem: fs.FileSystem, folder: str) -> list[fs.FileInfo]:
-    """List the files below `folder`, without files and folders whose names begin with a dot or an underscore."""
-    infos = filesystem.get_file_info(fs.FileSelector(folder, recursive=True))
-    below = len(folder.rstrip("/")) + 1
-    return [info for info in infos if info.is_file and not re.search(r"(^|/)[._]", info.path[below:])]
+def _shown(source: Location, path: str) -> str:
+    """Return a path of the input's file system in the form that locations of outputs have."""
+    filesystem, _ = source.filesystem_and_path
+    return path if filesystem.type_name == "local" else f"{source.uri.partition('://')[0]}://{path}"
+
+
+def _is_table(source: Location, kind: str, folder: str) -> UserError:
+    return UserError(
+        f"input '{source}' holds the files of a {kind} table ({folder}), among them deleted and superseded rows; write "
+        f"a snapshot of the table as Parquet, and give that"
+    )
+
+
+def _without_outputs(found: InputFiles, listing: Listing, source: Location, output: Folder | None) -> list[Entry]:
+    """Leave out the files of this job's output, and those of other jobs' outputs below the base."""
+    records = [path for path in listing.hidden if path.endswith(f"/{RECORD}")]
+    outputs = {path.rpartition("/")[0] for path in records if _is_record(found.filesystem, path)} - {found.base}
+    inside = dict[str, str]()
+    for folder in folders_of(listing.entries, found.base):
+        other = next((each for each in outputs if f"{folder}/".startswith(f"{each}/")), None)
+        if output is not None and _is_within(_shown(source, folder), str(output)):
+            inside[folder] = str(output)
+        elif other is not None:
+            inside[folder] = other
+    kept = [entry for entry in listing.entries if entry.path.rpartition("/")[0] not in inside]
+    for each in sorted(set(inside.values())):
+        count = sum(inside.get(entry.path.rpartition("/")[0]) == each for entry in listing.entries)
+        found.notes.append(
+            f"{count:,} files of the output {each} are left out: outputs of jobs are not read with others"
+        )
+    return kept
+
+
+def _is_record(filesystem: fs.FileSystem, path: str) -> bool:
+    """Tell whether a file is the record of a corpus job's output."""
+    try:
+        with filesystem.open_input_file(path) as stream:
+            content = json.loads(stream.read())
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and {"fingerprint", "attempts"} <= content.keys()
+
+
+def _choose_data(found: InputFiles, entries: list[Entry]) -> None:
+    """Tell data files from others by their endings, and name those of the others that may hold data."""
+    data = [entry for entry in entries if file_format(entry.path)]
+    other_formats = any(file_format(entry.path) != "json" for entry in data)
+    for entry in entries:
+        name = entry.path.rpartition("/")[2]
+        if len(entries) > 1 and (name == "dataset_infos.json" or (name in _OF_DATASETS and other_formats)):
+            continue
+        if file_format(entry.path):
+            found.versions[entry.path] = _version(entry)
+        elif may_be_data(entry.path):
+            found.left_out.append(found.name(entry.path))
+
+
+def _splits(found: InputFiles, entries: list[Entry]) -> frozenset[str]:
+    """Return the splits of a DatasetDict that datasets has saved."""
+    record = f"{found.base}/dataset_dict.json"
+    if all(entry.path != record for entry in entries):
+        return frozenset()
+    try:
+        with found.filesystem.open_input_file(record) as stream:
+            return frozenset(map(str, json.loads(stream.read())["splits"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return frozenset()
+
+
+def _no_data_file(source: Location, found: InputFiles) -> UserError:
+    endings = [s for each in FORMATS.values() for s in each.suffixes if not s.endswith(COMPRESSIONS)]
+    left_out = f"; left out are {', '.join(found.left_out[:5])}" if found.left_out else ""
+    return UserError(
+        f"input '{source}' holds no data file; known are {', '.join(endings)}, text also with "
+        f"{', '.join(COMPRESSIONS)}{left_out}" + "".join(f"; {note}" for note in found.notes)
+    )
+
+
+def _count(paths: list[str]) -> str:
+    return f"{len(paths):,} paths"
+
+
+def _some(found: InputFiles, paths: list[str]) -> str:
+    names = [printable(found.name(path)) for path in paths[:5]]
+    return ", ".join(names) + (", …" if len(paths) > len(names) else "")

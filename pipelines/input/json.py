@@ -243,4 +243,4 @@ def _element(text: str, at: int, done: bool) -> tuple[Item, int | None]:
     return value if isinstance(value, dict) else (_not_an_object(value), text[at:after]), after
 
 
-JSON = Format("json", with_compressions(".jsonl", ".ndjson", ".json"), blocks=blocks)
+JSON = Format("json", with_compressions(".jsonl", ".jsonlines", ".ndjson", ".json"), blocks=blocks)

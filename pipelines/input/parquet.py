@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import fs
 
@@ -18,6 +19,8 @@ def inspect(filesystem: fs.FileSystem, path: str) -> tuple[Scan, pa.Schema] | No
     """Read the footer."""
     with filesystem.open_input_file(path) as stream:
         file = pq.ParquetFile(stream)
+        if _int96_columns(file):
+            file = _with_unit(stream, file, _int96_unit(stream, file))
         groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
         if any(group.num_rows > HUGE_ROWS and group.total_byte_size > HUGE_BYTES for group in groups):
             return None
@@ -28,6 +31,8 @@ def blocks(reading: Reading) -> Iterator[Block]:
     """Yield the rows in order."""
     with reading.filesystem.open_input_file(reading.path) as stream:
         file = pq.ParquetFile(stream)
+        if _int96_columns(file):
+            file = _with_unit(stream, file, _int96_unit(stream, file))
         rows = 0
         for batch in file.iter_batches(MAX_SHARD_ROWS, use_threads=False):
             rows += len(batch)
@@ -44,9 +49,59 @@ def read(filesystem: fs.FileSystem, path: str, start: int, rows: int, columns: l
         if not present:
             return pa.table({"": pa.nulls(rows)})
         skip, groups = _row_groups(file.metadata, start, rows)
+        if set(present).intersection(_int96_columns(file)):
+            file = _with_unit(stream, file, _int96_unit(stream, file, groups))
         batches = file.iter_batches(MAX_SHARD_ROWS, groups, present, use_threads=False)
         found = list(row_range(batches, skip, rows))
-        return pa.Table.from_batches(found) if found else file.schema_arrow.empty_table().select(present)
+        table = pa.Table.from_batches(found) if found else file.schema_arrow.empty_table()
+        return table.select(present)
+
+
+def _int96_columns(file: pq.ParquetFile) -> list[str]:
+    """Return the columns that hold INT96, the times of Impala, Hive and Spark, of which Arrow makes nanoseconds."""
+    columns = (file.schema.column(i) for i in range(len(file.schema)))
+    return list(dict.fromkeys(column.path.split(".")[0] for column in columns if column.physical_type == "INT96"))
+
+
+def _with_unit(stream: pa.NativeFile, file: pq.ParquetFile, unit: str) -> pq.ParquetFile:
+    return pq.ParquetFile(stream, metadata=file.metadata, coerce_int96_timestamp_unit=unit)
+
+
+def _int96_unit(stream: pa.NativeFile, file: pq.ParquetFile, groups: list[int] | None = None) -> str:
+    """Return the unit that holds the INT96 times of some row groups unchanged: "us", or "ns" where they are so fine.
+
+    INT96 holds nanoseconds of any year; 64 bits of nanoseconds hold the years 1677 to 2262, and Arrow wraps all others
+    around. Spark's times are microseconds.
+    """
+    if b"org.apache.spark.version" in (file.metadata.metadata or {}):
+        return "us"
+    groups = list(range(file.metadata.num_row_groups)) if groups is None else groups
+    names = _int96_columns(file)
+    files = [_with_unit(stream, file, unit) for unit in ("us", "ns")]
+    batches = [each.iter_batches(MAX_SHARD_ROWS, groups, names, use_threads=False) for each in files]
+    for coarse, fine in zip(*batches, strict=True):
+        if any(_loses_nanoseconds(a, b) for a, b in zip(coarse.columns, fine.columns, strict=True)):
+            return "ns"
+    return "us"
+
+
+def _loses_nanoseconds(coarse: pa.Array, fine: pa.Array) -> bool:
+    """Tell whether times in nanoseconds, nested ones too, say more than those in microseconds."""
+    if pa.types.is_struct(coarse.type):
+        children = zip(coarse.flatten(), fine.flatten(), strict=True)
+        return any(_loses_nanoseconds(a, b) for a, b in children)
+    if pa.types.is_map(coarse.type):
+        return any(_loses_nanoseconds(a, b) for a, b in ((coarse.keys, fine.keys), (coarse.items, fine.items)))
+    if pa.types.is_nested(coarse.type):
+        return _loses_nanoseconds(coarse.flatten(), fine.flatten())
+    if coarse.type == fine.type:
+        return False
+    fine_ns = fine.cast(pa.int64())
+    whole_us = pc.divide(fine_ns, 1000)  # towards zero, as a time before 1970 is not: such a one has a remainder
+    floor_us = pc.if_else(pc.less(fine_ns, pc.multiply(whole_us, 1000)), pc.subtract(whole_us, 1), whole_us)
+    in_range = pc.equal(floor_us, coarse.cast(pa.int64()))
+    has_remainder = pc.not_equal(pc.multiply(whole_us, 1000), fine_ns)
+    return pc.any(pc.and_(in_range, has_remainder)).as_py() is True
 
 
 def row_range(batches: Iterator[pa.RecordBatch], skip: int, rows: int) -> Iterator[pa.RecordBatch]:
@@ -64,16 +119,17 @@ def row_range(batches: Iterator[pa.RecordBatch], skip: int, rows: int) -> Iterat
 
 def _row_groups(metadata: pq.FileMetaData, start: int, wanted: int) -> tuple[int, list[int]]:
     """Return the rows to skip in the first row group that holds the rows, and the groups."""
-    skip, groups = start, list[int]()
+    skip, groups, chosen_rows = start, list[int](), 0
     for group in range(metadata.num_row_groups):
         rows = metadata.row_group(group).num_rows
         if not groups and skip >= rows:
             skip -= rows
             continue
         groups.append(group)
-        if sum(metadata.row_group(i).num_rows for i in groups) >= skip + wanted:
+        chosen_rows += rows
+        if chosen_rows >= skip + wanted:
             break
     return skip, groups
 
 
-PARQUET = Format("parquet", (".parquet", ".pq"), blocks, inspect, read)
+PARQUET = Format("parquet", (".parquet", ".pq", ".parq"), blocks, inspect, read)

@@ -28,7 +28,8 @@ from pipelines.input.parquet import read
 from pipelines.input.shapes import Shape
 from pipelines.input.shards import MAX_SHARD_ROWS, BadRow, Block, Reading, Rows, Shard, TryAgain
 from pipelines.input.text import COMPRESSIONS, TextOptions, lines_file_spans
-from pipelines.storage import Folder, resolve_filesystem
+from pipelines.input.types import convert, plain_type, why_not_stored
+from pipelines.storage import Folder, Location, temporary_name
 
 STAGED = "_staged"
 RANGED_BYTES, RANGE_BYTES = 1 << 30, 256 << 20
@@ -106,9 +107,9 @@ class StagedFile:
         return cls(parts, found["size"], shapes, schema, found["notes"])
 
 
-def stage_tasks(source: str, path: str, format_: str, stem: str, options: TextOptions) -> list[StageTask]:
+def stage_tasks(source: Location, path: str, format_: str, stem: str, options: TextOptions) -> list[StageTask]:
     """Return the tasks that stage a file: one, or one for each range of a large file of JSON lines."""
-    filesystem, _ = resolve_filesystem(source)
+    filesystem, _ = source.filesystem_and_path
     if changed := options.changed():
         stem += f"-{hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:8]}"
     plain = format_ == "json" and not path.lower().endswith(COMPRESSIONS) and options.encoding == "utf-8"
@@ -126,14 +127,14 @@ def read_staged(folder: Folder, task: StageTask, present: set[str]) -> StagedFil
     return staged if {name for name, _ in staged.parts} <= present else None
 
 
-def stage(source: str, folder: Folder, task: StageTask, options: TextOptions) -> StagedFile:
+def stage(source: Location, folder: Folder, task: StageTask, options: TextOptions) -> StagedFile:
     """Stage a file.
 
     Raises:
         StagingFailed: where the output cannot be written.
         ValueError, OSError, EOFError, pa.ArrowException: where the file cannot be read.
     """
-    filesystem, _ = resolve_filesystem(source)
+    filesystem, _ = source.filesystem_and_path
     attempt = -1
     while True:
         attempt += 1
@@ -191,6 +192,7 @@ class _Writer:
             table = pa.table(columns | {_REASON: pa.array(reasons, pa.string()), _RAW: pa.array(raws, pa.string())})
         else:
             self.staged.schema = table.schema
+            table = _storable(table)
         self.rows += len(table)
         self.staged.size += table.nbytes
         if self.writer is None or self.writer.schema != table.schema:
@@ -203,7 +205,7 @@ class _Writer:
 
     def _open(self, schema: pa.Schema) -> None:
         self.part = f"{self.name}-{len(self.staged.parts):04d}.parquet"
-        self.written = f"{self.path}/.{self.part}.{os.getpid()}" if self.folder.is_local else f"{self.path}/{self.part}"
+        self.written = f"{self.path}/{temporary_name(self.part) if self.folder.is_local else self.part}"
         with _writing():
             if self.folder.is_local:
                 Path(self.path).mkdir(parents=True, exist_ok=True)
@@ -229,6 +231,16 @@ class _Writer:
         if self.writer is not None and self.folder.is_local:
             Path(self.written).unlink(missing_ok=True)
         self.writer = None
+
+
+def _storable(table: pa.Table) -> pa.Table:
+    """Return a table in plain types, without columns that Parquet cannot hold, which the plan refuses or leaves out."""
+    columns = {
+        field.name: convert(table.column(i), plain_type(field.type))
+        for i, field in enumerate(table.schema)
+        if why_not_stored(plain_type(field.type)) is None
+    }
+    return pa.table(columns) if columns else table.select([])
 
 
 def remove_staged(folder: Folder) -> None:

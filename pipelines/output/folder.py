@@ -1,15 +1,16 @@
 """The output folder: part files committed whole, rejected rows beside them, and the record of the runs.
 
-    OUTPUT/<shard>.parquet             labelled rows, in input order
+    OUTPUT/data/<shard>.parquet        labelled rows, in input order
     OUTPUT/_rejected/<shard>.parquet   rows that could not be labelled, with the reason
     OUTPUT/_run.json                   fingerprint, counts, and each attempt (record.py)
     OUTPUT/_report.html                the same, to look at
-    OUTPUT/_shards.arrow               what is known of each shard (receipts.py)
+    OUTPUT/_shards.arrow               what is known of each shard (shard_stats.py)
     OUTPUT/_files.arrow                the input files as they were planned, so that only new ones are read again
     OUTPUT/_staged/                    files that cannot be read by row, until the run is complete (input/staging.py)
     OUTPUT/_lease.json                 who is writing now
 
-Readers skip names that begin with an underscore, so the folder reads as one table.
+OUTPUT/data reads as one table in every library: nothing else is in it. An output that was begun before there was such a
+folder has its parts in OUTPUT itself, and goes on so.
 """
 
 from __future__ import annotations
@@ -26,14 +27,16 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from pipelines.errors import UserError
+from pipelines.input.names import split_shard_name
 from pipelines.input.shards import Corpus, DataFile, Scan
 from pipelines.input.staging import STAGED
 from pipelines.output import shard_stats
 from pipelines.output.lease import LEASE
-from pipelines.output.record import RunRecord, read_record
-from pipelines.storage import Folder
+from pipelines.output.record import PARTS, RunRecord, read_record
+from pipelines.storage import Folder, is_temporary
 
 REPORT, SHARDS, FILES, REJECTED = "_report.html", "_shards.arrow", "_files.arrow", "_rejected"
+_ENDING = ".parquet"
 REJECTED_FIELDS = pa.schema(
     [
         ("_reason", pa.string()),
@@ -45,7 +48,7 @@ REJECTED_FIELDS = pa.schema(
     ]
 )
 _FOOTER = "modernbert-ray"
-_PARTS = pa.list_(pa.struct([("name", pa.string()), ("rows", pa.int64())]))
+_STAGED_PARTS = pa.list_(pa.struct([("name", pa.string()), ("rows", pa.int64())]))
 _THREADS = 16
 
 
@@ -56,9 +59,7 @@ def open_output(folder: Folder, fingerprint: dict[str, Any], overwrite: bool) ->
     """
     record = read_record(folder)
     if record is None:
-        if (folder.is_local and Path(folder.location).is_file()) or any(
-            not _may_be_left(name) for name in folder.files()
-        ):
+        if (folder.is_local and Path(folder.uri).is_file()) or any(not _may_be_left(name) for name in folder.files()):
             raise UserError(f"output '{folder}' holds something else than an output of this job; name another folder")
         return None
     if overwrite:
@@ -81,24 +82,42 @@ def begin_run(folder: Folder, record: RunRecord, corpus: Corpus, overwrite: bool
     UserError if the output cannot be written.
     """
     try:
-        present = set(committed(folder))
+        _remove_temporary(folder)
         if overwrite:
-            _remove(folder, [REPORT, SHARDS, *(f"{name}.parquet" for name in present)])
-            _remove(folder, [f"{REJECTED}/{name}" for name in folder.files(REJECTED)])
-            present = set()
+            _remove_output(folder)
+        present = set(committed(folder, record.parts))
         planned = {shard.name for shard in corpus.shards}
         split, subshards = _split_shards(present - planned, corpus)
         files = {_file_of(name) for name in planned}
-        stale = [f"{name}.parquet" for name in present - planned - subshards if _file_of(name) in files]
-        _remove(
-            folder, [f"{REJECTED}/{name}" for name in stale]
-        )  # first: without its part, nobody looks for them again
-        _remove(folder, stale)
+        stale = [name for name in present - planned - subshards if _file_of(name) in files]
+        # The rejected rows first: without its part, nobody looks for them again.
+        _remove(folder, [f"{REJECTED}/{name}.parquet" for name in stale])
+        _remove(folder, [part_path(record.parts, name) for name in stale])
         record.write(folder)
         folder.write_atomic(FILES, _files(corpus))
         return (present & planned) | split
     except OSError as error:
         raise UserError(f"output '{folder}' cannot be written: {error.strerror or error}") from error
+
+
+def part_path(parts: str, shard: str) -> str:
+    """Return the path of a shard's part in an output; `parts`: the folder of the parts there (RunRecord.parts)."""
+    return f"{parts}/{shard}.parquet" if parts else f"{shard}.parquet"
+
+
+def _remove_output(folder: Folder) -> None:
+    """Remove an earlier output, whichever folder its parts are in."""
+    for parts in ("", PARTS):
+        _remove(folder, [part_path(parts, name) for name in committed(folder, parts)])
+    _remove(folder, [REPORT, SHARDS, *(f"{REJECTED}/{name}" for name in folder.files(REJECTED))])
+
+
+def _remove_temporary(folder: Folder) -> None:
+    """Remove what writes have left whose process ended; this run alone may write here now."""
+    if not folder.is_local:
+        return
+    for below in ("", PARTS, REJECTED, STAGED):
+        _remove(folder, [f"{below}/{name}".lstrip("/") for name in folder.files(below) if is_temporary(name)])
 
 
 def _remove(folder: Folder, names: list[str]) -> None:
@@ -130,9 +149,8 @@ def _split_shards(names: set[str], corpus: Corpus) -> tuple[set[str], set[str]]:
     """Return the shards that were split and whose rows are all there, and the names of their parts."""
     parts: dict[str, list[tuple[int, int, str]]] = {}
     for name in names:
-        stem, start, stop = name.rsplit("-", 2)
-        if start.isdigit() and stop.isdigit():
-            parts.setdefault(stem, []).append((int(start), int(stop), name))
+        if found := split_shard_name(name):
+            parts.setdefault(name.rsplit("-", 2)[0], []).append((found.start, found.stop, name))
     whole, subshards = set(), set()
     for shard in corpus.shards if parts else []:
         first, last = shard.start, shard.start + shard.rows
@@ -154,7 +172,7 @@ def _files(corpus: Corpus) -> pa.Buffer:
         "version": [file.version for file in corpus.files],
         "rows": pa.array([file.scan.rows for file in corpus.files], pa.int64()),
         "size": pa.array([file.scan.size for file in corpus.files], pa.int64()),
-        "parts": pa.array([list(file.scan.parts) for file in corpus.files], _PARTS),
+        "parts": pa.array([list(file.scan.parts) for file in corpus.files], _STAGED_PARTS),
     }
     described = {"format": corpus.format, "schema": corpus.schema.serialize().to_pybytes()}
     return _packed(pa.table(columns).replace_schema_metadata(described))
@@ -172,27 +190,32 @@ def _unpacked(data: bytes) -> pa.Table:
     return pa.ipc.open_file(pa.py_buffer(data)).read_all()
 
 
-def committed(folder: Folder) -> dict[str, fs.FileInfo]:
-    """Return the shards whose parts are in `folder`, by name, from one listing."""
-    files = folder.files()
-    parts = {name: info for name, info in files.items() if name.endswith(".parquet") and name[0] not in "._"}
-    return {name.removesuffix(".parquet"): info for name, info in parts.items()}
+def committed(folder: Folder, parts: str) -> dict[str, fs.FileInfo]:
+    """Return the shards whose parts are in an output, by name, from one listing; other files there are none."""
+    names = {name.removesuffix(_ENDING): info for name, info in folder.files(parts).items() if name.endswith(_ENDING)}
+    return {name: info for name, info in names.items() if split_shard_name(name)}
 
 
-def commit_shard(folder: Folder, stats: dict[str, Any], answered: pa.Table, rejected: pa.Table) -> None:
+def foreign_files(folder: Folder, parts: str) -> list[str]:
+    """Return the names of data files among the parts that are no parts, which whoever reads these reads, too."""
+    names = [name for name in folder.files(parts) if name.endswith(_ENDING) and name[0] not in "._"]
+    return sorted(name for name in names if not split_shard_name(name.removesuffix(_ENDING)))
+
+
+def commit_shard(folder: Folder, parts: str, stats: dict[str, Any], answered: pa.Table, rejected: pa.Table) -> None:
     """Write a shard's rejected rows, then its answered ones, each file whole or not at all. A retry overwrites."""
-    name = f"{stats['name']}.parquet"
     if len(rejected):
-        folder.write_atomic(f"{REJECTED}/{name}", _parquet(rejected))
-    folder.write_atomic(name, _parquet(answered, {_FOOTER: shard_stats.footer(stats)}))
+        folder.write_atomic(f"{REJECTED}/{stats['name']}.parquet", _parquet(rejected))
+    folder.write_atomic(part_path(parts, stats["name"]), _parquet(answered, {_FOOTER: shard_stats.footer(stats)}))
 
 
-def write_shard_stats(folder: Folder, new: pa.Table) -> pa.Table:
-    """Add the stats of a run's shards to those that are stored, and return those of all parts in the folder.
+def write_shard_stats(folder: Folder, parts: str, new: pa.Table) -> tuple[pa.Table, set[str]]:
+    """Add the stats of a run's shards to those that are stored.
 
-    The stats of a run that was killed are read from the footers of its parts.
+    Returns the stats of all parts in the folder, and the names of shards of the run that are not there, although their
+    commits were reported. The stats of a run that was killed are read from the footers of its parts.
     """
-    present, names, tables = committed(folder), set(new["name"].to_pylist()), [new]
+    present, names, tables = committed(folder, parts), set(new["name"].to_pylist()), [new]
     with suppress(FileNotFoundError):
         earlier = _unpacked(folder.read(SHARDS))
         tables.append(earlier.filter(pa.array([name not in names for name in earlier["name"].to_pylist()], pa.bool_())))
@@ -200,16 +223,17 @@ def write_shard_stats(folder: Folder, new: pa.Table) -> pa.Table:
     unknown = sorted(present.keys() - known)
     with ThreadPoolExecutor(_THREADS) as pool:
         times = [present[name].mtime_ns / 1e9 for name in unknown]
-        recovered = list(pool.map(partial(_recovered, folder), unknown, times))
+        paths = [part_path(parts, name) for name in unknown]
+        recovered = list(pool.map(partial(_recovered, folder), unknown, paths, times))
     stats = pa.concat_tables([*tables, shard_stats.table(recovered)], promote_options="default")
     stats = stats.filter(pa.array([name in present for name in stats["name"].to_pylist()], pa.bool_())).sort_by("name")
     folder.write_atomic(SHARDS, _packed(stats))
-    return stats
+    return stats, names - present.keys()
 
 
-def _recovered(folder: Folder, name: str, written: float) -> dict[str, Any]:
+def _recovered(folder: Folder, name: str, part: str, written: float) -> dict[str, Any]:
     filesystem, path = folder.filesystem_and_path
-    with filesystem.open_input_file(f"{path}/{name}.parquet") as stream:
+    with filesystem.open_input_file(f"{path}/{part}") as stream:
         kept = (pq.read_metadata(stream).metadata or {}).get(_FOOTER.encode(), b"{}")
     return {"name": name, "committed_at": written} | json.loads(kept)
 

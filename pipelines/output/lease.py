@@ -42,14 +42,15 @@ class Lease:
 
 
 @contextmanager
-def lease(folder: Folder) -> Iterator[Lease]:
+def lease(folder: Folder, run: str = "") -> Iterator[Lease]:
     """Hold the output for this process, so that no second run writes to it; OutputInUse if another run holds it.
 
     The lease is a file that is written again every ten seconds. It is a dead run's if it is older than a minute by the
     clock of the storage, or if its process is gone from this machine. The last of several runs that begin at once has
-    the lease: each checks after a moment whether it is still its own, and again whenever it renews it.
+    the lease: each checks after a moment whether it is still its own, and again whenever it renews it. `run`: the
+    identity of the run, by which its workers know the lease (`holds`).
     """
-    content = {"host": socket.gethostname(), "process": os.getpid(), "processes": _processes(), "run": uuid4().hex}
+    content = {"host": socket.gethostname(), "process": os.getpid(), "processes": _processes(), "run": run or uuid4().hex}
     mine = json.dumps(content).encode()
     held, stop = Lease(folder), threading.Event()
     try:
@@ -84,6 +85,17 @@ def lease(folder: Folder) -> Iterator[Lease]:
         with suppress(OSError):
             if _read(folder) == mine:
                 folder.remove(LEASE)
+
+
+def holds(folder: Folder, run: str) -> bool | None:
+    """Tell whether a run holds the lease as this process sees the folder; None where it sees no lease at all."""
+    content = _read(folder)
+    if content is None:
+        return None
+    try:
+        return json.loads(content).get("run") == run
+    except json.JSONDecodeError:
+        return False
 
 
 def _read(folder: Folder) -> bytes | None:

@@ -10,6 +10,8 @@ from pipelines.errors import UserError
 from pipelines.storage import Folder
 
 RUN = "_run.json"
+PARTS = "data"
+"""The folder of the parts in outputs that are begun now; those begun before version 0.2 have them beside the record."""
 
 
 @dataclass
@@ -44,6 +46,8 @@ class RunRecord:
     """Sums over all shards (output/shard_stats.py), once a run has ended."""
     failed: dict[str, str] | None = None
     """Files and shards that failed in the last run, with the reason."""
+    parts: str = ""
+    """The folder of the parts in the output; empty: the output itself."""
 
     def write(self, folder: Folder) -> None:
         """Replace the record in `folder`."""

@@ -56,7 +56,7 @@ def run(folder, checkpoint, tmp_path, monkeypatch):
 
 
 def nothing_is_committed(out: Path) -> bool:
-    return not list(out.glob("*.parquet")) and not list(out.glob("_rejected/*"))
+    return not list(out.glob("data/*.parquet")) and not list(out.glob("_rejected/*"))
 
 
 def failed(out: Path) -> dict[str, str]:
@@ -67,7 +67,7 @@ def failed(out: Path) -> dict[str, str]:
 @pytest.mark.parametrize("fault", ["the first two loads fail", "the device of one process breaks"])
 def test_what_passes_costs_no_row(fault, run, folder, tmp_path):
     assert run(fault) == 0
-    (part,) = (tmp_path / "out").glob("*.parquet")  # nobody was blamed: the shard is whole
+    (part,) = (tmp_path / "out").glob("data/*.parquet")  # nobody was blamed: the shard is whole
     assert pq.read_table(part)["id"].to_pylist() == list(range(ROWS))
     assert not (tmp_path / "out" / "_rejected").exists()
     assert (folder / {"the first two loads fail": "load 2"}.get(fault, "broken")).exists()

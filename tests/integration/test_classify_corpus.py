@@ -136,7 +136,7 @@ def test_a_second_run_does_only_what_is_missing_and_gives_the_same_bytes(
         "top_k": 2,
         "max_length": 512,
     }
-    parts = sorted(labelled.glob("*.parquet"))
+    parts = sorted(labelled.glob("data/*.parquet"))
     lost = parts[1].read_bytes()
     parts[1].unlink()
     times = {part: part.stat().st_mtime_ns for part in parts if part != parts[1]}

@@ -19,8 +19,7 @@ from conftest import REPOSITORY
 from corpora import plan
 
 from pipelines.errors import UserError
-from pipelines.input import plan as plans
-from pipelines.input import shards
+from pipelines.input import inspection, shards
 from pipelines.output import folder as output
 from pipelines.output.lease import LEASE, _processes, lease
 from pipelines.output.record import RunRecord
@@ -55,7 +54,7 @@ def test_three_nights(tmp_path, checkpoint, in_process, monkeypatch, capfd):
     write(tmp_path / "in", "b", range(1000, 1070))
     write(tmp_path / "in", "d", range(300, 330))
     read: list[str] = []
-    original = plans.inspect_file
+    original = inspection.inspect_file
 
     def counted(format_, filesystem, path):
         read.append(path)
@@ -170,7 +169,7 @@ def test_text_files_through_the_whole_job(tmp_path, checkpoint, local_ray, capfd
     assert run_job("classify", **options) == 0
     assert "reading 1 json file(s)" in capfd.readouterr().out
     assert ds.dataset(out).to_table()["id"].to_pylist()[-1] == "c"
-    for part in out.glob("a.jsonl*.parquet"):
+    for part in out.glob("data/a.jsonl*.parquet"):
         part.unlink()
     assert run_job("classify", **options) == 0  # staged again, into the same shards
     assert ds.dataset(out).to_table().to_pylist()[:-1] == rows
@@ -208,7 +207,7 @@ def test_an_overwrite_that_dies_in_between_leaves_no_mixture(tmp_path, monkeypat
     planned, out = plan(tmp_path / "in.parquet", tmp_path / "out", shard_rows=64), Folder(str(tmp_path / "out"))
     output.begin_run(out, RunRecord({"model": "one"}, 64), planned, overwrite=False)
     for shard in planned.shards:
-        out.write_atomic(f"{shard.name}.parquet", b"")
+        out.write_atomic(f"data/{shard.name}.parquet", b"")
     with monkeypatch.context() as patched:
         patched.setattr(RunRecord, "write", lambda *_: sys.exit("killed"))
         with pytest.raises(SystemExit):
@@ -253,10 +252,10 @@ def test_a_job_that_is_stopped_says_how_to_go_on_and_goes_on(tmp_path, checkpoin
         (signal.SIGTERM, 143, "stopped", "local"),
         (signal.SIGINT, 130, "interrupted", ray_head.address),
     ):
-        there = list((tmp_path / "out").glob("*.parquet"))
+        there = list((tmp_path / "out").glob("data/*.parquet"))
         settings = {"env": os.environ | {"RAY_ADDRESS": address}, "cwd": tmp_path, "text": True}
         job = subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, **settings)
-        while len(list((tmp_path / "out").glob("*.parquet"))) == len(there):
+        while len(list((tmp_path / "out").glob("data/*.parquet"))) == len(there):
             assert job.poll() is None
             time.sleep(0.05)
         job.send_signal(sent)

@@ -89,8 +89,8 @@ def test_kills_of_the_whole_job_lose_and_double_nothing(corpus, clean, checkpoin
     """
     out, kills = tmp_path / "out", 0
     while kills < KILLS:
-        done = sorted(out.glob("*.parquet"))
-        assert all(part.read_bytes() == (clean / part.name).read_bytes() for part in done)
+        done = sorted(out.glob("data/*.parquet"))
+        assert all(part.read_bytes() == (clean / "data" / part.name).read_bytes() for part in done)
         for part in dice.sample(done, max(0, len(done) - SHARDS // 3)):  # so that there is something to do
             part.unlink()
         lease_before, parts = lease_of(out), count_parts(out)
@@ -115,7 +115,7 @@ def test_kills_of_the_whole_job_lose_and_double_nothing(corpus, clean, checkpoin
     job = start(corpus, out, checkpoint, env=ray_head.environment)
     message = job.communicate(timeout=300)
     assert job.returncode == 0, message
-    for folder in (".", "_rejected"):
+    for folder in ("data", "_rejected"):
         parts, want = (sorted(part.name for part in (each / folder).glob("*.parquet")) for each in (out, clean))
         assert parts == want
         assert all((out / folder / part).read_bytes() == (clean / folder / part).read_bytes() for part in parts)

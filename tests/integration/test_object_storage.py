@@ -22,12 +22,12 @@ from pyarrow import fs
 
 from pipelines.checkpoints import Checkpoint, download_checkpoint
 from pipelines.errors import JobError, UserError
-from pipelines.input.plan import inspect_input
+from pipelines.input.inspection import inspect_input
 from pipelines.input.staging import STAGED, read_staged, remove_staged
 from pipelines.input.text import TextOptions
 from pipelines.output import folder as output
 from pipelines.output import lease
-from pipelines.storage import Folder, redact_credentials
+from pipelines.storage import Folder, Location, redact_credentials
 
 
 class Bucket:
@@ -91,10 +91,10 @@ def test_input_model_and_output_in_object_storage(bucket, checkpoint, tmp_path, 
         == 0
     )
     there = Folder(bucket.uri("out"))
-    want, got = sorted(output.committed(Folder(str(tmp_path / "out")))), sorted(output.committed(there))
+    want, got = sorted(output.committed(Folder(str(tmp_path / "out")), "data")), sorted(output.committed(there, "data"))
     assert [name.rsplit("-", 2)[1:] for name in want] == [name.rsplit("-", 2)[1:] for name in got]
     for mine, other in zip(got, want, strict=True):  # the names' versions differ with the files' times
-        assert there.read(f"{mine}.parquet") == (tmp_path / "out" / f"{other}.parquet").read_bytes()
+        assert there.read(f"data/{mine}.parquet") == (tmp_path / "out" / "data" / f"{other}.parquet").read_bytes()
     message = [there.read(name) for name in there.files() if name.startswith("_") and "." in name]
     assert len(message) == 4
     assert not any(b"some-secret" in content for content in message)
@@ -159,7 +159,7 @@ def test_a_checkpoint_is_copied_once_and_again_when_it_has_changed(bucket, check
 
 
 def test_locations_that_cannot_be_an_output_are_refused():
-    assert Folder.at("file:///tmp/there").location == "/tmp/there"
+    assert Folder.at("file:///tmp/there").uri == "/tmp/there"
     for location in ("ftp://there/x", "hdfs://there/x"):
         with pytest.raises(UserError, match=f"'{location}'"):
             Folder.at(location)
@@ -182,7 +182,7 @@ def test_text_files_in_object_storage_are_staged_there(bucket, tmp_path):
     }
     table, bad = read_all(corpus, source, out)
     assert (table.to_pylist(), bad) == (rows * 2, [])
-    folder, task = Folder.at(out), inspect_input(source, TextOptions()).stage_tasks("bucket/text/a.jsonl")[0]
+    folder, task = Folder.at(out), inspect_input(Location.of_user(source), TextOptions()).stage_tasks("bucket/text/a.jsonl")[0]
     staged = read_staged(folder, task, set(folder.files(STAGED)))
     assert staged is not None
     assert (staged.rows, staged.parts) == (300, list(corpus.files[0].scan.parts))

@@ -1,0 +1,96 @@
+"""What the nodes of a cluster see of a job's files: an output on a node's own disk would lose what is written there."""
+
+from __future__ import annotations
+
+import socket
+import time
+
+import ray
+from pyarrow import fs
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from pipelines.corpus.cluster import cluster_resources
+from pipelines.corpus.plan import Job
+from pipelines.errors import JobError
+from pipelines.input.inspection import one_line
+from pipelines.input.listing import WILDCARD
+from pipelines.output.lease import holds
+from pipelines.storage import Folder, Location
+
+_ANSWER_S = 60.0
+"""How long a node has to start a process and look; a slower one is checked at each commit, as all are."""
+_SEEN_S = 10.0
+"""How long a process trusts what it has seen of the lease."""
+_seen: dict[tuple[Folder, str], float] = {}
+_checked_runs: set[str] = set()
+
+
+def check_nodes(job: Job) -> None:
+    """Raise JobError if a node of the cluster does not see the output's lease, or the input: before any work is done.
+
+    Nodes that join later are checked by each commit (`check_lease`).
+    """
+    if job.run in _checked_runs:
+        return
+    _checked_runs.add(job.run)
+    cluster_resources()
+    here = ray.get_runtime_context().get_node_id()
+    others = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != here and node["Resources"].get("CPU")]
+    asked = {}
+    for node in others:
+        place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        options = {"num_cpus": 0, "scheduling_strategy": place, "max_retries": 0}
+        reference = _look.options(**options).remote(job.folder, job.run, job.source)
+        asked[reference] = f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
+    done, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_S) if asked else ([], [])
+    blind = dict[str, str]()
+    for reference in done:
+        try:
+            reason = ray.get(reference)
+        except RayError:  # the node is lost, which the job goes on without
+            continue
+        if reason:
+            blind[asked[reference]] = reason
+    if blind:
+        node, reason = next(iter(blind.items()))
+        more = f" (and {len(blind) - 1} more nodes)" if len(blind) > 1 else ""
+        raise JobError(f"node {node}{more} {reason}; give a folder that all nodes share, or object storage")
+
+
+@ray.remote
+def _look(output: Folder, run: str, source: Location) -> str | None:
+    """Return what this node does not see, None if it sees all."""
+    try:
+        seen = holds(output, run)
+    except OSError as error:
+        return f"cannot read the output '{output}': {error.strerror or type(error).__name__}"
+    if not seen:
+        return f"does not see the output '{output}' of this job"
+    try:
+        filesystem, path = source.filesystem_and_path
+        folder = WILDCARD.split(path, maxsplit=1)[0].rpartition("/")[0]
+        if filesystem.get_file_info(folder or "/").type == fs.FileType.NotFound:
+            return f"does not see the folder of the input '{source}'"
+    except (OSError, ValueError) as error:
+        return f"cannot read the input '{source}': {one_line(error)}"
+    return None
+
+
+def check_lease(job: Job) -> None:
+    """Raise OSError unless this process sees that the job's run holds the output: else its commit would be lost.
+
+    A run that lost its lease has no business to write either.
+    """
+    key = job.folder, job.run
+    if time.monotonic() - _seen.get(key, -_SEEN_S) < _SEEN_S:
+        return
+    seen = holds(job.folder, job.run)
+    if seen is None:
+        raise OSError(
+            f"node {socket.gethostname()} does not see the output folder of this job; give one that all nodes share, "
+            f"or object storage"
+        )
+    if not seen:
+        raise OSError("another run has taken it over")
+    _seen[key] = time.monotonic()

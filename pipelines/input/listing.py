@@ -1,0 +1,229 @@
+"""Listings: the files below a folder or of a glob, on disk or in object storage, each real file once."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import cache
+
+from pyarrow import fs
+
+from pipelines.input.tables import TABLE_MARKS
+
+RECORD = "_run.json"
+"""The record of an output (output/record.py)."""
+WILDCARD = re.compile(r"[*?\[]")
+_NO_DATA_ENDINGS = (
+    *(".md", ".rst", ".tex", ".py", ".sh", ".sql", ".yaml", ".yml", ".toml", ".ini", ".cfg", ".lock", ".log"),
+    *(".png", ".jpg", ".jpeg", ".gif", ".svg", ".css", ".js", ".crc", ".md5", ".sha256", ".tmp", ".part"),
+)
+_NO_DATA_NAMES = ("license", "licence", "readme", "notice", "changelog", "makefile", "dockerfile")
+"""Files that nobody takes for data; all others that are not read are named."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file in a listing."""
+
+    path: str
+    size: int
+    changed: int | str | None
+    """Its modification time in ns; of the hub, a digest of its content."""
+
+
+@dataclass
+class Listing:
+    """What lies below a folder, or matches a pattern."""
+
+    entries: list[Entry] = field(default_factory=list)
+    hidden: set[str] = field(default_factory=set)
+    """Hidden folders, which are not listed, and hidden files: what tells a table or an output from other folders."""
+    broken: dict[str, str] = field(default_factory=dict)
+    """Paths that cannot be read, with the reason."""
+    again: list[str] = field(default_factory=list)
+    """Links whose real files or folders are listed already."""
+
+
+def entry_of(filesystem: fs.FileSystem, info: fs.FileInfo) -> Entry:
+    """Make an entry of what a file system says of a file."""
+    changed: int | str | None = info.mtime_ns
+    if isinstance(filesystem, fs.PyFileSystem):  # the hub has digests in place of times
+        changed = filesystem.handler.fs.info(info.path).get("blob_id", changed)
+    return Entry(info.path, info.size, changed)
+
+
+def list_remote(filesystem: fs.FileSystem, folder: str, pattern: str | None = None) -> Listing:
+    """List the files below a folder of object storage, or those of them that match a pattern."""
+    listing = Listing()
+    for info in filesystem.get_file_info(fs.FileSelector(folder, recursive=True, allow_not_found=True)):
+        if not info.is_file:
+            continue
+        hidden = _hidden_path(info.path, folder)
+        if hidden is not None:
+            listing.hidden.add(hidden)
+        wanted = hidden is None if pattern is None else _matches(info.path, pattern)
+        if wanted:
+            listing.entries.append(entry_of(filesystem, info))
+    return listing
+
+
+def list_local(folder: str) -> Listing:
+    """List the files below a folder, those behind links after all others, so that a real file has its own path."""
+    listing = Listing()
+    links: list[str] = []
+    seen = {os.path.realpath(folder)}
+
+    def walk(top: str) -> None:
+        for place, folders, files in os.walk(top, onerror=unreadable):
+            paths = {name: os.path.join(place, name) for name in sorted([*folders, *files])}
+            hidden = {name for name in paths if _is_hidden(name, is_folder=name in folders)}
+            listing.hidden.update(paths[name] for name in hidden)
+            linked = {name for name in paths if os.path.islink(paths[name])} - hidden
+            links.extend(paths[name] for name in linked)
+            folders[:] = sorted(set(folders) - hidden - linked)
+            real = os.path.realpath(place)
+            seen.update(os.path.join(real, name) for name in paths.keys() - hidden - linked)
+            for name in sorted(set(files) - hidden - linked):
+                _add_local(listing, paths[name])
+
+    def unreadable(error: OSError) -> None:
+        listing.broken[printable(str(error.filename))] = str(error.strerror)
+
+    walk(folder)
+    while links:
+        round_of_links, links[:] = sorted(links), []
+        for path in round_of_links:
+            _follow(listing, path, seen, walk)
+    return listing
+
+
+def _follow(listing: Listing, path: str, seen: set[str], walk: Callable[[str], None]) -> None:
+    """List what a link leads to, unless that is listed already."""
+    real = os.path.realpath(path)
+    if real in seen:
+        listing.again.append(path)
+        return
+    seen.add(real)
+    if os.path.isdir(path):
+        walk(path)
+    else:
+        _add_local(listing, path)
+
+
+def _add_local(listing: Listing, path: str) -> None:
+    """Add a file; one that is no file, or whose name no other library can open, is broken."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        listing.broken[printable(path)] = "its name is not UTF-8; rename it"
+        return
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        if may_be_data(path):
+            dangling = os.path.islink(path)
+            listing.broken[path] = f"is a link to {os.readlink(path)}, which cannot be read" if dangling else str(error)
+        return
+    if os.path.isfile(path):
+        listing.entries.append(Entry(path, status.st_size, status.st_mtime_ns))
+
+
+def list_glob(filesystem: fs.FileSystem, base: str, pattern: str) -> Listing:
+    """List the files that match a pattern: `*` within a name, `**` for any folders, `?`, `[…]`."""
+    if not isinstance(filesystem, fs.LocalFileSystem):
+        return list_remote(filesystem, base, pattern)
+    listing = Listing()
+    seen = set[str]()
+    found = sorted(glob.glob(pattern, recursive=True), key=lambda path: (path != os.path.realpath(path), path))
+    for path in found:
+        if os.path.isdir(path):
+            continue
+        real = os.path.realpath(path)
+        if real in seen:
+            listing.again.append(path)
+            continue
+        seen.add(real)
+        _add_local(listing, path)
+    for folder in folders_of(listing.entries, base):
+        marks = [f"{folder}/{name}" for name in (RECORD, *TABLE_MARKS)]
+        listing.hidden.update(mark for mark in marks if os.path.exists(mark))
+    return listing
+
+
+def _matches(path: str, pattern: str) -> bool:
+    """Tell whether a path matches a pattern as on disk (glob.glob), where `fnmatch` would let `*` match a slash."""
+    return _glob_expression(pattern).fullmatch(path) is not None
+
+
+@cache
+def _glob_expression(pattern: str) -> re.Pattern[str]:
+    expression = ""
+    segments = pattern.split("/")
+    for number, segment in enumerate(segments):
+        last = number == len(segments) - 1
+        if segment == "**":
+            expression += r"(?:[^/.][^/]*/)*" + (r"[^/.][^/]*" if last else "")
+            continue
+        expression += _segment_expression(segment) + ("" if last else "/")
+    return re.compile(expression, re.DOTALL)
+
+
+def _segment_expression(segment: str) -> str:
+    """Translate a name with wildcards; these match no dot at its beginning."""
+    expression = r"(?!\.)" if segment[:1] in ("*", "?", "[") else ""
+    at = 0
+    while at < len(segment):
+        sign = segment[at]
+        closing = segment.find("]", at + 2) if sign == "[" else -1
+        if sign == "*":
+            expression += "[^/]*"
+        elif sign == "?":
+            expression += "[^/]"
+        elif closing > 0:
+            inside = segment[at + 1 : closing].replace("\\", r"\\").replace("[", r"\[")
+            expression += f"(?!/)[{'^' + inside[1:] if inside[0] == '!' else inside.replace('^', chr(92) + '^', 1)}]"
+            at = closing
+        else:
+            expression += re.escape(sign)
+        at += 1
+    return expression
+
+
+def _is_hidden(name: str, is_folder: bool) -> bool:
+    """Tell whether a file or folder is hidden: its name begins with a dot, or with an underscore.
+
+    A folder _key=value is one of a hive table.
+    """
+    return name.startswith(".") or (name.startswith("_") and not (is_folder and "=" in name))
+
+
+def _hidden_path(path: str, base: str) -> str | None:
+    """Return the outermost hidden folder on the way from the base to a file, or the file if it is hidden itself."""
+    *folders, file = path[len(base) + 1 :].split("/")
+    for depth, folder in enumerate(folders, start=1):
+        if _is_hidden(folder, is_folder=True):
+            return "/".join([base, *folders[:depth]])
+    return path if _is_hidden(file, is_folder=False) else None
+
+
+def folders_of(entries: Iterable[Entry], base: str) -> set[str]:
+    """Return the folders below the base that hold files, and those between them and the base."""
+    folders = set[str]()
+    for entry in entries:
+        folder = entry.path.rpartition("/")[0]
+        while len(folder) > len(base) and folder not in folders:
+            folders.add(folder)
+            folder = folder.rpartition("/")[0]
+    return folders
+
+
+def may_be_data(path: str) -> bool:
+    name = path.rpartition("/")[2].lower()
+    return not name.endswith(_NO_DATA_ENDINGS) and name.partition(".")[0] not in _NO_DATA_NAMES
+
+
+def printable(path: str) -> str:
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -1,0 +1,73 @@
+"""Hive partitions: what folders named key=value say of the files below them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from urllib.parse import unquote
+
+import pyarrow as pa
+
+from pipelines.input.files import InputFiles
+
+Partition = tuple[tuple[str, str | int | None], ...]
+"""The keys of a file's folders and their values."""
+_NULL = "__HIVE_DEFAULT_PARTITION__"
+_WHOLE_NUMBER = re.compile(r"0|-?[1-9]\d{0,17}")
+"""A number that is written again as it was read, which 007 is not."""
+_SPLIT = "split"
+"""The key of the folders of a DatasetDict."""
+
+
+@dataclass(frozen=True)
+class Partitions:
+    """The partitions of an input's files."""
+
+    of: dict[str, Partition]
+    """The partition of each file."""
+    schema: pa.Schema
+    """The types of the keys: int64 where all values of the input are whole numbers, else string."""
+    misfits: dict[str, str]
+    """Files whose values do not have the type that the key has in the output, with the reason."""
+
+
+def hive_partitions(found: InputFiles, paths: list[str], earlier: pa.Schema | None = None) -> Partitions:
+    """Read the partition of each file from its folders.
+
+    Args:
+        found: the input.
+        paths: its files.
+        earlier: the columns of an output that was begun, whose types stay.
+    """
+    texts = {path: _texts(found, path) for path in paths}
+    types = dict[str, pa.DataType]()
+    for name in sorted({name for values in texts.values() for name in values}):
+        known = earlier.field(name).type if earlier is not None and name in earlier.names else None
+        values = [values[name] for values in texts.values() if values.get(name) is not None]
+        numbers = bool(values) and all(_WHOLE_NUMBER.fullmatch(str(value)) for value in values)
+        types[name] = known or (pa.int64() if numbers else pa.string())
+    partitions = dict[str, Partition]()
+    misfits = dict[str, str]()
+    for path, by_name in texts.items():
+        typed: list[tuple[str, str | int | None]] = []
+        for name, value in by_name.items():
+            if value is None or not pa.types.is_integer(types[name]):
+                typed.append((name, value))
+            elif _WHOLE_NUMBER.fullmatch(value):
+                typed.append((name, int(value)))
+            else:
+                misfits[path] = f"its folder has {name}={value!r}, where the output has {types[name]}"
+        partitions[path] = tuple(typed)
+    return Partitions(partitions, pa.schema(list(types.items())), misfits)
+
+
+def _texts(found: InputFiles, path: str) -> dict[str, str | None]:
+    folders = found.name(path).split("/")[:-1]
+    texts = dict[str, str | None]()
+    if folders and folders[0] in found.splits:
+        texts[_SPLIT] = folders[0]
+    for folder in folders:
+        key, equals, value = folder.partition("=")
+        if equals:
+            texts[unquote(key)] = None if value == _NULL else unquote(value)
+    return texts

@@ -1,0 +1,56 @@
+"""Tables in folders, whose log says which rows of their files count: Delta, Iceberg, Hudi, Lance."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from pyarrow import fs
+
+TABLE_MARKS = {"_delta_log": "Delta", ".hoodie": "Hudi", "_versions": "Lance"}
+"""The hidden folders by which tables are recognised; an Iceberg table has `metadata/*.metadata.json`."""
+
+
+def table_around(filesystem: fs.FileSystem, folder: str) -> tuple[str, str] | None:
+    """Return the kind and the folder of the table that `folder` is, or that it is a part of; None for no table.
+
+    The parts of a table are its folders of partitions (key=value), and `data`, where Iceberg and Lance have files.
+    """
+    while folder:
+        if kind := _kind(filesystem, folder):
+            return kind, folder
+        above, _, name = folder.rpartition("/")
+        if "=" not in name and name != "data":
+            return None
+        folder = above
+    return None
+
+
+def table_among(hidden: Iterable[str], files: Iterable[str]) -> tuple[str, str] | None:
+    """Return the kind and the folder of a table among listed paths: hidden folders and files that are not hidden."""
+    for path in sorted(hidden):
+        folder, _, name = path.rpartition("/")
+        if name in TABLE_MARKS:
+            return TABLE_MARKS[name], folder
+    for path in files:
+        if path.endswith(".metadata.json") and path.rsplit("/", 2)[-2:-1] == ["metadata"]:
+            return "Iceberg", path.rsplit("/", 2)[0]
+    return None
+
+
+def _kind(filesystem: fs.FileSystem, folder: str) -> str | None:
+    try:
+        for info in filesystem.get_file_info([f"{folder}/{name}" for name in (*TABLE_MARKS, "metadata")]):
+            if info.type != fs.FileType.Directory:
+                continue
+            if info.base_name in TABLE_MARKS:
+                return TABLE_MARKS[info.base_name]
+            if _has_iceberg_metadata(filesystem, info.path):
+                return "Iceberg"
+    except OSError:  # a folder above the input may be closed to us
+        return None
+    return None
+
+
+def _has_iceberg_metadata(filesystem: fs.FileSystem, folder: str) -> bool:
+    names = [info.base_name for info in filesystem.get_file_info(fs.FileSelector(folder))]
+    return any(name.endswith(".metadata.json") for name in names)
