@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
 import re
+from collections.abc import Container, Iterator
 from dataclasses import fields, replace
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from modernbert.config import ModernBertConfig
 from modernbert.files import CheckpointError, load_config, resolve, weight_files
 from modernbert.linear import Linear
+from modernbert.stored import (
+    CheckpointPath,
+    StoredPath,
+    StoredTensor,
+    open_weights,
+    parse_header,
+    raw_header,
+    read_header,
+)
 
 logger = logging.getLogger(__name__)
 Model = TypeVar("Model", bound="PreTrained")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """The dtypes that models run in, by name."""
-_LOADABLE_DTYPES = {"F32", "F16", "BF16", "F64"}
+_STORED_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
+_HASHED_BYTES = 1 << 20  # read at a time of what only counts for a digest
 _HEAD_PREFIXES = ("head.", "classifier.", "decoder.", "linear.")  # weights that a class without this head leaves out
 _LEFTOVER = re.compile(  # what no forward pass reads: computed buffers, and the weights of losses
     r"(.*\.)?(position_ids|\w*inv_freq|cos_cached|sin_cached)|(model\.)?(loss|loss_fct|loss_fn|loss_function|criterion)\..*"
@@ -141,8 +153,8 @@ def as_dtype(name: str) -> torch.dtype:
 
 
 def check_weights(
-    model_class: type[PreTrained], folder: Path, config: ModernBertConfig, *, new_head: bool = False
-) -> dict[str, tuple[Path, str]]:
+    model_class: type[PreTrained], folder: CheckpointPath, config: ModernBertConfig, *, new_head: bool = False
+) -> dict[str, tuple[CheckpointPath, str]]:
     """Check that a checkpoint has the weights of a model class; only the headers of its files are read.
 
     Heads that the class does not have are left out, as is what no forward pass reads (position_ids, buffers of rotary
@@ -162,29 +174,22 @@ def check_weights(
     """
     with torch.device("meta"):
         expected = {name: tuple(weight.shape) for name, weight in model_class(config).state_dict().items()}
-    found: dict[str, tuple[Path, str]] = {}
+    found: dict[str, tuple[CheckpointPath, str]] = {}
     problems: list[str] = []
     unused: list[str] = []
     leftovers: list[str] = []
     for file in weight_files(folder):
-        try:
-            with safe_open(file, "pt") as opened:
-                for key in opened.keys():  # noqa: SIM118 (not a dict)
-                    name = _parameter_name(key, model_class)
-                    tensor_slice = opened.get_slice(key)
-                    if name not in expected and _LEFTOVER.fullmatch(key):
-                        leftovers.append(key)
-                    elif name not in expected:
-                        (unused if key.startswith(_HEAD_PREFIXES) else problems).append(f"unexpected {key}")
-                    elif tuple(tensor_slice.get_shape()) != expected[name]:
-                        problems.append(_shape_problem(key, tensor_slice.get_shape(), expected[name], config))
-                    elif tensor_slice.get_dtype() not in _LOADABLE_DTYPES:
-                        problems.append(
-                            f"{key} is stored as {tensor_slice.get_dtype()}, not one of {', '.join(_LOADABLE_DTYPES)}"
-                        )
-                    found[name] = (file, key)
-        except SafetensorError as error:
-            raise CheckpointError(f"{file} is not a readable safetensors file: {error}") from error
+        for key, stored in read_header(file).items():
+            name = _parameter_name(key, model_class)
+            if name not in expected and _LEFTOVER.fullmatch(key):
+                leftovers.append(key)
+            elif name not in expected:
+                (unused if key.startswith(_HEAD_PREFIXES) else problems).append(f"unexpected {key}")
+            elif stored.shape != expected[name]:
+                problems.append(_shape_problem(key, list(stored.shape), expected[name], config))
+            elif stored.dtype not in _STORED_DTYPES:
+                problems.append(f"{key} is stored as {stored.dtype}, not one of {', '.join(_STORED_DTYPES)}")
+            found[name] = (file, key)
     embeddings = f"{model_class.encoder_prefix}embeddings.tok_embeddings.weight"
     if config.tie_word_embeddings and "decoder.weight" in expected:
         found["decoder.weight"] = found.get(embeddings, (folder, "decoder.weight"))
@@ -212,7 +217,7 @@ def check_weights(
 
 def load(
     model_class: type[Model],
-    folder: Path,
+    folder: CheckpointPath,
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
@@ -239,7 +244,7 @@ def load(
 
 def _load(
     model_class: type[Model],
-    folder: Path,
+    folder: CheckpointPath,
     config: ModernBertConfig,
     device: torch.device | str,
     dtype: torch.dtype,
@@ -254,12 +259,15 @@ def _load(
         model = model_class(config, attention)  # type: ignore[call-arg]
     weights: dict[str, torch.Tensor] = {}
     tied = config.tie_word_embeddings and head_dtype in (None, dtype)  # a decoder of another dtype has its own weight
-    for file in {file for file, _ in locations.values()}:
-        with safe_open(file, "pt", device=str(device)) as opened:
-            for name, (weight_file, key) in locations.items():
-                if weight_file == file and not (name == "decoder.weight" and tied):
-                    in_head = head_dtype and not name.startswith(model_class.encoder_prefix)
-                    weights[name] = opened.get_tensor(key).to(head_dtype if in_head else dtype)
+    parameters: dict[CheckpointPath, dict[str, list[str]]] = {}
+    for name, (file, key) in locations.items():
+        if not (name == "decoder.weight" and tied):
+            parameters.setdefault(file, {}).setdefault(key, []).append(name)
+    for file, names in parameters.items():
+        for key, weight in read_tensors(file, names):
+            for name in names[key]:
+                in_head = head_dtype and not name.startswith(model_class.encoder_prefix)
+                weights[name] = weight.to(device).to(head_dtype if in_head else dtype)
     model.load_state_dict(weights, assign=True, strict=False)
     if tied:
         model.tie_weights()
@@ -269,6 +277,65 @@ def _load(
                 setattr(module, name, nn.Parameter(torch.empty_like(weight, device=device, dtype=dtype)))
     init_weights(model, [name for name, _ in model.named_parameters() if name not in weights])
     return model.eval().requires_grad_(False)
+
+
+def read_tensors(file: CheckpointPath, names: Container[str] | None = None) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the tensors of a safetensors file with their names, in the order in which they are stored.
+
+    The file is read, and not mapped as the safetensors library does it: what is written into a file later would change
+    tensors that are mapped, and end the process where the file becomes shorter.
+
+    Args:
+        file: the file; one of a checkpoint that is held in memory must have the digest that is expected of it.
+        names: the tensors that are wanted; None: all.
+
+    Raises:
+        CheckpointError: where it is not a readable safetensors file, and for a dtype that is not loaded.
+        CheckpointChanged: at the end, where it has another digest.
+    """
+    digest = None
+    if isinstance(file, StoredPath) and file.files.has_digest(file.path):
+        digest = hashlib.sha256()
+    with open_weights(file) as stream:
+        header, size = raw_header(stream)
+        if digest:
+            digest.update(header)
+        for name, stored in parse_header(file, header, size).items():
+            if names is None or name in names:
+                yield name, _read_tensor(file, stream, name, stored, digest)
+            else:
+                _skip(file, stream, stored.stop, digest)
+    if digest and isinstance(file, StoredPath):
+        file.files.check_weights(file.path, digest.hexdigest())
+
+
+def _read_tensor(
+    file: CheckpointPath, stream: BufferedReader, name: str, stored: StoredTensor, digest: Any
+) -> torch.Tensor:
+    """Read the tensor at the position of `stream`, and add its bytes to `digest`, if there is one."""
+    if stored.dtype not in _STORED_DTYPES:
+        raise CheckpointError(f"{file}: {name} is stored as {stored.dtype}, not one of {', '.join(_STORED_DTYPES)}")
+    tensor = torch.empty(stored.shape, dtype=_STORED_DTYPES[stored.dtype])
+    content = tensor.reshape(-1).view(torch.uint8).numpy().data
+    if stream.readinto(content) != len(content):
+        raise _shorter(file)
+    if digest:
+        digest.update(content)
+    return tensor
+
+
+def _skip(file: CheckpointPath, stream: BufferedReader, stop: int, digest: Any) -> None:
+    """Move `stream` on to byte `stop`, and add the bytes before it to `digest`, if there is one."""
+    while digest and stream.tell() < stop:
+        content = stream.read(min(stop - stream.tell(), _HASHED_BYTES))
+        if not content:
+            raise _shorter(file)
+        digest.update(content)
+    stream.seek(stop)
+
+
+def _shorter(file: CheckpointPath) -> CheckpointError:
+    return CheckpointError(f"{file} became shorter while it was read")
 
 
 @torch.no_grad()

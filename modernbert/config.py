@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from modernbert.stored import CheckpointPath
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -206,7 +208,7 @@ class ModernBertConfig:
             raise ConfigError(f"a field of config.json has the wrong type: {error}") from error
 
     @classmethod
-    def from_json(cls, path: str | Path) -> ModernBertConfig:
+    def from_json(cls, path: str | CheckpointPath) -> ModernBertConfig:
         """Create a configuration from a config.json file.
 
         Raises:
@@ -214,7 +216,8 @@ class ModernBertConfig:
             OSError: where the file cannot be read.
         """
         try:
-            raw = json.loads(Path(path).read_text(encoding="utf-8"))
+            file = Path(path) if isinstance(path, str) else path
+            raw = json.loads(file.read_text(encoding="utf-8"))
         except json.JSONDecodeError as error:
             raise ConfigError(f"{path} is not valid JSON: {error}") from error
         try:

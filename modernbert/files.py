@@ -5,21 +5,24 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from modernbert.config import ModernBertConfig
+from modernbert.stored import (
+    COLBERT_METADATA,
+    WEIGHTS_INDEX,
+    CheckpointError,
+    CheckpointPath,
+    file_digest,
+    weight_names,
+)
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 """The files that the tokens of a text depend on; all but the first are optional."""
-COLBERT_METADATA = "artifact.metadata"
-"""The settings of Stanford's ColBERT, as JSON."""
 _HUB_FILES = ["*.json", "*.safetensors", COLBERT_METADATA]
-
-
-class CheckpointError(ValueError):
-    """Raised for a checkpoint that cannot be loaded; the message says what is there and what is needed."""
 
 
 def resolve(model: str | Path, revision: str | None = None) -> Path:
@@ -55,7 +58,7 @@ def resolve(model: str | Path, revision: str | None = None) -> Path:
         ) from error
 
 
-def read_json(file: Path) -> Any:
+def read_json(file: CheckpointPath) -> Any:
     """Return the content of a JSON file of a checkpoint, an empty dictionary if it is missing.
 
     Raises:
@@ -67,7 +70,7 @@ def read_json(file: Path) -> Any:
         raise CheckpointError(f"{file} is not valid JSON: {error}") from error
 
 
-def weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: CheckpointPath) -> Sequence[CheckpointPath]:
     """Return the safetensors files of a checkpoint: a single one, or the shards that its index names.
 
     Raises:
@@ -75,15 +78,11 @@ def weight_files(folder: Path) -> list[Path]:
             how to merge it.
     """
     _refuse_adapter(folder)
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (json.JSONDecodeError, KeyError, AttributeError) as error:
-            raise CheckpointError(f"{index} is not a safetensors index: {error}") from error
-        files = [folder / Path(name).name for name in names]
-    else:
-        files = [folder / "model.safetensors"]
+    index = folder / WEIGHTS_INDEX
+    names = weight_names(index.read_bytes() if index.is_file() else None)
+    if not names:
+        raise CheckpointError(f"{index} is not a safetensors index: it has no weight_map with names of files")
+    files = [folder / name for name in names]
     missing = [file.name for file in files if not file.is_file()]
     if missing and any(folder.glob("pytorch_model*.bin")):
         raise CheckpointError(
@@ -95,7 +94,7 @@ def weight_files(folder: Path) -> list[Path]:
     return files
 
 
-def load_config(folder: Path) -> ModernBertConfig:
+def load_config(folder: CheckpointPath) -> ModernBertConfig:
     """Return the configuration of a checkpoint.
 
     Raises:
@@ -108,17 +107,16 @@ def load_config(folder: Path) -> ModernBertConfig:
     return ModernBertConfig.from_json(folder / "config.json")
 
 
-def fingerprint(folder: Path) -> str:
+def fingerprint(folder: CheckpointPath) -> str:
     """Return a SHA-256 digest (hexadecimal) of what predictions depend on: weights, configuration and tokenizer."""
     digest = hashlib.sha256()
     for file in [folder / "config.json", *weight_files(folder), *(folder / name for name in TOKENIZER_FILES)]:
         if file.is_file():
-            with file.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
+            digest.update(file_digest(file))
     return digest.hexdigest()
 
 
-def _refuse_adapter(folder: Path) -> None:
+def _refuse_adapter(folder: CheckpointPath) -> None:
     """Raise CheckpointError for a folder whose weights are changed by an adapter when transformers loads them."""
     if (folder / "adapter_config.json").is_file():
         raise CheckpointError(

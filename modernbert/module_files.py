@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from modernbert.files import CheckpointError, read_json
+from modernbert.stored import CheckpointPath, StoredFiles, StoredPath
 
 logger = logging.getLogger(__name__)
 MODULES, SETTINGS = "modules.json", "config_sentence_transformers.json"
@@ -37,7 +38,33 @@ _DOES = {
 }
 
 
-def encoder_folder(folder: Path) -> Path:
+def open_folder(folder: Path, expected: Mapping[str, str] | None = None) -> StoredPath:
+    """Open a checkpoint: read all its small files, in its folder and in those that modules.json names.
+
+    Args:
+        folder: the checkpoint.
+        expected: the digest of each of its files, as `StoredFiles.digests` gives them; None: any files will do.
+
+    Returns:
+        The path of the folder as it is now, which readers and loaders take in place of `folder`.
+
+    Raises:
+        CheckpointError: where a file cannot be read, and for modules.json that is not valid.
+        CheckpointChanged: where the files are not those that are expected.
+    """
+    files = StoredFiles(folder, expected)
+    opened = files.read_folder(folder)
+    modules = read_modules(opened)
+    while modules:
+        module = modules.pop(0)
+        files.read_folder(folder / module["path"])
+        if module["type"].endswith("Router"):
+            modules += [inner for route in read_routes(opened, module).values() for inner in route]
+    files.check_small_files()
+    return opened
+
+
+def encoder_folder(folder: CheckpointPath) -> CheckpointPath:
     """Return the folder of a checkpoint's encoder: the one that modules.json names, or `folder` itself.
 
     Raises:
@@ -55,21 +82,21 @@ def encoder_folder(folder: Path) -> Path:
     return folder / paths[0] if paths else folder
 
 
-def purpose(folder: Path) -> str | None:
+def purpose(folder: CheckpointPath) -> str | None:
     """Say what a checkpoint of sentence-transformers gives and which task runs it; None for a plain one."""
     if not read_modules(folder):
         return _DOES["ColBERT"] if is_stanford(folder) else None
     return _DOES.get(read_json(folder / SETTINGS).get("model_type") or "SentenceTransformer")
 
 
-def is_stanford(folder: Path) -> bool:
+def is_stanford(folder: CheckpointPath) -> bool:
     """Whether a checkpoint was written by Stanford's ColBERT."""
     config = read_json(folder / "config.json")
     stored = config.get("architectures") if isinstance(config, dict) else None  # what else is wrong is said elsewhere
     return isinstance(stored, list) and _STANFORD in stored and not read_modules(folder)
 
 
-def read_routes(folder: Path, router: Mapping[str, str]) -> dict[str, list[dict[str, str]]]:
+def read_routes(folder: CheckpointPath, router: Mapping[str, str]) -> dict[str, list[dict[str, str]]]:
     """Read the modules of each route of a Router, with a path and a type as in modules.json."""
     file = folder / router["path"] / "router_config.json"
     stored = read_json(file)
@@ -83,7 +110,7 @@ def read_routes(folder: Path, router: Mapping[str, str]) -> dict[str, list[dict[
     }
 
 
-def refused_router(folder: Path, router: Mapping[str, str]) -> CheckpointError:
+def refused_router(folder: CheckpointPath, router: Mapping[str, str]) -> CheckpointError:
     """The error of a Router that cannot be loaded."""
     return CheckpointError(
         f"{folder / MODULES} has a module {router['type']}, which sends queries and documents through modules of their"
@@ -95,7 +122,7 @@ def _is_encoder(type_: str) -> bool:
     return type_.endswith("Transformer")
 
 
-def read_modules(folder: Path) -> list[dict[str, str]]:
+def read_modules(folder: CheckpointPath) -> list[dict[str, str]]:
     """Read modules.json; a checkpoint without one has no modules."""
     modules = read_json(folder / MODULES) or []
     for module in modules:
@@ -106,7 +133,7 @@ def read_modules(folder: Path) -> list[dict[str, str]]:
     return modules
 
 
-def read_settings(folder: Path, *model_types: str, more: Collection[str] = ()) -> dict[str, Any]:
+def read_settings(folder: CheckpointPath, *model_types: str, more: Collection[str] = ()) -> dict[str, Any]:
     """Read config_sentence_transformers.json, and check its keys.
 
     `model_types`: the kinds of models that the caller runs, the usual one first; `more`: keys that these have.
@@ -134,7 +161,7 @@ def read_settings(folder: Path, *model_types: str, more: Collection[str] = ()) -
     return settings
 
 
-def module_kinds(folder: Path, modules: Sequence[Mapping[str, str]]) -> list[str]:
+def module_kinds(folder: CheckpointPath, modules: Sequence[Mapping[str, str]]) -> list[str]:
     """Return the class names of modules; CheckpointError for one that is not of sentence-transformers."""
     for module in modules:
         if module["type"] != PYLATE_DENSE and not module["type"].startswith("sentence_transformers."):
@@ -146,7 +173,7 @@ def module_kinds(folder: Path, modules: Sequence[Mapping[str, str]]) -> list[str
 
 
 def transformer_settings(
-    folder: Path, task: str, output: str, *, default_task: str | None = None, more: Collection[str] = ()
+    folder: CheckpointPath, task: str, output: str, *, default_task: str | None = None, more: Collection[str] = ()
 ) -> dict[str, Any]:
     """Read sentence_bert_config.json: the longest input and lower-casing; CheckpointError for other settings.
 

@@ -5,10 +5,7 @@ from __future__ import annotations
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
-
-from safetensors import SafetensorError, safe_open
 
 from modernbert.files import COLBERT_METADATA, CheckpointError, read_json, weight_files
 from modernbert.module_files import (
@@ -22,6 +19,7 @@ from modernbert.module_files import (
     transformer_settings,
 )
 from modernbert.sentence_config import Dense, parse_dense
+from modernbert.stored import CheckpointPath, files_in, read_header
 
 _KNOBS = {"query_length", "document_length", "query_expansion"}  # sentence-transformers has them in the encoder's file
 _PYLATE_SETTINGS = _KNOBS | {
@@ -50,7 +48,7 @@ class Expansion:
 class MultiVectorConfig:
     """The content of modules.json and the files that it names."""
 
-    encoder: Path
+    encoder: CheckpointPath
     """The folder with config.json, weights and tokenizer."""
     dense: tuple[Dense, ...] = ()
     normalize: bool = False
@@ -75,7 +73,7 @@ class MultiVectorConfig:
     """Whether the score of a pair is divided by the tokens of the query."""
 
     @classmethod
-    def from_folder(cls, folder: Path) -> MultiVectorConfig:
+    def from_folder(cls, folder: CheckpointPath) -> MultiVectorConfig:
         """Read the configuration of a multi-vector encoder.
 
         Args:
@@ -145,13 +143,13 @@ class MultiVectorConfig:
         return self.dense[-1].out_features if self.dense else hidden_size
 
     @property
-    def files(self) -> list[Path]:
+    def files(self) -> list[CheckpointPath]:
         """The files of the dense layers, on which vectors depend besides the encoder's."""
         folders = [dense.folder for dense in self.dense if not dense.beside_encoder]
-        return [file for folder in folders for file in sorted(folder.iterdir()) if file.is_file()]
+        return [file for folder in folders for file in files_in(folder)]
 
 
-def is_multi_vector(folder: Path) -> bool:
+def is_multi_vector(folder: CheckpointPath) -> bool:
     """Whether a checkpoint is a multi-vector encoder of sentence-transformers, of PyLate or of Stanford's ColBERT."""
     if is_stanford(folder):
         return True
@@ -162,7 +160,7 @@ def is_multi_vector(folder: Path) -> bool:
     return types or pylate or similarity in ("maxsim", "meanmaxsim")
 
 
-def _stanford_settings(folder: Path) -> dict[str, Any]:
+def _stanford_settings(folder: CheckpointPath) -> dict[str, Any]:
     """Read what Stanford's ColBERT stores, with its defaults, as fields of MultiVectorConfig."""
     stored = read_json(folder / COLBERT_METADATA)
     prefixes = {
@@ -170,13 +168,11 @@ def _stanford_settings(folder: Path) -> dict[str, Any]:
         "document": f"{stored.get('doc_token_id') or '[unused1]'} ",
     }
     file = weight_files(folder)[0]
-    try:
-        with safe_open(file, "np") as weights:
-            width = weights.get_slice("linear.weight").get_shape()[0]
-    except SafetensorError as error:
-        raise CheckpointError(f"{file} does not hold linear.weight, the last layer of a ColBERT: {error}") from error
+    last = read_header(file).get("linear.weight")
+    if last is None or len(last.shape) != 2:
+        raise CheckpointError(f"{file} does not hold linear.weight, a matrix: the last layer of a ColBERT")
     return {
-        "dense": (Dense(folder, "Identity", False, width, beside_encoder=True),),
+        "dense": (Dense(folder, "Identity", False, last.shape[0], beside_encoder=True),),
         "normalize": True,
         "document_length": stored.get("doc_maxlen"),
         "expansion": Expansion(
@@ -200,7 +196,7 @@ def _pylate_knobs(settings: Mapping[str, Any]) -> dict[str, Any]:
     return knobs | {"query_expansion": {"strategy": "fixed", "attend": bool(attend), "length": length}}
 
 
-def _expansion(folder: Path, stored: Any) -> Expansion | None:
+def _expansion(folder: CheckpointPath, stored: Any) -> Expansion | None:
     if stored is None:
         return None
     if not isinstance(stored, dict) or set(stored) - _EXPANSION_SETTINGS or stored.get("strategy") not in (
@@ -210,7 +206,7 @@ def _expansion(folder: Path, stored: Any) -> Expansion | None:
     return Expansion(stored["length"], stored["strategy"] == "fixed", bool(stored.get("attend")), stored.get("token"))
 
 
-def _mask(folder: Path, stored: Mapping[str, Any]) -> dict[str, Any]:
+def _mask(folder: CheckpointPath, stored: Mapping[str, Any]) -> dict[str, Any]:
     if unknown := sorted(set(stored) - _MASK_SETTINGS):
         raise CheckpointError(f"{folder / 'config.json'} has {', '.join(unknown)}: unknown settings")
     tasks, only = stored.get("skiplist_tasks"), stored.get("keep_only_token_ids")
@@ -221,7 +217,7 @@ def _mask(folder: Path, stored: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _check_order(folder: Path, kinds: Sequence[str]) -> None:
+def _check_order(folder: CheckpointPath, kinds: Sequence[str]) -> None:
     """Raise CheckpointError unless the modules are Transformer, Dense layers, then Normalize; a mask lies anywhere."""
     relevant = [kind for kind in kinds if kind not in ("Dropout", "MultiVectorMask")]
     layers = relevant[1:-1] if relevant[-1:] == ["Normalize"] else relevant[1:]
@@ -232,7 +228,7 @@ def _check_order(folder: Path, kinds: Sequence[str]) -> None:
         )
 
 
-def _check_features(folder: Path, stored: Mapping[str, Any], pylate: bool) -> None:
+def _check_features(folder: CheckpointPath, stored: Mapping[str, Any], pylate: bool) -> None:
     """Raise CheckpointError for a layer that works on something other than the vectors of tokens."""
     for key in ("module_input_name", "module_output_name"):
         default = "token_embeddings"

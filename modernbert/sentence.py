@@ -6,20 +6,18 @@ Shapes: T packed tokens, B sequences, D hidden, E embedding width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from modernbert import gpu
-from modernbert.checkpoint import load
+from modernbert.checkpoint import load, read_tensors
 from modernbert.files import CheckpointError
 from modernbert.model import ModernBertModel
 from modernbert.packing import PackedBatch
 from modernbert.sentence_config import Dense, Norm, SentenceConfig
+from modernbert.stored import CheckpointPath
 
 
 class SentenceEncoder(nn.Module):
@@ -125,11 +123,11 @@ def _load_layer(layer: Dense | Norm) -> nn.Module:
     return _load_norm(layer.folder) if layer.learned else _Normalize()
 
 
-def _load_norm(folder: Path) -> nn.LayerNorm:
+def _load_norm(folder: CheckpointPath) -> nn.LayerNorm:
     file = folder / "model.safetensors"
     if not file.is_file():
         raise CheckpointError(f"{folder} lacks model.safetensors (pickles are never loaded)")
-    weights = {name.removeprefix("norm."): weight.float() for name, weight in load_file(file).items()}
+    weights = {name.removeprefix("norm."): weight.float() for name, weight in read_tensors(file)}
     if set(weights) != {"weight", "bias"}:
         raise CheckpointError(f"{file} does not hold a layer norm: it has {', '.join(weights)}")
     norm = nn.LayerNorm(len(weights["weight"]))
@@ -142,10 +140,9 @@ def load_dense(dense: Dense) -> _Dense:
     file = dense.folder / "model.safetensors"
     if not file.is_file():
         raise CheckpointError(f"{dense.folder} lacks model.safetensors (pickles are never loaded)")
+    names = ["linear.weight"] if dense.beside_encoder else None
+    weights = {name: weight.float() for name, weight in read_tensors(file, names)}
     try:
-        with safe_open(file, "pt") as opened:
-            names = ["linear.weight"] if dense.beside_encoder else opened.keys()
-            weights = {name: opened.get_tensor(name).float() for name in names}
         return _Dense(weights, dense.activation, dense.residual)
     except (KeyError, RuntimeError) as error:
         raise CheckpointError(f"{file} does not hold a dense layer: {str(error).splitlines()[0]}") from error

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from modernbert.files import CheckpointError, read_json
@@ -19,6 +18,7 @@ from modernbert.module_files import (
     stored_prompts,
     transformer_settings,
 )
+from modernbert.stored import CheckpointPath, files_in
 
 POOLINGS = ("cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 """The pooling modes, with the names of sentence-transformers."""
@@ -39,7 +39,7 @@ _EMBEDDING_MODULES = ("Transformer", "Pooling", "Dense", "LayerNorm", "Normalize
 class Dense:
     """A dense layer after the pooling."""
 
-    folder: Path
+    folder: CheckpointPath
     activation: str
     """The name of a class in torch.nn."""
     residual: bool
@@ -53,7 +53,7 @@ class Dense:
 class Norm:
     """A normalisation of vectors before another layer."""
 
-    folder: Path
+    folder: CheckpointPath
     learned: bool
     """Whether it is a layer norm with weights; else vectors are scaled to length 1."""
 
@@ -62,7 +62,7 @@ class Norm:
 class SentenceConfig:
     """The content of modules.json and the files that it names; the defaults are those of a plain encoder."""
 
-    encoder: Path
+    encoder: CheckpointPath
     """The folder with config.json, weights and tokenizer."""
     pooling: tuple[str, ...] = ("mean",)
     """One or more of POOLINGS, whose vectors are concatenated."""
@@ -84,7 +84,7 @@ class SentenceConfig:
     """How the checkpoint compares vectors: cosine, dot, euclidean or manhattan; None where it does not say."""
 
     @classmethod
-    def from_folder(cls, folder: Path) -> SentenceConfig:
+    def from_folder(cls, folder: CheckpointPath) -> SentenceConfig:
         """Read the configuration of a sentence encoder, or that of a plain encoder with mean pooling.
 
         Args:
@@ -116,9 +116,9 @@ class SentenceConfig:
         return widths[-1] if widths else hidden_size * len(self.pooling)
 
     @property
-    def files(self) -> list[Path]:
+    def files(self) -> list[CheckpointPath]:
         """The files of the layers, on which vectors depend besides the encoder's."""
-        return [file for layer in self.layers for file in sorted(layer.folder.iterdir()) if file.is_file()]
+        return [file for layer in self.layers for file in files_in(layer.folder)]
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ class CrossEncoderConfig:
     """An encoder with pooling and layers that give the logits; None: a sequence classifier."""
 
     @classmethod
-    def from_folder(cls, folder: Path, raw_config: Mapping[str, Any]) -> CrossEncoderConfig:
+    def from_folder(cls, folder: CheckpointPath, raw_config: Mapping[str, Any]) -> CrossEncoderConfig:
         """Read the configuration of a cross-encoder, or that of a sequence classifier without one.
 
         sentence-transformers reads config_sentence_transformers.json of cross-encoders alone, and first; the older
@@ -172,7 +172,7 @@ class CrossEncoderConfig:
         return cls(**values, max_length=stack.max_length, lower_case=stack.lower_case, stack=stack)
 
 
-def _read_stack(folder: Path, modules: Sequence[Mapping[str, str]], output: str) -> dict[str, Any]:
+def _read_stack(folder: CheckpointPath, modules: Sequence[Mapping[str, str]], output: str) -> dict[str, Any]:
     """Read an encoder with pooling and layers, as fields of SentenceConfig; `output`: what the last layer gives."""
     kinds = module_kinds(folder, modules)
     _check_order(folder, modules, kinds)
@@ -197,7 +197,7 @@ def _read_stack(folder: Path, modules: Sequence[Mapping[str, str]], output: str)
     return values | {"layers": tuple(layers)}
 
 
-def parse_dense(folder: Path, settings: Mapping[str, Any]) -> Dense:
+def parse_dense(folder: CheckpointPath, settings: Mapping[str, Any]) -> Dense:
     """Read the configuration of a dense layer; CheckpointError for an unknown activation."""
     activation = settings.get("activation_function", "torch.nn.modules.activation.Tanh")
     name = activation.rpartition(".")[2]
@@ -217,7 +217,7 @@ def _pooling_modes(settings: dict[str, Any]) -> tuple[str, ...]:
     return modes
 
 
-def _check_order(folder: Path, modules: Sequence[Mapping[str, str]], kinds: list[str]) -> None:
+def _check_order(folder: CheckpointPath, modules: Sequence[Mapping[str, str]], kinds: list[str]) -> None:
     """Raise CheckpointError unless the modules are Transformer, Pooling, then layers on vectors."""
     for kind, module in zip(kinds, modules, strict=True):
         if kind not in _EMBEDDING_MODULES:
@@ -232,7 +232,7 @@ def _check_order(folder: Path, modules: Sequence[Mapping[str, str]], kinds: list
         )
 
 
-def _check_features(folder: Path, stored: Mapping[str, Any], output: str) -> None:
+def _check_features(folder: CheckpointPath, stored: Mapping[str, Any], output: str) -> None:
     """Raise CheckpointError for a module that works on something other than the vector of a text."""
     allowed = {"module_input_name": "sentence_embedding", "module_output_name": output}
     for key, known in allowed.items():

@@ -9,10 +9,9 @@ from collections.abc import Iterator
 from itertools import accumulate, pairwise
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from modernbert.checkpoint import load
+from modernbert.checkpoint import load, read_tensors
 from modernbert.files import CheckpointError
 from modernbert.heads import ModernBertForMaskedLM
 from modernbert.packing import PackedBatch
@@ -138,7 +137,7 @@ def _load_static(config: SparseConfig) -> Tensor | None:
         return None
     if not config.static_weights.is_file():
         raise CheckpointError(f"{config.static} lacks model.safetensors, the weights of queries")
-    weights = load_file(config.static_weights)
+    weights = dict(read_tensors(config.static_weights))
     if set(weights) != {"weight"} or weights["weight"].dim() != 1:
         raise CheckpointError(f"{config.static_weights} must hold one vector, weight, and has {', '.join(weights)}")
     return weights["weight"].float()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from modernbert.files import CheckpointError, read_json
@@ -17,6 +16,7 @@ from modernbert.module_files import (
     stored_prompts,
     transformer_settings,
 )
+from modernbert.stored import CheckpointPath
 
 STRATEGIES = ("max", "sum")
 """How the scores of a token at all positions become its weight."""
@@ -31,13 +31,13 @@ _POOLING_SETTINGS = {  # the last three have no effect on answers
 class SparseConfig:
     """The content of modules.json and the files that it names; the defaults are those of a plain masked LM."""
 
-    encoder: Path
+    encoder: CheckpointPath
     """The folder with config.json, weights and tokenizer of the masked language model."""
     strategy: str = "max"
     """One of STRATEGIES."""
     activation: str = "relu"
     """One of ACTIVATIONS."""
-    static: Path | None = None
+    static: CheckpointPath | None = None
     """The folder of the weights that queries get without inference; None: queries are read as documents are."""
     max_length: int | None = None
     """The longest input in tokens; None where the checkpoint states none."""
@@ -49,7 +49,7 @@ class SparseConfig:
     """How many of the heaviest tokens are kept; None for all."""
 
     @classmethod
-    def from_folder(cls, folder: Path) -> SparseConfig:
+    def from_folder(cls, folder: CheckpointPath) -> SparseConfig:
         """Read the configuration of a sparse encoder, or that of a plain masked language model.
 
         Args:
@@ -85,12 +85,12 @@ class SparseConfig:
         )
 
     @property
-    def static_weights(self) -> Path | None:
+    def static_weights(self) -> CheckpointPath | None:
         """The file with the weight of each token in a query."""
         return self.static and self.static / "model.safetensors"
 
 
-def _pooling(folder: Path) -> dict[str, Any]:
+def _pooling(folder: CheckpointPath) -> dict[str, Any]:
     stored: Mapping[str, Any] = read_json(folder / "config.json")
     strategy, activation = stored.get("pooling_strategy", "max"), stored.get("activation_function", "relu")
     if unknown := sorted(set(stored) - _POOLING_SETTINGS):
@@ -103,7 +103,7 @@ def _pooling(folder: Path) -> dict[str, Any]:
     return {"strategy": strategy, "activation": activation}
 
 
-def _wrong_modules(folder: Path, route: str, kinds: Sequence[str], known: str) -> CheckpointError:
+def _wrong_modules(folder: CheckpointPath, route: str, kinds: Sequence[str], known: str) -> CheckpointError:
     return CheckpointError(
         f"{folder / MODULES} has the modules {', '.join(kinds) or 'none'} for a {route}; weights of tokens come from"
         f" {known}"

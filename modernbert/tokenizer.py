@@ -16,6 +16,7 @@ from tokenizers.models import BPE
 
 from modernbert.files import CheckpointError, resolve
 from modernbert.pieces import PieceCache
+from modernbert.stored import CheckpointPath
 from modernbert.tokenizer_settings import CLEAN_UP_BPE, clean_up_spaces, read_settings
 from modernbert.windows import (
     MOST_OVERLAP,
@@ -77,7 +78,7 @@ class Tokenizer:
         """The longest input in tokens, as stated by the checkpoint; None where it states none."""
 
     @classmethod
-    def from_folder(cls, folder: Path) -> Tokenizer:
+    def from_folder(cls, folder: CheckpointPath) -> Tokenizer:
         """Load tokenizer.json and the files beside it that say more of the tokenizer from a checkpoint's folder.
 
         Raises:
@@ -87,7 +88,7 @@ class Tokenizer:
         if not file.is_file():
             raise CheckpointError(f"{folder} lacks tokenizer.json, the only tokenizer format that is read")
         try:
-            fast = FastTokenizer.from_file(str(file))
+            fast = FastTokenizer.from_buffer(file.read_bytes())
         except Exception as error:  # the library raises plain Exception
             raise CheckpointError(f"{file} is not a readable tokenizer: {error}") from error
         return cls(fast, read_settings(folder, fast))

@@ -6,13 +6,13 @@ refused where it contradicts tokenizer.json: nobody can tell which of the two a 
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as FastTokenizer
 
 from modernbert.files import CheckpointError, read_json
+from modernbert.stored import CheckpointPath
 
 _CONFIG, _SPECIAL, _ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -28,7 +28,7 @@ _CLEAN_UPS = {" .": ".", " ?": "?", " !": "!", " ,": ",", " ' ": "'", " n't": "n
               " 've": "'ve", " 're": "'re"}  # fmt: skip
 
 
-def read_settings(folder: Path, fast: FastTokenizer) -> dict[str, Any]:
+def read_settings(folder: CheckpointPath, fast: FastTokenizer) -> dict[str, Any]:
     """Read the settings beside tokenizer.json, and add to `fast` the tokens that they name and it lacks.
 
     Args:
@@ -103,7 +103,7 @@ def _added_token(token: dict[str, Any]) -> AddedToken:
     return AddedToken(**{name: value for name, value in token.items() if name != "__type"})
 
 
-def _validate(file: Path, settings: dict[str, Any], fast: FastTokenizer) -> None:
+def _validate(file: CheckpointPath, settings: dict[str, Any], fast: FastTokenizer) -> None:
     """Raise CheckpointError for a value that is not allowed, and for a setting that contradicts tokenizer.json."""
     side = settings.get("truncation_side")
     if side not in (None, "left", "right"):

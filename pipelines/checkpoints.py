@@ -6,8 +6,8 @@ import json
 import os
 import re
 import tempfile
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,9 @@ from typing import Any
 from pyarrow import fs
 
 from modernbert.config import ModernBertConfig
-from modernbert.files import COLBERT_METADATA, TOKENIZER_FILES, load_config, resolve
-from modernbert.module_files import encoder_folder
+from modernbert.files import load_config, resolve
+from modernbert.module_files import encoder_folder, open_folder
+from modernbert.stored import COLBERT_METADATA, CheckpointChanged, CheckpointPath, StoredPath
 from modernbert.tokenizer import Tokenizer
 from pipelines.errors import UserError
 from pipelines.storage import Folder, redact_credentials
@@ -26,7 +27,10 @@ _MODEL_FILES = (".json", ".safetensors", COLBERT_METADATA)
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint by its name; each process finds its files on the machine where it runs.
+    """A checkpoint by its name; each process finds its files on the machine where it runs, and reads them once.
+
+    What it was opened with it keeps, whatever becomes of the folder; opened anew, it has the files of then. Sent to
+    another process it takes the digests of its files along: there, other files raise CheckpointChanged.
 
     Example: `Checkpoint.open("answerdotai/ModernBERT-base").tokenizer`
     """
@@ -35,42 +39,58 @@ class Checkpoint:
     """A folder, a hub id, or a location in object storage."""
     revision: str | None
     """The commit of the hub, or a digest of the files' listing in object storage: the same in all processes."""
+    digests: tuple[tuple[str, str], ...] | None = field(default=None, repr=False, compare=False)
+    """The digest of each file, by its path, in the process that opened the checkpoint; None in that process."""
 
     @classmethod
     def open(cls, model: str | Path, revision: str | None = None) -> Checkpoint:
-        """Find the checkpoint `model`, fetched if need be; CheckpointError or UserError if it is missing."""
+        """Find the checkpoint `model`, fetched if need be, and read its files, except for its weights.
+
+        Raises CheckpointError or UserError if it is missing or cannot be read.
+        """
         name = str(model)
         if "://" in name:
-            return cls(name, download_checkpoint(name).name)
-        folder = resolve(name, revision).absolute()
-        return cls(str(folder), None) if Path(name).expanduser().is_dir() else cls(name, folder.name)
+            checkpoint = cls(name, download_checkpoint(name).name)
+        else:
+            folder = resolve(name, revision).absolute()
+            is_local = Path(name).expanduser().is_dir()
+            checkpoint = cls(str(folder), None) if is_local else cls(name, folder.name)
+        checkpoint.folder  # noqa: B018 (now, not when it is used first)
+        return checkpoint
 
-    @property
-    def folder(self) -> Path:
-        """The checkpoint's folder on this machine, fetched first where it is missing."""
-        return _folder(self.model, self.revision)
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What another process makes the checkpoint of: the weights' digests are taken now, if they are not yet."""
+        digests = self.digests or tuple(sorted(self.folder.files.digests().items()))
+        return _received, (self.model, self.revision, digests)
 
-    @property
-    def encoder(self) -> Path:
+    @cached_property
+    def folder(self) -> StoredPath:
+        """The checkpoint's folder on this machine, fetched first where it is missing, with its files as they were then.
+
+        Raises CheckpointChanged if they are not those of the process that opened the checkpoint.
+        """
+        return open_folder(_folder(self.model, self.revision), None if self.digests is None else dict(self.digests))
+
+    @cached_property
+    def encoder(self) -> CheckpointPath:
         """The folder with config.json, weights and tokenizer: the checkpoint's own, or one that modules.json names."""
         return encoder_folder(self.folder)
 
-    @property
+    @cached_property
     def config(self) -> ModernBertConfig:
         """The configuration in config.json."""
         return load_config(self.encoder)
 
-    @property
+    @cached_property
     def raw_config(self) -> dict[str, Any]:
         """The content of config.json as it is stored, with keys that the configuration does not know."""
-        load_config(self.encoder)  # names the file where it is missing or wrong
+        self.config  # noqa: B018 (names the file where it is missing or wrong)
         return json.loads((self.encoder / "config.json").read_text(encoding="utf-8"))
 
-    @property
+    @cached_property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer, loaded once per process."""
-        files = [self.encoder / name for name in TOKENIZER_FILES]
-        return _tokenizer(self.encoder, tuple(file.stat().st_mtime_ns for file in files if file.is_file()))
+        return Tokenizer.from_folder(self.encoder)
 
     def check_tokenizer(self) -> None:
         """Raise ValueError if the tokenizer has more ids than the model."""
@@ -128,10 +148,13 @@ def _folder(model: str, revision: str | None) -> Path:
         return resolve(model, revision)
     folder = download_checkpoint(model)
     if folder.name != revision:
-        raise ValueError(f"model {redact_credentials(model)!r} has changed since the job began")
+        raise CheckpointChanged(
+            f"model {redact_credentials(model)!r} has changed since the job began or the service was deployed"
+        )
     return folder
 
 
 @lru_cache(maxsize=8)
-def _tokenizer(folder: Path, _changed: tuple[int, ...]) -> Tokenizer:
-    return Tokenizer.from_folder(folder)
+def _received(model: str, revision: str | None, digests: tuple[tuple[str, str], ...]) -> Checkpoint:
+    """Return a checkpoint that another process has opened: the same one each time, so that it is loaded once."""
+    return Checkpoint(model, revision, digests)
