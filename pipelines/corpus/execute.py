@@ -36,7 +36,7 @@ from pipelines.corpus.placement import (
 from pipelines.corpus.plan import Job
 from pipelines.corpus.stages import Predict, commit, read_and_tokenise, reject_shard
 from pipelines.corpus.watch import Watch
-from pipelines.corpus.wire import NONE_ANSWERED, RAISED, START, reject, shard_row
+from pipelines.corpus.wire import CHANGED, NONE_ANSWERED, RAISED, START, reject, shard_row
 from pipelines.errors import JobError, UserError
 from pipelines.input.shards import Shard
 from pipelines.output.folder import REJECTED
@@ -158,6 +158,9 @@ class Execution:
             _log.error("no actor comes up: %s", row["error"])
             self.failed[shard.name] = f"no actor comes up: {error}"
             raise JobError(f"no actor comes up: {error} (details in {log_file})")
+        if row["cause"] == CHANGED:
+            self.failed[shard.name] = error
+            raise JobError(error)
         if row["cause"] == RAISED:
             self._lose(shard.name, row["error"], blamed=True)
         elif row["cause"] == NONE_ANSWERED and (self._labelled or len(self._held) < MAX_SHARDS_TO_SPLIT):

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 
+from modernbert.stored import CheckpointChanged
 from modernbert.windows import Text, Windows
 from pipelines.corpus import wire
 from pipelines.corpus.nodes import check_lease
@@ -48,6 +49,8 @@ def read_and_tokenise(job: Job, table: pa.Table) -> pa.Table:
         read = read_shard(job.source, job.folder, shard, job.schema, list(dict.fromkeys(job.text_columns)))
         documents, rows, rejected = _documents(job, read)
         windows = encode(job, documents, job.max_characters)
+    except CheckpointChanged as error:
+        return wire.failed_row(shard, one_line(error), wire.CHANGED)
     except Exception as error:  # whatever it is, it is this shard's alone
         return wire.failed_row(shard, f"cannot be read: {one_line(error)}")
     rejects = [wire.reject(row, reason, "read", raw) for row, reason, raw in read.bad]
@@ -132,6 +135,8 @@ class Predict:
                 self._load()
                 self._note("started", actor)
                 return None
+            except CheckpointChanged as error:  # no later attempt finds the old files, and they must not be mixed
+                return _with_traceback(error)
             except Exception as error:  # a slow or busy server or file system, a device
                 reason, failures = _with_traceback(error), failures + 1
             if not self.watch or (failures >= len(START_PAUSES_S) and self._note("start_failed", actor)):
@@ -223,6 +228,8 @@ def _commit(job: Job, table: pa.Table) -> Committed:
         return Committed(shard.name, error=error, cause=cause, rejects=rejects)
     try:
         stats, answered, rejected = _answers(job, shard, table)
+    except CheckpointChanged as error:
+        return Committed(shard.name, error=one_line(error), cause=wire.CHANGED)
     except Exception as error:  # whatever it is, it is this shard's alone
         return Committed(shard.name, error=f"cannot be committed: {one_line(error)}")
     try:

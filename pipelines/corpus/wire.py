@@ -33,9 +33,10 @@ TOKENISED = pa.schema(
         ("rejects", pa.large_list(REJECT)),
         ("tokenise_s", pa.float64()),
         ("error", pa.string()),
+        ("cause", pa.string()),
     ]
 )
-"""What reading and tokenising gives: `rows` are the row numbers of the documents; `error` if it failed."""
+"""What reading and tokenising gives: `rows` are the row numbers of the documents; `error` and `cause` if it failed."""
 COMMITTED = pa.schema(
     [
         ("name", pa.string()),
@@ -46,9 +47,10 @@ COMMITTED = pa.schema(
         ("stats", pa.string()),
     ]
 )
-START, RAISED, NONE_ANSWERED = "start", "raised", "none answered"
+START, RAISED, NONE_ANSWERED, CHANGED = "start", "raised", "none answered", "changed"
 """Causes of an error that the driver decides on: no actor comes up; the model raised, and answers the probe; the model
-answers the probe, and none of the shard's rows. The other errors are the shard's own, and final."""
+answers the probe, and none of the shard's rows; the model's files are others than when the job began. The other errors
+are the shard's own, and final."""
 
 
 def reject(row: int, reason: str, stage: str, raw: str | None = None) -> dict[str, Any]:
@@ -76,9 +78,9 @@ def tokenised_row(
     return _table(_empty_row(shard) | arrays | {"rows": rows, "rejects": rejects, "tokenise_s": tokenise_s})
 
 
-def failed_row(shard: Shard, error: str) -> pa.Table:
-    """Encode a shard that could not be read."""
-    return _table(_empty_row(shard) | {"error": error})
+def failed_row(shard: Shard, error: str, cause: str | None = None) -> pa.Table:
+    """Encode a shard that could not be read; `cause` is CHANGED, or None if the error is the shard's own."""
+    return _table(_empty_row(shard) | {"error": error, "cause": cause})
 
 
 def rejected_row(shard: Shard, rejects: Sequence[dict[str, Any]]) -> pa.Table:
@@ -112,7 +114,7 @@ def predicted_row(
         "room": [predictions.batches * budget_tokens],
         "predict_s": [predictions.seconds],
         "waited_s": [idle_s],
-        "cause": pa.array([cause], pa.string()),
+        "cause": table["cause"] if cause is None else pa.array([cause], pa.string()),
     }
     return pa.table(columns)
 
@@ -141,7 +143,7 @@ class Committed:
     error: str | None = None
     """In one line; a traceback may follow."""
     cause: str | None = None
-    """START, RAISED or NONE_ANSWERED; None if the error is final."""
+    """START, RAISED, NONE_ANSWERED or CHANGED; None if the error is final."""
     stops: bool = False
     """Whether the error stops the job: the output cannot be written."""
     rejects: str | None = None
@@ -159,7 +161,7 @@ _NO_PREDICTIONS = Predictions(np.empty(0, np.float32), np.zeros(1, np.int64), {}
 
 def _empty_row(shard: Shard) -> dict[str, Any]:
     empty: dict[str, Any] = {name: [] for name in TOKENISED.names}
-    return empty | shard_row(shard) | {"cu_seqlens": [0], "tokenise_s": 0.0, "error": None}
+    return empty | shard_row(shard) | {"cu_seqlens": [0], "tokenise_s": 0.0, "error": None, "cause": None}
 
 
 def _table(row: dict[str, Any]) -> pa.Table:
