@@ -54,13 +54,17 @@ def open_folder(folder: Path, expected: Mapping[str, str] | None = None) -> Stor
     """
     files = StoredFiles(folder, expected)
     opened = files.read_folder(folder)
+    if expected is not None:  # nothing is parsed before it is compared
+        for name in sorted({str(Path(name).parent) for name in expected}):
+            files.read_folder(folder / name)
+        files.check_small_files()
+        return opened
     modules = read_modules(opened)
     while modules:
         module = modules.pop(0)
         files.read_folder(folder / module["path"])
         if module["type"].endswith("Router"):
             modules += [inner for route in read_routes(opened, module).values() for inner in route]
-    files.check_small_files()
     return opened
 
 

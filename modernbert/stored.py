@@ -25,6 +25,7 @@ _SMALL_FILES = (
     *("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json", "router_config.json"),
 )
 """All that is read of a checkpoint beside its weights: what is not here is not seen by any reader."""
+_HEADER = ":header"  # behind the name of weights, for the digest of their header
 _LENGTH_BYTES = 8  # of a safetensors file: the length of its header, little-endian
 _MOST_HEADER_BYTES = 100_000_000  # as in the safetensors library
 _ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
@@ -82,19 +83,20 @@ class StoredFiles:
         return StoredPath(folder, self)
 
     def check_small_files(self) -> None:
-        """Raise CheckpointChanged unless the small files, and the names of the weights, are those that are expected."""
+        """Raise CheckpointChanged unless the small files, and the headers of weights, are those that are expected."""
         if self._expected is None:
             return
-        found = self._small_digests() | {self._name(path): None for path in self._headers}
-        names = {name for name in {*found, *self._expected} if name not in found or name not in self._expected}
-        names |= {name for name, digest in found.items() if digest not in (None, self._expected.get(name))}
+        found = self._small_digests()
+        weights = {name.removesuffix(_HEADER) for name in self._expected if name.endswith(_HEADER)}
+        wanted = {name: digest for name, digest in self._expected.items() if name not in weights}
+        names = {name for name in {*found, *wanted} if found.get(name) != wanted.get(name)}
         if names:
-            raise self._changed(*sorted(names))
+            raise self._changed(*sorted({name.removesuffix(_HEADER) for name in names}))
 
     def digests(self) -> dict[str, str]:
         """Return the SHA-256 digest (hexadecimal) of each file by its path in the checkpoint, the same on all machines.
 
-        Weights that nobody has read yet are read for it.
+        Weights that nobody has read yet are read for it; that of their header is beside it.
         """
         weights = {self._name(path): self.digest(path) for path in self._headers}
         return self._small_digests() | weights
@@ -138,7 +140,11 @@ class StoredFiles:
         return self._names.get(folder, [])
 
     def _small_digests(self) -> dict[str, str]:
-        return {self._name(path): self.digest(path) for path in self._contents}
+        """Return the digests of the small files, and of the headers of weights with the size of their file."""
+        digests = {self._name(path): self.digest(path) for path in self._contents}
+        for path, (header, size) in self._headers.items():
+            digests[self._name(path) + _HEADER] = hashlib.sha256(header + str(size).encode()).hexdigest()
+        return digests
 
     def _name(self, path: Path) -> str:
         return Path(os.path.relpath(path, self.root)).as_posix()

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
 from pipelines.errors import UserError
 from pipelines.options import TASKS, ModelOptions, TaskOptions, plain_message, read_yaml
 from pipelines.serve.http.middleware import HttpLimits
+
+if TYPE_CHECKING:
+    from pipelines.checkpoints import Checkpoint
 
 INGRESS_NAME = "http"
 """The name of the deployment that speaks HTTP; a model's deployment has the model's name."""
@@ -118,11 +121,15 @@ def service_options(given: dict[str, Any]) -> ServiceOptions:
         raise UserError(_format_error(error)) from error
 
 
-def check_checkpoints(models: tuple[ServedModel, ...]) -> None:
-    """Raise UserError if a checkpoint is missing, is another task's, or does not allow its options."""
+def check_checkpoints(models: tuple[ServedModel, ...]) -> dict[str, Checkpoint]:
+    """Open the checkpoint of each model, by its name.
+
+    Raises UserError if one is missing, is another task's, or does not allow its options.
+    """
     from pipelines.checkpoints import Checkpoint  # torch, which the HTTP process does without
     from pipelines.tasks.base import task_class
 
+    opened = {}
     for at, options in enumerate(models):
         try:
             checkpoint, task_cls = Checkpoint.open(options.model, options.revision), task_class(options.task)
@@ -130,6 +137,8 @@ def check_checkpoints(models: tuple[ServedModel, ...]) -> None:
             task_cls.from_checkpoint(checkpoint, options)
         except ValueError as error:  # CheckpointError, ConfigError
             raise UserError(f"models[{at}] {options.name!r}: {error}") from error
+        opened[options.name] = checkpoint
+    return opened
 
 
 def served_models(given: Any) -> tuple[ServedModel, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import ray
@@ -18,6 +18,9 @@ from pipelines.errors import UserError
 from pipelines.serve.config import INGRESS_NAME, ServedModel, ServiceOptions, check_checkpoints, service_options
 from pipelines.serve.protocol import Info, ModelClient, PredictRequest, PredictResponse, ServeError, Tokens
 
+if TYPE_CHECKING:
+    from pipelines.checkpoints import Checkpoint
+
 _ONGOING = 100_000  # requests at a time that Serve lets through: the model's own limit counts documents
 _HEALTH_S = 5.0  # between two checks; Serve replaces a copy after three that fail
 _GRACE_S = 5.0  # after a request's own deadline, for a copy that does not even say that it passed
@@ -26,11 +29,12 @@ _GRACE_S = 5.0  # after a request's own deadline, for a copy that does not even 
 class Replica:
     """A replica of a model, in a process of its own."""
 
-    def __init__(self, options: ServedModel):
+    def __init__(self, options: ServedModel, checkpoint: Checkpoint):
+        """Load the model; CheckpointChanged if its files are not those that the service was deployed with."""
         from pipelines.serve.model import ModelServer
 
         _keep_texts_out_of_logs()
-        self.model = ModelServer(options)
+        self.model = ModelServer(options, checkpoint)
 
     async def call(self, method: str, *arguments: Any) -> Any:
         """Call a method of ModelServer; a ServeError is returned, since Serve logs and wraps what is raised."""
@@ -118,11 +122,12 @@ class HttpIngress:
 class SingleProcessApp:
     """HTTP and the models in one process."""
 
-    def __init__(self, options: ServiceOptions):
+    def __init__(self, options: ServiceOptions, checkpoints: dict[str, Checkpoint]):
+        """Load the models; CheckpointChanged if their files are not those that the service was deployed with."""
         from pipelines.serve.local import LocalModelClient
 
         _keep_texts_out_of_logs()
-        self.options, self.models = options, LocalModelClient(options.models)
+        self.options, self.models = options, LocalModelClient(options.models, checkpoints)
 
     def __serve_build_asgi_app__(self) -> Any:
         return _serve_app(self.models, self.options)
@@ -136,11 +141,13 @@ class SingleProcessApp:
 def build(args: dict[str, Any]) -> serve.Application:
     """Build the application: `pipelines.serve.deployment:build` is what `serve run` and `serve deploy` import.
 
-    `args`: the options of the service (config.py). Raises click.ClickException, shown as one line, for mistakes.
+    `args`: the options of the service (config.py). The copies of a model, whenever they start, have the files that its
+    checkpoint has now: one that finds others does not start. Raises click.ClickException, shown as one line, for
+    mistakes.
     """
     try:
         options = _placed(service_options(args))
-        check_checkpoints(options.models)
+        checkpoints = check_checkpoints(options.models)
     except UserError as error:
         raise click.ClickException(str(error)) from None  # one line in place of a traceback
     if options.one_process:
@@ -149,7 +156,7 @@ def build(args: dict[str, Any]) -> serve.Application:
         deployed = serve.deployment(
             name=INGRESS_NAME, num_replicas=options.replicas, ray_actor_options=together, **_common(options)
         )
-        return deployed(serve.ingress()(SingleProcessApp)).bind(options)
+        return deployed(serve.ingress()(SingleProcessApp)).bind(options, checkpoints)
     handles = {}
     for model in options.models:
         scaling: dict[str, Any] = {"num_replicas": model.replicas}
@@ -157,7 +164,7 @@ def build(args: dict[str, Any]) -> serve.Application:
             limits = {"min_replicas": model.replicas, "max_replicas": model.max_replicas}
             scaling = {"autoscaling_config": {**limits, "target_ongoing_requests": model.target_ongoing_requests}}
         deployed = serve.deployment(name=model.name, ray_actor_options=_resources(model), **scaling, **_common(options))
-        handles[model.name] = deployed(Replica).bind(model)
+        handles[model.name] = deployed(Replica).bind(model, checkpoints[model.name])
     deployed = serve.deployment(
         name=INGRESS_NAME, num_replicas=options.replicas, ray_actor_options={"num_cpus": 0}, **_common(options)
     )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from pipelines.checkpoints import Checkpoint
 from pipelines.serve.config import ServedModel
 from pipelines.serve.model import ModelServer
 from pipelines.serve.protocol import Info, PredictRequest, PredictResponse, ServeError, Tokens
@@ -12,8 +13,10 @@ from pipelines.serve.protocol import Info, PredictRequest, PredictResponse, Serv
 class LocalModelClient:
     """Models in this process, without Ray."""
 
-    def __init__(self, models: Sequence[ServedModel]):
-        self.models = {options.name: ModelServer(options) for options in models}
+    def __init__(self, models: Sequence[ServedModel], checkpoints: Mapping[str, Checkpoint] | None = None):
+        """Load the models; `checkpoints`: those that the service was deployed with, by the models' names."""
+        opened = checkpoints or {}
+        self.models = {options.name: ModelServer(options, opened.get(options.name)) for options in models}
         self.tasks = {options.name: options.task for options in models}
         self.aliases = {alias: options.name for options in models for alias in options.model_aliases}
 

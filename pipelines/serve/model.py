@@ -63,10 +63,13 @@ class _Prepared:
 class ModelServer:
     """One model with its queue; its methods are those of ModelClient for one model."""
 
-    def __init__(self, options: ServedModel):
-        """Load the model; ValueError if checkpoint and options do not fit."""
+    def __init__(self, options: ServedModel, checkpoint: Checkpoint | None = None):
+        """Load the model; ValueError if checkpoint and options do not fit.
+
+        `checkpoint`: the one that the service was deployed with; None: what the options name, as it is now.
+        """
         self.options, self.task_cls = options, task_class(options.task)
-        self.checkpoint = Checkpoint.open(options.model, options.revision)
+        self.checkpoint = checkpoint or Checkpoint.open(options.model, options.revision)
         self.task_cls.check(self.checkpoint)
         self.task = self.task_cls.from_checkpoint(self.checkpoint, options)
         self._task = lru_cache(_TASKS_KEPT)(self._make_task)
