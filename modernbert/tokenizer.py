@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,8 @@ from modernbert.windows import (
 _CHARS_PER_TOKEN = 12  # a long text is first cut to this many characters for each token that is needed
 _CHARS_PER_CALL = 4 << 20  # encodings take more memory than ids, so that they are made for some documents at a time
 _NO_LIMIT = 1 << 62
+_PADDINGS = {True: "longest", "longest": "longest", "max_length": "max_length", False: None, "do_not_pad": None}
+_TRUNCATIONS = {True: True, "longest_first": True, False: False, "do_not_truncate": False}
 
 
 class Batch(dict):
@@ -64,6 +66,10 @@ class Tokenizer:
         settings = settings or {}
         self.truncation_side: str = settings.get("truncation_side") or (fast.truncation or {}).get("direction", "right")
         """Where tokens beyond a maximum are cut off: "right" or "left"."""
+        self.padding_side: str = settings.get("padding_side") or (fast.padding or {}).get("direction", "right")
+        """Where short rows are filled up: "right" or "left"."""
+        if self.padding_side not in ("left", "right"):
+            raise CheckpointError(f"padding_side is {self.padding_side!r}; it must be 'left' or 'right'")
         fast.no_truncation()
         fast.no_padding()
         fast.encode_special_tokens = bool(settings.get("split_special_tokens"))
@@ -140,14 +146,14 @@ class Tokenizer:
         fast = FastTokenizer.from_str(self._fast.to_str())
         rest = [fast.normalizer] if fast.normalizer else []
         fast.normalizer = normalizers.Sequence([normalizers.Lowercase(), *rest])
-        return Tokenizer(fast, self._settings | {"truncation_side": self.truncation_side})
+        return Tokenizer(fast, self._settings | self._sides)
 
     @cached_property
     def without_special_tokens(self) -> Tokenizer:
         """This tokenizer without special tokens around texts."""
         fast = FastTokenizer.from_str(self._fast.to_str())
         fast.post_processor = processors.Sequence([])
-        return Tokenizer(fast, self._settings | {"truncation_side": self.truncation_side})
+        return Tokenizer(fast, self._settings | self._sides)
 
     @property
     def ending_ids(self) -> list[int]:
@@ -161,7 +167,7 @@ class Tokenizer:
 
     def truncating(self, side: str) -> Tokenizer:
         """Return this tokenizer with another `truncation_side`."""
-        return Tokenizer(self._fast, self._settings | {"truncation_side": side})
+        return Tokenizer(self._fast, self._settings | self._sides | {"truncation_side": side})
 
     @property
     def continuing_subword_prefix(self) -> str:
@@ -195,6 +201,7 @@ class Tokenizer:
         *,
         stride: int | None = None,
         details: bool = False,
+        add_special_tokens: bool = True,
     ) -> Windows:
         """Encode documents as windows with special tokens.
 
@@ -206,6 +213,7 @@ class Tokenizer:
                 windows whose neighbours share this many tokens, from its other side on; in a pair the second text is
                 cut, and each window has the whole first text.
             details: whether to fill `offsets`, `word_ids` and `sequence_ids`.
+            add_special_tokens: False: windows have no special tokens.
 
         Returns:
             The windows, in the order of `documents`. Documents that cannot be cut into windows are in `rejected`.
@@ -222,6 +230,8 @@ class Tokenizer:
         if any(isinstance(document, tuple) != pairs for document in documents):
             raise ValueError("documents are texts and pairs of texts; encode each in a call of its own")
         template = self._template(pairs)
+        if not add_special_tokens:
+            template = [[] for _ in template]
         max_tokens = _NO_LIMIT if max_length is None else max_length - sum(map(len, template))
         if max_tokens < 1:
             num_special = sum(map(len, template))
@@ -233,7 +243,10 @@ class Tokenizer:
             if stride is not None:
                 self._cut_windows(out, document, parts, lengths, max_tokens, stride)
                 continue
-            kept = lengths if sum(lengths) <= max_tokens else longest_first(lengths, max_tokens)
+            kept = lengths
+            if sum(lengths) > max_tokens:
+                whole = self._whole_lengths(documents[document], lengths, max_tokens)
+                kept = longest_first(whole, max_tokens)
             ranges = [self._kept_range(n, length) for n, length in zip(kept, lengths, strict=True)]
             out.add(document, parts, ranges, ranges[-1][0])
             out.finish(sum(kept), kept != lengths)
@@ -300,64 +313,81 @@ class Tokenizer:
 
     def __call__(
         self,
-        text: str | Sequence[str],
+        text: str | Sequence[Text],
         text_pair: str | Sequence[str] | None = None,
         *,
         add_special_tokens: bool = True,
-        padding: bool = False,
-        truncation: bool = False,
+        padding: bool | str = False,
+        truncation: bool | str | None = None,
         max_length: int | None = None,
         return_tensors: str | None = None,
+        **unavailable: Any,
     ) -> Batch:
         """Encode texts for `forward`, with the arguments of transformers.
 
         Args:
-            text: a text or several.
-            text_pair: the second text of each pair; None: no pairs.
+            text: a text, or several texts or pairs of texts.
+            text_pair: the second text of each pair; None: no pairs but those in `text`.
             add_special_tokens: whether to add [CLS] and [SEP].
-            padding: whether to pad all rows on the right to the longest one.
-            truncation: whether to cut rows to `max_length`.
-            max_length: the most tokens in a row; None: `model_max_length`. Not used without `truncation`.
+            padding: True or "longest": short rows are filled up to the longest one, on the `padding_side`;
+                "max_length": to `max_length`; False or "do_not_pad".
+            truncation: True or "longest_first": rows are cut to `max_length`, in a pair the longer text first; False or
+                "do_not_truncate". None: True where `max_length` is given without `padding`.
+            max_length: the most tokens in a row, and the length to which "max_length" pads; None: `model_max_length`.
             return_tensors: "pt" for int64 tensors (B, S); None for lists.
+            unavailable: no other argument of transformers is taken.
 
         Returns:
             `input_ids` and `attention_mask`. For a single text, lists have no batch dimension.
 
         Raises:
-            ValueError: for another `return_tensors`, for padding without a padding token, and for tensors of rows that
-                differ in length.
+            ValueError: for an argument or a value that is not available, a `max_length` without room for a token of the
+                texts, padding without a padding token, tensors of rows that differ in length, and what is no text.
 
         Example:
             >>> tokenizer("a text", return_tensors="pt").attention_mask
             tensor([[1, 1, 1, 1]])
         """
-        single = isinstance(text, str)
-        texts = [text] if isinstance(text, str) else list(text)
-        second_texts = None if text_pair is None else [text_pair] if isinstance(text_pair, str) else list(text_pair)
-        documents: list[Text] = [*texts] if second_texts is None else [*zip(texts, second_texts, strict=True)]
-        if add_special_tokens:
-            longest = (max_length or self.model_max_length) if truncation else None
-            windows = self.encode(documents, longest)
-            rows = [ids.tolist() for ids in np.split(windows.input_ids, windows.cu_seqlens[1:-1])] if texts else []
-        else:
-            encodings = self._fast.encode_batch_fast(documents, add_special_tokens=False)
-            longest = max_length if truncation else None
-            rows = [encoding.ids[slice(*self._kept_range(longest, len(encoding.ids)))] for encoding in encodings]
-        width = max(map(len, rows), default=0)
-        if padding and self.pad_token_id is None:
-            raise ValueError("the tokenizer has no padding token")
-        padding_lengths = [width - len(row) if padding else 0 for row in rows]
-        masks = [[1] * len(row) + [0] * n for row, n in zip(rows, padding_lengths, strict=True)]
-        ids = [row + [self.pad_token_id or 0] * n for row, n in zip(rows, padding_lengths, strict=True)]
-        if return_tensors == "pt":
-            import torch  # not for a process that only tokenises
-
-            return Batch(input_ids=torch.tensor(ids), attention_mask=torch.tensor(masks))
-        if return_tensors is not None:
+        if unavailable:
+            raise ValueError(
+                f"{next(iter(unavailable))} is not available: arguments are text, text_pair, add_special_tokens,"
+                " padding, truncation, max_length and return_tensors; leave it out"
+            )
+        if return_tensors not in (None, "pt"):
             raise ValueError(f"return_tensors is {return_tensors!r}; known is 'pt'")
-        return (
-            Batch(input_ids=ids[0], attention_mask=masks[0]) if single else Batch(input_ids=ids, attention_mask=masks)
-        )
+        if max_length is not None and (type(max_length) is not int or max_length < 1):
+            raise ValueError(f"max_length is {max_length!r}; it must be a number of tokens, at least 1")
+        if truncation is None:
+            truncation = max_length is not None and padding is False
+        pads_to = _strategy("padding", padding, _PADDINGS)
+        truncates = _strategy("truncation", truncation, _TRUNCATIONS)
+        if pads_to and self.pad_token_id is None:
+            raise ValueError("the tokenizer has no padding token")
+        documents = _documents(text, text_pair)
+        longest = max_length or self.model_max_length
+        windows = self.encode(documents, longest if truncates else None, add_special_tokens=add_special_tokens)
+        width = max(windows.lengths.tolist(), default=0) if pads_to == "longest" else 0
+        if pads_to == "max_length":
+            width = longest or 0
+        ids, masks = [], []
+        for start, stop in pairwise(windows.cu_seqlens.tolist()):
+            row = windows.input_ids[start:stop].tolist()
+            mask = [1] * len(row)
+            missing = max(width - len(row), 0)
+            padding_ids, padding_mask = [self.pad_token_id or 0] * missing, [0] * missing
+            left = self.padding_side == "left"
+            ids.append(padding_ids + row if left else row + padding_ids)
+            masks.append(padding_mask + mask if left else mask + padding_mask)
+        if return_tensors == "pt":
+            return _tensors(ids, masks)
+        if isinstance(text, str):
+            return Batch(input_ids=ids[0], attention_mask=masks[0])
+        return Batch(input_ids=ids, attention_mask=masks)
+
+    @property
+    def _sides(self) -> dict[str, str]:
+        """What the settings of a tokenizer made of this one say of sides, whichever file this one has them from."""
+        return {"truncation_side": self.truncation_side, "padding_side": self.padding_side}
 
     def _kept_range(self, kept: int | None, length: int) -> tuple[int, int]:
         """Return the tokens [start, stop) that stay of `length` if `kept` of them do, or all where that is None."""
@@ -408,6 +438,18 @@ class Tokenizer:
             Tokens.from_encoding(next(encodings), details) if known is None else Tokens(known, [], []) for known in ids
         ]
 
+    def _whole_lengths(self, document: Text, lengths: list[int], max_tokens: int) -> list[int]:
+        """Return the tokens of a document's texts as far as `longest_first` depends on them.
+
+        `lengths` may be those of texts that were cut, in another order than those of the texts. The order counts where
+        both texts keep half of `max_tokens`: the longer one keeps an odd token.
+        """
+        if isinstance(document, str) or max_tokens % 2 == 0 or min(lengths) <= max_tokens // 2:
+            return lengths
+        if max(map(len, document)) <= max_tokens * _CHARS_PER_TOKEN:
+            return lengths
+        return [len(tokens.ids) for tokens in self._encode_texts(document, _NO_LIMIT, False)]
+
     def _encode_by_library(self, texts: Sequence[str], max_tokens: int, offsets: bool) -> list[Encoding]:
         encode = self._fast.encode_batch if offsets else self._fast.encode_batch_fast
         longest = max_tokens * _CHARS_PER_TOKEN
@@ -439,3 +481,49 @@ class Tokenizer:
         for start, stop in window_ranges(last, capacity, stride, self.truncation_side):
             out.add(document, parts, [*((0, n) for n in whole), (start, stop)], start)
         out.finish(sum(lengths), truncated=False)
+
+
+def _strategy(name: str, value: Any, known: Mapping[Any, Any]) -> Any:
+    """Return what `value` means among the values that are known; ValueError for another one."""
+    if not isinstance(value, bool | str) or value not in known:  # 1 equals True
+        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, known))}")
+    return known[value]
+
+
+def _documents(text: Any, text_pair: Any) -> list[Text]:
+    """Return the texts or pairs of a call; ValueError for what is none."""
+    single = isinstance(text, str)
+    if text_pair is not None and isinstance(text_pair, str) != single:
+        raise ValueError("text and text_pair must both be a text, or both be lists of texts")
+    documents: list[Any]
+    if single:
+        documents = [(text, text_pair)] if text_pair else [text]  # an empty text_pair is none, as in transformers
+    elif not isinstance(text, Iterable):
+        raise ValueError(f"text is {text!r}; it must be a text or a list of texts")
+    else:
+        documents = [tuple(item) if isinstance(item, list | tuple) else item for item in text]
+        seconds = None if text_pair is None else list(text_pair)
+        if seconds is not None and len(seconds) != len(documents):
+            raise ValueError(f"text holds {len(documents)} texts and text_pair {len(seconds)}; give as many")
+        if seconds is not None:
+            documents = list(zip(documents, seconds, strict=True))
+    for i, document in enumerate(documents):
+        texts = document if isinstance(document, tuple) and len(document) == 2 else (document,)
+        if not all(isinstance(each, str) for each in texts):
+            raise ValueError(f"text {i} is {str(document)[:40]!r}; it must be a text or a pair of texts")
+    return documents
+
+
+def _tensors(ids: list[list[int]], masks: list[list[int]]) -> Batch:
+    """Return rows as tensors (B, S); ValueError where they differ in length."""
+    import torch  # not for a process that only tokenises
+
+    lengths = {len(row) for row in ids}
+    if len(lengths) > 1:
+        raise ValueError(
+            f"rows have from {min(lengths)} to {max(lengths)} tokens, which are no tensor: give padding=True, or"
+            " truncation=True for texts that are too long"
+        )
+    shape = (len(ids), max(lengths, default=0))
+    tensors = [torch.tensor(rows, dtype=torch.int64).reshape(shape) for rows in (ids, masks)]
+    return Batch(input_ids=tensors[0], attention_mask=tensors[1])
