@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from conftest import REPOSITORY
+from ray.data import DataContext, Dataset
 
 from pipelines.corpus import execute, stages
 from pipelines.corpus.run import run_corpus
@@ -64,8 +65,18 @@ def without_ray(patch: pytest.MonkeyPatch) -> None:
 class LocalDataset:
     """A table where a step of a Ray Dataset takes one: its stages run at once, in this process."""
 
+    __class__ = Dataset  # what isinstance looks at
+    context = DataContext()
+
     def __init__(self, table: pa.Table):
         self.table = table
+
+    @staticmethod
+    def copy(dataset: LocalDataset, **_: Any) -> LocalDataset:
+        return dataset
+
+    def repartition(self, *, target_num_rows_per_block: int) -> LocalDataset:  # noqa: ARG002
+        return self
 
     def schema(self, fetch_if_missing: bool) -> pa.Schema:  # noqa: ARG002
         return self.table.schema

@@ -7,6 +7,7 @@ import logging
 import math
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
@@ -38,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 
 def pool_size(actors: str, device: str) -> tuple[int, int | None]:
-    """Return the least and the most actors that `actors` (N, MIN:MAX or auto) stands for.
+    """Return the least and the most actors that `actors` (N, MIN:MAX or auto) of a job stands for.
 
     auto takes what is free, at least one, and grows to the whole cluster; None stands for all that an autoscaler may
     add. Raises UserError if the cluster can never have room for the least.
@@ -47,7 +48,7 @@ def pool_size(actors: str, device: str) -> tuple[int, int | None]:
     unit, least = _unit(device), 1 if actors == "auto" else int(actors.partition(":")[0])
     there = int(cluster_resources().get(unit, 0))
     if least > there and is_fixed():
-        raise UserError(f"--actors {actors} needs {least} {unit}s, one an actor; the Ray cluster has {there}")
+        raise UserError(f"--actors {actors} needs {least} {unit}s, one an actor; {describe_nodes()}")
     if actors != "auto":
         return least, int(actors.rpartition(":")[2])
     return max(min(_free_places(device), there), 1), there if is_fixed() else None
@@ -56,7 +57,8 @@ def pool_size(actors: str, device: str) -> tuple[int, int | None]:
 def wait_for_nodes() -> None:
     """Give the nodes of a cluster that starts time to join, where it has a head without CPUs and GPUs alone.
 
-    A job that is submitted while a cluster starts would otherwise find no room, or no GPUs, and go without.
+    A job that is submitted while a cluster starts would otherwise find no room, or no GPUs, and go without. Raises
+    JobError if none joins.
     """
 
     def resources() -> list[float]:
@@ -70,6 +72,11 @@ def wait_for_nodes() -> None:
     while not any(seen) and time.monotonic() < until:
         time.sleep(0.5)
         seen = resources()
+    if not any(seen):
+        raise JobError(
+            f"no node with CPUs or GPUs has joined within {format_duration(_JOIN_S)}: {describe_nodes()}; start "
+            f"workers (ray start --address=…), or the head with --num-cpus"
+        )
     while any(seen):
         time.sleep(_STEADY_S)
         before, seen = seen, resources()
@@ -123,7 +130,7 @@ def wait_for_places(actors: int, device: str, wait_s: float) -> None:
     if _free_places(device) >= actors:
         return
     unit, started, waited = _unit(device), time.monotonic(), 0.0
-    wanted = f"{actors:,} {unit}{'' if actors == 1 else 's'}, one an actor"
+    wanted = f"{actors:,} {_plural(actors, unit)}, one an actor"
     group = placement_group([_place(device)] * actors)
     try:
         while not group.wait(0 if not waited else min(_SAID_EVERY_S, wait_s - waited)):
@@ -151,8 +158,40 @@ def waiting_said(is_waiting: Callable[[], bool], device: str) -> AbstractContext
 
 
 def _describe_room(unit: str) -> str:
-    there, free = (int(resources.get(unit, 0)) for resources in (ray.cluster_resources(), ray.available_resources()))
-    return f"the Ray cluster has {there:,} {unit}{'' if there == 1 else 's'}, {free:,} of them free"
+    free = int(ray.available_resources().get(unit, 0))
+    there = int(ray.cluster_resources().get(unit, 0))
+    room = f"the Ray cluster has {there:,} {_plural(there, unit)}, {free:,} of them free"
+    nodes = _describe_kinds()
+    return f"{room} ({nodes})" if nodes else room
+
+
+def describe_nodes() -> str:
+    """Say in half a sentence what the nodes of the Ray cluster have."""
+    resources = ray.cluster_resources()
+    counts = [int(resources.get(unit, 0)) for unit in ("CPU", "GPU")]
+    room = " and ".join(f"{count:,} {_plural(count, unit)}" for count, unit in zip(counts, ("CPU", "GPU"), strict=True))
+    nodes = _describe_kinds()
+    return f"the Ray cluster has {room} ({nodes})" if nodes else f"the Ray cluster has {room}"
+
+
+def _describe_kinds() -> str:
+    """Say how many nodes have how many CPUs and GPUs; nothing where there is one node."""
+    kinds = Counter[tuple[int, int]]()
+    for node in ray.nodes():
+        if node["Alive"]:
+            found = node["Resources"]
+            kinds[int(found.get("CPU", 0)), int(found.get("GPU", 0))] += 1
+    if kinds.total() < 2:
+        return ""
+    said = []
+    for (cpus, gpus), count in sorted(kinds.items(), reverse=True):
+        with_gpus = f" and {gpus} {_plural(gpus, 'GPU')}" if gpus else ""
+        said.append(f"{count:,} {_plural(count, 'node')} of {cpus} {_plural(cpus, 'CPU')}{with_gpus}")
+    return ", ".join(said)
+
+
+def _plural(count: int, unit: str) -> str:
+    return unit if count == 1 else f"{unit}s"
 
 
 def _say(line: str) -> None:

@@ -6,7 +6,8 @@ What Ray Data runs again after a failure it may do twice: answers come at least 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,20 +19,35 @@ from ray.data import Dataset
 from modernbert.windows import Text
 from pipelines.checkpoints import Checkpoint
 from pipelines.corpus import wire
-from pipelines.corpus.cluster import cluster_resources
 from pipelines.corpus.execute import actor_options
-from pipelines.corpus.placement import pool_size, stage_cpus
-from pipelines.corpus.plan import ModelRun, resolve_run
+from pipelines.corpus.placement import stage_cpus
+from pipelines.corpus.plan import ADDED, ModelRun, clashing, resolve_run
 from pipelines.corpus.stages import Predict, accepted_documents, answer_columns, encode
-from pipelines.input.documents import readable
+from pipelines.corpus.step_actors import Actors, SayWhatWaits, parse_actors, step_pool
+from pipelines.input.documents import is_text, is_text_list, readable
 from pipelines.input.shards import Shard
-from pipelines.options import from_call, model_options, task_named
+from pipelines.options import TaskOptions, column_option, from_call, model_options, task_named
 from pipelines.tasks.base import ModelOutputs, task_class
 
 MAX_CHARACTERS = 5_000_000
 """Longer texts are cut where long documents are truncated, and have no answer where they are read in windows."""
 MAX_TASK_RETRIES = 3
 """How often a batch whose process ends is run again, before the Dataset fails."""
+BATCH_ROWS = {"cpu": 512, "cuda": 4096}
+"""The most rows that travel together: few enough that a small dataset has work for all cores, and on GPUs enough to
+fill packed batches."""
+_OTHER_NAMES = {
+    "batch_size": "a packed batch has budget_tokens=, and batch_rows= rows travel together",
+    "num_gpus": 'an actor takes a GPU with device="cuda"; concurrency= says how many actors',
+    "num_cpus": "an actor takes a core; concurrency= says how many actors",
+    "columns": "name the columns after the model, one by one",
+    "preprocess": "map the dataset before this step",
+    "postprocess": "map the dataset after this step",
+    "runtime_env": "give it to ray.init",
+    "accelerator_type": "start Ray on the nodes that have it",
+}
+"""What users of ray.data.llm type, and what to do here."""
+_MEMORY = "; for texts in memory there is pipelines.pipeline"
 
 
 @dataclass(frozen=True)
@@ -40,71 +56,101 @@ class Processor:
 
     run: ModelRun
     columns: tuple[str, ...]
+    list_columns: frozenset[str]
+    """Those that may hold lists of texts."""
     prefix: str
-    actors: str
+    actors: Actors
     batch_rows: int
 
     def __call__(self, dataset: Dataset) -> Dataset:
-        """Return, lazily, the rows of `dataset` with their answers; ValueError for columns that do not fit."""
+        """Return, lazily, the rows of `dataset` with their answers, in their order.
+
+        Raises ValueError for what is no Dataset, for columns that do not fit, and for more actors than there can be.
+        """
+        if not isinstance(dataset, Dataset):
+            raise ValueError(_no_dataset(dataset))
         known = dataset.schema(fetch_if_missing=False)
         if known is not None:
-            self._check_columns(known.names)
+            self._check_columns(getattr(known, "base_schema", known))
         device = self.run.device
-        actors = pool_size(self.actors, device)
-        pool = actor_options(device, actors, retries=MAX_TASK_RETRIES)
-        if most := actors[1]:  # actors hold their CPUs to the end: one is left to what reads the dataset
-            pool["num_cpus"] = min(pool["num_cpus"], max(cluster_resources().get("CPU", 0) - 1, 0) / most)
+        actors, reserved = step_pool(self.actors, device)
+        pool = actor_options(device, actors, retries=MAX_TASK_RETRIES) | reserved
         read_cpus, _, answer_cpus = stage_cpus(device)
         one_row: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
-        tokenised = dataset.map_batches(
+        dataset = dataset.copy(dataset, _deep_copy=True)  # with a context of its own: the caller's stays as it is
+        dataset.context.execution_options.preserve_order = True
+        if SayWhatWaits not in dataset.context.custom_execution_callback_classes:
+            dataset.context.custom_execution_callback_classes.append(SayWhatWaits)
+        # An actor takes a block at a time: a dataset of one block would keep one actor busy.
+        blocks = dataset.repartition(target_num_rows_per_block=self.batch_rows)
+        tokenised = blocks.map_batches(
             partial(_tokenise, self), batch_size=self.batch_rows, batch_format="pyarrow", num_cpus=read_cpus
         )
         predicted = tokenised.map_batches(Predict, fn_constructor_args=(self.run,), **pool, **one_row)
         return predicted.map_batches(partial(_answer, self), num_cpus=answer_cpus, **one_row)
 
-    def _check_columns(self, names: Sequence[str]) -> None:
-        missing = [name for name in self.columns if name not in names]
+    def _check_columns(self, schema: Any) -> None:
+        """Raise ValueError for columns that do not fit; `schema`: of Arrow, or another with names alone."""
+        missing = [name for name in self.columns if name not in schema.names]
         if missing:
-            raise ValueError(f"column {missing[0]!r} is missing; the dataset has {', '.join(names)}")
-        added = [self.prefix + name for name in (*self.run.task.columns.names, *_ADDED)]
-        if both := [name for name in added if name in names]:
-            raise ValueError(f"column {both[0]!r} is in the dataset already; give prefix=, or rename it")
+            raise ValueError(f"column {missing[0]!r} is missing; the dataset has {', '.join(schema.names)}")
+        if isinstance(schema, pa.Schema):
+            for name in self.columns:
+                stored = schema.field(name).type
+                may_be_list = name in self.list_columns
+                if not is_text(stored) and not (may_be_list and is_text_list(stored)):
+                    raise ValueError(f"column {name!r} holds {stored}, not text; cast it, or name another")
+        added = [self.prefix + name for name in (*self.run.task.columns.names, *ADDED, "error")]
+        if both := clashing(added, schema.names):
+            alike = next(name for name in added if clashing([name], both[:1]))
+            case = "" if alike == both[0] else f" (as {alike!r} for readers that ignore case)"
+            raise ValueError(f"column {both[0]!r} is in the dataset already{case}; give prefix=, or rename it")
 
 
-_ADDED = ("n_tokens", "n_windows", "truncated", "error")
+def _no_dataset(given: Any) -> str:
+    """Say what to do with something that is no Dataset."""
+    kind = f"{type(given).__module__.partition('.')[0]}.{type(given).__name__}"
+    makers = {"pandas": "from_pandas", "pyarrow": "from_arrow", "datasets": "from_huggingface"}
+    maker = makers.get(kind.partition(".")[0], "from_items")
+    return f"a step takes a Dataset of Ray, not a {kind}: make one with ray.data.{maker}{_MEMORY}"
 
 
 def processor(
     task: str,
-    model: str,
+    model: str | os.PathLike[str],
     *columns: str,
     prefix: str = "",
-    actors: int | str = "auto",
+    concurrency: int | tuple[int, int] | str | None = None,
+    actors: int | tuple[int, int] | str | None = None,
     device: str = "auto",
     dtype: str = "auto",
     budget_tokens: int | None = None,
-    batch_rows: int = 4096,
+    batch_rows: int | None = None,
     batch_timeout_s: float = 600.0,
     **task_options: Any,
 ) -> Processor:
     """Create a step of a Ray Dataset that runs a task on each row.
 
-    Every row is kept. Beside its columns it gets those of the task, `n_tokens`, `n_windows`, `truncated`, and `error`:
-    why it has no answer, or null. Answers come at least once; the corpus job writes each exactly once.
+    Every row is kept, in its order. Beside its columns it gets those of the task, `n_tokens`, `n_windows`, `truncated`,
+    and `error`: why it has no answer, or null. Answers come at least once; the corpus job writes each exactly once.
 
     Args:
         task: the name of a task, here ("classify") or in transformers ("text-classification").
         model: a folder, a Hugging Face hub id or a URI of object storage.
         columns: the columns of a document's texts; by default those that the task names ("text"). A second one makes
-            pairs, where the task takes them ("text", "text_pair").
+            pairs, where the task takes them ("text", "text_pair"). They may be named as in run_corpus, too
+            (`text_column=`).
         prefix: put before the name of each column that is added.
-        actors: model actors, one a GPU or CPU core: a number, "MIN:MAX" or "auto".
+        concurrency: model actors, one a GPU or CPU core: the most of them (the pool begins with one, and grows where
+            there is room), (MIN, MAX), or by default "auto", all that there is room for. Steps of one pipeline share
+            the cluster.
+        actors: another name of `concurrency`.
         device: "cpu", "cuda" or "auto".
         dtype: the name of a dtype; "auto" is float32 on CPUs and bfloat16 on GPUs.
         budget_tokens: tokens in a packed batch.
-        batch_rows: the most rows that travel together.
+        batch_rows: the most rows that travel together, by default 512 on CPUs and 4,096 on GPUs.
         batch_timeout_s: the seconds that a packed batch may take before its actor is replaced.
-        task_options: those of the task's corpus job.
+        task_options: those of the task's corpus job, under our names or those of transformers.
 
     Returns:
         A callable that takes a Dataset and returns one.
@@ -116,27 +162,84 @@ def processor(
         >>> embed = processor("embed", "my-org/my-modernbert", "body", dimensions=256, normalize=True)
         >>> embed(ray.data.read_parquet("s3://bucket/articles")).write_parquet("s3://bucket/vectors")
     """
-    name = task_named(task).task
-    given = {"model": model, "device": device, "dtype": dtype, "budget_tokens": budget_tokens, **task_options}
-    options: Any = from_call(model_options(name), given)
-    if batch_rows < 1 or batch_timeout_s <= 0:
-        raise ValueError(f"batch_rows {batch_rows} and batch_timeout_s {batch_timeout_s:g} must be above 0")
+    options_class = task_named(task)
+    name = options_class.task
+    for other, advice in _OTHER_NAMES.items():
+        if other in task_options:
+            raise ValueError(f"{other} is no option of a step: {advice}")
+    if concurrency is not None and actors is not None:
+        raise ValueError(f"concurrency {concurrency!r} and actors {actors!r} are two names of one option: give one")
+    parsed = parse_actors("auto" if concurrency is None else concurrency, "concurrency")
+    if actors is not None:
+        parsed = parse_actors(actors, "actors")
+    if not isinstance(prefix, str):
+        raise ValueError(f"prefix {prefix!r} must be a text")
+    columns, task_options = _columns(options_class, columns, task_options)
+    model = os.fspath(model)
+    given = {"model": model, "device": device, "dtype": dtype, "budget_tokens": budget_tokens}
+    options: Any = from_call(model_options(name), given | _own_names(options_class, task_options))
+    _check_above_0("batch_timeout_s", batch_timeout_s, int | float)
+    if batch_rows is not None:
+        _check_above_0("batch_rows", batch_rows, int)
+    options.check_inputs(options_class.input_names(len(columns)))
     task_cls = task_class(name)
-    columns = columns or tuple(task_cls.options_class.inputs)
-    counts = len(task_cls.options_class.inputs), len(task_cls.options_class.input_names())
-    if len(columns) not in counts:
-        takes = " or ".join(map(str, dict.fromkeys(counts)))
-        raise ValueError(f"{name} takes {takes} columns of texts, not {len(columns)}")
-    options.check_inputs(task_cls.options_class.input_names(len(columns)))
     checkpoint = Checkpoint.open(model)
     task_cls.check(checkpoint)
     run = resolve_run(options, checkpoint, task_cls.from_checkpoint(checkpoint, options), batch_timeout_s)
-    return Processor(run, columns, prefix, str(actors), batch_rows)
+    inputs = zip(options_class.input_names(), columns, strict=False)
+    return Processor(
+        run=run,
+        columns=columns,
+        list_columns=frozenset(column for text, column in inputs if text in options_class.list_inputs),
+        prefix=prefix,
+        actors=parsed,
+        batch_rows=batch_rows or BATCH_ROWS[run.device],
+    )
+
+
+def _columns(
+    options_class: type[TaskOptions], columns: tuple[str, ...], options: Mapping[str, Any]
+) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """Return the columns of a document's texts, however they are given, and the other options."""
+    inputs = options_class.input_names()
+    named = {text: options[column_option(text)] for text in inputs if column_option(text) in options}
+    others = {option: value for option, value in options.items() if option not in map(column_option, inputs)}
+    if named and columns:
+        option = column_option(next(iter(named)))
+        raise ValueError(f"{option} and {columns[0]!r} both name columns: give the columns in one way")
+    if named:
+        given = {text: text for text in options_class.inputs} | named
+        columns = tuple(given[text] for text in inputs if text in given)
+    columns = columns or tuple(options_class.inputs)
+    for column in columns:
+        if not isinstance(column, str):
+            raise ValueError(f"column {column!r} must be a name; give several one by one: 'a', 'b'")
+    counts = len(options_class.inputs), len(inputs)
+    if len(columns) not in counts:
+        takes = " or ".join(map(str, dict.fromkeys(counts)))
+        raise ValueError(f"{options_class.task} takes {takes} columns of texts, not {len(columns)}")
+    return columns, others
+
+
+def _own_names(options_class: type[TaskOptions], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options under our names; values that have a name of transformers' are taken in any case of letters."""
+    own: dict[str, Any] = {}
+    for name, value in options.items():
+        renamed = options_class.transformers_names.get(name)
+        if renamed in options:
+            raise ValueError(f"{name} and {renamed} are two names of one option: give one")
+        own[renamed or name] = value.lower() if renamed and isinstance(value, str) else value
+    return own
+
+
+def _check_above_0(name: str, value: Any, kind: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, kind) or not value > 0:
+        raise ValueError(f"{name} {value!r} must be a {'whole ' if kind is int else ''}number above 0")
 
 
 def _tokenise(step: Processor, table: pa.Table) -> pa.Table:
     """Turn a batch of rows into one row with their windows, and with the rows themselves as an Arrow stream."""
-    step._check_columns(table.column_names)
+    step._check_columns(table.schema)
     documents, rows, rejected = _documents(step, table)
     windows = encode(step.run, documents, MAX_CHARACTERS)
     rejects = [wire.reject(row, reason, "text") for row, reason in rejected]
@@ -164,28 +267,42 @@ def _as_bytes(table: pa.Table) -> pa.Array:
 def _answer(step: Processor, table: pa.Table) -> pa.Table:
     """Return the rows of a batch with their answers."""
     given = pa.ipc.open_stream(table["given"].combine_chunks()[0].as_buffer()).read_all()
-    task, error = step.run.task, table["error"][0].as_py()
+    error = table["error"][0].as_py()
+    error = error and error.partition("\n")[0]  # a traceback may follow
     if error and table["cause"][0].as_py() == wire.START:
         raise RuntimeError(f"no actor comes up: {error}")
-    windows, rows = wire.windows_of(table), wire.array_of(table, "rows")
+    documents = wire.array_of(table, "rows")
     reasons = {reject["row"]: reject["reason"] for reject in wire.rejects_of(table)}
     if error:
-        reasons = dict.fromkeys(rows.tolist(), error.partition("\n")[0]) | reasons
-    answered = np.full(len(given), -1)
-    answered[rows] = np.arange(len(rows))
-    answered[list(reasons)] = -1
-    index = pa.array(np.maximum(answered, 0), mask=answered < 0)
+        reasons = dict.fromkeys(documents.tolist(), error) | reasons
+    document_of_row = np.full(len(given), -1)
+    document_of_row[documents] = np.arange(len(documents))
+    document_of_row[list(reasons)] = -1
+    without_answer = document_of_row < 0
+    assert set(np.flatnonzero(without_answer).tolist()) == set(reasons), "a row has neither an answer nor a reason"
     columns = {name: given[name] for name in given.column_names}
     if reasons:  # a text that is not UTF-8 would break whatever reads the row next
         columns |= {name: readable(given[name]) for name in step.columns}
     if error:
-        empty = {field.name: pa.nulls(len(given), field.type) for field in task.columns}
-        empty |= {"n_tokens": pa.nulls(len(given), pa.int32()), "n_windows": pa.nulls(len(given), pa.int32())}
-        answers: dict[str, Any] = empty | {"truncated": pa.nulls(len(given), pa.bool_())}
+        answers = _no_answers(step, len(given))
     else:
-        documents = _documents(step, given)[0] if task.needs_documents else [""] * len(rows)
-        values = wire.array_of(table, "values").reshape(-1, task.width)
-        outputs = ModelOutputs(documents, windows, values, wire.array_of(table, "splits"), step.run.model.tokenizer)
-        answers = answer_columns(task, outputs, index)
+        answers = _answers(step, table, given, pa.array(np.maximum(document_of_row, 0), mask=without_answer))
     answers["error"] = pa.array([reasons.get(row) for row in range(len(given))], pa.string())
     return pa.table(columns | {step.prefix + name: values for name, values in answers.items()})
+
+
+def _no_answers(step: Processor, rows: int) -> dict[str, Any]:
+    """Return the columns of answers for rows that have none."""
+    types = {field.name: field.type for field in step.run.task.columns}
+    types |= {"n_tokens": pa.int32(), "n_windows": pa.int32(), "truncated": pa.bool_()}
+    return {name: pa.nulls(rows, type_) for name, type_ in types.items()}
+
+
+def _answers(step: Processor, table: pa.Table, given: pa.Table, documents: pa.Array) -> dict[str, Any]:
+    """Decode the answers of a batch; `documents`: the number of each row's document, or null."""
+    task = step.run.task
+    texts = _documents(step, given)[0] if task.needs_documents else [""] * len(wire.array_of(table, "rows"))
+    values = wire.array_of(table, "values").reshape(-1, task.width)
+    splits = wire.array_of(table, "splits")
+    outputs = ModelOutputs(texts, wire.windows_of(table), values, splits, step.run.model.tokenizer)
+    return answer_columns(task, outputs, documents)

@@ -88,8 +88,15 @@ def rejected_row(shard: Shard, rejects: Sequence[dict[str, Any]]) -> pa.Table:
     return predicted_row(_table(_empty_row(shard)), _NO_PREDICTIONS, rejects, 0.0)
 
 
-def unpredicted_row(table: pa.Table, error: str, cause: str, rejects: Sequence[dict[str, Any]] = ()) -> pa.Table:
-    """Encode a tokenised shard that has no answers: `cause` is one of START, RAISED and NONE_ANSWERED."""
+def unpredicted_row(
+    table: pa.Table, error: str, cause: str, rejects: Sequence[dict[str, Any]] | None = None
+) -> pa.Table:
+    """Encode a tokenised shard that has no answers: `cause` is one of START, RAISED and NONE_ANSWERED.
+
+    `rejects`: its rejected rows, None for those that the row has from reading: they keep their own reasons.
+    """
+    if rejects is None:
+        rejects = rejects_of(table)
     table = table.set_column(table.column_names.index("error"), "error", pa.array([error], pa.string()))
     return predicted_row(table, _NO_PREDICTIONS, rejects, 0.0, cause)
 

@@ -1,0 +1,253 @@
+"""A task as a step of a Ray Dataset, without Ray: mistakes in one line, every row with an answer or a reason."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from arrow_types import columns_of_every_type
+from commands import LocalDataset
+
+from pipelines import pipeline, processor
+from pipelines.corpus import processor as processor_module
+from pipelines.corpus import step_actors, wire
+from pipelines.corpus.processor import _answer, _tokenise
+from pipelines.corpus.stages import Predict
+from pipelines.corpus.step_actors import Actors, parse_actors, step_pool
+from pipelines.errors import UserError
+
+MODELS = Path(__file__).parents[2] / "jobs/demo"
+CLASSIFIER = str(MODELS / "intent-classifier")
+BAD_TEXTS: dict[bytes | None, str] = {
+    None: "text is null",
+    b"": "text is empty",
+    b" \n": "text is empty",
+    b"\xff\xfea": "text is not valid UTF-8",
+    b"far too long a text": "longer than 18 characters",
+}
+GOOD_TEXTS = [b"hello", b"wake me up at 9", "wie geht's, 中文?".encode()]
+BROKEN = "the device broke"
+
+
+def strings(values: list[bytes | None]) -> pa.Array:
+    """An array of strings that need not be valid UTF-8."""
+    return pa.array(values, pa.binary()).view(pa.string())
+
+
+@pytest.fixture(autouse=True)
+def cluster(monkeypatch):
+    """cluster((cpus, gpus), …): the nodes of the Ray cluster, which no test joins."""
+
+    def cluster(*nodes: tuple[int, int], fixed: bool = True) -> None:
+        there = {"CPU": sum(cpus for cpus, _ in nodes), "GPU": sum(gpus for _, gpus in nodes)}
+        alive = [{"Alive": True, "Resources": {"CPU": cpus, "GPU": gpus}} for cpus, gpus in nodes]
+        monkeypatch.setattr(step_actors, "is_fixed", lambda: fixed)
+        monkeypatch.setattr(step_actors, "wait_for_nodes", lambda: None)
+        monkeypatch.setattr("ray.nodes", lambda: alive)
+        monkeypatch.setattr("ray.cluster_resources", lambda: there)
+        for module in ("step_actors", "placement"):
+            monkeypatch.setattr(f"pipelines.corpus.{module}.cluster_resources", lambda: there)
+
+    cluster((2, 0))
+    return cluster
+
+
+@pytest.fixture(scope="module")
+def actor() -> Predict:
+    """A model actor without its process."""
+    return Predict(processor("classify", CLASSIFIER, device="cpu").run)
+
+
+@pytest.mark.parametrize("outcome", ["answered", wire.RAISED, wire.NONE_ANSWERED, wire.START])
+@pytest.mark.parametrize("seed", range(6))
+def test_every_row_has_an_answer_or_a_reason(seed, outcome, actor, monkeypatch):
+    """Whatever texts a batch holds, and whatever becomes of it."""
+    monkeypatch.setattr(processor_module, "MAX_CHARACTERS", 18)
+    dice = np.random.default_rng(seed)
+    pool = [*BAD_TEXTS, *GOOD_TEXTS]
+    texts = [pool[i] for i in dice.integers(0, len(pool), 3 * seed)]
+    table = pa.table({"text": strings(texts), "id": range(len(texts))})
+    step = processor("classify", CLASSIFIER, device="cpu", long_documents="windows")
+    row = _tokenise(step, table)
+    predict = actor.predictor.predict
+
+    def predict_nothing(input_ids: Any, cu_seqlens: Any, *others: Any) -> Any:
+        if outcome == wire.RAISED:
+            raise ValueError(f"{BROKEN}\nin two lines")
+        predictions = predict(input_ids, cu_seqlens, *others)
+        predictions.failed.update(dict.fromkeys(range(len(cu_seqlens) - 1), BROKEN))
+        return predictions
+
+    monkeypatch.setattr(actor, "has_answered", False)
+    monkeypatch.setattr(actor, "_check_health", lambda *_: None)
+    if outcome == wire.START:
+        monkeypatch.setattr(actor, "start_error", f"{BROKEN}\nTraceback")
+        with pytest.raises(RuntimeError, match=f"^no actor comes up: {BROKEN}$"):
+            _answer(step, actor(row))
+        return
+    if outcome != "answered":
+        monkeypatch.setattr(actor.predictor, "predict", predict_nothing)
+    got = _answer(step, actor(row))
+    want = [BAD_TEXTS.get(text, None if outcome == "answered" else BROKEN) for text in texts]
+    assert got["error"].to_pylist() == want
+    assert got["id"].to_pylist() == table["id"].to_pylist()
+    for name in ("label", "score", "n_tokens", "n_windows", "truncated"):
+        assert [value is None for value in got[name].to_pylist()] == [reason is not None for reason in want]
+    got.validate(full=True)
+
+
+def test_columns_of_every_type_come_out_as_they_went_in():
+    columns = columns_of_every_type(rows=6)
+    table = pa.table({"text": strings([b"hello", None, b"\xff", b"", b"bye", b"hello"]), **columns})
+    got = processor("classify", CLASSIFIER, batch_rows=4)(LocalDataset(table)).table
+    assert got["error"].to_pylist()[:4] == [None, "text is null", "text is not valid UTF-8", "text is empty"]
+    for name, column in columns.items():
+        assert got[name].type == column.type, name
+        assert got[name].to_pylist() == column.to_pylist(), name
+
+
+@pytest.mark.parametrize("name", ["shard", "given", "rows", "values", "splits", "cause", "Error", "rejects"])
+def test_columns_may_have_the_names_of_what_travels_inside(name):
+    table = pa.table({"text": ["hello", None], name: [1, 2]})
+    got = processor("classify", CLASSIFIER, prefix="p_")(LocalDataset(table)).table
+    assert got[name].to_pylist() == [1, 2]
+    assert got["p_error"].to_pylist() == [None, "text is null"]
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"body": ["a"]}, "column 'text' is missing; the dataset has body"),
+        ({"text": ["a"], "label": [1]}, "column 'label' is in the dataset already; give prefix=, or rename it"),
+        (
+            {"text": ["a"], "Label": [1]},
+            "column 'Label' is in the dataset already (as 'label' for readers that ignore case); give prefix=, or "
+            "rename it",
+        ),
+        (
+            {"text": ["a"], "ERROR": [1]},
+            "column 'ERROR' is in the dataset already (as 'error' for readers that ignore case); give prefix=, or "
+            "rename it",
+        ),
+        ({"text": [1]}, "column 'text' holds int64, not text; cast it, or name another"),
+        ({"text": [["a"]]}, "column 'text' holds list<item: string>, not text; cast it, or name another"),
+    ],
+)
+@pytest.mark.parametrize("known", [True, False])
+def test_columns_that_do_not_fit_are_told_in_one_line(table, message, known, monkeypatch):
+    """When the step is made where the columns are known, else by the task that reads them first."""
+    if not known:
+        monkeypatch.setattr(LocalDataset, "schema", lambda *_, **__: None)
+    with pytest.raises(ValueError) as raised:  # noqa: PT011
+        processor("classify", CLASSIFIER)(LocalDataset(pa.table(table)))
+    assert str(raised.value) == message
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (pa.table({"text": ["a"]}), "a pyarrow.Table: make one with ray.data.from_arrow"),
+        (pd.DataFrame({"text": ["a"]}), "a pandas.DataFrame: make one with ray.data.from_pandas"),
+        (["a"], "a builtins.list: make one with ray.data.from_items"),
+        ("a", "a builtins.str: make one with ray.data.from_items"),
+    ],
+)
+def test_what_is_no_dataset_is_told_how_to_become_one(given, message):
+    message = f"a step takes a Dataset of Ray, not {message}; for texts in memory there is pipelines.pipeline"
+    with pytest.raises(ValueError) as raised:  # noqa: PT011
+        processor("classify", CLASSIFIER)(given)
+    assert str(raised.value) == message
+
+
+ALLOWED = "must be a number from 1 on, (MIN, MAX) or 'auto'"
+
+
+@pytest.mark.parametrize(
+    ("columns", "options", "message"),
+    [
+        ((), {"concurrency": "many"}, f"concurrency 'many' {ALLOWED}"),
+        ((), {"actors": 0}, f"actors 0 {ALLOWED}"),
+        ((), {"actors": -1}, f"actors -1 {ALLOWED}"),
+        ((), {"actors": True}, f"actors True {ALLOWED}"),
+        ((), {"actors": 1.5}, f"actors 1.5 {ALLOWED}"),
+        ((), {"actors": (1, 2, 3)}, f"actors (1, 2, 3) {ALLOWED}"),
+        ((), {"actors": "4:2"}, f"actors '4:2': MIN 4 is above MAX 2; actors {ALLOWED}"),
+        ((), {"actors": 1, "concurrency": 2}, "concurrency 2 and actors 1 are two names of one option: give one"),
+        ((), {"batch_size": 32}, "batch_size is no option of a step: a packed batch has budget_tokens=, and"),
+        ((), {"num_gpus": 0.5}, 'num_gpus is no option of a step: an actor takes a GPU with device="cuda"; concurr'),
+        ((), {"columns": ["text"]}, "columns is no option of a step: name the columns after the model, one by one"),
+        ((["text"],), {}, "column ['text'] must be a name; give several one by one: 'a', 'b'"),
+        (("a",), {"text_column": "a"}, "text_column and 'a' both name columns: give the columns in one way"),
+        (("a", "b", "c"), {}, "classify takes 1 or 2 columns of texts, not 3"),
+        ((), {"batch_rows": 0}, "batch_rows 0 must be a whole number above 0"),
+        ((), {"batch_rows": "8"}, "batch_rows '8' must be a whole number above 0"),
+        ((), {"batch_timeout_s": 0}, "batch_timeout_s 0 must be a number above 0"),
+        ((), {"prefix": None}, "prefix None must be a text"),
+        ((), {"function_to_apply": "none", "function": "none"}, "function_to_apply and function are two names of one"),
+        ((), {"function_to_apply": "relu"}, "function 'relu': must be 'softmax', 'sigmoid' or 'none'"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line_when_the_step_is_made(columns, options, message):
+    with pytest.raises(ValueError) as raised:  # noqa: PT011
+        processor("classify", CLASSIFIER, *columns, **options)
+    assert str(raised.value).startswith(message)
+    assert "\n" not in str(raised.value)
+
+
+def test_names_of_transformers_and_of_the_job_are_taken(tmp_path):
+    step = processor("text-classification", Path(CLASSIFIER), text_column="body", function_to_apply="SIGMOID")
+    texts = ["hello", "wake me up at nine"]
+    got = step(LocalDataset(pa.table({"body": texts}))).table
+    want = pipeline("classify", CLASSIFIER, function="sigmoid")(texts)
+    assert got["label"].to_pylist() == [each["label"] for each in want]
+    np.testing.assert_allclose(got["score"].to_numpy(), [each["score"] for each in want], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("given", "actors"),
+    [
+        ("auto", (1, None)), (3, (1, 3)), ("3", (1, 3)), (np.int64(3), (1, 3)),
+        ((2, 3), (2, 3)), ([2, 3], (2, 3)), ("2:3", (2, 3)), ((4, 4), (4, 4)),
+    ],
+)  # fmt: skip
+def test_actors_are_asked_for_as_in_ray(given, actors):
+    assert parse_actors(given, "concurrency") == Actors(*actors)
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_steps_leave_a_whole_core_to_what_reads(seed, cluster):
+    """Whatever the cluster, and whatever the least actors: those of eight steps are no reason to wait for ever."""
+    dice = np.random.default_rng(seed)
+    nodes = [(int(dice.integers(1, 65)), int(dice.integers(0, 3))) for _ in range(dice.integers(1, 6))]
+    cluster(*nodes)
+    cpus, gpus = (sum(node[i] for node in nodes) for i in (0, 1))
+    device = "cuda" if gpus and seed % 2 else "cpu"
+    there = gpus if device == "cuda" else cpus
+    least = int(dice.integers(1, there + 1))
+    actors, reserved = step_pool(Actors(least, None), device)
+    assert actors == (least, there)
+    assert 0 <= reserved["num_cpus"] <= 1
+    assert 8 * least * reserved["num_cpus"] <= max(node[0] for node in nodes) - 1
+    assert reserved.get("num_gpus") == (None if device == "cpu" else 1 if gpus > 1 else 1 / 8)
+    with pytest.raises(UserError, match=f"^{there + 1:,} actors need a [CG]PU each; the Ray cluster has "):
+        step_pool(Actors(there + 1, None), device)
+
+
+def test_a_step_tells_what_its_cluster_has(cluster):
+    cluster((8, 1), (8, 1), (0, 0))
+    with pytest.raises(UserError) as raised:
+        step_pool(Actors(3, 3), "cuda")
+    assert str(raised.value) == (
+        "3 actors need a GPU each; the Ray cluster has 16 CPUs and 2 GPUs (2 nodes of 8 CPUs and 1 GPU, 1 node of 0 "
+        "CPUs): give at most 2"
+    )
+
+
+def test_an_autoscaler_sees_what_actors_take(cluster):
+    cluster((2, 0), fixed=False)
+    assert step_pool(Actors(2, 64), "cpu") == ((2, 64), {"num_cpus": 0.9})
+    assert step_pool(Actors(1, None), "cuda") == ((1, None), {"num_cpus": 1.0, "num_gpus": 1.0})
