@@ -21,10 +21,12 @@ def plan(
     limit: int | None = None,
     shard_rows: int | None = None,
     earlier: Corpus | None = None,
+    wanted: frozenset[str] | None = None,
     **reading: Any,
 ) -> Corpus:
     """Plan an input; files that need it are staged under `output`."""
-    found = inspect_input(Location.of_user(str(source)), TextOptions(limit=limit, **reading), earlier=earlier)
+    options = TextOptions(limit=limit, **reading)
+    found = inspect_input(Location.of_user(str(source)), options, earlier=earlier, wanted=wanted)
     for path in found.unstaged:
         staged = StagedFile()
         try:
@@ -37,12 +39,14 @@ def plan(
     return cut(found, limit, shard_rows)
 
 
-def read_all(corpus: Corpus, source: Path | str, output: Path | str) -> tuple[pa.Table, list[tuple[int, str, str]]]:
-    """Read all columns of all shards: the rows, and the malformed ones, which are numbered over the whole input."""
+def read_all(
+    corpus: Corpus, source: Path | str, output: Path | str, columns: list[str] | None = None
+) -> tuple[pa.Table, list[tuple[int, str, str]]]:
+    """Read columns, all by default, of all shards: the rows, and the malformed ones, which are numbered over the whole input."""
     tables, bad, before = [], [], 0
     place, folder = Location.of_user(str(source)), Folder.at(str(output))
     for shard in corpus.shards:
-        rows = read_shard(place, folder, shard, corpus.schema, corpus.schema.names)
+        rows = read_shard(place, folder, shard, corpus.schema, columns or corpus.schema.names)
         assert sorted([*rows.positions.tolist(), *(row for row, _, _ in rows.bad)]) == list(range(shard.rows))
         tables.append(rows.table)
         bad += [(before + row, reason, raw) for row, reason, raw in rows.bad]

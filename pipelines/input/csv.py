@@ -37,7 +37,10 @@ def blocks(reading: Reading) -> Iterator[Block]:
     # The end mark is a record of its own, unless a quote is still open there.
     end = secrets.token_hex(16)
     watched = b"" if options.csv_escape else b"\\" + options.csv_quote.encode()
-    stream = TextStream(reading.filesystem, reading.path, options.encoding, end=f"\n{end}\n".encode(), watched=watched)
+    closing = f"\n{end}\n".encode()
+    stream = TextStream(
+        reading.filesystem, reading.path, options.encoding, end=closing, watched=watched, map_zeros=True
+    )
     malformed: dict[int, tuple[str, str]] = {}
 
     def reject(row: pa_csv.InvalidRow) -> str:
@@ -55,7 +58,8 @@ def blocks(reading: Reading) -> Iterator[Block]:
     position = 0
     for table in _tables(reader, reading.attempt):
         good, unclosed = _without_end(table, end, delimiter)
-        block = _interleave(good if names else good.select([]), malformed, position)
+        good = good.rename_columns(names) if names else good.select([])
+        block = _interleave(good, malformed, position)
         if unclosed is not None:
             malformed[position + len(block.table) + len(malformed)] = UNCLOSED, unclosed  # the last record
         position += len(block.table)
@@ -116,9 +120,17 @@ def _header(names: list[str], end: str) -> list[str]:
     for name in names:
         if (raw := restore(name)) != name.encode():
             raise ValueError(f"its header is not UTF-8; it looks like {likely_encoding(raw)} (see --encoding)")
+    names = _named(names)
     if twice := [name for i, name in enumerate(names) if name in names[:i]]:
         raise ValueError(f"its header has the column {twice[0]!r} twice")
     return names
+
+
+def _named(names: list[str]) -> list[str]:
+    """Name the columns of several blank cells, which spreadsheets leave at the end of a header, by their places."""
+    if names.count("") < 2:
+        return names
+    return [name or f"column_{place}" for place, name in enumerate(names, start=1)]
 
 
 def _without_end(table: pa.Table, end: str, delimiter: str) -> tuple[pa.Table, str | None]:
@@ -155,7 +167,7 @@ def _interleave(good: pa.Table, malformed: dict[int, tuple[str, str]], position:
 def _finished(block: Block, stream: TextStream, shapes: dict[str, Shape], candidates: dict[str, list[str]]) -> Block:
     """Restore the file's bytes, and note what can be inferred of the columns."""
     table = block.table
-    if stream.invalid:
+    if stream.invalid or stream.seen_zeros:
         columns = {
             name: restored(column.combine_chunks())
             for name, column in zip(table.column_names, table.columns, strict=True)

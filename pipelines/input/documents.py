@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from modernbert.windows import Text
 from pipelines.input.types import is_stringlike
+from pipelines.options import TASKS, LabelList, split_labels
 
 Reject = tuple[int, str]
 """(row, reason)"""
@@ -21,7 +23,7 @@ def is_text(type_: pa.DataType) -> bool:
 
 
 def is_text_list(type_: pa.DataType) -> bool:
-    """Whether a column of this type holds lists of texts, which are read as a text a line."""
+    """Whether a column of this type holds lists of texts."""
     return (pa.types.is_list(type_) or pa.types.is_large_list(type_)) and is_text(type_.value_type)
 
 
@@ -47,10 +49,13 @@ def valid_documents(
 
 def _texts(column: pa.ChunkedArray, name: str) -> list[tuple[str, str | None]]:
     """Return each row's text, and the reason if it is null, empty or not valid UTF-8."""
+    takes_lists = any(name in task.list_inputs for task in TASKS.values())
     if is_text_list(column.type):
-        return [_lines(values, name) for values in column.to_pylist()]
-    type_ = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    return [_text(value, name) for value in column.cast(type_).cast(pa.large_binary()).to_pylist()]
+        if not takes_lists:
+            raise ValueError(f"{name} is a column of {column.type}; it must hold texts")
+        return _lists(column, name)
+    texts = [_text(value, name) for value in _as_bytes(column)]
+    return [(LabelList.of(split_labels(text)), reason) for text, reason in texts] if takes_lists else texts
 
 
 def _text(value: bytes | None, name: str) -> tuple[str, str | None]:
@@ -63,27 +68,63 @@ def _text(value: bytes | None, name: str) -> tuple[str, str | None]:
     return text, f"{name} is empty" if not text or text.isspace() else None
 
 
-def _lines(values: list[str | None] | None, name: str) -> tuple[str, str | None]:
-    if values is None or None in values:
-        return "", f"{name} is null" if values is None else f"{name} holds a null"
-    text = "".join(f"{value}\n" for value in values)
-    return text, f"{name} is empty" if not text or text.isspace() else None
+def _lists(column: pa.ChunkedArray, name: str) -> list[tuple[str, str | None]]:
+    """Return each row's list, and the reason if it is null or empty, or holds what is no text."""
+    lengths = pc.list_value_length(column).to_pylist()
+    values = iter(_as_bytes(pc.list_flatten(column)))
+    return [_list(None if length is None else [next(values) for _ in range(length)], name) for length in lengths]
+
+
+def _list(values: list[bytes | None] | None, name: str) -> tuple[str, str | None]:
+    if not values:
+        return "", f"{name} is null" if values is None else f"{name} is empty"
+    texts = []
+    for value in values:
+        if value is None:
+            return "", f"{name} holds a null"
+        try:
+            texts.append(value.decode("utf-8"))
+        except UnicodeDecodeError:
+            return "", f"{name} holds a text that is not valid UTF-8"
+    return LabelList.of(texts), None
+
+
+def _as_bytes(column: pa.ChunkedArray) -> list[bytes | None]:
+    """Return the bytes of each text of a column."""
+    type_ = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    return column.cast(type_).cast(pa.large_binary()).to_pylist()
 
 
 def longest(document: Text) -> int:
-    """Return the number of characters of a document's longest text."""
-    return max(map(len, document)) if isinstance(document, tuple) else len(document)
+    """Return the number of characters of a document's longest text; labels, which are never cut, do not count."""
+    texts = document if isinstance(document, tuple) else (document,)
+    return max(0 if isinstance(text, LabelList) else len(text) for text in texts)
 
 
 def cut(document: Text, most: int) -> Text:
-    """Cut the texts of a document to `most` characters."""
-    return (document[0][:most], document[1][:most]) if isinstance(document, tuple) else document[:most]
+    """Cut the texts of a document to `most` characters; a label that is cut would be another one."""
+    if isinstance(document, str):
+        return document[:most]
+    first, second = document
+    return first[:most], second if isinstance(second, LabelList) else second[:most]
 
 
 def readable(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Replace invalid UTF-8 in a column of strings by U+FFFD, so that every reader opens it."""
+    """Replace invalid UTF-8 in a column of strings, or of lists of these, by U+FFFD, so that every reader opens it."""
     type_ = column.type
-    if not (pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_)):
-        return column
-    values = column.cast(pa.large_binary()).to_pylist()
-    return pa.chunked_array([pa.array([v if v is None else v.decode("utf-8", "replace") for v in values], type_)])
+    if _is_string(type_):
+        values = column.cast(pa.large_binary()).to_pylist()
+        return pa.chunked_array([pa.array([_readable(value) for value in values], type_)])
+    if is_text_list(type_) and _is_string(type_.value_type):
+        lists = column.cast(pa.large_list(pa.large_binary())).to_pylist()
+        texts = [None if values is None else [_readable(value) for value in values] for values in lists]
+        return pa.chunked_array([pa.array(texts, type_)])
+    return column
+
+
+def _is_string(type_: pa.DataType) -> bool:
+    return pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_)
+
+
+def _readable(value: bytes | None) -> str | None:
+    return None if value is None else value.decode("utf-8", "replace")

@@ -81,7 +81,7 @@ def find_files(source: Location, output: Folder | None = None) -> InputFiles:
         base = WILDCARD.split(path, maxsplit=1)[0].rpartition("/")[0]
         listing = list_glob(filesystem, base, path)
     found = InputFiles(filesystem, base, {}, broken=listing.broken)
-    table = table_around(filesystem, base) or table_among(listing.hidden, [entry.path for entry in listing.entries])
+    table = table_around(filesystem, base) or table_among(listing.marks)
     if table:
         raise _is_table(source, *table)
     entries = _without_outputs(found, listing, source, output)
@@ -141,7 +141,7 @@ def _is_table(source: Location, kind: str, folder: str) -> UserError:
 
 def _without_outputs(found: InputFiles, listing: Listing, source: Location, output: Folder | None) -> list[Entry]:
     """Leave out the files of this job's output, and those of other jobs' outputs below the base."""
-    records = [path for path in listing.hidden if path.endswith(f"/{RECORD}")]
+    records = [path for path in listing.marks if path.endswith(f"/{RECORD}")]
     outputs = {path.rpartition("/")[0] for path in records if _is_record(found.filesystem, path)} - {found.base}
     inside = dict[str, str]()
     for folder in folders_of(listing.entries, found.base):

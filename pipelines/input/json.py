@@ -94,8 +94,8 @@ def _block(items: list[Item], shapes: dict[str, Shape], stream: TextStream) -> B
     """Turn items into columns of text, and add what they hold to the shapes."""
     try:
         columns = _columns(items, shapes)
-    except UnicodeEncodeError:
-        items = [_without_surrogates(item) for item in items]
+    except (UnicodeEncodeError, RecursionError):
+        items = [_writable(item) for item in items]
         columns = _columns(items, shapes)
     for name in columns:
         shapes.setdefault(name, Shape()).observe([item[name] for item in items if type(item) is dict and name in item])
@@ -114,6 +114,8 @@ def _rows_without_columns(rows: int) -> pa.Table:
 def _columns(items: list[Item], shapes: dict[str, Shape]) -> dict[str, pa.Array]:
     rows = [item if type(item) is dict else {} for item in items]
     names = dict.fromkeys([*shapes, *(name for row in rows for name in row)])
+    for name in names:
+        name.encode()  # half a surrogate pair in it would cost the whole file
     return {name: pa.array([_text(row.get(name)) for row in rows], pa.string()) for name in names}
 
 
@@ -125,14 +127,16 @@ def _text(value: Any) -> str | None:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _without_surrogates(item: Item) -> Item:
+def _writable(item: Item) -> Item:
+    """Return an item, or why it is malformed where it cannot be written as text."""
     if type(item) is tuple:
         return item
-    text = json.dumps(item, ensure_ascii=False)
     try:
-        text.encode()
+        json.dumps(item, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         return "holds half a surrogate pair, which is no text", json.dumps(item)
+    except RecursionError:
+        return "not readable as JSON: nested too deeply", repr(list(item))
     return item
 
 
@@ -233,14 +237,22 @@ def _element(text: str, at: int, done: bool) -> tuple[Item, int | None]:
         if cut_off and not done:
             return {}, None
         line_end = text.find("\n", at)
-        if line_end < 0 or not text[:at].rstrip(" \t").endswith(("\n", "[", ",")):
+        if line_end < 0 or not _begins_line(text, at):
             raise ValueError(f"is not a readable array of JSON: {error.msg}") from error
         return (f"not readable as JSON: {error.msg}", text[at:line_end].rstrip(",\r ")), line_end
     except RecursionError as error:
-        raise ValueError("is not a readable array of JSON: nested too deeply") from error
+        line_end = text.find("\n", at)
+        if line_end < 0 or not _begins_line(text, at):
+            raise ValueError("is not a readable array of JSON: nested too deeply") from error
+        return ("not readable as JSON: nested too deeply", text[at:line_end].rstrip(",\r ")), line_end
     if after >= len(text) and not done:
         return {}, None
     return value if isinstance(value, dict) else (_not_an_object(value), text[at:after]), after
+
+
+def _begins_line(text: str, at: int) -> bool:
+    """Tell whether an element begins a line, or follows another one or the opening bracket."""
+    return text[:at].rstrip(" \t").endswith(("\n", "[", ","))
 
 
 JSON = Format("json", with_compressions(".jsonl", ".jsonlines", ".ndjson", ".json"), blocks=blocks)

@@ -11,7 +11,7 @@ from functools import cache
 
 from pyarrow import fs
 
-from pipelines.input.tables import TABLE_MARKS
+from pipelines.input.tables import TABLE_MARKS, is_table_metadata
 
 RECORD = "_run.json"
 """The record of an output (output/record.py)."""
@@ -39,8 +39,8 @@ class Listing:
     """What lies below a folder, or matches a pattern."""
 
     entries: list[Entry] = field(default_factory=list)
-    hidden: set[str] = field(default_factory=set)
-    """Hidden folders, which are not listed, and hidden files: what tells a table or an output from other folders."""
+    marks: set[str] = field(default_factory=set)
+    """What tells a table or an output from other folders: hidden folders and files, and the metadata of Iceberg."""
     broken: dict[str, str] = field(default_factory=dict)
     """Paths that cannot be read, with the reason."""
     again: list[str] = field(default_factory=list)
@@ -63,7 +63,9 @@ def list_remote(filesystem: fs.FileSystem, folder: str, pattern: str | None = No
             continue
         hidden = _hidden_path(info.path, folder)
         if hidden is not None:
-            listing.hidden.add(hidden)
+            listing.marks.add(hidden)
+        elif is_table_metadata(info.path):
+            listing.marks.add(info.path)
         wanted = hidden is None if pattern is None else _matches(info.path, pattern)
         if wanted:
             listing.entries.append(entry_of(filesystem, info))
@@ -80,7 +82,8 @@ def list_local(folder: str) -> Listing:
         for place, folders, files in os.walk(top, onerror=unreadable):
             paths = {name: os.path.join(place, name) for name in sorted([*folders, *files])}
             hidden = {name for name in paths if _is_hidden(name, is_folder=name in folders)}
-            listing.hidden.update(paths[name] for name in hidden)
+            listing.marks.update(paths[name] for name in hidden)
+            listing.marks.update(path for path in paths.values() if is_table_metadata(path))
             linked = {name for name in paths if os.path.islink(paths[name])} - hidden
             links.extend(paths[name] for name in linked)
             folders[:] = sorted(set(folders) - hidden - linked)
@@ -137,8 +140,11 @@ def list_glob(filesystem: fs.FileSystem, base: str, pattern: str) -> Listing:
         return list_remote(filesystem, base, pattern)
     listing = Listing()
     seen = set[str]()
-    found = sorted(glob.glob(pattern, recursive=True), key=lambda path: (path != os.path.realpath(path), path))
-    for path in found:
+
+    def by_directness(path: str) -> tuple[bool, int, str]:
+        return path != os.path.realpath(path), path.count("/"), path
+
+    for path in sorted(glob.glob(pattern, recursive=True), key=by_directness):
         if os.path.isdir(path):
             continue
         real = os.path.realpath(path)
@@ -149,7 +155,8 @@ def list_glob(filesystem: fs.FileSystem, base: str, pattern: str) -> Listing:
         _add_local(listing, path)
     for folder in folders_of(listing.entries, base):
         marks = [f"{folder}/{name}" for name in (RECORD, *TABLE_MARKS)]
-        listing.hidden.update(mark for mark in marks if os.path.exists(mark))
+        listing.marks.update(mark for mark in marks if os.path.exists(mark))
+        listing.marks.update(filter(is_table_metadata, glob.glob(f"{glob.escape(folder)}/metadata/*.json")))
     return listing
 
 

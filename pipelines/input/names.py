@@ -25,7 +25,7 @@ def portable_name(path: str) -> str:
         name = f"f{name}"
     if name == path and len(name) <= LONGEST_NAME and not _LIKE_A_DIGEST.search(name):
         return name
-    digest = hashlib.sha256(path.encode("utf-8", "surrogateescape")).hexdigest()[:_DIGEST_CHARACTERS]
+    digest = hashlib.sha256(path.encode("utf-8", "surrogatepass")).hexdigest()[:_DIGEST_CHARACTERS]
     return f"{name[: LONGEST_NAME - 1 - _DIGEST_CHARACTERS]}-{digest}"
 
 

@@ -15,6 +15,9 @@ import pyarrow as pa
 
 EXACT_IN_FLOAT = 1 << 53
 """Whole numbers up to this are exact in a float64."""
+MAX_DEPTH, MAX_FIELDS = 20, 256
+"""Deeper objects and lists, and objects with more names, such as those that have ids for names, are kept as JSON text:
+readers of Parquet refuse the one, and a column for each name is of no use to any."""
 _INT64, _UINT64 = 1 << 63, 1 << 64
 INFERRED = {"csv:int64": pa.int64(), "csv:double": pa.float64(), "csv:bool": pa.bool_(), "csv:date32": pa.date32()}
 """What all values of a CSV column can be read as so that writing them again gives the same characters."""
@@ -38,7 +41,7 @@ class Shape:
 
     null, bool, string, list, object; of whole numbers int (exact in a float64), long (in 64 bits), ulong (in 64 bits
     without a sign), huge, and negative beside these; float, and huge for one that a float64 cannot hold; csv:* for what
-    a CSV column can be read as.
+    a CSV column can be read as; deep for what is nested more than MAX_DEPTH times, wide for over MAX_FIELDS names.
     """
 
     kinds: set[str] = field(default_factory=set)
@@ -47,8 +50,8 @@ class Shape:
     fields: dict[str, Shape] = field(default_factory=dict)
     """The shapes of the fields of objects."""
 
-    def observe(self, values: Iterable[Any]) -> None:
-        """Add the kinds of values as json.loads gives them, floats as `Number`."""
+    def observe(self, values: Iterable[Any], depth: int = 0) -> None:
+        """Add the kinds of values as json.loads gives them, floats as `Number`; `depth`: how often they are nested."""
         by_type: dict[type, list[Any]] = {}
         for value in values:
             by_type.setdefault(type(value), []).append(value)
@@ -58,16 +61,28 @@ class Shape:
             elif issubclass(type_, float):
                 overflow = any(math.isinf(value) for value in found) and type_ is Number
                 self.kinds |= {"float", "huge"} if overflow else {"float"}
+            elif type_ in (list, dict) and depth == MAX_DEPTH:
+                self.kinds.add("deep")
             elif type_ is list:
                 self.kinds.add("list")
                 self.items = self.items or Shape()
-                self.items.observe(chain.from_iterable(found))
+                self.items.observe(chain.from_iterable(found), depth + 1)
             elif type_ is dict:
-                self.kinds.add("object")
-                for name in dict.fromkeys(chain.from_iterable(found)):
-                    self.fields.setdefault(name, Shape()).observe([value[name] for value in found if name in value])
+                self._observe_objects(found, depth)
             else:
                 self.kinds.add({str: "string", bool: "bool", type(None): "null"}[type_])
+
+    def _observe_objects(self, found: list[dict[str, Any]], depth: int) -> None:
+        self.kinds.add("object")
+        names = dict.fromkeys(chain(self.fields, *found))
+        if len(names) > MAX_FIELDS:
+            self.kinds.add("wide")
+        if "wide" in self.kinds:
+            self.fields = {}
+            return
+        for name in names:
+            present = [value[name] for value in found if name in value]
+            self.fields.setdefault(name, Shape()).observe(present, depth + 1)
 
     def _observe_ints(self, least: int, most: int) -> None:
         if least < 0:
@@ -84,8 +99,11 @@ class Shape:
         """Return the shape of a column that holds the values of both."""
         items = self.items.merge(other.items) if self.items and other.items else self.items or other.items
         names = dict.fromkeys([*self.fields, *other.fields])
+        kinds = self.kinds | other.kinds
+        if "wide" in kinds or len(names) > MAX_FIELDS:
+            return Shape(kinds | {"wide"}, items)
         fields = {name: self.fields.get(name, Shape()).merge(other.fields.get(name, Shape())) for name in names}
-        return Shape(self.kinds | other.kinds, items, fields)
+        return Shape(kinds, items, fields)
 
     @property
     def type(self) -> pa.DataType:
@@ -93,7 +111,8 @@ class Shape:
 
         A string holds numbers as they were written, and lists and objects as JSON.
         """
-        return _type(self) or pa.string()
+        type_ = _type(self) or pa.string()
+        return type_ if _leaves(type_) <= MAX_FIELDS else pa.string()
 
     def fits(self, type_: pa.DataType) -> bool:
         """Tell whether a column of `type_` holds each value unchanged."""
@@ -137,6 +156,13 @@ def _type(shape: Shape) -> pa.DataType | None:
         types = {name: _type(each) for name, each in shape.fields.items()}
         return pa.struct(list(types.items())) if all(types.values()) else None
     return None
+
+
+def _leaves(type_: pa.DataType) -> int:
+    """Count the columns that a type has in a Parquet file."""
+    if not pa.types.is_nested(type_):
+        return 1
+    return sum(_leaves(type_.field(i).type) for i in range(type_.num_fields))
 
 
 def _shape_of(type_: pa.DataType) -> Shape:

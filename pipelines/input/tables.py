@@ -25,16 +25,20 @@ def table_around(filesystem: fs.FileSystem, folder: str) -> tuple[str, str] | No
     return None
 
 
-def table_among(hidden: Iterable[str], files: Iterable[str]) -> tuple[str, str] | None:
-    """Return the kind and the folder of a table among listed paths: hidden folders and files that are not hidden."""
-    for path in sorted(hidden):
+def table_among(marks: Iterable[str]) -> tuple[str, str] | None:
+    """Return the kind and the folder of a table among the marks in a listing (listing.py)."""
+    for path in sorted(marks):
         folder, _, name = path.rpartition("/")
         if name in TABLE_MARKS:
             return TABLE_MARKS[name], folder
-    for path in files:
-        if path.endswith(".metadata.json") and path.rsplit("/", 2)[-2:-1] == ["metadata"]:
-            return "Iceberg", path.rsplit("/", 2)[0]
+        if is_table_metadata(path):
+            return "Iceberg", folder.rpartition("/")[0]
     return None
+
+
+def is_table_metadata(path: str) -> bool:
+    """Tell whether a file is the metadata of an Iceberg table."""
+    return path.endswith(".metadata.json") and path.rpartition("/")[0].endswith("/metadata")
 
 
 def _kind(filesystem: fs.FileSystem, folder: str) -> str | None:
@@ -52,5 +56,4 @@ def _kind(filesystem: fs.FileSystem, folder: str) -> str | None:
 
 
 def _has_iceberg_metadata(filesystem: fs.FileSystem, folder: str) -> bool:
-    names = [info.base_name for info in filesystem.get_file_info(fs.FileSelector(folder))]
-    return any(name.endswith(".metadata.json") for name in names)
+    return any(is_table_metadata(info.path) for info in filesystem.get_file_info(fs.FileSelector(folder)))

@@ -26,7 +26,18 @@ _MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UT
 _INVALID = 0x10FF00
 """A byte b that is not UTF-8 is the character of this number + b while a file is parsed, so that nothing is lost."""
 _TO_CHARACTERS = {0xDC00 + byte: _INVALID + byte for byte in range(0x80, 0x100)}
-_TO_BYTES = {character: surrogate for surrogate, character in _TO_CHARACTERS.items()}
+_ZERO = chr(_INVALID)
+"""Stands for a zero byte in a CSV: Arrow's parser loses or invents records where one lies at the end of a block."""
+_TO_BYTES = {character: surrogate for surrogate, character in _TO_CHARACTERS.items()} | {_INVALID: 0}
+_OTHER_FORMATS = {
+    b"\x1f\x8b": "compressed with gzip: name it .gz",
+    b"(\xb5/\xfd": "compressed with zstd: name it .zst",
+    b"BZh91AY&SY": "compressed with bzip2: name it .bz2",
+    b"\x04\x22M\x18": "compressed with lz4: name it .lz4",
+    b"PK\x03\x04": "a zip archive, or a spreadsheet (.xlsx): unpack it, or save it as CSV",
+    b"%PDF-": "a PDF",
+}
+"""What files begin with whose names say something else."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +72,12 @@ class TextStream(io.RawIOBase):
         span: tuple[int, int | None] = (0, None),
         end: bytes = b"",
         watched: bytes = b"",
+        map_zeros: bool = False,
     ):
         """Open the file; `span` is a range of bytes of a file that is not compressed.
 
-        `seen_watched` tells whether the bytes `watched` were in a block.
+        `seen_watched` tells whether the bytes `watched` were in a block. `map_zeros`: whether zero bytes are mapped to
+        a character, as bytes are that are not UTF-8; `seen_zeros` tells whether there were any.
         """
         codec = next((codec for ending, codec in _CODECS.items() if path.lower().endswith(ending)), None)
         self.raw = filesystem.open_input_file(path)
@@ -74,6 +87,7 @@ class TextStream(io.RawIOBase):
         self.left = None if span[1] is None else span[1] - span[0]
         self.encoding, self.end, self.started, self.invalid, self.buffer = encoding, end, span[0] > 0, b"", b""
         self.watched, self.seen_watched = watched, False
+        self.map_zeros, self.seen_zeros = map_zeros, False
         errors = "surrogateescape" if encoding == "utf-8" else "strict"
         self.decoder: codecs.IncrementalDecoder | None = codecs.getincrementaldecoder(encoding)(errors)
 
@@ -113,6 +127,9 @@ class TextStream(io.RawIOBase):
             text = self.decoder.decode(data, final=not data)
         except UnicodeDecodeError as error:
             raise ValueError(f"is not {self.encoding}: {error.reason} (see --encoding)") from error
+        if self.map_zeros and "\0" in text:
+            self.seen_zeros = True
+            text = text.replace("\0", _ZERO)
         block = self._encoded(text.removeprefix("\ufeff") if first else text)
         self.buffer += block
         self.seen_watched = self.seen_watched or (bool(self.watched) and self.watched in block)
@@ -149,11 +166,16 @@ def restored(column: pa.Array) -> pa.Array:
 
 
 def check_encoding(data: bytes, encoding: str) -> None:
-    """Raise ValueError that names the likely encoding of a file that begins with `data`, where it is not `encoding`."""
+    """Raise ValueError that names what a file that begins with `data` likely is, where it is no text in `encoding`."""
     likely = next((name for mark, name in _MARKS.items() if data.startswith(mark)), None)
+    for begins, described in _OTHER_FORMATS.items():
+        if data.startswith(begins):
+            raise ValueError(f"is no text, but {described}")
     sample = data[:4096]
-    if likely is None and sample.count(0) * 8 > len(sample):  # a text may hold a zero byte; every other one is UTF-16
-        likely = "utf-16-be" if sample[::2].count(0) > sample[1::2].count(0) else "utf-16-le"
+    even, odd = sample[::2].count(0), sample[1::2].count(0)
+    # A text may hold zero bytes, even many in a row; in UTF-16 it is every other one.
+    if likely is None and (even + odd) * 8 > len(sample) and max(even, odd) > 8 * min(even, odd):
+        likely = "utf-16-be" if even > odd else "utf-16-le"
     if likely and not codecs.lookup(encoding).name.startswith(likely[:6]):
         raise ValueError(f"is not {encoding}; it looks like {likely} (see --encoding)")
 

@@ -50,14 +50,18 @@ def stored_type(type_: pa.DataType) -> pa.DataType:
 
 
 def _with_children(type_: pa.DataType, change: Callable[[pa.DataType], pa.DataType]) -> pa.DataType:
-    """Return a nested type with `change` applied to the types in it, views of lists as lists; others as they are."""
+    """Return a nested type with `change` applied to the types in it, views of lists as lists; others as they are.
+
+    Whatever is in it may be null: a file may lack it.
+    """
     if pa.types.is_struct(type_):
-        return pa.struct([field.with_type(change(field.type)) for field in type_])
+        return pa.struct([field.with_type(change(field.type)).with_nullable(True) for field in type_])
     if pa.types.is_map(type_):
-        return pa.map_(type_.key_field.with_type(change(type_.key_type)), change(type_.item_type), type_.keys_sorted)
+        items = type_.item_field.with_type(change(type_.item_type)).with_nullable(True)
+        return pa.map_(type_.key_field.with_type(change(type_.key_type)), items, type_.keys_sorted)
     if not is_list(type_):
         return type_
-    items = type_.value_field.with_type(change(type_.value_type))
+    items = type_.value_field.with_type(change(type_.value_type)).with_nullable(True)
     if pa.types.is_fixed_size_list(type_):
         return pa.list_(items, type_.list_size)
     return pa.large_list(items) if _is_large(type_) else pa.list_(items)
@@ -289,7 +293,7 @@ def _plain(array: pa.Array) -> pa.Array:
     if pa.types.is_run_end_encoded(type_):
         return _plain(pc.run_end_decode(array))
     if pa.types.is_dictionary(type_):
-        return _plain(array.dictionary_decode())
+        return _plain_strings(_plain(array.dictionary)).take(array.indices)
     if pa.types.is_struct(type_):
         fields = [_plain(array.field(i)) for i in range(type_.num_fields)]
         return pa.StructArray.from_arrays(fields, fields=list(_plain_type(type_)), mask=array.is_null())
@@ -299,6 +303,13 @@ def _plain(array: pa.Array) -> pa.Array:
         keys, items = plain.values.flatten()
         return pa.MapArray.from_arrays(plain.offsets, keys, items, mask=array.is_null()).cast(_plain_type(type_))
     return _plain_list(array)
+
+
+def _plain_strings(array: pa.Array) -> pa.Array:
+    """Return strings or bytes of a view as plain ones, unchecked."""
+    if pa.types.is_string_view(array.type):
+        return array.cast(pa.large_string(), safe=False)
+    return array.cast(pa.large_binary(), safe=False) if pa.types.is_binary_view(array.type) else array
 
 
 def _plain_list(array: Any) -> pa.Array:

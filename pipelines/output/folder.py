@@ -16,6 +16,7 @@ folder has its parts in OUTPUT itself, and goes on so.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -209,7 +210,9 @@ def commit_shard(folder: Folder, parts: str, stats: dict[str, Any], answered: pa
     folder.write_atomic(part_path(parts, stats["name"]), _parquet(answered, {_FOOTER: shard_stats.footer(stats)}))
 
 
-def write_shard_stats(folder: Folder, parts: str, new: pa.Table) -> tuple[pa.Table, set[str]]:
+def write_shard_stats(
+    folder: Folder, parts: str, new: pa.Table, run_of: Callable[[str, float], str | None] = lambda *_: None
+) -> tuple[pa.Table, set[str]]:
     """Add the stats of a run's shards to those that are stored.
 
     Returns the stats of all parts in the folder, and the names of shards of the run that are not there, although their
@@ -225,6 +228,7 @@ def write_shard_stats(folder: Folder, parts: str, new: pa.Table) -> tuple[pa.Tab
         times = [present[name].mtime_ns / 1e9 for name in unknown]
         paths = [part_path(parts, name) for name in unknown]
         recovered = list(pool.map(partial(_recovered, folder), unknown, paths, times))
+    recovered = [stats | {"run": run_of(stats["name"], stats["committed_at"])} for stats in recovered]
     stats = pa.concat_tables([*tables, shard_stats.table(recovered)], promote_options="default")
     stats = stats.filter(pa.array([name in present for name in stats["name"].to_pylist()], pa.bool_())).sort_by("name")
     folder.write_atomic(SHARDS, _packed(stats))

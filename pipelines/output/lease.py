@@ -13,7 +13,10 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from pyarrow import fs
+
 from pipelines.errors import JobError, UserError
+from pipelines.signals import released_at_end
 from pipelines.storage import Folder
 
 LEASE = "_lease.json"
@@ -50,7 +53,8 @@ def lease(folder: Folder, run: str = "") -> Iterator[Lease]:
     the lease: each checks after a moment whether it is still its own, and again whenever it renews it. `run`: the
     identity of the run, by which its workers know the lease (`holds`).
     """
-    content = {"host": socket.gethostname(), "process": os.getpid(), "processes": _processes(), "run": run or uuid4().hex}
+    content = {"host": socket.gethostname(), "process": os.getpid(), "processes": _processes()}
+    content["run"] = run or uuid4().hex
     mine = json.dumps(content).encode()
     held, stop = Lease(folder), threading.Event()
     try:
@@ -75,16 +79,20 @@ def lease(folder: Folder, run: str = "") -> Iterator[Lease]:
                 else:
                     held.lost.set()
 
-    thread = threading.Thread(target=renew, daemon=True)
-    thread.start()
-    try:
-        yield held
-    finally:
-        stop.set()
-        thread.join()
+    def release() -> None:
         with suppress(OSError):
             if _read(folder) == mine:
                 folder.remove(LEASE)
+
+    thread = threading.Thread(target=renew, daemon=True)
+    thread.start()
+    try:
+        with released_at_end(release):
+            yield held
+    finally:
+        stop.set()
+        thread.join()
+        release()
 
 
 def holds(folder: Folder, run: str) -> bool | None:
@@ -107,7 +115,7 @@ def _read(folder: Folder) -> bytes | None:
 
 def _holder(folder: Folder) -> dict[str, Any] | None:
     """Return who holds the lease, or None if nobody or a dead run does."""
-    written = folder.files().get(LEASE)
+    written = _written_at(folder, LEASE)
     found = _read(folder)
     if written is None or found is None:
         return None
@@ -116,16 +124,23 @@ def _holder(folder: Folder) -> dict[str, Any] | None:
     except json.JSONDecodeError:
         content = {}
     dead = content.get("processes") == _processes() and not _alive(content["process"])
-    return None if dead or _now(folder) - written.mtime_ns / 1e9 > _EXPIRES_S else content
+    return None if dead or _now(folder) - written > _EXPIRES_S else content
 
 
 def _now(folder: Folder) -> float:
     """Return the time by the clock of the storage, which may be another machine's."""
     probe = f".clock.{uuid4().hex}"
     folder.write_atomic(probe, b"")
-    now = folder.files()[probe].mtime_ns / 1e9
+    now = _written_at(folder, probe)
     folder.remove(probe)
-    return now
+    return time.time() if now is None else now
+
+
+def _written_at(folder: Folder, name: str) -> float | None:
+    """Return when a file was written, by the clock of the storage; None if it is not there."""
+    filesystem, path = folder.filesystem_and_path
+    found = filesystem.get_file_info(f"{path}/{name}")
+    return None if found.type == fs.FileType.NotFound else found.mtime_ns / 1e9
 
 
 def _processes() -> str:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field, fields
+from datetime import datetime
+from itertools import islice
 from typing import Any
 
 from pipelines.errors import UserError
 from pipelines.storage import Folder
 
 RUN = "_run.json"
+_LISTED_FAILURES = 1000
 PARTS = "data"
 """The folder of the parts in outputs that are begun now; those begun before version 0.2 have them beside the record."""
 
@@ -30,6 +33,8 @@ class Attempt:
     budget_tokens: int | None
     """None: by the memory of each actor's GPU."""
     versions: dict[str, str | None]
+    run: str | None = None
+    """Its identity, which the stats of its shards have, too; None in outputs of versions before 0.2."""
 
 
 @dataclass
@@ -45,13 +50,27 @@ class RunRecord:
     totals: dict[str, Any] | None = None
     """Sums over all shards (output/shard_stats.py), once a run has ended."""
     failed: dict[str, str] | None = None
-    """Files and shards that failed in the last run, with the reason."""
+    """Files and shards that failed in the last run, with the reason; the file has the first thousand, and their number
+    as `failed_count`."""
     parts: str = ""
     """The folder of the parts in the output; empty: the output itself."""
+
+    def run_at(self, written: float) -> str | None:
+        """Return the run that has probably written a part of which no run knows, from the time of its file.
+
+        It is one since the last that ended by itself, which knew of all parts before it.
+        """
+        ended = [number for number, attempt in enumerate(self.attempts[:-1]) if attempt.outcome is not None]
+        possible = self.attempts[ended[-1] if ended else 0 :]
+        begun = [each for each in possible if datetime.fromisoformat(each.started).timestamp() <= written]
+        return (begun or possible[:1])[-1].run
 
     def write(self, folder: Folder) -> None:
         """Replace the record in `folder`."""
         content = {name: value for name, value in asdict(self).items() if value is not None}
+        if self.failed:
+            content["failed"] = dict(islice(self.failed.items(), _LISTED_FAILURES))
+            content["failed_count"] = len(self.failed)
         folder.write_atomic(RUN, (json.dumps(content, indent=2) + "\n").encode())
 
 

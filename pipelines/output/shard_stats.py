@@ -32,10 +32,12 @@ SHARD_STATS = pa.schema(
         ("batches", pa.int64()),
         ("room", pa.int64()),
         *((name, pa.float64()) for name in ("tokenise_s", "predict_s", "waited_s", "committed_at")),
+        ("run", pa.string()),
     ]
 )
 """`room`: the tokens that the shard's batches could have held; `waited_s`: the seconds that the actor was idle before
-the shard; `committed_at`: seconds since 1970."""
+the shard; `committed_at`: when the driver heard of the commit, in seconds since 1970; `run`: the attempt of `_run.json`
+that committed it, null in outputs of versions before 0.2."""
 
 
 def count_windows(lengths: np.ndarray) -> dict[str, Any]:

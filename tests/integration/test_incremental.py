@@ -49,7 +49,7 @@ def test_three_nights(tmp_path, checkpoint, in_process, monkeypatch, capfd):
         write(tmp_path / "in", name, rows)
     assert run(tmp_path, checkpoint) == 0
     assert ids(tmp_path) == list(range(250))
-    first = {part.name: part.stat().st_mtime_ns for part in (tmp_path / "out").glob("a.parquet-*")}
+    first = {part.name: part.stat().st_mtime_ns for part in (tmp_path / "out").glob("data/a.parquet-*")}
 
     write(tmp_path / "in", "b", range(1000, 1070))
     write(tmp_path / "in", "d", range(300, 330))
@@ -62,14 +62,14 @@ def test_three_nights(tmp_path, checkpoint, in_process, monkeypatch, capfd):
 
     capfd.readouterr()
     with monkeypatch.context() as patched:
-        patched.setattr(plans, "inspect_file", counted)
+        patched.setattr(inspection, "inspect_file", counted)
         assert run(tmp_path, checkpoint) == 0
     assert sorted(Path(file).stem for file in read) == ["b", "d"]
     assert ids(tmp_path) == [*range(100), *range(1000, 1070), *range(200, 250), *range(300, 330)]
     message = capfd.readouterr().out
     assert "1  new files" in message
     assert "1  changed files" in message
-    assert {part.name: part.stat().st_mtime_ns for part in (tmp_path / "out").glob("a.parquet-*")} == first
+    assert {part.name: part.stat().st_mtime_ns for part in (tmp_path / "out").glob("data/a.parquet-*")} == first
 
     (tmp_path / "in" / "c.parquet").unlink()
     assert run(tmp_path, checkpoint) == 0

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import re
+import shutil
 import signal
 import time
 
@@ -150,6 +152,33 @@ def test_a_new_version_under_load_loses_no_request(deploy, expected):
     assert wrong == []
     assert answered >= 8  # each client at least one
     until(lambda: not before & {process.pid for process in processes()})
+
+
+def test_a_copy_that_finds_another_model_does_not_start(deploy, expected, folder, tmp_path):
+    """The others answer as before, the status says why; the next deploy takes the files that are there."""
+    from ray import serve
+
+    url = deploy(replicas=2)
+    before = {process.pid for process in processes()}
+    shutil.copytree(folder, tmp_path / "kept")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    tokenizer["model"]["vocab"] = dict(zip(vocabulary, reversed(vocabulary.values()), strict=True))
+    try:
+        (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+        os.kill(min(before), signal.SIGKILL)
+        until(lambda: "has changed since" in serve.status().applications["faults"].deployments["cat"].message)
+        wrong, answered = asyncio.run(load(url, expected, lambda: None))
+        assert not wrong
+        assert answered > 10
+        now = pipeline("text-classification", str(folder))(TEXTS, top_k=5)
+        assert now != [*expected.values()]
+        url = deploy(replicas=1)
+        wrong, answered = asyncio.run(load(url, dict(zip(TEXTS, now, strict=True)), lambda: None))
+        assert not wrong
+        assert answered > 10
+    finally:
+        shutil.copytree(tmp_path / "kept", folder, dirs_exist_ok=True)
 
 
 def test_copies_come_and_go_with_the_load_without_a_lost_request(deploy, expected, monkeypatch):
