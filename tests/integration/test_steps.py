@@ -16,7 +16,6 @@ import ray
 from arrow_types import columns_of_every_type
 from conftest import own_ray
 from ray.data import DataContext, Dataset
-from ray.exceptions import RayTaskError
 
 from pipelines import processor
 from pipelines.corpus import step_actors
@@ -108,12 +107,12 @@ def test_a_step_without_an_actor_says_so_and_goes_on(two_cores, tmp_path, monkey
     }
 
 
-def test_an_error_in_a_worker_ends_with_one_line_of_ours(two_cores):
-    """The columns of what a function gives are not known before it runs."""
-    renamed = ray.data.range(3).map_batches(lambda table: pa.table({"body": ["a"]}), batch_format="pyarrow")
-    with pytest.raises(RayTaskError) as raised:
+def test_an_error_in_a_worker_has_one_line_of_ours(two_cores):
+    """The columns of what a function gives are not known before it runs; Ray puts lines of its own around."""
+    renamed = ray.data.range(3).map_batches(lambda _: pa.table({"body": ["a"]}), batch_format="pyarrow")
+    with pytest.raises(ValueError, match="column 'text' is missing") as raised:
         classify()(renamed).materialize()
-    assert str(raised.value).strip().splitlines()[-1] == ("ValueError: column 'text' is missing; the dataset has body")
+    assert str(raised.value).splitlines().count("ValueError: column 'text' is missing; the dataset has body") == 1
 
 
 def test_columns_of_every_type_pass_through_ray(two_cores):

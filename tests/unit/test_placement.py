@@ -8,6 +8,7 @@ import pytest
 
 from modernbert.config import ModernBertConfig
 from pipelines.corpus import placement
+from pipelines.errors import JobError
 
 BASE = ModernBertConfig()
 LARGE = ModernBertConfig(hidden_size=1024, intermediate_size=2624, num_hidden_layers=28, num_attention_heads=16)
@@ -76,3 +77,29 @@ def test_actors_leave_cores_to_what_feeds_them(resources, cpus, gpus, read, acto
 
 def test_on_cpus_an_actor_takes_most_of_a_core():
     assert placement.stage_cpus("cpu") == (0.1, 0.9, 0.05)
+
+
+def test_a_cluster_that_stays_without_cores_is_waited_for_once(monkeypatch, capsys):
+    monkeypatch.setattr(placement, "_JOIN_S", 0.0)
+    monkeypatch.setattr(placement, "is_fixed", lambda: True)
+    monkeypatch.setattr(placement, "cluster_resources", dict)
+    monkeypatch.setattr("ray.cluster_resources", dict)
+    monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": {}}])
+    with pytest.raises(JobError) as raised:
+        placement.wait_for_nodes()
+    assert str(raised.value) == (
+        "no node with CPUs or GPUs has joined within 0 s: the Ray cluster has 0 CPUs and 0 GPUs; start workers "
+        "(ray start --address=…), or the head with --num-cpus"
+    )
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_nodes_are_described_by_what_they_have(monkeypatch):
+    nodes = [{"CPU": 8.0, "GPU": 1.0}, {"CPU": 8.0, "GPU": 1.0}, {"CPU": 1.0}, {}]
+    monkeypatch.setattr("ray.nodes", lambda: [{"Alive": bool(each), "Resources": each} for each in nodes])
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 17.0, "GPU": 2.0})
+    monkeypatch.setattr("ray.available_resources", lambda: {"CPU": 0.5, "GPU": 1.0})
+    kinds = "2 nodes of 8 CPUs and 1 GPU, 1 node of 1 CPU"
+    assert placement.describe_nodes() == f"the Ray cluster has 17 CPUs and 2 GPUs ({kinds})"
+    assert placement._describe_room("GPU") == f"the Ray cluster has 2 GPUs, 1 of them free ({kinds})"
+    assert placement._describe_room("CPU") == f"the Ray cluster has 17 CPUs, 0 of them free ({kinds})"
