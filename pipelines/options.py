@@ -7,11 +7,16 @@ that need no checkpoint are validated here; those that do, by the task's `from_c
 from __future__ import annotations
 
 import codecs
+import difflib
+import json
 import os
-from collections.abc import Collection, Mapping, Sequence
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 import yaml
@@ -19,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
+    EnvSettingsSource,
     InitSettingsSource,
     NoDecode,
     PydanticBaseSettingsSource,
@@ -28,6 +34,15 @@ from pydantic_settings import (
 from pipelines.errors import UserError
 
 ENV_PREFIX = "MODERNBERT_"
+OTHER_VARIABLES = frozenset({"api_key", "ray_dashboard"})
+"""What is read from the environment under ENV_PREFIX and is not an option: the service's key, the address of a cluster
+in jobs/schedules."""
+_ONLINE_OPTIONS = (
+    "pipelines.serve.config:ServiceOptions",
+    "pipelines.serve.config:ServedModel",
+    "pipelines.serve.http.middleware:HttpLimits",
+)
+"""The options of the service, which it does not read from the environment, as "module:class"."""
 Options = TypeVar("Options", bound=BaseModel)
 Marker = TypeVar("Marker")
 LongDocuments = Literal["truncate", "windows"]
@@ -50,7 +65,8 @@ class Commas:
 
 @dataclass(frozen=True)
 class Words:
-    """Marks an option that has another name, and words for its values, on the command line and in YAML."""
+    """Marks an option that has another name, and words for its values, on the command line, in the environment and in
+    YAML."""
 
     name: str
     values: dict[str, Any]
@@ -87,7 +103,7 @@ class TaskOptions(BaseModel):
     optional_inputs: ClassVar[dict[str, str]] = {}
     """A text that a document may have beside those; then it is a pair."""
     list_inputs: ClassVar[frozenset[str]] = frozenset()
-    """The inputs whose columns may also hold lists of texts, which are read as a text a line."""
+    """The inputs that are several texts: a list, whose values they are, or one text, which `split_labels` splits."""
     fits: ClassVar[dict[str, str]] = {}
     """The architectures whose checkpoints it runs, and how a message names them to a user who asks for another task."""
     transformers_names: ClassVar[dict[str, str]] = {}
@@ -167,7 +183,9 @@ class ZeroShotOptions(TaskOptions):
     implementation = "pipelines.tasks.zero_shot:ZeroShot"
     purpose = "Label every document of a corpus with labels of your choice, by a ModernBERT model of entailment (NLI)."
     aliases = ("zero-shot-classification",)
-    optional_inputs = {"labels": "labels of each row, one a line or comma-separated (default: --labels for all)"}
+    optional_inputs = {
+        "labels": "labels of each row: a list, or a text, one a line or comma-separated (default: --labels for all)"
+    }
     list_inputs = frozenset({"labels"})
     fits = {"ModernBertForSequenceClassification": "zero_shot with a label of entailment"}
 
@@ -188,13 +206,14 @@ class ZeroShotOptions(TaskOptions):
     @field_validator("labels", mode="before")
     @classmethod
     def _split_labels(cls, value: Any) -> Any:
-        return split_labels(value) if isinstance(value, str) else value
+        return split_at_commas(value) if isinstance(value, str) else value
 
     @field_validator("labels")
     @classmethod
-    def _some_labels(cls, value: Sequence[str] | None) -> Sequence[str] | None:
-        if value is not None and not value:
-            raise ValueError("must name at least one label")
+    def _distinct_labels(cls, value: Sequence[str] | None) -> Sequence[str] | None:
+        mistake = None if value is None else label_mistake(value)
+        if mistake:
+            raise ValueError(mistake)
         return value
 
     @field_validator("hypothesis_template")
@@ -385,23 +404,33 @@ class ModelOptions(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _as_in_python(cls, values: Any) -> Any:
-        values = {name: cls._list(name, value) for name, value in values.items()}
+        return {name: cls._list(name, value) for name, value in cls.own_names(values).items()}
+
+    @classmethod
+    def own_names(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return options under the names of fields, with the values that `Words` stand for.
+
+        Raises UserError for a word that is not known, and for an option that is given under both of its names.
+        """
+        named = dict(values)
         for name, field in cls.model_fields.items():
             words = marker(field, Words)
-            if words and words.name in values:
-                word = values.pop(words.name)
-                if not isinstance(word, str) or word not in words.values:
-                    raise ValueError(f"--{words.name} {word!r}: must be {' or '.join(words.values)}")
-                values[name] = words.values[word]
-        return values
+            if words is None or words.name not in named:
+                continue
+            word = named.pop(words.name)
+            if name in named:
+                raise UserError(f"--{words.name} {word!r} and {name} are the same option: give --{words.name} alone")
+            if not isinstance(word, str) or word not in words.values:
+                raise UserError(f"--{words.name} {word!r}: must be {' or '.join(words.values)}")
+            named[name] = words.values[word]
+        return named
 
     @classmethod
     def _list(cls, name: str, value: Any) -> Any:
         commas = marker(cls.model_fields[name], Commas) if name in cls.model_fields else None
         if commas is None or not isinstance(value, str):
             return value
-        parts = [part for part in value.split(",") if part.strip()]
-        return [part.strip() for part in parts] if commas.strip else parts
+        return split_at_commas(value, strip=commas.strip)
 
 
 class CommandOptions(ModelOptions, BaseSettings):
@@ -416,12 +445,31 @@ class CommandOptions(ModelOptions, BaseSettings):
         cls,
         settings_cls: type[BaseSettings],
         init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        path = init_settings().get("config") or os.environ.get(f"{ENV_PREFIX}CONFIG")
-        return init_settings, env_settings, InitSettingsSource(settings_cls, read_yaml(path) if path else {})
+        command_line = init_settings()
+        environment = _Environment(settings_cls)()
+        path = command_line.get("config") or environment.get("config")
+        file = read_yaml(path) if path else {}
+        # Each has names of its own for some options: these are resolved before one source wins over another.
+        by_precedence = [cls.own_names(values) for values in (command_line, environment, file)]
+        return tuple(InitSettingsSource(settings_cls, values) for values in by_precedence)
+
+
+class _Environment(EnvSettingsSource):
+    """The options in environment variables: those of fields, and those that have another name (`Words`)."""
+
+    def __call__(self) -> dict[str, Any]:
+        check_variables(self.settings_cls, os.environ)
+        values = super().__call__()
+        for field in self.settings_cls.model_fields.values():
+            words = marker(field, Words)
+            word = self.env_vars.get(f"{ENV_PREFIX}{words.name}".lower()) if words else None
+            if words and word is not None:
+                values[words.name] = word
+        return values
 
 
 class CorpusOptions(TaskOptions, ModelOptions):
@@ -505,10 +553,95 @@ def marker(field: FieldInfo, kind: type[Marker]) -> Marker | None:
     return next((each for each in field.metadata if isinstance(each, kind)), None)
 
 
+def option_names(options_class: type[BaseModel]) -> list[str]:
+    """The names of the options of a class: those of its fields, and the other name that some of them have."""
+    others = [marker(field, Words) for field in options_class.model_fields.values()]
+    return [*options_class.model_fields, *(words.name for words in others if words)]
+
+
+def check_variables(options_class: type[BaseModel], variables: Iterable[str]) -> None:
+    """Refuse environment variables with ENV_PREFIX that are options of nothing.
+
+    An environment may serve several commands: options of other tasks, and of the service, are passed over.
+
+    Args:
+        options_class: the options of the command that reads the environment.
+        variables: the names of all variables.
+
+    Raises:
+        UserError: for unknown ones. It names each, the option that is most like it, and the options of the command.
+    """
+    own = option_names(options_class)
+    found = {name.lower().removeprefix(ENV_PREFIX.lower()): name for name in variables if _is_ours(name)}
+    others = set(found) - OTHER_VARIABLES - set(own)
+    if not others:
+        return
+    known = [*own, *_options_of_all()]
+    mistakes = []
+    for option in sorted(others - set(known)):
+        similar = difflib.get_close_matches(option, own, n=1) or difflib.get_close_matches(option, known, n=1)
+        hint = f" (did you mean {ENV_PREFIX}{similar[0].upper()}?)" if similar else ""
+        mistakes.append(f"{found[option]} in the environment is not an option{hint}")
+    if mistakes:
+        allowed = ", ".join(name.upper() for name in own)
+        raise UserError(f"{'; '.join(mistakes)}: correct it or unset it; after {ENV_PREFIX} stands one of {allowed}")
+
+
+def _is_ours(variable: str) -> bool:
+    return variable.upper().startswith(ENV_PREFIX)
+
+
+def _options_of_all() -> list[str]:
+    """The names of the options of all commands, of all tasks, and of the service."""
+    classes: list[type[BaseModel]] = [resolve_name(path) for path in _ONLINE_OPTIONS]
+    for task in TASKS:
+        classes += [corpus_command_options(task), command_options(task)]
+    return list(dict.fromkeys(name for options_class in classes for name in option_names(options_class)))
+
+
+class LabelList(str):
+    """The labels of a document in one text, a JSON array.
+
+    Its type says that it is one: no text of a user's is read as JSON, and `split_labels` gives back these very labels,
+    whatever characters they hold.
+
+    Example: `LabelList.of(["New\\nYork", "a, b"])` returns the text `["New\\nYork", "a, b"]`.
+    """
+
+    @classmethod
+    def of(cls, labels: Iterable[str]) -> Self:
+        """The text of `labels`."""
+        return cls(json.dumps(list(labels), ensure_ascii=False))
+
+
 def split_labels(text: str) -> list[str]:
-    """The labels in a text: one a line, or without a line end comma-separated."""
-    parts = text.splitlines() if "\n" in text else text.split(",")
-    return [part.strip() for part in parts if part.strip()]
+    """The labels in a text: those of a LabelList, else one a line, or without a line end comma-separated."""
+    if isinstance(text, LabelList):
+        return json.loads(text)
+    lines = re.split(r"\r\n|\r|\n", text)  # str.splitlines splits at characters that end no line of a file, too
+    if len(lines) == 1:
+        return split_at_commas(text)
+    return [line.strip() for line in lines if line.strip()]
+
+
+def split_at_commas(text: str, *, strip: bool = True) -> list[str]:
+    """The parts of a comma-separated text that are not blank, by default without the blanks around them."""
+    parts = [part for part in text.split(",") if part.strip()]
+    return [part.strip() for part in parts] if strip else parts
+
+
+def label_mistake(labels: Sequence[str]) -> str | None:
+    """What is wrong with labels to choose from, to stand behind what gave them; None where nothing is.
+
+    transformers scores a label that is there twice as two, which share its probability.
+    """
+    if not labels:
+        return "must name at least one label"
+    counts = Counter(labels)
+    if "" in counts:
+        return "must not hold an empty label"
+    label, count = counts.most_common(1)[0]
+    return f"must name each label once; {label[:40]!r} is there {count} times" if count > 1 else None
 
 
 def column_option(name: str) -> str:
@@ -575,7 +708,7 @@ def from_call(options_class: type[Options], values: Mapping[str, Any]) -> Option
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """The options in a YAML file: a mapping whose names have hyphens or underscores; UserError for another content."""
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig")) or {}
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"--config {path}: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):

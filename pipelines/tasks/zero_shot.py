@@ -19,7 +19,7 @@ import pyarrow as pa
 from modernbert.tokenizer import Tokenizer
 from modernbert.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
-from pipelines.options import Merge, ZeroShotOptions, split_labels
+from pipelines.options import LabelList, Merge, ZeroShotOptions, label_mistake, split_labels
 from pipelines.tasks.base import ModelOutputs, Task, label_maps, resolve_windowing
 from pipelines.tasks.classify import plain_classifier
 from pipelines.tasks.pipeline import Pipeline
@@ -30,8 +30,20 @@ class ZeroShotPipeline(Pipeline):
     """zero-shot-classification: {sequence, labels, scores}, from the best label to the worst."""
 
     def __call__(self, sequences: Any, candidate_labels: Any = None, **options: Any) -> Any:  # type: ignore[override]
-        """Score `candidate_labels`, a list or a comma-separated text, of a text or of several."""
+        """Score `candidate_labels`, a list or a comma-separated text, of a text or of several.
+
+        A text may have labels of its own: (text, labels), a list or a text with a label a line. Labels that are there
+        twice, among which transformers shares a probability, are refused.
+        """
         return super().__call__(sequences, **options | {"candidate_labels": candidate_labels})
+
+    def document(self, item: Any) -> Any:
+        if not (isinstance(item, tuple) and len(item) == 2 and isinstance(item[1], list | tuple)):
+            return item
+        text, labels = item
+        if not all(isinstance(label, str) for label in labels):
+            return item  # which check_documents refuses, with its number
+        return text, LabelList.of(labels)
 
     def arguments(self, options: Mapping[str, Any]) -> dict[str, Any]:
         given = dict(options)
@@ -109,11 +121,17 @@ class ZeroShot(Task):
 
     def encode(self, tokenizer: Tokenizer, documents: Sequence[Text]) -> Windows:
         texts = [document[0] if isinstance(document, tuple) else document for document in documents]
-        candidates = [self._candidates(document) for document in documents]
-        hypotheses = [[self.hypothesis_template.replace("{}", label) for label in labels] for labels in candidates]
+        hypotheses: list[list[str]] = []
+        mistakes: dict[int, str] = {}
+        for i, document in enumerate(documents):
+            labels = self._candidates(document)
+            mistake = label_mistake(labels)
+            if mistake:
+                mistakes[i] = f"its labels {mistake}" if labels else "it has no labels to choose from"
+                labels = ()
+            hypotheses.append([self.hypothesis_template.replace("{}", label) for label in labels])
         windows = tokenizer.encode_crossed(texts, hypotheses, self.max_length, stride=self.stride)
-        none = {i: "it has no labels to choose from" for i, labels in enumerate(candidates) if not labels}
-        return replace(windows, rejected=windows.rejected | none)
+        return replace(windows, rejected=windows.rejected | mistakes)
 
     def most_results(self, windows: Windows) -> int:
         return len(windows.document)
@@ -199,10 +217,12 @@ def _given_labels(options: ZeroShotOptions) -> tuple[str, ...] | None:
     if options.labels is not None or options.labels_file is None:
         return None if options.labels is None else tuple(options.labels)
     try:
-        text = Path(options.labels_file).read_text(encoding="utf-8")
+        text = Path(options.labels_file).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"labels_file {options.labels_file!r} cannot be read: {error}") from error
     labels = tuple(split_labels(text + "\n"))
     if not labels:
         raise ValueError(f"labels_file {options.labels_file!r} holds no label; it must have one a line")
+    if mistake := label_mistake(labels):
+        raise ValueError(f"labels_file {options.labels_file!r} {mistake}")
     return labels
