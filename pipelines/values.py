@@ -40,6 +40,11 @@ class ValuesBuilder:
         else:
             self._pieces[window], self.counts[window] = values, len(values)
 
+    @property
+    def numbers(self) -> int:
+        """The numbers that have come, or of all windows where the task knows their rows."""
+        return int(self.counts.sum()) * self._values.shape[1]
+
     def finish(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the values (R, C), and the splits (W+1,): window w has the rows `splits[w]:splits[w + 1]`."""
         if self._pieces is None:

@@ -19,7 +19,9 @@ from concurrent.futures import Future
 
 import numpy as np
 
+from modernbert.windows import WindowBudgetError
 from pipelines.predictor import Predictor
+from pipelines.serve.protocol import MOST_NUMBERS
 from pipelines.tasks.base import Predictions, Task
 from pipelines.values import ValuesBuilder
 
@@ -48,6 +50,13 @@ class PendingRequest:
         ends = self.cu_seqlens[self.next :]
         count = int(np.searchsorted(ends, ends[0] + room, side="right")) - 1
         return max(count, 1) if at_least_one else count
+
+    def refuse_size(self) -> None:
+        """End with WindowBudgetError, unless that is done: the model gives more numbers than a request may have."""
+        if self.future.done() or not self.future.set_running_or_notify_cancel():
+            return
+        message = f"the model gives more than the {MOST_NUMBERS:,} numbers that a request may have"
+        self.future.set_exception(WindowBudgetError(f"{message}: send fewer or shorter texts at a time"))
 
 
 _Batch = list[tuple[PendingRequest, int, int]]
@@ -78,7 +87,8 @@ class Batcher:
     ) -> Future[Predictions]:
         """Queue windows laid end to end, `input_ids` (T,) cut at `cu_seqlens` (W+1,).
 
-        Cancelling the future takes what has not run out of the queue. `first`: before all others.
+        Cancelling the future takes what has not run out of the queue. It raises WindowBudgetError where the model gives
+        more than MOST_NUMBERS. `first`: before all others.
         Raises RuntimeError after `close`.
         """
         waiting = PendingRequest(task, input_ids, cu_seqlens)
@@ -127,7 +137,7 @@ class Batcher:
         turn = max(room // TURN_FRACTION, 1)
         while self._queue and room > 0:
             waiting = self._queue.popleft()
-            if waiting.future.cancelled():
+            if waiting.future.done():  # cancelled, or refused for its size
                 continue
             count = 0
             if not batch or batch[0][0].task.forward_options == waiting.task.forward_options:
@@ -182,7 +192,9 @@ class Batcher:
             for waiting, first, stop in batch:
                 waiting.unanswered -= stop - first
                 waiting.batches += 1
-                if not waiting.unanswered:
+                if waiting.collected.numbers > MOST_NUMBERS:
+                    waiting.refuse_size()
+                elif not waiting.unanswered:
                     done.append(waiting)
             self._answered, self._wait_until = len(done), ended + LINGER * (ended - began)
         for waiting in done:

@@ -14,12 +14,11 @@ import numpy as np
 
 from modernbert.tokenizer import Tokenizer
 from modernbert.windows import Text, WindowBudgetError, Windows, window_budget
-from pipelines.serve.protocol import MOST_RESULTS, MOST_TOKEN_NUMBERS, Tokens
+from pipelines.serve.protocol import MOST_NUMBERS, MOST_RESULTS, MOST_TOKEN_NUMBERS, Tokens
 from pipelines.tasks.base import Task, check_text
 
 _SLICE_CHARACTERS = 1 << 18  # about 0.1 s of tokenising; a longer document is a slice of its own
 _MOST_WINDOWS = 1 << 14  # of a request: what is done for each takes as long as for some tokens
-_MOST_NUMBERS = 1 << 25  # that the model gives for a request: 128 MiB
 
 
 class Abandoned(Exception):
@@ -84,13 +83,17 @@ def encode_request(
 
 
 def check_size(task: Task, windows: Windows) -> None:
-    """Raise WindowBudgetError for windows whose answers would be far larger than their texts."""
+    """Raise WindowBudgetError for windows whose answers would be far larger than their texts.
+
+    What only the model knows is bounded as it comes: its numbers by the batcher, the results by `check_results`.
+    """
     if (count := len(windows.document)) > _MOST_WINDOWS:
         raise WindowBudgetError(
             f"the texts make {count:,} windows; a request may have {_MOST_WINDOWS:,}: send fewer or shorter texts at a "
             "time, or let windows be longer"
         )
-    if (results := task.most_results(windows)) > MOST_RESULTS:
+    results = task.most_results(windows)
+    if results is not None and results > MOST_RESULTS:
         raise WindowBudgetError(
             f"the answer may hold {results:,} results; at most {MOST_RESULTS:,} are given in a request: send fewer or "
             "shorter texts at a time, or a lower top_k"
@@ -102,10 +105,19 @@ def check_size(task: Task, windows: Windows) -> None:
         raise WindowBudgetError(
             f"inputs have {tokens:,} tokens; token vectors are given for {most // task.width:,} in a request"
         )
-    if numbers > _MOST_NUMBERS:
+    if numbers > MOST_NUMBERS:
         raise WindowBudgetError(
-            f"the model would give {numbers:,} numbers; a request may have {_MOST_NUMBERS:,}: send fewer or shorter "
+            f"the model would give {numbers:,} numbers; a request may have {MOST_NUMBERS:,}: send fewer or shorter "
             "texts at a time"
+        )
+
+
+def check_results(task: Task, response: Sequence[Any] | np.ndarray) -> None:
+    """Raise WindowBudgetError for a response with more results than are given in a request."""
+    if (results := task.count_results(response)) > MOST_RESULTS:
+        raise WindowBudgetError(
+            f"the answer holds {results:,} results; at most {MOST_RESULTS:,} are given in a request: send fewer texts"
+            " at a time, or serve the model with a lower top_k"
         )
 
 

@@ -26,7 +26,7 @@ from pipelines.predictor import Predictor
 from pipelines.serve.admission import Admission, half
 from pipelines.serve.batcher import Batcher
 from pipelines.serve.config import ServedModel
-from pipelines.serve.encoding import Work, check_size, decode, encode_request, tokenize
+from pipelines.serve.encoding import Work, check_results, check_size, decode, encode_request, tokenize
 from pipelines.serve.metrics import Metrics
 from pipelines.serve.protocol import (
     SMALL_REQUEST,
@@ -180,8 +180,11 @@ class ModelServer:
 
     async def _answer(self, request: PredictRequest, work: Work) -> PredictResponse:
         ready = await self._checked(work, self._prepare, request, work)
-        predictions = await asyncio.wrap_future(self._submit(ready.task, ready.windows))
-        return await self._in_thread(work, self._answers, ready, predictions)
+        try:
+            predictions = await asyncio.wrap_future(self._submit(ready.task, ready.windows))
+            return await self._in_thread(work, self._answers, ready, predictions)
+        except WindowBudgetError as error:
+            raise self._refused("too_large", str(error)) from error
 
     def _submit(self, task: Task, windows: Windows, *, first: bool = False) -> Future[Predictions]:
         try:
@@ -250,10 +253,12 @@ class ModelServer:
         invalid = frozenset(failed)
         for w, reason in predictions.failed.items():
             failed.setdefault(int(at[windows.document[w]]), reason)
+        results = _results(task, outputs, at, failed, len(ready.too_long))
+        check_results(task, results)
         n_tokens, truncated = np.zeros(len(ready.too_long), np.int64), np.zeros(len(ready.too_long), bool)
         n_tokens[at], truncated[at] = windows.n_tokens, windows.truncated
         return PredictResponse(
-            results=_results(task, outputs, at, failed, len(ready.too_long)),
+            results=results,
             failed=failed,
             invalid=invalid,
             n_tokens=n_tokens.tolist(),

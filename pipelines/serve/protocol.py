@@ -9,7 +9,9 @@ from typing import Any, Literal, Protocol
 from modernbert.windows import Text
 
 MOST_RESULTS = 400_000
-"""Results in an answer: labels, entities, candidates, or the tokens of `tokenize`."""
+"""Results in an answer: labels, entities, candidates, weights of sparse vectors, or the tokens of `tokenize`."""
+MOST_NUMBERS = 1 << 25
+"""Numbers that the model gives for a request: 128 MiB."""
 MOST_TOKEN_NUMBERS = 1 << 21
 """Numbers in an answer with token vectors, unless one document of the model's length has more."""
 SMALL_REQUEST = 16

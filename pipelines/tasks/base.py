@@ -210,9 +210,16 @@ class Task(ABC):
         """
         return np.ones(len(cu_seqlens) - 1, dtype=np.int64)
 
-    def most_results(self, windows: Windows) -> int:
-        """Return how many results (labels, entities, candidates) the answers for these windows hold at most."""
+    def most_results(self, windows: Windows) -> int | None:
+        """Return how many results (labels, entities, candidates) the answers for these windows hold at most.
+
+        None: only the model knows. Then `count_results` counts those of a response.
+        """
         return len(windows.n_tokens)
+
+    def count_results(self, response: Sequence[Any] | np.ndarray) -> int:
+        """Return how many results a response holds, in which documents without an answer are None."""
+        return len(response)
 
     def forward(self, model: Any, batch: Any, ids: np.ndarray) -> Tensor:  # noqa: ARG002
         """Run the model on a packed batch and return its values (R, C), the rows of its windows in order.

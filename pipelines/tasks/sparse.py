@@ -114,6 +114,12 @@ class Sparse(Task):
     def rows(self, input_ids: np.ndarray, cu_seqlens: np.ndarray) -> np.ndarray | None:  # noqa: ARG002
         return None
 
+    def most_results(self, windows: Windows) -> None:  # noqa: ARG002
+        return None  # a text may have a weight for each token of the vocabulary, and has some hundred
+
+    def count_results(self, response: Sequence[Weights | None]) -> int:  # type: ignore[override]
+        return sum(len(weights[0]) for weights in response if weights is not None)
+
     def decode(self, outputs: ModelOutputs) -> pa.StructArray:
         weights = self.weights(outputs)
         ids = np.concatenate([np.empty(0, np.int32), *(ids for ids, _ in weights)])
