@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray
+from ray.exceptions import RayError
 
 from modernbert.stored import CheckpointChanged
 from modernbert.windows import Text, Windows
 from pipelines.corpus import wire
 from pipelines.corpus.nodes import check_lease
-from pipelines.corpus.plan import Job, ModelRun
+from pipelines.corpus.plan import Job, ModelRun, clashing
 from pipelines.corpus.wire import Committed
 from pipelines.input.documents import cut, longest, readable, valid_documents
 from pipelines.input.inspection import one_line
@@ -49,14 +50,14 @@ def read_and_tokenise(job: Job, table: pa.Table) -> pa.Table:
         read = read_shard(job.source, job.folder, shard, job.schema, list(dict.fromkeys(job.text_columns)))
         documents, rows, rejected = _documents(job, read)
         windows = encode(job, documents, job.max_characters)
+        rejects = [wire.reject(row, reason, "read", raw) for row, reason, raw in read.bad]
+        rejects += [wire.reject(row, reason, "text") for row, reason in rejected]
+        rejects += [wire.reject(rows[i], reason, "encode") for i, reason in windows.rejected.items()]
+        return wire.tokenised_row(shard, windows, rows, rejects, time.perf_counter() - started)
     except CheckpointChanged as error:
         return wire.failed_row(shard, one_line(error), wire.CHANGED)
     except Exception as error:  # whatever it is, it is this shard's alone
         return wire.failed_row(shard, f"cannot be read: {one_line(error)}")
-    rejects = [wire.reject(row, reason, "read", raw) for row, reason, raw in read.bad]
-    rejects += [wire.reject(row, reason, "text") for row, reason in rejected]
-    rejects += [wire.reject(rows[i], reason, "encode") for i, reason in windows.rejected.items()]
-    return wire.tokenised_row(shard, windows, rows, rejects, time.perf_counter() - started)
 
 
 class Predict:
@@ -91,6 +92,10 @@ class Predict:
             self.calls += 1
         try:
             return self._predict(table, idle_s)
+        except RayError:  # what watches the actors is lost: the shard is run again
+            raise
+        except Exception as error:  # else Ray would lose the shard without a reason
+            return wire.unpredicted_row(table, _with_traceback(error), wire.RAISED)
         finally:
             with self.lock:
                 self.calls -= 1
@@ -218,7 +223,11 @@ def reject_shard(job: Job, shard: Shard, rejects: list[dict[str, Any]]) -> Commi
 
 def commit(job: Job, table: pa.Table) -> pa.Table:
     """Write a shard's rows with their answers, and its rejected rows; report what was written."""
-    return _commit(job, table).to_table()
+    try:
+        committed = _commit(job, table)
+    except Exception as error:  # whatever it is, it is this shard's alone
+        committed = Committed(wire.shard_of(table).name, error=f"cannot be committed: {one_line(error)}")
+    return committed.to_table()
 
 
 def _commit(job: Job, table: pa.Table) -> Committed:
@@ -230,7 +239,7 @@ def _commit(job: Job, table: pa.Table) -> Committed:
         stats, answered, rejected = _answers(job, shard, table)
     except CheckpointChanged as error:
         return Committed(shard.name, error=one_line(error), cause=wire.CHANGED)
-    except Exception as error:  # whatever it is, it is this shard's alone
+    except OSError as error:  # of the input, which is this shard's alone
         return Committed(shard.name, error=f"cannot be committed: {one_line(error)}")
     try:
         check_lease(job)
@@ -247,7 +256,8 @@ def _answers(job: Job, shard: Shard, table: pa.Table) -> tuple[dict[str, Any], p
     windows, rows, rejects = wire.windows_of(table), wire.array_of(table, "rows"), wire.rejects_of(table)
     good = np.flatnonzero(~np.isin(rows, [reject["row"] for reject in rejects]))
     texts = job.text_columns if job.task.needs_documents else []
-    stored = [name for name in job.schema.names if name in job.keep_columns or name in texts or rejects]
+    wanted = {*job.keep_columns, *(job.text_columns if rejects else texts)}
+    stored = [name for name in job.schema.names if name in wanted]
     read = read_shard(job.source, job.folder, shard, job.schema, stored)
     documents: list[Text] = _documents(job, read)[0] if texts else [""] * len(rows)
     splits, values = wire.array_of(table, "splits"), wire.array_of(table, "values")
@@ -322,7 +332,8 @@ def _rejected(shard: Shard, table: pa.Table, index: dict[int, int], rejects: lis
     """Make the table of rejected rows, in input order: their columns, null if the row could not be read, and why."""
     rejects = sorted(rejects, key=lambda reject: reject["row"])
     rows = pa.array([index.get(reject["row"]) for reject in rejects], pa.int64())
-    names = [name for name in table.column_names if name not in REJECTED_FIELDS.names] if rejects else []
+    clash = clashing(REJECTED_FIELDS.names, table.column_names)
+    names = [name for name in table.column_names if name not in clash] if rejects else []
     columns = {name: readable(table[name].take(rows)) for name in names}
     fields = {
         "_reason": [reject["reason"] for reject in rejects],

@@ -1,0 +1,78 @@
+"""Whatever raises in a stage of a corpus job is its shard's own error, in its own words, and never a lost shard."""
+
+from __future__ import annotations
+
+import inspect
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import REPOSITORY
+
+from pipelines.corpus import stages, wire
+from pipelines.corpus.plan import plan_job, with_columns
+from pipelines.input.plan import cut
+from pipelines.options import corpus_options
+
+MODEL = str(REPOSITORY / "jobs/demo/intent-classifier")
+ERRORS = [pa.ArrowNotImplementedError, pa.ArrowInvalid, KeyError, RecursionError, MemoryError, OSError, AssertionError]
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory):
+    """A job with a shard, of which a row is rejected, and the actor that predicts it."""
+    folder = tmp_path_factory.mktemp("stages")
+    pq.write_table(pa.table({"text": ["wake me at six", None, "tell me a joke"], "n": [1, 2, 3]}), folder / "in.parquet")
+    options = corpus_options("classify")(
+        input=str(folder / "in.parquet"), output=str(folder / "out"), model=MODEL, device="cpu"
+    )
+    job, found, _ = plan_job(options)
+    corpus = cut(found)
+    job = with_columns(job, options, corpus.schema)
+    job.folder.write_atomic("_lease.json", json.dumps({"run": job.run}).encode())
+    return job, pa.Table.from_pylist([wire.shard_row(corpus.shards[0])]), stages.Predict(job)
+
+
+def run(planned):
+    job, table, actor = planned
+    return stages.commit(job, actor(stages.read_and_tokenise(job, table))).to_pylist()[0]
+
+
+CALLS = {
+    "read_shard": stages, "_documents": stages, "encode": stages, "answer_columns": stages, "_rejected": stages,
+    "commit_shard": stages, "check_lease": stages, "count_windows": stages, "count_scores": stages, "_answers": stages,
+    "tokenised_row": wire, "predicted_row": wire, "windows_of": wire, "rejects_of": wire, "array_of": wire, "reject": wire,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("error", ERRORS)
+@pytest.mark.parametrize("name", CALLS)
+def test_what_a_call_of_a_stage_raises_is_the_shards_error(planned, monkeypatch, name, error):
+    assert run(planned)["error"] is None
+    original = getattr(CALLS[name], name)
+    calls = 0
+
+    def count(*arguments, **options):
+        nonlocal calls
+        calls += 1
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(CALLS[name], name, count)
+    assert run(planned)["error"] is None
+    every_call = calls
+    assert every_call
+    for failing in range(every_call):
+        calls = 0
+
+        def fails(*arguments, failing=failing, **options):
+            nonlocal calls
+            calls += 1
+            if calls == failing + 1:
+                raise error("out of luck")
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(CALLS[name], name, fails)
+        committed = run(planned)
+        assert "out of luck" in committed["error"], (failing, inspect.unwrap(original))
+        assert committed["stats"] is None
