@@ -9,8 +9,10 @@ import io
 import json
 import os
 import random
+import re
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from corpora import plan, read_all
 
@@ -299,3 +301,98 @@ def test_empty_files_are_zero_rows_and_a_file_of_something_else_is_named(tmp_pat
     assert corpus.rows == 1
     assert list(corpus.broken) == [str(tmp_path / "c.jsonl")]
     assert "no record of it is a row of json" in corpus.broken[str(tmp_path / "c.jsonl")]
+
+
+def test_zero_bytes_stay_where_they_are_wherever_a_block_ends(rows, block_bytes, dice):
+    """Arrow's parser takes a zero byte at a block's end for the end of the record."""
+    want = []
+    for i in range(400):
+        texts = [
+            "".join(dice.choices(["a", "é", "\0", "\0\0", ",", '"', "\n", "\r\n"], k=dice.randint(1, 9))) for _ in "ab"
+        ]
+        want.append({"id": str(i), "text": texts[0], "more": texts[1]})
+    lines = ["id,text,more", *(f"{row['id']},{quoted(row['text'])},{quoted(row['more'])}" for row in want)]
+    got, bad = rows("x.csv", "\n".join(lines) + "\n")
+    assert (got, bad) == (want, {})
+
+
+def quoted(value):
+    return '"' + value.replace('"', '""') + '"'
+
+
+@pytest.mark.parametrize("depth", [19, 20, 21, 32, 400, 900, 5000])
+@pytest.mark.parametrize("kind", ["objects", "lists", "array"])
+def test_what_is_nested_deeply_becomes_text_or_its_record_is_malformed(tmp_path, rows, depth, kind):
+    opening, closing = ('{"a": ', "}") if kind == "objects" else ("[", "]")
+    deep = opening * depth + "1" + closing * depth
+    records = ['{"id": 1, "x": null}', f'{{"id": 2, "x": {deep}}}', '{"id": 3, "x": null}']
+    content = "[\n" + ",\n".join(records) + "\n]" if kind == "array" else "\n".join(records)
+    got, bad = rows("x.json", content)
+    if depth == 5000:
+        assert [row["id"] for row in got] == [1, 3]
+        assert {row: reason for row, (reason, _) in bad.items()} == {1: "not readable as JSON: nested too deeply"}
+        return
+    assert ([row["id"] for row in got], bad) == ([1, 2, 3], {})
+    is_text = isinstance(got[1]["x"], str)
+    assert is_text == (depth > 20)
+    assert (got[1]["x"] if is_text else json.dumps(got[1]["x"])) == json.dumps(json.loads(deep))
+    path, out = tmp_path / "in" / "x.json", tmp_path / "out"
+    table, _ = read_all(plan(path, out), path, out)
+    pq.write_table(table, tmp_path / "out.parquet")
+    assert pq.read_table(tmp_path / "out.parquet").equals(table)
+
+
+def test_objects_with_ids_for_keys_become_text(rows):
+    records = [{"id": i, "by_id": {f"u{i}_{j}": j for j in range(20)}, "few": {"a": i}} for i in range(4000)]
+    got, bad = rows("x.jsonl", "".join(json.dumps(record) + "\n" for record in records))
+    assert bad == {}
+    assert [row | {"by_id": json.loads(row["by_id"])} for row in got] == records
+    nested = [{"id": i, "x": {f"k{j}": {f"m{n}": n for n in range(20)} for j in range(20)}} for i in range(3)]
+    got, _ = rows("y.jsonl", "".join(json.dumps(record) + "\n" for record in nested))
+    assert [json.loads(row["x"]) for row in got] == [record["x"] for record in nested]
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.json"])
+def test_half_a_surrogate_pair_costs_its_record_wherever_it_is(rows, name):
+    records = [
+        '{"id": 0}',
+        '{"\\ud83d": 1}',
+        '{"id": {"\\udc00": 1}}',
+        '{"id": ["\\ud83d"]}',
+        '{"id": 4, "\\ud83d\\ude00": 1}',
+    ]
+    content = "[" + ",\n".join(records) + "]" if name == "x.json" else "\n".join(records)
+    got, bad = rows(name, content)
+    assert [row["id"] for row in got] == [0, 4]
+    why = "holds half a surrogate pair, which is no text"
+    assert {row: reason for row, (reason, _) in bad.items()} == dict.fromkeys((1, 2, 3), why)
+
+
+def test_blank_cells_of_a_header_are_columns(rows):
+    got, _ = rows("x.csv", "id,text,,\n1,a,b,\n2,c,,d\n")
+    assert got == [
+        {"id": "1", "text": "a", "column_3": "b", "column_4": ""},
+        {"id": "2", "text": "c", "column_3": "", "column_4": "d"},
+    ]
+    assert rows("y.csv", ",text\n1,a\n")[0] == [{"": "1", "text": "a"}]  # the index of pandas
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (gzip.compress(b"text\na\n"), "is no text, but compressed with gzip: name it .gz"),
+        (bz2.compress(b"text\na\n"), "is no text, but compressed with bzip2: name it .bz2"),
+        (b"PK\x03\x04" + bytes(100), "is no text, but a zip archive"),
+        ("text\na\n".encode("utf-16-le"), "is not utf-8; it looks like utf-16-le"),
+        ("text\na\n".encode("utf-16-be"), "is not utf-8; it looks like utf-16-be"),
+    ],
+)
+@pytest.mark.parametrize("name", ["x.csv", "x.jsonl"])
+def test_a_file_of_something_else_is_named_for_what_it_is(tmp_path, content, message, name):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=re.escape(message)):
+        plan(tmp_path / name, tmp_path / "out")
+
+
+def test_zero_bytes_in_a_row_are_no_utf16(rows):
+    assert rows("x.csv", "text,more\n" + "\0" * 3001 + ",b\n")[0] == [{"text": "\0" * 3001, "more": "b"}]
