@@ -179,7 +179,7 @@ def _choose_data(found: InputFiles, entries: list[Entry]) -> None:
             continue
         if file_format(entry.path):
             found.versions[entry.path] = _version(entry)
-        elif may_be_data(entry.path):
+        elif entry.size and may_be_data(entry.path):
             found.left_out.append(found.name(entry.path))
 
 

@@ -67,7 +67,9 @@ def list_remote(filesystem: fs.FileSystem, folder: str, pattern: str | None = No
         elif is_table_metadata(info.path):
             listing.marks.add(info.path)
         wanted = hidden is None if pattern is None else _matches(info.path, pattern)
-        if wanted:
+        if wanted and "//" in info.path:
+            listing.broken[info.path] = "its key has an empty part (//), which Arrow does not open; copy it elsewhere"
+        elif wanted:
             listing.entries.append(entry_of(filesystem, info))
     return listing
 
