@@ -145,9 +145,13 @@ def build(args: dict[str, Any]) -> serve.Application:
     checkpoint has now: one that finds others does not start. Raises click.ClickException, shown as one line, for
     mistakes.
     """
+    from pipelines.tasks.base import task_class  # not for the HTTP process, which imports this module, too
+
     try:
         options = _placed(service_options(args))
         checkpoints = check_checkpoints(options.models)
+        models = tuple(task_class(model.task).read_files(model) for model in options.models)
+        options = options.model_copy(update={"models": models})
     except UserError as error:
         raise click.ClickException(str(error)) from None  # one line in place of a traceback
     if options.one_process:

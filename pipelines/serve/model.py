@@ -68,7 +68,8 @@ class ModelServer:
 
         `checkpoint`: the one that the service was deployed with; None: what the options name, as it is now.
         """
-        self.options, self.task_cls = options, task_class(options.task)
+        self.task_cls = task_class(options.task)
+        self.options = options = self.task_cls.read_files(options)
         self.checkpoint = checkpoint or Checkpoint.open(options.model, options.revision)
         self.task_cls.check(self.checkpoint)
         self.task = self.task_cls.from_checkpoint(self.checkpoint, options)

@@ -110,6 +110,11 @@ class Task(ABC):
         """The task as `pipeline` runs it, where transformers' defaults differ from those of the corpus job."""
         return cls.from_checkpoint(checkpoint, options)
 
+    @classmethod
+    def read_files(cls, options: Any) -> Any:
+        """Return options that name no file, with the content of one that is named: a service reads it once."""
+        return options
+
     @property
     @abstractmethod
     def columns(self) -> pa.Schema:

@@ -29,6 +29,12 @@ from pipelines.tasks.postprocess import list_array, sigmoid, softmax
 class ZeroShotPipeline(Pipeline):
     """zero-shot-classification: {sequence, labels, scores}, from the best label to the worst."""
 
+    def __init__(self, *arguments: Any):
+        super().__init__(*arguments)
+        task: Any = self.predictor.task
+        if self.options.pop("labels_file", None) is not None:  # which is not read again
+            self.options["labels"] = task.labels
+
     def __call__(self, sequences: Any, candidate_labels: Any = None, **options: Any) -> Any:  # type: ignore[override]
         """Score `candidate_labels`, a list or a comma-separated text, of a text or of several.
 
@@ -48,7 +54,11 @@ class ZeroShotPipeline(Pipeline):
     def arguments(self, options: Mapping[str, Any]) -> dict[str, Any]:
         given = dict(options)
         labels = given.pop("candidate_labels", None)
-        return super().arguments(given if labels is None else given | {"labels": labels})
+        if labels is not None:
+            given["labels"] = labels
+        elif given.get("labels_file") is not None:  # a file of a call comes before the labels of the pipeline
+            given.setdefault("labels", None)
+        return super().arguments(given)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +112,10 @@ class ZeroShot(Task):
             num_labels=config.num_labels,
             entailment=entailing[0],
         )
+
+    @classmethod
+    def read_files(cls, options: Any) -> Any:
+        return options.model_copy(update={"labels": _given_labels(options), "labels_file": None})
 
     def info(self, checkpoint: Checkpoint) -> dict[str, Any]:
         names = [checkpoint.config.id2label[i] for i in range(self.num_labels)]

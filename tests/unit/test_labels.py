@@ -201,6 +201,28 @@ def test_labels_in_a_file(model: str, tmp_path: Path) -> None:
     )
 
 
+def test_a_file_of_labels_is_read_once(model: str, tmp_path: Path) -> None:
+    """In memory and online; a call may name another file, which comes before the labels of the pipeline."""
+    file, other = tmp_path / "labels", tmp_path / "other"
+    file.write_text("cat\nmat\n")
+    call = pipeline("zero-shot-classification", model, labels_file=str(file))
+    entry = {"name": "nli", "task": "zero_shot", "model": model, "labels_file": str(file)}
+    models = LocalModelClient(served_models([entry]))
+    other.write_text("red\ngreen\n")
+    for content in (b"dog\nfrog\n", b"dog\ndog\n", b"", None):
+        if content is None:
+            file.unlink()
+        else:
+            file.write_bytes(content)
+        assert sorted(call("a", multi_label=bool(content))["labels"]) == ["cat", "mat"], content
+        assert sorted(call("a", labels_file=str(other))["labels"]) == ["green", "red"]
+        assert sorted(call("a", ["x", "y"])["labels"]) == ["x", "y"]
+        models.models["nli"]._task.cache_clear()
+        answer = asyncio.run(models.predict("nli", PredictRequest(["a"], {"top_k": 1 + bool(content)})))
+        assert {each["label"] for each in answer.results[0]} <= {"cat", "mat"}, content
+    models.close()
+
+
 def test_a_text_of_labels_in_an_option_is_comma_separated() -> None:
     """As in transformers, and on the command line: a line end is a character as any other."""
     assert TASKS["zero_shot"].parse({"labels": "New\nYork, a\u2028b ,"}).labels == ["New\nYork", "a\u2028b"]
