@@ -110,8 +110,17 @@ def cut(document: Text, most: int) -> Text:
 
 
 def readable(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Replace invalid UTF-8 in a column of strings, or of lists of these, by U+FFFD, so that every reader opens it."""
+    """Replace invalid UTF-8 in a column of strings by U+FFFD, so that every reader opens it.
+
+    The strings may be in lists or in a dictionary.
+    """
     type_ = column.type
+    if pa.types.is_dictionary(type_) and _is_string(type_.value_type):
+        chunks = []
+        for chunk in column.chunks:
+            words = readable(pa.chunked_array([chunk.dictionary])).combine_chunks()
+            chunks.append(pa.DictionaryArray.from_arrays(chunk.indices, words, ordered=type_.ordered))
+        return pa.chunked_array(chunks, type_)
     if _is_string(type_):
         values = column.cast(pa.large_binary()).to_pylist()
         return pa.chunked_array([pa.array([_readable(value) for value in values], type_)])
