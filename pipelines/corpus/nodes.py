@@ -69,9 +69,10 @@ def _look(output: Folder, run: str, source: Location) -> str | None:
         return f"does not see the output '{output}' of this job"
     try:
         filesystem, path = source.filesystem_and_path
-        folder = WILDCARD.split(path, maxsplit=1)[0].rpartition("/")[0]
-        if filesystem.get_file_info(folder or "/").type == fs.FileType.NotFound:
-            return f"does not see the folder of the input '{source}'"
+        if WILDCARD.search(path):
+            path = WILDCARD.split(path, maxsplit=1)[0].rpartition("/")[0]
+        if filesystem.get_file_info(path or "/").type == fs.FileType.NotFound:
+            return f"does not see the input '{source}'"
     except (OSError, ValueError) as error:
         return f"cannot read the input '{source}': {one_line(error)}"
     return None
