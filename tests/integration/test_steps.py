@@ -134,7 +134,7 @@ def test_two_steps_share_one_gpu(tmp_path, monkeypatch):
     """On a GPU that Ray believes in, with a stand-in for the model."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     hook = {"worker_process_setup_hook": standin_gpu.install_quick}
-    with own_ray(num_cpus=2, num_gpus=1, include_dashboard=False, runtime_env=hook):
+    with own_ray(num_cpus=4, num_gpus=1, include_dashboard=False, runtime_env=hook):
         dataset = ray.data.read_parquet(str(messages(tmp_path)))
         check(classify(device="cuda", prefix="c_")(classify(device="cuda")(dataset)), "", "c_")
 
