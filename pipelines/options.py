@@ -708,7 +708,7 @@ def from_call(options_class: type[Options], values: Mapping[str, Any]) -> Option
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """The options in a YAML file: a mapping whose names have hyphens or underscores; UserError for another content."""
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig")) or {}
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"--config {path}: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
