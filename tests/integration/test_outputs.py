@@ -1,0 +1,140 @@
+"""Output folders: every library opens their parts, those of earlier versions go on, and no other file is a part."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import datasets
+import duckdb
+import pandas as pd
+import polars
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import pytest
+from conftest import REPOSITORY
+
+from pipelines import run_corpus
+from pipelines.input.names import first_portable_name
+from pipelines.storage import Folder
+
+MODEL = str(REPOSITORY / "jobs/demo/intent-classifier")
+pytestmark = pytest.mark.usefixtures("in_process")
+
+
+def write(path: Path, *ids: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    texts = [None if i == 13 else f"wake me at {i}" for i in ids]
+    pq.write_table(pa.table({"id": list(ids), "text": texts}), path)
+
+
+def run(tmp_path: Path, **options):
+    return run_corpus("classify", input=str(tmp_path / "in"), output=str(tmp_path / "out"), model=MODEL, **options)
+
+
+def test_the_parts_open_as_one_table_in_every_library(tmp_path, monkeypatch):
+    write(tmp_path / "in" / "élections.parquet", 1, 13, 2)
+    write(tmp_path / "in" / "_year=2024" / "(copy) x.parquet", 3)
+    write(tmp_path / "in" / "Ä" / "A.parquet", 4)
+    write(tmp_path / "in" / "Ä" / "a.parquet", 5)
+    done = run(tmp_path)
+    assert (done.rows, done.labelled, done.rejected) == (6, 5, 1)
+    data = tmp_path / "out" / "data"
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    found = {
+        "pyarrow": ds.dataset(data).to_table()["id"].to_pylist(),
+        "parquet": pq.read_table(data)["id"].to_pylist(),
+        "pandas": pd.read_parquet(data)["id"].tolist(),
+        "polars": polars.read_parquet(data)["id"].to_list(),
+        "scan": polars.scan_parquet(data).collect()["id"].to_list(),
+        "duckdb": [row for (row,) in duckdb.connect().execute(f"select id from '{data}/*.parquet'").fetchall()],
+        "datasets": datasets.load_dataset(str(data), cache_dir=str(tmp_path / "cache"))["train"]["id"][:],
+        "root": ds.dataset(tmp_path / "out").to_table()["id"].to_pylist(),
+    }
+    assert {name: sorted(ids) for name, ids in found.items()} == {key: [1, 2, 3, 4, 5] for key in found}
+    assert all(name.endswith(".parquet") for name in os.listdir(data))
+
+
+def test_an_output_of_an_earlier_version_goes_on(tmp_path, monkeypatch):
+    write(tmp_path / "in" / "a b.parquet", 1, 13)
+    write(tmp_path / "in" / "C.parquet", 2)
+    with monkeypatch.context() as earlier:
+        earlier.setattr("pipelines.corpus.plan.PARTS", "")
+        earlier.setattr("pipelines.corpus.plan.portable_name", first_portable_name)
+        run(tmp_path)
+    out = tmp_path / "out"
+    record = json.loads((out / "_run.json").read_text())
+    del record["parts"]
+    (out / "_run.json").write_text(json.dumps(record))
+    before = {path.name: path.stat().st_mtime_ns for path in out.glob("*.parquet")}
+    assert sorted(name.partition("parquet")[0] for name in before) == ["C.", "a_b."]
+    assert run(tmp_path).rows == 0
+    write(tmp_path / "in" / "élections.parquet", 3)
+    done = run(tmp_path)
+    assert (done.rows, done.parts) == (1, "")
+    assert not (out / "data").exists()
+    after = {path.name: path.stat().st_mtime_ns for path in out.glob("*.parquet")}
+    assert before.items() <= after.items()
+    assert sorted(pq.read_table(path)["id"][0].as_py() for path in out.glob("*.parquet")) == [1, 2, 3]
+    assert run(tmp_path).rows == 0
+    assert run(tmp_path, overwrite=True).parts == "data"
+    assert sorted(ds.dataset(out / "data").to_table()["id"].to_pylist()) == [1, 2, 3]
+    assert list(out.glob("*.parquet")) == []
+
+
+def test_what_others_leave_among_the_parts_is_no_part(tmp_path):
+    write(tmp_path / "in" / "a.parquet", 1, 2)
+    run(tmp_path)
+    data = tmp_path / "out" / "data"
+    names = ["merged.parquet", "my-labelled-data.parquet", "a.parquet-0-1.parquet"]
+    for name in names:
+        pq.write_table(pa.table({"id": [7]}), data / name)
+    for name in (".a.parquet-00000000-000000000-000000002.parquet.4242", "._SUCCESS.crc"):
+        (data / name).write_bytes(b"")
+    write(tmp_path / "in" / "b.parquet", 3)
+    done = run(tmp_path)
+    assert done.rows == 1
+    assert f"3 files among the parts are not of this job, and are read with them: {', '.join(sorted(names))}" in str(
+        done
+    )
+    assert done.dataset is not None
+    record = json.loads((tmp_path / "out" / "_run.json").read_text())
+    assert (record["totals"]["rows"], record["totals"]["shards"], record["complete"]) == (3, 2, True)
+    assert sorted(name for name in os.listdir(data) if name.startswith(".")) == ["._SUCCESS.crc"]
+
+
+@pytest.mark.parametrize("pattern", ["data/**/*.parquet", "data/*/*.parquet", "data/*/*/*.parquet"])
+@pytest.mark.parametrize("keep", [None, ["text"]])
+def test_nights_of_a_glob_that_matches_the_output_label_each_row_once(tmp_path, pattern, keep):
+    write(tmp_path / "data" / "x" / "y" / "a.parquet", *range(20, 50))
+    write(tmp_path / "data" / "x" / "b.parquet", *range(50, 90))
+    want = None
+    for _ in range(3):
+        out = tmp_path / "data" / "labelled"
+        run_corpus("classify", input=str(tmp_path / pattern), output=str(out), model=MODEL, keep_columns=keep)
+        texts = sorted(ds.dataset(out / "data").to_table()["text"].to_pylist())
+        want = want or texts
+        assert texts == want
+    assert len(set(want)) == len(want) >= 30
+
+
+def test_a_column_that_nobody_uses_may_have_any_type(tmp_path):
+    union = pa.UnionArray.from_sparse(pa.array([0, 1], pa.int8()), [pa.array([1, 2]), pa.array(["a", "b"])])
+    for name, column in (
+        ("a", union),
+        ("b", pa.array([b"\xff", b"x"])),
+        ("c", pa.array([1, 2])),
+        ("d", pa.array(["x", "y"])),
+    ):
+        table = pa.table({"text": ["wake me at six", None], "x": column})
+        (tmp_path / "in").mkdir(exist_ok=True)
+        with pa.ipc.new_file(tmp_path / "in" / f"{name}.arrow", table.schema) as writer:
+            writer.write_table(table)
+    done = run(tmp_path, keep_columns=["text"])
+    assert (done.labelled, done.rejected, done.failed) == (4, 4, {})
+    rejects = ds.dataset(tmp_path / "out" / "_rejected").to_table()
+    assert "x" not in rejects.column_names
+    assert rejects["_reason"].to_pylist() == ["text is null"] * 4
+    assert Folder.at(str(tmp_path / "out")).files("data")
