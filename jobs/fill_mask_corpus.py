@@ -5,10 +5,10 @@ python jobs/fill_mask_corpus.py --input sentences/ --output filled/ --model answ
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from pipelines.command import run_command
+from pipelines.signals import end_process
 
 DEMO = Path(__file__).parent / "demo"
 DEFAULTS = {
@@ -18,4 +18,4 @@ DEFAULTS = {
 }
 
 if __name__ == "__main__":
-    sys.exit(run_command("fill", DEFAULTS))
+    end_process(run_command("fill", DEFAULTS))

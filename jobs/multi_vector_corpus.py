@@ -5,9 +5,8 @@ python jobs/multi_vector_corpus.py --input articles/ --output vectors/ --model m
 
 from __future__ import annotations
 
-import sys
-
 from pipelines.command import run_command
+from pipelines.signals import end_process
 
 if __name__ == "__main__":
-    sys.exit(run_command("multi_vector"))
+    end_process(run_command("multi_vector"))

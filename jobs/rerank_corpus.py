@@ -5,9 +5,8 @@ python jobs/rerank_corpus.py --input candidates/ --output scored/ --model my-org
 
 from __future__ import annotations
 
-import sys
-
 from pipelines.command import run_command
+from pipelines.signals import end_process
 
 if __name__ == "__main__":
-    sys.exit(run_command("rerank"))
+    end_process(run_command("rerank"))

@@ -5,9 +5,8 @@ python jobs/sparse_corpus.py --input articles/ --output weights/ --model my-org/
 
 from __future__ import annotations
 
-import sys
-
 from pipelines.command import run_command
+from pipelines.signals import end_process
 
 if __name__ == "__main__":
-    sys.exit(run_command("sparse"))
+    end_process(run_command("sparse"))

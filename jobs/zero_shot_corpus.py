@@ -5,9 +5,8 @@ python jobs/zero_shot_corpus.py --input articles/ --output labelled/ --model my-
 
 from __future__ import annotations
 
-import sys
-
 from pipelines.command import run_command
+from pipelines.signals import end_process
 
 if __name__ == "__main__":
-    sys.exit(run_command("zero_shot"))
+    end_process(run_command("zero_shot"))

@@ -8,57 +8,70 @@ question-answering reads {"question", "context"} as JSON, rerank {"query", "text
 
 from __future__ import annotations
 
-import json
-import logging
-import os
 import sys
 from itertools import islice
+from typing import Any
 
-from pipelines.command import parse, prefix_flag
-from pipelines.errors import UserError
-from pipelines.options import TASKS, command_options, task_named
+from pipelines import signals
 
-_TASKS = [alias for task in TASKS.values() for alias in task.aliases]
 _LINES = 512  # predicted together
 
 
 def main(arguments: list[str]) -> int:
-    """Run the task that the first argument names; the exit code: 0, 1 where lines had no answer, 2 for a mistake."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    if not arguments or arguments[0] not in _TASKS:
-        print(f"usage: python -m pipelines TASK --model MODEL [options]\nTASK: {', '.join(_TASKS)}", file=sys.stderr)
+    """Run the task that the first argument names; the exit code: 0, 1 where lines had no answer, 2 for a mistake.
+
+    Signals end the process from here on.
+    """
+    signals.take_over()
+    from pipelines.errors import UserError
+    from pipelines.options import TASKS, task_named
+    from pipelines.report.text import log_in_lines, printable_lines, say
+    from pipelines.storage import redact
+
+    log_in_lines()
+    names = dict.fromkeys(name for task in TASKS.values() for name in (task.task, *task.aliases))
+    if not arguments or arguments[0] not in names:
+        say(f"usage: python -m pipelines TASK --model MODEL [options]\nTASK: {', '.join(names)}", sys.stderr)
         return 0 if arguments[:1] in (["-h"], ["--help"]) else 2
-    task = task_named(arguments[0])
-    options_class = command_options(task.task)
+    from pipelines.arguments import parse, prefix_flag
+    from pipelines.options import command_options
+
+    options_class = command_options(task_named(arguments[0]).task)
     try:
         options = parse(options_class, arguments[1:], {})
         if options.model is None:
             raise UserError("--model is missing")
-        from pipelines.inmemory import pipeline  # torch takes seconds, which a wrong option should not
-
-        values = {name: getattr(options, name) for name in task.model_fields}
-        pipe = pipeline(
-            arguments[0], options.model, device=None if options.device == "auto" else options.device,
-            dtype=options.dtype, budget_tokens=options.budget_tokens,
-            **{name: value for name, value in values.items() if value is not None},
-        )  # fmt: skip
-        sys.stdin.reconfigure(encoding="utf-8", errors="replace", newline="\n")  # type: ignore[union-attr]
-        sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
-        failed = False
-        while lines := [line.rstrip("\r\n") for line in islice(sys.stdin, _LINES)]:
-            for result in pipe.predict_lines(lines):
-                print(json.dumps(result, ensure_ascii=False), flush=True)
-                failed |= isinstance(result, dict) and "error" in result
-        return int(failed)
+        return _predict_lines(arguments[0], options)
     except BrokenPipeError:  # the reader, head for one, has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except KeyboardInterrupt:
-        return 130
     except ValueError as error:
-        print(f"error: {prefix_flag(str(error), options_class)}", file=sys.stderr)
+        say(f"error: {printable_lines(redact(prefix_flag(str(error), options_class)))}", sys.stderr)
         return 2
 
 
+def _predict_lines(name: str, options: Any) -> int:
+    from pipelines.inmemory import pipeline  # torch takes seconds, which a wrong option should not
+    from pipelines.options import task_named
+    from pipelines.report.text import json_line
+
+    values = {option: getattr(options, option) for option in task_named(name).model_fields}
+    pipe = pipeline(
+        name,
+        options.model,
+        device=None if options.device == "auto" else options.device,
+        dtype=options.dtype,
+        budget_tokens=options.budget_tokens,
+        **{option: value for option, value in values.items() if value is not None},
+    )
+    sys.stdin.reconfigure(encoding="utf-8", errors="replace", newline="\n")  # type: ignore[union-attr]
+    sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
+    failed = False
+    while lines := [line.rstrip("\r\n") for line in islice(sys.stdin, _LINES)]:
+        for result in pipe.predict_lines(lines):
+            print(json_line(result), flush=True)
+            failed |= isinstance(result, dict) and "error" in result
+    return int(failed)
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    signals.end_process(main(sys.argv[1:]))

@@ -18,6 +18,7 @@ import pytest
 from conftest import REPOSITORY
 from ray.data import DataContext, Dataset
 
+from pipelines import signals
 from pipelines.corpus import execute, stages
 from pipelines.corpus.run import run_corpus
 from pipelines.corpus.wire import shard_row
@@ -96,7 +97,9 @@ def _run(call: Callable[[], Any], arguments: list[object], cwd: Path) -> subproc
     sys.argv = [str(argument) for argument in arguments]
     os.chdir(cwd)
     try:
-        with redirect_stdout(out), redirect_stderr(err):
+        with redirect_stdout(out), redirect_stderr(err), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(signals, "take_over", lambda _="": None)  # of a process of its own
+            patch.setattr(signals, "end_process", sys.exit)
             call()
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)

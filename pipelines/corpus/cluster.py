@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import ray
 from ray.exceptions import AuthenticationError, RayError
 
 from pipelines.errors import JobError, UserError
+from pipelines.signals import kept_signals
 
 _ANSWERS_S = 10.0
 """How long a Ray has to answer before it counts as unreachable."""
@@ -32,7 +31,8 @@ def cluster_resources() -> dict[str, float]:
         with _stderr_closed():  # Ray reports in a line of its own that this level was set
             _check_reachable()
             try:
-                ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+                with kept_signals():
+                    ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
             except (RayError, OSError, RuntimeError) as error:
                 raise JobError(f"Ray cannot be used: {' '.join(str(error).split())}") from error
     return ray.cluster_resources()
@@ -113,32 +113,16 @@ def log_ray_data_to_file() -> Path:
     return path
 
 
-class Stopped(BaseException):
-    """SIGTERM came: the scheduler, the cluster or a person wants the job to stop."""
-
-
-@contextmanager
-def stopped_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM raise Stopped within the block, as Ctrl-C raises KeyboardInterrupt; Ray's own handler just exits."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(*_: object) -> None:
-        raise Stopped
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 @contextmanager
 def _stderr_closed() -> Iterator[None]:
     """Drop what the process, native code included, writes to stderr within the block; exceptions are raised as ever."""
-    sys.stderr.flush()
-    stderr = os.dup(2)
+    with suppress(OSError, ValueError):  # nobody reads it any more
+        sys.stderr.flush()
+    try:
+        stderr = os.dup(2)
+    except OSError:  # the process has none
+        yield
+        return
     with open(os.devnull, "wb") as devnull:
         os.dup2(devnull.fileno(), 2)
     try:

@@ -10,6 +10,7 @@ import gc
 import json
 import logging
 import re
+import time
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from ray.data.context import AutoscalingConfig
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipelines.corpus.cluster import describe_cluster, log_ray_data_to_file, stopped_by_sigterm
+from pipelines.corpus.cluster import describe_cluster, log_ray_data_to_file
 from pipelines.corpus.nodes import check_nodes
 from pipelines.corpus.placement import (
     cores_per_gpu,
@@ -42,6 +43,7 @@ from pipelines.input.shards import Shard
 from pipelines.output.folder import REJECTED
 from pipelines.output.shard_stats import ShardStatsBuilder
 from pipelines.report.progress import progress_bar
+from pipelines.report.text import say
 
 MAX_SHARDS_TO_SPLIT = 32
 """Where more shards are lost at once it was the machines, not the rows: they are run again whole."""
@@ -69,6 +71,7 @@ class Execution:
         self.failed: dict[str, str] = {}
         """The names of the shards, and the paths of the files, that failed, with the reason."""
         self._rows = sum(shard.rows for shard in todo)
+        self._epoch = time.time() - time.monotonic()
         self._seen_rows = self._labelled = self._round = 0
         self._rejects: Counter[str] = Counter()
         self._blamed: Counter[str] = Counter()
@@ -92,17 +95,15 @@ class Execution:
             return
         check_nodes(self.job)
         low, high = (min(n or len(self.todo), len(self.todo)) for n in pool_size(actors, self.job.device))
-        print(describe_cluster(), flush=True)
+        say(describe_cluster())
         on_gpus = self.job.device == "cuda"
         wanted = cores_per_gpu(self.job.model.config, self.job.task.needs_details) if on_gpus else 1
         pool = f"{low} actors" if low == high else f"{low} to {high} actors"
-        print(
-            f"labelling {self._rows:,} rows in {len(self.todo)} shards: {pool} on {self.job.device} in "
-            f"{self.job.dtype}",
-            flush=True,
+        say(
+            f"labelling {self._rows:,} rows in {len(self.todo)} shards: {pool} on {self.job.device} in {self.job.dtype}"
         )
         watch = _start_here(_WATCH)
-        with stopped_by_sigterm(), progress_bar(self._rows, lambda: ray.get(watch.counts.remote())):
+        with progress_bar(self._rows, lambda: ray.get(watch.counts.remote())):
             wait_for_places(low, self.job.device, wait_s)
             if on_gpus:
                 warn_of_few_cores(low, wanted)
@@ -212,7 +213,8 @@ class Execution:
                 self._add(json.loads(committed.stats))
 
     def _add(self, stats: dict[str, Any]) -> None:
-        self.stats.add(stats)
+        # The clocks of workers may differ from the driver's, and that one may be set while the job runs.
+        self.stats.add(stats | {"run": self.job.run, "committed_at": self._epoch + time.monotonic()})
         self._seen_rows += stats["rows"]
         self._labelled += stats["labelled"]
         self._rejects.update(stats["rejects"])

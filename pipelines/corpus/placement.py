@@ -21,6 +21,7 @@ from modernbert.config import ModernBertConfig
 from pipelines.corpus.cluster import cluster_resources, started_here
 from pipelines.errors import JobError, UserError
 from pipelines.report.progress import format_duration, repeated
+from pipelines.report.text import say
 
 TOKEN_CPU_S, TOKEN_DETAILS_CPU_S = 2.0e-6, 3.5e-6
 """The CPU seconds that a token takes to be read, tokenised and committed, without and with its place in the text, which
@@ -195,7 +196,7 @@ def _plural(count: int, unit: str) -> str:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    say(line, sys.stderr)
 
 
 def cores_per_gpu(config: ModernBertConfig, details: bool) -> int:

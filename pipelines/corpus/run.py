@@ -8,11 +8,12 @@ from functools import partial
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 from ray.data import Dataset
 
 from pipelines.corpus import summary
-from pipelines.corpus.cluster import Stopped, cluster_resources
+from pipelines.corpus.cluster import cluster_resources
 from pipelines.corpus.dry_run import dry_run_report
 from pipelines.corpus.execute import Execution, unwritable
 from pipelines.corpus.plan import Job, plan_job, with_columns
@@ -27,9 +28,8 @@ from pipelines.output.lease import Lease, OutputInUse, lease
 from pipelines.output.record import PARTS, RunRecord
 from pipelines.output.shard_stats import add_up
 from pipelines.report.html import render
+from pipelines.signals import delayed_signals, how_stopped, raised_signals
 from pipelines.storage import Folder
-
-_OUTCOMES = {Stopped: "stopped", KeyboardInterrupt: "interrupted"}
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def run_job(options: CorpusOptions) -> Outcome:
     job, found, fingerprint = plan_job(options)
     output.open_output(job.folder, fingerprint, options.overwrite)
     try:
-        with lease(job.folder, job.run) as held:
+        with delayed_signals(), lease(job.folder, job.run) as held, raised_signals():
             return _run(options, job, found, fingerprint, held)
     except OutputInUse as error:
         if options.if_running == "fail":
@@ -150,7 +150,7 @@ def _run(options: CorpusOptions, job: Job, found: Inspection, fingerprint: dict[
         held.check()
         attempt.outcome = "failed" if execution.failed else "complete"
     except BaseException as error:
-        attempt.outcome = _OUTCOMES.get(type(error), f"error: {error}")
+        attempt.outcome = how_stopped(error) or f"error: {error}"
         raise
     finally:
         stats = execution.stats.table()
@@ -158,7 +158,8 @@ def _run(options: CorpusOptions, job: Job, found: Inspection, fingerprint: dict[
         attempt.seconds = time.monotonic() - started
         attempt.rows, attempt.tokens = totals["rows"], totals["tokens"]
         if not held.lost.is_set():  # else the record is another run's
-            missing = finish(job, record, stats, execution.failed)
+            with delayed_signals():
+                missing = finish(job, record, stats, execution.failed, {shard.name for shard in todo})
     if missing:
         raise JobError(
             f"{len(missing):,} parts that were reported as written are not in the output '{job.folder}': "
@@ -179,18 +180,26 @@ def _run(options: CorpusOptions, job: Job, found: Inspection, fingerprint: dict[
     )
 
 
-def finish(job: Job, record: RunRecord, stats: pa.Table, failed: dict[str, str]) -> set[str]:
+def finish(job: Job, record: RunRecord, stats: pa.Table, failed: dict[str, str], todo: set[str]) -> set[str]:
     """Write what is known of the output after a run: the stats of its shards, the record of its runs, the report.
 
+    `stats` are those of the shards that the driver has heard of, `todo` the names of all that the run was to do.
     Returns the shards whose commits were reported, but whose parts are not in the output: the run is not complete then.
     """
     try:
-        all_stats, missing = output.write_shard_stats(job.folder, job.parts, stats)
+        attempt = record.attempts[-1]
+
+        def run_of(name: str, written: float) -> str | None:
+            return attempt.run if name in todo else record.run_at(written)
+
+        all_stats, missing = output.write_shard_stats(job.folder, job.parts, stats, run_of)
+        own = add_up(all_stats.filter(pc.equal(all_stats["run"], attempt.run)))
+        attempt.rows, attempt.tokens = own["rows"], own["tokens"]
         if missing:
-            record.attempts[-1].outcome = "failed"
+            attempt.outcome = "failed"
             failed = failed | dict.fromkeys(missing, "its part is not in the output")
         record.totals, record.failed = add_up(all_stats), failed
-        record.complete = record.attempts[-1].outcome == "complete"
+        record.complete = attempt.outcome == "complete"
         record.write(job.folder)
         job.folder.write_atomic(output.REPORT, render(summary.report(job, record, all_stats)).encode())
     except OSError as error:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 import ray
 from ray.exceptions import RayError
 
-from pipelines.corpus.cluster import stopped_by_sigterm
 from pipelines.corpus.execute import unwritable
 from pipelines.corpus.nodes import check_nodes
 from pipelines.corpus.plan import Job
@@ -15,6 +14,7 @@ from pipelines.errors import JobError
 from pipelines.input.inspection import Inspection, one_line
 from pipelines.input.staging import STAGED, StagedFile, StageTask, StagingFailed, read_staged, stage
 from pipelines.input.text import TextOptions
+from pipelines.report.text import say
 from pipelines.storage import Folder, Location, redact
 
 _CHECK_S = 1.0
@@ -43,9 +43,8 @@ def stage_files(job: Job, found: Inspection, paths: list[str], check: Callable[[
     todo = [task for each in tasks.values() for task in each if task.name not in results]
     if todo:
         check_nodes(job)
-        print(f"reading {len(todo):,} {found.format} file(s) into {job.folder}/{STAGED}", flush=True)
-        with stopped_by_sigterm():
-            results |= _run(job, found, todo, check)
+        say(f"reading {len(todo):,} {found.format} file(s) into {job.folder}/{STAGED}")
+        results |= _run(job, found, todo, check)
     for path in paths:
         _add(found, path, [results[task.name] for task in tasks[path]])
 

@@ -16,13 +16,15 @@ import pyarrow.parquet as pq
 from pipelines.corpus.plan import Job
 from pipelines.input.shards import Corpus
 from pipelines.output import folder as output
-from pipelines.output.record import Attempt, RunRecord
+from pipelines.output.record import RUN, Attempt, RunRecord
 from pipelines.output.shard_stats import LENGTH_EDGES, SCORE_EDGES, add_up
+from pipelines.report.html import group_failures
 from pipelines.report.progress import format_duration
-from pipelines.storage import redact_credentials
+from pipelines.report.text import printable
 from pipelines.tasks.base import Task
 
-_SHOWN_LABELS, _SHOWN_ROWS, _SHOWN_WIDTH = 12, 5, 60
+_SHOWN_LABELS, _SHOWN_ROWS, _SHOWN_WIDTH, _SHOWN_TEXT = 12, 5, 60, 70
+_SHOWN_FAILURES, _SHOWN_NAMES = 12, 3
 _SLOWEST, _BINS, _SHOWN_ATTEMPTS = 10, 120, 20
 _PACKAGES = ("modernbert-ray", "ray", "torch", "tokenizers", "pyarrow", "numpy")
 
@@ -40,7 +42,7 @@ def input_changes(earlier: Corpus | None, corpus: Corpus) -> list[str]:
     if changed:
         lines.append(f"input      {changed:>9,}  changed files, whose rows are replaced")
     if missing:
-        shown = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
+        shown = printable(_few(missing))
         lines.append(
             f"input      {len(missing):>9,}  files have disappeared, and their rows stay in the output: {shown}"
         )
@@ -51,7 +53,7 @@ def format_summary(
     job: Job, totals: dict[str, Any], attempt: Attempt, failed: dict[str, str], changes: list[str], skipped: int
 ) -> str:
     """Describe what a run did, in lines for the terminal."""
-    lines = list(changes)
+    lines = [printable(change) for change in changes]
     if skipped:
         lines.append(f"{skipped} shards were in the output already")
     if totals["rows"]:
@@ -67,18 +69,37 @@ def format_summary(
             each, bytes_each = (totals[name] / totals["labelled"] for name in ("items", "item_bytes"))
             lines.append(f"{job.task.counted[1]:<10} {totals['items']:,}: {each:,.1f} a row, {bytes_each:,.0f} bytes")
         shown = list(labels.items())[:_SHOWN_LABELS]
-        lines += [f"label      {count:>9,}  {label}" for label, count in shown]
+        lines += [f"label      {count:>9,}  {printable(label)}" for label, count in shown]
         if len(labels) > len(shown):
             rest = sum(labels.values()) - sum(count for _, count in shown)
             lines.append(f"           {rest:>9,}  {len(labels) - len(shown)} other labels")
-        lines += [f"rejected   {count:>9,}  {reason}" for reason, count in list(rejects.items())[:_SHOWN_LABELS]]
-    lines += [f"failed     {name}: {error}" for name, error in failed.items()]
+        reasons = list(rejects.items())[:_SHOWN_LABELS]
+        lines += [f"rejected   {count:>9,}  {printable(reason)}" for reason, count in reasons]
+    lines += _failures(failed)
     lines += _first_rows(job)
-    lines.append(f"output     {job.folder}/{job.parts}".rstrip("/"))
+    folder = printable(str(job.folder))
+    lines.append(f"output     {folder}/{job.parts}".rstrip("/"))
     if totals["rejects"]:
-        lines.append(f"rejects    {job.folder}/{output.REJECTED}")
-    lines.append(f"report     {job.folder}/{output.REPORT}")
+        lines.append(f"rejects    {folder}/{output.REJECTED}")
+    lines.append(f"report     {folder}/{output.REPORT}")
     return "\n".join(lines)
+
+
+def _failures(failed: dict[str, str]) -> list[str]:
+    """Describe the files and shards that failed in a line for each reason, the most frequent first."""
+    groups = group_failures(failed)
+    lines = []
+    for reason, names in groups[:_SHOWN_FAILURES]:
+        number = f"{len(names):,} files or shards, " if len(names) > 1 else ""
+        lines.append(f"failed     {number}{printable(_few(names))}: {printable(reason)}")
+    if others := groups[_SHOWN_FAILURES:]:
+        rest = sum(len(names) for _, names in others)
+        lines.append(f"failed     {rest:,} others, for {len(others):,} other reasons: see {RUN}")
+    return lines
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:_SHOWN_NAMES]) + (", …" if len(names) > _SHOWN_NAMES else "")
 
 
 def _first_rows(job: Job) -> list[str]:
@@ -93,9 +114,10 @@ def _first_rows(job: Job) -> list[str]:
     shown = []
     for row in table.slice(0, _SHOWN_ROWS).to_pylist():
         text = " | ".join(" ".join(str(row[column]).split()) for column in job.text_columns)
-        shown.append((job.task.preview({name: row[stored] for stored, name in names.items()}), text))
+        answer = job.task.preview({name: row[stored] for stored, name in names.items()})
+        shown.append((printable(answer), printable(text[:_SHOWN_TEXT])))
     width = min(max((len(answer) for answer, _ in shown), default=0), _SHOWN_WIDTH)
-    return [f"example    {answer:<{width}}  {text[:70]}" for answer, text in shown]
+    return [f"example    {answer:<{width}}  {text}" for answer, text in shown]
 
 
 def describe_budget(job: Job) -> str:
@@ -115,6 +137,7 @@ def start_attempt(job: Job) -> Attempt:
         device=f"{job.device} in {job.dtype}",
         budget_tokens=job.budget_tokens,
         versions={"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
+        run=job.run,
     )
 
 
@@ -134,7 +157,7 @@ def report(job: Job, record: RunRecord, stats: pa.Table) -> dict[str, Any]:
         "settings": {
             "input": str(job.source),
             "text columns": ", ".join(job.text_columns),
-            "model": redact_credentials(job.model.model),
+            "model": job.model.name,
             "device": last["device"],
             "token budget": f"{describe_budget(job)} a packed batch",
             "long texts": long_documents_policy(job.task),
@@ -154,10 +177,22 @@ def report(job: Job, record: RunRecord, stats: pa.Table) -> dict[str, Any]:
     }
 
 
-def _attempt_of(stats: pa.Table, attempts: list[dict[str, Any]]) -> tuple[list[float], np.ndarray]:
-    """Return when each attempt began, and the number of the attempt that committed each shard."""
-    starts = [datetime.fromisoformat(each["started"]).timestamp() for each in attempts]
-    return starts, np.searchsorted(starts, stats["committed_at"].to_numpy(), side="right") - 1
+def _attempt_of(stats: pa.Table, attempts: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+    """Return when each attempt began, never before an earlier one, and the number of that which committed each shard.
+
+    A shard of an earlier version has no run: it counts for the last attempt that had begun when it was committed.
+    """
+    started = [datetime.fromisoformat(each["started"]).timestamp() for each in attempts]
+    starts = np.maximum.accumulate(started)  # a clock may have been set back
+    numbers = {each["run"]: number for number, each in enumerate(attempts) if each["run"]}
+    by_time = np.searchsorted(starts, _times(stats), side="right") - 1
+    runs = stats["run"].to_pylist()
+    known = [numbers.get(run, number) for run, number in zip(runs, by_time.tolist(), strict=True)]
+    return starts, np.array(known, dtype=int).clip(0, len(attempts) - 1)
+
+
+def _times(stats: pa.Table) -> np.ndarray:
+    return pc.fill_null(stats["committed_at"], 0.0).to_numpy()
 
 
 def _by_attempt(stats: pa.Table, attempts: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -173,9 +208,12 @@ def _by_attempt(stats: pa.Table, attempts: list[dict[str, Any]]) -> list[dict[st
 
 
 def _throughput(stats: pa.Table, attempts: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Compute tokens a second over the time of each attempt that committed something."""
+    """Compute tokens a second over the time of each attempt that committed something.
+
+    Times outside of their attempt, which another clock has given, count for its first or last moment.
+    """
     starts, attempt_of = _attempt_of(stats, attempts)
-    times, tokens = stats["committed_at"].to_numpy(), stats["tokens"].to_numpy()
+    times, tokens = _times(stats), stats["tokens"].to_numpy()
     series = []
     for number, start in enumerate(starts):
         within = attempt_of == number

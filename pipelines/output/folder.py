@@ -211,7 +211,7 @@ def commit_shard(folder: Folder, parts: str, stats: dict[str, Any], answered: pa
 
 
 def write_shard_stats(
-    folder: Folder, parts: str, new: pa.Table, run_of: Callable[[str, float], str | None] = lambda *_: None
+    folder: Folder, parts: str, new: pa.Table, run_of: Callable[[str, float], str | None]
 ) -> tuple[pa.Table, set[str]]:
     """Add the stats of a run's shards to those that are stored.
 

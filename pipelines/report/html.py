@@ -11,6 +11,7 @@ from markupsafe import Markup
 from pipelines.report import charts
 from pipelines.report.charts import MISSING, compact, count, percent
 from pipelines.report.progress import format_duration
+from pipelines.report.text import printable
 
 _SHOWN_LABELS, _SHOWN_REASONS, _SHOWN_FAILURES, _SHOWN_SHARDS = 12, 6, 20, 10
 _SHOWN_ATTEMPTS, _SHOWN_SETTINGS, _NAMED_ATTEMPTS, _FEW_LABELS = 10, 60, 12, 6
@@ -61,13 +62,13 @@ def render(report: dict[str, Any]) -> str:
 
 
 def _finalize(value: Any) -> Any:
-    """Converts each value that a template prints to text of bounded length that UTF-8 can encode."""
+    """Converts each value that a template prints to text of bounded length, without control characters."""
     if isinstance(value, Markup):  # what a macro returned; values of a report never are
         return value
     text = MISSING if value is None else str(value)
     if len(text) > _SHOWN_CHARACTERS:
         text = f"{text[: _SHOWN_CHARACTERS * 2 // 3]} … {text[-_SHOWN_CHARACTERS // 3 :]}"
-    return text.encode("utf-8", "replace").decode("utf-8")
+    return printable(text)
 
 
 _ENVIRONMENT = Environment(
@@ -98,12 +99,24 @@ def _error(report: dict[str, Any]) -> str | None:
     return outcome.removeprefix("error: ")
 
 
-def _failures(failed: dict[str, Any]) -> dict[str, Any] | None:
-    """Lists the files and shards that failed."""
+def group_failures(failed: dict[str, str]) -> list[tuple[str, list[str]]]:
+    """Group the names of what failed by the reason, the most frequent first."""
+    groups: dict[str, list[str]] = {}
+    for name, reason in failed.items():
+        groups.setdefault(reason, []).append(name)
+    return sorted(groups.items(), key=lambda group: -len(group[1]))
+
+
+def _failures(failed: dict[str, str]) -> dict[str, Any] | None:
+    """Lists the files and shards that failed, those with the same reason in a row."""
     if not failed:
         return None
-    rows = list(failed.items())[:_SHOWN_FAILURES]
-    others = len(failed) - len(rows)
+    groups = group_failures(failed)
+    rows = []
+    for reason, names in groups[:_SHOWN_FAILURES]:
+        more = f" and {len(names) - 1:,} others" if len(names) > 1 else ""
+        rows.append((f"{names[0]}{more}", reason))
+    others = sum(len(names) for _, names in groups[_SHOWN_FAILURES:])
     return {
         "title": "1 file or shard failed" if len(failed) == 1 else f"{len(failed):,} files or shards failed",
         "rows": rows,

@@ -6,26 +6,30 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import TextIO
 
 BAR_WIDTH = 28
 _TERMINAL_S, _LOG_S = 0.5, 5.0
+_ENDS_S = 2.0
+"""How long the last call may take, before its thread is left to itself."""
 
 
 def progress_line(rows: int, total: int, tokens: int, seconds: float, bar: bool) -> str:
     """Formats the progress of a job as one line: rows and tokens with their rates, and the time left at these rates.
 
     Args:
-        rows: rows done so far, more than 0 unless `total` is 0.
+        rows: rows done so far.
         total: rows to do.
         tokens: tokens done so far.
-        seconds: the time that they took, more than 0.
+        seconds: the time that they took.
         bar: whether the line begins with a bar.
     """
     share = min(rows / total, 1.0) if total else 1.0
-    left = format_duration(seconds * (1 - share) / share)
+    seconds = max(seconds, 1e-3)
+    left = f"{format_duration(seconds * (1 - share) / share)} left" if share else "the time left is not known"
     rates = f"{rows / seconds:,.1f} rows/s, {tokens / seconds:,.0f} tokens/s"
-    shown = f"{rows:,} of {total:,} rows, {tokens:,} tokens, {rates}, {left} left"
+    shown = f"{rows:,} of {total:,} rows, {tokens:,} tokens, {rates}, {left}"
     filled = round(share * BAR_WIDTH)
     return f"{share:4.0%} [{'#' * filled}{'.' * (BAR_WIDTH - filled)}] {shown}" if bar else f"{share:4.0%} {shown}"
 
@@ -42,22 +46,31 @@ def format_duration(seconds: float) -> str:
 def progress_bar(total: int, read: Callable[[], tuple[int, int]]) -> Iterator[None]:
     """Shows the progress of a job on stderr while the block runs. The clock starts with the first rows.
 
+    What is shown never goes back: where the counts begin again, because what has counted was lost, the new ones are
+    added to those that were shown.
+
     Args:
         total: rows to do.
         read: returns (rows, tokens) done so far; called from another thread every 0.5 s on a terminal, every 5 s
-            elsewhere.
+            elsewhere. Where it raises, nothing is shown until it returns again.
     """
-    terminal, started, shown = sys.stderr.isatty(), time.monotonic(), (0, 0)
+    terminal = _is_terminal(sys.stderr)
+    started, shown = time.monotonic(), (0, 0)
+    lost, last = (0, 0), (0, 0)
 
     def show() -> bool:
-        nonlocal started, shown
-        rows, tokens = read()
+        nonlocal started, shown, lost, last
+        counted = read()
+        if counted[0] < last[0]:
+            lost = shown
+        last = counted
+        rows, tokens = lost[0] + counted[0], lost[1] + counted[1]
         if not rows:
             started = time.monotonic()
-        if (rows, tokens) != shown:
+        elif (rows, tokens) != shown:
             shown = rows, tokens
             line = progress_line(rows, total, tokens, time.monotonic() - started, bar=terminal)
-            print(f"\r{line}\033[K" if terminal else line, end="" if terminal else "\n", file=sys.stderr, flush=True)
+            _write(f"\r{line}\033[K" if terminal else f"{line}\n")
         return True
 
     try:
@@ -65,17 +78,22 @@ def progress_bar(total: int, read: Callable[[], tuple[int, int]]) -> Iterator[No
             yield
     finally:
         if terminal:
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
+            _write("\r\033[K")
 
 
 @contextmanager
 def repeated(seconds: float, call: Callable[[], bool]) -> Iterator[None]:
-    """Calls `call` from another thread every so many seconds while the block runs, until it returns False."""
+    """Calls `call` from another thread every so many seconds while the block runs, until it returns False.
+
+    It is for people to see: whatever it raises, it is called again. The block does not wait for a call that hangs.
+    """
     stop = threading.Event()
 
     def run() -> None:
-        while not stop.wait(seconds) and call():
-            pass
+        goes_on = True
+        while goes_on and not stop.wait(seconds):
+            with suppress(Exception):
+                goes_on = call()
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
@@ -83,4 +101,16 @@ def repeated(seconds: float, call: Callable[[], bool]) -> Iterator[None]:
         yield
     finally:
         stop.set()
-        thread.join()
+        thread.join(_ENDS_S)
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    try:
+        return stream is not None and stream.isatty()
+    except ValueError:  # it is closed
+        return False
+
+
+def _write(text: str) -> None:
+    with suppress(AttributeError, OSError, ValueError):  # nobody reads it any more
+        print(text, end="", file=sys.stderr, flush=True)

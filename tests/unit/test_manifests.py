@@ -22,7 +22,7 @@ from ray.dashboard.modules.job.cli import submit
 from ray.serve.schema import ServeDeploySchema
 from schedules import airflow_dag
 
-from pipelines.command import parse
+from pipelines.arguments import parse
 from pipelines.options import corpus_command_options
 from pipelines.serve.config import service_options
 

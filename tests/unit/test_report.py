@@ -191,8 +191,8 @@ def test_values_are_escaped_everywhere():
     assert "script" not in document.tags
 
 
-def test_text_that_utf8_cannot_hold_is_replaced():
-    assert "broken ? name" in render(sample(title="broken \ud800 name")).encode().decode()
+def test_text_that_utf8_cannot_hold_is_escaped():
+    assert "broken \\ud800 name" in render(sample(title="broken \ud800 name")).encode().decode()
 
 
 def test_long_text_keeps_its_ends():
@@ -237,7 +237,7 @@ def test_the_size_is_bounded_and_the_counts_include_what_is_not_shown():
             throughput=[{"seconds": [5 * i for i in many], "tokens_per_s": [float(i) for i in many], "attempt": 2}],
             rejects=[[f"reason {i} " * 1000, 1] for i in range(10_000)],
             slowest=sample()["slowest"] * 100_000,
-            failed={f"part-{i}.parquet": "x" * 10_000 for i in many},
+            failed={f"part-{i}.parquet": f"{i % 1000} {'x' * 10_000}" for i in many},
             attempts=sample()["attempts"] * 3000,
             settings={f"setting {i}": "y" * 10_000 for i in range(10_000)},
             lengths={"edges": list(range(10_001)), "windows": [1] * 10_000},
@@ -249,7 +249,8 @@ def test_the_size_is_bounded_and_the_counts_include_what_is_not_shown():
     assert f"9,988 others {10_000 * 20_000 - sum(range(10_000)) - shown:,}" in text
     assert "9,994 other reasons 9,994" in text
     assert "100,000 files or shards failed" in text
-    assert "99,980 others" in text
+    assert "part-0.parquet and 99 others 0 x" in text
+    assert "… and 98,000 others" in text
     assert "The last 10 of 9,000. Attempts no. started outcome host ran rows tokens tokens/s 9,000 2026" in text
 
 

@@ -1,0 +1,298 @@
+"""What SIGINT (Ctrl-C), SIGTERM and SIGHUP (the terminal is closed) do to a job.
+
+A command that holds nothing ends at once, by a thread of its own: the main thread may be in an import, where an
+exception could break a half-initialised module, or in a call that takes minutes. While a job holds its output, signals
+are delayed, so that its lease and its record are written whole. Only where it works, and can be stopped anywhere, the
+first one is raised as an exception; those that come after it change nothing.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import select
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+_WORDS: dict[int, str] = {signal.SIGINT: "interrupted", signal.SIGTERM: "stopped", signal.SIGHUP: "stopped"}
+_RAISED_AGAIN_S = 5.0
+"""An exception may be lost in code that catches all: where the work goes on, it is raised again after so long."""
+_STOPS_WITHIN_S = 60.0
+"""How long a command has to write its record, to release its output and to end its Ray, before it is ended as it is."""
+_RELEASES_WITHIN_S = 5.0
+
+
+class Stopped(BaseException):
+    """SIGTERM or SIGHUP came: the scheduler, the cluster or a person wants the job to stop."""
+
+
+@dataclass
+class _State:
+    """What this process knows of the signals that it was sent."""
+
+    first: int | None = None
+    """The first signal, whose exit code counts."""
+    raised_at: float | None = None
+    holds: bool = False
+    """Whether signals are delayed, or raised: the process holds something that it must release."""
+    raises: bool = False
+    """Whether an exception may be raised here and now."""
+    ends: bool = False
+    """Whether the process ends anyway, and only has to say goodbye to Ray."""
+    is_command: bool = False
+    advice: str = ""
+    stderr: int = 2
+    said: bool = False
+
+
+_state = _State()
+_ending = threading.Lock()
+"""Held where `holds` changes, and where the process is ended because it holds nothing."""
+_release: list[Callable[[], None]] = []
+"""What is still called where the process is ended while it holds something."""
+
+
+def take_over(advice: str = "") -> None:
+    """Let signals end this process with one line and the exit code 128 + their number; to be called first of all.
+
+    Signals that are ignored stay so, as `nohup` wants it. Does nothing where it was called before.
+
+    Args:
+        advice: what follows "stopped" or "interrupted" in the line.
+    """
+    if _state.is_command:
+        return
+    _open_missing_streams()
+    _state.is_command, _state.advice = True, advice
+    _state.stderr = os.dup(2)  # what else is done to it, this line reaches it
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    threading.Thread(target=_watch, args=(reader,), daemon=True, name="signals").start()
+    for number in _WORDS:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _on_signal)
+
+
+def end_process(code: int) -> NoReturn:
+    """End this process with an exit code, once what is registered with atexit was called.
+
+    The interpreter is not torn down, in which threads of native libraries may crash the process.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    if _state.said:  # what Ray says of its processes, which the signal may have reached as well, is no news
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    _state.ends = True
+    atexit._run_exitfuncs()
+    with _ending:
+        os._exit(code if _state.first is None else 128 + _state.first)
+
+
+@contextmanager
+def delayed_signals() -> Iterator[None]:
+    """Delay signals until the end of the block, or until a `raised_signals` in it; elsewhere than in the main thread,
+    where no signal arrives, do nothing.
+
+    Raises:
+        KeyboardInterrupt: for SIGINT.
+        Stopped: for SIGTERM and SIGHUP.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    if _state.holds:
+        with _raising(False):
+            yield
+        _raise_delayed()
+        return
+    handlers = {number: signal.getsignal(number) for number in _WORDS}
+    replaced = [number for number, handler in handlers.items() if _may_be_replaced(number, handler)]
+    for number in replaced:
+        signal.signal(number, _on_signal)
+    with _ending:
+        _state.holds = True
+    try:
+        yield
+    finally:
+        with _ending:
+            _state.holds = _state.raises = False
+        for number in replaced:
+            signal.signal(number, handlers[number])
+        first, was_raised = _state.first, _state.raised_at is not None
+        if not _state.is_command:
+            _state.first = _state.raised_at = None
+    if first is not None and not was_raised:
+        raise _exception(first)
+
+
+@contextmanager
+def raised_signals() -> Iterator[None]:
+    """Raise signals within the block, which is in one of `delayed_signals`, as exceptions, wherever the code is."""
+    if threading.current_thread() is not threading.main_thread() or not _state.holds:
+        yield
+        return
+    with _raising(True):
+        _raise_delayed()
+        yield
+
+
+@contextmanager
+def released_at_end(release: Callable[[], None]) -> Iterator[None]:
+    """Call `release` where the process is ended within the block because it does not stop by itself."""
+    _release.append(release)
+    try:
+        yield
+    finally:
+        _release.remove(release)
+
+
+@contextmanager
+def kept_signals() -> Iterator[None]:
+    """Keep what signals do through a block that sets a handler of its own, which is `ray.init`.
+
+    Within `delayed_signals`, they are delayed: half of a Ray cannot be shut down. Processes that the block starts do
+    not see SIGHUP, as Ray keeps SIGINT from them: a terminal sends either to all processes of the job at once, and the
+    driver needs the others while it stops.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    masked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})  # inherited; here another thread receives it
+    try:
+        with _raising(False):
+            yield
+    except SystemExit as error:  # Ray's handler has raised it
+        if not _state.is_command and not _state.holds:
+            raise
+        _state.first = _state.first or signal.SIGTERM
+        raise Stopped from error
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, masked)
+        if callable(before):
+            signal.signal(signal.SIGTERM, before)
+    _raise_delayed()
+
+
+def how_stopped(error: BaseException | None = None) -> str | None:
+    """Tell how a run was stopped, "interrupted" or "stopped"; None where no signal did it.
+
+    `error`: what ended the run, which may be the error of a library that has caught the signal's exception.
+    """
+    if _state.first is not None:
+        return _WORDS[_state.first]
+    return {KeyboardInterrupt: "interrupted", Stopped: "stopped"}.get(type(error)) if error else None
+
+
+def say_stopped(error: BaseException) -> int:
+    """Say in one line that a signal has stopped this process, unless it is said, and return the exit code."""
+    number = _state.first or (signal.SIGINT if isinstance(error, KeyboardInterrupt) else signal.SIGTERM)
+    with _ending:
+        _say(number)
+    return 128 + number
+
+
+def _on_signal(number: int, _: Any) -> None:
+    if _state.first is None:
+        _state.first = number
+    now = time.monotonic()
+    if _state.raises and (_state.raised_at is None or now - _state.raised_at > _RAISED_AGAIN_S):
+        _state.raised_at = now
+        raise _exception(_state.first)
+
+
+def _raise_delayed() -> None:
+    if _state.raises and _state.first is not None and _state.raised_at is None:
+        _state.raised_at = time.monotonic()
+        raise _exception(_state.first)
+
+
+def _exception(number: int) -> BaseException:
+    if _state.is_command:
+        # Generators and threads that the exception ends have nothing to say that the one line does not.
+        sys.unraisablehook = _say_nothing
+        threading.excepthook = _say_nothing
+    return KeyboardInterrupt() if number == signal.SIGINT else Stopped()
+
+
+def _say_nothing(_: object) -> None:
+    pass
+
+
+@contextmanager
+def _raising(raises: bool) -> Iterator[None]:
+    before, _state.raises = _state.raises, raises
+    try:
+        yield
+    finally:
+        _state.raises = before
+
+
+def _may_be_replaced(number: int, handler: Any) -> bool:
+    """Tell whether a job may set its own handler for its time: not where the program has one of its own for Ctrl-C."""
+    if handler == signal.SIG_IGN:
+        return False
+    return number == signal.SIGTERM or handler in (signal.SIG_DFL, signal.default_int_handler, _on_signal)
+
+
+def _watch(reader: int) -> None:
+    """End the process when a signal comes while it holds nothing, else where it does not stop by itself."""
+    first, since = None, 0.0
+    while True:
+        ready, _, _ = select.select([reader], [], [], None if first is None else _RAISED_AGAIN_S)
+        numbers = [number for number in os.read(reader, 64) if number in _WORDS] if ready else []
+        if first is None:
+            if not numbers:
+                continue
+            first, since = numbers[0], time.monotonic()
+        with _ending:
+            _state.first = _state.first or first
+            if _state.ends:
+                _say(_state.first)
+            elif not _state.holds:
+                _end(_state.first)
+        if time.monotonic() - since > _STOPS_WITHIN_S:
+            releases = threading.Thread(target=_release_all, daemon=True)
+            releases.start()
+            releases.join(_RELEASES_WITHIN_S)
+            _end(_state.first)
+        if not ready:
+            signal.pthread_kill(threading.main_thread().ident or 0, first)
+
+
+def _release_all() -> None:
+    for release in list(_release):
+        release()
+
+
+def _end(number: int) -> NoReturn:
+    _say(number)
+    os._exit(128 + number)
+
+
+def _say(number: int) -> None:
+    if _state.said:
+        return
+    _state.said = True
+    with suppress(OSError):  # nobody reads it
+        os.write(_state.stderr, f"{_WORDS[number]}{_state.advice}\n".encode())
+
+
+def _open_missing_streams() -> None:
+    """Open what the caller has closed of stdin, stdout and stderr, so that no other file takes its number."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    sys.stdout = sys.stdout or os.fdopen(1, "w")
+    sys.stderr = sys.stderr or os.fdopen(2, "w")
