@@ -20,7 +20,7 @@ from modernbert.module_files import encoder_folder, open_folder
 from modernbert.stored import COLBERT_METADATA, CheckpointChanged, CheckpointPath, StoredPath
 from modernbert.tokenizer import Tokenizer
 from pipelines.errors import UserError
-from pipelines.storage import Folder, redact_credentials
+from pipelines.storage import Folder, Location, redact, redact_credentials
 
 _MODEL_FILES = (".json", ".safetensors", COLBERT_METADATA)
 
@@ -36,11 +36,19 @@ class Checkpoint:
     """
 
     model: str
-    """A folder, a hub id, or a location in object storage."""
+    """A folder, a hub id, or a location in object storage, with its credentials: `name` is for people."""
     revision: str | None
     """The commit of the hub, or a digest of the files' listing in object storage: the same in all processes."""
     digests: tuple[tuple[str, str], ...] | None = field(default=None, repr=False, compare=False)
     """The digest of each file, by its path, in the process that opened the checkpoint; None in that process."""
+
+    def __repr__(self) -> str:
+        return f"Checkpoint({self.name!r})"
+
+    @property
+    def name(self) -> str:
+        """The model's name for messages and records, without credentials."""
+        return str(Location(self.model))
 
     @classmethod
     def open(cls, model: str | Path, revision: str | None = None) -> Checkpoint:
@@ -112,7 +120,7 @@ def download_checkpoint(location: str) -> Path:
         infos = filesystem.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
     except OSError as error:
         raise UserError(
-            f"model {redact_credentials(location)!r} cannot be read: {str(error).splitlines()[0]}"
+            f"model {redact_credentials(location)!r} cannot be read: {redact(str(error).splitlines()[0])}"
         ) from error
     found = {info.path: info for info in infos if info.is_file and info.path.endswith(_MODEL_FILES)}
     if not found:

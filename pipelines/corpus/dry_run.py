@@ -12,7 +12,6 @@ from pipelines.input.plan import cut, read_shard
 from pipelines.input.shapes import Shape
 from pipelines.input.shards import Scan
 from pipelines.options import CorpusOptions
-from pipelines.storage import redact_credentials
 
 _SAMPLED, _SAMPLED_ROWS = 8, 128
 
@@ -34,7 +33,7 @@ def dry_run_report(job: Job, found: Inspection, options: CorpusOptions, shard_ro
         "input": f"{job.source}: {len(corpus.files)} {corpus.format} file(s), {about}{rows:,} rows",
         "shards": f"{about}{len(corpus.shards)} of at most {corpus.shard_rows:,} rows",
         "output": f"{job.folder}/{job.parts}".rstrip("/"),
-        "model": f"{redact_credentials(job.model.model)}: {job.task.options_class.task}",
+        "model": f"{job.model.name}: {job.task.options_class.task}",
         "text columns": ", ".join(job.text_columns),
         "columns": f"{', '.join(job.keep_columns)} + {', '.join(columns)}",
         "device": f"{job.device} in {job.dtype}",

@@ -31,6 +31,7 @@ from pipelines.input.plan import read_shard
 from pipelines.input.shards import Rows, Shard
 from pipelines.output.folder import REJECTED_FIELDS, commit_shard
 from pipelines.output.shard_stats import count_items, count_scores, count_windows
+from pipelines.storage import redact
 from pipelines.tasks.base import ModelOutputs, Task
 
 START_PAUSES_S = (1.0, 3.0, 9.0, 27.0)
@@ -348,4 +349,4 @@ def _rejected(shard: Shard, table: pa.Table, index: dict[int, int], rejects: lis
 
 def _with_traceback(error: Exception) -> str:
     """Give an error in one line, as `one_line` does, and its traceback in those that follow."""
-    return "\n".join([one_line(error), *traceback.format_exception(error)])
+    return redact("\n".join([one_line(error), *traceback.format_exception(error)]))

@@ -116,7 +116,7 @@ class ModelServer:
     async def info(self) -> Info:
         return Info(
             name=self.options.name,
-            model=self.options.model,
+            model=self.checkpoint.name if "://" in self.options.model else self.options.model,
             revision=self.options.revision,
             task=self.options.task,
             device=str(self.predictor.device),
