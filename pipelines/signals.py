@@ -26,6 +26,7 @@ _RAISED_AGAIN_S = 5.0
 _STOPS_WITHIN_S = 60.0
 """How long a command has to write its record, to release its output and to end its Ray, before it is ended as it is."""
 _RELEASES_WITHIN_S = 5.0
+_HANDLED_AGAIN_S = 0.002
 
 
 class Stopped(BaseException):
@@ -76,9 +77,7 @@ def take_over(advice: str = "") -> None:
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     threading.Thread(target=_watch, args=(reader,), daemon=True, name="signals").start()
-    for number in _WORDS:
-        if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, _on_signal)
+    _handle_signals()
 
 
 def end_process(code: int) -> NoReturn:
@@ -92,7 +91,11 @@ def end_process(code: int) -> NoReturn:
     if _state.said:  # what Ray says of its processes, which the signal may have reached as well, is no news
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     _state.ends = True
-    atexit._run_exitfuncs()
+    goodbye = threading.Thread(target=atexit._run_exitfuncs, daemon=True)
+    goodbye.start()
+    while goodbye.is_alive():
+        _handle_signals()  # Ray takes its own handlers away when it is shut down, and with them ours
+        goodbye.join(_HANDLED_AGAIN_S)
     with _ending:
         os._exit(code if _state.first is None else 128 + _state.first)
 
@@ -201,6 +204,12 @@ def say_stopped(error: BaseException) -> int:
     return 128 + number
 
 
+def _handle_signals() -> None:
+    for number in _WORDS if _state.is_command else ():
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _on_signal)
+
+
 def _on_signal(number: int, _: Any) -> None:
     if _state.first is None:
         _state.first = number
@@ -265,7 +274,7 @@ def _watch(reader: int) -> None:
             releases.start()
             releases.join(_RELEASES_WITHIN_S)
             _end(_state.first)
-        if not ready:
+        if _state.holds and not ready:
             signal.pthread_kill(threading.main_thread().ident or 0, first)
 
 

@@ -1,0 +1,84 @@
+"""Which attempt a shard counts for, whatever the clocks of workers, storage and driver say."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from dataclasses import asdict
+from datetime import UTC, datetime
+
+import pytest
+
+from pipelines.corpus.summary import _by_attempt, _throughput
+from pipelines.output.record import Attempt, RunRecord
+from pipelines.output.shard_stats import table
+from pipelines.report.html import render
+
+T0 = 1_790_000_000.0
+SEEDS = range(200)
+
+
+def attempt(started: float, run: str | None, outcome: str | None = "complete", seconds: float | None = 60.0) -> Attempt:
+    at = datetime.fromtimestamp(started, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return Attempt(at, seconds, outcome, 0, 0, "host", "cpu", 4096, {}, run)
+
+
+def shard(number: int, run: str | None, committed_at: float | None) -> dict:
+    return {"name": f"s-{number}", "rows": 10 + number, "labelled": 10, "tokens": 100, "run": run} | {
+        "committed_at": committed_at
+    }
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_shards_count_for_their_run_whatever_the_clocks_say(seed):
+    """Clocks that are hours off, or set back between two nights; some shards have no time at all."""
+    dice = random.Random(seed)
+    nights = dice.randrange(1, 6)
+    attempts = [
+        attempt(T0 + dice.uniform(-1, 1) * 86_400, f"run-{n}", seconds=dice.choice([None, 60.0])) for n in range(nights)
+    ]
+    stats, rows = [], Counter()
+    for number in range(dice.randrange(1, 40)):
+        night = dice.randrange(nights)
+        stats.append(shard(number, f"run-{night}", dice.choice([None, T0 + dice.uniform(-1, 1) * 1e5])))
+        rows[night] += stats[-1]["rows"]
+    known = [asdict(each) for each in attempts]
+    assert {each["attempt"]: each["rows"] for each in _by_attempt(table(stats), known)} == rows
+    series = _throughput(table(stats), known)
+    assert [each["attempt"] for each in series] == sorted(rows)
+    assert all(max(each["tokens_per_s"]) > 0 for each in series)
+    assert "Attempts" in render(
+        {"attempts": known, "throughput": series, "by_attempt": _by_attempt(table(stats), known)}
+    )
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_shards_of_earlier_versions_count_for_an_attempt_by_their_time(seed):
+    dice = random.Random(seed)
+    starts = sorted(T0 + dice.uniform(0, 1) * 86_400 for _ in range(dice.randrange(1, 6)))
+    attempts = [asdict(attempt(start, None)) for start in starts]
+    skew = dice.choice([0.0, 0.0, -1e6, 1e6, -30.0])
+    stats, rows = [], Counter()
+    for number in range(20):
+        night = dice.randrange(len(starts))
+        time = starts[night] + 1e-3 + skew
+        stats.append(shard(number, None, time))
+        rows[max(sum(start <= time for start in starts) - 1, 0)] += stats[-1]["rows"]
+    assert {each["attempt"]: each["rows"] for each in _by_attempt(table(stats), attempts)} == rows
+    assert sum(rows.values()) == sum(each["rows"] for each in stats)
+    assert len(_throughput(table(stats), attempts)) == len(rows)
+
+
+def test_a_part_that_no_run_knows_is_of_one_since_the_last_that_ended():
+    record = RunRecord({}, 4096)
+    record.attempts = [
+        attempt(T0, "a"),
+        attempt(T0 + 100, "b"),
+        attempt(T0 + 200, "c", None),
+        attempt(T0 + 300, "d", None),
+    ]
+    record.attempts.append(attempt(T0 + 400, "e", None))  # under way
+    times = {T0 - 9e9: "b", T0 + 150: "b", T0 + 250: "c", T0 + 350: "d", T0 + 450: "e", T0 + 9e9: "e"}
+    assert {time: record.run_at(time) for time in times} == times
+    record.attempts = [attempt(T0, None, None)]  # of an earlier version
+    assert record.run_at(T0) is None
