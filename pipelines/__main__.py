@@ -44,9 +44,9 @@ def main(arguments: list[str]) -> int:
         return _predict_lines(arguments[0], options)
     except BrokenPipeError:  # the reader, head for one, has enough
         return 0
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         say(f"error: {printable_lines(redact(prefix_flag(str(error), options_class)))}", sys.stderr)
-        return 2
+        return 2 if isinstance(error, ValueError) else 1
 
 
 def _predict_lines(name: str, options: Any) -> int:

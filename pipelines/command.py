@@ -32,7 +32,7 @@ def _run(task: str, defaults: dict[str, str]) -> int:
     from pipelines.arguments import parse
     from pipelines.input.files import look_up
     from pipelines.options import corpus_command_options
-    from pipelines.report.text import log_in_lines, say
+    from pipelines.report.text import log_in_lines, printable_lines, say
     from pipelines.storage import Location
 
     log_in_lines()
@@ -42,7 +42,7 @@ def _run(task: str, defaults: dict[str, str]) -> int:
     from pipelines.corpus.run import dry_run, run_job  # torch and Ray take seconds, which a mistake should not
 
     if options.dry_run:
-        say(dry_run(options))
+        say(printable_lines(dry_run(options)))
         return 0
     outcome = run_job(options)
     say(str(outcome))
@@ -59,7 +59,7 @@ def _say_error(error: Exception, task: str) -> int:
 
     if isinstance(error, ValueError):
         message, code = prefix_flag(str(error), corpus_command_options(task)), 2
-    elif isinstance(error, JobError):
+    elif isinstance(error, JobError | OSError):  # an OSError: a folder that cannot be written, a full disk
         message, code = f"{error}; what is done stays, and the same command goes on from there", 1
     else:
         raise error

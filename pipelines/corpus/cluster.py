@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray.exceptions import AuthenticationError, RayError
@@ -32,10 +34,22 @@ def cluster_resources() -> dict[str, float]:
             _check_reachable()
             try:
                 with kept_signals():
-                    ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+                    _join_or_start()
             except (RayError, OSError, RuntimeError) as error:
                 raise JobError(f"Ray cannot be used: {' '.join(str(error).split())}") from error
     return ray.cluster_resources()
+
+
+def _join_or_start() -> None:
+    settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "include_dashboard": False}
+    try:
+        ray.init(**settings)
+    except OSError as error:
+        if Path(error.filename or "").name not in (".ray", "auth_token"):
+            raise
+        # The token of a Ray that is started here, which Ray keeps in the home folder; this one cannot be written.
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex()
+        ray.init(**settings)
 
 
 def _check_reachable() -> None:

@@ -14,7 +14,7 @@ from pipelines.errors import JobError
 from pipelines.input.inspection import Inspection, one_line
 from pipelines.input.staging import STAGED, StagedFile, StageTask, StagingFailed, read_staged, stage
 from pipelines.input.text import TextOptions
-from pipelines.report.text import say
+from pipelines.report.text import printable, say
 from pipelines.storage import Folder, Location, redact
 
 _CHECK_S = 1.0
@@ -43,7 +43,7 @@ def stage_files(job: Job, found: Inspection, paths: list[str], check: Callable[[
     todo = [task for each in tasks.values() for task in each if task.name not in results]
     if todo:
         check_nodes(job)
-        say(f"reading {len(todo):,} {found.format} file(s) into {job.folder}/{STAGED}")
+        say(printable(f"reading {len(todo):,} {found.format} file(s) into {job.folder}/{STAGED}"))
         results |= _run(job, found, todo, check)
     for path in paths:
         _add(found, path, [results[task.name] for task in tasks[path]])
