@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 _OBJECT_STORES = ("s3", "gcs", "abfs")
 _SAFE_IN_PATHS = "/%:=+,;@!$&'()*~-._"
 """What a path keeps as it is in a URI; %41 and the like stay, too, and are decoded by Arrow."""
+_USER = re.compile(r"[^/]*@|[^/@]*:.*?@(?=[^/@]*(?:[/?]|$))")
+"""What stands before the host: up to the last @ before a slash, or after a colon, whose secret may hold slashes."""
 _SHORTEST_SECRET = 4
 """To replace shorter ones in messages would spoil words and save nothing."""
 _secrets: set[str] = set()
@@ -172,22 +174,14 @@ def _split(uri: str) -> _UriParts:
     urllib's urlsplit takes a secret with a slash for a host, and raises for a bracket.
     """
     scheme, _, rest = uri.partition("://")
-    head = rest.partition("/")[0]
     user = ""
-    if "@" in head or (":" in head and "@" in rest):
-        user, _, rest = rest.rpartition("@") if "@" not in head else _after_user(rest)
+    if found := _USER.match(rest):
+        user, rest = found[0][:-1], rest[found.end() :]
     query = ""
     if found := re.search(r"\?(?=[A-Za-z_]\w*=)", rest):  # else a wildcard
         rest, query = rest[: found.start()], rest[found.end() :]
     host, slash, path = rest.partition("/")
     return _UriParts(scheme, user, host, slash + path, query)
-
-
-def _after_user(rest: str) -> tuple[str, str, str]:
-    """Split user and host where the @ between them stands before the first slash."""
-    head, slash, path = rest.partition("/")
-    user, at, host = head.rpartition("@")
-    return user, at, host + slash + path
 
 
 def _secrets_in(uri: str) -> set[str]:
@@ -202,8 +196,14 @@ def _secrets_in(uri: str) -> set[str]:
         name, _, value = field.partition("=")
         if re.search(r"key|secret|token|password|credential|sig", name, re.IGNORECASE):
             found.add(value)
-    forms = {form for each in found for form in (each, unquote(each), quote(unquote(each), safe=""), _quoted(each))}
+    forms = {form for each in found for form in _forms(each)}
     return {form for form in forms if len(form) >= _SHORTEST_SECRET}
+
+
+def _forms(secret: str) -> list[str]:
+    """Return a credential as it is written, decoded, and quoted in the ways of URIs."""
+    plain = unquote(secret)
+    return [secret, plain, quote(plain), quote(plain, safe=""), quote(secret), quote(secret, safe=""), _quoted(secret)]
 
 
 def redact_credentials(location: str) -> str:
@@ -249,6 +249,8 @@ def open_location(uri: str) -> tuple[fs.FileSystem, str]:
 
         return fs.PyFileSystem(fs.FSSpecHandler(HfFileSystem())), uri.removeprefix("hf://").rstrip("/")
     parts = _split(uri)
+    if not parts.host and parts.scheme != "file":
+        raise UserError(f"'{redact_credentials(uri)}' is not a location that can be used: it names no bucket")
     user = f"{_quoted(parts.user)}@" if parts.user else ""
     path = _quote_loose_percents(quote(parts.path, safe=_SAFE_IN_PATHS))
     query = f"?{parts.query}" if parts.query else ""
@@ -256,4 +258,5 @@ def open_location(uri: str) -> tuple[fs.FileSystem, str]:
         return fs.FileSystem.from_uri(f"{parts.scheme}://{user}{parts.host}{path}{query}")
     except (pa.ArrowException, OSError, ValueError) as error:
         reason = redact(str(error))
-        raise UserError(f"'{redact_credentials(uri)}' is not a location that can be used: {reason}") from None
+    # Outside the block: an error that is raised inside has Arrow's, which names the URI, as its context.
+    raise UserError(f"'{redact_credentials(uri)}' is not a location that can be used: {reason}")
