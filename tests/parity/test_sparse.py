@@ -1,6 +1,6 @@
-"""sparse equals sentence-transformers' SparseEncoder on the folder that it wrote: weights within 1e-5, the same tokens.
+"""sparse equals sentence-transformers' SparseEncoder on the folder that it wrote: weights within 1e-5 of the largest, the same tokens.
 
-A weight that rounding takes to zero may be missing on one side: those are below 1e-5.
+A weight that rounding takes to zero may be missing on one side: those are below that.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ def dense(answers, size):
 
 
 def assert_same(ours, want):
-    np.testing.assert_allclose(dense(ours, want.shape[1]), want, rtol=1e-5, atol=1e-5)
+    # A small weight is the rest of a sum of large terms: its rounding is that of the largest weight, about 5 here.
+    np.testing.assert_allclose(dense(ours, want.shape[1]), want, rtol=1e-5, atol=1e-5 * float(want.max()))
 
 
 @pytest.fixture(scope="module")
