@@ -42,7 +42,7 @@ def plan(
 def read_all(
     corpus: Corpus, source: Path | str, output: Path | str, columns: list[str] | None = None
 ) -> tuple[pa.Table, list[tuple[int, str, str]]]:
-    """Read columns, all by default, of all shards: the rows, and the malformed ones, which are numbered over the whole input."""
+    """Read columns, all by default, of all shards: the rows, and the malformed ones, numbered over all."""
     tables, bad, before = [], [], 0
     place, folder = Location.of_user(str(source)), Folder.at(str(output))
     for shard in corpus.shards:

@@ -1,4 +1,6 @@
-"""sparse equals sentence-transformers' SparseEncoder on the folder that it wrote: weights within 1e-5 of the largest, the same tokens.
+"""sparse equals sentence-transformers' SparseEncoder on the folder that it wrote: weights within 1e-5 of the largest.
+
+The tokens are the same, too.
 
 A weight that rounding takes to zero may be missing on one side: those are below that.
 """

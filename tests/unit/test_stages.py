@@ -23,7 +23,8 @@ ERRORS = [pa.ArrowNotImplementedError, pa.ArrowInvalid, KeyError, RecursionError
 def planned(tmp_path_factory):
     """A job with a shard, of which a row is rejected, and the actor that predicts it."""
     folder = tmp_path_factory.mktemp("stages")
-    pq.write_table(pa.table({"text": ["wake me at six", None, "tell me a joke"], "n": [1, 2, 3]}), folder / "in.parquet")
+    rows = pa.table({"text": ["wake me at six", None, "tell me a joke"], "n": [1, 2, 3]})
+    pq.write_table(rows, folder / "in.parquet")
     options = corpus_options("classify")(
         input=str(folder / "in.parquet"), output=str(folder / "out"), model=MODEL, device="cpu"
     )
@@ -39,11 +40,12 @@ def run(planned):
     return stages.commit(job, actor(stages.read_and_tokenise(job, table))).to_pylist()[0]
 
 
-CALLS = {
-    "read_shard": stages, "_documents": stages, "encode": stages, "answer_columns": stages, "_rejected": stages,
-    "commit_shard": stages, "check_lease": stages, "count_windows": stages, "count_scores": stages, "_answers": stages,
-    "tokenised_row": wire, "predicted_row": wire, "windows_of": wire, "rejects_of": wire, "array_of": wire, "reject": wire,
-}  # fmt: skip
+OF_STAGES = (
+    *("read_shard", "_documents", "encode", "answer_columns", "_rejected", "_answers"),
+    *("commit_shard", "check_lease", "count_windows", "count_scores"),
+)
+OF_WIRE = ("tokenised_row", "predicted_row", "windows_of", "rejects_of", "array_of", "reject")
+CALLS = dict.fromkeys(OF_STAGES, stages) | dict.fromkeys(OF_WIRE, wire)
 
 
 @pytest.mark.parametrize("error", ERRORS)
