@@ -57,6 +57,7 @@ _ending = threading.Lock()
 """Held where `holds` changes, and where the process is ended because it holds nothing."""
 _release: list[Callable[[], None]] = []
 """What is still called where the process is ended while it holds something."""
+_when_stopped: list[Callable[[], None]] = []
 
 
 def take_over(advice: str = "") -> None:
@@ -83,13 +84,14 @@ def take_over(advice: str = "") -> None:
 def end_process(code: int) -> NoReturn:
     """End this process with an exit code, once what is registered with atexit was called.
 
-    The interpreter is not torn down, in which threads of native libraries may crash the process.
+    The interpreter is not torn down, in which threads of native libraries may crash the process; nor are these
+    libraries shut down where a signal has stopped what they were at.
     """
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
             stream.flush()
-    if _state.said:  # what Ray says of its processes, which the signal may have reached as well, is no news
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    if _state.said:
+        _end(_state.first or signal.SIGTERM)
     _state.ends = True
     goodbye = threading.Thread(target=atexit._run_exitfuncs, daemon=True)
     goodbye.start()
@@ -98,6 +100,11 @@ def end_process(code: int) -> NoReturn:
         goodbye.join(_HANDLED_AGAIN_S)
     with _ending:
         os._exit(code if _state.first is None else 128 + _state.first)
+
+
+def call_when_stopped(function: Callable[[], None]) -> None:
+    """Let `function` be called where a signal ends this process, in place of what is registered with atexit."""
+    _when_stopped.append(function)
 
 
 @contextmanager
@@ -285,6 +292,9 @@ def _release_all() -> None:
 
 def _end(number: int) -> NoReturn:
     _say(number)
+    for function in _when_stopped:
+        with suppress(Exception):
+            function()
     os._exit(128 + number)
 
 

@@ -16,7 +16,7 @@ import ray
 from ray.exceptions import AuthenticationError, RayError
 
 from pipelines.errors import JobError, UserError
-from pipelines.signals import kept_signals
+from pipelines.signals import call_when_stopped, kept_signals
 
 _ANSWERS_S = 10.0
 """How long a Ray has to answer before it counts as unreachable."""
@@ -35,6 +35,8 @@ def cluster_resources() -> dict[str, float]:
             try:
                 with kept_signals():
                     _join_or_start()
+                if started_here():
+                    call_when_stopped(_end_agents)
             except (RayError, OSError, RuntimeError) as error:
                 raise JobError(f"Ray cannot be used: {' '.join(str(error).split())}") from error
     return ray.cluster_resources()
@@ -50,6 +52,18 @@ def _join_or_start() -> None:
         # The token of a Ray that is started here, which Ray keeps in the home folder; this one cannot be written.
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex()
         ray.init(**settings)
+
+
+def _end_agents() -> None:
+    """End what the raylet of this process has started; the kernel ends the raylet itself with this process.
+
+    Ray's agents would look for it for a minute. To shut Ray down while its threads are at work could crash the process.
+    """
+    import psutil  # Ray brings it along
+
+    for process in psutil.Process().children(recursive=True):
+        if process.ppid() != os.getpid():
+            process.kill()
 
 
 def _check_reachable() -> None:
