@@ -88,10 +88,13 @@ def list_local(folder: str) -> Listing:
             listing.marks.update(path for path in paths.values() if is_table_metadata(path))
             linked = {name for name in paths if os.path.islink(paths[name])} - hidden
             links.extend(paths[name] for name in linked)
-            folders[:] = sorted(set(folders) - hidden - linked)
             real = os.path.realpath(place)
-            seen.update(os.path.join(real, name) for name in paths.keys() - hidden - linked)
-            for name in sorted(set(files) - hidden - linked):
+            reals = {name: os.path.join(real, name) for name in paths.keys() - hidden - linked}
+            known = {name for name in reals if reals[name] in seen}  # where a link leads to a folder around another's
+            listing.again += sorted(paths[name] for name in known)
+            seen.update(reals.values())
+            folders[:] = sorted((set(folders) & reals.keys()) - known)
+            for name in sorted((set(files) & reals.keys()) - known):
                 _add_local(listing, paths[name])
 
     def unreadable(error: OSError) -> None:

@@ -82,6 +82,7 @@ def test_links_are_read_once_whatever_they_lead_to(tmp_path):
     (tmp_path / "in" / "again.parquet").symlink_to("2024-01-01/a.parquet")
     write(tmp_path / "elsewhere" / "b.parquet", "elsewhere")
     (tmp_path / "in" / "more").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "in" / "z").symlink_to(tmp_path)
     (tmp_path / "in" / "gone.parquet").symlink_to(tmp_path / "nowhere")
     want = ["2024-01-01/a.parquet", "2024-01-02/a.parquet", "more/b.parquet"]
     inputs = find_files(Location.of_user(str(tmp_path / "in")))
@@ -89,7 +90,7 @@ def test_links_are_read_once_whatever_they_lead_to(tmp_path):
     assert {Path(path).name: reason for path, reason in inputs.broken.items()} == {
         "gone.parquet": f"is a link to {tmp_path / 'nowhere'}, which cannot be read"
     }
-    assert "3 paths are links to what is read already" in inputs.notes[0]
+    assert "5 paths are links to what is read already" in inputs.notes[0]
     assert found(tmp_path / "in" / "**" / "*.parquet") == want
     (tmp_path / "in" / "latest").unlink()
     (tmp_path / "in" / "latest").symlink_to("2024-01-01")  # the next day: the same files have the same paths
