@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections import Counter
 from dataclasses import asdict
 from datetime import UTC, datetime
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from commands import without_ray
 
+from pipelines.corpus import execute, stages
+from pipelines.corpus.run import run_corpus
 from pipelines.corpus.summary import _by_attempt, _throughput
+from pipelines.corpus.wire import shard_row
 from pipelines.output.record import Attempt, RunRecord
 from pipelines.output.shard_stats import table
 from pipelines.report.html import render
+from pipelines.signals import Stopped
 
 T0 = 1_790_000_000.0
 SEEDS = range(200)
@@ -82,3 +90,35 @@ def test_a_part_that_no_run_knows_is_of_one_since_the_last_that_ended():
     assert {time: record.run_at(time) for time in times} == times
     record.attempts = [attempt(T0, None, None)]  # of an earlier version
     assert record.run_at(T0) is None
+
+
+def test_a_stopped_attempt_counts_the_parts_of_which_the_driver_has_not_heard(tmp_path, checkpoint, monkeypatch):
+    """A commit may be written while its receipt is still under way; the next attempt counts its own rows alone."""
+    texts = pa.table({"id": range(640), "text": ["the cat"] * 640})
+    pq.write_table(texts, tmp_path / "in.parquet", row_group_size=64)
+    call = {"input": str(tmp_path / "in.parquet"), "output": str(tmp_path / "out"), "model": str(checkpoint)}
+
+    written = []
+
+    def stop_before_the_last(self, *_):
+        actor = stages.Predict(self.job)
+        for each in self.todo[:-1]:
+            table = stages.read_and_tokenise(self.job, pa.Table.from_pylist([shard_row(each)]))
+            committed = stages.commit(self.job, actor(table)).to_pylist()[0]
+            if not written:
+                self._add(json.loads(committed["stats"]))
+            written.append(each.count)
+        raise Stopped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(execute.Execution, "run", stop_before_the_last)
+        with pytest.raises(Stopped):
+            run_corpus("classify", **call)
+    without_ray(monkeypatch)
+    run_corpus("classify", **call)
+    attempts = json.loads((tmp_path / "out" / "_run.json").read_text())["attempts"]
+    assert len(written) > 1
+    rows = sum(written)
+    assert [(each["outcome"], each["rows"]) for each in attempts] == [("stopped", rows), ("complete", 640 - rows)]
+    stats = pa.ipc.open_file(tmp_path / "out" / "_shards.arrow").read_all()
+    assert Counter(stats["run"].to_pylist()) == {attempts[0]["run"]: len(written), attempts[1]["run"]: 1}
