@@ -74,8 +74,12 @@ def list_remote(filesystem: fs.FileSystem, folder: str, pattern: str | None = No
     return listing
 
 
-def list_local(folder: str) -> Listing:
-    """List the files below a folder, those behind links after all others, so that a real file has its own path."""
+def list_local(folder: str, hides: Callable[[str, bool], bool] | None = None) -> Listing:
+    """List the files below a folder, those behind links after all others, so that a real file has its own path.
+
+    `hides(name, is_folder)` says what is hidden; by default what `_is_hidden` says.
+    """
+    hides = hides or _is_hidden
     listing = Listing()
     links: list[str] = []
     seen = {os.path.realpath(folder)}
@@ -83,7 +87,7 @@ def list_local(folder: str) -> Listing:
     def walk(top: str) -> None:
         for place, folders, files in os.walk(top, onerror=unreadable):
             paths = {name: os.path.join(place, name) for name in sorted([*folders, *files])}
-            hidden = {name for name in paths if _is_hidden(name, is_folder=name in folders)}
+            hidden = {name for name in paths if hides(name, name in folders)}
             listing.marks.update(paths[name] for name in hidden)
             listing.marks.update(path for path in paths.values() if is_table_metadata(path))
             linked = {name for name in paths if os.path.islink(paths[name])} - hidden
@@ -145,13 +149,16 @@ def list_glob(filesystem: fs.FileSystem, base: str, pattern: str) -> Listing:
         return list_remote(filesystem, base, pattern)
     listing = Listing()
     seen = set[str]()
+    segments = pattern.split("/")
+    if "**" in segments:
+        found = _match_deep(listing, segments)
+    else:
+        found = [path for path in glob.glob(pattern) if not os.path.isdir(path)]
 
     def by_directness(path: str) -> tuple[bool, int, str]:
         return path != os.path.realpath(path), path.count("/"), path
 
-    for path in sorted(glob.glob(pattern, recursive=True), key=by_directness):
-        if os.path.isdir(path):
-            continue
+    for path in sorted(found, key=by_directness):
         real = os.path.realpath(path)
         if real in seen:
             listing.again.append(path)
@@ -163,6 +170,27 @@ def list_glob(filesystem: fs.FileSystem, base: str, pattern: str) -> Listing:
         listing.marks.update(mark for mark in marks if os.path.exists(mark))
         listing.marks.update(filter(is_table_metadata, glob.glob(f"{glob.escape(folder)}/metadata/*.json")))
     return listing
+
+
+def _match_deep(listing: Listing, segments: list[str]) -> list[str]:
+    """Return the files that match a pattern with `**`; glob.glob would follow links in circles."""
+    deep = segments.index("**")
+    below = "/".join(segments[deep:])
+    names_dots = any(segment.startswith(".") for segment in segments[deep:])
+
+    def hides(name: str, _: bool) -> bool:
+        return name.startswith(".") and not names_dots
+
+    found: list[str] = []
+    for top in glob.glob("/".join(segments[:deep]) or "/"):
+        if not os.path.isdir(top):
+            continue
+        listed = list_local(top, hides)
+        start = len(top.rstrip("/")) + 1
+        found += [entry.path for entry in listed.entries if _matches(entry.path[start:], below)]
+        listing.again += [path for path in listed.again if _matches(path[start:], below)]
+        listing.broken |= {path: why for path, why in listed.broken.items() if _matches(path[start:], below)}
+    return found
 
 
 def _matches(path: str, pattern: str) -> bool:

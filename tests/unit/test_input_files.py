@@ -92,6 +92,7 @@ def test_links_are_read_once_whatever_they_lead_to(tmp_path):
     }
     assert "5 paths are links to what is read already" in inputs.notes[0]
     assert found(tmp_path / "in" / "**" / "*.parquet") == want
+    assert found(tmp_path / "in" / "latest" / "*.parquet") == ["a.parquet"]
     (tmp_path / "in" / "latest").unlink()
     (tmp_path / "in" / "latest").symlink_to("2024-01-01")  # the next day: the same files have the same paths
     assert found(tmp_path / "in") == want
@@ -181,6 +182,8 @@ def test_a_glob_of_object_storage_matches_what_it_matches_on_disk(tmp_path):
         }
         remote = {entry.path[2:] for entry in listing.list_glob(mock, "b", f"b/{pattern}").entries}
         assert remote == on_disk, pattern
+        local = listing.list_glob(fs.LocalFileSystem(), str(tmp_path), f"{tmp_path}/{pattern}")
+        assert {os.path.relpath(entry.path, tmp_path) for entry in local.entries} == on_disk, pattern
 
 
 @pytest.mark.parametrize(
