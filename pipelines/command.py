@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
@@ -38,7 +39,8 @@ def _run(task: str, defaults: dict[str, str]) -> int:
     log_in_lines()
     options_class: Any = corpus_command_options(task)
     options = parse(options_class, sys.argv[1:], defaults)
-    look_up(Location.of_user(options.required()[0]))
+    source = options.required()[0]
+    look_up(Location(source if "://" in source else os.path.expanduser(source)))  # named as the user names it
     from pipelines.corpus.run import dry_run, run_job  # torch and Ray take seconds, which a mistake should not
 
     if options.dry_run:

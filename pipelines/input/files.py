@@ -71,11 +71,6 @@ def find_files(source: Location, output: Folder | None = None) -> InputFiles:
         listing = Listing([entry_of(filesystem, info)])
     elif info.type == fs.FileType.Directory:
         base = path.rstrip("/")
-        if output is not None and _is_within(str(output), _shown(source, base)):
-            raise UserError(
-                f"output '{output}' lies in the input folder, where whatever reads the input would find it, too; name "
-                f"another"
-            )
         listing = list_local(base) if isinstance(filesystem, fs.LocalFileSystem) else list_remote(filesystem, base)
     else:
         base = WILDCARD.split(path, maxsplit=1)[0].rpartition("/")[0]
@@ -93,6 +88,12 @@ def find_files(source: Location, output: Folder | None = None) -> InputFiles:
     formats = {file_format(file) for file in found.versions}
     if len(formats) > 1:
         raise UserError(f"input '{source}' mixes {', '.join(sorted(map(str, formats)))} files; choose some with a glob")
+    is_folder = info.type == fs.FileType.Directory
+    if is_folder and output is not None and _is_within(str(output), _shown(source, base)):
+        raise UserError(
+            f"output '{output}' lies in the input folder, where whatever reads the input would find it, too; name "
+            f"another"
+        )
     found.splits = _splits(found, entries)
     return found
 
