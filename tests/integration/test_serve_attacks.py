@@ -60,7 +60,8 @@ REFUSED: dict[str, tuple[str, Any, str]] = {
     ),
     "hypotheses": (
         "/models/entailing",
-        {"inputs": ["a"] * 1000, "parameters": {"candidate_labels": list("abcdefghijklmnopqrst")}}, "make 20,000 windows",
+        {"inputs": ["a"] * 1000, "parameters": {"candidate_labels": list("abcdefghijklmnopqrst")}},
+        "make 20,000 windows",
     ),
     "tokens": ("/models/pii", {"inputs": [LETTERS * 5000] * 16}, "hold more than 524,288 tokens, the most that a"),
     "entities": (
