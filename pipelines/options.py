@@ -538,6 +538,7 @@ class CorpusOptions(TaskOptions, ModelOptions):
     @classmethod
     def _known_encoding(cls, value: str) -> str:
         try:
+            "a".encode(value)  # a codec of bytes, such as base64, is no encoding of text
             return codecs.lookup(value).name
         except LookupError as error:
             raise ValueError("is no encoding that Python knows") from error

@@ -56,6 +56,10 @@ class Location:
         """
         if not text.strip():
             raise UserError("a location is empty: give a path or a URI")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"{text!a} is not UTF-8, which no library opens; rename it") from error
         if "://" not in text:
             return cls(str(Path(text).expanduser().absolute()))
         location = cls(text)

@@ -134,14 +134,21 @@ def _inspect_input(source: Location, target: Folder, record: RunRecord | None, o
 
 def _seen_columns(found: Inspection, wanted: list[str]) -> pa.Schema:
     """Return the columns that are known before files are staged: some of these are read from their start."""
+    malformed = ""
     types = unify(found) | {each.name: each.type for each in partition(found).schema}
     for block, shapes in sample(found, found.unstaged[:_SAMPLED_FILES]):
         if block is not None:
+            if block.malformed:
+                malformed = (
+                    malformed or f"no record of it is a row of {found.format}: the first {block.malformed[0][1]}"
+                )
             # What is text in its first rows says nothing of the others yet.
             seen = {each.name: pa.string() if shapes else stored_type(each.type) for each in block.table.schema}
             types |= {name: type_ for name, type_ in seen.items() if name not in types}
         if all(name in types for name in wanted):
             break
+    if not types:
+        raise UserError(f"input '{found.source}' {f'cannot be read: {malformed}' if malformed else 'has no rows'}")
     return pa.schema(list(types.items()))
 
 

@@ -333,9 +333,9 @@ def _rejected(shard: Shard, table: pa.Table, index: dict[int, int], rejects: lis
     """Make the table of rejected rows, in input order: their columns, null if the row could not be read, and why."""
     rejects = sorted(rejects, key=lambda reject: reject["row"])
     rows = pa.array([index.get(reject["row"]) for reject in rejects], pa.int64())
-    clash = clashing(REJECTED_FIELDS.names, table.column_names)
-    names = [name for name in table.column_names if name not in clash] if rejects else []
-    columns = {name: readable(table[name].take(rows)) for name in names}
+    names = table.column_names if rejects else []
+    clash = clashing(REJECTED_FIELDS.names, names)  # the user's own, of rejected rows that are an input again for one
+    columns = {f"{name}_of_input" if name in clash else name: readable(table[name].take(rows)) for name in names}
     fields = {
         "_reason": [reject["reason"] for reject in rejects],
         "_stage": [reject["stage"] for reject in rejects],

@@ -13,13 +13,23 @@ from pipelines.input.inspection import Inspection
 from pipelines.input.partitions import Partitions, hive_partitions
 from pipelines.input.shapes import Shape
 from pipelines.input.shards import Reading
-from pipelines.input.types import common_type, fits, is_exact, plain_type, same_kind, stored_type, why_not_stored
+from pipelines.input.types import (
+    common_type,
+    fits,
+    is_exact,
+    is_stringlike,
+    plain_type,
+    same_kind,
+    stored_type,
+    why_not_stored,
+)
 
 
 def partition(found: Inspection) -> Partitions:
     """Read the hive partitions of the input's files."""
     paths = [path for path in found.versions if path not in found.broken]
-    return hive_partitions(found.found, paths, found.earlier.schema if found.earlier else None)
+    earlier = found.earlier.schema if found.earlier else None
+    return hive_partitions(found.found, paths, earlier, any_digits=found.has_former_names)
 
 
 def check_keys(found: Inspection, types: dict[str, pa.DataType], keys: list[str]) -> None:
@@ -53,7 +63,8 @@ def unify(found: Inspection) -> dict[str, pa.DataType]:
         elif isinstance(columns, dict):
             for name, shape in columns.items():
                 shapes[name] = shapes.get(name, Shape()).merge(shape)
-    types = {name: stored_type(type_) for name, type_ in meeting.types.items()}
+    # A column that has had no value in this output yet, and has none now, keeps its type there.
+    types = {name: type_ if type_ == earlier.get(name) else stored_type(type_) for name, type_ in meeting.types.items()}
     return types | {name: shape.type for name, shape in shapes.items() if name not in fixed}
 
 
@@ -106,10 +117,21 @@ class _Meeting:
         common = common_type(before, type_)
         if column.name in self.fixed and common != before:
             common = before if same_kind(type_, before) else None
-        if common is None or not self._fits(path, column.name, type_, common):
+        if common is None:
             return None
-        holders = [] if common == before else self.holders.get(column.name, [])
-        return common if all(self._fits(holder, column.name, before, common) for holder in holders) else None
+        if self._holds_all(path, column.name, type_, before, common):
+            return common
+        # Bytes that are no UTF-8 make a column of strings one of bytes.
+        bytes_ = pa.large_binary()
+        is_free = column.name not in self.fixed and is_stringlike(common)
+        return bytes_ if is_free and self._holds_all(path, column.name, type_, before, bytes_) else None
+
+    def _holds_all(self, path: str, name: str, type_: pa.DataType, before: pa.DataType, common: pa.DataType) -> bool:
+        """Tell whether `common` holds each value of a column, in a file and in those before it."""
+        if not self._fits(path, name, type_, common):
+            return False
+        holders = [] if common == before else self.holders.get(name, [])
+        return all(self._fits(holder, name, before, common) for holder in holders)
 
     def _fits(self, path: str, name: str, held: pa.DataType, type_: pa.DataType) -> bool:
         """Tell whether a type holds each value of a file's column, which is read where its own type does not tell."""

@@ -130,7 +130,13 @@ def _named(names: list[str]) -> list[str]:
     """Name the columns of several blank cells, which spreadsheets leave at the end of a header, by their places."""
     if names.count("") < 2:
         return names
-    return [name or f"column_{place}" for place, name in enumerate(names, start=1)]
+    named: list[str] = []
+    for place, name in enumerate(names, start=1):
+        blank = f"column_{place}"
+        while blank in names:
+            blank += "_"
+        named.append(name or blank)
+    return named
 
 
 def _without_end(table: pa.Table, end: str, delimiter: str) -> tuple[pa.Table, str | None]:

@@ -26,7 +26,7 @@ from pipelines.input.listing import (
 )
 from pipelines.input.tables import table_among, table_around
 from pipelines.input.text import COMPRESSIONS
-from pipelines.storage import Folder, Location
+from pipelines.storage import Folder, Location, redact
 
 _OF_DATASETS = ("dataset_info.json", "dataset_infos.json", "state.json", "dataset_dict.json")
 """What datasets and its hub write beside the data."""
@@ -66,6 +66,16 @@ def find_files(source: Location, output: Folder | None = None) -> InputFiles:
             files cannot be read without its log.
     """
     filesystem, path, info = look_up(source)
+    try:
+        return _find_files(source, output, filesystem, path, info)
+    except OSError as error:
+        reason = redact(next(iter(str(error).splitlines()), type(error).__name__))
+        raise UserError(f"input '{source}' cannot be read: {reason}") from error
+
+
+def _find_files(
+    source: Location, output: Folder | None, filesystem: fs.FileSystem, path: str, info: fs.FileInfo
+) -> InputFiles:
     if info.type == fs.FileType.File:
         base = path.rpartition("/")[0]
         listing = Listing([entry_of(filesystem, info)])

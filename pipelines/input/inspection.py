@@ -14,7 +14,7 @@ from pyarrow import fs
 from pipelines.errors import UserError
 from pipelines.input.files import InputFiles, find_files
 from pipelines.input.formats import FORMATS, file_format
-from pipelines.input.names import portable_name
+from pipelines.input.names import first_portable_name, former_name, portable_name
 from pipelines.input.shapes import Shape
 from pipelines.input.shards import Block, Corpus, Format, Reading, Scan
 from pipelines.input.staging import StagedFile, StageTask, stage_tasks
@@ -39,6 +39,7 @@ class Inspection:
     """The columns that the job reads or keeps, None for all: others may have any type."""
     earlier: Corpus | None
     """The plan of an earlier run, whose columns stay as they are."""
+    name_of: Callable[[str], str] = portable_name
     scans: dict[str, Scan] = field(default_factory=dict)
     columns: dict[str, Columns] = field(default_factory=dict)
     """The columns of files that the earlier run did not know."""
@@ -54,6 +55,16 @@ class Inspection:
     def versions(self) -> dict[str, str]:
         """The version of each file."""
         return self.found.versions
+
+    @property
+    def has_former_names(self) -> bool:
+        """Whether parts have the names of an output that was begun before they had a folder of their own."""
+        return self.name_of is first_portable_name
+
+    def former_name(self, path: str) -> str:
+        """Return the name that a file's parts had, where it is another now; else an empty text."""
+        former = former_name(self.found.name(path)) if self.has_former_names else ""
+        return former if former != self.names[path] else ""
 
     def is_wanted(self, column: str) -> bool:
         """Tell whether the job reads or keeps a column."""
@@ -96,8 +107,7 @@ def inspect_input(
     names = {path: name_of(files.name(path)) for path in files.versions}
     files.versions = {path: files.versions[path] for path in sorted(names, key=lambda path: names[path])}
     format_name = next((file_format(path) for path in files.versions), None) or ""
-    earlier = earlier if earlier and earlier.format == format_name else None
-    found = Inspection(source, files, format_name, options, names, wanted, earlier)
+    found = Inspection(source, files, format_name, options, names, wanted, earlier, name_of)
     found.broken |= files.broken
     found.notes += files.notes
     if files.left_out:
@@ -105,9 +115,12 @@ def inspect_input(
         found.notes.append(f"{len(files.left_out):,} files are left out, whose format is not read: {shown}")
     if not files.versions:
         raise unreadable(found)
-    known = {file.path: file for file in earlier.files} if earlier else {}
+    known = {file.path: file for file in earlier.files} if earlier and earlier.format == format_name else {}
     for path, version in files.versions.items():
-        if path in known and known[path].version == version:
+        if path not in known or known[path].version != version:
+            continue
+        stem = f"{names[path]}-{version}"
+        if all(part.startswith(stem) for part, _ in known[path].scan.parts):  # else it was staged under another name
             found.scans[path] = known[path].scan
     fresh = [path for path in files.versions if path not in found.scans]
     with ThreadPoolExecutor(16) as pool:

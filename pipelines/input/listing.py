@@ -11,6 +11,7 @@ from functools import cache
 
 from pyarrow import fs
 
+from pipelines.input.formats import file_format
 from pipelines.input.tables import TABLE_MARKS, is_table_metadata
 
 RECORD = "_run.json"
@@ -96,7 +97,7 @@ def list_local(folder: str, hides: Callable[[str, bool], bool] | None = None) ->
             reals = {name: os.path.join(real, name) for name in paths.keys() - hidden - linked}
             known = {name for name in reals if reals[name] in seen}  # where a link leads to a folder around another's
             listing.again += sorted(paths[name] for name in known)
-            seen.update(reals.values())
+            seen.update(real for name, real in reals.items() if name in folders or file_format(name))
             folders[:] = sorted((set(folders) & reals.keys()) - known)
             for name in sorted((set(files) & reals.keys()) - known):
                 _add_local(listing, paths[name])
@@ -118,11 +119,13 @@ def _follow(listing: Listing, path: str, seen: set[str], walk: Callable[[str], N
     if real in seen:
         listing.again.append(path)
         return
-    seen.add(real)
     if os.path.isdir(path):
+        seen.add(real)
         walk(path)
-    else:
-        _add_local(listing, path)
+        return
+    if file_format(path) and os.path.exists(path):
+        seen.add(real)
+    _add_local(listing, path)
 
 
 def _add_local(listing: Listing, path: str) -> None:
@@ -130,6 +133,8 @@ def _add_local(listing: Listing, path: str) -> None:
     try:
         path.encode()
     except UnicodeEncodeError:
+        if not may_be_data(path):
+            return
         listing.broken[printable(path)] = "its name is not UTF-8; rename it"
         return
     try:
@@ -163,7 +168,8 @@ def list_glob(filesystem: fs.FileSystem, base: str, pattern: str) -> Listing:
         if real in seen:
             listing.again.append(path)
             continue
-        seen.add(real)
+        if file_format(path) and os.path.exists(path):
+            seen.add(real)
         _add_local(listing, path)
     for folder in folders_of(listing.entries, base):
         marks = [f"{folder}/{name}" for name in (RECORD, *TABLE_MARKS)]

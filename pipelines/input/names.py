@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 LONGEST_NAME = 150
 """The most characters of a file's name; with its version, its rows and the ending a part has at most 200."""
+_LONGEST_FORMER_NAME = 209
+"""What disks took: 255 bytes with the version, the rows, the ending, and what a temporary name adds."""
 _DIGEST_CHARACTERS = 16
 _LIKE_A_DIGEST = re.compile(r"-[0-9a-f]{16}$")
 _SHARD = re.compile(r"(?P<file>.+)-(?P<version>[0-9a-f]{8})-(?P<start>\d{9,})-(?P<stop>\d{9,})")
@@ -29,15 +31,18 @@ def portable_name(path: str) -> str:
     return f"{name[: LONGEST_NAME - 1 - _DIGEST_CHARACTERS]}-{digest}"
 
 
-def first_portable_name(path: str) -> str:
-    """Turn a path into the name that outputs begun before version 2 of the layout have for it.
-
-    Names that readers skip, for their first character, and those that are too long are `portable_name`'s.
-    """
+def former_name(path: str) -> str:
+    """Turn a path into its name in outputs that were begun before parts had a folder of their own."""
     name = re.sub(r"[^A-Za-z0-9._=-]", "_", path)
-    if name != path:
-        name = f"{name}-{hashlib.sha256(path.encode('utf-8', 'surrogateescape')).hexdigest()[:8]}"
-    return name if name[:1] not in "._" and len(name) <= LONGEST_NAME else portable_name(path)
+    if name == path:
+        return name
+    return f"{name}-{hashlib.sha256(path.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
+
+
+def first_portable_name(path: str) -> str:
+    """Turn a path into its name in such an output: the former one, but where readers skip it, or it was too long."""
+    name = former_name(path)
+    return name if name[:1] not in "._" and len(name) <= _LONGEST_FORMER_NAME else portable_name(path)
 
 
 def shard_name(file: str, version: str, start: int, stop: int) -> str:

@@ -15,6 +15,7 @@ Partition = tuple[tuple[str, str | int | None], ...]
 _NULL = "__HIVE_DEFAULT_PARTITION__"
 _WHOLE_NUMBER = re.compile(r"0|-?[1-9]\d{0,17}")
 """A number that is written again as it was read, which 007 is not."""
+_DIGITS = re.compile(r"-?\d{1,18}")
 _SPLIT = "split"
 """The key of the folders of a DatasetDict."""
 
@@ -31,13 +32,16 @@ class Partitions:
     """Files whose values do not have the type that the key has in the output, with the reason."""
 
 
-def hive_partitions(found: InputFiles, paths: list[str], earlier: pa.Schema | None = None) -> Partitions:
+def hive_partitions(
+    found: InputFiles, paths: list[str], earlier: pa.Schema | None = None, *, any_digits: bool = False
+) -> Partitions:
     """Read the partition of each file from its folders.
 
     Args:
         found: the input.
         paths: its files.
         earlier: the columns of an output that was begun, whose types stay.
+        any_digits: whether digits with zeros before them fit a key of numbers, as they did in earlier versions.
     """
     texts = {path: _texts(found, path) for path in paths}
     types = dict[str, pa.DataType]()
@@ -53,7 +57,7 @@ def hive_partitions(found: InputFiles, paths: list[str], earlier: pa.Schema | No
         for name, value in by_name.items():
             if value is None or not pa.types.is_integer(types[name]):
                 typed.append((name, value))
-            elif _WHOLE_NUMBER.fullmatch(value):
+            elif (_DIGITS if any_digits else _WHOLE_NUMBER).fullmatch(value):
                 typed.append((name, int(value)))
             else:
                 misfits[path] = f"its folder has {name}={value!r}, where the output has {types[name]}"

@@ -41,6 +41,8 @@ def cut(found: Inspection, limit: int | None = None, shard_rows: int | None = No
     keys = {each.name: each.type for each in partitions.schema}
     schema = pa.schema([*((name, type_) for name, type_ in types.items() if name not in keys), *keys.items()])
     total = sum(found.scans[path].rows for path in versions)
+    if not total and found.broken:
+        raise unreadable(found)
     if not total:
         raise UserError(f"input '{found.source}' has no rows")
     size = shard_rows or min(MAX_SHARD_ROWS, -(-total // (_WANTED_SHARDS * STRIDE_ROWS)) * STRIDE_ROWS)
@@ -55,7 +57,10 @@ def cut(found: Inspection, limit: int | None = None, shard_rows: int | None = No
                 name = shard_name(found.names[path], version, first, first + rows)
                 shards.append(Shard(name, path, found.format, first, rows, partitions.of[path], part, part_start))
             start, left = start + part_rows, left - min(part_rows, left)
-    files = [DataFile(path, version, found.scans[path]) for path, version in versions.items()]
+    files = [
+        DataFile(path, version, found.scans[path], found.names[path], found.former_name(path))
+        for path, version in versions.items()
+    ]
     return Corpus(files, found.format, schema, shards, size, found.broken, found.notes)
 
 

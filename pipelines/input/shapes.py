@@ -116,7 +116,16 @@ class Shape:
 
     def fits(self, type_: pa.DataType) -> bool:
         """Tell whether a column of `type_` holds each value unchanged."""
-        return pa.types.is_string(type_) or self.type == type_ or self.merge(_shape_of(type_)).type == type_
+        if pa.types.is_string(type_) or not self.kinds - {"null"}:
+            return True
+        if self.kinds <= {"list", "null"} and pa.types.is_list(type_):
+            return (self.items or Shape()).fits(type_.value_type)
+        if self.kinds <= {"object", "null"} and pa.types.is_struct(type_):
+            empty = {name for name, shape in self.fields.items() if not shape.kinds - {"null"}}
+            return self.fields.keys() - empty <= set(type_.names) and all(
+                shape.fits(type_.field(name).type) for name, shape in self.fields.items() if name in type_.names
+            )
+        return self.type == type_ or self.merge(_shape_of(type_)).type == type_
 
     def to_json(self) -> dict[str, Any]:
         """Encode it for a file."""

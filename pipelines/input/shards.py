@@ -73,6 +73,10 @@ class DataFile:
     version: str
     """A digest of its size and modification time: a changed file has another version."""
     scan: Scan
+    name: str = ""
+    """Its name in the names of its parts."""
+    former: str = ""
+    """The name that these have had where it is another now: parts under it are replaced."""
 
 
 @dataclass(frozen=True)

@@ -181,7 +181,9 @@ def is_exact(narrow: pa.DataType, wide: pa.DataType) -> bool:
     if pa.types.is_struct(narrow) and pa.types.is_struct(wide):
         return all(field.name in wide.names and is_exact(field.type, wide.field(field.name).type) for field in narrow)
     if is_stringlike(wide):
-        return is_stringlike(narrow) or (not is_bytes(wide) and not pa.types.is_nested(narrow))
+        if is_stringlike(narrow):
+            return is_bytes(wide) or not is_bytes(narrow)  # bytes may be no UTF-8
+        return not is_bytes(wide) and not pa.types.is_nested(narrow)
     return _is_exact_plain(narrow, wide)
 
 
@@ -250,6 +252,11 @@ def fits(column: pa.ChunkedArray, type_: pa.DataType) -> bool:
         values = convert(column, stored_type(column.type))
     except (pa.ArrowException, ValueError):
         return False
+    if _holds_bytes(values.type) and not _holds_bytes(there.type):
+        try:
+            there.validate(full=True)
+        except pa.ArrowInvalid:  # bytes that are no UTF-8
+            return False
     if back.equals(values):
         return True
     if pa.types.is_nested(values.type) or not pa.types.is_floating(values.type):
@@ -258,13 +265,17 @@ def fits(column: pa.ChunkedArray, type_: pa.DataType) -> bool:
     return pc.all(pc.or_(pc.equal(back, values), both_nan)).as_py() in (True, None)
 
 
+def _holds_bytes(type_: pa.DataType) -> bool:
+    return is_bytes(type_) or (pa.types.is_dictionary(type_) and is_bytes(type_.value_type))
+
+
 def convert(column: pa.ChunkedArray, type_: pa.DataType) -> pa.ChunkedArray:
     """Convert a column to the type that it has over the whole input; that of a staged text file holds text.
 
     Raises:
         pa.ArrowException: where a value does not fit.
     """
-    if column.type == type_:
+    if column.type == type_ and not any(_has_null_values(chunk) for chunk in column.chunks):
         return column
     if pa.types.is_string(column.type) and not is_stringlike(type_):
         return _from_text(column, type_)
@@ -288,6 +299,8 @@ def _plain(array: pa.Array) -> pa.Array:
     That of list views, where a list is null, gives other values (Arrow 26).
     """
     type_ = array.type
+    if _has_null_values(array):
+        return _plain(_decoded(array))
     if type_ == _plain_type(type_):
         return array
     if pa.types.is_run_end_encoded(type_):
@@ -310,6 +323,35 @@ def _plain_strings(array: pa.Array) -> pa.Array:
     if pa.types.is_string_view(array.type):
         return array.cast(pa.large_string(), safe=False)
     return array.cast(pa.large_binary(), safe=False) if pa.types.is_binary_view(array.type) else array
+
+
+def _has_null_values(array: Any) -> bool:
+    """Tell whether a dictionary in an array has a null among its values, which Parquet does not take."""
+    type_ = array.type
+    if pa.types.is_dictionary(type_):
+        return array.dictionary.null_count > 0
+    if pa.types.is_struct(type_):
+        return any(_has_null_values(array.field(i)) for i in range(type_.num_fields))
+    if pa.types.is_map(type_):
+        return _has_null_values(array.keys) or _has_null_values(array.items)
+    return is_list(type_) and _has_null_values(array.values)
+
+
+def _decoded(array: Any) -> pa.Array:
+    """Return an array with the values of its dictionaries in place."""
+    type_ = array.type
+    if pa.types.is_dictionary(type_):
+        return _plain_strings(_plain(array.dictionary)).take(array.indices)
+    if pa.types.is_struct(type_):
+        fields = [_decoded(array.field(i)) for i in range(type_.num_fields)]
+        return pa.StructArray.from_arrays(fields, names=type_.names, mask=array.is_null())
+    if pa.types.is_map(type_) or not is_list(type_):
+        return array.cast(_undictionaried(type_))
+    return array.cast(_undictionaried(type_))
+
+
+def _undictionaried(type_: pa.DataType) -> pa.DataType:
+    return type_.value_type if pa.types.is_dictionary(type_) else _with_children(type_, _undictionaried)
 
 
 def _plain_list(array: Any) -> pa.Array:

@@ -89,7 +89,7 @@ def begin_run(folder: Folder, record: RunRecord, corpus: Corpus, overwrite: bool
         present = set(committed(folder, record.parts))
         planned = {shard.name for shard in corpus.shards}
         split, subshards = _split_shards(present - planned, corpus)
-        files = {_file_of(name) for name in planned}
+        files = {file.name for file in corpus.files} | {file.former for file in corpus.files if file.former}
         stale = [name for name in present - planned - subshards if _file_of(name) in files]
         # The rejected rows first: without its part, nobody looks for them again.
         _remove(folder, [f"{REJECTED}/{name}.parquet" for name in stale])

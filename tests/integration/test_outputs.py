@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import contextmanager
 from pathlib import Path
 
 import datasets
@@ -17,7 +18,7 @@ import pytest
 from conftest import REPOSITORY
 
 from pipelines import run_corpus
-from pipelines.input.names import first_portable_name
+from pipelines.input.names import first_portable_name, former_name
 from pipelines.storage import Folder
 
 MODEL = str(REPOSITORY / "jobs/demo/intent-classifier")
@@ -82,6 +83,120 @@ def test_an_output_of_an_earlier_version_goes_on(tmp_path, monkeypatch):
     assert run(tmp_path, overwrite=True).parts == "data"
     assert sorted(ds.dataset(out / "data").to_table()["id"].to_pylist()) == [1, 2, 3]
     assert list(out.glob("*.parquet")) == []
+
+
+@pytest.fixture
+def earlier_version(monkeypatch):
+    """Jobs as they were before parts had a folder of their own."""
+
+    @contextmanager
+    def version():
+        with monkeypatch.context() as patched:
+            patched.setattr("pipelines.corpus.plan.PARTS", "")
+            patched.setattr("pipelines.corpus.plan.portable_name", former_name)
+            patched.setattr("pipelines.corpus.plan.first_portable_name", former_name)
+            yield
+
+    return version
+
+
+NAMES = ["a" * 160, "q/" + "b" * 170, "élections", "(a)", "x y", "c"]
+
+
+def ids_of_parts(out: Path) -> list[int]:
+    parts = [part for part in out.glob("*.parquet") if part.name[0] not in "._"]
+    return sorted(row for part in parts for row in pq.read_table(part)["id"].to_pylist())
+
+
+def test_nights_of_an_output_of_an_earlier_version_label_each_row_once(tmp_path, earlier_version):
+    for number, name in enumerate(NAMES):
+        write(tmp_path / "in" / f"{name}.parquet", 10 * number, 13)
+    with earlier_version():
+        run(tmp_path)
+    out = tmp_path / "out"
+    run(tmp_path)
+    assert ids_of_parts(out) == [0, 10, 20, 30, 40, 50]
+    assert not [part.name for part in out.glob("[._]*.parquet")]
+    assert len(list((out / "_rejected").iterdir())) == len(NAMES)
+    write(tmp_path / "in" / "(a).parquet", 5, 6)
+    assert run(tmp_path).rows == 2
+    assert ids_of_parts(out) == [0, 5, 6, 10, 20, 40, 50]
+    assert run(tmp_path).rows == 0
+
+
+@pytest.mark.parametrize("name", ["élections.jsonl", "a" * 160 + ".jsonl"])
+def test_staged_files_of_an_earlier_version_are_read_again_under_their_names(tmp_path, earlier_version, name):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / name).write_text('{"id": 1, "text": "wake me"}\n')
+    with earlier_version():
+        run(tmp_path)
+    (tmp_path / "in" / "b.jsonl").write_text('{"id": 2, "text": "wake me"}\n')
+    assert run(tmp_path).failed == {}
+    assert ids_of_parts(tmp_path / "out") == [1, 2]
+
+
+def test_a_changed_file_without_rows_leaves_none_in_the_output(tmp_path):
+    write(tmp_path / "in" / "a.parquet", 1, 13)
+    write(tmp_path / "in" / "b.parquet", 2)
+    run(tmp_path)
+    write(tmp_path / "in" / "a.parquet")
+    run(tmp_path)
+    assert ds.dataset(tmp_path / "out" / "data").to_table()["id"].to_pylist() == [2]
+    assert list((tmp_path / "out" / "_rejected").iterdir()) == []
+
+
+def test_the_types_of_an_output_stay_where_the_format_changes(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.csv").write_text("id,text\n1,wake me\n")
+    run(tmp_path)
+    (tmp_path / "in" / "a.csv").unlink()
+    write(tmp_path / "in" / "a.parquet", 7)
+    run(tmp_path)
+    assert polars.read_parquet(tmp_path / "out" / "data")["id"].to_list() == ["1", "7"]
+
+
+def test_a_column_without_a_value_keeps_its_type_in_an_output_of_an_earlier_version(
+    tmp_path, earlier_version, monkeypatch
+):
+    table = pa.table({"text": ["wake me"], "c": pa.nulls(1), "l": pa.array([[None]], pa.list_(pa.null()))})
+    (tmp_path / "in").mkdir()
+    pq.write_table(table, tmp_path / "in" / "a.parquet")
+    with earlier_version(), monkeypatch.context() as patched:
+        patched.setattr("pipelines.input.columns.stored_type", lambda type_: type_)
+        run(tmp_path)
+    pq.write_table(table, tmp_path / "in" / "b.parquet")
+    assert run(tmp_path).rows == 1
+    types = [pq.read_schema(part).field("c").type for part in (tmp_path / "out").glob("*.parquet")]
+    assert types == [pa.null()] * 2
+    assert ds.dataset(tmp_path / "out").to_table().num_rows == 2
+
+
+def test_rejected_rows_that_are_an_input_again_keep_what_they_say(tmp_path):
+    table = pa.table({"text": ["wake me", None], "_row": [42, 43], "_File": ["a", "b"]})
+    (tmp_path / "in").mkdir()
+    pq.write_table(table, tmp_path / "in" / "a.parquet")
+    run(tmp_path)
+    rejects = ds.dataset(tmp_path / "out" / "_rejected").to_table().to_pylist()
+    assert [(row["_row_of_input"], row["_File_of_input"], row["_row"]) for row in rejects] == [(43, "b", 1)]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", "", "has no rows"),
+        ("a.json", "[]", "has no rows"),
+        ("a.json", '{\n  "text": "a"\n}\n', "cannot be read: no record of it is a row of json: the first not readable"),
+        ("a.csv", "text\n", "has no rows"),
+    ],
+)
+def test_an_input_without_rows_says_so(tmp_path, name, content, message):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / name).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path)
+    pq.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "in.parquet")
+    with pytest.raises(ValueError, match="has no rows"):
+        run_corpus("classify", input=str(tmp_path / "in.parquet"), output=str(tmp_path / "out2"), model=MODEL)
 
 
 def test_what_others_leave_among_the_parts_is_no_part(tmp_path):

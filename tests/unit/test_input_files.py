@@ -98,6 +98,16 @@ def test_links_are_read_once_whatever_they_lead_to(tmp_path):
     assert found(tmp_path / "in") == want
 
 
+@pytest.mark.parametrize("source", ["in", "in/**/*", "in/*.parquet"])
+def test_a_link_to_a_file_that_is_not_read_by_its_own_name_is_read(tmp_path, source):
+    write(tmp_path / "in" / "x.parquet")
+    write(tmp_path / "blob.parquet").rename(tmp_path / "blob")
+    (tmp_path / "in" / "blobs").mkdir()
+    (tmp_path / "blob").rename(tmp_path / "in" / "blobs" / "abc")
+    (tmp_path / "in" / "y.parquet").symlink_to("blobs/abc")
+    assert found(tmp_path / source) == ["x.parquet", "y.parquet"]
+
+
 def test_names_that_are_not_utf8_are_named(tmp_path):
     write(tmp_path / "a.jsonl")
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/na\xefve.jsonl")).write_text('{"text": "b"}\n')

@@ -265,6 +265,56 @@ def test_a_later_night_fits_the_output_exactly_or_its_file_is_named(tmp_path, ni
         assert got["x"].to_pylist() == want
 
 
+STRINGS = {
+    "string": pa.array(["a", None]),
+    "large": pa.array(["a", "é"], pa.large_string()),
+    "bytes": pa.array([b"a", None]),
+    "broken": pa.array([b"\xff\xfe", b"ok"]),
+    "dictionary": pa.array([b"\xff", b"ok"]).dictionary_encode(),
+    "lists": pa.array([["a"], None]),
+    "broken lists": pa.array([[b"\xff"], None]),
+    "structs": pa.array([{"x": "a"}, None]),
+    "broken structs": pa.array([{"x": b"\xff"}, None]),
+}
+
+
+@pytest.mark.parametrize("first", STRINGS)
+@pytest.mark.parametrize("second", STRINGS)
+def test_bytes_that_are_no_utf8_never_become_strings(tmp_path, first, second):
+    for name, rows in (("a", STRINGS[first]), ("b", STRINGS[second])):
+        pq.write_table(pa.table({"text": ["t"] * 2, "x": rows}), tmp_path / f"{name}.parquet")
+    corpus = plan(tmp_path, tmp_path / "out")
+    got, _ = read_all(corpus, tmp_path, tmp_path / "out")
+    got.validate(full=True)
+    files = [STRINGS[first]] if corpus.broken else [STRINGS[first], STRINGS[second]]
+    want = [cell for rows in files for cell in rows.to_pylist()]
+    as_bytes = [cell.encode() if isinstance(cell, str) else cell for cell in want]
+    found = got["x"].to_pylist()
+    assert [cell.encode() if isinstance(cell, str) else cell for cell in found] == as_bytes or found == want
+    pq.write_table(got, tmp_path / "out.parquet")
+    assert len(polars.read_parquet(tmp_path / "out.parquet")) == len(want)
+
+
+@pytest.mark.parametrize("nested", ["plain", "list", "struct", "map"])
+def test_a_dictionary_with_a_null_among_its_values_is_written(tmp_path, nested):
+    rows = pa.array(["x", None, "y"]).dictionary_encode(null_encoding="encode")
+    column = {
+        "plain": rows,
+        "list": pa.ListArray.from_arrays(pa.array([0, 1, 2, 3], pa.int32()), rows),
+        "struct": pa.StructArray.from_arrays([rows], names=["a"]),
+        "map": pa.MapArray.from_arrays(pa.array([0, 1, 2, 3], pa.int32()), pa.array(["k"] * 3), rows),
+    }[nested]
+    table = pa.table({"text": ["t"] * 3, "x": column})
+    for name, writer in (("file", pa.ipc.new_file), ("stream", pa.ipc.new_stream)):
+        (tmp_path / name).mkdir()
+        with writer(tmp_path / name / "x.arrow", table.schema) as file:
+            file.write_table(table)
+        got, _ = read_all(plan(tmp_path / name, tmp_path / "out"), tmp_path / name, tmp_path / "out")
+        assert got["x"].to_pylist() == column.to_pylist()
+        pq.write_table(got, tmp_path / "out.parquet")
+        assert pq.read_table(tmp_path / "out.parquet")["x"].to_pylist() == column.to_pylist()
+
+
 INT96 = {
     "nothing": [None, None],
     "microseconds": [1_700_000_000_123_456_000, None],
