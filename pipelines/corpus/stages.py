@@ -25,7 +25,7 @@ from pipelines.corpus import wire
 from pipelines.corpus.nodes import check_lease
 from pipelines.corpus.plan import Job, ModelRun, clashing
 from pipelines.corpus.wire import Committed
-from pipelines.input.documents import cut, longest, readable, valid_documents
+from pipelines.input.documents import cut, longest, readable, readable_columns, valid_documents
 from pipelines.input.inspection import one_line
 from pipelines.input.plan import read_shard
 from pipelines.input.shards import Rows, Shard
@@ -269,7 +269,7 @@ def _answers(job: Job, shard: Shard, table: pa.Table) -> tuple[dict[str, Any], p
     )
     index = {int(position): i for i, position in enumerate(read.positions)}
     kept = pa.array([index[row] for row in rows[good].tolist()], pa.int64())
-    columns = {name: read.table[name].take(kept) for name in job.keep_columns}
+    columns, replaced = readable_columns({name: read.table[name].take(kept) for name in job.keep_columns})
     columns |= {job.prefix + name: values for name, values in answers.items()}
     stats: dict[str, Any] = {
         "name": shard.name,
@@ -277,6 +277,7 @@ def _answers(job: Job, shard: Shard, table: pa.Table) -> tuple[dict[str, Any], p
         "labelled": len(good),
         "tokens": len(windows.input_ids),
         "truncated": int(windows.truncated[good].sum()),
+        "replaced": replaced,
         **count_windows(windows.lengths),
         "scores": count_scores(job.task.scores(decoded).to_numpy(zero_copy_only=False)),
         "labels": job.task.label_counts(decoded),

@@ -75,6 +75,8 @@ def format_summary(
             lines.append(f"           {rest:>9,}  {len(labels) - len(shown)} other labels")
         reasons = list(rejects.items())[:_SHOWN_LABELS]
         lines += [f"rejected   {count:>9,}  {printable(reason)}" for reason, count in reasons]
+    if replaced := totals.get("replaced"):
+        lines.append(f"replaced   {replaced:>9,}  values of kept columns that are not UTF-8, in part by U+FFFD")
     lines += _failures(failed)
     lines += _first_rows(job)
     folder = printable(str(job.folder))

@@ -109,6 +109,25 @@ def cut(document: Text, most: int) -> Text:
     return first[:most], second if isinstance(second, LabelList) else second[:most]
 
 
+def readable_columns(columns: dict[str, pa.ChunkedArray]) -> tuple[dict[str, pa.ChunkedArray], int]:
+    """Return columns with their invalid UTF-8 replaced (`readable`), and the number of values that this changed.
+
+    A string that is not UTF-8 is against Arrow's and Parquet's own rules: polars, duckdb and Spark would refuse the
+    whole output for one.
+    """
+    found = dict(columns)
+    replaced = 0
+    for name, column in columns.items():
+        try:
+            column.validate(full=True)
+        except pa.ArrowInvalid:
+            found[name] = readable(column)
+            plain = column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+            pairs = zip(plain.cast(pa.large_binary()).to_pylist(), found[name].to_pylist(), strict=True)
+            replaced += sum(raw is not None and raw != text.encode() for raw, text in pairs)
+    return found, replaced
+
+
 def readable(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Replace invalid UTF-8 in a column of strings by U+FFFD, so that every reader opens it.
 

@@ -20,7 +20,7 @@ SCORE_EDGES = [i / 20 for i in range(21)]
 PADDED_ROWS = 32
 """The windows in a padded batch, in input order, that packed batches are compared with."""
 _AT_ONCE = 256
-SUMS = ("rows", "labelled", "tokens", "windows", "truncated", "padded_tokens", "items", "item_bytes")
+SUMS = ("rows", "labelled", "tokens", "windows", "truncated", "padded_tokens", "items", "item_bytes", "replaced")
 KEPT = (*SUMS, "lengths", "scores", "labels", "rejects")
 """The stats in a part's footer."""
 SHARD_STATS = pa.schema(
