@@ -63,7 +63,7 @@ def _predict_lines(name: str, options: Any) -> int:
         budget_tokens=options.budget_tokens,
         **{option: value for option, value in values.items() if value is not None},
     )
-    sys.stdin.reconfigure(encoding="utf-8", errors="replace", newline="\n")  # type: ignore[union-attr]
+    sys.stdin.reconfigure(encoding="utf-8-sig", errors="replace", newline="\n")  # type: ignore[union-attr]
     sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
     failed = False
     while lines := [line.rstrip("\r\n") for line in islice(sys.stdin, _LINES)]:

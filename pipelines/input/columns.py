@@ -24,6 +24,8 @@ from pipelines.input.types import (
     why_not_stored,
 )
 
+_SHOWN_CHARACTERS = 120
+
 
 def partition(found: Inspection) -> Partitions:
     """Read the hive partitions of the input's files."""
@@ -71,8 +73,14 @@ def unify(found: Inspection) -> dict[str, pa.DataType]:
 def _misfit_shape(found: Inspection, columns: dict[str, Shape], fixed: dict[str, pa.DataType]) -> str | None:
     for name, shape in columns.items():
         if name in fixed and found.is_wanted(name) and not shape.fits(fixed[name]):
-            return f"column {name!r} holds {shape.type}, where the output has {fixed[name]}"
+            return f"column {name!r} holds {_short(shape.type)}, where the output has {_short(fixed[name])}"
     return None
+
+
+def _short(type_: pa.DataType) -> str:
+    """Name a type, of which a struct may have hundreds of fields, in a message."""
+    name = str(type_)
+    return name if len(name) <= _SHOWN_CHARACTERS else f"{name[:_SHOWN_CHARACTERS]}…"
 
 
 @dataclass
@@ -97,13 +105,12 @@ class _Meeting:
             if names.count(each.name) > 1:
                 return f"it has {names.count(each.name)} columns {each.name!r}"
             if reason := why_not_stored(stored_type(each.type)):
-                return (
-                    f"column {each.name!r} holds {each.type}, which Parquet cannot hold ({reason}); see --keep-columns"
-                )
+                held = f"column {each.name!r} holds {_short(each.type)}"
+                return f"{held}, which Parquet cannot hold ({reason}); leave it out with --keep-columns"
             common = self._common(path, each)
             if common is None:
                 others = "the output has" if each.name in self.fixed else "files before it have"
-                return f"column {each.name!r} holds {each.type}, where {others} {self.types[each.name]}"
+                return f"column {each.name!r} holds {_short(each.type)}, where {others} {_short(self.types[each.name])}"
             met[each.name] = common
         self.types |= met
         for name in met:
