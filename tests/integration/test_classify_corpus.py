@@ -117,10 +117,10 @@ def test_labels_equal_transformers(articles, labelled, checkpoint):
 
 @pytest.mark.slow
 def test_pandas_duckdb_and_polars_read_the_output(labelled):
-    pattern = f"{labelled}/*.parquet"
+    pattern = f"{labelled}/data/*.parquet"
     wanted = ds.dataset(labelled).to_table()["label"].to_pylist()
     assert pd.read_parquet(labelled)["label"].tolist() == wanted
-    assert polars.read_parquet(pattern)["label"].to_list() == wanted
+    assert polars.read_parquet(labelled / "data")["label"].to_list() == wanted
     assert [row[0] for row in duckdb.sql(f"select label from '{pattern}'").fetchall()] == wanted
 
 
