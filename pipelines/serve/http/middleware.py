@@ -74,7 +74,7 @@ class HttpLimits(BaseModel):
         if self.api_key_file is not None:
             place = f"api_key_file {self.api_key_file}"
             try:
-                text = self.api_key_file.read_text(encoding="utf-8-sig")
+                text = self.api_key_file.read_text(encoding="utf-8")
             except (OSError, UnicodeDecodeError) as error:
                 raise ValueError(f"{place}: {error}") from error
         keys = [line.strip() for line in (text or "").splitlines()]
