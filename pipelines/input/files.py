@@ -92,7 +92,9 @@ def _find_files(
     entries = _without_outputs(found, listing, source, output)
     _choose_data(found, entries)
     if listing.again:
-        found.notes.append(f"{_count(listing.again)} are links to what is read already: {_some(found, listing.again)}")
+        found.notes.append(
+            f"{len(listing.again):,} paths are links to what is read already: {_some(found, listing.again)}"
+        )
     if not found.versions and not found.broken:
         raise _no_data_file(source, found)
     formats = {file_format(file) for file in found.versions}
@@ -213,10 +215,6 @@ def _no_data_file(source: Location, found: InputFiles) -> UserError:
         f"input '{source}' holds no data file; known are {', '.join(endings)}, text also with "
         f"{', '.join(COMPRESSIONS)}{left_out}" + "".join(f"; {note}" for note in found.notes)
     )
-
-
-def _count(paths: list[str]) -> str:
-    return f"{len(paths):,} paths"
 
 
 def _some(found: InputFiles, paths: list[str]) -> str:

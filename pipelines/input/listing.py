@@ -267,9 +267,11 @@ def folders_of(entries: Iterable[Entry], base: str) -> set[str]:
 
 
 def may_be_data(path: str) -> bool:
+    """Tell whether a file may hold data, by its name: what is not known to hold none may."""
     name = path.rpartition("/")[2].lower()
     return not name.endswith(_NO_DATA_ENDINGS) and name.partition(".")[0] not in _NO_DATA_NAMES
 
 
 def printable(path: str) -> str:
+    """Return a path with its bytes that are not UTF-8 escaped, so that it can be printed and stored."""
     return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -345,8 +345,6 @@ def _decoded(array: Any) -> pa.Array:
     if pa.types.is_struct(type_):
         fields = [_decoded(array.field(i)) for i in range(type_.num_fields)]
         return pa.StructArray.from_arrays(fields, names=type_.names, mask=array.is_null())
-    if pa.types.is_map(type_) or not is_list(type_):
-        return array.cast(_undictionaried(type_))
     return array.cast(_undictionaried(type_))
 
 
