@@ -8,8 +8,9 @@ import re
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import quote, unquote
 
 import pyarrow as pa
@@ -114,11 +115,9 @@ class Folder(Location):
         """
         filesystem, path = self.filesystem_and_path
         if not self.is_local:
-            stream = filesystem.open_output_stream(
-                f"{path}/{name}"
-            )  # leaving a `with` by an error would finish the put
+            stream = filesystem.open_output_stream(f"{path}/{name}")
             stream.write(data)
-            stream.close()
+            stream.close()  # no `with`: left by an error, it would finish the put
             return
         final = Path(path, name)
         final.parent.mkdir(parents=True, exist_ok=True)
@@ -264,3 +263,50 @@ def open_location(uri: str) -> tuple[fs.FileSystem, str]:
         reason = redact(str(error))
     # Outside the block: an error that is raised inside has Arrow's, which names the URI, as its context.
     raise UserError(f"'{redact_credentials(uri)}' is not a location that can be used: {reason}")
+
+
+def has_empty_part(filesystem: fs.FileSystem, path: str) -> bool:
+    """Tell whether a path is an S3 key with an empty part (//), which S3 allows and Arrow lists but does not open."""
+    return "//" in path and filesystem.type_name == "s3"
+
+
+def can_read_empty_parts() -> bool:
+    """Tell whether what `open_input` needs for such keys is installed."""
+    return all(find_spec(name) is not None for name in ("boto3", "smart_open"))
+
+
+def open_input(filesystem: fs.FileSystem, path: str) -> pa.NativeFile:
+    """Open a file for random access; an S3 key with an empty part takes smart_open (the extra s3)."""
+    if not has_empty_part(filesystem, path):
+        return filesystem.open_input_file(path)
+    bucket, _, key = path.partition("/")
+    import smart_open.s3
+
+    return pa.PythonFile(smart_open.s3.open(bucket, key, "rb", client=_s3_client(filesystem)), "r")
+
+
+def file_info(filesystem: fs.FileSystem, path: str) -> fs.FileInfo:
+    """Return what a path is."""
+    if not has_empty_part(filesystem, path):
+        return filesystem.get_file_info(path)
+    listed = filesystem.get_file_info(fs.FileSelector(path.partition("//")[0], recursive=True, allow_not_found=True))
+    return next((info for info in listed if info.path == path), fs.FileInfo(path, fs.FileType.NotFound))
+
+
+def _s3_client(filesystem: fs.FileSystem) -> Any:
+    """Return a client of boto3 that signs and connects as an Arrow file system does."""
+    import boto3
+    from botocore import UNSIGNED
+    from botocore.config import Config
+
+    options = filesystem.__reduce__()[1][0]  # what its pickle holds; there is no other way to ask
+    endpoint = options["endpoint_override"]
+    return boto3.client(
+        "s3",
+        region_name=options["region"] or None,
+        endpoint_url=f"{options['scheme']}://{endpoint}" if endpoint else None,
+        aws_access_key_id=options["access_key"] or None,
+        aws_secret_access_key=options["secret_key"] or None,
+        aws_session_token=options["session_token"] or None,
+        config=Config(signature_version=UNSIGNED) if options["anonymous"] else None,
+    )

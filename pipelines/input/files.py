@@ -26,7 +26,7 @@ from pipelines.input.listing import (
 )
 from pipelines.input.tables import table_among, table_around
 from pipelines.input.text import COMPRESSIONS
-from pipelines.storage import Folder, Location, redact
+from pipelines.storage import Folder, Location, file_info, has_empty_part, open_input, redact
 
 _OF_DATASETS = ("dataset_info.json", "dataset_infos.json", "state.json", "dataset_dict.json")
 """What datasets and its hub write beside the data."""
@@ -113,6 +113,8 @@ def _find_files(
 def look_up(source: Location) -> tuple[fs.FileSystem, str, fs.FileInfo]:
     """Return an input's file system, its path there, and what that is; UserError if it is missing and no glob."""
     filesystem, path = source.filesystem_and_path
+    if has_empty_part(filesystem, path):
+        raise UserError(f"input '{source}' has an empty part (//) in its key; give the folder above it, which is read")
     try:
         info = filesystem.get_file_info(path)
     except (OSError, ValueError) as error:
@@ -128,7 +130,7 @@ def _version(entry: Entry) -> str:
 
 def current_version(filesystem: fs.FileSystem, path: str) -> str | None:
     """Return the version of a file as it is now, None if it is gone."""
-    info = filesystem.get_file_info(path)
+    info = file_info(filesystem, path)
     return _version(entry_of(filesystem, info)) if info.is_file else None
 
 
@@ -175,7 +177,7 @@ def _without_outputs(found: InputFiles, listing: Listing, source: Location, outp
 def _is_record(filesystem: fs.FileSystem, path: str) -> bool:
     """Tell whether a file is the record of a corpus job's output."""
     try:
-        with filesystem.open_input_file(path) as stream:
+        with open_input(filesystem, path) as stream:
             content = json.loads(stream.read())
     except (OSError, ValueError):
         return False
@@ -202,7 +204,7 @@ def _splits(found: InputFiles, entries: list[Entry]) -> frozenset[str]:
     if all(entry.path != record for entry in entries):
         return frozenset()
     try:
-        with found.filesystem.open_input_file(record) as stream:
+        with open_input(found.filesystem, record) as stream:
             return frozenset(map(str, json.loads(stream.read())["splits"]))
     except (OSError, ValueError, KeyError, TypeError):
         return frozenset()

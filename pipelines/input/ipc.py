@@ -10,25 +10,26 @@ from pyarrow import fs
 
 from pipelines.input.parquet import HUGE_BYTES, HUGE_ROWS, row_range
 from pipelines.input.shards import MAX_SHARD_ROWS, Block, Format, Reading, Scan
+from pipelines.storage import open_input
 
 
 def inspect(filesystem: fs.FileSystem, path: str) -> tuple[Scan, pa.Schema] | None:
     """Read the footer; None for a stream, which has none, and for huge record batches."""
-    size = filesystem.get_file_info(path).size
-    with filesystem.open_input_file(path) as stream:
+    with open_input(filesystem, path) as stream:
         if not _is_file(stream):
             return None
-        batches = pa.ipc.open_file(stream).num_record_batches
-    data = ds.dataset([path], filesystem=filesystem, format="ipc")
-    rows = data.count_rows()
+        reader = pa.ipc.open_file(stream)
+        batches = reader.num_record_batches
+        size = stream.size()
+        rows = ds.IpcFileFormat().make_fragment(stream).count_rows()
     if rows > HUGE_ROWS * batches and size > HUGE_BYTES * batches:
         return None
-    return Scan(rows, size), data.schema
+    return Scan(rows, size), reader.schema
 
 
 def blocks(reading: Reading) -> Iterator[Block]:
     """Yield the rows in order."""
-    with reading.filesystem.open_input_file(reading.path) as stream:
+    with open_input(reading.filesystem, reading.path) as stream:
         size, rows = stream.size(), 0
         is_file = _is_file(stream)
         reader = pa.ipc.open_file(stream) if is_file else pa.ipc.open_stream(stream)
@@ -46,7 +47,7 @@ def blocks(reading: Reading) -> Iterator[Block]:
 
 def read(filesystem: fs.FileSystem, path: str, start: int, rows: int, columns: list[str]) -> pa.Table:
     """Read the record batches that hold the rows."""
-    with filesystem.open_input_file(path) as stream:
+    with open_input(filesystem, path) as stream:
         reader = pa.ipc.open_file(stream)
         present = [name for name in columns if name in reader.schema.names]
         if not present:

@@ -13,6 +13,7 @@ from pyarrow import fs
 
 from pipelines.input.formats import file_format
 from pipelines.input.tables import TABLE_MARKS, is_table_metadata
+from pipelines.storage import can_read_empty_parts, has_empty_part
 
 RECORD = "_run.json"
 """The record of an output (output/record.py)."""
@@ -68,8 +69,10 @@ def list_remote(filesystem: fs.FileSystem, folder: str, pattern: str | None = No
         elif is_table_metadata(info.path):
             listing.marks.add(info.path)
         wanted = hidden is None if pattern is None else _matches(info.path, pattern)
-        if wanted and "//" in info.path:
-            listing.broken[info.path] = "its key has an empty part (//), which Arrow does not open; copy it elsewhere"
+        if wanted and has_empty_part(filesystem, info.path) and not can_read_empty_parts():
+            listing.broken[info.path] = (
+                "its key has an empty part (//), which Arrow does not open: pip install 'modernbert-ray[s3]'"
+            )
         elif wanted:
             listing.entries.append(entry_of(filesystem, info))
     return listing
@@ -211,7 +214,7 @@ def _glob_expression(pattern: str) -> re.Pattern[str]:
     for number, segment in enumerate(segments):
         last = number == len(segments) - 1
         if segment == "**":
-            expression += r"(?:[^/.][^/]*/)*" + (r"[^/.][^/]*" if last else "")
+            expression += r"(?:(?:[^/.][^/]*)?/)*" + (r"[^/.][^/]*" if last else "")
             continue
         expression += _segment_expression(segment) + ("" if last else "/")
     return re.compile(expression, re.DOTALL)

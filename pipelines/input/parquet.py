@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from pipelines.input.shards import MAX_SHARD_ROWS, Block, Format, Reading, Scan
+from pipelines.storage import open_input
 
 HUGE_ROWS, HUGE_BYTES = 8 * MAX_SHARD_ROWS, 16 << 20
 """A row group of more rows and bytes would be decoded from its start for each of its shards."""
@@ -17,7 +18,7 @@ HUGE_ROWS, HUGE_BYTES = 8 * MAX_SHARD_ROWS, 16 << 20
 
 def inspect(filesystem: fs.FileSystem, path: str) -> tuple[Scan, pa.Schema] | None:
     """Read the footer."""
-    with filesystem.open_input_file(path) as stream:
+    with open_input(filesystem, path) as stream:
         file = pq.ParquetFile(stream)
         if _int96_columns(file):
             file = _with_unit(stream, file, _int96_unit(stream, file))
@@ -29,7 +30,7 @@ def inspect(filesystem: fs.FileSystem, path: str) -> tuple[Scan, pa.Schema] | No
 
 def blocks(reading: Reading) -> Iterator[Block]:
     """Yield the rows in order."""
-    with reading.filesystem.open_input_file(reading.path) as stream:
+    with open_input(reading.filesystem, reading.path) as stream:
         file = pq.ParquetFile(stream)
         if _int96_columns(file):
             file = _with_unit(stream, file, _int96_unit(stream, file))
@@ -43,7 +44,7 @@ def blocks(reading: Reading) -> Iterator[Block]:
 
 def read(filesystem: fs.FileSystem, path: str, start: int, rows: int, columns: list[str]) -> pa.Table:
     """Read the row groups that hold the rows."""
-    with filesystem.open_input_file(path) as stream:
+    with open_input(filesystem, path) as stream:
         file = pq.ParquetFile(stream)
         present = [name for name in columns if name in file.schema_arrow.names]
         if not present:

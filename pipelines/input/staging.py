@@ -29,7 +29,7 @@ from pipelines.input.shapes import Shape
 from pipelines.input.shards import MAX_SHARD_ROWS, BadRow, Block, Reading, Rows, Shard, TryAgain
 from pipelines.input.text import COMPRESSIONS, TextOptions, lines_file_spans
 from pipelines.input.types import convert, plain_type, why_not_stored
-from pipelines.storage import Folder, Location, temporary_name
+from pipelines.storage import Folder, Location, file_info, temporary_name
 
 STAGED = "_staged"
 RANGED_BYTES, RANGE_BYTES = 1 << 30, 256 << 20
@@ -113,7 +113,7 @@ def stage_tasks(source: Location, path: str, format_: str, stem: str, options: T
     if changed := options.changed():
         stem += f"-{hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:8]}"
     plain = format_ == "json" and not path.lower().endswith(COMPRESSIONS) and options.encoding == "utf-8"
-    if plain and options.limit is None and filesystem.get_file_info(path).size > RANGED_BYTES:
+    if plain and options.limit is None and file_info(filesystem, path).size > RANGED_BYTES:
         spans = lines_file_spans(filesystem, path, RANGE_BYTES)
         return [StageTask(path, format_, f"{stem}-{i:04d}", span) for i, span in enumerate(spans)]
     return [StageTask(path, format_, stem)]

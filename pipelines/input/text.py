@@ -11,6 +11,8 @@ from typing import Any, Literal
 import pyarrow as pa
 from pyarrow import fs
 
+from pipelines.storage import open_input
+
 BLOCK_BYTES = 8 << 20
 _CODECS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".lz4": "lz4"}
 COMPRESSIONS = tuple(_CODECS)
@@ -80,7 +82,7 @@ class TextStream(io.RawIOBase):
         a character, as bytes are that are not UTF-8; `seen_zeros` tells whether there were any.
         """
         codec = next((codec for ending, codec in _CODECS.items() if path.lower().endswith(ending)), None)
-        self.raw = filesystem.open_input_file(path)
+        self.raw = open_input(filesystem, path)
         self.raw.seek(span[0])
         self.stream = pa.CompressedInputStream(self.raw, codec) if codec else self.raw
         self.size = self.raw.size()
@@ -211,7 +213,7 @@ def lines(stream: TextStream, most: int) -> Iterator[bytes]:
 def lines_file_spans(filesystem: fs.FileSystem, path: str, size: int) -> list[tuple[int, int | None]]:
     """Cut a file of lines into ranges of about `size` bytes that begin at a line; an array of JSON is one range."""
     starts = [0]
-    with filesystem.open_input_file(path) as stream:
+    with open_input(filesystem, path) as stream:
         if stream.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
             return [(0, None)]
         total = stream.size()

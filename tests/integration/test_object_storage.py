@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import boto3
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
@@ -18,7 +19,7 @@ import pytest
 from commands import run_script
 from conftest import REPOSITORY, joined_ray
 from corpora import plan, read_all
-from pyarrow import fs
+from pyarrow import feather, fs
 
 from pipelines.checkpoints import Checkpoint, download_checkpoint
 from pipelines.errors import JobError, UserError
@@ -35,6 +36,12 @@ class Bucket:
 
     def __init__(self, host: str, port: int):
         self.query = f"endpoint_override={host}:{port}&scheme=http&region=us-east-1&allow_bucket_creation=true"
+        self.client = boto3.client(
+            "s3",
+            endpoint_url=f"http://{host}:{port}",
+            aws_access_key_id="some-key",
+            aws_secret_access_key="some-secret",
+        )
         self.filesystem, _ = fs.FileSystem.from_uri(self.uri(""))
         self.filesystem.create_dir("bucket")
 
@@ -189,3 +196,35 @@ def test_text_files_in_object_storage_are_staged_there(bucket, tmp_path):
     assert (staged.rows, staged.parts) == (300, list(corpus.files[0].scan.parts))
     remove_staged(folder)
     assert folder.files(STAGED) == {}
+
+
+def test_keys_with_an_empty_part_are_read(bucket, tmp_path):
+    """S3 allows a//b; Arrow lists such a key and does not open it. Text, Parquet and Arrow files, and hive keys."""
+    rows = pa.table({"id": range(50), "text": [f"the cat {i}" for i in range(50)]})
+    contents = {"jsonl": "".join(json.dumps(row) + "\n" for row in rows.to_pylist()).encode()}
+    for ending, write in (("parquet", pq.write_table), ("arrow", feather.write_feather)):
+        write(rows, tmp_path / f"a.{ending}")
+        contents[ending] = (tmp_path / f"a.{ending}").read_bytes()
+    for ending, content in contents.items():
+        for key in (f"a.{ending}", f"/a.{ending}", f"month=1//a.{ending}", f"month=1///b//a.{ending}"):
+            bucket.client.put_object(Bucket="bucket", Key=f"empty-{ending}/{key}", Body=content)
+        source, out = bucket.uri(f"empty-{ending}"), str(tmp_path / ending)
+        corpus = plan(source, out)
+        assert not corpus.broken
+        assert len({shard.name for shard in corpus.shards}) == 4
+        table, bad = read_all(corpus, source, out, ["id", "text"])
+        assert (table.to_pylist(), bad) == (rows.to_pylist() * 4, [])
+        assert len(plan(bucket.uri(f"empty-{ending}/**/*.{ending}"), out).files) == 4
+    with pytest.raises(UserError, match="an empty part"):
+        plan(bucket.uri("empty-arrow//a.arrow"), str(tmp_path / "other"))
+
+
+def test_keys_with_an_empty_part_are_named_where_nothing_opens_them(bucket, tmp_path, monkeypatch):
+    (tmp_path / "a.csv").write_text("id,text\n1,cat\n")
+    fs.copy_files(str(tmp_path / "a.csv"), "bucket/named/a.csv", destination_filesystem=bucket.filesystem)
+    bucket.client.put_object(Bucket="bucket", Key="named//a.csv", Body=b"id,text\n2,dog\n")
+    monkeypatch.setattr("pipelines.input.listing.can_read_empty_parts", lambda: False)
+    corpus = plan(bucket.uri("named"), str(tmp_path / "out"))
+    assert [file.path for file in corpus.files] == ["bucket/named/a.csv"]
+    assert list(corpus.broken) == ["bucket/named//a.csv"]
+    assert "modernbert-ray[s3]" in corpus.broken["bucket/named//a.csv"]
