@@ -28,7 +28,7 @@ from modernbert.checkpoint import DTYPES, load
 from modernbert.linear import prepack
 from modernbert.model import ModernBertModel
 from modernbert.packing import PackedBatch
-from pipelines.bucketing import packed_batches
+from pipelines.inference.bucketing import packed_batches
 
 RESULTS = Path(__file__).parent / "results"
 

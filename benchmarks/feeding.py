@@ -29,14 +29,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
-from pipelines.bucketing import packed_batches
 from pipelines.checkpoints import Checkpoint
-from pipelines.corpus import stages, wire
+from pipelines.corpus import stages
 from pipelines.corpus.plan import Job
+from pipelines.inference.bucketing import packed_batches
 from pipelines.input.inspection import inspect_input
 from pipelines.input.plan import cut, read_shard
 from pipelines.input.text import TextOptions
 from pipelines.options import TASKS
+from pipelines.raydata import wire
 from pipelines.storage import Folder, Location
 from pipelines.tasks.base import Predictions, task_class
 

@@ -399,9 +399,9 @@ def answers_in_float8() -> dict[str, Any]:
     import pyarrow.parquet as pq  # the demo corpus
 
     from modernbert.checkpoint import load
-    from modernbert.sentence import SentenceEncoder
-    from modernbert.sentence_config import SentenceConfig
-    from modernbert.tokenizer import Tokenizer
+    from modernbert.encoders.sentence import SentenceEncoder
+    from modernbert.encoders.sentence_config import SentenceConfig
+    from modernbert.text.tokenizer import Tokenizer
 
     folders = {name: ROOT / "jobs/demo" / name for name in ("intent-classifier", "sentence-encoder")}
     column = pq.read_table(ROOT / "jobs/demo/requests.parquet", columns=["text"])["text"].cast("binary").to_pylist()
@@ -527,8 +527,8 @@ def predictor() -> dict[str, Any]:
     from safetensors.torch import save_file
 
     from pipelines.checkpoints import Checkpoint
+    from pipelines.inference.predictor import Predictor
     from pipelines.options import ClassifyOptions
-    from pipelines.predictor import Predictor
     from pipelines.tasks.classify import Classify
 
     folder = Path(tempfile.mkdtemp())

@@ -37,12 +37,12 @@ from ray.cluster_utils import Cluster
 from pipelines import run_corpus
 from pipelines.corpus import execute
 from pipelines.corpus.execute import Execution
-from pipelines.corpus.wire import Committed, shard_of
 from pipelines.input import plan
 from pipelines.input.inspection import inspect_input
 from pipelines.input.plan import cut
 from pipelines.input.text import TextOptions
 from pipelines.output.shard_stats import count_windows
+from pipelines.raydata.wire import Committed, shard_of
 from pipelines.storage import Location
 
 DEMO = Path(__file__).parents[1] / "jobs/demo/intent-classifier"

@@ -82,8 +82,8 @@ class PredictorLoop:
 
     def __init__(self, model: Path, threads: int):
         from pipelines.checkpoints import Checkpoint
+        from pipelines.inference.predictor import Predictor
         from pipelines.options import ClassifyOptions
-        from pipelines.predictor import Predictor
         from pipelines.tasks.classify import Classify
 
         checkpoint = Checkpoint.open(model)

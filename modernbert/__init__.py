@@ -18,7 +18,7 @@ if TYPE_CHECKING:
         ModernBertForTokenClassification,
     )
     from modernbert.model import ModernBertModel
-    from modernbert.tokenizer import Tokenizer
+    from modernbert.text.tokenizer import Tokenizer
 
 _MODULES = {
     "ModernBertConfig": "config",
@@ -28,7 +28,7 @@ _MODULES = {
     "ModernBertForSequenceClassification": "heads",
     "ModernBertForTokenClassification": "heads",
     "ModernBertModel": "model",
-    "Tokenizer": "tokenizer",
+    "Tokenizer": "text.tokenizer",
 }
 __all__ = [
     "ModernBertConfig",

@@ -6,15 +6,15 @@ from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipelines.corpus.processor import processor
     from pipelines.corpus.run import Outcome, run_corpus
-    from pipelines.inmemory import pipeline
+    from pipelines.dataset.processor import processor
+    from pipelines.memory.pipeline import pipeline
 
 __all__ = ["Outcome", "pipeline", "processor", "run_corpus"]
 _HOMES = {
     "Outcome": "pipelines.corpus.run",
-    "pipeline": "pipelines.inmemory",
-    "processor": "pipelines.corpus.processor",
+    "pipeline": "pipelines.memory.pipeline",
+    "processor": "pipelines.dataset.processor",
     "run_corpus": "pipelines.corpus.run",
 }
 

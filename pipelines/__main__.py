@@ -50,7 +50,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _predict_lines(name: str, options: Any) -> int:
-    from pipelines.inmemory import pipeline  # torch takes seconds, which a wrong option should not
+    from pipelines.memory.pipeline import pipeline  # torch takes seconds, which a wrong option should not
     from pipelines.options import task_named
     from pipelines.report.text import json_line
 

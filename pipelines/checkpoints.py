@@ -15,10 +15,10 @@ from typing import Any
 from pyarrow import fs
 
 from modernbert.config import ModernBertConfig
+from modernbert.encoders.module_files import encoder_folder, open_folder
 from modernbert.files import load_config, resolve
-from modernbert.module_files import encoder_folder, open_folder
 from modernbert.stored import COLBERT_METADATA, CheckpointChanged, CheckpointPath, StoredPath
-from modernbert.tokenizer import Tokenizer
+from modernbert.text.tokenizer import Tokenizer
 from pipelines.errors import UserError
 from pipelines.storage import Folder, Location, redact, redact_credentials
 

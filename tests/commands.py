@@ -21,7 +21,7 @@ from ray.data import DataContext, Dataset
 from pipelines import signals
 from pipelines.corpus import execute, stages
 from pipelines.corpus.run import run_corpus
-from pipelines.corpus.wire import shard_row
+from pipelines.raydata.wire import shard_row
 
 
 def here(command: str) -> str:

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from modernbert.config import ModernBertConfig
-from modernbert.tokenizer import Tokenizer
-from modernbert.windows import Windows
+from modernbert.text.tokenizer import Tokenizer
+from modernbert.text.windows import Windows
 from pipelines.tasks.base import ModelOutputs, Task
 
 

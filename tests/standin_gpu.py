@@ -40,7 +40,7 @@ class StandIn:
 
 def install() -> None:
     """Put the stand-in and the slow readers into this worker."""
-    from pipelines.corpus import wire
+    from pipelines.raydata import wire
 
     tokenised_row = wire.tokenised_row
 

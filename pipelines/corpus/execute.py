@@ -24,9 +24,15 @@ from ray.data.context import AutoscalingConfig
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipelines.corpus.cluster import describe_cluster, log_ray_data_to_file
 from pipelines.corpus.nodes import check_nodes
-from pipelines.corpus.placement import (
+from pipelines.corpus.plan import Job
+from pipelines.corpus.stages import Predict, commit, read_and_tokenise, reject_shard
+from pipelines.errors import JobError, UserError
+from pipelines.input.shards import Shard
+from pipelines.output.folder import REJECTED
+from pipelines.output.shard_stats import ShardStatsBuilder
+from pipelines.raydata.cluster import describe_cluster, log_ray_data_to_file
+from pipelines.raydata.placement import (
     cores_per_gpu,
     pool_size,
     stage_cpus,
@@ -34,14 +40,8 @@ from pipelines.corpus.placement import (
     waiting_said,
     warn_of_few_cores,
 )
-from pipelines.corpus.plan import Job
-from pipelines.corpus.stages import Predict, commit, read_and_tokenise, reject_shard
-from pipelines.corpus.watch import Watch
-from pipelines.corpus.wire import CHANGED, NONE_ANSWERED, RAISED, START, reject, shard_row
-from pipelines.errors import JobError, UserError
-from pipelines.input.shards import Shard
-from pipelines.output.folder import REJECTED
-from pipelines.output.shard_stats import ShardStatsBuilder
+from pipelines.raydata.watch import Watch
+from pipelines.raydata.wire import CHANGED, NONE_ANSWERED, RAISED, START, reject, shard_row
 from pipelines.report.progress import progress_bar
 from pipelines.report.text import say
 

@@ -10,12 +10,12 @@ from pyarrow import fs
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipelines.corpus.cluster import cluster_resources
 from pipelines.corpus.plan import Job
 from pipelines.errors import JobError
 from pipelines.input.inspection import one_line
 from pipelines.input.listing import WILDCARD
 from pipelines.output.lease import holds
+from pipelines.raydata.cluster import cluster_resources
 from pipelines.storage import Folder, Location
 
 _ANSWER_S = 60.0

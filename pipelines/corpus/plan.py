@@ -12,8 +12,6 @@ from uuid import uuid4
 import pyarrow as pa
 
 from pipelines.checkpoints import Checkpoint
-from pipelines.corpus.cluster import cluster_resources
-from pipelines.corpus.placement import is_fixed, wait_for_nodes
 from pipelines.errors import UserError
 from pipelines.input.columns import partition, unify
 from pipelines.input.documents import is_text, is_text_list
@@ -24,6 +22,8 @@ from pipelines.input.types import stored_type
 from pipelines.options import CorpusOptions, ModelOptions, column_option
 from pipelines.output.folder import read_files
 from pipelines.output.record import PARTS, RunRecord, read_record
+from pipelines.raydata.cluster import cluster_resources
+from pipelines.raydata.placement import is_fixed, wait_for_nodes
 from pipelines.storage import Folder, Location
 from pipelines.tasks.base import Task, task_class
 
@@ -180,7 +180,11 @@ def _check_text_columns(options: CorpusOptions, schema: pa.Schema) -> None:
 
 def resolve_run(options: ModelOptions, checkpoint: Checkpoint, task: Task, batch_timeout_s: float) -> ModelRun:
     """Choose device, dtype and token budget; UserError for a device that is missing, or a dtype it does not have."""
-    from pipelines.predictor import CPU_TOKENS, DTYPE, warn_of_slow_dtype  # with torch: not for all that uses Job
+    from pipelines.inference.predictor import (  # with torch: not for all that uses Job
+        CPU_TOKENS,
+        DTYPE,
+        warn_of_slow_dtype,
+    )
 
     device = _device(options.device)
     dtype = DTYPE[device] if options.dtype == "auto" else options.dtype

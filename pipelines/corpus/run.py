@@ -13,7 +13,6 @@ import ray
 from ray.data import Dataset
 
 from pipelines.corpus import summary
-from pipelines.corpus.cluster import cluster_resources
 from pipelines.corpus.dry_run import dry_run_report
 from pipelines.corpus.execute import Execution, unwritable
 from pipelines.corpus.plan import Job, plan_job, with_columns
@@ -27,6 +26,7 @@ from pipelines.output import folder as output
 from pipelines.output.lease import Lease, OutputInUse, lease
 from pipelines.output.record import PARTS, RunRecord
 from pipelines.output.shard_stats import add_up
+from pipelines.raydata.cluster import cluster_resources
 from pipelines.report.html import render
 from pipelines.signals import delayed_signals, how_stopped, raised_signals
 from pipelines.storage import Folder

@@ -20,17 +20,17 @@ import ray
 from ray.exceptions import RayError
 
 from modernbert.stored import CheckpointChanged
-from modernbert.windows import Text, Windows
-from pipelines.corpus import wire
+from modernbert.text.windows import Text, Windows
 from pipelines.corpus.nodes import check_lease
 from pipelines.corpus.plan import Job, ModelRun, clashing
-from pipelines.corpus.wire import Committed
 from pipelines.input.documents import cut, longest, readable, readable_columns, valid_documents
 from pipelines.input.inspection import one_line
 from pipelines.input.plan import read_shard
 from pipelines.input.shards import Rows, Shard
 from pipelines.output.folder import REJECTED_FIELDS, commit_shard
 from pipelines.output.shard_stats import count_items, count_scores, count_windows
+from pipelines.raydata import wire
+from pipelines.raydata.wire import Committed
 from pipelines.storage import redact
 from pipelines.tasks.base import ModelOutputs, Task
 
@@ -150,7 +150,7 @@ class Predict:
             time.sleep(START_PAUSES_S[min(failures, len(START_PAUSES_S)) - 1])
 
     def _load(self) -> None:
-        from pipelines.predictor import Predictor  # with torch, which readers and committers go without
+        from pipelines.inference.predictor import Predictor  # with torch, which readers and committers go without
 
         job = self.job
         self.predictor = Predictor(

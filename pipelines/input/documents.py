@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from modernbert.windows import Text
+from modernbert.text.windows import Text
 from pipelines.input.types import is_stringlike
 from pipelines.options import TASKS, LabelList, split_labels
 

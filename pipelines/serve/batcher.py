@@ -19,11 +19,11 @@ from concurrent.futures import Future
 
 import numpy as np
 
-from modernbert.windows import WindowBudgetError
-from pipelines.predictor import Predictor
+from modernbert.text.windows import WindowBudgetError
+from pipelines.inference.predictor import Predictor
+from pipelines.inference.values import ValuesBuilder
 from pipelines.serve.protocol import MOST_NUMBERS
 from pipelines.tasks.base import Predictions, Task
-from pipelines.values import ValuesBuilder
 
 logger = logging.getLogger(__name__)
 TURN_FRACTION = 4

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from modernbert.tokenizer import Tokenizer
-from modernbert.windows import Text, WindowBudgetError, Windows, window_budget
+from modernbert.text.tokenizer import Tokenizer
+from modernbert.text.windows import Text, WindowBudgetError, Windows, window_budget
 from pipelines.serve.protocol import MOST_NUMBERS, MOST_RESULTS, MOST_TOKEN_NUMBERS, Tokens
 from pipelines.tasks.base import Task, check_text
 

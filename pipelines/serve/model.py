@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from modernbert.tokenizer import Tokenizer
-from modernbert.windows import Text, WindowBudgetError, Windows
+from modernbert.text.tokenizer import Tokenizer
+from modernbert.text.windows import Text, WindowBudgetError, Windows
 from pipelines.checkpoints import Checkpoint
-from pipelines.predictor import Predictor
+from pipelines.inference.predictor import Predictor
 from pipelines.serve.admission import Admission, half
 from pipelines.serve.batcher import Batcher
 from pipelines.serve.config import ServedModel

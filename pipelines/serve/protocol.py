@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from modernbert.windows import Text
+from modernbert.text.windows import Text
 
 MOST_RESULTS = 400_000
 """Results in an answer: labels, entities, candidates, weights of sparse vectors, or the tokens of `tokenize`."""

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from modernbert.tokenizer import Tokenizer
-from modernbert.windows import Text, Windows
+from modernbert.text.tokenizer import Tokenizer
+from modernbert.text.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
+from pipelines.memory.base import Pipeline, fields_of, predict_json
 from pipelines.options import AnswerOptions
 from pipelines.tasks.base import ModelOutputs, Task, resolve_windowing
-from pipelines.tasks.pipeline import Pipeline, fields_of, predict_json
 from pipelines.tasks.postprocess import list_array, per_document, softmax
 
 SPAN = pa.struct([("answer", pa.string()), ("score", pa.float32()), ("start", pa.int32()), ("end", pa.int32())])

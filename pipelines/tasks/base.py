@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
+from modernbert.encoders.module_files import purpose
 from modernbert.files import fingerprint
-from modernbert.module_files import purpose
-from modernbert.tokenizer import Tokenizer
-from modernbert.windows import MOST_OVERLAP, Text, Windows
+from modernbert.text.tokenizer import Tokenizer
+from modernbert.text.windows import MOST_OVERLAP, Text, Windows
 from pipelines.checkpoints import Checkpoint
+from pipelines.memory.base import Pipeline
 from pipelines.options import TASKS, TaskOptions
-from pipelines.tasks.pipeline import Pipeline
 
 if TYPE_CHECKING:
     import torch

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from modernbert.sentence_config import CrossEncoderConfig
-from modernbert.windows import Text, Windows
+from modernbert.encoders.sentence_config import CrossEncoderConfig
+from modernbert.text.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
+from pipelines.memory.base import Pipeline, fields_of
 from pipelines.options import ClassifyOptions, Function, Merge
 from pipelines.tasks.base import ModelOutputs, Task, label_maps, resolve_windowing
-from pipelines.tasks.pipeline import Pipeline, fields_of
 from pipelines.tasks.postprocess import activation_named, list_array, merged, sigmoid, softmax
 
 

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from modernbert.encoders.sentence_config import SentenceConfig
 from modernbert.files import fingerprint
-from modernbert.sentence_config import SentenceConfig
-from modernbert.tokenizer import Tokenizer
-from modernbert.windows import Text, Windows
+from modernbert.text.tokenizer import Tokenizer
+from modernbert.text.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
 from pipelines.options import EmbedOptions, Precision
 from pipelines.tasks.base import ModelOutputs, Task, resolve_prompt, resolve_windowing
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from modernbert.encoders.sentence import SentenceEncoder
     from modernbert.packing import PackedBatch
-    from modernbert.sentence import SentenceEncoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +115,7 @@ class Embed(Task):
         return self.size
 
     def load(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> nn.Module:
-        from modernbert.sentence import SentenceEncoder
+        from modernbert.encoders.sentence import SentenceEncoder
 
         return SentenceEncoder.load(SentenceConfig.from_folder(checkpoint.folder), device=device, dtype=dtype)
 

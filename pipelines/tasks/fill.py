@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from modernbert.tokenizer import Tokenizer
-from modernbert.windows import Text, Windows
+from modernbert.text.tokenizer import Tokenizer
+from modernbert.text.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
+from pipelines.memory.base import Pipeline
 from pipelines.options import FillOptions
 from pipelines.tasks.base import ModelOutputs, Task, resolve_windowing
-from pipelines.tasks.pipeline import Pipeline
 from pipelines.tasks.postprocess import list_array, per_document
 
 if TYPE_CHECKING:

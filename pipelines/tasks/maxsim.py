@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from modernbert.multi_vector_config import MultiVectorConfig
-from modernbert.tokenizer import Tokenizer
-from modernbert.windows import Text, Windows
+from modernbert.encoders.multi_vector_config import MultiVectorConfig
+from modernbert.text.tokenizer import Tokenizer
+from modernbert.text.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
 from pipelines.options import RerankOptions
 from pipelines.tasks.base import ModelOutputs, Task, label_maps, resolve_prompt
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from modernbert.multi_vector import MultiVectorEncoder
+    from modernbert.encoders.multi_vector import MultiVectorEncoder
     from modernbert.packing import PackedBatch
 
 SEPARATOR = -1
@@ -90,7 +90,7 @@ class MaxSim(Task):
     def forward(self, model: MultiVectorEncoder, batch: PackedBatch, ids: np.ndarray) -> Tensor:  # type: ignore[override]
         import torch
 
-        from modernbert.multi_vector import max_similarity
+        from modernbert.encoders.multi_vector import max_similarity
         from modernbert.packing import PackedBatch
 
         stops = np.cumsum(batch.seqlens, dtype=np.int64)

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import pyarrow as pa
 
+from modernbert.encoders.multi_vector_config import MultiVectorConfig
 from modernbert.files import fingerprint
-from modernbert.multi_vector_config import MultiVectorConfig
-from modernbert.tokenizer import Tokenizer
-from modernbert.windows import Text, Windows
+from modernbert.text.tokenizer import Tokenizer
+from modernbert.text.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
+from pipelines.memory.base import Pipeline
 from pipelines.options import MultiVectorOptions, Precision
 from pipelines.tasks.base import ModelOutputs, Task, resolve_prompt, resolve_windowing
-from pipelines.tasks.pipeline import Pipeline
 from pipelines.tasks.postprocess import STORED_TYPES, list_array, normalised, stored
 from pipelines.tasks.sparse import PROMPTS
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from modernbert.multi_vector import MultiVectorEncoder
+    from modernbert.encoders.multi_vector import MultiVectorEncoder
     from modernbert.packing import PackedBatch
 
 PROTECTED_TOKENS = 1
@@ -243,7 +243,7 @@ def check_prefixes(checkpoint: Checkpoint) -> None:
 
 def load_encoder(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> nn.Module:
     """Load a multi-vector encoder."""
-    from modernbert.multi_vector import MultiVectorEncoder
+    from modernbert.encoders.multi_vector import MultiVectorEncoder
 
     return MultiVectorEncoder.load(MultiVectorConfig.from_folder(checkpoint.folder), device=device, dtype=dtype)
 

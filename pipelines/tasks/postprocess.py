@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 
-from modernbert.windows import Windows
+from modernbert.text.windows import Windows
 from pipelines.options import Precision
 
 Merge = Literal["mean", "max"]

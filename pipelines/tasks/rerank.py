@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from modernbert.encoders.multi_vector_config import is_multi_vector
+from modernbert.encoders.sentence_config import CrossEncoderConfig, SentenceConfig
 from modernbert.files import fingerprint
-from modernbert.multi_vector_config import is_multi_vector
-from modernbert.sentence_config import CrossEncoderConfig, SentenceConfig
-from modernbert.tokenizer import Tokenizer
-from modernbert.windows import Text, Windows
+from modernbert.text.tokenizer import Tokenizer
+from modernbert.text.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
+from pipelines.memory.base import Pipeline, fields_of, items_of, predict_json
 from pipelines.options import Merge, RerankOptions
 from pipelines.tasks.base import ModelOutputs, Task, label_maps, resolve_prompt, resolve_windowing
 from pipelines.tasks.maxsim import MaxSim
 from pipelines.tasks.multi_vector import MultiVector
-from pipelines.tasks.pipeline import Pipeline, fields_of, items_of, predict_json
 from pipelines.tasks.postprocess import activation_named, merged, sigmoid
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ class StackRerank(Rerank):
     model_class = "modernbert.model:ModernBertModel"
 
     def load(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> nn.Module:
-        from modernbert.sentence import SentenceEncoder
+        from modernbert.encoders.sentence import SentenceEncoder
 
         return SentenceEncoder.load(_stack(checkpoint), device=device, dtype=dtype)
 

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from modernbert.encoders.sparse_config import SparseConfig
 from modernbert.files import fingerprint
-from modernbert.sparse_config import SparseConfig
-from modernbert.tokenizer import Tokenizer
-from modernbert.windows import Text, Windows
+from modernbert.text.tokenizer import Tokenizer
+from modernbert.text.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
 from pipelines.options import SparseOptions
 from pipelines.tasks.base import ModelOutputs, Task, resolve_prompt, resolve_windowing
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from modernbert.encoders.sparse import SparseEncoder
     from modernbert.packing import PackedBatch
-    from modernbert.sparse import SparseEncoder
 
 PROMPTS = {True: ("query",), False: ("document", "passage", "corpus")}
 """The prompts of queries and of documents, by their usual names."""
@@ -80,7 +80,7 @@ class Sparse(Task):
         )
 
     def load(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> nn.Module:
-        from modernbert.sparse import SparseEncoder
+        from modernbert.encoders.sparse import SparseEncoder
 
         return SparseEncoder.load(SparseConfig.from_folder(checkpoint.folder), device=device, dtype=dtype)
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from modernbert.tokenizer import Tokenizer
-from modernbert.windows import Text, Windows
+from modernbert.text.tokenizer import Tokenizer
+from modernbert.text.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
 from pipelines.options import Aggregation, TagOptions
 from pipelines.tasks.base import ModelOutputs, Task, label_maps, resolve_windowing

@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from modernbert.tokenizer import Tokenizer
-from modernbert.windows import Text, Windows
+from modernbert.text.tokenizer import Tokenizer
+from modernbert.text.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
+from pipelines.memory.base import Pipeline
 from pipelines.options import LabelList, Merge, ZeroShotOptions, label_mistake, split_labels
 from pipelines.tasks.base import ModelOutputs, Task, label_maps, resolve_windowing
 from pipelines.tasks.classify import plain_classifier
-from pipelines.tasks.pipeline import Pipeline
 from pipelines.tasks.postprocess import list_array, sigmoid, softmax
 
 

@@ -12,8 +12,8 @@ for name in ("pydantic", "pydantic_settings", "pyarrow", "tokenizers"):
     pytest.importorskip(name)
 
 from pipelines.checkpoints import Checkpoint
+from pipelines.inference.predictor import Predictor
 from pipelines.options import ClassifyOptions
-from pipelines.predictor import Predictor
 from pipelines.tasks.classify import Classify
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]

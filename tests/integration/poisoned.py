@@ -13,12 +13,12 @@ import ray
 
 from pipelines.command import run_command
 from pipelines.corpus import execute
-from pipelines.corpus.cluster import _stderr_closed
+from pipelines.raydata.cluster import _stderr_closed
 
 
 def poison() -> None:
     """In every worker: token 277 ends the process, token 276 never comes back."""
-    from pipelines import predictor
+    from pipelines.inference import predictor
 
     original = predictor.Predictor.predict
 

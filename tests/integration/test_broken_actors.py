@@ -18,11 +18,11 @@ import ray
 from commands import run_job
 from conftest import joined_ray
 
-from modernbert.tokenizer import Tokenizer
+from modernbert.text.tokenizer import Tokenizer
 from pipelines.corpus import execute
-from pipelines.corpus.watch import Watch
 from pipelines.errors import JobError
 from pipelines.input.shards import Shard
+from pipelines.raydata.watch import Watch
 
 ROWS = 10
 

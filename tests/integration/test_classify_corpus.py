@@ -21,11 +21,11 @@ from checkpoints import write_checkpoint, write_tokenizer
 from commands import run_job, run_script
 from conftest import REPOSITORY
 
-from modernbert.tokenizer import Tokenizer
+from modernbert.text.tokenizer import Tokenizer
 from pipelines.checkpoints import Checkpoint
 from pipelines.corpus import run as corpus
+from pipelines.inference.predictor import Predictor
 from pipelines.options import ClassifyOptions
-from pipelines.predictor import Predictor
 from pipelines.tasks.classify import Classify
 
 COMMAND = [sys.executable, str(REPOSITORY / "jobs" / "classify_corpus.py")]

@@ -15,7 +15,7 @@ import torch
 from commands import run_script
 from conftest import REPOSITORY
 
-from modernbert.tokenizer import Tokenizer
+from modernbert.text.tokenizer import Tokenizer
 
 
 @pytest.mark.slow

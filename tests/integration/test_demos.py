@@ -17,8 +17,8 @@ import torch
 from commands import here, run_job, run_script
 from conftest import REPOSITORY, readme_block
 
-from modernbert.tokenizer import Tokenizer
-from pipelines.inmemory import pipeline
+from modernbert.text.tokenizer import Tokenizer
+from pipelines.memory.pipeline import pipeline
 
 README = "".join((REPOSITORY / file).read_text() for file in ("README.md", "jobs/README.md"))
 DEMO = REPOSITORY / "jobs" / "demo"

@@ -19,7 +19,8 @@ from pipelines import options, pipeline
 from pipelines.corpus.run import run_corpus
 from pipelines.input import formats
 from pipelines.serve.config import served_models
-from pipelines.serve.http import app, huggingface
+from pipelines.serve.http import app
+from pipelines.serve.http.dialects import huggingface
 from pipelines.serve.local import LocalModelClient
 
 

@@ -14,7 +14,8 @@ import standin_gpu
 from commands import run_job
 from conftest import own_ray
 
-from pipelines.corpus import execute, placement
+from pipelines.corpus import execute
+from pipelines.raydata import placement
 
 pytestmark = pytest.mark.slow
 SHARDS, ROWS = 48, 64
@@ -60,7 +61,7 @@ def test_one_reader_would_starve_it(eight_cores, checkpoint, tmp_path, monkeypat
 
 
 def test_one_core_for_all_is_enough_and_said_to_be_few(checkpoint, tmp_path, monkeypatch, caplog):
-    with caplog.at_level(logging.WARNING, "pipelines.corpus.placement"), stand_in(cpus=1):
+    with caplog.at_level(logging.WARNING, "pipelines.raydata.placement"), stand_in(cpus=1):
         run(tmp_path, checkpoint, monkeypatch, shards=4)
     (line,) = [record.getMessage() for record in caplog.records if record.name == placement.__name__]
     assert line.startswith("the Ray cluster has 1 CPU for 1 GPU; ")

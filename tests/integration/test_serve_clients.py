@@ -19,7 +19,7 @@ from huggingface_hub import InferenceClient
 from huggingface_hub.errors import HfHubHTTPError
 from online_service import TASKS, all_models, checkpoint_of, new_folder, service, serving
 
-from pipelines.inmemory import pipeline
+from pipelines.memory.pipeline import pipeline
 from pipelines.serve.config import served_models
 from pipelines.serve.local import LocalModelClient
 

@@ -27,7 +27,7 @@ from online_service import (
 )
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
-from pipelines.inmemory import pipeline
+from pipelines.memory.pipeline import pipeline
 from pipelines.serve.config import served_models
 from pipelines.serve.local import LocalModelClient
 

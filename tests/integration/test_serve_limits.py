@@ -30,7 +30,7 @@ from online_service import (
 from safetensors.numpy import load_file, save_file
 
 from modernbert import Tokenizer
-from pipelines.inmemory import pipeline
+from pipelines.memory.pipeline import pipeline
 from pipelines.serve.config import served_models
 from pipelines.serve.local import LocalModelClient
 from pipelines.serve.protocol import PredictRequest, PredictResponse

@@ -18,8 +18,8 @@ from conftest import HEAD_ENVIRONMENT, RAY, REPOSITORY, free_port
 from standin_gpu import install_quick
 
 from pipelines import run_corpus
-from pipelines.corpus import cluster, placement
 from pipelines.errors import JobError, UserError
+from pipelines.raydata import cluster, placement
 from pipelines.storage import Folder
 
 TEXTS = [f"please set an alarm for {i} o'clock" for i in range(40)]
@@ -99,7 +99,7 @@ def test_a_ray_that_wants_a_token_says_where_to_put_it(tmp_path):
 
     def connect(**changes: str) -> str:
         """What a process that wants to use this Ray says."""
-        script = "from pipelines.corpus.cluster import cluster_resources as connect\n"
+        script = "from pipelines.raydata.cluster import cluster_resources as connect\n"
         script += "try: print(connect())\nexcept Exception as error: print(error)"
         environment = {name: value for name, value in (home | changes).items() if value}
         done = subprocess.run(

@@ -20,8 +20,8 @@ from ray.data import DataContext, Dataset
 from ray.exceptions import RayTaskError
 
 from pipelines import processor
-from pipelines.corpus import step_actors
 from pipelines.corpus.stages import Predict
+from pipelines.dataset import step_actors
 
 pytestmark = pytest.mark.slow
 MODELS = Path(__file__).parents[2] / "jobs/demo"
@@ -84,7 +84,7 @@ def test_a_dataset_of_one_block_has_work_for_each_actor(two_cores, tmp_path, mon
                 time.sleep(0.05)
             return super().__call__(table)
 
-    monkeypatch.setattr("pipelines.corpus.processor.Predict", TogetherAlone)
+    monkeypatch.setattr("pipelines.dataset.processor.Predict", TogetherAlone)
     table = pa.table({"id": range(ROWS), "text": [f"text {row}" if row % 50 else None for row in range(ROWS)]})
     check(classify(actors=(2, 2))(ray.data.from_arrow(table)), "")
     assert len(list(tmp_path.iterdir())) == 2

@@ -113,7 +113,7 @@ STREAMS = {
 @pytest.mark.parametrize("count", [0, 1, 5])
 def test_iterators_and_datasets(both, monkeypatch, task, count):
     """A generator gives an iterator of the same results, in order, and so does a dataset of torch."""
-    monkeypatch.setattr("pipelines.tasks.pipeline._CHUNK_DOCUMENTS", 2)
+    monkeypatch.setattr("pipelines.memory.base._CHUNK_DOCUMENTS", 2)
     architecture, config, options = STREAMS[task]
     theirs, ours = both(task.partition(",")[0], architecture, **config)
     texts = [

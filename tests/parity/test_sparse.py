@@ -16,9 +16,9 @@ from sentence_transformers import SparseEncoder
 from sentence_transformers.base.modules import Router, Transformer
 from sentence_transformers.sparse_encoder.modules import SparseStaticEmbedding, SpladePooling
 
+from modernbert.encoders.sparse import SparseEncoder as OurEncoder
+from modernbert.encoders.sparse_config import SparseConfig
 from modernbert.files import CheckpointError
-from modernbert.sparse import SparseEncoder as OurEncoder
-from modernbert.sparse_config import SparseConfig
 from pipelines import pipeline
 
 TEXTS = ["a", " The Cat", *random_texts(41, 10), "the cat " * 200]
@@ -131,7 +131,7 @@ def test_an_answer_does_not_depend_on_its_batch(both, monkeypatch, strategy):
     _, ours = both(strategy)
     together = ours(TEXTS)
     assert together == [ours(text) for text in TEXTS]
-    monkeypatch.setattr("modernbert.sparse.CHUNK_ROWS", {"cpu": 16})
+    monkeypatch.setattr("modernbert.encoders.sparse.CHUNK_ROWS", {"cpu": 16})
     assert strategy == "sum" or ours(TEXTS) == together
 
 

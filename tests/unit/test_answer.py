@@ -8,7 +8,7 @@ import pytest
 from checkpoints import write_tokenizer
 from predictions import described, random_texts, said
 
-from modernbert.tokenizer import Tokenizer
+from modernbert.text.tokenizer import Tokenizer
 from pipelines.options import AnswerOptions
 from pipelines.tasks.answer import SPAN, Answer
 

@@ -16,9 +16,9 @@ from commands import without_ray
 from pipelines.corpus import execute, stages
 from pipelines.corpus.run import run_corpus
 from pipelines.corpus.summary import _by_attempt, _throughput
-from pipelines.corpus.wire import shard_row
 from pipelines.output.record import Attempt, RunRecord
 from pipelines.output.shard_stats import table
+from pipelines.raydata.wire import shard_row
 from pipelines.report.html import render
 from pipelines.signals import Stopped
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipelines.bucketing import packed_batches
+from pipelines.inference.bucketing import packed_batches
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from predictions import described, predicted
 
-from modernbert.sentence_config import SentenceConfig
+from modernbert.encoders.sentence_config import SentenceConfig
 from pipelines.options import EmbedOptions
 from pipelines.tasks.embed import Embed
 

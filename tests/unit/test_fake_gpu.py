@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException
 from modernbert import float8, heads
 from modernbert.attention import length_classes, resolve_backend, varlen_attention
 from modernbert.config import ModernBertConfig
+from modernbert.encoders.sentence import SentenceEncoder, _pool_on_gpu
 from modernbert.gpu import bytes_per_token
 from modernbert.heads import (
     ModernBertForMaskedLM,
@@ -21,10 +22,9 @@ from modernbert.heads import (
 )
 from modernbert.model import ModernBertModel
 from modernbert.packing import PackedBatch
-from modernbert.sentence import SentenceEncoder, _pool_on_gpu
 from pipelines.checkpoints import Checkpoint
+from pipelines.inference.predictor import Predictor, budget_for
 from pipelines.options import ClassifyOptions, FillOptions, TagOptions
-from pipelines.predictor import Predictor, budget_for
 from pipelines.tasks.classify import Classify
 from pipelines.tasks.fill import Fill
 from pipelines.tasks.tag import Tag
@@ -204,7 +204,7 @@ def test_a_package_of_the_same_name_is_not_flash_attn(monkeypatch, tmp_path):
 
 
 def test_sentence_encoders_upload_once(monkeypatch):
-    from modernbert.sentence_config import SentenceConfig
+    from modernbert.encoders.sentence_config import SentenceConfig
 
     encoder = build(ModernBertModel)
     config = SentenceConfig.__new__(SentenceConfig)

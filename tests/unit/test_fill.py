@@ -10,7 +10,7 @@ import pytest
 from checkpoints import write_tokenizer
 from predictions import described, said
 
-from modernbert.tokenizer import Tokenizer
+from modernbert.text.tokenizer import Tokenizer
 from pipelines.options import FillOptions
 from pipelines.tasks.fill import FILL, Fill
 

@@ -163,7 +163,7 @@ def test_a_gpu_that_is_not_there(folders):
 
 
 def test_an_iterator_is_read_some_texts_at_a_time(folders, monkeypatch):
-    monkeypatch.setattr("pipelines.tasks.pipeline._CHUNK_DOCUMENTS", 3)
+    monkeypatch.setattr("pipelines.memory.base._CHUNK_DOCUMENTS", 3)
     read = []
 
     def endless():

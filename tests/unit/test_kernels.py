@@ -61,7 +61,7 @@ def test_geglu_has_the_exact_erf(width, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("pooling", kernels.POOLING)
 def test_pooling_equals_the_cpu_path(pooling, dtype, skip):
-    from modernbert.sentence import _POOLING_FUNCTIONS
+    from modernbert.encoders.sentence import _POOLING_FUNCTIONS
 
     lengths = [n + skip for n in LENGTHS]
     x = random(sum(lengths), 100, dtype=dtype)

@@ -16,8 +16,8 @@ from checkpoints import write_task
 from commands import run_job
 
 from pipelines import pipeline, processor
-from pipelines.corpus import processor as dataset_step
 from pipelines.corpus.stages import Predict
+from pipelines.dataset import processor as dataset_step
 from pipelines.input.documents import cut, longest, valid_documents
 from pipelines.options import TASKS, LabelList, split_labels
 from pipelines.serve.config import served_models

@@ -27,7 +27,7 @@ def test_the_import_contracts_are_kept():
 
 
 def test_the_predictor_imports_without_ray_and_transformers():
-    code = "import sys; sys.modules['ray'] = sys.modules['transformers'] = None; import pipelines.predictor"
+    code = "import sys; sys.modules['ray'] = sys.modules['transformers'] = None; import pipelines.inference.predictor"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY)
 
 

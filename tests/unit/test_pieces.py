@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from checkpoints import write_tokenizer
 
-from modernbert import pieces
-from modernbert.tokenizer import Tokenizer
+from modernbert.text import pieces
+from modernbert.text.tokenizer import Tokenizer
 
 WORDS = "the cat's it's we're they'll I'd I'm can't 'tis sat 12 3.14 =<>; K` e.g. (so) A1b2 don't' ''s" * 3
 ALPHABETS = [

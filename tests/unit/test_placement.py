@@ -7,8 +7,8 @@ import logging
 import pytest
 
 from modernbert.config import ModernBertConfig
-from pipelines.corpus import placement
 from pipelines.errors import JobError
+from pipelines.raydata import placement
 
 BASE = ModernBertConfig()
 LARGE = ModernBertConfig(hidden_size=1024, intermediate_size=2624, num_hidden_layers=28, num_attention_heads=16)

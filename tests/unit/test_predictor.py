@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from pipelines.checkpoints import Checkpoint
+from pipelines.inference.predictor import Predictor, warn_of_slow_dtype
 from pipelines.options import ClassifyOptions
-from pipelines.predictor import Predictor, warn_of_slow_dtype
 from pipelines.tasks.classify import Classify
 
 

@@ -11,10 +11,10 @@ import pytest
 from checkpoints import write_multi_vector, write_task
 from predictions import random_texts
 
-from modernbert.windows import WindowBudgetError
+from modernbert.text.windows import WindowBudgetError
 from pipelines.checkpoints import Checkpoint
+from pipelines.inference.predictor import Predictor
 from pipelines.options import TASKS
-from pipelines.predictor import Predictor
 from pipelines.serve.batcher import Batcher
 from pipelines.serve.config import served_models
 from pipelines.serve.local import LocalModelClient

@@ -17,8 +17,8 @@ from sentence_transformers.base.modules.router import Router
 from sentence_transformers.base.modules.transformer import Transformer
 from sentence_transformers.sentence_transformer.modules import LayerNorm, Pooling
 
+from modernbert.encoders.sentence_config import CrossEncoderConfig, SentenceConfig
 from modernbert.files import CheckpointError
-from modernbert.sentence_config import CrossEncoderConfig, SentenceConfig
 from pipelines import pipeline
 
 

@@ -15,8 +15,8 @@ from predictions import random_texts
 
 from pipelines import pipeline
 from pipelines.checkpoints import Checkpoint
+from pipelines.inference.predictor import Predictor
 from pipelines.options import TASKS
-from pipelines.predictor import Predictor
 from pipelines.serve import batcher
 from pipelines.serve.batcher import Batcher
 from pipelines.serve.config import served_models

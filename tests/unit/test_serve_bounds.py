@@ -15,18 +15,18 @@ from checkpoints import write_task
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_json
 
-from modernbert.windows import WindowBudgetError, window_budget
+from modernbert.text.windows import WindowBudgetError, window_budget
 from pipelines.checkpoints import Checkpoint
 from pipelines.options import TASKS
 from pipelines.serve.admission import Admission
 from pipelines.serve.encoding import Abandoned, Work, encode_request, encode_slices
 from pipelines.serve.http.bodies import MOST_ITEMS, Body, json_response
-from pipelines.serve.http.cohere import CohereRequest
-from pipelines.serve.http.huggingface import ClassifyRequest, FillRequest, TagRequest, VectorRequest
-from pipelines.serve.http.jina import JinaRequest
-from pipelines.serve.http.openai import EmbeddingsRequest
-from pipelines.serve.http.tasks import EmbedRequest, SimilarityRequest
-from pipelines.serve.http.tei import DecodeRequest, RerankRequest, TeiPredictRequest, TokenizeRequest
+from pipelines.serve.http.dialects.cohere import CohereRequest
+from pipelines.serve.http.dialects.huggingface import ClassifyRequest, FillRequest, TagRequest, VectorRequest
+from pipelines.serve.http.dialects.jina import JinaRequest
+from pipelines.serve.http.dialects.openai import EmbeddingsRequest
+from pipelines.serve.http.dialects.shared import EmbedRequest, SimilarityRequest
+from pipelines.serve.http.dialects.tei import DecodeRequest, RerankRequest, TeiPredictRequest, TokenizeRequest
 from pipelines.tasks.base import task_class
 
 N = 300_000

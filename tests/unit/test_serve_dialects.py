@@ -12,13 +12,13 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from pipelines.serve.http.app import DIALECTS, create_app
-from pipelines.serve.http.cohere import CohereRequest
+from pipelines.serve.http.dialects.cohere import CohereRequest
+from pipelines.serve.http.dialects.huggingface import AnswerParameters, TagParameters
+from pipelines.serve.http.dialects.jina import JinaRequest
+from pipelines.serve.http.dialects.tei import TeiPredictRequest
 from pipelines.serve.http.errors import ERROR_TYPES, ApiError, dialect_of, error_response, path_of
 from pipelines.serve.http.handler import Inputs
-from pipelines.serve.http.huggingface import AnswerParameters, TagParameters
-from pipelines.serve.http.jina import JinaRequest
 from pipelines.serve.http.middleware import HttpLimits
-from pipelines.serve.http.tei import TeiPredictRequest
 from pipelines.serve.protocol import ErrorType, Info, PredictResponse
 
 

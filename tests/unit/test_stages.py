@@ -10,10 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import REPOSITORY
 
-from pipelines.corpus import stages, wire
+from pipelines.corpus import stages
 from pipelines.corpus.plan import plan_job, with_columns
 from pipelines.input.plan import cut
 from pipelines.options import corpus_options
+from pipelines.raydata import wire
 
 MODEL = str(REPOSITORY / "jobs/demo/intent-classifier")
 ERRORS = [pa.ArrowNotImplementedError, pa.ArrowInvalid, KeyError, RecursionError, MemoryError, OSError, AssertionError]

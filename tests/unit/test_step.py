@@ -13,12 +13,13 @@ from arrow_types import columns_of_every_type
 from commands import LocalDataset
 
 from pipelines import pipeline, processor
-from pipelines.corpus import processor as processor_module
-from pipelines.corpus import step_actors, wire
-from pipelines.corpus.processor import _answer, _tokenise
 from pipelines.corpus.stages import Predict
-from pipelines.corpus.step_actors import Actors, parse_actors, step_pool
+from pipelines.dataset import processor as processor_module
+from pipelines.dataset import step_actors
+from pipelines.dataset.processor import _answer, _tokenise
+from pipelines.dataset.step_actors import Actors, parse_actors, step_pool
 from pipelines.errors import UserError
+from pipelines.raydata import wire
 
 MODELS = Path(__file__).parents[2] / "jobs/demo"
 CLASSIFIER = str(MODELS / "intent-classifier")
@@ -64,8 +65,8 @@ def cluster(monkeypatch):
         monkeypatch.setattr(step_actors, "wait_for_nodes", lambda: None)
         monkeypatch.setattr("ray.nodes", lambda: alive)
         monkeypatch.setattr("ray.cluster_resources", lambda: there)
-        for module in ("step_actors", "placement"):
-            monkeypatch.setattr(f"pipelines.corpus.{module}.cluster_resources", lambda: there)
+        for module in ("dataset.step_actors", "raydata.placement"):
+            monkeypatch.setattr(f"pipelines.{module}.cluster_resources", lambda: there)
 
     cluster((2, 0))
     return cluster

@@ -23,17 +23,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from modernbert.checkpoint import read_tensors
+from modernbert.encoders.module_files import open_folder
 from modernbert.files import fingerprint
 from modernbert.linear import Linear
-from modernbert.module_files import open_folder
 from modernbert.stored import CheckpointChanged, CheckpointError, StoredTensor, read_header
-from pipelines import checkpoints, pipeline, predictor
+from pipelines import checkpoints, pipeline
 from pipelines.checkpoints import Checkpoint
-from pipelines.corpus import wire
 from pipelines.corpus.plan import resolve_run
 from pipelines.corpus.stages import Predict, encode
+from pipelines.inference import predictor
 from pipelines.input.shards import Shard
 from pipelines.options import model_options
+from pipelines.raydata import wire
 from pipelines.serve.config import served_models
 from pipelines.serve.local import LocalModelClient
 from pipelines.serve.protocol import PredictRequest

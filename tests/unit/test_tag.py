@@ -11,7 +11,7 @@ import pytest
 from checkpoints import write_tokenizer
 from predictions import described, random_texts, said
 
-from modernbert.tokenizer import Tokenizer
+from modernbert.text.tokenizer import Tokenizer
 from pipelines.options import TagOptions
 from pipelines.tasks.tag import ENTITY, Tag
 

@@ -10,7 +10,7 @@ import pytest
 import transformers
 
 from modernbert.files import CheckpointError
-from modernbert.tokenizer import Tokenizer
+from modernbert.text.tokenizer import Tokenizer
 
 TEXTS = [
     "the cat sat on the mat", "", " ", "a" * 5000, "the cat " * 3000, "line\r\nbreaks\t\x00\x07",

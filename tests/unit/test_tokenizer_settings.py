@@ -10,8 +10,8 @@ import transformers
 from checkpoints import TINY, write_tokenizer
 
 from modernbert.files import CheckpointError, fingerprint
-from modernbert.tokenizer import Tokenizer
-from modernbert.tokenizer_settings import CLEAN_UP_BPE
+from modernbert.text.tokenizer import Tokenizer
+from modernbert.text.tokenizer_settings import CLEAN_UP_BPE
 
 TEXTS = ["the cat", " the cat", "", "THE Cat<x> sat", "a <x>b [MASK] </s> <s> [SEP] zz", "word<extra>y É é", "  the  "]
 PLAIN = {"lstrip": False, "rstrip": False, "normalized": False, "single_word": False, "special": False}

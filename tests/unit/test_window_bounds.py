@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from checkpoints import write_task, write_tokenizer
 
-from modernbert.tokenizer import Tokenizer
-from modernbert.windows import MOST_OVERLAP, WindowBudgetError, window_budget
+from modernbert.text.tokenizer import Tokenizer
+from modernbert.text.windows import MOST_OVERLAP, WindowBudgetError, window_budget
 from pipelines.checkpoints import Checkpoint
 from pipelines.options import TASKS
 from pipelines.tasks.base import task_class

@@ -9,7 +9,7 @@ import transformers
 from checkpoints import write_tokenizer
 from predictions import random_texts
 
-from modernbert.tokenizer import Tokenizer
+from modernbert.text.tokenizer import Tokenizer
 
 TEXTS = ["", "a", "the cat", *random_texts(1, 25, 1, 400)]
 PAIRS = list(zip(random_texts(2, 20, 1, 5), random_texts(3, 20, 1, 400), strict=True))

@@ -11,18 +11,18 @@ from starlette.responses import Response
 
 from pipelines.serve.http import errors
 from pipelines.serve.http.bodies import json_response, new_router
-from pipelines.serve.http.cohere import COHERE
+from pipelines.serve.http.dialects.cohere import COHERE
+from pipelines.serve.http.dialects.huggingface import HUGGING_FACE
+from pipelines.serve.http.dialects.jina import JINA
+from pipelines.serve.http.dialects.openai import OPENAI
+from pipelines.serve.http.dialects.tei import TEI
+from pipelines.serve.http.dialects.vllm import VLLM
 from pipelines.serve.http.errors import ApiError, Dialect
 from pipelines.serve.http.handler import RequestHandler
-from pipelines.serve.http.huggingface import HUGGING_FACE
-from pipelines.serve.http.jina import JINA
 from pipelines.serve.http.metrics import HttpMetrics
 from pipelines.serve.http.middleware import PUBLIC, HttpLimits, RequestLimitsMiddleware
-from pipelines.serve.http.openai import OPENAI
 from pipelines.serve.http.pages import page, wants_page
-from pipelines.serve.http.tei import TEI
 from pipelines.serve.http.tracing import start_traces
-from pipelines.serve.http.vllm import VLLM
 from pipelines.serve.protocol import ModelClient
 
 DIALECTS: list[Dialect] = [TEI, HUGGING_FACE, OPENAI, COHERE, JINA, VLLM]

@@ -10,7 +10,7 @@ from typing import Any
 
 from starlette.responses import Response
 
-from modernbert.windows import Text
+from modernbert.text.windows import Text
 from pipelines.serve.admission import Admission
 from pipelines.serve.http.bodies import Body, Inputs, json_response, new_router
 from pipelines.serve.http.errors import ApiError

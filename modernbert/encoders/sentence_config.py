@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from modernbert.files import CheckpointError, read_json
-from modernbert.module_files import (
+from modernbert.encoders.module_files import (
     MODULES,
     is_stanford,
     module_kinds,
@@ -18,6 +17,7 @@ from modernbert.module_files import (
     stored_prompts,
     transformer_settings,
 )
+from modernbert.files import CheckpointError, read_json
 from modernbert.stored import CheckpointPath, files_in
 
 POOLINGS = ("cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")

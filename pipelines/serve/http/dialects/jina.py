@@ -13,9 +13,9 @@ from pydantic import BaseModel, Discriminator, Field, Tag
 from starlette.responses import Response
 
 from pipelines.serve.http.bodies import Int, Many, NonEmpty, Texts, TolerantBody, new_router, route_docs
+from pipelines.serve.http.dialects.shared import RERANK_EXAMPLE, rerank, truncation_options
 from pipelines.serve.http.errors import ApiError, Dialect
 from pipelines.serve.http.handler import RequestHandler, Truncation
-from pipelines.serve.http.tasks import RERANK_EXAMPLE, rerank, truncation_options
 
 
 class JinaError(BaseModel):

@@ -13,11 +13,9 @@ from fastapi import APIRouter
 from pydantic import Discriminator, Field, Tag
 from starlette.responses import Response
 
-from modernbert.windows import Text
+from modernbert.text.windows import Text
 from pipelines.serve.http.bodies import Int, Many, NonEmpty, Texts, TolerantBody, new_router, route_docs
-from pipelines.serve.http.errors import ApiError
-from pipelines.serve.http.handler import HandledRequest, RequestHandler
-from pipelines.serve.http.tasks import (
+from pipelines.serve.http.dialects.shared import (
     ClassifyParameters,
     EmbedRequest,
     SimilarityRequest,
@@ -25,7 +23,9 @@ from pipelines.serve.http.tasks import (
     embedded,
     similarity,
 )
-from pipelines.serve.http.tei import TEI
+from pipelines.serve.http.dialects.tei import TEI
+from pipelines.serve.http.errors import ApiError
+from pipelines.serve.http.handler import HandledRequest, RequestHandler
 
 _MOST_NAMES = 1000  # in an option
 _MOST_CHARACTERS = 20_000_000  # of the sequences in a fill-mask answer

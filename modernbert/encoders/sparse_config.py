@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from modernbert.files import CheckpointError, read_json
-from modernbert.module_files import (
+from modernbert.encoders.module_files import (
     MODULES,
     module_kinds,
     read_modules,
@@ -16,6 +15,7 @@ from modernbert.module_files import (
     stored_prompts,
     transformer_settings,
 )
+from modernbert.files import CheckpointError, read_json
 from modernbert.stored import CheckpointPath
 
 STRATEGIES = ("max", "sum")

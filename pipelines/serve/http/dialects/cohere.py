@@ -11,9 +11,9 @@ from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from pipelines.serve.http.bodies import Body, Int, Many, NonEmpty, new_router, route_docs
+from pipelines.serve.http.dialects.shared import RERANK_EXAMPLE, embed, rerank, truncation_options
 from pipelines.serve.http.errors import Dialect
 from pipelines.serve.http.handler import HandledRequest, RequestHandler, Truncation
-from pipelines.serve.http.tasks import RERANK_EXAMPLE, embed, rerank, truncation_options
 from pipelines.serve.protocol import Info
 
 EmbeddingType = Literal["float", "int8", "binary", "ubinary", "base64"]

@@ -12,9 +12,9 @@ from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from pipelines.serve.http.bodies import Body, Inputs, Int, json_response, new_router, route_docs
+from pipelines.serve.http.dialects.shared import embed, truncation_options
 from pipelines.serve.http.errors import ApiError, Dialect
 from pipelines.serve.http.handler import RequestHandler, Truncation
-from pipelines.serve.http.tasks import embed, truncation_options
 
 _TOKEN_IDS = (
     "input holds token ids, and nothing tells whether they are of {model}'s tokenizer: send the texts "

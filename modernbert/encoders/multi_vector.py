@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modernbert.checkpoint import load
+from modernbert.encoders.multi_vector_config import MultiVectorConfig
+from modernbert.encoders.sentence import load_dense
 from modernbert.model import ModernBertModel
-from modernbert.multi_vector_config import MultiVectorConfig
 from modernbert.packing import PackedBatch
-from modernbert.sentence import load_dense
 
 _DENSE_ROWS = 64  # always as many: the bits of a matrix product may depend on its number of rows
 

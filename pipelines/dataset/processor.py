@@ -16,17 +16,17 @@ import numpy as np
 import pyarrow as pa
 from ray.data import Dataset
 
-from modernbert.windows import Text
+from modernbert.text.windows import Text
 from pipelines.checkpoints import Checkpoint
-from pipelines.corpus import wire
 from pipelines.corpus.execute import actor_options
-from pipelines.corpus.placement import stage_cpus
 from pipelines.corpus.plan import ADDED, ModelRun, clashing, resolve_run
 from pipelines.corpus.stages import Predict, accepted_documents, answer_columns, encode
-from pipelines.corpus.step_actors import Actors, SayWhatWaits, parse_actors, step_pool
+from pipelines.dataset.step_actors import Actors, SayWhatWaits, parse_actors, step_pool
 from pipelines.input.documents import is_text, is_text_list, readable
 from pipelines.input.shards import Shard
 from pipelines.options import TaskOptions, column_option, from_call, model_options, task_named
+from pipelines.raydata import wire
+from pipelines.raydata.placement import stage_cpus
 from pipelines.tasks.base import ModelOutputs, task_class
 
 MAX_CHARACTERS = 5_000_000

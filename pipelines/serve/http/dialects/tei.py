@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, Discriminator, Field, Tag
 from starlette.responses import Response
 
-from modernbert.windows import Text
+from modernbert.text.windows import Text
 from pipelines.serve.http.bodies import (
     Ids,
     Inputs,
@@ -22,10 +22,8 @@ from pipelines.serve.http.bodies import (
     new_router,
     route_docs,
 )
-from pipelines.serve.http.errors import ApiError, Dialect
-from pipelines.serve.http.handler import RequestHandler
-from pipelines.serve.http.jina import JINA, JinaRequest, jina_rerank
-from pipelines.serve.http.tasks import (
+from pipelines.serve.http.dialects.jina import JINA, JinaRequest, jina_rerank
+from pipelines.serve.http.dialects.shared import (
     RERANK_EXAMPLE,
     ClassifyParameters,
     EmbedRequest,
@@ -38,6 +36,8 @@ from pipelines.serve.http.tasks import (
     rerank,
     similarity,
 )
+from pipelines.serve.http.errors import ApiError, Dialect
+from pipelines.serve.http.handler import RequestHandler
 from pipelines.serve.protocol import Info, Tokens
 
 _RERANK_EXAMPLE = {"query": RERANK_EXAMPLE["query"], "texts": RERANK_EXAMPLE["documents"]}

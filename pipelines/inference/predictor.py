@@ -20,11 +20,11 @@ from modernbert.gpu import bytes_per_token
 from modernbert.linear import prepack
 from modernbert.model import ModernBertModel
 from modernbert.packing import PackedBatch
-from modernbert.windows import Text
-from pipelines.bucketing import packed_batches
+from modernbert.text.windows import Text
 from pipelines.checkpoints import Checkpoint
+from pipelines.inference.bucketing import packed_batches
+from pipelines.inference.values import ValuesBuilder, ranges
 from pipelines.tasks.base import ModelOutputs, Predictions, Task
-from pipelines.values import ValuesBuilder, ranges
 
 logger = logging.getLogger(__name__)
 IN_FLIGHT = 3

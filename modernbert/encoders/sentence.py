@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from modernbert import gpu
 from modernbert.checkpoint import load, read_tensors
+from modernbert.encoders.sentence_config import Dense, Norm, SentenceConfig
 from modernbert.files import CheckpointError
 from modernbert.model import ModernBertModel
 from modernbert.packing import PackedBatch
-from modernbert.sentence_config import Dense, Norm, SentenceConfig
 from modernbert.stored import CheckpointPath
 
 

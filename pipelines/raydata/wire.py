@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from modernbert.windows import Windows
+from modernbert.text.windows import Windows
 from pipelines.input.shards import Shard
 from pipelines.tasks.base import Predictions
 

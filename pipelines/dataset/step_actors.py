@@ -13,9 +13,9 @@ import ray
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.data._internal.execution.operators.actor_pool_map_operator import ActorPoolMapOperator
 
-from pipelines.corpus.cluster import cluster_resources
-from pipelines.corpus.placement import describe_nodes, is_fixed, stage_cpus, wait_for_nodes
 from pipelines.errors import UserError
+from pipelines.raydata.cluster import cluster_resources
+from pipelines.raydata.placement import describe_nodes, is_fixed, stage_cpus, wait_for_nodes
 
 _STEPS_AT_ONCE = 8
 """So many steps of one pipeline, with the least actors of each, always have room beside a task that reads."""

@@ -18,8 +18,8 @@ from ray.experimental.internal_kv import _internal_kv_get
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from modernbert.config import ModernBertConfig
-from pipelines.corpus.cluster import cluster_resources, started_here
 from pipelines.errors import JobError, UserError
+from pipelines.raydata.cluster import cluster_resources, started_here
 from pipelines.report.progress import format_duration, repeated
 from pipelines.report.text import say
 

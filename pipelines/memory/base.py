@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from modernbert.windows import Text
+from modernbert.text.windows import Text
 from pipelines.checkpoints import Checkpoint
-from pipelines.tasks.arguments import call_arguments
+from pipelines.memory.arguments import call_arguments
 
 if TYPE_CHECKING:
-    from pipelines.predictor import Predictor
+    from pipelines.inference.predictor import Predictor
     from pipelines.tasks.base import Task
 
 _CHUNK_DOCUMENTS = 256  # of an iterator, that are answered together

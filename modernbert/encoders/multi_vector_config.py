@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from modernbert.files import COLBERT_METADATA, CheckpointError, read_json, weight_files
-from modernbert.module_files import (
+from modernbert.encoders.module_files import (
     MODULES,
     SETTINGS,
     is_stanford,
@@ -18,7 +17,8 @@ from modernbert.module_files import (
     stored_prompts,
     transformer_settings,
 )
-from modernbert.sentence_config import Dense, parse_dense
+from modernbert.encoders.sentence_config import Dense, parse_dense
+from modernbert.files import COLBERT_METADATA, CheckpointError, read_json, weight_files
 from modernbert.stored import CheckpointPath, files_in, read_header
 
 _KNOBS = {"query_length", "document_length", "query_expansion"}  # sentence-transformers has them in the encoder's file

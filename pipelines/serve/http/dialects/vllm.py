@@ -15,10 +15,10 @@ from pydantic import Field
 from starlette.responses import Response
 
 from pipelines.serve.http.bodies import Int, Texts, TolerantBody, json_response, new_router, route_docs
+from pipelines.serve.http.dialects.openai import OPENAI
+from pipelines.serve.http.dialects.shared import ClassifyParameters, classify, truncation_options
 from pipelines.serve.http.errors import ApiError
 from pipelines.serve.http.handler import HandledRequest, RequestHandler, Truncation
-from pipelines.serve.http.openai import OPENAI
-from pipelines.serve.http.tasks import ClassifyParameters, classify, truncation_options
 
 
 class VllmRequest(TolerantBody):

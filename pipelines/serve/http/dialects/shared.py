@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import Field
 from starlette.responses import Response
 
-from modernbert.windows import Text
+from modernbert.text.windows import Text
 from pipelines.serve.http.bodies import Direction, Inputs, Int, Many, NonEmpty, TolerantBody
 from pipelines.serve.http.errors import ApiError
 from pipelines.serve.http.handler import CUT_OFF, HandledRequest, RequestHandler, Truncation

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from pipelines.checkpoints import Checkpoint
+from pipelines.inference.predictor import Predictor
+from pipelines.memory.arguments import check_loading, device_of, dtype_of
+from pipelines.memory.base import Pipeline
 from pipelines.options import task_named
-from pipelines.predictor import Predictor
-from pipelines.tasks.arguments import check_loading, device_of, dtype_of
 from pipelines.tasks.base import task_class
-from pipelines.tasks.pipeline import Pipeline
 
 
 def pipeline(

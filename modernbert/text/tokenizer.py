@@ -15,10 +15,10 @@ from tokenizers import Tokenizer as FastTokenizer
 from tokenizers.models import BPE
 
 from modernbert.files import CheckpointError, resolve
-from modernbert.pieces import PieceCache
 from modernbert.stored import CheckpointPath
-from modernbert.tokenizer_settings import CLEAN_UP_BPE, clean_up_spaces, read_settings
-from modernbert.windows import (
+from modernbert.text.pieces import PieceCache
+from modernbert.text.tokenizer_settings import CLEAN_UP_BPE, clean_up_spaces, read_settings
+from modernbert.text.windows import (
     MOST_OVERLAP,
     Text,
     Tokens,
