@@ -33,7 +33,9 @@ from pipelines.inference.bucketing import packed_batches
 RESULTS = Path(__file__).parent / "results"
 
 
-def log_normal_lengths(tokens: int, median: int, sigma: float, longest: int, seed: int) -> list[int]:
+def log_normal_lengths(
+    tokens: int, median: int, sigma: float, longest: int, seed: int
+) -> list[int]:
     """Draw document lengths, from 4 to `longest` tokens, that sum to at least `tokens`."""
     generator = np.random.default_rng(seed)
     lengths: list[int] = []
@@ -46,11 +48,15 @@ def run_packed(model: ModernBertModel, documents: list[torch.Tensor], budget: in
     """Run the packed encoder over all documents, in batches of `budget` tokens."""
     for rows in packed_batches([len(document) for document in documents], budget):
         model.forward_packed(
-            PackedBatch.from_lengths(torch.cat([documents[i] for i in rows]), tuple(len(documents[i]) for i in rows))
+            PackedBatch.from_lengths(
+                torch.cat([documents[i] for i in rows]), tuple(len(documents[i]) for i in rows)
+            )
         )
 
 
-def run_transformers(model: torch.nn.Module, documents: list[torch.Tensor], batches: list[list[int]]) -> None:
+def run_transformers(
+    model: torch.nn.Module, documents: list[torch.Tensor], batches: list[list[int]]
+) -> None:
     """Run transformers over all documents, in padded batches."""
     for rows in batches:
         ids = torch.nn.utils.rnn.pad_sequence([documents[i] for i in rows], batch_first=True)
@@ -77,7 +83,10 @@ def gemm_rate(config: transformers.ModernBertConfig, dtype: torch.dtype) -> floa
     d, f = config.hidden_size, config.intermediate_size
     shapes = [(d, 3 * d), (d, d), (d, 2 * f), (f, d)]
     operands = [
-        (torch.randn(512, k).to(dtype), torch.ops.mkldnn._reorder_linear_weight(torch.randn(n, k).to(dtype)))
+        (
+            torch.randn(512, k).to(dtype),
+            torch.ops.mkldnn._reorder_linear_weight(torch.randn(n, k).to(dtype)),
+        )
         for k, n in shapes
     ]
     flops_per_round = sum(2 * 512 * k * n for k, n in shapes)
@@ -132,8 +141,12 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
     dtype = DTYPES[options.dtype]
-    config = transformers.ModernBertConfig(num_hidden_layers=options.layers, attn_implementation="sdpa")
-    lengths = log_normal_lengths(options.tokens, options.median, options.sigma, options.longest, options.seed)
+    config = transformers.ModernBertConfig(
+        num_hidden_layers=options.layers, attn_implementation="sdpa"
+    )
+    lengths = log_normal_lengths(
+        options.tokens, options.median, options.sigma, options.longest, options.seed
+    )
     documents = [torch.randint(0, 50_000, (n,)) for n in lengths]
     reference = transformers.ModernBertModel(config).eval()
     with tempfile.TemporaryDirectory() as folder:
@@ -147,8 +160,13 @@ def main() -> None:
         "transformers token budget": padded_batches(lengths, options.budget_tokens, None),
     }
     with torch.inference_mode():
-        passes: dict[str, Callable[[], None]] = {"ours": lambda: run_packed(model, documents, options.budget_tokens)}
-        passes |= {name: lambda b=b: run_transformers(reference, documents, b) for name, b in batchings.items()}
+        passes: dict[str, Callable[[], None]] = {
+            "ours": lambda: run_packed(model, documents, options.budget_tokens)
+        }
+        passes |= {
+            name: lambda b=b: run_transformers(reference, documents, b)
+            for name, b in batchings.items()
+        }
         seconds = best_of(passes, options.rounds)
         ceiling = gemm_rate(config, dtype)
     rates = {name: sum(lengths) / s for name, s in seconds.items()}

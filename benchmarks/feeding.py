@@ -27,7 +27,15 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 
 from pipelines.checkpoints import Checkpoint
 from pipelines.corpus import stages
@@ -54,12 +62,16 @@ def paragraphs() -> list[str]:
     """Return the paragraphs of prose in the docstrings and descriptions of the installed packages, shuffled."""
     found: dict[str, None] = {}
     folders = [Path(folder) for folder in site.getsitepackages()]
-    for path in sorted(path for folder in folders for path in (*folder.rglob("*.py"), *folder.rglob("METADATA"))):
+    for path in sorted(
+        path for folder in folders for path in (*folder.rglob("*.py"), *folder.rglob("METADATA"))
+    ):
         text = path.read_text(encoding="utf-8", errors="ignore")
         for part in [text] if path.suffix != ".py" else re.findall(r'"""(.*?)"""', text, re.DOTALL):
             for raw in re.split(r"\n\s*\n", part):
                 words = raw.split()
-                if len(words) >= 12 and sum(map(bool, map(_PROSE.match, words))) >= 0.6 * len(words):
+                if len(words) >= 12 and sum(map(bool, map(_PROSE.match, words))) >= 0.6 * len(
+                    words
+                ):
                     found.setdefault(" ".join(words))
     texts = list(found)
     random.Random(0).shuffle(texts)
@@ -175,9 +187,15 @@ def measure(job: Job, shards: list[Any]) -> dict[str, float]:
 def main() -> None:
     """Measure each task on each kind of text, print a line each, and write all to `--out`."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tokens", type=int, default=3_000_000, help="of short texts, and of articles, about")
-    parser.add_argument("--model", type=Path, help="a folder where the tokenizer is, or is to be kept")
-    parser.add_argument("--rounds", type=int, default=3, help="how often; the least of each part counts")
+    parser.add_argument(
+        "--tokens", type=int, default=3_000_000, help="of short texts, and of articles, about"
+    )
+    parser.add_argument(
+        "--model", type=Path, help="a folder where the tokenizer is, or is to be kept"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="how often; the least of each part counts"
+    )
     parser.add_argument("--out", type=Path, help="a JSON file for the figures")
     options = parser.parse_args()
     results = []
@@ -187,10 +205,23 @@ def main() -> None:
         texts = paragraphs()
         if not (model / "tokenizer.json").exists():
             train(texts, model)
-        config = json.loads((DEMO / "pii-tagger/config.json").read_text()) | {"hidden_size": 768, "vocab_size": 50_368}
-        config = {name: value for name, value in config.items() if name not in ("architectures", "num_labels")}
-        config |= {"num_attention_heads": 12, "id2label": dict(enumerate(LABELS)), "max_position_embeddings": 8192}
-        (model / "config.json").write_text(json.dumps(config | {"label2id": {x: i for i, x in enumerate(LABELS)}}))
+        config = json.loads((DEMO / "pii-tagger/config.json").read_text()) | {
+            "hidden_size": 768,
+            "vocab_size": 50_368,
+        }
+        config = {
+            name: value
+            for name, value in config.items()
+            if name not in ("architectures", "num_labels")
+        }
+        config |= {
+            "num_attention_heads": 12,
+            "id2label": dict(enumerate(LABELS)),
+            "max_position_embeddings": 8192,
+        }
+        (model / "config.json").write_text(
+            json.dumps(config | {"label2id": {x: i for i, x in enumerate(LABELS)}})
+        )
         for kind, source in write_corpora(texts, Path(folder), options.tokens).items():
             for task in TASKS_MEASURED:
                 job, shards = make_job(task, source, Path(folder, f"{kind}-{task}"), model)
@@ -201,12 +232,21 @@ def main() -> None:
                 library = cost.pop("library")
                 total = sum(cost.values())
                 cores = {size: round(rate * total / 1e6, 1) for size, rate in GPU_TOKENS_S.items()}
-                results.append({"task": task, "texts": kind, "tokens": round(millions * 1e6), "cpu_s_a_million": cost})
+                results.append(
+                    {
+                        "task": task,
+                        "texts": kind,
+                        "tokens": round(millions * 1e6),
+                        "cpu_s_a_million": cost,
+                    }
+                )
                 results[-1]["tokenise_by_library_s"] = library
                 results[-1] |= {"tokens_a_core_s": round(1e6 / total), "cores_of_an_h100": cores}
                 print(json.dumps(results[-1]), flush=True)
     if options.out:
-        options.out.write_text(json.dumps({"machine": platform.machine(), "results": results}, indent=2) + "\n")
+        options.out.write_text(
+            json.dumps({"machine": platform.machine(), "results": results}, indent=2) + "\n"
+        )
 
 
 if __name__ == "__main__":

@@ -37,7 +37,13 @@ import torch
 import torch.nn.functional as F
 
 from modernbert import float8, gpu, kernels
-from modernbert.attention import BACKENDS, length_classes, packed_attention, resolve_backend, varlen_attention
+from modernbert.attention import (
+    BACKENDS,
+    length_classes,
+    packed_attention,
+    resolve_backend,
+    varlen_attention,
+)
 from modernbert.config import ModernBertConfig
 from modernbert.heads import ModernBertForSequenceClassification, ModernBertForTokenClassification
 from modernbert.model import ModernBertModel
@@ -56,7 +62,9 @@ LARGE = BASE if DRY else ModernBertConfig(
 )  # fmt: skip
 BUDGETS = (256,) if DRY else (8192, 16384, 32768, 65536)
 LENGTHS = (16, 64) if DRY else (128, 512, 2048, 8192)
-CHECKED_LENGTHS = (1, 2, 31, 64) if DRY else (1, 2, 63, 64, 65, 66, 127, 128, 129, 130, 300, 1024, 8192)
+CHECKED_LENGTHS = (
+    (1, 2, 31, 64) if DRY else (1, 2, 63, 64, 65, 66, 127, 128, 129, 130, 300, 1024, 8192)
+)
 WINDOWS = {"global": None, "local": (64, 64)}
 
 
@@ -109,7 +117,12 @@ def relative_error(ours: torch.Tensor, exact: torch.Tensor) -> float:
 
 def mixed_lengths(tokens: int) -> list[int]:
     """Return lengths of documents, log-normal with the median 180, that fill a batch; ascending."""
-    lengths = np.random.default_rng(0).lognormal(np.log(180), 1.1, tokens // 4).astype(int).clip(4, max(LENGTHS))
+    lengths = (
+        np.random.default_rng(0)
+        .lognormal(np.log(180), 1.1, tokens // 4)
+        .astype(int)
+        .clip(4, max(LENGTHS))
+    )
     lengths = lengths[: max(1, int(np.searchsorted(np.cumsum(lengths), tokens, side="right")))]
     return sorted(min(int(n), tokens) for n in lengths)
 
@@ -119,7 +132,9 @@ def batch_of(lengths: list[int], seed: int = 0) -> PackedBatch:
     return PackedBatch.from_arrays(ids, lengths, DEVICE)
 
 
-def encoder_of(config: ModernBertConfig, attention: str = "auto", dtype: torch.dtype = HALF) -> ModernBertModel:
+def encoder_of(
+    config: ModernBertConfig, attention: str = "auto", dtype: torch.dtype = HALF
+) -> ModernBertModel:
     torch.manual_seed(0)
     model = ModernBertModel(config, attention).eval().requires_grad_(False)
     return model.to(DEVICE, dtype)
@@ -132,15 +147,28 @@ def ceilings() -> dict[str, Any]:
     """What the device does at most: a large product and a copy over two seconds, and the products of the encoder."""
     size = 64 if DRY else 8192
     a, b = random(size, size, dtype=HALF), random(size, size, dtype=HALF, seed=1)
-    result: dict[str, Any] = {"gemm_tflops": 2 * size**3 / seconds_of(lambda: a @ b, at_least_s=2.0) / 1e12}
+    result: dict[str, Any] = {
+        "gemm_tflops": 2 * size**3 / seconds_of(lambda: a @ b, at_least_s=2.0) / 1e12
+    }
     source = torch.empty(1 << (12 if DRY else 30), dtype=torch.uint8, device=DEVICE)
     target = torch.empty_like(source)
-    result["copy_tb_s"] = 2 * source.numel() / seconds_of(lambda: target.copy_(source), at_least_s=1.0) / 1e12
+    result["copy_tb_s"] = (
+        2 * source.numel() / seconds_of(lambda: target.copy_(source), at_least_s=1.0) / 1e12
+    )
     for size_name, config in (("base", BASE), ("large", LARGE)):
         d, f = config.hidden_size, config.intermediate_size
         for tokens in BUDGETS:
-            for name, (k, n) in {"Wqkv": (d, 3 * d), "Wo": (d, d), "Wi": (d, 2 * f), "mlp.Wo": (f, d)}.items():
-                x, w, y = random(tokens, k, dtype=HALF), random(n, k, dtype=HALF), random(tokens, n, dtype=HALF)
+            for name, (k, n) in {
+                "Wqkv": (d, 3 * d),
+                "Wo": (d, d),
+                "Wi": (d, 2 * f),
+                "mlp.Wo": (f, d),
+            }.items():
+                x, w, y = (
+                    random(tokens, k, dtype=HALF),
+                    random(n, k, dtype=HALF),
+                    random(tokens, n, dtype=HALF),
+                )
                 flops = 2 * tokens * k * n / 1e12
                 result[f"{size_name} {name} {tokens}"] = {
                     "linear_tflops": flops / seconds_of(lambda x=x, w=w: F.linear(x, w)),
@@ -154,7 +182,12 @@ def kernel_speeds() -> dict[str, Any]:
     result: dict[str, Any] = {}
     tokens = BUDGETS[-1]
     for size_name, config in (("base", BASE), ("large", LARGE)):
-        d, f, heads, dim = config.hidden_size, config.intermediate_size, config.num_attention_heads, config.head_dim
+        d, f, heads, dim = (
+            config.hidden_size,
+            config.intermediate_size,
+            config.num_attention_heads,
+            config.head_dim,
+        )
         lengths = [max(1, tokens // 128)] * 128
         starts = torch.tensor([0, *lengths]).cumsum(0).int().to(DEVICE)
         tables = rope_table(10_000.0, dim, 8192, DEVICE)
@@ -206,7 +239,9 @@ def attention() -> dict[str, Any]:
             result[backend] = str(error)
             continue
         if backend == "sdpa" and not DRY:
-            result[backend] = "not measured: it builds masks on the host; it runs where no other backend can"
+            result[backend] = (
+                "not measured: it builds masks on the host; it runs where no other backend can"
+            )
             continue
         entry: dict[str, Any] = {}
         q, k, v = random(3, sum(CHECKED_LENGTHS), heads, dim, dtype=HALF)
@@ -220,10 +255,16 @@ def attention() -> dict[str, Any]:
                 exact = exact_attention(q[rows], k[rows], v[rows], window)
                 errors[n] = relative_error(out[rows], exact)
                 one = torch.tensor([0, n], dtype=torch.int32, device=DEVICE)
-                alone = varlen_attention(*(x[rows].contiguous() for x in (q, k, v)), one, (n,), window, backend=backend)
+                alone = varlen_attention(
+                    *(x[rows].contiguous() for x in (q, k, v)), one, (n,), window, backend=backend
+                )
                 if not torch.equal(alone, out[rows]):
                     changed.append(n)
-            entry[name] = {"errors": errors, "worst_error": max(errors.values()), "lengths_with_other_bits": changed}
+            entry[name] = {
+                "errors": errors,
+                "worst_error": max(errors.values()),
+                "lengths_with_other_bits": changed,
+            }
         tokens = BUDGETS[-1]
         q, k, v = random(tokens, 3, heads, dim, dtype=HALF).unbind(1)
         for n in LENGTHS:
@@ -232,7 +273,9 @@ def attention() -> dict[str, Any]:
             for name, window in WINDOWS.items():
                 keys = n if window is None else min(n, 129)
                 took = seconds_of(
-                    lambda s=starts, m=lengths, w=window: varlen_attention(q, k, v, s, m, w, backend=backend)
+                    lambda s=starts, m=lengths, w=window: varlen_attention(
+                        q, k, v, s, m, w, backend=backend
+                    )
                 )
                 entry[name][f"tflops {n}"] = 4 * sum(lengths) * keys * heads * dim / took / 1e12
         mix = batch_of(mixed_lengths(tokens))
@@ -243,13 +286,16 @@ def attention() -> dict[str, Any]:
             options: dict[str, Any] = {"classes": classes, "window": None, "backend": backend}
             entry[name] = {
                 "calls": len(classes),
-                "us": seconds_of(lambda o=options: packed_attention(q[rows], k[rows], v[rows], **o)) * 1e6,
+                "us": seconds_of(lambda o=options: packed_attention(q[rows], k[rows], v[rows], **o))
+                * 1e6,
             }
         result[backend] = entry
     return result
 
 
-def exact_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: tuple[int, int] | None) -> torch.Tensor:
+def exact_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: tuple[int, int] | None
+) -> torch.Tensor:
     """The plain formula in fp64, a head at a time."""
     index = torch.arange(len(q), device=q.device)
     hidden = (index[:, None] - index).abs() > window[0] if window else None
@@ -268,7 +314,9 @@ def encoder() -> dict[str, Any]:
     for size, config in (("base", BASE), ("large", LARGE)):
         model = encoder_of(config)
         for budget in BUDGETS:
-            shapes = {str(n): [n] * (budget // n) for n in LENGTHS if n <= budget} | {"mix": mixed_lengths(budget)}
+            shapes = {str(n): [n] * (budget // n) for n in LENGTHS if n <= budget} | {
+                "mix": mixed_lengths(budget)
+            }
             for name, lengths in shapes.items():
                 batch = batch_of(lengths)
                 if not DRY:
@@ -281,7 +329,9 @@ def encoder() -> dict[str, Any]:
         batch = batch_of([LENGTHS[1]] * (BUDGETS[-1] // LENGTHS[1]))
         tokens = len(batch.input_ids)
         with kernels_off():
-            result[f"{size} without kernels"] = tokens / seconds_of(lambda m=model, b=batch: m.forward_packed(b), 3)
+            result[f"{size} without kernels"] = tokens / seconds_of(
+                lambda m=model, b=batch: m.forward_packed(b), 3
+            )
         for backend in BACKENDS[:-2]:
             try:
                 other = encoder_of(config, backend)
@@ -291,7 +341,9 @@ def encoder() -> dict[str, Any]:
                 result[f"{size} {backend}"] = str(error)
         try:
             float8.quantise(model)
-            result[f"{size} float8"] = tokens / seconds_of(lambda m=model, b=batch: m.forward_packed(b))
+            result[f"{size} float8"] = tokens / seconds_of(
+                lambda m=model, b=batch: m.forward_packed(b)
+            )
         except ValueError as error:
             result[f"{size} float8"] = str(error)
     return result
@@ -343,10 +395,14 @@ def invariance() -> dict[str, Any]:
     result: dict[str, Any] = {"documents": len(documents)}
     for name, rows in (("rows as they come", None), ("fixed rows", budget)):
         want = run(everyone, rows)
-        halves = [a if len(a) else b for a, b in zip(run(everyone[::2], rows), run(everyone[1::2], rows), strict=True)]
+        halves = [
+            a if len(a) else b
+            for a, b in zip(run(everyone[::2], rows), run(everyone[1::2], rows), strict=True)
+        ]
         orders = {"reversed": run(everyone[::-1], rows), "halves": halves}
         result[name] = {
-            each: sum(not torch.equal(a, b) for a, b in zip(want, got, strict=True)) for each, got in orders.items()
+            each: sum(not torch.equal(a, b) for a, b in zip(want, got, strict=True))
+            for each, got in orders.items()
         }
     batch = batch_of(mixed_lengths(int(budget * 0.97)))
     padded = batch if DRY else with_rows(batch, budget)
@@ -367,10 +423,21 @@ def accuracy() -> dict[str, Any]:
     import transformers
 
     lengths = [LENGTHS[0]] * 8
-    config = {"vocab_size": 300, "num_hidden_layers": BASE.num_hidden_layers, "hidden_size": BASE.hidden_size}
-    config |= {"intermediate_size": BASE.intermediate_size, "num_attention_heads": BASE.num_attention_heads}
+    config = {
+        "vocab_size": 300,
+        "num_hidden_layers": BASE.num_hidden_layers,
+        "hidden_size": BASE.hidden_size,
+    }
+    config |= {
+        "intermediate_size": BASE.intermediate_size,
+        "num_attention_heads": BASE.num_attention_heads,
+    }
     torch.manual_seed(0)
-    theirs = transformers.ModernBertModel(transformers.ModernBertConfig(**config, pad_token_id=0)).eval().to(DEVICE)
+    theirs = (
+        transformers.ModernBertModel(transformers.ModernBertConfig(**config, pad_token_id=0))
+        .eval()
+        .to(DEVICE)
+    )
     with torch.no_grad():
         for weight in theirs.parameters():  # weights that matter: the initial ones are small
             if weight.dim() == 2:
@@ -403,9 +470,17 @@ def answers_in_float8() -> dict[str, Any]:
     from modernbert.encoders.sentence_config import SentenceConfig
     from modernbert.text.tokenizer import Tokenizer
 
-    folders = {name: ROOT / "jobs/demo" / name for name in ("intent-classifier", "sentence-encoder")}
-    column = pq.read_table(ROOT / "jobs/demo/requests.parquet", columns=["text"])["text"].cast("binary").to_pylist()
-    texts = [text.decode(errors="replace") for text in column if text and text.strip()][: 8 if DRY else None]
+    folders = {
+        name: ROOT / "jobs/demo" / name for name in ("intent-classifier", "sentence-encoder")
+    }
+    column = (
+        pq.read_table(ROOT / "jobs/demo/requests.parquet", columns=["text"])["text"]
+        .cast("binary")
+        .to_pylist()
+    )
+    texts = [text.decode(errors="replace") for text in column if text and text.strip()][
+        : 8 if DRY else None
+    ]
     outputs: dict[str, dict[str, torch.Tensor]] = {name: {} for name in folders}
     for dtype in ("float32", "bfloat16", "float8"):
         half = torch.float32 if dtype == "float32" else torch.bfloat16
@@ -457,18 +532,26 @@ def emulated_float8() -> Iterator[None]:
         a, b = y.float().chunk(2, dim=-1)
         return rounded(F.gelu(a) * b)
 
-    def product(x: Any, weight: torch.Tensor, scales: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    def product(
+        x: Any, weight: torch.Tensor, scales: torch.Tensor, dtype: torch.dtype
+    ) -> torch.Tensor:
         return ((x.values.float() * x.scales) @ (weight.float() * scales.t()).t()).to(dtype)
 
     before = float8._check, float8.scaled_product, gpu.kernels_for
 
-    def rotate_(qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, positions: torch.Tensor) -> None:
+    def rotate_(
+        qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, positions: torch.Tensor
+    ) -> None:
         qkv[:, :2] = apply_rope(qkv[:, :2], cos[positions], sin[positions])
 
     stand_ins = SimpleNamespace(
         norm_float8=norm, geglu_float8=gated, rotate_=rotate_, pool_sequences=kernels.pool_sequences
     )
-    float8._check, float8.scaled_product, gpu.kernels_for = lambda *_: None, product, lambda _: stand_ins
+    float8._check, float8.scaled_product, gpu.kernels_for = (
+        lambda *_: None,
+        product,
+        lambda _: stand_ins,
+    )
     try:
         yield
     finally:
@@ -537,7 +620,10 @@ def predictor() -> dict[str, Any]:
     config = replace(BASE, vocab_size=4096, pad_token_id=0, num_labels=0, id2label={}, label2id={})
     torch.manual_seed(0)
     model = ModernBertForSequenceClassification(config)
-    save_file({name: weight.contiguous() for name, weight in model.state_dict().items()}, folder / "model.safetensors")
+    save_file(
+        {name: weight.contiguous() for name, weight in model.state_dict().items()},
+        folder / "model.safetensors",
+    )
     names = {"architectures": ["ModernBertForSequenceClassification"]}
     (folder / "config.json").write_text(json.dumps(config.to_dict() | names))
     checkpoint = Checkpoint.open(folder)
@@ -548,13 +634,17 @@ def predictor() -> dict[str, Any]:
         lengths = np.array(mixed_lengths(total))
         ids = np.random.default_rng(0).integers(5, 300, lengths.sum()).astype(np.int32)
         starts = np.concatenate(([0], np.cumsum(lengths)))
-        running = Predictor(checkpoint, task, device=DEVICE.type, dtype="auto", budget_tokens=budget)
+        running = Predictor(
+            checkpoint, task, device=DEVICE.type, dtype="auto", budget_tokens=budget
+        )
         running.predict(ids, starts)
         start = time.perf_counter()
         predictions = running.predict(ids, starts)
         seconds = time.perf_counter() - start
         batch = batch_of(mixed_lengths(budget))
-        alone = len(batch.input_ids) / seconds_of(lambda m=running.model, b=batch: m.forward_packed(b))
+        alone = len(batch.input_ids) / seconds_of(
+            lambda m=running.model, b=batch: m.forward_packed(b)
+        )
         result[str(budget)] = {
             "tokens_s": len(ids) / seconds, "batches": predictions.batches, "failed": len(predictions.failed),
             "share_of_the_model_alone": len(ids) / seconds / alone,
@@ -571,9 +661,15 @@ def peers() -> dict[str, Any]:
         num_hidden_layers=BASE.num_hidden_layers, num_attention_heads=BASE.num_attention_heads,
     )  # fmt: skip
     torch.manual_seed(0)
-    theirs = transformers.ModernBertModel._from_config(config, attn_implementation="sdpa").eval().to(DEVICE, HALF)
+    theirs = (
+        transformers.ModernBertModel._from_config(config, attn_implementation="sdpa")
+        .eval()
+        .to(DEVICE, HALF)
+    )
     lengths = mixed_lengths(256 if DRY else 200_000)
-    documents = [torch.randint(5, 300, (n,), generator=torch.Generator().manual_seed(n)) for n in lengths]
+    documents = [
+        torch.randint(5, 300, (n,), generator=torch.Generator().manual_seed(n)) for n in lengths
+    ]
     result: dict[str, Any] = {}
     for count in (2,) if DRY else (16, 32, 64):
         result[f"transformers sdpa, batches of {count}"] = sum(lengths) / wall_seconds(
@@ -625,7 +721,9 @@ PARTS: dict[str, Callable[[], dict[str, Any]]] = {
 def main() -> int:
     """Run the parts and write their results; return 1 if one of them failed."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=os.environ.get("OUT"), help="the folder for gpu.json")
+    parser.add_argument(
+        "--out", type=Path, default=os.environ.get("OUT"), help="the folder for gpu.json"
+    )
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--dry", action="store_true", help="toy sizes on a CPU")
     options = parser.parse_args()
@@ -654,7 +752,10 @@ def main() -> int:
                 outcome = {"skipped": f"{error}"}
             except Exception as error:  # one part's failure leaves the others
                 failed = True
-                outcome = {"failed": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
+                outcome = {
+                    "failed": f"{type(error).__name__}: {error}",
+                    "traceback": traceback.format_exc(),
+                }
         result["parts"][name] = outcome | {"seconds": round(time.monotonic() - began, 1)}
         print(name, json.dumps(outcome, default=float), flush=True)
         if out:

@@ -25,7 +25,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-os.environ |= {"RAY_BACKEND_LOG_LEVEL": "fatal", "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+os.environ |= {
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
 
 import numpy as np
 import psutil
@@ -70,7 +74,9 @@ def install(seconds: float, spans: Path) -> None:
             done(len(cu_seqlens) - 1, len(input_ids))
             rows = self.task.rows(input_ids, cu_seqlens)
             splits = np.concatenate(([0], np.cumsum(rows)))
-            return Predictions(np.zeros((splits[-1], self.task.width), np.float32), splits, {}, 1, seconds)
+            return Predictions(
+                np.zeros((splits[-1], self.task.width), np.float32), splits, {}, 1, seconds
+            )
 
     def load(self: Any) -> None:
         self.predictor = StandIn(self.job.task)
@@ -111,7 +117,12 @@ def busy(nodes: int, gpus: int, seconds: float, shards_each: int) -> dict[str, A
     pq.write_table(table, folder / "in.parquet", row_group_size=ROWS * 64)
     plan.MAX_SHARD_ROWS = ROWS
     (folder / "spans").mkdir()
-    head = {"num_cpus": 0, "num_gpus": 0, "include_dashboard": False, "object_store_memory": 200 << 20}
+    head = {
+        "num_cpus": 0,
+        "num_gpus": 0,
+        "include_dashboard": False,
+        "object_store_memory": 200 << 20,
+    }
     cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
         for _ in range(nodes):
@@ -126,7 +137,11 @@ def busy(nodes: int, gpus: int, seconds: float, shards_each: int) -> dict[str, A
             logging_level=logging.ERROR,
             runtime_env={"worker_process_setup_hook": hook},
         )
-        named = {"input": str(folder / "in.parquet"), "output": str(folder / "out"), "model": str(DEMO)}
+        named = {
+            "input": str(folder / "in.parquet"),
+            "output": str(folder / "out"),
+            "model": str(DEMO),
+        }
         with measured() as figures:
             done = run_corpus("classify", **named, device="cuda", actors=str(actors))
         assert (done.outcome, done.rows) == ("complete", ROWS * shards), done
@@ -159,8 +174,17 @@ class Nothing:
 
 def committed(_: Any, table: pa.Table) -> pa.Table:
     """Report a shard of 4,096 rows as it is reported that is labelled."""
-    stats = {"name": shard_of(table).name, "rows": 4096, "labelled": 4090, "tokens": 300_000, "truncated": 3}
-    stats |= count_windows(np.full(4090, 73)) | {"scores": [204] * 20, "rejects": {"text is null": 6}}
+    stats = {
+        "name": shard_of(table).name,
+        "rows": 4096,
+        "labelled": 4090,
+        "tokens": 300_000,
+        "truncated": 3,
+    }
+    stats |= count_windows(np.full(4090, 73)) | {
+        "scores": [204] * 20,
+        "rejects": {"text is null": 6},
+    }
     stats |= {
         "labels": {f"label-{i}": 102 for i in range(40)},
         "batches": 5,
@@ -177,7 +201,9 @@ def many_shards(shards: int) -> dict[str, Any]:
     files = max(shards // 1000, 1)
     try:
         rows = 4096 * (shards // files)
-        pq.write_table(pa.table({"text": pa.array(["a"] * rows).dictionary_encode()}), folder / "0.parquet")
+        pq.write_table(
+            pa.table({"text": pa.array(["a"] * rows).dictionary_encode()}), folder / "0.parquet"
+        )
         for i in range(1, files):
             os.link(folder / "0.parquet", folder / f"{i}.parquet")
         plan._SHARD_BYTES = 1 << 62  # texts of one letter, which a real corpus has not
@@ -185,7 +211,11 @@ def many_shards(shards: int) -> dict[str, Any]:
             corpus = cut(inspect_input(Location.of_user(str(folder)), TextOptions()))
         planned = len(corpus.shards)
         ray.init("local", log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
-        execute.Predict, execute.read_and_tokenise, execute.commit = Nothing, lambda _, table: table, committed  # type: ignore
+        execute.Predict, execute.read_and_tokenise, execute.commit = (
+            Nothing,
+            lambda _, table: table,
+            committed,
+        )  # type: ignore
         job = SimpleNamespace(device="cpu", dtype="float32", folder="nowhere", run="scale")
         with measured() as streaming:
             execution = Execution(job, corpus.shards, None, lambda: None)  # type: ignore[arg-type]
@@ -199,11 +229,15 @@ def many_shards(shards: int) -> dict[str, Any]:
 
 def main() -> None:
     """Measure one of the two, print it, and write it to `--out`."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=["busy", "shards"])
     parser.add_argument("--nodes", type=int, default=4)
     parser.add_argument("--gpus", type=int, default=8, help="logical GPUs a node")
-    parser.add_argument("--seconds", type=float, default=12.0, help="seconds that an actor takes for a shard")
+    parser.add_argument(
+        "--seconds", type=float, default=12.0, help="seconds that an actor takes for a shard"
+    )
     parser.add_argument("--shards-each", type=int, default=16, help="shards of an actor")
     parser.add_argument("--shards", type=int, default=100_000)
     parser.add_argument("--out", type=Path, help="a JSON file for the figures")
@@ -212,7 +246,10 @@ def main() -> None:
         figures = busy(options.nodes, options.gpus, options.seconds, options.shards_each)
     else:
         figures = many_shards(options.shards)
-    figures |= {"machine": f"{os.cpu_count()} cores of {platform.machine()}", "ray": ray.__version__}
+    figures |= {
+        "machine": f"{os.cpu_count()} cores of {platform.machine()}",
+        "ray": ray.__version__,
+    }
     rounded = json.loads(json.dumps(figures), parse_float=lambda text: round(float(text), 4))
     print(json.dumps(rounded, indent=2))
     if options.out:

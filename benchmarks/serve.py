@@ -55,7 +55,9 @@ def base_checkpoint(folder: Path) -> Path:
     import transformers
 
     labels = json.loads((DEMO / "intent-classifier/config.json").read_text())["id2label"]
-    config = transformers.ModernBertConfig(id2label={int(i): label for i, label in labels.items()}, pad_token_id=0)
+    config = transformers.ModernBertConfig(
+        id2label={int(i): label for i, label in labels.items()}, pad_token_id=0
+    )
     transformers.ModernBertForSequenceClassification(config).save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(DEMO / "intent-classifier" / name, folder / name)
@@ -69,7 +71,9 @@ def serve_until_stdin_closes(args: dict[str, Any], port: int) -> None:
 
     from pipelines.serve.deployment import build
 
-    ray.init("local", include_dashboard=False, log_to_driver=False, logging_level="ERROR", num_cpus=4)
+    ray.init(
+        "local", include_dashboard=False, log_to_driver=False, logging_level="ERROR", num_cpus=4
+    )
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     serve.run(build(args), name="benchmark")
     print("ready", flush=True)
@@ -87,7 +91,9 @@ class PredictorLoop:
         from pipelines.tasks.classify import Classify
 
         checkpoint = Checkpoint.open(model)
-        self.predictor = Predictor(checkpoint, Classify.from_checkpoint(checkpoint, ClassifyOptions()), threads=threads)
+        self.predictor = Predictor(
+            checkpoint, Classify.from_checkpoint(checkpoint, ClassifyOptions()), threads=threads
+        )
 
     def seconds(self, documents: list[str], batch_size: int) -> float:
         """Measure the seconds that all documents take, `batch_size` per call, without tokenising."""
@@ -100,7 +106,9 @@ class PredictorLoop:
         return time.perf_counter() - start
 
 
-async def run_clients(url: str, documents: list[str], clients: int, inputs: int) -> tuple[float, list[float]]:
+async def run_clients(
+    url: str, documents: list[str], clients: int, inputs: int
+) -> tuple[float, list[float]]:
     """Send all documents from `clients` clients, `inputs` per request; return the total seconds and all latencies."""
     import aiohttp
 
@@ -110,7 +118,9 @@ async def run_clients(url: str, documents: list[str], clients: int, inputs: int)
     async def client(session: aiohttp.ClientSession, source: Iterator[list[str]]) -> None:
         for chunk in source:
             sent = time.perf_counter()
-            async with session.post(url, json={"inputs": chunk, "parameters": {"top_k": 1}}) as reply:
+            async with session.post(
+                url, json={"inputs": chunk, "parameters": {"top_k": 1}}
+            ) as reply:
                 await reply.read()
                 reply.raise_for_status()
             latencies.append(time.perf_counter() - sent)
@@ -143,7 +153,9 @@ def free_port(first: int) -> int:
     raise SystemExit("no free port")
 
 
-def measure(name: str, model: Path, threads: int, topology: str, levels: list[int], seconds: float) -> list[dict]:
+def measure(
+    name: str, model: Path, threads: int, topology: str, levels: list[int], seconds: float
+) -> list[dict]:
     """Measure the service in one topology at each number of clients; return a row for each."""
     port = free_port(20_000)
     model_config = {"name": "intent", "task": "classify", "model": str(model), "cpus": threads}
@@ -161,14 +173,22 @@ def measure(name: str, model: Path, threads: int, topology: str, levels: list[in
         while (line := service.stdout.readline()) != "ready\n":
             if not line:
                 raise SystemExit("the service did not start")
-        load_levels = [(text_length, clients, 1) for text_length in ("short", "mixed") for clients in levels]
+        load_levels = [
+            (text_length, clients, 1) for text_length in ("short", "mixed") for clients in levels
+        ]
         for text_length, clients, inputs in [*load_levels, ("short", 16, 16)]:
             documents = load_texts(text_length)
             probe = documents[:20]
-            count = int(seconds / loop.seconds(probe, 1) * len(probe))  # enough for `seconds` of the loop
+            count = int(
+                seconds / loop.seconds(probe, 1) * len(probe)
+            )  # enough for `seconds` of the loop
             count = max(count, 2 * clients * inputs)
             documents = list(itertools.islice(itertools.cycle(documents), count))
-            tokens = int(loop.predictor.task.encode(loop.predictor.checkpoint.tokenizer, documents).n_tokens.sum())
+            tokens = int(
+                loop.predictor.task.encode(
+                    loop.predictor.checkpoint.tokenizer, documents
+                ).n_tokens.sum()
+            )
             before = [loop.seconds(documents, batch_size) for batch_size in (1, clients * inputs)]
             cpu_before_s, _ = http_copy(service.pid)
             elapsed_s, latencies = asyncio.run(
@@ -176,15 +196,23 @@ def measure(name: str, model: Path, threads: int, topology: str, levels: list[in
             )
             cpu_s, resident = http_copy(service.pid)
             after = [loop.seconds(documents, batch_size) for batch_size in (1, clients * inputs)]
-            one, many = (2 * tokens / (before_s + after_s) for before_s, after_s in zip(before, after, strict=True))
+            one, many = (
+                2 * tokens / (before_s + after_s)
+                for before_s, after_s in zip(before, after, strict=True)
+            )
             p50, p95, p99 = (np.percentile(latencies, [50, 95, 99]) * 1000).round(1).tolist()
             row = {"model": name, "threads": threads, "topology": topology, "texts": text_length}
             row |= {"clients": clients, "inputs": inputs, "requests": len(latencies)}
             row |= {"tokens_per_text": round(tokens / count, 1)}
-            row |= {"requests_per_s": round(len(latencies) / elapsed_s, 1), "tokens_per_s": round(tokens / elapsed_s)}
+            row |= {
+                "requests_per_s": round(len(latencies) / elapsed_s, 1),
+                "tokens_per_s": round(tokens / elapsed_s),
+            }
             row |= {"p50_ms": p50, "p95_ms": p95, "p99_ms": p99}
             warm_up = min(2 * clients, -(-count // inputs))
-            row |= {"http_cpu_ms": round(1000 * (cpu_s - cpu_before_s) / (len(latencies) + warm_up), 2)}
+            row |= {
+                "http_cpu_ms": round(1000 * (cpu_s - cpu_before_s) / (len(latencies) + warm_up), 2)
+            }
             row |= {"http_mb": round(resident / 1e6)}
             row |= {"loop_tokens_per_s": round(one), "batched_loop_tokens_per_s": round(many)}
             row |= {"of_loop": round(tokens / elapsed_s / one, 2)}
@@ -201,10 +229,14 @@ def main() -> None:
         serve_until_stdin_closes(json.loads(sys.argv[2]), int(sys.argv[3]))
         return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", choices=["intent", "base"], action="append", help="(default: both)")
+    parser.add_argument(
+        "--model", choices=["intent", "base"], action="append", help="(default: both)"
+    )
     parser.add_argument("--topology", choices=TOPOLOGIES, action="append", help="(default: all)")
     parser.add_argument("--clients", type=int, action="append", help="(default: 1, 16 and 64)")
-    parser.add_argument("--seconds", type=float, default=5.0, help="seconds of the loop for each load")
+    parser.add_argument(
+        "--seconds", type=float, default=5.0, help="seconds of the loop for each load"
+    )
     parser.add_argument("--threads", type=int, default=1, help="threads of the model (default: 1)")
     parser.add_argument(
         "--save",
@@ -214,7 +246,9 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         for name in options.model or ["intent", "base"]:
-            model = DEMO / "intent-classifier" if name == "intent" else base_checkpoint(Path(folder))
+            model = (
+                DEMO / "intent-classifier" if name == "intent" else base_checkpoint(Path(folder))
+            )
             for topology in options.topology or TOPOLOGIES:
                 levels = options.clients or [1, 16, 64]
                 rows = measure(name, model, options.threads, topology, levels, options.seconds)

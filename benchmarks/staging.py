@@ -32,17 +32,27 @@ def rows() -> Iterator[dict[str, Any]]:
     """Yield rows without end, the same in each run."""
     dice = random.Random(0)
     words = [f"w{i}" for i in range(5000)]
-    texts = [" ".join(dice.choices(words, k=dice.choice([20, 60, 120, 300]))) + ' "x", y' for _ in range(20_000)]
+    texts = [
+        " ".join(dice.choices(words, k=dice.choice([20, 60, 120, 300]))) + ' "x", y'
+        for _ in range(20_000)
+    ]
     number = 0
     while True:
-        yield {"id": number, "text": texts[number % len(texts)], "score": dice.random(), "day": "2024-05-06T10:00:00Z"}
+        yield {
+            "id": number,
+            "text": texts[number % len(texts)],
+            "score": dice.random(),
+            "day": "2024-05-06T10:00:00Z",
+        }
         number += 1
 
 
 def write(path: Path, size: int) -> None:
     """Write a file of `size` bytes, before compression."""
     compressed = path.suffix == ".gz"
-    with gzip.open(path, "wt", compresslevel=1) if compressed else path.open("w", newline="") as file:
+    with (
+        gzip.open(path, "wt", compresslevel=1) if compressed else path.open("w", newline="") as file
+    ):
         writer, written = csv.writer(file), 0
         if path.suffix == ".csv":
             writer.writerow(["id", "text", "score", "day"])
@@ -66,7 +76,12 @@ def measure(path: Path, size: int) -> dict[str, Any]:
     cpu = time.process_time() - cpu
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     shutil.rmtree(path.parent / "output")
-    return {"file": path.name, "rows": staged.rows, "mb_per_cpu_s": round(size / 1e6 / cpu, 1), "peak_mib": peak >> 10}
+    return {
+        "file": path.name,
+        "rows": staged.rows,
+        "mb_per_cpu_s": round(size / 1e6 / cpu, 1),
+        "peak_mib": peak >> 10,
+    }
 
 
 def main() -> None:

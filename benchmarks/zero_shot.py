@@ -25,7 +25,18 @@ from benchmarks.serve import base_checkpoint, load_texts
 from pipelines import pipeline
 
 RESULTS = Path(__file__).parent / "results"
-LABELS = ["money", "travel", "health", "music", "weather", "food", "work", "sport", "the time of day", "the news"]
+LABELS = [
+    "money",
+    "travel",
+    "health",
+    "music",
+    "weather",
+    "food",
+    "work",
+    "sport",
+    "the time of day",
+    "the news",
+]
 BATCHES = (1, 8, 32)
 
 
@@ -34,7 +45,9 @@ def write_nli(folder: Path) -> Path:
     base_checkpoint(folder)
     names = ["entailment", "neutral", "contradiction"]
     config = transformers.ModernBertConfig(
-        id2label=dict(enumerate(names)), label2id={name: i for i, name in enumerate(names)}, pad_token_id=0
+        id2label=dict(enumerate(names)),
+        label2id={name: i for i, name in enumerate(names)},
+        pad_token_id=0,
     )
     transformers.ModernBertForSequenceClassification(config).save_pretrained(folder)
     return folder
@@ -57,10 +70,14 @@ def main() -> None:
         compare(options, ours, theirs, texts, len(windows.input_ids))
 
 
-def compare(options: argparse.Namespace, ours: Any, theirs: Any, texts: list[str], tokens: int) -> None:
+def compare(
+    options: argparse.Namespace, ours: Any, theirs: Any, texts: list[str], tokens: int
+) -> None:
     """Measure all passes and print the result; `tokens` are those of all pairs."""
     calls = {"ours": lambda: ours(texts, LABELS)}
-    calls |= {f"transformers, {n}": lambda n=n: theirs(texts, LABELS, batch_size=n) for n in BATCHES}
+    calls |= {
+        f"transformers, {n}": lambda n=n: theirs(texts, LABELS, batch_size=n) for n in BATCHES
+    }
     best = dict.fromkeys(calls, float("inf"))
     for _ in range(options.rounds):
         for name, call in calls.items():
@@ -73,7 +90,10 @@ def compare(options: argparse.Namespace, ours: Any, theirs: Any, texts: list[str
         "tokens": tokens,
         "threads": options.threads,
         "passes": {
-            name: {"tokens_per_s": round(tokens / s, 1), "documents_per_s": round(len(texts) / s, 3)}
+            name: {
+                "tokens_per_s": round(tokens / s, 1),
+                "documents_per_s": round(len(texts) / s, 3),
+            }
             for name, s in best.items()
         },
         "ratio": round(min(s for name, s in best.items() if name != "ours") / best["ours"], 2),

@@ -1,6 +1,8 @@
-"""Label every document of a corpus with a ModernBERT sequence classifier; without options, the bundled sample corpus.
+"""Label every document of a corpus with a ModernBERT sequence classifier; without options, the
+bundled sample corpus.
 
-python jobs/classify_corpus.py --input articles/ --output labelled/ --model my-org/my-modernbert --text-column body
+python jobs/classify_corpus.py --input articles/ --output labelled/ --model my-org/my-modernbert
+--text-column body
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Embed every document of a corpus; without options, the bundled sample corpus.
 
-python jobs/embed_corpus.py --input articles/ --output vectors/ --model my-org/my-encoder --text-column body
+python jobs/embed_corpus.py --input articles/ --output vectors/ --model my-org/my-encoder
+--text-column body
 """
 
 from __future__ import annotations

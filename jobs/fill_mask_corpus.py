@@ -1,6 +1,8 @@
-"""Find the likeliest tokens for each mask in a corpus; without options, the bundled sample sentences.
+"""Find the likeliest tokens for each mask in a corpus; without options, the bundled sample
+sentences.
 
-python jobs/fill_mask_corpus.py --input sentences/ --output filled/ --model answerdotai/ModernBERT-base
+python jobs/fill_mask_corpus.py --input sentences/ --output filled/ --model
+answerdotai/ModernBERT-base
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Embed every token of a corpus with a multi-vector encoder (ColBERT), for late interaction.
 
-python jobs/multi_vector_corpus.py --input articles/ --output vectors/ --model my-org/my-colbert --pool-factor 2
+python jobs/multi_vector_corpus.py --input articles/ --output vectors/ --model my-org/my-colbert
+--pool-factor 2
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
-"""Weigh the tokens of the vocabulary for every document of a corpus, with a sparse encoder (SPLADE).
+"""Weigh the tokens of the vocabulary for every document of a corpus, with a sparse encoder
+(SPLADE).
 
-python jobs/sparse_corpus.py --input articles/ --output weights/ --model my-org/my-splade --top-k 256
+python jobs/sparse_corpus.py --input articles/ --output weights/ --model my-org/my-splade --top-k
+256
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
-"""Find the entities in every document of a corpus; without options, personal data in the bundled sample messages.
+"""Find the entities in every document of a corpus; without options, personal data in the bundled
+sample messages.
 
-python jobs/tag_corpus.py --input mails/ --output tagged/ --model my-org/my-tagger --text-column body
+python jobs/tag_corpus.py --input mails/ --output tagged/ --model my-org/my-tagger --text-column
+body
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Label every document of a corpus with labels of your choice, by a model of entailment (NLI).
 
-python jobs/zero_shot_corpus.py --input articles/ --output labelled/ --model my-org/my-nli --labels "sport,politics"
+python jobs/zero_shot_corpus.py --input articles/ --output labelled/ --model my-org/my-nli --labels
+"sport,politics"
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The configuration of a model, read from every config.json that transformers writes.
 
-transformers 4.48-4.57 writes `global_rope_theta`, `local_rope_theta` and `global_attn_every_n_layers`; 5.x writes
-`rope_parameters` and `layer_types`. `ModernBertConfig` holds `layer_types` and one theta for each type of layer.
+transformers 4.48-4.57 writes `global_rope_theta`, `local_rope_theta` and
+`global_attn_every_n_layers`; 5.x writes `rope_parameters` and `layer_types`. `ModernBertConfig`
+holds `layer_types` and one theta for each type of layer.
 """
 
 from __future__ import annotations
@@ -32,16 +33,21 @@ ACTIVATIONS = {
     "swish": "silu",
     "tanh": "tanh",
 }
-"""The names that transformers gives activations, with the function that each means (`modernbert.linear`)."""
+"""The names that transformers gives activations, with the function that each means
+(`modernbert.linear`).
+"""
 
 
 class ConfigError(ValueError):
-    """Raised for a config.json that cannot be used; the message names the field, its value and what is allowed."""
+    """Raised for a config.json that cannot be used; the message names the field, its value and what
+    is allowed.
+    """
 
 
 @dataclass(kw_only=True)
 class ModernBertConfig:
-    """The fields of config.json under their Hugging Face names; the defaults are those of ModernBERT-base.
+    """The fields of config.json under their Hugging Face names; the defaults are those of
+    ModernBERT-base.
 
     The README of this package lists the effect of each field.
 
@@ -73,13 +79,19 @@ class ModernBertConfig:
     attention_bias: bool = False
     attention_dropout: float = 0.0
     global_attn_every_n_layers: int | None = 3
-    """The interval of global layers, counted from the first; None where `layer_types` has no such interval."""
+    """The interval of global layers, counted from the first; None where `layer_types` has no such
+    interval.
+    """
     layer_types: list[str] = field(default_factory=list)
-    """`full_attention` or `sliding_attention` for each layer; empty: derived from `global_attn_every_n_layers`."""
+    """`full_attention` or `sliding_attention` for each layer; empty: derived from
+    `global_attn_every_n_layers`.
+    """
     global_rope_theta: float = 160_000.0
     local_rope_theta: float = 10_000.0
     local_attention: int = 128
-    """Width of the sliding window in tokens: half of it on each side of a token, both ends inclusive."""
+    """Width of the sliding window in tokens: half of it on each side of a token, both ends
+    inclusive.
+    """
     embedding_dropout: float = 0.0
     mlp_bias: bool = False
     mlp_dropout: float = 0.0
@@ -92,7 +104,9 @@ class ModernBertConfig:
     sparse_prediction: bool = False
     sparse_pred_ignore_index: int = -100
     reference_compile: bool | None = None
-    """True: torch.compile runs on embeddings, MLPs and the prediction head. None or False: nothing is compiled."""
+    """True: torch.compile runs on embeddings, MLPs and the prediction head. None or False: nothing
+    is compiled.
+    """
     repad_logits_with_grad: bool = False
     tie_word_embeddings: bool = True
     num_labels: int = 0
@@ -110,7 +124,9 @@ class ModernBertConfig:
         if self.layer_types:
             self.global_attn_every_n_layers = _global_layer_interval(self.layer_types)
         else:
-            self.layer_types = _layer_pattern(self.num_hidden_layers, self.global_attn_every_n_layers)
+            self.layer_types = _layer_pattern(
+                self.num_hidden_layers, self.global_attn_every_n_layers
+            )
         self._resolve_labels()
         self._validate()
 
@@ -120,7 +136,9 @@ class ModernBertConfig:
         return self.hidden_size // self.num_attention_heads
 
     def window(self, layer: int) -> tuple[int, int] | None:
-        """The keys that a query of layer `layer` sees on each side, both ends inclusive; None in a global layer."""
+        """The keys that a query of layer `layer` sees on each side, both ends inclusive; None in a
+        global layer.
+        """
         half = self.local_attention // 2
         return (half, half) if self.layer_types[layer] == LOCAL else None
 
@@ -129,7 +147,9 @@ class ModernBertConfig:
         return self.local_rope_theta if self.layer_types[layer] == LOCAL else self.global_rope_theta
 
     def _resolve_labels(self) -> None:
-        """Derive those of `num_labels`, `id2label` and `label2id` that are not set from the others."""
+        """Derive those of `num_labels`, `id2label` and `label2id` that are not set from the
+        others.
+        """
         if not self.id2label and self.label2id:
             self.id2label = {i: label for label, i in self.label2id.items()}
         if not self.id2label:
@@ -139,53 +159,81 @@ class ModernBertConfig:
         except (ValueError, AttributeError) as error:
             raise ConfigError(f"id2label must map whole numbers to names: {error}") from error
         if sorted(self.id2label) != list(range(len(self.id2label))) or not self.id2label:
-            raise ConfigError(f"id2label must number the labels 0, 1, 2, …; its keys are {sorted(self.id2label)[:10]}")
+            raise ConfigError(
+                "id2label must number the labels 0, 1, 2, …; its keys are "
+                f"{sorted(self.id2label)[:10]}"
+            )
         if self.num_labels not in (0, len(self.id2label)):
-            raise ConfigError(f"num_labels is {self.num_labels} but id2label names {len(self.id2label)} labels")
+            raise ConfigError(
+                f"num_labels is {self.num_labels} but id2label names {len(self.id2label)} labels"
+            )
         self.num_labels = len(self.id2label)
         self.label2id = {label: i for i, label in self.id2label.items()}
 
     def _validate(self) -> None:
-        for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "intermediate_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+        ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.hidden_size % self.num_attention_heads:
             raise ConfigError(
-                f"hidden_size {self.hidden_size} is not divisible by num_attention_heads {self.num_attention_heads}"
+                f"hidden_size {self.hidden_size} is not divisible by num_attention_heads "
+                f"{self.num_attention_heads}"
             )
         if self.head_dim % 2:
             raise ConfigError(
-                f"hidden_size / num_attention_heads is {self.head_dim}; rotary embeddings need an even number"
+                f"hidden_size / num_attention_heads is {self.head_dim}; rotary embeddings need an "
+                "even number"
             )
         for name in ("hidden_activation", "classifier_activation"):
             if not callable(getattr(self, name)) and getattr(self, name) not in ACTIVATIONS:
-                raise ConfigError(f"{name} is {getattr(self, name)!r}; known are {', '.join(ACTIVATIONS)}")
+                raise ConfigError(
+                    f"{name} is {getattr(self, name)!r}; known are {', '.join(ACTIVATIONS)}"
+                )
         if self.classifier_pooling not in ("cls", "mean"):
-            raise ConfigError(f"classifier_pooling is {self.classifier_pooling!r}; known are cls, mean")
+            raise ConfigError(
+                f"classifier_pooling is {self.classifier_pooling!r}; known are cls, mean"
+            )
         if self.problem_type is not None and self.problem_type not in PROBLEM_TYPES:
-            raise ConfigError(f"problem_type is {self.problem_type!r}; known are {', '.join(PROBLEM_TYPES)}")
+            raise ConfigError(
+                f"problem_type is {self.problem_type!r}; known are {', '.join(PROBLEM_TYPES)}"
+            )
         if len(self.layer_types) != self.num_hidden_layers:
             raise ConfigError(
-                f"layer_types names {len(self.layer_types)} layers but num_hidden_layers is {self.num_hidden_layers}"
+                f"layer_types names {len(self.layer_types)} layers but num_hidden_layers is "
+                f"{self.num_hidden_layers}"
             )
         if unknown := sorted(set(self.layer_types) - {GLOBAL, LOCAL}):
-            raise ConfigError(f"layer_types holds {', '.join(unknown)}; known are {GLOBAL}, {LOCAL}")
+            raise ConfigError(
+                f"layer_types holds {', '.join(unknown)}; known are {GLOBAL}, {LOCAL}"
+            )
         if self.problem_type == "single_label_classification" and self.num_labels == 1:
-            raise ConfigError("problem_type is single_label_classification but id2label names one label only")
+            raise ConfigError(
+                "problem_type is single_label_classification but id2label names one label only"
+            )
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> ModernBertConfig:
         """Create a configuration from a parsed config.json.
 
         Args:
-            raw: the content of a config.json, as transformers 4.48 or later writes it. Fields without an effect on a
-                model (`transformers_version`, `architectures`, …) are ignored.
+            raw: the content of a config.json, as transformers 4.48 or later writes it. Fields
+                without an effect on a model (`transformers_version`, `architectures`, …) are
+                ignored.
 
         Raises:
-            ConfigError: for another model type, a quantised checkpoint, and a field with a value that is not allowed.
+            ConfigError: for another model type, a quantised checkpoint, and a field with a value
+                that is not allowed.
         """
         if raw.get("model_type") != "modernbert":
-            raise ConfigError(f"model_type is {raw.get('model_type')!r}; this project runs 'modernbert' alone")
+            raise ConfigError(
+                f"model_type is {raw.get('model_type')!r}; this project runs 'modernbert' alone"
+            )
         if raw.get("quantization_config"):
             raise ConfigError("quantization_config is set; quantised checkpoints cannot be loaded")
         values = {  # null means the default, unless null is an allowed value of the field
@@ -201,7 +249,9 @@ class ModernBertConfig:
         if isinstance(values.get("eos_token_id"), list):
             values["eos_token_id"] = values["eos_token_id"][0]
         if values.get("id2label"):
-            values.pop("label2id", None)  # in some fine-tuned checkpoints the two disagree; id2label counts
+            values.pop(
+                "label2id", None
+            )  # in some fine-tuned checkpoints the two disagree; id2label counts
         try:
             return cls(**values)
         except TypeError as error:  # a string where a number belongs
@@ -212,7 +262,8 @@ class ModernBertConfig:
         """Create a configuration from a config.json file.
 
         Raises:
-            ConfigError: where the file is not valid JSON, and as in `from_dict`; the message names the file.
+            ConfigError: where the file is not valid JSON, and as in `from_dict`; the message names
+                the file.
             OSError: where the file cannot be read.
         """
         try:
@@ -226,7 +277,8 @@ class ModernBertConfig:
             raise ConfigError(f"{path}: {error}") from error
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the content of a config.json that this package and transformers 4.48 and later read.
+        """Return the content of a config.json that this package and transformers 4.48 and later
+        read.
 
         Raises:
             ConfigError: where an activation is a function, which JSON cannot hold.
@@ -240,7 +292,9 @@ class ModernBertConfig:
         }
         for name in ("hidden_activation", "classifier_activation"):
             if callable(out[name]):
-                raise ConfigError(f"{name} is a function, which config.json cannot hold; name one of ACTIVATIONS")
+                raise ConfigError(
+                    f"{name} is a function, which config.json cannot hold; name one of ACTIVATIONS"
+                )
         return out
 
 
@@ -248,42 +302,66 @@ def _global_layer_interval(layer_types: list[str]) -> int | None:
     """Return the n for which every n-th layer is global, from the first; None where no n fits."""
     intervals = range(1, len(layer_types) + 1)
     return next(
-        (interval for interval in intervals if layer_types == _layer_pattern(len(layer_types), interval)),
+        (
+            interval
+            for interval in intervals
+            if layer_types == _layer_pattern(len(layer_types), interval)
+        ),
         None,
     )
 
 
 def _layer_pattern(layers: int, interval: int | None) -> list[str]:
-    """Return the types of `layers` layers of which every `interval`-th is global, from the first."""
+    """Return the types of `layers` layers of which every `interval`-th is global, from the
+    first.
+    """
     if not isinstance(interval, int) or interval < 1:
-        raise ConfigError(f"global_attn_every_n_layers is {interval!r}; it must be a whole number of at least 1")
+        raise ConfigError(
+            f"global_attn_every_n_layers is {interval!r}; it must be a whole number of at least 1"
+        )
     return [LOCAL if i % interval else GLOBAL for i in range(layers)]
 
 
 def _local_attention(sliding_window: Any) -> int:
-    """Return the width that `sliding_window`, half of it, stands for; it counts before `local_attention`."""
+    """Return the width that `sliding_window`, half of it, stands for; it counts before
+    `local_attention`.
+    """
     if not isinstance(sliding_window, int) or sliding_window < 1:
-        raise ConfigError(f"sliding_window is {sliding_window!r}; it must be a whole number of at least 1")
+        raise ConfigError(
+            f"sliding_window is {sliding_window!r}; it must be a whole number of at least 1"
+        )
     return 2 * sliding_window
 
 
 def _rope_thetas(raw: dict[str, Any]) -> dict[str, float]:
-    """Read both thetas; `rope_parameters` takes precedence over the older names, as in transformers 5."""
+    """Read both thetas; `rope_parameters` takes precedence over the older names, as in transformers
+    5.
+    """
     scaling = raw.get("rope_scaling") or {}
-    if scaling.get("rope_type", scaling.get("type", "default")) != "default" or set(scaling) - {"rope_type", "type"}:
-        raise ConfigError(f"rope_scaling is {scaling}; only the default rotary embedding is supported")
+    if scaling.get("rope_type", scaling.get("type", "default")) != "default" or set(scaling) - {
+        "rope_type",
+        "type",
+    }:
+        raise ConfigError(
+            f"rope_scaling is {scaling}; only the default rotary embedding is supported"
+        )
     parameters = raw.get("rope_parameters") or {}
     if unknown := sorted(set(parameters) - {GLOBAL, LOCAL}):
-        raise ConfigError(f"rope_parameters holds {', '.join(unknown)}; it must hold {GLOBAL} and {LOCAL}")
+        raise ConfigError(
+            f"rope_parameters holds {', '.join(unknown)}; it must hold {GLOBAL} and {LOCAL}"
+        )
     thetas: dict[str, float] = {}
     for layer_type, name in ((GLOBAL, "global_rope_theta"), (LOCAL, "local_rope_theta")):
         rope = parameters.get(layer_type) or {}
         if rope.get("rope_type", "default") != "default":
             raise ConfigError(
-                f"rope_parameters.{layer_type}.rope_type is {rope['rope_type']!r}; only 'default' is supported"
+                f"rope_parameters.{layer_type}.rope_type is {rope['rope_type']!r}; only 'default' "
+                "is supported"
             )
         theta = rope.get("rope_theta", raw.get(name))
         if theta is None and layer_type == LOCAL and name in raw and not rope:
-            theta = thetas["global_rope_theta"]  # before transformers 5, null means "as in the global layers"
+            theta = thetas[
+                "global_rope_theta"
+            ]  # before transformers 5, null means "as in the global layers"
         thetas[name] = float(theta) if theta is not None else getattr(ModernBertConfig, name)
     return thetas

@@ -1,4 +1,6 @@
-"""The files of a checkpoint: found, downloaded and digested, without torch, which only running a model needs."""
+"""The files of a checkpoint: found, downloaded and digested, without torch, which only running a
+model needs.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,12 @@ from modernbert.stored import (
 )
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
 """The files that the tokens of a text depend on; all but the first are optional."""
 _HUB_FILES = ["*.json", "*.safetensors", COLBERT_METADATA]
 
@@ -39,21 +46,29 @@ def resolve(model: str | Path, revision: str | None = None) -> Path:
     if folder.is_dir():
         return folder
     if folder.exists():
-        raise CheckpointError(f"model {str(model)!r} is a file; give the folder that holds config.json")
+        raise CheckpointError(
+            f"model {str(model)!r} is a file; give the folder that holds config.json"
+        )
     if not _HUB_ID.fullmatch(str(model)):
         raise CheckpointError(f"model folder {str(model)!r} does not exist")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     try:
         return Path(snapshot_download(str(model), revision=revision, allow_patterns=_HUB_FILES))
     except RepositoryNotFoundError as error:
         raise CheckpointError(
-            f"model {str(model)!r} is neither a folder here nor a repository on the hub (a private one needs HF_TOKEN)"
+            f"model {str(model)!r} is neither a folder here nor a repository on the hub (a private "
+            "one needs HF_TOKEN)"
         ) from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise CheckpointError(
-            f"model {str(model)!r} is no folder here, not in the hub's cache, and the hub cannot be reached: "
+            f"model {str(model)!r} is no folder here, not in the hub's cache, and the hub cannot "
+            "be reached: "
             f"{str(error).splitlines()[0]}"
         ) from error
 
@@ -71,23 +86,28 @@ def read_json(file: CheckpointPath) -> Any:
 
 
 def weight_files(folder: CheckpointPath) -> Sequence[CheckpointPath]:
-    """Return the safetensors files of a checkpoint: a single one, or the shards that its index names.
+    """Return the safetensors files of a checkpoint: a single one, or the shards that its index
+    names.
 
     Raises:
-        CheckpointError: where a file is missing; for a pickle, the message says how to convert it, and for an adapter,
-            how to merge it.
+        CheckpointError: where a file is missing; for a pickle, the message says how to convert it,
+            and for an adapter, how to merge it.
     """
     _refuse_adapter(folder)
     index = folder / WEIGHTS_INDEX
     names = weight_names(index.read_bytes() if index.is_file() else None)
     if not names:
-        raise CheckpointError(f"{index} is not a safetensors index: it has no weight_map with names of files")
+        raise CheckpointError(
+            f"{index} is not a safetensors index: it has no weight_map with names of files"
+        )
     files = [folder / name for name in names]
     missing = [file.name for file in files if not file.is_file()]
     if missing and any(folder.glob("pytorch_model*.bin")):
         raise CheckpointError(
-            f"{folder} holds pytorch_model.bin, a pickle, which can run code and is never loaded. Convert it once: "
-            "AutoModel….from_pretrained(folder).save_pretrained(folder, safe_serialization=True) with transformers"
+            f"{folder} holds pytorch_model.bin, a pickle, which can run code and is never loaded. "
+            "Convert it once: "
+            "AutoModel….from_pretrained(folder).save_pretrained(folder, safe_serialization=True) "
+            "with transformers"
         )
     if missing:
         raise CheckpointError(f"{folder} lacks {', '.join(missing)}")
@@ -108,18 +128,28 @@ def load_config(folder: CheckpointPath) -> ModernBertConfig:
 
 
 def fingerprint(folder: CheckpointPath) -> str:
-    """Return a SHA-256 digest (hexadecimal) of what predictions depend on: weights, configuration and tokenizer."""
+    """Return a SHA-256 digest (hexadecimal) of what predictions depend on: weights, configuration
+    and tokenizer.
+    """
     digest = hashlib.sha256()
-    for file in [folder / "config.json", *weight_files(folder), *(folder / name for name in TOKENIZER_FILES)]:
+    for file in [
+        folder / "config.json",
+        *weight_files(folder),
+        *(folder / name for name in TOKENIZER_FILES),
+    ]:
         if file.is_file():
             digest.update(file_digest(file))
     return digest.hexdigest()
 
 
 def _refuse_adapter(folder: CheckpointPath) -> None:
-    """Raise CheckpointError for a folder whose weights are changed by an adapter when transformers loads them."""
+    """Raise CheckpointError for a folder whose weights are changed by an adapter when transformers
+    loads them.
+    """
     if (folder / "adapter_config.json").is_file():
         raise CheckpointError(
-            f"{folder} holds adapter_config.json, an adapter of PEFT, which is not loaded. Merge it once: "
-            "AutoPeftModelFor….from_pretrained(folder).merge_and_unload().save_pretrained(merged), and load that folder"
+            f"{folder} holds adapter_config.json, an adapter of PEFT, which is not loaded. Merge "
+            "it once: "
+            "AutoPeftModelFor….from_pretrained(folder).merge_and_unload().save_pretrained(merged), "
+            "and load that folder"
         )

@@ -1,8 +1,9 @@
-"""Products in float8 (e4m3) for inference on GPUs from compute capability 8.9 on: faster, and less exact, than bf16.
+"""Products in float8 (e4m3) for inference on GPUs from compute capability 8.9 on: faster, and less
+exact, than bf16.
 
-The norms before a product and the gated unit write float8 with a scale for each row; weights have one for each output.
-Attention, its output projection, the embeddings, heads and all residual sums keep their dtypes. So does the first
-layer's product for attention, whose input has no norm.
+The norms before a product and the gated unit write float8 with a scale for each row; weights have
+one for each output. Attention, its output projection, the embeddings, heads and all residual sums
+keep their dtypes. So does the first layer's product for attention, whose input has no norm.
 
 Shapes: T rows, D in, E out, F MLP width.
 """
@@ -48,7 +49,9 @@ class Float8Linear(nn.Module):
         super().__init__()
         weight_ED = linear.weight.detach().float()
         scales_E1 = weight_ED.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / _LARGEST
-        self.weight = nn.Parameter((weight_ED / scales_E1).to(torch.float8_e4m3fn), requires_grad=False)
+        self.weight = nn.Parameter(
+            (weight_ED / scales_E1).to(torch.float8_e4m3fn), requires_grad=False
+        )
         self.scales = nn.Parameter(scales_E1.t().contiguous(), requires_grad=False)
         self.bias, self.dtype = linear.bias, linear.weight.dtype
 
@@ -69,7 +72,8 @@ class Float8GatedLinear(Float8Linear):
 
 
 def quantise(model: nn.Module) -> None:
-    """Turn the products of a model's encoder into float8; afterwards the model can be neither trained nor saved.
+    """Turn the products of a model's encoder into float8; afterwards the model can be neither
+    trained nor saved.
 
     Args:
         model: a model of this package on a GPU, in bfloat16 or float16.
@@ -78,27 +82,43 @@ def quantise(model: nn.Module) -> None:
         ValueError: for a device, a size or an activation that float8 is not available for.
     """
     layers = [module for module in model.modules() if isinstance(module, ModernBertEncoderLayer)]
-    config = next(module.config for module in model.modules() if isinstance(module, ModernBertModel))
+    config = next(
+        module.config for module in model.modules() if isinstance(module, ModernBertModel)
+    )
     _check(next(model.parameters()), config.hidden_size, config.intermediate_size, layers[0].mlp.Wi)
     for i, layer in enumerate(layers):
         if i:  # the first layer has no norm before attention
-            layer.attn_norm, layer.attn.Wqkv = Float8Norm(layer.attn_norm), Float8Linear(layer.attn.Wqkv)  # type: ignore
-        layer.mlp_norm, layer.mlp.drop = Float8Norm(layer.mlp_norm), nn.Identity()  # type: ignore[assignment]
-        layer.mlp.Wi, layer.mlp.Wo = Float8GatedLinear(layer.mlp.Wi), Float8Linear(layer.mlp.Wo)  # type: ignore
+            layer.attn_norm = Float8Norm(layer.attn_norm)  # type: ignore
+            layer.attn.Wqkv = Float8Linear(layer.attn.Wqkv)  # type: ignore
+        layer.mlp_norm = Float8Norm(layer.mlp_norm)  # type: ignore
+        layer.mlp.drop = nn.Identity()  # type: ignore
+        layer.mlp.Wi = Float8GatedLinear(layer.mlp.Wi)  # type: ignore
+        layer.mlp.Wo = Float8Linear(layer.mlp.Wo)  # type: ignore
 
 
-def scaled_product(x: Float8Rows, weight_ED: Tensor, scales_1E: Tensor, dtype: torch.dtype) -> Tensor:
+def scaled_product(
+    x: Float8Rows, weight_ED: Tensor, scales_1E: Tensor, dtype: torch.dtype
+) -> Tensor:
     """Compute `x W^T` (T, E) in `dtype`; sums are fp32."""
     return torch._scaled_mm(
-        x.values, weight_ED.t(), scale_a=x.scales, scale_b=scales_1E, out_dtype=dtype, use_fast_accum=True
+        x.values,
+        weight_ED.t(),
+        scale_a=x.scales,
+        scale_b=scales_1E,
+        out_dtype=dtype,
+        use_fast_accum=True,
     )
 
 
 def _check(weight: Tensor, hidden: int, intermediate: int, gated: GatedLinear) -> None:
     if weight.device.type != "cuda" or gpu.compute_capability(weight.device) < (8, 9):
-        raise ValueError("dtype float8 needs a GPU of compute capability 8.9 or above (Ada, Hopper, Blackwell)")
+        raise ValueError(
+            "dtype float8 needs a GPU of compute capability 8.9 or above (Ada, Hopper, Blackwell)"
+        )
     if hidden % 16 or intermediate % 16:
-        raise ValueError(f"dtype float8 needs widths that are multiples of 16, not {hidden} and {intermediate}")
+        raise ValueError(
+            f"dtype float8 needs widths that are multiples of 16, not {hidden} and {intermediate}"
+        )
     if gated.act is not torch.nn.functional.gelu:
         raise ValueError("dtype float8 is available for the activation gelu alone")
     _kernels(weight)

@@ -1,7 +1,9 @@
-"""CUDA graphs of the encoder for small batches, whose launches take longer on the host than their work on the GPU.
+"""CUDA graphs of the encoder for small batches, whose launches take longer on the host than their
+work on the GPU.
 
-A graph is made for sizes of tokens, sequences and the longest sequence when they first come; a batch is padded up to
-them. Rows after the last sequence are computed and not read: attention stays within sequences, and all else is by row.
+A graph is made for sizes of tokens, sequences and the longest sequence when they first come; a
+batch is padded up to them. Rows after the last sequence are computed and not read: attention stays
+within sequences, and all else is by row.
 
 Shapes: T packed tokens, B sequences, D hidden.
 """
@@ -27,17 +29,23 @@ Size = tuple[int, int, int]
 
 
 class EncoderGraphs:
-    """The graphs of an encoder. Calls must not overlap: all graphs share their input and the memory for results."""
+    """The graphs of an encoder. Calls must not overlap: all graphs share their input and the memory
+    for results.
+    """
 
     def __init__(self, encode: Callable[[PackedBatch], Tensor]):
-        """`encode`: the encoder's forward pass in half precision, (T, D), which must read nothing back."""
+        """`encode`: the encoder's forward pass in half precision, (T, D), which must read nothing
+        back.
+        """
         self._encode = encode
         self._replays: dict[Size, tuple[PackedBatch, Callable[[], Tensor]]] = {}
         self._pool: Any = None
         self._failed = False
 
     def run(self, batch: PackedBatch) -> Tensor | None:
-        """Return the hidden states (T, D), which the next call overwrites; None for a batch without a graph."""
+        """Return the hidden states (T, D), which the next call overwrites; None for a batch without
+        a graph.
+        """
         size = size_for(batch)
         if size is None or self._failed:
             return None
@@ -48,7 +56,9 @@ class EncoderGraphs:
                 self._pool = self._pool or torch.cuda.graph_pool_handle()
                 self._replays[size] = padded, capture(lambda: self._encode(padded), self._pool)
             except RuntimeError as error:
-                logger.warning("no CUDA graphs, small batches take longer: %s", str(error).splitlines()[0])
+                logger.warning(
+                    "no CUDA graphs, small batches take longer: %s", str(error).splitlines()[0]
+                )
                 self._failed = True
                 return None
         padded, replay = self._replays[size]
@@ -57,9 +67,16 @@ class EncoderGraphs:
 
 
 def size_for(batch: PackedBatch) -> Size | None:
-    """Return the size of the graph for a batch; None where it is too large, or has more than ids in order."""
+    """Return the size of the graph for a batch; None where it is too large, or has more than ids in
+    order.
+    """
     tokens, sequences = batch.input_ids.numel(), len(batch.seqlens)
-    if tokens > TOKENS[-1] or sequences > SEQUENCES[-1] or batch.inputs_embeds is not None or batch.visible:
+    if (
+        tokens > TOKENS[-1]
+        or sequences > SEQUENCES[-1]
+        or batch.inputs_embeds is not None
+        or batch.visible
+    ):
         return None
     if batch.num_positions != batch.max_seqlen:
         return None
@@ -69,7 +86,9 @@ def size_for(batch: PackedBatch) -> Size | None:
 
 
 def pad_to(size: Size, like: PackedBatch) -> PackedBatch:
-    """Create the batch that a graph reads, on the device of `like`: its tokens are zeros, in no sequence."""
+    """Create the batch that a graph reads, on the device of `like`: its tokens are zeros, in no
+    sequence.
+    """
     tokens, sequences, bound = size
     ids_T, starts_B = like.input_ids.new_zeros(tokens), like.cu_seqlens.new_zeros(sequences + 1)
     return PackedBatch(ids_T, starts_B, like.position_ids.new_zeros(tokens), (bound,), bound)
@@ -85,13 +104,16 @@ def copy_into(padded: PackedBatch, batch: PackedBatch) -> None:
 
 
 def capture(fn: Callable[[], Tensor], pool: Any) -> Callable[[], Tensor]:
-    """Capture the launches of `fn` in a CUDA graph, and return what launches them all and returns the result.
+    """Capture the launches of `fn` in a CUDA graph, and return what launches them all and returns
+    the result.
 
     `pool`: the memory that graphs share for what they compute on the way.
     """
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):  # kernels are compiled and libraries set up before, on another stream
+    with torch.cuda.stream(
+        side
+    ):  # kernels are compiled and libraries set up before, on another stream
         fn()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()

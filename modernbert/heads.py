@@ -1,9 +1,10 @@
 """The encoder with a head: one class for each task, with its loss.
 
-Shapes: T packed tokens, B sequences, S padded length, D hidden, C labels or choices, V vocabulary, P chosen tokens.
+Shapes: T packed tokens, B sequences, S padded length, D hidden, C labels or choices, V vocabulary,
+P chosen tokens.
 
-Each class has two methods: `forward`, with the arguments and outputs of transformers, and `forward_packed`, which turns
-a packed batch into packed logits and is what the pipelines call.
+Each class has two methods: `forward`, with the arguments and outputs of transformers, and
+`forward_packed`, which turns a packed batch into packed logits and is what the pipelines call.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ from modernbert.packing import ModelInputs, PackedBatch
 
 
 class ModernBertPredictionHead(nn.Module):
-    """Dense layer, activation and norm, between the encoder and a classifier or decoder: (B, D) to (B, D)."""
+    """Dense layer, activation and norm, between the encoder and a classifier or decoder: (B, D) to
+    (B, D).
+    """
 
     def __init__(self, config: ModernBertConfig):
         super().__init__()
@@ -43,11 +46,15 @@ class ModernBertPredictionHead(nn.Module):
             self.compile(dynamic=True)
 
     def forward(self, x_BD: Tensor) -> Tensor:
-        return self.norm(self.act(self.dense(x_BD.to(self.norm.weight.dtype))))  # a head may be fp32 on a bf16 encoder
+        return self.norm(
+            self.act(self.dense(x_BD.to(self.norm.weight.dtype)))
+        )  # a head may be fp32 on a bf16 encoder
 
 
 class _Head(PreTrained):
-    """An encoder with a head; `forward` is shared by the heads that have `labels` in the layout of the input."""
+    """An encoder with a head; `forward` is shared by the heads that have `labels` in the layout of
+    the input.
+    """
 
     model: ModernBertModel
 
@@ -80,24 +87,40 @@ class _Head(PreTrained):
             The output object of the class, or a tuple of its values with `return_dict=False`.
         """
         inputs, x_TD, traces = self.model.encode(
-            input_ids, attention_mask, sliding_window_mask, position_ids, inputs_embeds, indices, cu_seqlens,
-            max_seqlen, batch_size, seq_len, output_attentions, output_hidden_states, ignored,
-        )  # fmt: skip
-        return to_output(self._compute_output(inputs, x_TD, labels, traces), return_dict, self.config)
+            input_ids,
+            attention_mask,
+            sliding_window_mask,
+            position_ids,
+            inputs_embeds,
+            indices,
+            cu_seqlens,
+            max_seqlen,
+            batch_size,
+            seq_len,
+            output_attentions,
+            output_hidden_states,
+            ignored,
+        )
+        return to_output(
+            self._compute_output(inputs, x_TD, labels, traces), return_dict, self.config
+        )
 
     def _compute_output(
         self, inputs: ModelInputs, x_TD: Tensor, labels: Tensor | None, traces: dict[str, Any]
     ) -> ModelOutput:
-        """Compute the output from the last hidden states; `traces` are its `hidden_states` and `attentions`."""
+        """Compute the output from the last hidden states; `traces` are its `hidden_states` and
+        `attentions`.
+        """
         raise NotImplementedError
 
 
 class ModernBertForMaskedLM(_Head):
     """Scores of all vocabulary tokens at each position (masked language modelling).
 
-    `labels`: token ids (B, S) or (T,) int64, -100 where no loss is computed; labels at padding are not read. With
-    `sparse_prediction`, only tokens whose label is not `sparse_pred_ignore_index` are decoded. The loss has a gradient;
-    the logits beside it have one only with `repad_logits_with_grad` or `sparse_prediction`.
+    `labels`: token ids (B, S) or (T,) int64, -100 where no loss is computed; labels at padding are
+    not read. With `sparse_prediction`, only tokens whose label is not `sparse_pred_ignore_index`
+    are decoded. The loss has a gradient; the logits beside it have one only with
+    `repad_logits_with_grad` or `sparse_prediction`.
 
     Example:
         >>> tokenizer = Tokenizer.from_pretrained("answerdotai/ModernBERT-base")
@@ -150,16 +173,22 @@ class ModernBertForMaskedLM(_Head):
         if self.config.sparse_prediction:
             labelled_T = labels_T != self.config.sparse_pred_ignore_index
             logits = map_row_chunks(self._decode, x_TD[labelled_T])
-            return MaskedLMOutput(loss=F.cross_entropy(logits.float(), labels_T[labelled_T]), logits=logits, **traces)
+            return MaskedLMOutput(
+                loss=F.cross_entropy(logits.float(), labels_T[labelled_T]), logits=logits, **traces
+            )
         logits = map_row_chunks(self._decode, x_TD)
         loss = F.cross_entropy(logits.float(), labels_T)
         return MaskedLMOutput(
-            loss=loss, logits=inputs.pad(logits if self.config.repad_logits_with_grad else logits.detach()), **traces
+            loss=loss,
+            logits=inputs.pad(logits if self.config.repad_logits_with_grad else logits.detach()),
+            **traces,
         )
 
 
 class _Classifier(_Head):
-    """An encoder with a prediction head, dropout and a linear classifier with `num_outputs` outputs."""
+    """An encoder with a prediction head, dropout and a linear classifier with `num_outputs`
+    outputs.
+    """
 
     def __init__(self, config: ModernBertConfig, attention: str, num_outputs: int):
         super().__init__()
@@ -180,12 +209,14 @@ class _Classifier(_Head):
 class ModernBertForSequenceClassification(_Classifier):
     """A label, several labels or a number for each sequence.
 
-    `labels`: (B,) int64 classes; (B,) numbers with one output (regression); or (B, C) floating-point targets (several
-    labels). `problem_type` of the configuration selects the loss; None: derived from the labels' dtype.
+    `labels`: (B,) int64 classes; (B,) numbers with one output (regression); or (B, C)
+    floating-point targets (several labels). `problem_type` of the configuration selects the loss;
+    None: derived from the labels' dtype.
 
     Example:
         >>> tokenizer = Tokenizer.from_pretrained("answerdotai/ModernBERT-base")
-        >>> model = ModernBertForSequenceClassification.from_pretrained("answerdotai/ModernBERT-base", num_labels=3)
+        >>> name = "answerdotai/ModernBERT-base"
+        >>> model = ModernBertForSequenceClassification.from_pretrained(name, num_labels=3)
         >>> inputs = tokenizer(["a text", "and a longer one"], padding=True, return_tensors="pt")
         >>> model(**inputs).logits.shape
         torch.Size([2, 3])
@@ -203,18 +234,24 @@ class ModernBertForSequenceClassification(_Classifier):
         self, inputs: ModelInputs, x_TD: Tensor, labels: Tensor | None, traces: dict[str, Any]
     ) -> SequenceClassifierOutput:
         logits = self._classify_pooled(x_TD, inputs.batch)
-        loss = None if labels is None else classification_loss(logits, labels, self.config.problem_type)
+        loss = (
+            None
+            if labels is None
+            else classification_loss(logits, labels, self.config.problem_type)
+        )
         return SequenceClassifierOutput(loss=loss, logits=logits, **traces)
 
 
 class ModernBertForTokenClassification(_Classifier):
     """A label for each token.
 
-    `labels`: (B, S) or (T,) int64 classes, -100 where no loss is computed; labels at padding are not read.
+    `labels`: (B, S) or (T,) int64 classes, -100 where no loss is computed; labels at padding are
+    not read.
 
     Example:
         >>> tokenizer = Tokenizer.from_pretrained("answerdotai/ModernBERT-base")
-        >>> model = ModernBertForTokenClassification.from_pretrained("answerdotai/ModernBERT-base", num_labels=5)
+        >>> name = "answerdotai/ModernBERT-base"
+        >>> model = ModernBertForTokenClassification.from_pretrained(name, num_labels=5)
         >>> model(**tokenizer("a text", return_tensors="pt")).logits.shape
         torch.Size([1, 4, 5])
     """
@@ -240,8 +277,10 @@ class ModernBertForMultipleChoice(_Classifier):
     Example:
         >>> tokenizer = Tokenizer.from_pretrained("answerdotai/ModernBERT-base")
         >>> model = ModernBertForMultipleChoice.from_pretrained("answerdotai/ModernBERT-base")
-        >>> inputs = tokenizer(["It rains."] * 2, ["I get wet.", "I stay dry."], padding=True, return_tensors="pt")
-        >>> model(**{name: ids[None] for name, ids in inputs.items()}).logits.shape  # one question, two choices
+        >>> choices = ["I get wet.", "I stay dry."]
+        >>> inputs = tokenizer(["It rains."] * 2, choices, padding=True, return_tensors="pt")
+        >>> one_question = {name: ids[None] for name, ids in inputs.items()}
+        >>> model(**one_question).logits.shape
         torch.Size([1, 2])
     """
 
@@ -249,7 +288,9 @@ class ModernBertForMultipleChoice(_Classifier):
         super().__init__(config, attention, num_outputs=1)
 
     def forward_packed(self, batch: PackedBatch) -> Tensor:
-        """Compute the logits (B, 1), one for each choice, in the order of the batch, on the model's device."""
+        """Compute the logits (B, 1), one for each choice, in the order of the batch, on the model's
+        device.
+        """
         return self._classify_pooled(self.model.forward_packed(batch), batch)
 
     def forward(  # type: ignore[override]
@@ -273,13 +314,14 @@ class ModernBertForMultipleChoice(_Classifier):
         """Compute a score for each choice, and the loss if `labels` are given.
 
         Args:
-            input_ids: token ids (B, C, S), with a dimension for the choices; or packed (T,) with `cu_seqlens`, the
-                choices of a question one after the other.
+            input_ids: token ids (B, C, S), with a dimension for the choices; or packed (T,) with
+                `cu_seqlens`, the choices of a question one after the other.
             inputs_embeds: vectors (B, C, S, D) or (T, D) in place of `input_ids`.
             labels: (B,) int64, the correct choice.
             batch_size: for packed input, the number of questions; default: 1.
 
-        The other arguments, and the errors, are those of `ModernBertModel.forward`, with (B, C, S) in place of (B, S).
+        The other arguments, and the errors, are those of `ModernBertModel.forward`, with (B, C, S)
+        in place of (B, S).
 
         Returns:
             A `MultipleChoiceModelOutput`, or a tuple of its values with `return_dict=False`.
@@ -300,24 +342,41 @@ class ModernBertForMultipleChoice(_Classifier):
         else:
             questions, sequences = batch_size or 1, len(cu_seqlens) - 1
         if batch_size not in (None, questions) or sequences % questions:
-            raise ValueError(f"batch_size {batch_size} does not fit {sequences} choices of {questions} questions")
+            raise ValueError(
+                f"batch_size {batch_size} does not fit {sequences} choices of {questions} questions"
+            )
         batch_size = batch_size and sequences
         inputs, x_TD, traces = self.model.encode(
-            input_ids, attention_mask, sliding_window_mask, position_ids, inputs_embeds, indices, cu_seqlens,
-            max_seqlen, batch_size, seq_len, output_attentions, output_hidden_states, ignored,
-        )  # fmt: skip
+            input_ids,
+            attention_mask,
+            sliding_window_mask,
+            position_ids,
+            inputs_embeds,
+            indices,
+            cu_seqlens,
+            max_seqlen,
+            batch_size,
+            seq_len,
+            output_attentions,
+            output_hidden_states,
+            ignored,
+        )
         logits = self._classify_pooled(x_TD, inputs.batch).view(questions, -1)
         loss = None if labels is None else F.cross_entropy(logits, labels)
-        return to_output(MultipleChoiceModelOutput(loss=loss, logits=logits, **traces), return_dict, self.config)
+        return to_output(
+            MultipleChoiceModelOutput(loss=loss, logits=logits, **traces), return_dict, self.config
+        )
 
 
 class ModernBertForQuestionAnswering(_Classifier):
-    """Scores of each token as the start and as the end of an answer (extractive question answering).
+    """Scores of each token as the start and as the end of an answer (extractive question
+    answering).
 
     Example:
         >>> tokenizer = Tokenizer.from_pretrained("my-org/modernbert-squad")
         >>> model = ModernBertForQuestionAnswering.from_pretrained("my-org/modernbert-squad")
-        >>> inputs = tokenizer("Who was Jim Henson?", "Jim Henson was a nice puppet", return_tensors="pt")
+        >>> context = "Jim Henson was a nice puppet"
+        >>> inputs = tokenizer("Who was Jim Henson?", context, return_tensors="pt")
         >>> outputs = model(**inputs)
         >>> start, end = outputs.start_logits.argmax().item(), outputs.end_logits.argmax().item()
         >>> answer = tokenizer.decode(inputs.input_ids[0, start : end + 1].tolist())
@@ -325,11 +384,16 @@ class ModernBertForQuestionAnswering(_Classifier):
 
     def __init__(self, config: ModernBertConfig, attention: str = "auto"):
         if config.num_labels != 2:
-            raise ConfigError(f"question answering has two outputs, start and end; id2label names {config.num_labels}")
+            raise ConfigError(
+                "question answering has two outputs, start and end; id2label names "
+                f"{config.num_labels}"
+            )
         super().__init__(config, attention, num_outputs=2)
 
     def forward_packed(self, batch: PackedBatch) -> Tensor:
-        """Compute start and end logits (T, 2), in the order of the batch, which is on the model's device."""
+        """Compute start and end logits (T, 2), in the order of the batch, which is on the model's
+        device.
+        """
         return map_row_chunks(self._classify, self.model.forward_packed(batch))
 
     def forward(  # type: ignore[override]
@@ -354,8 +418,9 @@ class ModernBertForQuestionAnswering(_Classifier):
         """Compute start and end logits, and the loss if both positions are given.
 
         Args:
-            start_positions: (B,) int64, the first token of each answer: its position in the padded row, or in the
-                sequence if the input is packed without `indices`. Positions beyond the end do not count in the loss.
+            start_positions: (B,) int64, the first token of each answer: its position in the padded
+                row, or in the sequence if the input is packed without `indices`. Positions beyond
+                the end do not count in the loss.
             end_positions: (B,) int64, the last token of each answer.
 
         The other arguments, and the errors, are those of `ModernBertModel.forward`.
@@ -364,9 +429,20 @@ class ModernBertForQuestionAnswering(_Classifier):
             A `QuestionAnsweringModelOutput`, or a tuple of its values with `return_dict=False`.
         """
         inputs, x_TD, traces = self.model.encode(
-            input_ids, attention_mask, sliding_window_mask, position_ids, inputs_embeds, indices, cu_seqlens,
-            max_seqlen, batch_size, seq_len, output_attentions, output_hidden_states, ignored,
-        )  # fmt: skip
+            input_ids,
+            attention_mask,
+            sliding_window_mask,
+            position_ids,
+            inputs_embeds,
+            indices,
+            cu_seqlens,
+            max_seqlen,
+            batch_size,
+            seq_len,
+            output_attentions,
+            output_hidden_states,
+            ignored,
+        )
         start_T, end_T = map_row_chunks(self._classify, x_TD).unbind(-1)
         minimum = torch.finfo(start_T.dtype).min
         loss = None
@@ -374,7 +450,9 @@ class ModernBertForQuestionAnswering(_Classifier):
             start_loss = position_loss(inputs, start_T, start_positions, minimum)
             loss = (start_loss + position_loss(inputs, end_T, end_positions, minimum)) / 2
         start, end = inputs.pad(start_T, minimum), inputs.pad(end_T, minimum)
-        result = QuestionAnsweringModelOutput(loss=loss, start_logits=start, end_logits=end, **traces)
+        result = QuestionAnsweringModelOutput(
+            loss=loss, start_logits=start, end_logits=end, **traces
+        )
         return to_output(result, return_dict, self.config)
 
 

@@ -1,7 +1,9 @@
-"""Triton kernels of inference on GPUs: what lies between the matrix products of a layer, and the pooling after them.
+"""Triton kernels of inference on GPUs: what lies between the matrix products of a layer, and the
+pooling after them.
 
-Each row (or sequence) is computed by itself, so that its bits do not depend on the batch. Sums and functions are fp32;
-results are rounded once to the dtype of the output. On CPUs they run in Triton's interpreter (TRITON_INTERPRET=1).
+Each row (or sequence) is computed by itself, so that its bits do not depend on the batch. Sums and
+functions are fp32; results are rounded once to the dtype of the output. On CPUs they run in
+Triton's interpreter (TRITON_INTERPRET=1).
 
 Shapes: T packed tokens, B sequences, D hidden, F MLP width, N heads, H head dim, S positions.
 """
@@ -14,9 +16,13 @@ import triton.language as tl
 from torch import Tensor
 
 POOLING = {"mean": 0, "mean_sqrt_len_tokens": 1, "weightedmean": 2, "max": 3}
-"""The poolings over all tokens of a sequence that `pool_sequences` computes, with their numbers in its kernel."""
+"""The poolings over all tokens of a sequence that `pool_sequences` computes, with their numbers in
+its kernel.
+"""
 LAUNCH = {"num_warps": 4, "enable_fp_fusion": True}
-"""How all kernels are compiled; fusion is stated, since it changes bits and its default differs between Tritons."""
+"""How all kernels are compiled; fusion is stated, since it changes bits and its default differs
+between Tritons.
+"""
 _FLOAT8_MAX = tl.constexpr(448.0)  # the largest number of float8_e4m3fn
 
 
@@ -33,13 +39,24 @@ def rotate_(qkv_T3NH: Tensor, cos_SH: Tensor, sin_SH: Tensor, positions_T: Tenso
     grid = (triton.cdiv(tokens, 8), triton.cdiv(2 * heads, 8))
     with torch.cuda.device_of(qkv_T3NH):
         rotate_kernel[grid](
-            qkv_T3NH, cos_SH, sin_SH, positions_T, tokens, HEADS=heads, HALF=dim // 2, BLOCK_T=8, BLOCK_N=8,
-            BLOCK_H=triton.next_power_of_2(dim // 2), **LAUNCH
-        )  # fmt: skip
+            qkv_T3NH,
+            cos_SH,
+            sin_SH,
+            positions_T,
+            tokens,
+            HEADS=heads,
+            HALF=dim // 2,
+            BLOCK_T=8,
+            BLOCK_N=8,
+            BLOCK_H=triton.next_power_of_2(dim // 2),
+            **LAUNCH,
+        )
 
 
 def geglu(y_TF: Tensor) -> Tensor:
-    """Compute `gelu(a) * b` of the halves `a` and `b` of each row (T, 2F), with the exact erf: (T, F)."""
+    """Compute `gelu(a) * b` of the halves `a` and `b` of each row (T, 2F), with the exact erf: (T,
+    F).
+    """
     tokens, width = y_TF.shape[0], y_TF.shape[1] // 2
     out_TF = y_TF.new_empty(tokens, width)
     grid = (triton.cdiv(tokens, 16), triton.cdiv(width, 128))
@@ -79,21 +96,37 @@ def pool_sequences(x_TD: Tensor, cu_seqlens: Tensor, pooling: str, skip: int = 0
     return out_BD
 
 
-def norm_float8(x_TD: Tensor, weight_D: Tensor, bias_D: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
-    """Compute LayerNorm, rounded to float8: values (T, D) float8_e4m3fn and the scale of each row (T, 1) fp32."""
+def norm_float8(
+    x_TD: Tensor, weight_D: Tensor, bias_D: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Compute LayerNorm, rounded to float8: values (T, D) float8_e4m3fn and the scale of each row
+    (T, 1) fp32.
+    """
     tokens, width = x_TD.shape
     out_TD = x_TD.new_empty(tokens, width, dtype=torch.float8_e4m3fn)
     scales_T1 = x_TD.new_empty(tokens, 1, dtype=torch.float32)
     with torch.cuda.device_of(x_TD):
         norm_float8_kernel[(triton.cdiv(tokens, 4),)](
-            x_TD, weight_D, weight_D if bias_D is None else bias_D, out_TD, scales_T1, tokens, eps, WIDTH=width,
-            HAS_BIAS=bias_D is not None, BLOCK_T=4, BLOCK_D=triton.next_power_of_2(width), **LAUNCH
-        )  # fmt: skip
+            x_TD,
+            weight_D,
+            weight_D if bias_D is None else bias_D,
+            out_TD,
+            scales_T1,
+            tokens,
+            eps,
+            WIDTH=width,
+            HAS_BIAS=bias_D is not None,
+            BLOCK_T=4,
+            BLOCK_D=triton.next_power_of_2(width),
+            **LAUNCH,
+        )
     return out_TD, scales_T1
 
 
 def geglu_float8(y_TF: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute `geglu`, rounded to float8: values (T, F) float8_e4m3fn and the scale of each row (T, 1) fp32."""
+    """Compute `geglu`, rounded to float8: values (T, F) float8_e4m3fn and the scale of each row (T,
+    1) fp32.
+    """
     tokens, width = y_TF.shape[0], y_TF.shape[1] // 2
     out_TF = y_TF.new_empty(tokens, width, dtype=torch.float8_e4m3fn)
     scales_T1 = y_TF.new_empty(tokens, 1, dtype=torch.float32)
@@ -112,10 +145,20 @@ def geglu_float8(y_TF: Tensor) -> tuple[Tensor, Tensor]:
 
 @triton.jit
 def rotate_kernel(
-    qkv, cos, sin, positions, tokens, HEADS: tl.constexpr, HALF: tl.constexpr, BLOCK_T: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_H: tl.constexpr,
-):  # fmt: skip
-    """Rotate the pairs (i, i + HALF) of BLOCK_N of the 2 * HEADS query and key heads of BLOCK_T tokens."""
+    qkv,
+    cos,
+    sin,
+    positions,
+    tokens,
+    HEADS: tl.constexpr,
+    HALF: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+):
+    """Rotate the pairs (i, i + HALF) of BLOCK_N of the 2 * HEADS query and key heads of BLOCK_T
+    tokens.
+    """
     t = (tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T))[:, None, None]
     n = (tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N))[None, :, None]
     h = tl.arange(0, BLOCK_H)[None, None, :]
@@ -133,7 +176,9 @@ def rotate_kernel(
 
 @triton.jit
 def _geglu(a, b, dtype: tl.constexpr):
-    """Compute gelu(a) * b; gelu is rounded to `dtype` before the product, as it is where it is stored."""
+    """Compute gelu(a) * b; gelu is rounded to `dtype` before the product, as it is where it is
+    stored.
+    """
     gelu = 0.5 * a * (1.0 + tl.erf(a * 0.7071067811865476))
     return gelu.to(dtype).to(tl.float32) * b
 
@@ -167,9 +212,18 @@ def geglu_float8_kernel(y, out, scales, WIDTH: tl.constexpr, BLOCK_F: tl.constex
 
 @triton.jit
 def norm_float8_kernel(
-    x, weight, bias, out, scales, tokens, eps, WIDTH: tl.constexpr, HAS_BIAS: tl.constexpr, BLOCK_T: tl.constexpr,
+    x,
+    weight,
+    bias,
+    out,
+    scales,
+    tokens,
+    eps,
+    WIDTH: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    BLOCK_T: tl.constexpr,
     BLOCK_D: tl.constexpr,
-):  # fmt: skip
+):
     """Normalise BLOCK_T tokens, rounded to float8 by the largest of the columns of each."""
     t = (tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T))[:, None]
     d = tl.arange(0, BLOCK_D)[None, :]
@@ -188,7 +242,14 @@ def norm_float8_kernel(
 
 @triton.jit
 def pool_kernel(
-    x, starts, out, skip, POOLING: tl.constexpr, WIDTH: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr
+    x,
+    starts,
+    out,
+    skip,
+    POOLING: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_D: tl.constexpr,
 ):
     """Pool BLOCK_D columns of one sequence, BLOCK_T tokens at a time."""
     b = tl.program_id(0)
@@ -203,7 +264,9 @@ def pool_kernel(
         if POOLING == 3:
             v = tl.load(at, mask=valid, other=float("-inf")).to(tl.float32)
             total = tl.maximum(total, v)
-            not_finite += tl.where(valid, v - v, 0.0)  # the maximum passes over NaN, which must not go unseen
+            not_finite += tl.where(
+                valid, v - v, 0.0
+            )  # the maximum passes over NaN, which must not go unseen
         else:
             v = tl.load(at, mask=valid, other=0.0).to(tl.float32)
             if POOLING == 2:

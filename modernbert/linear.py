@@ -1,7 +1,9 @@
-"""Linear layers for inference, and activations computed in chunks of rows that stay in a CPU's cache.
+"""Linear layers for inference, and activations computed in chunks of rows that stay in a CPU's
+cache.
 
-On CPUs `prepack` reorders weights for oneDNN. On GPUs the residual is added in place, inside the product. In training,
-`Linear` is nn.Linear. `map_row_chunks` is a single call on GPUs and in training.
+On CPUs `prepack` reorders weights for oneDNN. On GPUs the residual is added in place, inside the
+product. In training, `Linear` is nn.Linear. `map_row_chunks` is a single call on GPUs and in
+training.
 
 Shapes: T rows (packed tokens or sequences), D in, E out.
 """
@@ -31,26 +33,36 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 CHUNK_ROWS = 512
 """Rows computed at a time, so that the activations of a layer stay in cache."""
 ROW_MULTIPLE = 16
-"""Chunks are padded to a multiple of this, so that the bits of a row do not depend on the rows computed with it."""
+"""Chunks are padded to a multiple of this, so that the bits of a row do not depend on the rows
+computed with it.
+"""
 
 
 def activation_function(activation: Activation) -> Callable[[Tensor], Tensor]:
-    """Return the activation function called `activation`, or `activation` itself where it is a function."""
+    """Return the activation function called `activation`, or `activation` itself where it is a
+    function.
+    """
     return _FUNCTIONS[ACTIVATIONS[activation]] if isinstance(activation, str) else activation
 
 
 class Linear(nn.Linear):
-    """An nn.Linear that `prepack` turns into an inference-only oneDNN layer, with the residual addition fused."""
+    """An nn.Linear that `prepack` turns into an inference-only oneDNN layer, with the residual
+    addition fused.
+    """
 
     packed: Tensor | None = None
 
     def prepack(self) -> None:
-        """Reorder the weight for oneDNN and free the plain one; afterwards the layer has no state_dict."""
+        """Reorder the weight for oneDNN and free the plain one; afterwards the layer has no
+        state_dict.
+        """
         self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach())
         self.weight = None  # type: ignore[assignment]
 
     def forward(self, x_TD: Tensor, residual_TE: Tensor | None = None) -> Tensor:
-        """Compute `x W^T + b`, plus `residual_TE` (T, E) if given, which a GPU in inference overwrites: (T, E)."""
+        """Compute `x W^T + b`, plus `residual_TE` (T, E) if given, which a GPU in inference
+        overwrites: (T, E).
+        """
         if self.packed is None and residual_TE is not None and gpu.kernels_for(x_TD):
             residual_TE.addmm_(x_TD, self.weight.t())
             return residual_TE if self.bias is None else residual_TE.add_(self.bias)
@@ -64,7 +76,8 @@ class Linear(nn.Linear):
 
 
 class GatedLinear(Linear):
-    """The gated linear unit `act(a) * b` with `[a, b] = x W^T + bias` (Shazeer 2020, arXiv:2002.05202).
+    """The gated linear unit `act(a) * b` with `[a, b] = x W^T + bias` (Shazeer 2020,
+    arXiv:2002.05202).
 
     Prepacked in half precision, activation and gate are fused into two products.
     """
@@ -102,17 +115,19 @@ class GatedLinear(Linear):
 def prepack(model: nn.Module) -> None:
     """Reorder the weights of a model for oneDNN, which makes inference on CPUs faster.
 
-    Afterwards the model can be neither trained nor saved. A model on a GPU, of a dtype that oneDNN does not support
-    here, or compiled in parts (`reference_compile`) stays as it is.
+    Afterwards the model can be neither trained nor saved. A model on a GPU, of a dtype that oneDNN
+    does not support here, or compiled in parts (`reference_compile`) stays as it is.
 
     Args:
         model: a model of this package, on its final device and in its final dtype.
 
     Example:
-        >>> model = ModernBertForSequenceClassification.from_pretrained("answerdotai/ModernBERT-base", dtype="bfloat16")
+        >>> model = ModernBertModel.from_pretrained("answerdotai/ModernBERT-base", dtype="bfloat16")
         >>> prepack(model)
     """
-    if any(module._compiled_call_impl for module in model.modules()) or not _prepackable(next(model.parameters())):
+    if any(module._compiled_call_impl for module in model.modules()) or not _prepackable(
+        next(model.parameters())
+    ):
         return
     for module in model.modules():  # parents before children
         if callable(prepack_module := getattr(module, "prepack", None)):
@@ -121,7 +136,9 @@ def prepack(model: nn.Module) -> None:
 
 
 def _keep_freed_memory() -> None:
-    """Tell glibc to keep freed memory: page faults on large activations cost about 5% of CPU inference."""
+    """Tell glibc to keep freed memory: page faults on large activations cost about 5% of CPU
+    inference.
+    """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
         libc.mallopt(_M_TRIM_THRESHOLD, 1 << 30)

@@ -16,8 +16,10 @@ def classification_loss(logits_BC: Tensor, labels: Tensor, problem_type: str | N
 
     Args:
         logits_BC: (B, C).
-        labels: (B,) int64 classes; (B,) numbers for regression; (B, C) floating-point targets for several labels.
-        problem_type: one of `config.PROBLEM_TYPES`; None: regression if C is 1, else derived from the labels' dtype.
+        labels: (B,) int64 classes; (B,) numbers for regression; (B, C) floating-point targets for
+            several labels.
+        problem_type: one of `config.PROBLEM_TYPES`; None: regression if C is 1, else derived from
+            the labels' dtype.
     """
     if problem_type is None:
         integer_labels = not labels.is_floating_point()
@@ -30,8 +32,12 @@ def classification_loss(logits_BC: Tensor, labels: Tensor, problem_type: str | N
     return F.binary_cross_entropy_with_logits(logits_BC, labels.to(logits_BC.dtype))
 
 
-def position_loss(inputs: ModelInputs, logits_T: Tensor, positions_B: Tensor, minimum: float) -> Tensor:
-    """Compute cross-entropy over the tokens of each sequence; a position beyond the end does not count."""
+def position_loss(
+    inputs: ModelInputs, logits_T: Tensor, positions_B: Tensor, minimum: float
+) -> Tensor:
+    """Compute cross-entropy over the tokens of each sequence; a position beyond the end does not
+    count.
+    """
     if inputs.shape is None:
         rows = nn.utils.rnn.pad_sequence(
             list(logits_T.split(inputs.batch.seqlens)), batch_first=True, padding_value=minimum

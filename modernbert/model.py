@@ -1,4 +1,5 @@
-"""The ModernBERT encoder (Warner et al. 2024, arXiv:2412.13663) on packed batches: padding is never computed.
+"""The ModernBERT encoder (Warner et al. 2024, arXiv:2412.13663) on packed batches: padding is never
+computed.
 
 Shapes: T packed tokens, B sequences, S padded length, D hidden, N heads, H head dim, F MLP width.
 """
@@ -34,14 +35,21 @@ class ModernBertEmbeddings(nn.Module):
 
     def __init__(self, config: ModernBertConfig):
         super().__init__()
-        # Not drawn here, as nn.Embedding's own start would be: on the meta device that loads torch's compiler (1.5 s).
+        # Not drawn here, as nn.Embedding's own start would be: on the meta device that loads
+        # torch's compiler (1.5 s).
         weight = torch.empty(config.vocab_size, config.hidden_size)
-        self.tok_embeddings = nn.Embedding.from_pretrained(weight, freeze=False, padding_idx=config.pad_token_id)
+        self.tok_embeddings = nn.Embedding.from_pretrained(
+            weight, freeze=False, padding_idx=config.pad_token_id
+        )
         self.norm = layer_norm(config)
         self.drop = nn.Dropout(config.embedding_dropout)
 
     def forward(self, batch: PackedBatch) -> Tensor:
-        x_TD = self.tok_embeddings(batch.input_ids) if batch.inputs_embeds is None else batch.inputs_embeds
+        x_TD = (
+            self.tok_embeddings(batch.input_ids)
+            if batch.inputs_embeds is None
+            else batch.inputs_embeds
+        )
         return self.drop(self.norm(x_TD))
 
 
@@ -72,14 +80,18 @@ class ModernBertAttention(nn.Module):
         return torch.cat((apply_rope(qk, cos_TH, sin_TH), v), dim=1)
 
     def prepack(self) -> None:
-        """Reorder queries and keys for `apply_rope_interleaved_`, except in fp32, whose last bits would change."""
+        """Reorder queries and keys for `apply_rope_interleaved_`, except in fp32, whose last bits
+        would change.
+        """
         if self.Wqkv.weight.dtype == torch.float32:
             return
         self.interleaved = True
         for parameter in (self.Wqkv.weight, self.Wqkv.bias):
             if parameter is not None:
                 q, k, v = parameter.data.chunk(3)
-                parameter.data = torch.cat((*(interleave_pairs(x, self.qkv_shape[1]) for x in (q, k)), v))
+                parameter.data = torch.cat(
+                    (*(interleave_pairs(x, self.qkv_shape[1]) for x in (q, k)), v)
+                )
 
 
 class ModernBertMLP(nn.Module):
@@ -88,7 +100,10 @@ class ModernBertMLP(nn.Module):
     def __init__(self, config: ModernBertConfig):
         super().__init__()
         self.Wi = GatedLinear(
-            config.hidden_size, config.intermediate_size, bias=config.mlp_bias, activation=config.hidden_activation
+            config.hidden_size,
+            config.intermediate_size,
+            bias=config.mlp_bias,
+            activation=config.hidden_activation,
         )
         self.Wo = Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
         self.drop = nn.Dropout(config.mlp_dropout)
@@ -103,7 +118,9 @@ class ModernBertEncoderLayer(nn.Module):
 
     def __init__(self, config: ModernBertConfig, index: int):
         super().__init__()
-        self.attn_norm = layer_norm(config) if index else nn.Identity()  # the embeddings are normalised already
+        self.attn_norm = (
+            layer_norm(config) if index else nn.Identity()
+        )  # the embeddings are normalised already
         self.attn = ModernBertAttention(config)
         self.mlp_norm = layer_norm(config)
         self.mlp = ModernBertMLP(config)
@@ -126,7 +143,8 @@ class ModernBertEncoderLayer(nn.Module):
             rope: cos and sin of the layer's theta, as `ModernBertModel.rope` gives them.
             batch: where sequences start.
             attention: `packed_attention` with the batch's sequences and the backend bound.
-            maps: None, or a list to which the attention weights (N, L, L) of each sequence are appended.
+            maps: None, or a list to which the attention weights (N, L, L) of each sequence are
+                appended.
         """
         if kernels := gpu.kernels_for(x_TD):
             qkv = self.attn.Wqkv(self.attn_norm(x_TD)).unflatten(-1, self.attn.qkv_shape)
@@ -137,13 +155,20 @@ class ModernBertEncoderLayer(nn.Module):
         dropout = self.attention_dropout if self.training else 0.0
         if maps is not None:
             maps.append(attention_maps(q_TNH, k_TNH, batch.seqlens, self.window, dropout))
-            a_TNH = torch.cat([
-                (weights_NLL @ v_LNH.transpose(0, 1)).transpose(0, 1)
-                for weights_NLL, v_LNH in zip(maps[-1], v_TNH.split(batch.seqlens), strict=True)
-            ])  # fmt: skip
+            a_TNH = torch.cat(
+                [
+                    (weights_NLL @ v_LNH.transpose(0, 1)).transpose(0, 1)
+                    for weights_NLL, v_LNH in zip(maps[-1], v_TNH.split(batch.seqlens), strict=True)
+                ]
+            )
         else:
             a_TNH = attention(
-                q_TNH, k_TNH, v_TNH, window=self.window, dropout=dropout, deterministic=self.deterministic
+                q_TNH,
+                k_TNH,
+                v_TNH,
+                window=self.window,
+                dropout=dropout,
+                deterministic=self.deterministic,
             )
         del qkv, q_TNH, k_TNH, v_TNH  # the memory is the MLP's now
         return map_row_chunks(self._project_output, x_TD, a_TNH.flatten(1))
@@ -160,11 +185,13 @@ class ModernBertEncoderLayer(nn.Module):
 
 
 class ModernBertModel(PreTrained):
-    """The encoder without a head, with newly initialised weights; `from_pretrained` loads a checkpoint.
+    """The encoder without a head, with newly initialised weights; `from_pretrained` loads a
+    checkpoint.
 
     Args:
         config: the configuration.
-        attention: one of `modernbert.attention.BACKENDS`, or "auto" for the best one on the model's device.
+        attention: one of `modernbert.attention.BACKENDS`, or "auto" for the best one on the model's
+            device.
 
     Example:
         >>> tokenizer = Tokenizer.from_pretrained("answerdotai/ModernBERT-base")
@@ -181,7 +208,9 @@ class ModernBertModel(PreTrained):
         self.config = config
         self.attention = attention
         self.embeddings = ModernBertEmbeddings(config)
-        self.layers = nn.ModuleList(ModernBertEncoderLayer(config, i) for i in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(
+            ModernBertEncoderLayer(config, i) for i in range(config.num_hidden_layers)
+        )
         self.final_norm = layer_norm(config)
         self._rope_tables: dict[float, tuple[Tensor, Tensor]] = {}
         self._graphs: EncoderGraphs | None = None
@@ -201,10 +230,10 @@ class ModernBertModel(PreTrained):
 
         Args:
             batch: the input, on the model's device.
-            hidden_states: None, or a list to which the embeddings, the output of each layer but the last, and the
-                output of the final norm are appended, (T, D) each.
-            maps: None, or a list to which the attention weights of each layer are appended, (N, L, L) for each
-                sequence.
+            hidden_states: None, or a list to which the embeddings, the output of each layer but the
+                last, and the output of the final norm are appended, (T, D) each.
+            maps: None, or a list to which the attention weights of each layer are appended, (N, L,
+                L) for each sequence.
 
         Returns:
             (T, D) in the model's dtype, in the order of the batch.
@@ -213,7 +242,8 @@ class ModernBertModel(PreTrained):
             ValueError: where the attention backend that the model was created with cannot run.
 
         Example:
-            >>> batch = PackedBatch.from_lengths(torch.tensor([50281, 7, 50282, 50281, 8, 9, 50282]), (3, 4))
+            >>> input_ids = torch.tensor([50281, 7, 50282, 50281, 8, 9, 50282])
+        >>> batch = PackedBatch.from_lengths(input_ids, (3, 4))
             >>> model.forward_packed(batch).shape
             torch.Size([7, 768])
         """
@@ -229,8 +259,12 @@ class ModernBertModel(PreTrained):
         The result of a batch is then overwritten by the next one, and calls must not overlap.
         """
         weight = self.embeddings.tok_embeddings.weight
-        if resolve_backend(self.attention, weight.device, weight.dtype, self.config.head_dim) not in ("sdpa", "eager"):
-            self._graphs = EncoderGraphs(self._encode)  # the other backends cut batches by the lengths on the host
+        if resolve_backend(
+            self.attention, weight.device, weight.dtype, self.config.head_dim
+        ) not in ("sdpa", "eager"):
+            self._graphs = EncoderGraphs(
+                self._encode
+            )  # the other backends cut batches by the lengths on the host
 
     def _encode(
         self,
@@ -248,7 +282,8 @@ class ModernBertModel(PreTrained):
         if batch.visible is not None:
             attention = partial(visible_attention, seqlens=batch.seqlens, visible=batch.visible)
         rope = {
-            theta: self.rope(theta, batch) for theta in {self.config.rope_theta(i) for i in range(len(self.layers))}
+            theta: self.rope(theta, batch)
+            for theta in {self.config.rope_theta(i) for i in range(len(self.layers))}
         }
         for i, layer in enumerate(self.layers):
             if hidden_states is not None:  # layers on a GPU overwrite their input
@@ -280,21 +315,27 @@ class ModernBertModel(PreTrained):
 
         Args:
             input_ids: token ids, padded (B, S), or packed (T,) together with `cu_seqlens`.
-            attention_mask: (B, S), 1 at real tokens, which may be anywhere in a row; None: all tokens are real.
-            sliding_window_mask: accepted if it is the mask of the window that the configuration has.
-            position_ids: (B, S), (1, S) or (T,), positions in the rotary embeddings; by default real tokens count from
-                0 in each sequence. Windows depend on the order of tokens, not on positions.
+            attention_mask: (B, S), 1 at real tokens, which may be anywhere in a row; None: all
+                tokens are real.
+            sliding_window_mask: accepted if it is the mask of the window that the configuration
+                has.
+            position_ids: (B, S), (1, S) or (T,), positions in the rotary embeddings; by default
+                real tokens count from 0 in each sequence. Windows depend on the order of tokens,
+                not on positions.
             inputs_embeds: vectors (B, S, D) or (T, D) in place of `input_ids`.
-            indices: (T,), positions of packed tokens in the flattened (B*S) layout. With `batch_size` and `seq_len`
-                the outputs are (B, S, …); without these three they stay packed, (T, …).
+            indices: (T,), positions of packed tokens in the flattened (B*S) layout. With
+                `batch_size` and `seq_len` the outputs are (B, S, …); without these three they stay
+                packed, (T, …).
             cu_seqlens: (B+1,), where each sequence of packed input starts, with T at the end.
             max_seqlen: not needed; if given, at least the length of the longest sequence.
             batch_size: B of the padded layout.
             seq_len: S of the padded layout.
-            output_attentions: whether to return the attention weights, computed by the plain formula (S x S for each
-                head); None: as the configuration says.
-            output_hidden_states: whether to return all hidden states; None: as the configuration says.
-            return_dict: whether to return an output object, not a tuple; None: as the configuration says.
+            output_attentions: whether to return the attention weights, computed by the plain
+                formula (S x S for each head); None: as the configuration says.
+            output_hidden_states: whether to return all hidden states; None: as the configuration
+                says.
+            return_dict: whether to return an output object, not a tuple; None: as the configuration
+                says.
             ignored: `token_type_ids`, which is accepted and not read.
 
         Returns:
@@ -305,10 +346,23 @@ class ModernBertModel(PreTrained):
             TypeError: for any other argument.
         """
         inputs, x_TD, traces = self.encode(
-            input_ids, attention_mask, sliding_window_mask, position_ids, inputs_embeds, indices, cu_seqlens,
-            max_seqlen, batch_size, seq_len, output_attentions, output_hidden_states, ignored,
-        )  # fmt: skip
-        return to_output(BaseModelOutput(last_hidden_state=inputs.pad(x_TD), **traces), return_dict, self.config)
+            input_ids,
+            attention_mask,
+            sliding_window_mask,
+            position_ids,
+            inputs_embeds,
+            indices,
+            cu_seqlens,
+            max_seqlen,
+            batch_size,
+            seq_len,
+            output_attentions,
+            output_hidden_states,
+            ignored,
+        )
+        return to_output(
+            BaseModelOutput(last_hidden_state=inputs.pad(x_TD), **traces), return_dict, self.config
+        )
 
     def encode(
         self,
@@ -326,11 +380,12 @@ class ModernBertModel(PreTrained):
         output_hidden_states: bool | None,
         ignored: dict[str, Any],
     ) -> tuple[ModelInputs, Tensor, dict[str, Any]]:
-        """Pack the inputs and run the encoder: the first step of every `forward`, whose arguments it takes.
+        """Pack the inputs and run the encoder: the first step of every `forward`, whose arguments
+        it takes.
 
         Returns:
-            The packed inputs, the last hidden states (T, D), and the fields `hidden_states` and `attentions` of the
-            output, in the caller's layout, as far as they are to be returned.
+            The packed inputs, the last hidden states (T, D), and the fields `hidden_states` and
+            `attentions` of the output, in the caller's layout, as far as they are to be returned.
         """
         if unknown := sorted(set(ignored) - {"token_type_ids"}):
             raise TypeError(f"forward has no argument {', '.join(unknown)}")
@@ -342,14 +397,26 @@ class ModernBertModel(PreTrained):
             if shape not in (None, inputs.shape):
                 raise ValueError(f"batch_size and seq_len say {shape}, the input is {inputs.shape}")
         else:
-            inputs = ModelInputs.from_packed(input_ids, cu_seqlens, position_ids, inputs_embeds, indices, shape)
-            if attention_mask is not None and int((attention_mask != 0).sum()) != inputs.batch.input_ids.numel():
-                raise ValueError("attention_mask and cu_seqlens count different numbers of tokens; leave the mask out")
+            inputs = ModelInputs.from_packed(
+                input_ids, cu_seqlens, position_ids, inputs_embeds, indices, shape
+            )
+            if (
+                attention_mask is not None
+                and int((attention_mask != 0).sum()) != inputs.batch.input_ids.numel()
+            ):
+                raise ValueError(
+                    "attention_mask and cu_seqlens count different numbers of tokens; leave the "
+                    "mask out"
+                )
         if max_seqlen is not None and max_seqlen < inputs.batch.max_seqlen:
-            raise ValueError(f"max_seqlen is {max_seqlen}, but a sequence has {inputs.batch.max_seqlen} tokens")
+            raise ValueError(
+                f"max_seqlen is {max_seqlen}, but a sequence has {inputs.batch.max_seqlen} tokens"
+            )
         if sliding_window_mask is not None:
             real_tokens = inputs.pad(torch.ones_like(inputs.batch.input_ids, dtype=torch.bool))
-            check_sliding_window_mask(sliding_window_mask, real_tokens, self.config.local_attention // 2)
+            check_sliding_window_mask(
+                sliding_window_mask, real_tokens, self.config.local_attention // 2
+            )
         hidden_states: list[Tensor] | None = (
             [] if _default(output_hidden_states, self.config.output_hidden_states) else None
         )
@@ -365,7 +432,8 @@ class ModernBertModel(PreTrained):
         return inputs, x_TD, traces
 
     def rope(self, theta: float, batch: PackedBatch) -> tuple[Tensor, Tensor]:
-        """Return cos and sin, fp32: of the batch's tokens (T, H/2), or of all positions where a kernel looks them up.
+        """Return cos and sin, fp32: of the batch's tokens (T, H/2), or of all positions where a
+        kernel looks them up.
 
         The tables of positions are kept, and grow where a batch needs more.
         """
@@ -373,7 +441,9 @@ class ModernBertModel(PreTrained):
         tables = self._rope_tables.get(theta)
         if tables is None or len(tables[0]) < batch.num_positions or tables[0].device != device:
             positions = max(batch.num_positions, self.config.max_position_embeddings)
-            self._rope_tables[theta] = tables = rope_table(theta, self.config.head_dim, positions, device)
+            self._rope_tables[theta] = tables = rope_table(
+                theta, self.config.head_dim, positions, device
+            )
         if gpu.kernels_for(batch.cu_seqlens):
             return tables
         cos_SH, sin_SH = tables
@@ -386,7 +456,9 @@ def layer_norm(config: ModernBertConfig) -> nn.LayerNorm:
 
 
 def to_output(output: ModelOutput, return_dict: bool | None, config: ModernBertConfig) -> Any:
-    """Return `output`, or a tuple of its values if `return_dict` is False; None: as the configuration says."""
+    """Return `output`, or a tuple of its values if `return_dict` is False; None: as the
+    configuration says.
+    """
     return output if _default(return_dict, config.return_dict) else output.to_tuple()
 
 
@@ -395,7 +467,9 @@ def _default(value: bool | None, default: bool) -> bool:
 
 
 def _padded_maps(inputs: ModelInputs, maps: tuple[Tensor, ...]) -> Tensor:
-    """Put the weights (N, L, L) of each sequence into (B, N, S, S): at real tokens, or from the left if packed."""
+    """Put the weights (N, L, L) of each sequence into (B, N, S, S): at real tokens, or from the
+    left if packed.
+    """
     columns = torch.arange(len(inputs.batch.input_ids), device=maps[0].device)
     width = max(weights_NLL.shape[-1] for weights_NLL in maps)
     if inputs.indices is not None and inputs.shape is not None:
@@ -403,6 +477,8 @@ def _padded_maps(inputs: ModelInputs, maps: tuple[Tensor, ...]) -> Tensor:
     else:
         columns = torch.cat([columns[: weights_NLL.shape[-1]] for weights_NLL in maps])
     out = maps[0].new_zeros(len(maps), maps[0].shape[0], width, width)
-    for row, (weights_NLL, positions) in enumerate(zip(maps, columns.split(inputs.batch.seqlens), strict=True)):
+    for row, (weights_NLL, positions) in enumerate(
+        zip(maps, columns.split(inputs.batch.seqlens), strict=True)
+    ):
         out[row, :, positions[:, None], positions] = weights_NLL
     return out

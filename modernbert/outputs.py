@@ -1,7 +1,7 @@
 """Outputs of the model classes, with the names of transformers.
 
-Shapes: B sequences, S padded length, T packed tokens, D hidden, N heads, C labels or choices, V vocabulary. For packed
-input without `indices`, outputs are (T, …) in place of (B, S, …).
+Shapes: B sequences, S padded length, T packed tokens, D hidden, N heads, C labels or choices, V
+vocabulary. For packed input without `indices`, outputs are (T, …) in place of (B, S, …).
 """
 
 from __future__ import annotations
@@ -19,15 +19,22 @@ class ModelOutput:
     """The base of all outputs; `output.logits`, `output["logits"]` and `output[0]` all work."""
 
     hidden_states: tuple[Tensor, ...] | None = None
-    """With `output_hidden_states`: the embeddings, the output of each layer but the last, and the output of the final
-    norm, each (B, S, D), zero at padding."""
+    """With `output_hidden_states`: the embeddings, the output of each layer but the last, and the
+    output of the final norm, each (B, S, D), zero at padding.
+    """
     attentions: tuple[Tensor, ...] | None = None
-    """With `output_attentions`: the weights of each layer after softmax and dropout, (B, N, S, S), zero at padding."""
+    """With `output_attentions`: the weights of each layer after softmax and dropout, (B, N, S, S),
+    zero at padding.
+    """
 
     def to_tuple(self) -> tuple[Any, ...]:
-        """Return the values that are not None: the loss, the logits or hidden state, hidden states, attentions."""
+        """Return the values that are not None: the loss, the logits or hidden state, hidden states,
+        attentions.
+        """
         names = [field.name for field in fields(self) if field.name not in _TRACES]
-        return tuple(value for name in (*names, *_TRACES) if (value := getattr(self, name)) is not None)
+        return tuple(
+            value for name in (*names, *_TRACES) if (value := getattr(self, name)) is not None
+        )
 
     def __getitem__(self, key: str | int | slice) -> Any:
         return getattr(self, key) if isinstance(key, str) else self.to_tuple()[key]
@@ -48,7 +55,9 @@ class MaskedLMOutput(ModelOutput):
     loss: Tensor | None = None
     """A scalar if labels are given."""
     logits: Tensor
-    """(B, S, V), before softmax, zero at padding; (labelled tokens, V) with `sparse_prediction` and labels."""
+    """(B, S, V), before softmax, zero at padding; (labelled tokens, V) with `sparse_prediction` and
+    labels.
+    """
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -78,7 +87,9 @@ class QuestionAnsweringModelOutput(ModelOutput):
     loss: Tensor | None = None
     """The mean of the losses for start and end if both positions are given."""
     start_logits: Tensor
-    """(B, S), before softmax; at padding the least number of the dtype, so that no argmax or softmax chooses it."""
+    """(B, S), before softmax; at padding the least number of the dtype, so that no argmax or
+    softmax chooses it.
+    """
     end_logits: Tensor
     """(B, S), like `start_logits`."""
 

@@ -1,7 +1,7 @@
 """The files of a checkpoint as they were when it was opened: no later change of its folder is seen.
 
-Small files and the headers of weights are held in memory. The weights themselves are read when a model is loaded, and
-compared with a digest where one is expected.
+Small files and the headers of weights are held in memory. The weights themselves are read when a
+model is loaded, and compared with a digest where one is expected.
 """
 
 from __future__ import annotations
@@ -22,17 +22,36 @@ WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 _SMALL_FILES = (
     *("config.json", "adapter_config.json", WEIGHTS_INDEX, COLBERT_METADATA),
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json", "router_config.json"),
+    *(
+        "modules.json",
+        "config_sentence_transformers.json",
+        "sentence_bert_config.json",
+        "router_config.json",
+    ),
 )
-"""All that is read of a checkpoint beside its weights: what is not here is not seen by any reader."""
+"""All that is read of a checkpoint beside its weights: what is not here is not seen by any reader.
+"""
 _HEADER = ":header"  # behind the name of weights, for the digest of their header
 _LENGTH_BYTES = 8  # of a safetensors file: the length of its header, little-endian
 _MOST_HEADER_BYTES = 100_000_000  # as in the safetensors library
-_ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+_ITEM_BYTES = {
+    "F64": 8,
+    "F32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "I64": 8,
+    "I32": 4,
+    "I16": 2,
+    "I8": 1,
+    "U8": 1,
+    "BOOL": 1,
+}
 
 
 class CheckpointError(ValueError):
-    """Raised for a checkpoint that cannot be loaded; the message says what is there and what is needed."""
+    """Raised for a checkpoint that cannot be loaded; the message says what is there and what is
+    needed.
+    """
 
 
 class CheckpointChanged(CheckpointError):
@@ -55,7 +74,9 @@ class StoredFiles:
     """The files of a checkpoint, in the folders that were read (`read_folder`)."""
 
     def __init__(self, root: Path, expected: Mapping[str, str] | None = None):
-        """`root`: the checkpoint's folder. `expected`: the digests that its files must have (`digests`)."""
+        """`root`: the checkpoint's folder. `expected`: the digests that its files must have
+        (`digests`).
+        """
         self.root = root
         self._expected = expected
         self._contents: dict[Path, bytes] = {}
@@ -83,7 +104,9 @@ class StoredFiles:
         return StoredPath(folder, self)
 
     def check_small_files(self) -> None:
-        """Raise CheckpointChanged unless the small files, and the headers of weights, are those that are expected."""
+        """Raise CheckpointChanged unless the small files, and the headers of weights, are those
+        that are expected.
+        """
         if self._expected is None:
             return
         found = self._small_digests()
@@ -94,7 +117,8 @@ class StoredFiles:
             raise self._changed(*sorted({name.removesuffix(_HEADER) for name in names}))
 
     def digests(self) -> dict[str, str]:
-        """Return the SHA-256 digest (hexadecimal) of each file by its path in the checkpoint, the same on all machines.
+        """Return the SHA-256 digest (hexadecimal) of each file by its path in the checkpoint, the
+        same on all machines.
 
         Weights that nobody has read yet are read for it; that of their header is beside it.
         """
@@ -102,7 +126,9 @@ class StoredFiles:
         return self._small_digests() | weights
 
     def digest(self, path: Path) -> str:
-        """Return the SHA-256 digest (hexadecimal) of one file: of weights the one that was found first, or expected."""
+        """Return the SHA-256 digest (hexadecimal) of one file: of weights the one that was found
+        first, or expected.
+        """
         if path in self._contents:
             return hashlib.sha256(self._contents[path]).hexdigest()
         name = self._name(path)
@@ -116,12 +142,16 @@ class StoredFiles:
         return self._name(path) in self._weight_digests
 
     def check_weights(self, path: Path, digest: str) -> None:
-        """Raise CheckpointChanged where weights that have been read have another digest than those before."""
+        """Raise CheckpointChanged where weights that have been read have another digest than those
+        before.
+        """
         if self._weight_digests.setdefault(self._name(path), digest) != digest:
             raise self._changed(self._name(path))
 
     def open_weights(self, path: Path) -> BufferedReader:
-        """Open weights, the only files that are still on the disk; CheckpointChanged where they are gone."""
+        """Open weights, the only files that are still on the disk; CheckpointChanged where they are
+        gone.
+        """
         try:
             return path.open("rb")
         except FileNotFoundError as error:
@@ -140,10 +170,14 @@ class StoredFiles:
         return self._names.get(folder, [])
 
     def _small_digests(self) -> dict[str, str]:
-        """Return the digests of the small files, and of the headers of weights with the size of their file."""
+        """Return the digests of the small files, and of the headers of weights with the size of
+        their file.
+        """
         digests = {self._name(path): self.digest(path) for path in self._contents}
         for path, (header, size) in self._headers.items():
-            digests[self._name(path) + _HEADER] = hashlib.sha256(header + str(size).encode()).hexdigest()
+            digests[self._name(path) + _HEADER] = hashlib.sha256(
+                header + str(size).encode()
+            ).hexdigest()
         return digests
 
     def _name(self, path: Path) -> str:
@@ -158,7 +192,9 @@ class StoredFiles:
 
 @dataclass(frozen=True)
 class StoredPath:
-    """A path in a checkpoint that is held in memory, with those methods of a Path that its readers use."""
+    """A path in a checkpoint that is held in memory, with those methods of a Path that its readers
+    use.
+    """
 
     path: Path
     files: StoredFiles = field(repr=False, compare=False)
@@ -177,10 +213,12 @@ class StoredPath:
         return self.files.content(self.path) is not None or self.files.header(self.path) is not None
 
     def read_bytes(self) -> bytes:
-        """The content: of a small file as it was when the checkpoint was opened, of weights as they are on the disk.
+        """The content: of a small file as it was when the checkpoint was opened, of weights as they
+        are on the disk.
 
         Raises:
-            CheckpointChanged: for weights that are others than those that were read before, or are expected.
+            CheckpointChanged: for weights that are others than those that were read before, or are
+                expected.
         """
         content = self.files.content(self.path)
         if content is not None:
@@ -198,7 +236,9 @@ class StoredPath:
         return (self / name for name in self.files.names(self.path) if (self / name).is_file())
 
     def glob(self, pattern: str) -> Iterator[StoredPath]:
-        """The paths in this folder whose names fit, whether they are files of a checkpoint or not."""
+        """The paths in this folder whose names fit, whether they are files of a checkpoint or
+        not.
+        """
         return (self / name for name in self.files.names(self.path) if fnmatch(name, pattern))
 
 
@@ -207,7 +247,8 @@ CheckpointPath = Path | StoredPath
 
 
 def weight_names(index: bytes | None) -> list[str]:
-    """Return the names of the weights' files: those in the content of an index, or the usual one without an index.
+    """Return the names of the weights' files: those in the content of an index, or the usual one
+    without an index.
 
     An index that is not valid names none; `files.weight_files` says so.
     """
@@ -252,7 +293,9 @@ def open_weights(file: CheckpointPath) -> BufferedReader:
 
 
 def raw_header(stream: BufferedReader) -> tuple[bytes, int]:
-    """Read the bytes before the tensors of an open safetensors file, and return them with the size of the file."""
+    """Read the bytes before the tensors of an open safetensors file, and return them with the size
+    of the file.
+    """
     size = os.fstat(stream.fileno()).st_size
     start = stream.read(_LENGTH_BYTES)
     length = int.from_bytes(start, "little")
@@ -260,13 +303,19 @@ def raw_header(stream: BufferedReader) -> tuple[bytes, int]:
 
 
 def parse_header(file: CheckpointPath, header: bytes, size: int) -> dict[str, StoredTensor]:
-    """Return the tensors that a header names; CheckpointError where it does not fit a file of `size` bytes."""
+    """Return the tensors that a header names; CheckpointError where it does not fit a file of
+    `size` bytes.
+    """
     try:
         length = int.from_bytes(header[:_LENGTH_BYTES], "little")
         if len(header) < _LENGTH_BYTES or len(header) != _LENGTH_BYTES + length:
             raise ValueError(f"its header has {length} bytes, the file {size}")
         stored = json.loads(header[_LENGTH_BYTES:].decode("utf-8"))
-        entries = {name: _parse_entry(stored[name], len(header)) for name in stored if name != "__metadata__"}
+        entries = {
+            name: _parse_entry(stored[name], len(header))
+            for name in stored
+            if name != "__metadata__"
+        }
         tensors = dict(sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)))
         end = len(header)
         for name, tensor in tensors.items():
@@ -281,9 +330,13 @@ def parse_header(file: CheckpointPath, header: bytes, size: int) -> dict[str, St
 
 
 def _parse_entry(entry: Mapping[str, Any], first: int) -> StoredTensor:
-    """Read what a header says of a tensor, whose offsets are counted from the end of the header, byte `first`."""
+    """Read what a header says of a tensor, whose offsets are counted from the end of the header,
+    byte `first`.
+    """
     dtype, shape, (start, stop) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-    if not isinstance(dtype, str) or not all(type(n) is int and n >= 0 for n in (*shape, start, stop)):
+    if not isinstance(dtype, str) or not all(
+        type(n) is int and n >= 0 for n in (*shape, start, stop)
+    ):
         raise ValueError(f"it describes a tensor by {dict(entry)}")
     items = 1
     for n in shape:

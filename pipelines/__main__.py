@@ -1,4 +1,5 @@
-"""A task on the command line: a text a line on standard input, a result as JSON a line on standard output.
+"""A task on the command line: a text a line on standard input, a result as JSON a line on standard
+output.
 
     echo "Plants create [MASK] through a process known as photosynthesis." |
         python -m pipelines fill-mask --model answerdotai/ModernBERT-base
@@ -18,7 +19,8 @@ _LINES = 512  # predicted together
 
 
 def main(arguments: list[str]) -> int:
-    """Run the task that the first argument names; the exit code: 0, 1 where lines had no answer, 2 for a mistake.
+    """Run the task that the first argument names; the exit code: 0, 1 where lines had no answer, 2
+    for a mistake.
 
     Signals end the process from here on.
     """
@@ -31,7 +33,10 @@ def main(arguments: list[str]) -> int:
     log_in_lines()
     names = dict.fromkeys(name for task in TASKS.values() for name in (task.task, *task.aliases))
     if not arguments or arguments[0] not in names:
-        say(f"usage: python -m pipelines TASK --model MODEL [options]\nTASK: {', '.join(names)}", sys.stderr)
+        say(
+            f"usage: python -m pipelines TASK --model MODEL [options]\nTASK: {', '.join(names)}",
+            sys.stderr,
+        )
         return 0 if arguments[:1] in (["-h"], ["--help"]) else 2
     from pipelines.arguments import parse, prefix_flag
     from pipelines.options import command_options
@@ -50,7 +55,9 @@ def main(arguments: list[str]) -> int:
 
 
 def _predict_lines(name: str, options: Any) -> int:
-    from pipelines.memory.pipeline import pipeline  # torch takes seconds, which a wrong option should not
+    from pipelines.memory.pipeline import (
+        pipeline,
+    )  # torch takes seconds, which a wrong option should not
     from pipelines.options import task_named
     from pipelines.report.text import json_line
 

@@ -27,7 +27,9 @@ def _flag(option: str) -> str:
 
 
 def _describe(error: Mapping[str, Any]) -> str:
-    named = [f"{_flag(str(name))} {error['input']!r}: " for name in error["loc"][:1]]  # else the message names it
+    named = [
+        f"{_flag(str(name))} {error['input']!r}: " for name in error["loc"][:1]
+    ]  # else the message names it
     return "".join(named) + plain_message(error["msg"])
 
 
@@ -37,16 +39,22 @@ def prefix_flag(message: str, options_class: type[CommandOptions]) -> str:
     return f"{_flag(option)}{space}{rest}" if option in options_class.model_fields else message
 
 
-def parse(options_class: type[Options], arguments: Sequence[str], defaults: dict[str, str]) -> Options:
-    """Options from `arguments`, the environment and the YAML file that --config names, in this order.
+def parse(
+    options_class: type[Options], arguments: Sequence[str], defaults: dict[str, str]
+) -> Options:
+    """Options from `arguments`, the environment and the YAML file that --config names, in this
+    order.
 
-    `defaults` name the sample corpus, its model and its output, for a call with neither input nor model. Raises
-    UserError that names each wrong option.
+    `defaults` name the sample corpus, its model and its output, for a call with neither input nor
+    model. Raises UserError that names each wrong option.
     """
     parser = _Parser(
         usage="%(prog)s [options]",
         description=options_class.__doc__,
-        epilog=f"All options can come from a YAML file (--config) or the environment ({ENV_PREFIX}MAX_LENGTH=512) too.",
+        epilog=(
+            "All options can come from a YAML file (--config) or the environment "
+            f"({ENV_PREFIX}MAX_LENGTH=512) too."
+        ),
         allow_abbrev=False,
     )
     for name, field in options_class.model_fields.items():
@@ -55,7 +63,9 @@ def parse(options_class: type[Options], arguments: Sequence[str], defaults: dict
         flag, text, words = _flag(name), field.description, marker(field, Words)
         if words:
             metavar = "{" + ",".join(words.values) + "}"
-            parser.add_argument(f"--{words.name}", metavar=metavar, default=argparse.SUPPRESS, help=text)
+            parser.add_argument(
+                f"--{words.name}", metavar=metavar, default=argparse.SUPPRESS, help=text
+            )
             continue
         if type_ is bool:
             action = "store_true" if field.default is False else argparse.BooleanOptionalAction
@@ -73,4 +83,6 @@ def parse(options_class: type[Options], arguments: Sequence[str], defaults: dict
         raise UserError("; ".join(_describe(wrong) for wrong in error.errors())) from error
     if any(getattr(options, name, None) is not None for name in ("input", "model")):
         return options
-    return options.model_copy(update={name: getattr(options, name) or value for name, value in defaults.items()})
+    return options.model_copy(
+        update={name: getattr(options, name) or value for name, value in defaults.items()}
+    )

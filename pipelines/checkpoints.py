@@ -27,20 +27,28 @@ _MODEL_FILES = (".json", ".safetensors", COLBERT_METADATA)
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint by its name; each process finds its files on the machine where it runs, and reads them once.
+    """A checkpoint by its name; each process finds its files on the machine where it runs, and
+    reads them once.
 
-    What it was opened with it keeps, whatever becomes of the folder; opened anew, it has the files of then. Sent to
-    another process it takes the digests of its files along: there, other files raise CheckpointChanged.
+    What it was opened with it keeps, whatever becomes of the folder; opened anew, it has the files
+    of then. Sent to another process it takes the digests of its files along: there, other files
+    raise CheckpointChanged.
 
     Example: `Checkpoint.open("answerdotai/ModernBERT-base").tokenizer`
     """
 
     model: str
-    """A folder, a hub id, or a location in object storage, with its credentials: `name` is for people."""
+    """A folder, a hub id, or a location in object storage, with its credentials: `name` is for
+    people.
+    """
     revision: str | None
-    """The commit of the hub, or a digest of the files' listing in object storage: the same in all processes."""
+    """The commit of the hub, or a digest of the files' listing in object storage: the same in all
+    processes.
+    """
     digests: tuple[tuple[str, str], ...] | None = field(default=None, repr=False, compare=False)
-    """The digest of each file, by its path, in the process that opened the checkpoint; None in that process."""
+    """The digest of each file, by its path, in the process that opened the checkpoint; None in that
+    process.
+    """
 
     def __repr__(self) -> str:
         return f"Checkpoint({self.name!r})"
@@ -52,7 +60,8 @@ class Checkpoint:
 
     @classmethod
     def open(cls, model: str | Path, revision: str | None = None) -> Checkpoint:
-        """Find the checkpoint `model`, fetched if need be, and read its files, except for its weights.
+        """Find the checkpoint `model`, fetched if need be, and read its files, except for its
+        weights.
 
         Raises CheckpointError or UserError if it is missing or cannot be read.
         """
@@ -67,21 +76,28 @@ class Checkpoint:
         return checkpoint
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """What another process makes the checkpoint of: the weights' digests are taken now, if they are not yet."""
+        """What another process makes the checkpoint of: the weights' digests are taken now, if they
+        are not yet.
+        """
         digests = self.digests or tuple(sorted(self.folder.files.digests().items()))
         return _received, (self.model, self.revision, digests)
 
     @cached_property
     def folder(self) -> StoredPath:
-        """The checkpoint's folder on this machine, fetched first where it is missing, with its files as they were then.
+        """The checkpoint's folder on this machine, fetched first where it is missing, with its
+        files as they were then.
 
         Raises CheckpointChanged if they are not those of the process that opened the checkpoint.
         """
-        return open_folder(_folder(self.model, self.revision), None if self.digests is None else dict(self.digests))
+        return open_folder(
+            _folder(self.model, self.revision), None if self.digests is None else dict(self.digests)
+        )
 
     @cached_property
     def encoder(self) -> CheckpointPath:
-        """The folder with config.json, weights and tokenizer: the checkpoint's own, or one that modules.json names."""
+        """The folder with config.json, weights and tokenizer: the checkpoint's own, or one that
+        modules.json names.
+        """
         return encoder_folder(self.folder)
 
     @cached_property
@@ -91,7 +107,9 @@ class Checkpoint:
 
     @cached_property
     def raw_config(self) -> dict[str, Any]:
-        """The content of config.json as it is stored, with keys that the configuration does not know."""
+        """The content of config.json as it is stored, with keys that the configuration does not
+        know.
+        """
         self.config  # noqa: B018 (names the file where it is missing or wrong)
         return json.loads((self.encoder / "config.json").read_text(encoding="utf-8"))
 
@@ -105,27 +123,33 @@ class Checkpoint:
         tokenizer = self.tokenizer
         if tokenizer.vocab_size > self.config.vocab_size:
             raise ValueError(
-                f"tokenizer.json has {tokenizer.vocab_size} tokens, the model only {self.config.vocab_size}"
+                f"tokenizer.json has {tokenizer.vocab_size} tokens, the model only "
+                f"{self.config.vocab_size}"
             )
 
 
 def download_checkpoint(location: str) -> Path:
-    """Copy a checkpoint from object storage to a folder of this machine, once, and return the folder.
+    """Copy a checkpoint from object storage to a folder of this machine, once, and return the
+    folder.
 
-    The folder's name holds a digest of the listing (paths, sizes, times), so that a changed checkpoint is copied again.
-    Raises UserError if no checkpoint is there.
+    The folder's name holds a digest of the listing (paths, sizes, times), so that a changed
+    checkpoint is copied again. Raises UserError if no checkpoint is there.
     """
     filesystem, path = Folder.at(location).filesystem_and_path
     try:
-        infos = filesystem.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
+        infos = filesystem.get_file_info(
+            fs.FileSelector(path, recursive=True, allow_not_found=True)
+        )
     except OSError as error:
         raise UserError(
-            f"model {redact_credentials(location)!r} cannot be read: {redact(str(error).splitlines()[0])}"
+            f"model {redact_credentials(location)!r} cannot be read: "
+            f"{redact(str(error).splitlines()[0])}"
         ) from error
     found = {info.path: info for info in infos if info.is_file and info.path.endswith(_MODEL_FILES)}
     if not found:
         raise UserError(
-            f"model {redact_credentials(location)!r} holds no checkpoint: no *.json and *.safetensors files are there"
+            f"model {redact_credentials(location)!r} holds no checkpoint: no *.json and "
+            "*.safetensors files are there"
         )
     listing = [
         redact_credentials(location),
@@ -157,12 +181,15 @@ def _folder(model: str, revision: str | None) -> Path:
     folder = download_checkpoint(model)
     if folder.name != revision:
         raise CheckpointChanged(
-            f"model {redact_credentials(model)!r} has changed since the job began or the service was deployed"
+            f"model {redact_credentials(model)!r} has changed since the job began or the service "
+            "was deployed"
         )
     return folder
 
 
 @lru_cache(maxsize=8)
 def _received(model: str, revision: str | None, digests: tuple[tuple[str, str], ...]) -> Checkpoint:
-    """Return a checkpoint that another process has opened: the same one each time, so that it is loaded once."""
+    """Return a checkpoint that another process has opened: the same one each time, so that it is
+    loaded once.
+    """
     return Checkpoint(model, revision, digests)

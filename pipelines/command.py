@@ -1,4 +1,6 @@
-"""What the commands in jobs/ share. Whatever takes time to import waits until signals are handled."""
+"""What the commands in jobs/ share. Whatever takes time to import waits until signals are
+handled.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,8 @@ _ADVICE = "; the same command goes on where this one stopped"
 
 
 def run_command(task: str, defaults: dict[str, str] | None = None) -> int:
-    """Parse sys.argv, run the corpus job of a task, and return the exit code; signals end the process from here on.
+    """Parse sys.argv, run the corpus job of a task, and return the exit code; signals end the
+    process from here on.
 
     `defaults`: the sample input, model and output of a call that names neither input nor model.
 
@@ -40,8 +43,13 @@ def _run(task: str, defaults: dict[str, str]) -> int:
     options_class: Any = corpus_command_options(task)
     options = parse(options_class, sys.argv[1:], defaults)
     source = options.required()[0]
-    look_up(Location(source if "://" in source else os.path.expanduser(source)))  # named as the user names it
-    from pipelines.corpus.run import dry_run, run_job  # torch and Ray take seconds, which a mistake should not
+    look_up(
+        Location(source if "://" in source else os.path.expanduser(source))
+    )  # named as the user names it
+    from pipelines.corpus.run import (
+        dry_run,
+        run_job,
+    )  # torch and Ray take seconds, which a mistake should not
 
     if options.dry_run:
         say(printable_lines(dry_run(options)))
@@ -52,7 +60,9 @@ def _run(task: str, defaults: dict[str, str]) -> int:
 
 
 def _say_error(error: Exception, task: str) -> int:
-    """Say what is wrong in one line, without credentials, and return the exit code; raise what is a bug."""
+    """Say what is wrong in one line, without credentials, and return the exit code; raise what is a
+    bug.
+    """
     from pipelines.arguments import prefix_flag
     from pipelines.errors import JobError
     from pipelines.options import corpus_command_options
@@ -61,7 +71,9 @@ def _say_error(error: Exception, task: str) -> int:
 
     if isinstance(error, ValueError):
         message, code = prefix_flag(str(error), corpus_command_options(task)), 2
-    elif isinstance(error, JobError | OSError):  # an OSError: a folder that cannot be written, a full disk
+    elif isinstance(
+        error, JobError | OSError
+    ):  # an OSError: a folder that cannot be written, a full disk
         message, code = f"{error}; what is done stays, and the same command goes on from there", 1
     else:
         raise error

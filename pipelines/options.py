@@ -1,7 +1,8 @@
 """Every option, without torch: one class a task in one registry, and what the faces add to it.
 
-The command line, YAML, the environment, `pipeline`, the corpus job and the served model are all made from TASKS. Rules
-that need no checkpoint are validated here; those that do, by the task's `from_checkpoint`.
+The command line, YAML, the environment, `pipeline`, the corpus job and the served model are all
+made from TASKS. Rules that need no checkpoint are validated here; those that do, by the task's
+`from_checkpoint`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,15 @@ from pkgutil import resolve_name
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    create_model,
+    field_validator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
@@ -35,8 +44,9 @@ from pipelines.errors import UserError
 
 ENV_PREFIX = "MODERNBERT_"
 OTHER_VARIABLES = frozenset({"api_key", "ray_dashboard"})
-"""What is read from the environment under ENV_PREFIX and is not an option: the service's key, the address of a cluster
-in jobs/schedules."""
+"""What is read from the environment under ENV_PREFIX and is not an option: the service's key, the
+address of a cluster in jobs/schedules.
+"""
 _ONLINE_OPTIONS = (
     "pipelines.serve.config:ServiceOptions",
     "pipelines.serve.config:ServedModel",
@@ -52,12 +62,16 @@ Function = Literal["softmax", "sigmoid", "none"]
 Aggregation = Literal["none", "simple", "first", "average", "max"]
 Precision = Literal["float32", "float16", "int8", "binary", "ubinary"]
 Prompt = Annotated[str | None, Field(description="text to put before each document")]
-PromptName = Annotated[str | None, Field(description="name of a prompt of the model's to put there")]
+PromptName = Annotated[
+    str | None, Field(description="name of a prompt of the model's to put there")
+]
 
 
 @dataclass(frozen=True)
 class Commas:
-    """Marks a list that is one comma-separated text on the command line, in the environment and in YAML."""
+    """Marks a list that is one comma-separated text on the command line, in the environment and in
+    YAML.
+    """
 
     strip: bool = True
     """Whether blanks around a name are dropped: " cat" is a token of its own."""
@@ -65,8 +79,9 @@ class Commas:
 
 @dataclass(frozen=True)
 class Words:
-    """Marks an option that has another name, and words for its values, on the command line, in the environment and in
-    YAML."""
+    """Marks an option that has another name, and words for its values, on the command line, in the
+    environment and in YAML.
+    """
 
     name: str
     values: dict[str, Any]
@@ -84,8 +99,8 @@ AsQuery = Annotated[
 class TaskOptions(BaseModel):
     """The options of a task, and what the faces need to know of it before torch is loaded.
 
-    A subclass adds the task's own options as fields and describes the task in class variables. An option that is None
-    has its default.
+    A subclass adds the task's own options as fields and describes the task in class variables. An
+    option that is None has its default.
     """
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
@@ -99,13 +114,19 @@ class TaskOptions(BaseModel):
     aliases: ClassVar[tuple[str, ...]] = ()
     """Its names in transformers and on the command line."""
     inputs: ClassVar[dict[str, str]] = {"text": "text"}
-    """What the texts of a document are called, and what they hold; a corpus job has a column option for each."""
+    """What the texts of a document are called, and what they hold; a corpus job has a column option
+    for each.
+    """
     optional_inputs: ClassVar[dict[str, str]] = {}
     """A text that a document may have beside those; then it is a pair."""
     list_inputs: ClassVar[frozenset[str]] = frozenset()
-    """The inputs that are several texts: a list, whose values they are, or one text, which `split_labels` splits."""
+    """The inputs that are several texts: a list, whose values they are, or one text, which
+    `split_labels` splits.
+    """
     fits: ClassVar[dict[str, str]] = {}
-    """The architectures whose checkpoints it runs, and how a message names them to a user who asks for another task."""
+    """The architectures whose checkpoints it runs, and how a message names them to a user who asks
+    for another task.
+    """
     transformers_names: ClassVar[dict[str, str]] = {}
     """What transformers calls some of the options, and their names here."""
     online: ClassVar[bool] = True
@@ -115,7 +136,9 @@ class TaskOptions(BaseModel):
         int | None, Field(ge=3, description="tokens read at a time (default: the model's maximum)")
     ] = None
     long_documents: Annotated[LongDocuments, LONG_DOCUMENTS] = "truncate"
-    stride: Annotated[int | None, Field(ge=0, description="tokens that windows share (default: 128 or half)")] = None
+    stride: Annotated[
+        int | None, Field(ge=0, description="tokens that windows share (default: 128 or half)")
+    ] = None
 
     @model_validator(mode="before")
     @classmethod
@@ -124,19 +147,24 @@ class TaskOptions(BaseModel):
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> Self:
-        """The options `values`, which Python code gives: each must be one of the task's and of its very type.
+        """The options `values`, which Python code gives: each must be one of the task's and of its
+        very type.
 
         Raises ValueError that begins with the option's name.
         """
         if unknown := sorted(set(values) - set(cls.model_fields)):
-            raise ValueError(f"{unknown[0]} is no option of {cls.task}; it has {', '.join(cls.model_fields)}")
+            raise ValueError(
+                f"{unknown[0]} is no option of {cls.task}; it has {', '.join(cls.model_fields)}"
+            )
         try:
             return cls.model_validate(dict(values), strict=True)
         except ValidationError as error:
             first = error.errors()[0]
             name = str(first["loc"][0])
             if first["type"] == "greater_than_equal":
-                raise ValueError(f"{name} {first['input']} must be at least {first['ctx']['ge']}") from error
+                raise ValueError(
+                    f"{name} {first['input']} must be at least {first['ctx']['ge']}"
+                ) from error
             raise ValueError(f"{name} {values[name]!r}: {plain_message(first['msg'])}") from error
 
     @classmethod
@@ -145,7 +173,9 @@ class TaskOptions(BaseModel):
         return (*cls.inputs, *cls.optional_inputs)[:count]
 
     def check_inputs(self, names: Collection[str]) -> None:
-        """Raise ValueError, whose message begins with an option's name, where documents with these texts lack one."""
+        """Raise ValueError, whose message begins with an option's name, where documents with these
+        texts lack one.
+        """
 
     def override(self, values: Mapping[str, Any]) -> TaskOptions:
         """The options with `values` in place of some; ValueError as `parse` raises it."""
@@ -165,14 +195,20 @@ class ClassifyOptions(TaskOptions):
     transformers_names = {"function_to_apply": "function"}
 
     top_k: Annotated[
-        int | None, Field(ge=1, description="add the TOP_K best labels and their scores as the lists labels, scores")
+        int | None,
+        Field(
+            ge=1,
+            description="add the TOP_K best labels and their scores as the lists labels, scores",
+        ),
     ] = None
     threshold: Annotated[
-        float | None, Field(ge=0, le=1, description="least score in a multi-label model (default: 0.5)")
+        float | None,
+        Field(ge=0, le=1, description="least score in a multi-label model (default: 0.5)"),
     ] = None
     merge: Annotated[Merge, Field(description="logits of windows become one by")] = "mean"
     function: Annotated[
-        Function | None, Field(description="from logits to scores (default: as the model's problem_type says)")
+        Function | None,
+        Field(description="from logits to scores (default: as the model's problem_type says)"),
     ] = None
 
 
@@ -181,27 +217,40 @@ class ZeroShotOptions(TaskOptions):
 
     task = "zero_shot"
     implementation = "pipelines.tasks.zero_shot:ZeroShot"
-    purpose = "Label every document of a corpus with labels of your choice, by a ModernBERT model of entailment (NLI)."
+    purpose = (
+        "Label every document of a corpus with labels of your choice, by a ModernBERT model of "
+        "entailment (NLI)."
+    )
     aliases = ("zero-shot-classification",)
     optional_inputs = {
-        "labels": "labels of each row: a list, or a text, one a line or comma-separated (default: --labels for all)"
+        "labels": "labels of each row: a list, or a text, one a line or comma-separated (default: "
+        "--labels for all)"
     }
     list_inputs = frozenset({"labels"})
     fits = {"ModernBertForSequenceClassification": "zero_shot with a label of entailment"}
 
     labels: Annotated[Names, Field(description="labels to choose from, comma-separated")] = None
     labels_file: Annotated[str | None, Field(description="text file with a label a line")] = None
-    hypothesis_template: Annotated[str, Field(description="sentence that says of a text that label {} fits")] = (
-        "This example is {}."
-    )
-    multi_label: Annotated[bool, Field(description="score each label by itself: several may fit, or none")] = False
+    hypothesis_template: Annotated[
+        str, Field(description="sentence that says of a text that label {} fits")
+    ] = "This example is {}."
+    multi_label: Annotated[
+        bool, Field(description="score each label by itself: several may fit, or none")
+    ] = False
     top_k: Annotated[
-        int | None, Field(ge=1, description="keep the TOP_K best labels in the lists labels, scores (default: all)")
+        int | None,
+        Field(
+            ge=1,
+            description="keep the TOP_K best labels in the lists labels, scores (default: all)",
+        ),
     ] = None
     threshold: Annotated[
-        float | None, Field(ge=0, le=1, description="least score of a label in the lists (default: 0)")
+        float | None,
+        Field(ge=0, le=1, description="least score of a label in the lists (default: 0)"),
     ] = None
-    merge: Annotated[Merge, Field(description="scores of a document's windows become one by")] = "max"
+    merge: Annotated[Merge, Field(description="scores of a document's windows become one by")] = (
+        "max"
+    )
 
     @field_validator("labels", mode="before")
     @classmethod
@@ -225,11 +274,17 @@ class ZeroShotOptions(TaskOptions):
         return value
 
     def check_inputs(self, names: Collection[str]) -> None:
-        given = {"labels": self.labels, "labels_file": self.labels_file, "labels_column": "labels" in names or None}
+        given = {
+            "labels": self.labels,
+            "labels_file": self.labels_file,
+            "labels_column": "labels" in names or None,
+        }
         found = [name for name, value in given.items() if value is not None]
         if len(found) != 1:
             came = "none of them is" if not found else f"{' and '.join(found)} are"
-            raise ValueError(f"labels come from labels, labels_file or labels_column; {came} given: give one")
+            raise ValueError(
+                f"labels come from labels, labels_file or labels_column; {came} given: give one"
+            )
 
 
 class TagOptions(TaskOptions):
@@ -244,7 +299,9 @@ class TagOptions(TaskOptions):
 
     long_documents: Annotated[LongDocuments, LONG_DOCUMENTS] = "windows"
     aggregation: Annotated[Aggregation, Field(description="how tokens become entities")] = "simple"
-    ignore_labels: Annotated[Names, Field(description="labels to leave out, comma-separated (default: O)")] = None
+    ignore_labels: Annotated[
+        Names, Field(description="labels to leave out, comma-separated (default: O)")
+    ] = None
 
 
 class AnswerOptions(TaskOptions):
@@ -252,7 +309,10 @@ class AnswerOptions(TaskOptions):
 
     task = "answer"
     implementation = "pipelines.tasks.answer:Answer"
-    purpose = "Answer every question of a corpus from its context with a ModernBERT question answering model."
+    purpose = (
+        "Answer every question of a corpus from its context with a ModernBERT question answering "
+        "model."
+    )
     aliases = ("question-answering",)
     inputs = {"question": "question", "context": "text that holds the answer"}
     fits = {"ModernBertForQuestionAnswering": "answer"}
@@ -264,10 +324,16 @@ class AnswerOptions(TaskOptions):
     }
 
     long_documents: Annotated[LongDocuments, LONG_DOCUMENTS] = "windows"
-    top_k: Annotated[int | None, Field(ge=1, description="add the TOP_K best spans as the list answers")] = None
+    top_k: Annotated[
+        int | None, Field(ge=1, description="add the TOP_K best spans as the list answers")
+    ] = None
     max_answer_length: Annotated[int, Field(ge=1, description="tokens in an answer at most")] = 15
-    no_answer: Annotated[bool, Field(description="let no answer, an empty one, compete with the spans")] = False
-    align_to_words: Annotated[bool, Field(description="let answers begin and end with whole words")] = True
+    no_answer: Annotated[
+        bool, Field(description="let no answer, an empty one, compete with the spans")
+    ] = False
+    align_to_words: Annotated[
+        bool, Field(description="let answers begin and end with whole words")
+    ] = True
 
 
 class FillOptions(TaskOptions):
@@ -275,13 +341,18 @@ class FillOptions(TaskOptions):
 
     task = "fill"
     implementation = "pipelines.tasks.fill:Fill"
-    purpose = "Find the likeliest tokens for each mask in a corpus with a ModernBERT masked language model."
+    purpose = (
+        "Find the likeliest tokens for each mask in a corpus with a ModernBERT masked language "
+        "model."
+    )
     aliases = ("fill-mask",)
     fits = {"ModernBertForMaskedLM": "fill"}
 
     long_documents: Annotated[LongDocuments, LONG_DOCUMENTS] = "windows"
     top_k: Annotated[int, Field(ge=1, description="tokens for each mask")] = 5
-    targets: Annotated[Tokens, Field(description="the only tokens to choose from, comma-separated")] = None
+    targets: Annotated[
+        Tokens, Field(description="the only tokens to choose from, comma-separated")
+    ] = None
 
     @field_validator("targets", mode="before")
     @classmethod
@@ -294,15 +365,23 @@ class EmbedOptions(TaskOptions):
 
     task = "embed"
     implementation = "pipelines.tasks.embed:Embed"
-    purpose = "Embed every document of a corpus with a ModernBERT encoder or a sentence-transformers model on one."
+    purpose = (
+        "Embed every document of a corpus with a ModernBERT encoder or a sentence-transformers "
+        "model on one."
+    )
     aliases = ("sentence-embedding",)
     fits = {"ModernBertForMaskedLM": "embed", "ModernBertModel": "embed"}
 
     pooling: Annotated[
-        Literal["cls", "mean"] | None, Field(description="how token vectors become one (default: the model's, or mean)")
+        Literal["cls", "mean"] | None,
+        Field(description="how token vectors become one (default: the model's, or mean)"),
     ] = None
-    dimensions: Annotated[int | None, Field(ge=1, description="keep only the first DIMENSIONS numbers")] = None
-    normalize: Annotated[bool, Field(description="make vectors of length one, after --dimensions")] = False
+    dimensions: Annotated[
+        int | None, Field(ge=1, description="keep only the first DIMENSIONS numbers")
+    ] = None
+    normalize: Annotated[
+        bool, Field(description="make vectors of length one, after --dimensions")
+    ] = False
     precision: Annotated[Precision, Field(description="how vectors are stored")] = "float32"
     prompt: Prompt = None
     prompt_name: PromptName = None
@@ -313,12 +392,16 @@ class SparseOptions(TaskOptions):
 
     task = "sparse"
     implementation = "pipelines.tasks.sparse:Sparse"
-    purpose = "Weigh the tokens of the vocabulary for every document of a corpus with a sparse encoder (SPLADE)."
+    purpose = (
+        "Weigh the tokens of the vocabulary for every document of a corpus with a sparse encoder "
+        "(SPLADE)."
+    )
     aliases = ("sparse-embedding",)
 
     as_query: AsQuery = False
     top_k: Annotated[
-        int | None, Field(ge=1, description="keep the TOP_K heaviest tokens (default: the model's, or all)")
+        int | None,
+        Field(ge=1, description="keep the TOP_K heaviest tokens (default: the model's, or all)"),
     ] = None
     min_weight: Annotated[float, Field(ge=0, description="least weight of a token")] = 0.0
     prompt: Prompt = None
@@ -335,7 +418,8 @@ class MultiVectorOptions(TaskOptions):
 
     as_query: AsQuery = False
     pool_factor: Annotated[
-        float, Field(ge=1, description="keep one vector for so many tokens of a document, by clustering")
+        float,
+        Field(ge=1, description="keep one vector for so many tokens of a document, by clustering"),
     ] = 1.0
     precision: Annotated[Precision, Field(description="how vectors are stored")] = "float32"
     prompt: Prompt = None
@@ -352,9 +436,14 @@ class RerankOptions(TaskOptions):
     inputs = {"query": "query", "passage": "passage"}
     fits = {"ModernBertForSequenceClassification": "rerank with one label"}
 
-    merge: Annotated[Merge, Field(description="logits of a passage's windows become one by")] = "max"
+    merge: Annotated[Merge, Field(description="logits of a passage's windows become one by")] = (
+        "max"
+    )
     raw_scores: Annotated[
-        bool | None, Field(description="give the model's numbers, not their sigmoid (default: as the model says)")
+        bool | None,
+        Field(
+            description="give the model's numbers, not their sigmoid (default: as the model says)"
+        ),
     ] = None
     prompt: Annotated[str | None, Field(description="text to put before each query")] = None
     prompt_name: PromptName = None
@@ -391,11 +480,15 @@ class ModelOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
-    model: Annotated[str | None, Field(description="checkpoint: a folder, a URI or a Hugging Face hub id")] = None
+    model: Annotated[
+        str | None, Field(description="checkpoint: a folder, a URI or a Hugging Face hub id")
+    ] = None
     budget_tokens: Annotated[
         int | None, Field(ge=16, description="tokens in a packed batch (default: 4096; GPUs 65536)")
     ] = None
-    device: Annotated[Literal["auto", "cpu", "cuda"], Field(description="auto: GPUs where there are any")] = "auto"
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"], Field(description="auto: GPUs where there are any")
+    ] = "auto"
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16", "float8"],
         Field(description="auto: float32, on GPUs bfloat16; float8: less exact"),
@@ -410,7 +503,8 @@ class ModelOptions(BaseModel):
     def own_names(cls, values: Mapping[str, Any]) -> dict[str, Any]:
         """Return options under the names of fields, with the values that `Words` stand for.
 
-        Raises UserError for a word that is not known, and for an option that is given under both of its names.
+        Raises UserError for a word that is not known, and for an option that is given under both of
+        its names.
         """
         named = dict(values)
         for name, field in cls.model_fields.items():
@@ -419,7 +513,10 @@ class ModelOptions(BaseModel):
                 continue
             word = named.pop(words.name)
             if name in named:
-                raise UserError(f"--{words.name} {word!r} and {name} are the same option: give --{words.name} alone")
+                raise UserError(
+                    f"--{words.name} {word!r} and {name} are the same option: give --{words.name} "
+                    "alone"
+                )
             if not isinstance(word, str) or word not in words.values:
                 raise UserError(f"--{words.name} {word!r}: must be {' or '.join(words.values)}")
             named[name] = words.values[word]
@@ -434,9 +531,13 @@ class ModelOptions(BaseModel):
 
 
 class CommandOptions(ModelOptions, BaseSettings):
-    """The options of a command: its command line wins over the environment, which wins over the YAML file."""
+    """The options of a command: its command line wins over the environment, which wins over the
+    YAML file.
+    """
 
-    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", protected_namespaces=())
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX, extra="forbid", protected_namespaces=()
+    )
 
     config: Annotated[Path | None, Field(description="YAML file with any of these options")] = None
 
@@ -453,13 +554,16 @@ class CommandOptions(ModelOptions, BaseSettings):
         environment = _Environment(settings_cls)()
         path = command_line.get("config") or environment.get("config")
         file = read_yaml(path) if path else {}
-        # Each has names of its own for some options: these are resolved before one source wins over another.
+        # Each has names of its own for some options: these are resolved before one source wins over
+        # another.
         by_precedence = [cls.own_names(values) for values in (command_line, environment, file)]
         return tuple(InitSettingsSource(settings_cls, values) for values in by_precedence)
 
 
 class _Environment(EnvSettingsSource):
-    """The options in environment variables: those of fields, and those that have another name (`Words`)."""
+    """The options in environment variables: those of fields, and those that have another name
+    (`Words`).
+    """
 
     def __call__(self) -> dict[str, Any]:
         check_variables(self.settings_cls, os.environ)
@@ -477,30 +581,58 @@ class CorpusOptions(TaskOptions, ModelOptions):
 
     input: Annotated[
         str | None,
-        Field(description="file, folder or glob of Parquet, Arrow, JSON or CSV files; text also as gz, zst, bz2, lz4"),
+        Field(
+            description=(
+                "file, folder or glob of Parquet, Arrow, JSON or CSV files; text also as gz, zst, "
+                "bz2, lz4"
+            )
+        ),
     ] = None
-    output: Annotated[str | None, Field(description="folder or URI for the labelled Parquet files")] = None
-    keep_columns: Annotated[Names, Field(description="input columns to keep, comma-separated (default: all)")] = None
-    output_prefix: Annotated[str, Field(description="put before the name of each column that the job adds")] = ""
+    output: Annotated[
+        str | None, Field(description="folder or URI for the labelled Parquet files")
+    ] = None
+    keep_columns: Annotated[
+        Names, Field(description="input columns to keep, comma-separated (default: all)")
+    ] = None
+    output_prefix: Annotated[
+        str, Field(description="put before the name of each column that the job adds")
+    ] = ""
     actors: Annotated[
-        str, Field(pattern=r"^(auto|[1-9]\d*|[1-9]\d*:[1-9]\d*)$", description="model actors: N, MIN:MAX or auto")
+        str,
+        Field(
+            pattern=r"^(auto|[1-9]\d*|[1-9]\d*:[1-9]\d*)$",
+            description="model actors: N, MIN:MAX or auto",
+        ),
     ] = "auto"
-    wait_for_actors_s: Annotated[float, Field(ge=0, description="seconds to wait for a place for them")] = 600.0
-    if_running: Annotated[Literal["fail", "skip"], Field(description="exit code beside another run: 2 or 0")] = "fail"
+    wait_for_actors_s: Annotated[
+        float, Field(ge=0, description="seconds to wait for a place for them")
+    ] = 600.0
+    if_running: Annotated[
+        Literal["fail", "skip"], Field(description="exit code beside another run: 2 or 0")
+    ] = "fail"
     max_rejected: Annotated[
         str | None,
-        Field(pattern=r"^\d+$|^\d+(\.\d+)?%$", description="stop when more rows, or a larger share, are rejected"),
+        Field(
+            pattern=r"^\d+$|^\d+(\.\d+)?%$",
+            description="stop when more rows, or a larger share, are rejected",
+        ),
     ] = None
-    max_characters: Annotated[int, Field(ge=1, description="longer texts are cut, those read in windows rejected")] = (
-        5_000_000
-    )
+    max_characters: Annotated[
+        int, Field(ge=1, description="longer texts are cut, those read in windows rejected")
+    ] = 5_000_000
     batch_timeout_s: Annotated[
         float, Field(gt=0, description="seconds for a packed batch, then its actor is replaced")
     ] = 600.0
-    csv_delimiter: Annotated[str | None, Field(description="field separator (default: a comma, in .tsv a tab)")] = None
+    csv_delimiter: Annotated[
+        str | None, Field(description="field separator (default: a comma, in .tsv a tab)")
+    ] = None
     csv_quote: Annotated[str, Field(description="quote character of CSV")] = '"'
-    csv_escape: Annotated[str | None, Field(description="escape character of CSV (default: none)")] = None
-    csv_types: Annotated[Literal["text", "infer"], Field(description="columns of CSV stay text, or get types")] = "text"
+    csv_escape: Annotated[
+        str | None, Field(description="escape character of CSV (default: none)")
+    ] = None
+    csv_types: Annotated[
+        Literal["text", "infer"], Field(description="columns of CSV stay text, or get types")
+    ] = "text"
     encoding: Annotated[str, Field(description="encoding of text files")] = "utf-8"
     limit: Annotated[int | None, Field(ge=1, description="label only the first LIMIT rows")] = None
     overwrite: Annotated[bool, Field(description="replace an earlier output of this job")] = False
@@ -530,8 +662,12 @@ class CorpusOptions(TaskOptions, ModelOptions):
     @classmethod
     def _one_sign(cls, value: str | None) -> str | None:
         value = {"\\t": "\t", "tab": "\t"}.get(value or "", value)
-        if value is not None and (len(value) != 1 or not value.isascii() or value.isalnum() or value in "\r\n"):
-            raise ValueError("must be one ASCII character that is no letter, digit or line end (tab for a tab)")
+        if value is not None and (
+            len(value) != 1 or not value.isascii() or value.isalnum() or value in "\r\n"
+        ):
+            raise ValueError(
+                "must be one ASCII character that is no letter, digit or line end (tab for a tab)"
+            )
         return value
 
     @field_validator("encoding")
@@ -555,7 +691,9 @@ def marker(field: FieldInfo, kind: type[Marker]) -> Marker | None:
 
 
 def option_names(options_class: type[BaseModel]) -> list[str]:
-    """The names of the options of a class: those of its fields, and the other name that some of them have."""
+    """The names of the options of a class: those of its fields, and the other name that some of
+    them have.
+    """
     others = [marker(field, Words) for field in options_class.model_fields.values()]
     return [*options_class.model_fields, *(words.name for words in others if words)]
 
@@ -563,29 +701,38 @@ def option_names(options_class: type[BaseModel]) -> list[str]:
 def check_variables(options_class: type[BaseModel], variables: Iterable[str]) -> None:
     """Refuse environment variables with ENV_PREFIX that are options of nothing.
 
-    An environment may serve several commands: options of other tasks, and of the service, are passed over.
+    An environment may serve several commands: options of other tasks, and of the service, are
+    passed over.
 
     Args:
         options_class: the options of the command that reads the environment.
         variables: the names of all variables.
 
     Raises:
-        UserError: for unknown ones. It names each, the option that is most like it, and the options of the command.
+        UserError: for unknown ones. It names each, the option that is most like it, and the options
+            of the command.
     """
     own = option_names(options_class)
-    found = {name.lower().removeprefix(ENV_PREFIX.lower()): name for name in variables if _is_ours(name)}
+    found = {
+        name.lower().removeprefix(ENV_PREFIX.lower()): name for name in variables if _is_ours(name)
+    }
     others = set(found) - OTHER_VARIABLES - set(own)
     if not others:
         return
     known = [*own, *_options_of_all()]
     mistakes = []
     for option in sorted(others - set(known)):
-        similar = difflib.get_close_matches(option, own, n=1) or difflib.get_close_matches(option, known, n=1)
+        similar = difflib.get_close_matches(option, own, n=1) or difflib.get_close_matches(
+            option, known, n=1
+        )
         hint = f" (did you mean {ENV_PREFIX}{similar[0].upper()}?)" if similar else ""
         mistakes.append(f"{found[option]} in the environment is not an option{hint}")
     if mistakes:
         allowed = ", ".join(name.upper() for name in own)
-        raise UserError(f"{'; '.join(mistakes)}: correct it or unset it; after {ENV_PREFIX} stands one of {allowed}")
+        raise UserError(
+            f"{'; '.join(mistakes)}: correct it or unset it; after {ENV_PREFIX} stands one of "
+            f"{allowed}"
+        )
 
 
 def _is_ours(variable: str) -> bool:
@@ -597,14 +744,16 @@ def _options_of_all() -> list[str]:
     classes: list[type[BaseModel]] = [resolve_name(path) for path in _ONLINE_OPTIONS]
     for task in TASKS:
         classes += [corpus_command_options(task), command_options(task)]
-    return list(dict.fromkeys(name for options_class in classes for name in option_names(options_class)))
+    return list(
+        dict.fromkeys(name for options_class in classes for name in option_names(options_class))
+    )
 
 
 class LabelList(str):
     """The labels of a document in one text, a JSON array.
 
-    Its type says that it is one: no text of a user's is read as JSON, and `split_labels` gives back these very labels,
-    whatever characters they hold.
+    Its type says that it is one: no text of a user's is read as JSON, and `split_labels` gives back
+    these very labels, whatever characters they hold.
 
     Example: `LabelList.of(["New\\nYork", "a, b"])` returns the text `["New\\nYork", "a, b"]`.
     """
@@ -616,23 +765,30 @@ class LabelList(str):
 
 
 def split_labels(text: str) -> list[str]:
-    """The labels in a text: those of a LabelList, else one a line, or without a line end comma-separated."""
+    """The labels in a text: those of a LabelList, else one a line, or without a line end
+    comma-separated.
+    """
     if isinstance(text, LabelList):
         return json.loads(text)
-    lines = re.split(r"\r\n|\r|\n", text)  # str.splitlines splits at characters that end no line of a file, too
+    lines = re.split(
+        r"\r\n|\r|\n", text
+    )  # str.splitlines splits at characters that end no line of a file, too
     if len(lines) == 1:
         return split_at_commas(text)
     return [line.strip() for line in lines if line.strip()]
 
 
 def split_at_commas(text: str, *, strip: bool = True) -> list[str]:
-    """The parts of a comma-separated text that are not blank, by default without the blanks around them."""
+    """The parts of a comma-separated text that are not blank, by default without the blanks around
+    them.
+    """
     parts = [part for part in text.split(",") if part.strip()]
     return [part.strip() for part in parts] if strip else parts
 
 
 def label_mistake(labels: Sequence[str]) -> str | None:
-    """What is wrong with labels to choose from, to stand behind what gave them; None where nothing is.
+    """What is wrong with labels to choose from, to stand behind what gave them; None where nothing
+    is.
 
     transformers scores a label that is there twice as two, which share its probability.
     """
@@ -642,7 +798,9 @@ def label_mistake(labels: Sequence[str]) -> str | None:
     if "" in counts:
         return "must not hold an empty label"
     label, count = counts.most_common(1)[0]
-    return f"must name each label once; {label[:40]!r} is there {count} times" if count > 1 else None
+    return (
+        f"must name each label once; {label[:40]!r} is there {count} times" if count > 1 else None
+    )
 
 
 def column_option(name: str) -> str:
@@ -652,9 +810,11 @@ def column_option(name: str) -> str:
 
 @cache
 def corpus_options(task: str) -> type[CorpusOptions]:
-    """The options of the corpus job of a task: the task's, a column for each of its inputs, and the job's own.
+    """The options of the corpus job of a task: the task's, a column for each of its inputs, and the
+    job's own.
 
-    Example: `corpus_options("classify")(input="in/", output="out/", model="my-org/my-modernbert", top_k=3)`
+    Example: `corpus_options("classify")(input="in/", output="out/", model="my-org/my-modernbert",
+    top_k=3)`
     """
     options = TASKS[task]
     columns: dict[str, Any] = {
@@ -662,18 +822,28 @@ def corpus_options(task: str) -> type[CorpusOptions]:
         for name, content in options.inputs.items()
     }
     columns |= {
-        column_option(name): (Annotated[str | None, Field(description=f"column with the {content}")], None)
+        column_option(name): (
+            Annotated[str | None, Field(description=f"column with the {content}")],
+            None,
+        )
         for name, content in options.optional_inputs.items()
     }
     bases: Any = (options, CorpusOptions)
-    return create_model(f"Corpus{options.__name__}", __base__=bases, __doc__=options.purpose, **columns)
+    return create_model(
+        f"Corpus{options.__name__}", __base__=bases, __doc__=options.purpose, **columns
+    )
 
 
 @cache
 def corpus_command_options(task: str) -> type[CommandOptions]:
-    """The options of the command of a corpus job: the job's, from the command line, the environment or YAML."""
+    """The options of the command of a corpus job: the job's, from the command line, the environment
+    or YAML.
+    """
     options = corpus_options(task)
-    dry_run: Any = (Annotated[bool, Field(description="show what would be done, and do nothing")], False)
+    dry_run: Any = (
+        Annotated[bool, Field(description="show what would be done, and do nothing")],
+        False,
+    )
     bases: Any = (options, CommandOptions)
     name: Any = f"Command{options.__name__}"
     return create_model(name, __base__=bases, __doc__=options.__doc__, dry_run=dry_run)
@@ -696,18 +866,27 @@ def model_options(task: str) -> type[ModelOptions]:
 
 
 def from_call(options_class: type[Options], values: Mapping[str, Any]) -> Options:
-    """The options `values`, which Python code gives by name; ValueError that names each wrong one."""
+    """The options `values`, which Python code gives by name; ValueError that names each wrong
+    one.
+    """
     if unknown := sorted(set(values) - set(options_class.model_fields)):
-        raise ValueError(f"{unknown[0]} is no option; there are {', '.join(options_class.model_fields)}")
+        raise ValueError(
+            f"{unknown[0]} is no option; there are {', '.join(options_class.model_fields)}"
+        )
     try:
         return options_class.model_validate(values)
     except ValidationError as error:
-        wrong = [f"{each['loc'][0]} {each['input']!r}: {plain_message(each['msg'])}" for each in error.errors()]
+        wrong = [
+            f"{each['loc'][0]} {each['input']!r}: {plain_message(each['msg'])}"
+            for each in error.errors()
+        ]
         raise ValueError("; ".join(wrong)) from None
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The options in a YAML file: a mapping whose names have hyphens or underscores; UserError for another content."""
+    """The options in a YAML file: a mapping whose names have hyphens or underscores; UserError for
+    another content.
+    """
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:

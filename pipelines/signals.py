@@ -1,9 +1,10 @@
 """What SIGINT (Ctrl-C), SIGTERM and SIGHUP (the terminal is closed) do to a job.
 
-A command that holds nothing ends at once, by a thread of its own: the main thread may be in an import, where an
-exception could break a half-initialised module, or in a call that takes minutes. While a job holds its output, signals
-are delayed, so that its lease and its record are written whole. Only where it works, and can be stopped anywhere, the
-first one is raised as an exception; those that come after it change nothing.
+A command that holds nothing ends at once, by a thread of its own: the main thread may be in an
+import, where an exception could break a half-initialised module, or in a call that takes minutes.
+While a job holds its output, signals are delayed, so that its lease and its record are written
+whole. Only where it works, and can be stopped anywhere, the first one is raised as an exception;
+those that come after it change nothing.
 """
 
 from __future__ import annotations
@@ -20,11 +21,19 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-_WORDS: dict[int, str] = {signal.SIGINT: "interrupted", signal.SIGTERM: "stopped", signal.SIGHUP: "stopped"}
+_WORDS: dict[int, str] = {
+    signal.SIGINT: "interrupted",
+    signal.SIGTERM: "stopped",
+    signal.SIGHUP: "stopped",
+}
 _RAISED_AGAIN_S = 5.0
-"""An exception may be lost in code that catches all: where the work goes on, it is raised again after so long."""
+"""An exception may be lost in code that catches all: where the work goes on, it is raised again
+after so long.
+"""
 _STOPS_WITHIN_S = 60.0
-"""How long a command has to write its record, to release its output and to end its Ray, before it is ended as it is."""
+"""How long a command has to write its record, to release its output and to end its Ray, before it
+is ended as it is.
+"""
 _RELEASES_WITHIN_S = 5.0
 _HANDLED_AGAIN_S = 0.002
 
@@ -61,7 +70,8 @@ _when_stopped: list[Callable[[], None]] = []
 
 
 def take_over(advice: str = "") -> None:
-    """Let signals end this process with one line and the exit code 128 + their number; to be called first of all.
+    """Let signals end this process with one line and the exit code 128 + their number; to be called
+    first of all.
 
     Signals that are ignored stay so, as `nohup` wants it. Does nothing where it was called before.
 
@@ -84,8 +94,8 @@ def take_over(advice: str = "") -> None:
 def end_process(code: int) -> NoReturn:
     """End this process with an exit code, once what is registered with atexit was called.
 
-    The interpreter is not torn down, in which threads of native libraries may crash the process; nor are these
-    libraries shut down where a signal has stopped what they were at.
+    The interpreter is not torn down, in which threads of native libraries may crash the process;
+    nor are these libraries shut down where a signal has stopped what they were at.
     """
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
@@ -96,21 +106,24 @@ def end_process(code: int) -> NoReturn:
     goodbye = threading.Thread(target=atexit._run_exitfuncs, daemon=True)
     goodbye.start()
     while goodbye.is_alive():
-        _handle_signals()  # Ray takes its own handlers away when it is shut down, and with them ours
+        # Ray takes its own handlers away when it is shut down, and with them ours
+        _handle_signals()
         goodbye.join(_HANDLED_AGAIN_S)
     with _ending:
         os._exit(code if _state.first is None else 128 + _state.first)
 
 
 def call_when_stopped(function: Callable[[], None]) -> None:
-    """Let `function` be called where a signal ends this process, in place of what is registered with atexit."""
+    """Let `function` be called where a signal ends this process, in place of what is registered
+    with atexit.
+    """
     _when_stopped.append(function)
 
 
 @contextmanager
 def delayed_signals() -> Iterator[None]:
-    """Delay signals until the end of the block, or until a `raised_signals` in it; elsewhere than in the main thread,
-    where no signal arrives, do nothing.
+    """Delay signals until the end of the block, or until a `raised_signals` in it; elsewhere than
+    in the main thread, where no signal arrives, do nothing.
 
     Raises:
         KeyboardInterrupt: for SIGINT.
@@ -146,7 +159,9 @@ def delayed_signals() -> Iterator[None]:
 
 @contextmanager
 def raised_signals() -> Iterator[None]:
-    """Raise signals within the block, which is in one of `delayed_signals`, as exceptions, wherever the code is."""
+    """Raise signals within the block, which is in one of `delayed_signals`, as exceptions, wherever
+    the code is.
+    """
     if threading.current_thread() is not threading.main_thread() or not _state.holds:
         yield
         return
@@ -157,7 +172,9 @@ def raised_signals() -> Iterator[None]:
 
 @contextmanager
 def released_at_end(release: Callable[[], None]) -> Iterator[None]:
-    """Call `release` where the process is ended within the block because it does not stop by itself."""
+    """Call `release` where the process is ended within the block because it does not stop by
+    itself.
+    """
     _release.append(release)
     try:
         yield
@@ -169,15 +186,17 @@ def released_at_end(release: Callable[[], None]) -> Iterator[None]:
 def kept_signals() -> Iterator[None]:
     """Keep what signals do through a block that sets a handler of its own, which is `ray.init`.
 
-    Within `delayed_signals`, they are delayed: half of a Ray cannot be shut down. Processes that the block starts do
-    not see SIGHUP, as Ray keeps SIGINT from them: a terminal sends either to all processes of the job at once, and the
-    driver needs the others while it stops.
+    Within `delayed_signals`, they are delayed: half of a Ray cannot be shut down. Processes that
+    the block starts do not see SIGHUP, as Ray keeps SIGINT from them: a terminal sends either to
+    all processes of the job at once, and the driver needs the others while it stops.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = signal.getsignal(signal.SIGTERM)
-    masked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})  # inherited; here another thread receives it
+    masked = signal.pthread_sigmask(
+        signal.SIG_BLOCK, {signal.SIGHUP}
+    )  # inherited; here another thread receives it
     try:
         with _raising(False):
             yield
@@ -196,16 +215,23 @@ def kept_signals() -> Iterator[None]:
 def how_stopped(error: BaseException | None = None) -> str | None:
     """Tell how a run was stopped, "interrupted" or "stopped"; None where no signal did it.
 
-    `error`: what ended the run, which may be the error of a library that has caught the signal's exception.
+    `error`: what ended the run, which may be the error of a library that has caught the signal's
+    exception.
     """
     if _state.first is not None:
         return _WORDS[_state.first]
-    return {KeyboardInterrupt: "interrupted", Stopped: "stopped"}.get(type(error)) if error else None
+    return (
+        {KeyboardInterrupt: "interrupted", Stopped: "stopped"}.get(type(error)) if error else None
+    )
 
 
 def say_stopped(error: BaseException) -> int:
-    """Say in one line that a signal has stopped this process, unless it is said, and return the exit code."""
-    number = _state.first or (signal.SIGINT if isinstance(error, KeyboardInterrupt) else signal.SIGTERM)
+    """Say in one line that a signal has stopped this process, unless it is said, and return the
+    exit code.
+    """
+    number = _state.first or (
+        signal.SIGINT if isinstance(error, KeyboardInterrupt) else signal.SIGTERM
+    )
     with _ending:
         _say(number)
     return 128 + number
@@ -234,7 +260,8 @@ def _raise_delayed() -> None:
 
 def _exception(number: int) -> BaseException:
     if _state.is_command:
-        # Generators and threads that the exception ends have nothing to say that the one line does not.
+        # Generators and threads that the exception ends have nothing to say that the one line does
+        # not.
         sys.unraisablehook = _say_nothing
         threading.excepthook = _say_nothing
     return KeyboardInterrupt() if number == signal.SIGINT else Stopped()
@@ -254,14 +281,22 @@ def _raising(raises: bool) -> Iterator[None]:
 
 
 def _may_be_replaced(number: int, handler: Any) -> bool:
-    """Tell whether a job may set its own handler for its time: not where the program has one of its own for Ctrl-C."""
+    """Tell whether a job may set its own handler for its time: not where the program has one of its
+    own for Ctrl-C.
+    """
     if handler == signal.SIG_IGN:
         return False
-    return number == signal.SIGTERM or handler in (signal.SIG_DFL, signal.default_int_handler, _on_signal)
+    return number == signal.SIGTERM or handler in (
+        signal.SIG_DFL,
+        signal.default_int_handler,
+        _on_signal,
+    )
 
 
 def _watch(reader: int) -> None:
-    """End the process when a signal comes while it holds nothing, else where it does not stop by itself."""
+    """End the process when a signal comes while it holds nothing, else where it does not stop by
+    itself.
+    """
     first, since = None, 0.0
     while True:
         ready, _, _ = select.select([reader], [], [], None if first is None else _RAISED_AGAIN_S)
@@ -307,7 +342,9 @@ def _say(number: int) -> None:
 
 
 def _open_missing_streams() -> None:
-    """Open what the caller has closed of stdin, stdout and stderr, so that no other file takes its number."""
+    """Open what the caller has closed of stdin, stdout and stderr, so that no other file takes its
+    number.
+    """
     for number in range(3):
         try:
             os.fstat(number)

@@ -1,4 +1,6 @@
-"""Locations, which never print a credential, and folders: list, read, remove, and write whole or not at all."""
+"""Locations, which never print a credential, and folders: list, read, remove, and write whole or
+not at all.
+"""
 
 from __future__ import annotations
 
@@ -23,16 +25,22 @@ _OBJECT_STORES = ("s3", "gcs", "abfs")
 _SAFE_IN_PATHS = "/%:=+,;@!$&'()*~-._"
 """What a path keeps as it is in a URI; %41 and the like stay, too, and are decoded by Arrow."""
 _USER = re.compile(r"[^/]*@|[^/@]*:.*?@(?=[^/@]*(?:[/?]|$))")
-"""What stands before the host: up to the last @ before a slash, or after a colon, whose secret may hold slashes."""
+"""What stands before the host: up to the last @ before a slash, or after a colon, whose secret may
+hold slashes.
+"""
 _SHORTEST_SECRET = 4
 """To replace shorter ones in messages would spoil words and save nothing."""
 _secrets: set[str] = set()
-"""The credentials in all locations that this process knows, as they are written and as they are decoded."""
+"""The credentials in all locations that this process knows, as they are written and as they are
+decoded.
+"""
 
 
 @dataclass(frozen=True, repr=False)
 class Location:
-    """A path, or a URI whose credentials neither its text, nor its repr, nor a message of an error shows."""
+    """A path, or a URI whose credentials neither its text, nor its repr, nor a message of an error
+    shows.
+    """
 
     uri: str
     """With the credentials: for the libraries that open it, never for people."""
@@ -51,7 +59,8 @@ class Location:
 
     @classmethod
     def of_user(cls, text: str) -> Location:
-        """Make the location that a user names: a path becomes absolute; a warning advises against credentials in URIs.
+        """Make the location that a user names: a path becomes absolute; a warning advises against
+        credentials in URIs.
 
         Raises UserError for a text that names nothing.
         """
@@ -81,11 +90,15 @@ class Location:
 
 @dataclass(frozen=True, repr=False)
 class Folder(Location):
-    """A folder, given by its absolute path or by a URI of object storage (s3://, gs://, abfs://)."""
+    """A folder, given by its absolute path or by a URI of object storage (s3://, gs://,
+    abfs://).
+    """
 
     @classmethod
     def at(cls, location: str) -> Folder:
-        """Make the folder that a user names; UserError if nothing can be written there atomically."""
+        """Make the folder that a user names; UserError if nothing can be written there
+        atomically.
+        """
         place = Location.of_user(location)
         if place.is_local:
             return cls(place.uri)
@@ -97,9 +110,13 @@ class Folder(Location):
         return cls(location)
 
     def files(self, below: str = "") -> dict[str, fs.FileInfo]:
-        """List the files of the folder, or of the one `below` it, by name; an empty dictionary if it does not exist."""
+        """List the files of the folder, or of the one `below` it, by name; an empty dictionary if
+        it does not exist.
+        """
         filesystem, path = self.filesystem_and_path
-        infos = filesystem.get_file_info(fs.FileSelector(f"{path}/{below}".rstrip("/"), allow_not_found=True))
+        infos = filesystem.get_file_info(
+            fs.FileSelector(f"{path}/{below}".rstrip("/"), allow_not_found=True)
+        )
         return {info.base_name: info for info in infos}
 
     def read(self, name: str) -> bytes:
@@ -109,9 +126,11 @@ class Folder(Location):
             return stream.read()
 
     def write_atomic(self, name: str, data: bytes | pa.Buffer) -> None:
-        """Write a file so that others see the old or the new content, never a part, whenever this process ends.
+        """Write a file so that others see the old or the new content, never a part, whenever this
+        process ends.
 
-        In object storage that is what one put does. On disk it takes a temporary name, and a sync of file and folder.
+        In object storage that is what one put does. On disk it takes a temporary name, and a sync
+        of file and folder.
         """
         filesystem, path = self.filesystem_and_path
         if not self.is_local:
@@ -147,7 +166,8 @@ class Folder(Location):
 @lru_cache(maxsize=64)  # once for each location
 def _advise_against_credentials(location: str) -> None:
     logger.warning(
-        f"{location}: credentials in a URI are seen by whoever sees the command line or Ray's dashboard; give them by "
+        f"{location}: credentials in a URI are seen by whoever sees the command line or Ray's "
+        "dashboard; give them by "
         "the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY), a profile or a role"
     )
 
@@ -172,7 +192,8 @@ class _UriParts(NamedTuple):
 
 
 def _split(uri: str) -> _UriParts:
-    """Split a URI as people write it: a secret may hold slashes, and a path wildcards, blanks, # and %.
+    """Split a URI as people write it: a secret may hold slashes, and a path wildcards, blanks, #
+    and %.
 
     urllib's urlsplit takes a secret with a slash for a host, and raises for a bracket.
     """
@@ -206,7 +227,15 @@ def _secrets_in(uri: str) -> set[str]:
 def _forms(secret: str) -> list[str]:
     """Return a credential as it is written, decoded, and quoted in the ways of URIs."""
     plain = unquote(secret)
-    return [secret, plain, quote(plain), quote(plain, safe=""), quote(secret), quote(secret, safe=""), _quoted(secret)]
+    return [
+        secret,
+        plain,
+        quote(plain),
+        quote(plain, safe=""),
+        quote(secret),
+        quote(secret, safe=""),
+        _quoted(secret),
+    ]
 
 
 def redact_credentials(location: str) -> str:
@@ -218,7 +247,9 @@ def redact_credentials(location: str) -> str:
 
 
 def redact(text: str) -> str:
-    """Return a text, such as the message of a library's error, without the credentials of any known location."""
+    """Return a text, such as the message of a library's error, without the credentials of any known
+    location.
+    """
     for secret in sorted(_secrets, key=len, reverse=True):
         text = text.replace(secret, "***")
     return text
@@ -235,13 +266,16 @@ def _quote_loose_percents(text: str) -> str:
 
 @lru_cache(maxsize=16)
 def _resolve(uri: str) -> tuple[fs.FileSystem, str]:
-    """Return the Arrow file system of a path or URI, and the path there without a slash at its end."""
+    """Return the Arrow file system of a path or URI, and the path there without a slash at its
+    end.
+    """
     filesystem, path = open_location(uri)
     return filesystem, path.rstrip("/") or path[:1]
 
 
 def open_location(uri: str) -> tuple[fs.FileSystem, str]:
-    """Return the Arrow file system of a path or URI, and the path there; UserError for a URI that means nothing.
+    """Return the Arrow file system of a path or URI, and the path there; UserError for a URI that
+    means nothing.
 
     hf://datasets/… and the like are read through huggingface_hub.
     """
@@ -250,10 +284,14 @@ def open_location(uri: str) -> tuple[fs.FileSystem, str]:
     if uri.startswith("hf://"):
         from huggingface_hub import HfFileSystem
 
-        return fs.PyFileSystem(fs.FSSpecHandler(HfFileSystem())), uri.removeprefix("hf://").rstrip("/")
+        return fs.PyFileSystem(fs.FSSpecHandler(HfFileSystem())), uri.removeprefix("hf://").rstrip(
+            "/"
+        )
     parts = _split(uri)
     if not parts.host and parts.scheme != "file":
-        raise UserError(f"'{redact_credentials(uri)}' is not a location that can be used: it names no bucket")
+        raise UserError(
+            f"'{redact_credentials(uri)}' is not a location that can be used: it names no bucket"
+        )
     user = f"{_quoted(parts.user)}@" if parts.user else ""
     path = _quote_loose_percents(quote(parts.path, safe=_SAFE_IN_PATHS))
     query = f"?{parts.query}" if parts.query else ""
@@ -261,12 +299,15 @@ def open_location(uri: str) -> tuple[fs.FileSystem, str]:
         return fs.FileSystem.from_uri(f"{parts.scheme}://{user}{parts.host}{path}{query}")
     except (pa.ArrowException, OSError, ValueError) as error:
         reason = redact(str(error))
-    # Outside the block: an error that is raised inside has Arrow's, which names the URI, as its context.
+    # Outside the block: an error that is raised inside has Arrow's, which names the URI, as its
+    # context.
     raise UserError(f"'{redact_credentials(uri)}' is not a location that can be used: {reason}")
 
 
 def has_empty_part(filesystem: fs.FileSystem, path: str) -> bool:
-    """Tell whether a path is an S3 key with an empty part (//), which S3 allows and Arrow lists but does not open."""
+    """Tell whether a path is an S3 key with an empty part (//), which S3 allows and Arrow lists but
+    does not open.
+    """
     return "//" in path and filesystem.type_name == "s3"
 
 
@@ -276,7 +317,9 @@ def can_read_empty_parts() -> bool:
 
 
 def open_input(filesystem: fs.FileSystem, path: str) -> pa.NativeFile:
-    """Open a file for random access; an S3 key with an empty part takes smart_open (the extra s3)."""
+    """Open a file for random access; an S3 key with an empty part takes smart_open (the extra
+    s3).
+    """
     if not has_empty_part(filesystem, path):
         return filesystem.open_input_file(path)
     bucket, _, key = path.partition("/")
@@ -289,8 +332,12 @@ def file_info(filesystem: fs.FileSystem, path: str) -> fs.FileInfo:
     """Return what a path is."""
     if not has_empty_part(filesystem, path):
         return filesystem.get_file_info(path)
-    listed = filesystem.get_file_info(fs.FileSelector(path.partition("//")[0], recursive=True, allow_not_found=True))
-    return next((info for info in listed if info.path == path), fs.FileInfo(path, fs.FileType.NotFound))
+    listed = filesystem.get_file_info(
+        fs.FileSelector(path.partition("//")[0], recursive=True, allow_not_found=True)
+    )
+    return next(
+        (info for info in listed if info.path == path), fs.FileInfo(path, fs.FileType.NotFound)
+    )
 
 
 def _s3_client(filesystem: fs.FileSystem) -> Any:

@@ -22,11 +22,26 @@ def autoscaling_head(most_gpus: int, idle_s: float) -> Iterator[str]:
     """
     folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # Ray's socket paths must be short
     port = free_port()
-    provider = {"type": "fake_multinode", "disable_node_updaters": True, "disable_launch_config_check": True}
+    provider = {
+        "type": "fake_multinode",
+        "disable_node_updaters": True,
+        "disable_launch_config_check": True,
+    }
     provider |= {"use_node_id_as_ip": True, "gcs_address": f"127.0.0.1:{port}"}
     worker = {"CPU": 2, "GPU": 1, "object_store_memory": 150 << 20}
-    lists = ["cluster_synced_files", "rsync_exclude", "rsync_filter", "initialization_commands", "setup_commands"]
-    lists += ["head_setup_commands", "worker_setup_commands", "head_start_ray_commands", "worker_start_ray_commands"]
+    lists = [
+        "cluster_synced_files",
+        "rsync_exclude",
+        "rsync_filter",
+        "initialization_commands",
+        "setup_commands",
+    ]
+    lists += [
+        "head_setup_commands",
+        "worker_setup_commands",
+        "head_start_ray_commands",
+        "worker_start_ray_commands",
+    ]
     config = {
         "cluster_name": "pretended",
         "provider": provider,
@@ -36,7 +51,12 @@ def autoscaling_head(most_gpus: int, idle_s: float) -> Iterator[str]:
         "head_node_type": "ray.head.default",
         "available_node_types": {
             "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
-            "gpu": {"resources": worker, "node_config": {}, "min_workers": 0, "max_workers": most_gpus},
+            "gpu": {
+                "resources": worker,
+                "node_config": {},
+                "min_workers": 0,
+                "max_workers": most_gpus,
+            },
         },
         **{name: {} for name in ("docker", "auth", "file_mounts")},
         **{name: [] for name in lists},
@@ -45,14 +65,22 @@ def autoscaling_head(most_gpus: int, idle_s: float) -> Iterator[str]:
     file = Path(folder, "autoscaling.json")
     file.write_text(json.dumps(config))
     options = ["--head", "--block", "--num-cpus=0", "--num-gpus=0", f"--port={port}"]
-    options += [f"--temp-dir={folder}", "--include-dashboard=false", f"--ray-client-server-port={free_port()}"]
+    options += [
+        f"--temp-dir={folder}",
+        "--include-dashboard=false",
+        f"--ray-client-server-port={free_port()}",
+    ]
     options += [f"--dashboard-agent-listen-port={free_port()}", f"--autoscaling-config={file}"]
     options += ["--object-store-memory=200000000"]
     env = HEAD_ENVIRONMENT | {"AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1"}
     log = Path(folder, "head.log")
     with open(log, "w") as output:
         head = subprocess.Popen(
-            [*RAY, "start", *options], env=env, start_new_session=True, stdout=output, stderr=subprocess.STDOUT
+            [*RAY, "start", *options],
+            env=env,
+            start_new_session=True,
+            stdout=output,
+            stderr=subprocess.STDOUT,
         )
     try:
         for _ in range(60):

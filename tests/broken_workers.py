@@ -27,7 +27,9 @@ def install() -> None:
 
     def faulty_load(self, *arguments):
         fault = (folder / "fault").read_text()
-        if fault == "the first two loads fail" and (_first(folder / "load 1") or _first(folder / "load 2")):
+        if fault == "the first two loads fail" and (
+            _first(folder / "load 1") or _first(folder / "load 2")
+        ):
             raise OSError("429 Client Error: Too Many Requests")
         if fault == "no load succeeds":
             raise OSError("429 Client Error: Too Many Requests")
@@ -42,12 +44,18 @@ def install() -> None:
             broken = True
         if broken:
             raise RuntimeError("CUDA error: device-side assert triggered\nwith more lines")
-        if fault == "every text raises" or (fault == "every text but the probe raises" and not probe):
+        if fault == "every text raises" or (
+            fault == "every text but the probe raises" and not probe
+        ):
             raise RuntimeError("Failed to find C++ compiler")
         if fault == "one text raises" and 277 in ids:
             raise IndexError("index 99 is out of bounds")
         values = forward(self, model, batch, ids)
-        return values * np.nan if fault == "no answer but the probe's is finite" and not probe else values
+        return (
+            values * np.nan
+            if fault == "no answer but the probe's is finite" and not probe
+            else values
+        )
 
     Task.load, Task.forward = faulty_load, faulty_forward
 

@@ -14,7 +14,9 @@ from typing import Any
 from online_service import CLIENT, until
 from websockets.sync.client import ClientConnection, connect
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CHROMIUM = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
 
 
 class Tab:
@@ -38,7 +40,11 @@ class Tab:
             if message.get("id") == self._number:
                 assert "error" not in message, message
                 return message["result"]
-            if message["method"] in ("Runtime.exceptionThrown", "Log.entryAdded", "Runtime.consoleAPICalled"):
+            if message["method"] in (
+                "Runtime.exceptionThrown",
+                "Log.entryAdded",
+                "Runtime.consoleAPICalled",
+            ):
                 self.complaints.append(json.dumps(message["params"]))
             elif message["method"] == "Network.requestWillBeSent":
                 self.requested.append(message["params"]["request"]["url"])
@@ -67,7 +73,9 @@ class Tab:
 
     def texts(self, selector: str) -> list[str]:
         """The text of each element that fits, as it is seen."""
-        return self.value(f"[...document.querySelectorAll({json.dumps(selector)})].map(each => each.innerText)")
+        return self.value(
+            f"[...document.querySelectorAll({json.dumps(selector)})].map(each => each.innerText)"
+        )
 
     def click(self, selector: str) -> None:
         """Click the middle of an element with the mouse."""
@@ -93,16 +101,27 @@ class Tab:
 
     def colours(self, theme: str) -> None:
         """Let the reader prefer `theme`, light or dark."""
-        self.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": theme}])
+        self.send(
+            "Emulation.setEmulatedMedia",
+            features=[{"name": "prefers-color-scheme", "value": theme}],
+        )
 
 
 @contextlib.contextmanager
 def tab(folder: Path) -> Iterator[Tab]:
     """A tab of a new browser, whose profile is in `folder`."""
     assert CHROMIUM
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=900,1000"]
+    options = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--window-size=900,1000",
+    ]
     options += ["--remote-debugging-port=0", f"--user-data-dir={folder}", "about:blank"]
-    browser = subprocess.Popen([CHROMIUM, *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    browser = subprocess.Popen(
+        [CHROMIUM, *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     try:
         file = folder / "DevToolsActivePort"
         until(lambda: file.exists() and len(file.read_text().splitlines()) == 2)

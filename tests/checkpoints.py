@@ -40,7 +40,11 @@ def make_hot(model: torch.nn.Module, heat: float, seed: int = 0) -> None:
 
 
 def write_checkpoint(
-    folder: Path, *, architecture: str = "ModernBertForSequenceClassification", heat: float = 2.5, **config: Any
+    folder: Path,
+    *,
+    architecture: str = "ModernBertForSequenceClassification",
+    heat: float = 2.5,
+    **config: Any,
 ):
     """Write a hot random checkpoint with transformers; returns its model in fp32 and eval mode."""
     import transformers
@@ -62,7 +66,16 @@ SENTENCE = "the cat sat on the mat and then the other cat sat there too"
 
 def write_tokenizer(folder: Path, vocab_size: int = 300, text: str = SENTENCE) -> None:
     """Write a byte-level BPE tokenizer.json, trained on `text`, with special tokens as in ModernBERT."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    from tokenizers import (
+        AddedToken,
+        Tokenizer,
+        decoders,
+        models,
+        normalizers,
+        pre_tokenizers,
+        processors,
+        trainers,
+    )
 
     tokenizer = Tokenizer(models.BPE(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.NFC()
@@ -76,10 +89,17 @@ def write_tokenizer(folder: Path, vocab_size: int = 300, text: str = SENTENCE) -
     )
     tokenizer.train_from_iterator([text] * 3, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 1), ("[SEP]", 2)],
     )
     tokenizer.save(str(folder / "tokenizer.json"))
-    names = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "mask_token": "[MASK]"}
+    names = {
+        "cls_token": "[CLS]",
+        "sep_token": "[SEP]",
+        "pad_token": "[PAD]",
+        "mask_token": "[MASK]",
+    }
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 8192, **names}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
@@ -110,10 +130,15 @@ def example(architecture: str, rows: int = 2, length: int = 90) -> dict[str, tor
     ids = torch.randint(5, 300, (rows, *choices, length), generator=generator)
     task = architecture.removeprefix("ModernBert").removeprefix("For")
     labels = {
-        "MaskedLM": {"labels": ids.flip(0).where(torch.rand(ids.shape, generator=generator) < 0.3, -100)},
+        "MaskedLM": {
+            "labels": ids.flip(0).where(torch.rand(ids.shape, generator=generator) < 0.3, -100)
+        },
         "SequenceClassification": {"labels": torch.arange(rows) % 3},
         "TokenClassification": {"labels": (ids % 3).where(ids % 5 > 0, -100)},
-        "QuestionAnswering": {"start_positions": torch.arange(rows) + 3, "end_positions": torch.arange(rows) + 9},
+        "QuestionAnswering": {
+            "start_positions": torch.arange(rows) + 3,
+            "end_positions": torch.arange(rows) + 9,
+        },
         "MultipleChoice": {"labels": torch.arange(rows) % 2},
     }.get(task, {})
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **labels}
@@ -122,7 +147,10 @@ def example(architecture: str, rows: int = 2, length: int = 90) -> dict[str, tor
 def write_task(folder: Path, architecture: str, *, heat: float = 1.5, **config: Any) -> Path:
     """Write a hot random checkpoint with its tokenizer, and return its folder."""
     if labels := config.pop("labels", None):
-        config |= {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
+        config |= {
+            "id2label": dict(enumerate(labels)),
+            "label2id": {label: i for i, label in enumerate(labels)},
+        }
     folder.mkdir(parents=True, exist_ok=True)
     write_checkpoint(folder, architecture=architecture, heat=heat, **config)
     write_tokenizer(folder)
@@ -138,7 +166,10 @@ def write_multi_vector(folder: Path, **settings: Any) -> Path:
     torch.manual_seed(0)
     names = {"module_input_name": "token_embeddings"}
     plain = write_task(folder / "plain", "ModernBertModel")
-    settings = {"query_expansion": {"strategy": "fixed", "length": 16}, "document_length": 300} | settings
+    settings = {
+        "query_expansion": {"strategy": "fixed", "length": 16},
+        "document_length": 300,
+    } | settings
     dense = Dense(64, 32, bias=False, activation_function=torch.nn.Identity(), **names)
     modules = [
         Transformer(str(plain), **settings),

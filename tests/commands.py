@@ -26,14 +26,20 @@ from pipelines.raydata.wire import shard_row
 
 def here(command: str) -> str:
     """A command of a README for this interpreter and another working directory."""
-    command = command.replace(".venv/bin/python", sys.executable).replace(" jobs/", f" {REPOSITORY}/jobs/")
+    command = command.replace(".venv/bin/python", sys.executable).replace(
+        " jobs/", f" {REPOSITORY}/jobs/"
+    )
     return command.split("  #")[0]
 
 
 def run_job(task: str, **options: Any) -> int:
     """Run the corpus job of a task with Python values for its options; the exit code."""
     outcome = run_corpus(
-        task, **{name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
+        task,
+        **{
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in options.items()
+        },
     )
     print(outcome)
     return 1 if outcome.failed else 0
@@ -41,10 +47,16 @@ def run_job(task: str, **options: Any) -> int:
 
 def run_script(script: str, *arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     """Run a script of the repository, such as jobs/classify_corpus.py, as its command line would."""
-    return _run(lambda: runpy.run_path(str(REPOSITORY / script), run_name="__main__"), [script, *arguments], cwd)
+    return _run(
+        lambda: runpy.run_path(str(REPOSITORY / script), run_name="__main__"),
+        [script, *arguments],
+        cwd,
+    )
 
 
-def run_module(module: str, *arguments: object, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess[str]:
+def run_module(
+    module: str, *arguments: object, cwd: Path = REPOSITORY
+) -> subprocess.CompletedProcess[str]:
     """Run `python -m module`."""
     return _run(lambda: runpy.run_module(module, run_name="__main__"), [module, *arguments], cwd)
 
@@ -82,17 +94,25 @@ class LocalDataset:
     def schema(self, fetch_if_missing: bool) -> pa.Schema:  # noqa: ARG002
         return self.table.schema
 
-    def map_batches(self, stage: Any, *, batch_size: int, fn_constructor_args: Any = None, **_: Any) -> LocalDataset:
+    def map_batches(
+        self, stage: Any, *, batch_size: int, fn_constructor_args: Any = None, **_: Any
+    ) -> LocalDataset:
         call = stage if fn_constructor_args is None else stage(*fn_constructor_args)
         starts = range(0, len(self.table), batch_size)
-        return LocalDataset(pa.concat_tables([call(self.table.slice(start, batch_size)) for start in starts]))
+        return LocalDataset(
+            pa.concat_tables([call(self.table.slice(start, batch_size)) for start in starts])
+        )
 
     def iter_batches(self, batch_format: str) -> list[pa.Table]:  # noqa: ARG002
         return [self.table]
 
 
-def _run(call: Callable[[], Any], arguments: list[object], cwd: Path) -> subprocess.CompletedProcess[str]:
-    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
+def _run(
+    call: Callable[[], Any], arguments: list[object], cwd: Path
+) -> subprocess.CompletedProcess[str]:
+    out, err = (
+        io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2)
+    )
     argv, folder, code = sys.argv, os.getcwd(), 0
     sys.argv = [str(argument) for argument in arguments]
     os.chdir(cwd)

@@ -21,11 +21,15 @@ from typing import Any, NamedTuple
 
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 # Workers of Ray import what tests/ holds, too.
-os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+)
 for name in [name for name in os.environ if name.startswith("MODERNBERT_")]:
     del os.environ[name]
 os.environ["RAY_ADDRESS"] = "local"  # no test joins a Ray that happens to run here
-os.environ["RAY_AUTH_MODE"] = "disabled"  # a process that has started a Ray with a token can join none without
+os.environ["RAY_AUTH_MODE"] = (
+    "disabled"  # a process that has started a Ray with a token can join none without
+)
 
 
 def free_port() -> int:
@@ -56,7 +60,9 @@ REPOSITORY = Path(__file__).parents[1]
 collect_ignore = ["clients"]  # they need an environment of their own: tests/clients/run.py
 torch.set_num_threads(1)
 if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported: its kernels then run on the CPU
+    os.environ["TRITON_INTERPRET"] = (
+        "1"  # read when Triton is imported: its kernels then run on the CPU
+    )
 
 
 KILLING = {"test_kills.py", "test_deadly_documents.py", "test_broken_actors.py"}
@@ -95,14 +101,20 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()  # collections of the tests' own garbage then leave the modules out
-    gc.set_threshold(700, 10, 10)  # what users have; sitecustomize.py sets more while modules are imported
-    atexit.unregister(gc.freeze)  # a worker of xdist has it from sitecustomize.py: nanobind would report leaks
+    gc.set_threshold(
+        700, 10, 10
+    )  # what users have; sitecustomize.py sets more while modules are imported
+    atexit.unregister(
+        gc.freeze
+    )  # a worker of xdist has it from sitecustomize.py: nanobind would report leaks
     atexit.register(gc.unfreeze)
 
 
 def readme_block(marker: str, file: str = "README.md") -> str:
     """The code block of a README that follows <!-- marker -->."""
-    found = re.search(rf"<!-- {marker} -->\n```\w+\n(.*?)```", (REPOSITORY / file).read_text(), re.DOTALL)
+    found = re.search(
+        rf"<!-- {marker} -->\n```\w+\n(.*?)```", (REPOSITORY / file).read_text(), re.DOTALL
+    )
     assert found, marker
     return found[1]
 
@@ -111,7 +123,11 @@ def readme_block(marker: str, file: str = "README.md") -> str:
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A hot tiny classifier with five labels and a tokenizer."""
     folder = tmp_path_factory.mktemp("checkpoint")
-    write_checkpoint(folder, id2label={i: f"label-{i}" for i in range(5)}, label2id={f"label-{i}": i for i in range(5)})
+    write_checkpoint(
+        folder,
+        id2label={i: f"label-{i}" for i in range(5)},
+        label2id={f"label-{i}": i for i in range(5)},
+    )
     write_tokenizer(folder)
     return folder
 
@@ -151,7 +167,9 @@ def joined_ray(head: RayHead, **options: Any) -> Iterator[None]:
 
 
 RAY = [str(Path(sys.executable).with_name("ray"))]
-HEAD_ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {
+HEAD_ENVIRONMENT = {
+    name: value for name, value in os.environ.items() if not name.startswith("RAY_")
+} | {
     **LEAN_RAY,
     "RAY_AUTH_MODE": "disabled",  # a token file on the machine would switch it on
     "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
@@ -196,7 +214,10 @@ def pytest_sessionfinish() -> None:
 def kill_tree(process: subprocess.Popen) -> None:
     """Kill a process and all that it has started, as far as they still run."""
     with suppress(psutil.NoSuchProcess):
-        for each in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
+        for each in [
+            psutil.Process(process.pid),
+            *psutil.Process(process.pid).children(recursive=True),
+        ]:
             with suppress(psutil.NoSuchProcess):
                 each.kill()
 
@@ -206,9 +227,21 @@ def own_head(cpus: int) -> Iterator[RayHead]:
     """A head with `cpus` CPUs, which ends with the block, as do the raylets that have joined it."""
     folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # Ray's socket paths must be short
     port, dashboard = free_port(), free_port()
-    ports = [f"--port={port}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={free_port()}"]
-    ports.append(f"--dashboard-agent-listen-port={free_port()}")  # another Ray's agent may hold the usual one
-    options = ["--head", "--block", f"--num-cpus={cpus}", "--include-dashboard=true", f"--temp-dir={folder}"]
+    ports = [
+        f"--port={port}",
+        f"--dashboard-port={dashboard}",
+        f"--ray-client-server-port={free_port()}",
+    ]
+    ports.append(
+        f"--dashboard-agent-listen-port={free_port()}"
+    )  # another Ray's agent may hold the usual one
+    options = [
+        "--head",
+        "--block",
+        f"--num-cpus={cpus}",
+        "--include-dashboard=true",
+        f"--temp-dir={folder}",
+    ]
     options.append("--include-log-monitor=false")  # nobody reads the workers' lines
     process = subprocess.Popen(
         [*RAY, "start", *options, *ports],

@@ -47,7 +47,9 @@ def read_all(
     place, folder = Location.of_user(str(source)), Folder.at(str(output))
     for shard in corpus.shards:
         rows = read_shard(place, folder, shard, corpus.schema, columns or corpus.schema.names)
-        assert sorted([*rows.positions.tolist(), *(row for row, _, _ in rows.bad)]) == list(range(shard.rows))
+        assert sorted([*rows.positions.tolist(), *(row for row, _, _ in rows.bad)]) == list(
+            range(shard.rows)
+        )
         tables.append(rows.table)
         bad += [(before + row, reason, raw) for row, reason, raw in rows.bad]
         before += shard.rows

@@ -58,7 +58,9 @@ class FakeGpu(TorchDispatchMode):
             if isinstance(leaf, torch.Tensor) and leaf.device.type == "cuda":
                 storage = leaf.untyped_storage()
                 self._storages[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
-        self._storages = {key: value for key, value in self._storages.items() if not value[0].expired()}
+        self._storages = {
+            key: value for key, value in self._storages.items() if not value[0].expired()
+        }
         self.peak_bytes = max(self.peak_bytes, sum(size for _, size in self._storages.values()))
 
     def _launch(self, name: str, out: Any = None) -> Any:
@@ -75,20 +77,26 @@ class FakeGpu(TorchDispatchMode):
             {leaf.device.type for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)}
             for tree in ((args, kwargs), out)
         )
-        waited_for = not (kwargs.get("non_blocking", False) or (name == "copy_" and len(args) > 2 and args[2]))
+        waited_for = not (
+            kwargs.get("non_blocking", False) or (name == "copy_" and len(args) > 2 and args[2])
+        )
         if results == {"cuda"} and "cpu" in sources:
             pinned = getattr(args[name == "copy_"], "pinned_here", False)
             self.uploads.append((pinned and not waited_for, tuple(args[0].shape)))
         elif results == {"cpu"} and "cuda" in sources:
             self.downloads.append(not waited_for)
         elif results == {"cuda"} and name not in NO_KERNEL:
-            self.launches[name] += 2 if name == "_varlen_attn" else 1  # it fills 16 bytes of state first
+            self.launches[name] += (
+                2 if name == "_varlen_attn" else 1
+            )  # it fills 16 bytes of state first
         return out
 
 
 def _float8(x: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
     rows = x.shape[0]
-    return x.new_empty(rows, width, dtype=torch.float8_e4m3fn), x.new_empty(rows, 1, dtype=torch.float32)
+    return x.new_empty(rows, width, dtype=torch.float8_e4m3fn), x.new_empty(
+        rows, 1, dtype=torch.float32
+    )
 
 
 class _Shims(TorchFunctionMode):
@@ -108,11 +116,19 @@ class _Shims(TorchFunctionMode):
         if func is torch.Tensor.numpy:
             return np.zeros(tuple(args[0].shape), np.float32)
         if func is torch.Tensor.to:
-            device = next((a for a in (*args[1:], *kwargs.values()) if isinstance(a, torch.device | str)), None)
-            dtype = next((a for a in (*args[1:], *kwargs.values()) if isinstance(a, torch.dtype)), None)
+            device = next(
+                (a for a in (*args[1:], *kwargs.values()) if isinstance(a, torch.device | str)),
+                None,
+            )
+            dtype = next(
+                (a for a in (*args[1:], *kwargs.values()) if isinstance(a, torch.dtype)), None
+            )
             if device is not None and torch.device(device).type != args[0].device.type:
                 return torch.ops.aten._to_copy(
-                    args[0], device=torch.device(device), dtype=dtype, non_blocking=kwargs.get("non_blocking", False)
+                    args[0],
+                    device=torch.device(device),
+                    dtype=dtype,
+                    non_blocking=kwargs.get("non_blocking", False),
                 )
         if func is torch.Tensor.__getitem__ and args[0].device.type == "cuda":
             return _index(*args)
@@ -140,9 +156,13 @@ def fake_gpu(monkeypatch: Any, capability: tuple[int, int] = (9, 0)) -> Iterator
 
     seen = FakeGpu()
     monkeypatch.setattr(gpu, "compute_capability", lambda _: capability)
-    monkeypatch.setattr(gpu, "kernels_for", lambda x: seen.kernels if x.device.type == "cuda" else None)
+    monkeypatch.setattr(
+        gpu, "kernels_for", lambda x: seen.kernels if x.device.type == "cuda" else None
+    )
     stream = SimpleNamespace(wait_stream=lambda _: None)
-    event = SimpleNamespace(record=lambda _: None, synchronize=lambda: seen.waits.append(len(seen.uploads)))
+    event = SimpleNamespace(
+        record=lambda _: None, synchronize=lambda: seen.waits.append(len(seen.uploads))
+    )
     for name, value in {
         "Stream": lambda _: stream,
         "current_stream": lambda _: stream,
@@ -163,7 +183,9 @@ def put_on_gpu(model: torch.nn.Module, encoder: torch.dtype = torch.bfloat16) ->
     """Give a model on the meta device fake weights: the encoder's in `encoder`, the head's in fp32, as `load` does."""
     for path, module in model.named_modules():
         dtype = (
-            encoder if path.startswith(("model", "encoder", "embeddings", "layers", "final_norm")) else torch.float32
+            encoder
+            if path.startswith(("model", "encoder", "embeddings", "layers", "final_norm"))
+            else torch.float32
         )
         for name, weight in module.named_parameters(recurse=False):
             value = torch.empty(weight.shape, dtype=dtype, device="cuda")

@@ -104,7 +104,12 @@ SERVICE = _fields(
     excludeHeadPodFromServeSvc=FLAG, rayClusterDeletionDelaySeconds=NATURAL, suspend=FLAG, managedBy=TEXT,
 )  # fmt: skip
 CRON_JOB = _fields(
-    "schedule", "jobTemplate", schedule=TEXT, timeZone=TEXT | {"minLength": 1}, suspend=FLAG, jobTemplate=JOB
+    "schedule",
+    "jobTemplate",
+    schedule=TEXT,
+    timeZone=TEXT | {"minLength": 1},
+    suspend=FLAG,
+    jobTemplate=JOB,
 )
 KINDS = {"RayCluster": CLUSTER, "RayJob": JOB, "RayService": SERVICE, "RayCronJob": CRON_JOB}
 """The schema of each kind's `spec`."""
@@ -117,8 +122,14 @@ _GENERATED = 5  # characters that the API server adds to generateName
 
 @cache
 def _registry() -> Registry:
-    folder = Path(kubernetes_validate.__file__).parent / "kubernetes-json-schema" / f"v{KUBERNETES}.0-local-strict"
-    return Resource.from_contents(json.loads((folder / "_definitions.json").read_text())) @ Registry()
+    folder = (
+        Path(kubernetes_validate.__file__).parent
+        / "kubernetes-json-schema"
+        / f"v{KUBERNETES}.0-local-strict"
+    )
+    return (
+        Resource.from_contents(json.loads((folder / "_definitions.json").read_text())) @ Registry()
+    )
 
 
 def schema_errors(document: dict[str, Any]) -> list[str]:
@@ -169,7 +180,9 @@ def _name_errors(kind: str, metadata: dict[str, Any]) -> list[str]:
     name = metadata.get("name") or metadata["generateName"] + "x" * _GENERATED
     errors = []
     if len(name) > _NAME_LIMITS[kind]:
-        errors.append(f"the name {name} has {len(name)} characters, a {kind} at most {_NAME_LIMITS[kind]}")
+        errors.append(
+            f"the name {name} has {len(name)} characters, a {kind} at most {_NAME_LIMITS[kind]}"
+        )
     if not re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name):
         errors.append(f"the name {name} is no DNS label")
     return errors
@@ -187,24 +200,34 @@ def _schedule_errors(spec: dict[str, Any]) -> list[str]:
 
 
 def _job_errors(job: dict[str, Any]) -> list[str]:
-    shutdown, mode = job.get("shutdownAfterJobFinishes", False), job.get("submissionMode", "K8sJobMode")
+    shutdown, mode = (
+        job.get("shutdownAfterJobFinishes", False),
+        job.get("submissionMode", "K8sJobMode"),
+    )
     selector = bool(job.get("clusterSelector"))
     rules = job.get("deletionStrategy", {}).get("deletionRules", [])
     broken = {
-        "rayClusterSpec or clusterSelector is missing": not selector and "rayClusterSpec" not in job,
-        "ttlSecondsAfterFinished needs shutdownAfterJobFinishes": job.get("ttlSecondsAfterFinished") and not shutdown,
+        "rayClusterSpec or clusterSelector is missing": not selector
+        and "rayClusterSpec" not in job,
+        "ttlSecondsAfterFinished needs shutdownAfterJobFinishes": job.get("ttlSecondsAfterFinished")
+        and not shutdown,
         "deletionRules exclude shutdownAfterJobFinishes": rules and shutdown,
         "suspend needs shutdownAfterJobFinishes": job.get("suspend") and not shutdown,
         "suspend excludes clusterSelector": job.get("suspend") and selector,
         "backoffLimit excludes clusterSelector": job.get("backoffLimit") and selector,
         "SidecarMode excludes clusterSelector": mode == "SidecarMode" and selector,
-        "SidecarMode excludes submitterPodTemplate": mode == "SidecarMode" and "submitterPodTemplate" in job,
+        "SidecarMode excludes submitterPodTemplate": mode == "SidecarMode"
+        and "submitterPodTemplate" in job,
         "SidecarMode excludes submitterConfig": mode == "SidecarMode" and "submitterConfig" in job,
-        "InteractiveMode excludes backoffLimit": mode == "InteractiveMode" and job.get("backoffLimit"),
-        f"submissionMode {mode} is unknown": mode not in ("K8sJobMode", "HTTPMode", "SidecarMode", "InteractiveMode"),
+        "InteractiveMode excludes backoffLimit": mode == "InteractiveMode"
+        and job.get("backoffLimit"),
+        f"submissionMode {mode} is unknown": mode
+        not in ("K8sJobMode", "HTTPMode", "SidecarMode", "InteractiveMode"),
         "backoffLimit is negative": job.get("backoffLimit", 0) < 0,
         "activeDeadlineSeconds is not positive": job.get("activeDeadlineSeconds", 1) < 1,
-        "runtimeEnvYAML is no mapping": not isinstance(yaml.safe_load(job.get("runtimeEnvYAML", "{}")), dict),
+        "runtimeEnvYAML is no mapping": not isinstance(
+            yaml.safe_load(job.get("runtimeEnvYAML", "{}")), dict
+        ),
     }
     return [rule for rule, is_broken in broken.items() if is_broken] + _deletion_errors(job, rules)
 
@@ -215,19 +238,27 @@ def _deletion_errors(job: dict[str, Any], rules: list[dict[str, Any]]) -> list[s
     last: dict[str, tuple[int, int]] = {}
     for rule in sorted(rules, key=lambda rule: order.get(rule["policy"], 3)):
         condition = rule["condition"]
-        states = [str(condition[name]) for name in ("jobStatus", "jobDeploymentStatus") if name in condition]
+        states = [
+            str(condition[name])
+            for name in ("jobStatus", "jobDeploymentStatus")
+            if name in condition
+        ]
         if len(states) != 1:
             errors.append("a condition has one of jobStatus and jobDeploymentStatus")
             continue
         waits[states[0], rule["policy"]] += 1
-        if rule["policy"] == "DeleteWorkers" and job.get("rayClusterSpec", {}).get("enableInTreeAutoscaling"):
+        if rule["policy"] == "DeleteWorkers" and job.get("rayClusterSpec", {}).get(
+            "enableInTreeAutoscaling"
+        ):
             errors.append("DeleteWorkers excludes autoscaling")
         if rule["policy"] in order:
             seconds = condition.get("ttlSeconds", 0)
             if seconds < last.get(states[0], (0, 0))[1]:
                 errors.append(f"{rule['policy']} comes before a smaller deletion")
             last[states[0]] = (order[rule["policy"]], seconds)
-    return errors + [f"{policy} is there twice for {state}" for (state, policy), n in waits.items() if n > 1]
+    return errors + [
+        f"{policy} is there twice for {state}" for (state, policy), n in waits.items() if n > 1
+    ]
 
 
 def _queue_errors(job: dict[str, Any]) -> list[str]:
@@ -248,18 +279,27 @@ def _cluster_errors(cluster: dict[str, Any]) -> list[str]:
     v2 = scaled and (cluster.get("autoscalerOptions", {}).get("version") == "v2")
     errors = []
     for group in [cluster["headGroupSpec"], *workers]:
-        name, pod, start = group.get("groupName", "head"), group["template"]["spec"], group.get("rayStartParams", {})
+        name, pod, start = (
+            group.get("groupName", "head"),
+            group["template"]["spec"],
+            group.get("rayStartParams", {}),
+        )
         low, high = group.get("minReplicas", 0), group.get("maxReplicas", 2**31 - 1)
         broken = {
             "has no container": not pod["containers"],
             "has minReplicas above maxReplicas, or below 0": not 0 <= low <= high,
-            "has replicas out of minReplicas..maxReplicas": not low <= group.get("replicas", low) <= high,
-            "has resources in two places": {"num-cpus", "num-gpus", "memory", "resources"} & start.keys()
+            "has replicas out of minReplicas..maxReplicas": not low
+            <= group.get("replicas", low)
+            <= high,
+            "has resources in two places": {"num-cpus", "num-gpus", "memory", "resources"}
+            & start.keys()
             and group.get("resources"),
             "has labels in rayStartParams": "labels" in start,
-            "may not restart its pods under autoscaler v2": v2 and pod.get("restartPolicy", "Never") != "Never",
+            "may not restart its pods under autoscaler v2": v2
+            and pod.get("restartPolicy", "Never") != "Never",
             "needs autoscaler v2 for idleTimeoutSeconds": "idleTimeoutSeconds" in group and not v2,
-            "needs autoscaler v2 and Ray 2.56 for priority": group.get("priority") and not (v2 and version >= (2, 56)),
+            "needs autoscaler v2 and Ray 2.56 for priority": group.get("priority")
+            and not (v2 and version >= (2, 56)),
             "cannot be suspended under autoscaling": group.get("suspend") and scaled,
         }
         errors += [f"{name} {rule}" for rule, is_broken in broken.items() if is_broken]

@@ -42,7 +42,10 @@ WRITTEN: dict[str, tuple[str, dict[str, Any]]] = {
     "answer": ("ModernBertForQuestionAnswering", {}),
     "rerank": ("ModernBertForSequenceClassification", {"num_labels": 1}),
     "sparse": ("ModernBertForMaskedLM", {}),
-    "zero_shot": ("ModernBertForSequenceClassification", {"labels": ["entailment", "neutral", "contradiction"]}),
+    "zero_shot": (
+        "ModernBertForSequenceClassification",
+        {"labels": ["entailment", "neutral", "contradiction"]},
+    ),
 }
 """By task the architecture and configuration of a checkpoint with random weights."""
 
@@ -86,7 +89,9 @@ def all_models() -> LocalModelClient:
 def serving(models: ModelClient, **limits: Any) -> Iterator[str]:
     """The application on a free port; yields its URL."""
     app = create_app(models, HttpLimits(**limits))
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", lifespan="off"))
+    server = uvicorn.Server(
+        uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", lifespan="off")
+    )
     started = threading.Event()
     startup = server.startup
 
@@ -119,7 +124,10 @@ SHAPES = {  # by route: a good request, and how an error looks there
     "/embed": ({"inputs": "a"}, {"error", "error_type"}),
     "/embed_all": ({"inputs": "a"}, {"error", "error_type"}),
     "/embed_sparse": ({"inputs": "a"}, {"error", "error_type"}),
-    "/similarity": ({"inputs": {"source_sentence": "a", "sentences": ["b"]}}, {"error", "error_type"}),
+    "/similarity": (
+        {"inputs": {"source_sentence": "a", "sentences": ["b"]}},
+        {"error", "error_type"},
+    ),
     "/predict": ({"inputs": "a"}, {"error", "error_type"}),
     "/rerank": ({"query": "a", "texts": ["b"]}, {"error", "error_type"}),
     "/tokenize": ({"inputs": "a"}, {"error", "error_type"}),
@@ -127,10 +135,16 @@ SHAPES = {  # by route: a good request, and how an error looks there
     "/": ({"inputs": "a", "parameters": {}}, {"error", "error_type"}),
     "/models/intent": ({"inputs": "a", "parameters": {}}, {"error", "error_type"}),
     "/models/pii": ({"inputs": "a", "parameters": {}}, {"error", "error_type"}),
-    "/models/entailing": ({"inputs": "a", "parameters": {"candidate_labels": ["b"]}}, {"error", "error_type"}),
+    "/models/entailing": (
+        {"inputs": "a", "parameters": {"candidate_labels": ["b"]}},
+        {"error", "error_type"},
+    ),
     "/models/mask": ({"inputs": "a [MASK]", "parameters": {}}, {"error", "error_type"}),
     "/models/sentence": ({"inputs": "a"}, {"error", "error_type"}),
-    "/models/reader": ({"inputs": {"question": "a", "context": "b c"}, "parameters": {}}, {"error", "error_type"}),
+    "/models/reader": (
+        {"inputs": {"question": "a", "context": "b c"}, "parameters": {}},
+        {"error", "error_type"},
+    ),
     "/v1/embeddings": ({"model": "sentence", "input": "a"}, {"error"}),
     "/v1/rerank": ({"query": "a", "documents": ["b"]}, {"detail"}),
     "/v1/score": ({"text_1": "a", "text_2": ["b"]}, {"error"}),
@@ -146,7 +160,9 @@ CLIENT = httpx.Client(timeout=60, trust_env=False)
 def post(path: str, body: Any, url: str | None = None, **headers: str) -> httpx.Response:
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     kind = {"content-type": "application/json"}
-    return CLIENT.post((url or service()) + path, content=content, headers=kind | headers, timeout=60)
+    return CLIENT.post(
+        (url or service()) + path, content=content, headers=kind | headers, timeout=60
+    )
 
 
 def is_error(answer: httpx.Response, path: str, status: int | None = None) -> bool:
@@ -166,7 +182,11 @@ class Held:
     """Real models that answer once `go` is set."""
 
     def __init__(self) -> None:
-        self.models, self.tasks, self.aliases = all_models(), all_models().tasks, all_models().aliases
+        self.models, self.tasks, self.aliases = (
+            all_models(),
+            all_models().tasks,
+            all_models().aliases,
+        )
         self.go, self.waiting, self.cancelled = threading.Event(), 0, 0
 
     def __getattr__(self, name: str) -> Any:

@@ -20,11 +20,16 @@ def described(tokenizer: Any = None, **config: Any) -> Any:
     """What stands for a checkpoint where a task reads no more than its configuration (and tokenizer)."""
     tokenizer = tokenizer or SimpleNamespace(model_max_length=None)
     return SimpleNamespace(
-        config=ModernBertConfig(**config), raw_config={}, tokenizer=tokenizer, folder=Path("a folder")
+        config=ModernBertConfig(**config),
+        raw_config={},
+        tokenizer=tokenizer,
+        folder=Path("a folder"),
     )
 
 
-def predicted(values: np.ndarray, document: list[int] | None = None, lengths: list[int] | None = None) -> ModelOutputs:
+def predicted(
+    values: np.ndarray, document: list[int] | None = None, lengths: list[int] | None = None
+) -> ModelOutputs:
     """A row a window; `document`: whose window each is (by default each its own), `lengths`: their tokens."""
     document = list(range(len(values))) if document is None else document
     lengths = [5] * len(values) if lengths is None else lengths
@@ -41,7 +46,9 @@ def predicted(values: np.ndarray, document: list[int] | None = None, lengths: li
     return ModelOutputs([""] * count, windows, values, np.arange(len(values) + 1), None)  # type: ignore[arg-type]
 
 
-def said(task: Task, tokenizer: Tokenizer, documents: list[Any], answer: Callable[[Windows], Any]) -> ModelOutputs:
+def said(
+    task: Task, tokenizer: Tokenizer, documents: list[Any], answer: Callable[[Windows], Any]
+) -> ModelOutputs:
     """What is predicted of `documents` by a model whose answer for their windows, a row each, `answer` makes up."""
     windows = task.encode(tokenizer, documents)
     splits = np.concatenate(([0], np.cumsum(task.rows(windows.input_ids, windows.cu_seqlens))))
@@ -64,7 +71,9 @@ def random_texts(
 ) -> list[str]:
     """Texts of so many pieces: letters, spaces of all kinds, combining marks, emoji, other scripts, special tokens."""
     dice = random.Random(seed)
-    return ["".join(dice.choices(subshards, k=dice.randint(shortest, longest))) for _ in range(count)]
+    return [
+        "".join(dice.choices(subshards, k=dice.randint(shortest, longest))) for _ in range(count)
+    ]
 
 
 def assert_close(got: Any, want: Any, tolerance: float = 1e-5, place: str = "result") -> None:

@@ -8,5 +8,7 @@ second, to free what the system frees at once.
 import atexit
 import gc
 
-gc.set_threshold(50_000, 20, 100)  # the usual 700, 10, 10 collect hundreds of times while modules are imported
+gc.set_threshold(
+    50_000, 20, 100
+)  # the usual 700, 10, 10 collect hundreds of times while modules are imported
 atexit.register(gc.freeze)  # the first one that is registered is called last

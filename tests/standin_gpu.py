@@ -35,7 +35,9 @@ class StandIn:
             time.sleep(seconds)
         done(len(cu_seqlens) - 1, len(input_ids))
         splits = np.concatenate(([0], np.cumsum(self.task.rows(input_ids, cu_seqlens))))
-        return Predictions(np.zeros((splits[-1], self.task.width), np.float32), splits, {}, 1, seconds)
+        return Predictions(
+            np.zeros((splits[-1], self.task.width), np.float32), splits, {}, 1, seconds
+        )
 
 
 def install() -> None:

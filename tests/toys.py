@@ -63,7 +63,9 @@ class Length(Task):
     def decode(self, outputs):
         logits = merged(outputs.windows, outputs.values, "mean")[:, 0]
         lengths = outputs.windows.n_tokens.astype(np.int64) * self.factor
-        return pa.StructArray.from_arrays([pa.array(lengths), pa.array(logits)], fields=list(self.columns))
+        return pa.StructArray.from_arrays(
+            [pa.array(lengths), pa.array(logits)], fields=list(self.columns)
+        )
 
     def results(self, outputs):
         return self.decode(outputs).to_pylist()
@@ -103,4 +105,6 @@ def toy_routes(handler):
     return [router]
 
 
-TOY = Dialect("toy", ToyError, lambda error: {"oops": error.message}, {"invalid": 418}, ("/toy",), toy_routes)
+TOY = Dialect(
+    "toy", ToyError, lambda error: {"oops": error.message}, {"invalid": 418}, ("/toy",), toy_routes
+)

@@ -24,7 +24,13 @@ SEED = 2026
 SUNDAY = 6
 OUTPUT = Path(__file__).with_name("requests.parquet")
 ROWS = 1000
-LIMITS = {20: (5, 30), 100: (40, 150), 700: (200, 700), 2500: (800, 2500), 9999: (2600, 5400)}  # words wished: allowed
+LIMITS = {
+    20: (5, 30),
+    100: (40, 150),
+    700: (200, 700),
+    2500: (800, 2500),
+    9999: (2600, 5400),
+}  # words wished: allowed
 BAD_ROWS: dict[int, bytes | None] = {
     97: None,
     268: b"",
@@ -648,13 +654,27 @@ def sections(text: str, mark: str) -> dict[str, str]:
 
 WORD_LISTS, LINE_POOLS, CONTEXT_POOLS, SHARED_POOLS = map(entries, (WORDS, LINES, CONTEXT, SHARED))
 PAIRS = entries(EXCHANGES)["pairs"]
-DOMAINS = {intent: domain for domain, body in sections(LINES, "#").items() for intent in entries(body)}
-HEADINGS = {heading.split(" | ")[0]: heading.split(" | ")[1:] for heading in sections(SUBJECTS, "##")}
+DOMAINS = {
+    intent: domain for domain, body in sections(LINES, "#").items() for intent in entries(body)
+}
+HEADINGS = {
+    heading.split(" | ")[0]: heading.split(" | ")[1:] for heading in sections(SUBJECTS, "##")
+}
 SUBJECT_POOLS = dict(zip(HEADINGS, map(entries, sections(SUBJECTS, "##").values()), strict=True))
 PROBLEMS = [intent for intent, facts in HEADINGS.items() if facts]
 DIARIES = [intent for intent, pools in SUBJECT_POOLS.items() if "log" in pools]
-NO_NOTE = {"cancel_reservation", "current_location", "flight_status", "travel_notification", "uber"}  # said in one line
-NOTES = [i for i, domain in DOMAINS.items() if domain in CONTEXT_POOLS and i not in SUBJECT_POOLS and i not in NO_NOTE]
+NO_NOTE = {
+    "cancel_reservation",
+    "current_location",
+    "flight_status",
+    "travel_notification",
+    "uber",
+}  # said in one line
+NOTES = [
+    i
+    for i, domain in DOMAINS.items()
+    if domain in CONTEXT_POOLS and i not in SUBJECT_POOLS and i not in NO_NOTE
+]
 
 ASKS = r"(how|what|which|where|when|who|why|is|are|am|do|does|has|have|can|could|may|will|until|by|on which|any)\b"
 TELLS = r"(I|my|mine|it|the|they|we|spellcheck)\b"
@@ -695,7 +715,9 @@ class Writer:
         number = self.rng.randrange
         generators: dict[str, Callable[[], str]] = {
             "amount": lambda: f"${number(30, 190) * 20:,}",
-            "price": lambda: f"${number(22, 96)}.{self.rng.choice(['00', '10', '49', '50', '75', '99'])}",
+            "price": lambda: (
+                f"${number(22, 96)}.{self.rng.choice(['00', '10', '49', '50', '75', '99'])}"
+            ),
             "order": lambda: f"{self.rng.choice(['TM', 'KR', 'BQ', 'HX'])}-{number(20000, 90000)}",
             "flight": lambda: f"{number(110, 980)}",
             "points": lambda: f"{number(31, 190) * 100:,}",
@@ -738,7 +760,11 @@ class Writer:
         taken: list[str] = []
         while len(taken) < count:
             if not self.decks.get(pool):
-                again = [template for template in self.pools[pool] if template[0] != "!" or pool not in self.decks]
+                again = [
+                    template
+                    for template in self.pools[pool]
+                    if template[0] != "!" or pool not in self.decks
+                ]
                 self.decks[pool] = self.rng.sample(again, len(again))
             sentence = self.fill(self.decks[pool].pop())
             if sentence not in self.said or self.rng.random() < 0.05:
@@ -753,7 +779,12 @@ class Writer:
         contact = self.take("contact")
         if day:
             started = not contact.startswith(agent)
-            when = ["On {}", "On {},", "Then, on {},", *(["The next attempt was on {}:"] if started else [])]
+            when = [
+                "On {}",
+                "On {},",
+                "Then, on {},",
+                *(["The next attempt was on {}:"] if started else []),
+            ]
             contact = contact[0].lower() + contact[1:] if contact.startswith("My ") else contact
             contact = f"{(when[0] if first else self.pick(when)).format(self.day(day))} {contact}"
         return f"{contact} {self.take('said', self.rng.choice([1, 1, 1, 2]))} {self.take('after')}"
@@ -766,7 +797,11 @@ class Writer:
             return text
         if not re.match(ASKS, text, re.IGNORECASE):
             return text + ("?" if re.match(ASKS, tail) else ".")
-        return f"{head}? {tail[0].upper()}{tail[1:]}." if head and re.match(TELLS, tail) else f"{text}?"
+        return (
+            f"{head}? {tail[0].upper()}{tail[1:]}."
+            if head and re.match(TELLS, tail)
+            else f"{text}?"
+        )
 
     def note(self) -> str:
         """A short message: a problem in a few sentences, or a one-line request with its circumstances."""
@@ -784,7 +819,13 @@ class Writer:
             parts.append(self.take("any"))
         greeting = rng.choice(["Hi team!", "Hello help desk.", "Good morning.", "", "", ""])
         ending = rng.choice(
-            [f"Thanks, {self.slot('writer')}", "Thank you in advance!", "Many thanks for your help.", "", ""]
+            [
+                f"Thanks, {self.slot('writer')}",
+                "Thank you in advance!",
+                "Many thanks for your help.",
+                "",
+                "",
+            ]
         )
         return " ".join([greeting, *parts, ending]).strip()
 
@@ -811,20 +852,37 @@ class Writer:
             paragraphs.append(self.episode(day))
             if rng.random() < 0.4:
                 paragraphs[-1] += " " + self.take(rng.choice(["mood", "life"]))
-        paragraphs.append(self.take("mood") if problem else self.take("inquiry", rng.choice([2, 3, 4])))
-        paragraphs += [self.take("ask", min(4, rng.choice([2, 3]) + target // 400)), self.take("closing")]
-        greeting = rng.choice(
-            ["Dear help desk,", "Hello everyone,", "Good morning,", "To whom it may concern,", "Dear team,"]
+        paragraphs.append(
+            self.take("mood") if problem else self.take("inquiry", rng.choice([2, 3, 4]))
         )
-        address = unicodedata.normalize("NFKD", self.slot("person").replace(" ", ".").lower()).encode("ascii", "ignore")
-        contact = rng.choice([f"\n{address.decode()}@example.com", f"\nPhone: 555-01{self.slot('nn')}", "", ""])
+        paragraphs += [
+            self.take("ask", min(4, rng.choice([2, 3]) + target // 400)),
+            self.take("closing"),
+        ]
+        greeting = rng.choice(
+            [
+                "Dear help desk,",
+                "Hello everyone,",
+                "Good morning,",
+                "To whom it may concern,",
+                "Dear team,",
+            ]
+        )
+        address = unicodedata.normalize(
+            "NFKD", self.slot("person").replace(" ", ".").lower()
+        ).encode("ascii", "ignore")
+        contact = rng.choice(
+            [f"\n{address.decode()}@example.com", f"\nPhone: 555-01{self.slot('nn')}", "", ""]
+        )
         ending = f"{rng.choice(['Kind regards', 'Best wishes', 'Sincerely'])},\n{self.slot('person')}{contact}"
         return "\n\n".join([greeting, *paragraphs, ending])
 
     def diary(self, target: int) -> str:
         """Dated notes about a problem, one entry a day."""
         rng, days = self.rng, self.days(31 if target > 2500 else target // 110)
-        text = [f"{self.fill('Notes about {thing}')}, as you asked me to keep them. {self.take('what')}"]
+        text = [
+            f"{self.fill('Notes about {thing}')}, as you asked me to keep them. {self.take('what')}"
+        ]
         text.append(self.take("more", 5))
         for number, day in enumerate(days):
             entry = self.take("log")
@@ -850,10 +908,24 @@ class Writer:
             if pairs and rng.random() < 0.5:
                 turns += zip((helper, customer), self.fill(pairs.pop()).split(" => "), strict=True)
             turns.append((helper, self.take("agent_open")))
-            turns.append((customer, f"{self.episode(next(days))} {self.take(rng.choice(['mood', 'life']))}"))
+            turns.append(
+                (customer, f"{self.episode(next(days))} {self.take(rng.choice(['mood', 'life']))}")
+            )
         turns.append((customer, self.take("ask", 2)))
-        turns.append((helper, f"I have put all of it in the file. You will hear from us by {self.slot('soon')}."))
-        turns.append((customer, rng.choice(["I will believe it when I see it.", "Thank you for listening, at least."])))
+        turns.append(
+            (
+                helper,
+                f"I have put all of it in the file. You will hear from us by {self.slot('soon')}.",
+            )
+        )
+        turns.append(
+            (
+                customer,
+                rng.choice(
+                    ["I will believe it when I see it.", "Thank you for listening, at least."]
+                ),
+            )
+        )
         clock = self.when - timedelta(seconds=100 * len(turns))
         lines = []
         for speaker, text in turns:
@@ -895,29 +967,41 @@ def short(rng: random.Random, writer: Writer, text: str) -> tuple[str, str]:
     return channel, text
 
 
-def document(rng: random.Random, when: datetime, kind: str, intent: str, target: int) -> tuple[str, str]:
+def document(
+    rng: random.Random, when: datetime, kind: str, intent: str, target: int
+) -> tuple[str, str]:
     """The channel and the text of one document."""
     writer = Writer(rng, when, intent)
     if kind in {"line", "note"}:
         return short(rng, writer, writer.line() if kind == "line" else writer.note())
     if kind == "transcript":
         return "chat", writer.transcript(target)
-    return rng.choice(["email", "email", "form"]), writer.diary(target) if kind == "diary" else writer.letter(target)
+    return rng.choice(["email", "email", "form"]), writer.diary(
+        target
+    ) if kind == "diary" else writer.letter(target)
 
 
 def plan(rng: random.Random) -> list[tuple[str, str, int]]:
     """Kind, intent and wished number of words of every good document, in random order."""
 
     def cycle(intents: list[str], count: int) -> list[str]:
-        return [i for _ in range(count // len(intents) + 1) for i in rng.sample(intents, len(intents))][:count]
+        return [
+            i for _ in range(count // len(intents) + 1) for i in rng.sample(intents, len(intents))
+        ][:count]
 
     chosen = [("line", intent, 12) for intent in cycle([*LINE_POOLS, *["oos"] * 8], 700)]
     chosen += [("note", intent, 80) for intent in cycle(NOTES, 110) + cycle([*SUBJECT_POOLS], 90)]
-    chosen += [("letter", intent, rng.randrange(210, 660)) for intent in cycle([*SUBJECT_POOLS], 71)]
+    chosen += [
+        ("letter", intent, rng.randrange(210, 660)) for intent in cycle([*SUBJECT_POOLS], 71)
+    ]
     chosen += [("letter", intent, rng.randrange(900, 1900)) for intent in cycle(PROBLEMS, 8)]
     chosen += [("transcript", intent, rng.randrange(900, 2300)) for intent in cycle(PROBLEMS, 7)]
     chosen += [("diary", intent, rng.randrange(850, 1700)) for intent in cycle(DIARIES, 5)]
-    chosen += [("diary", "smart_home", 5000), ("diary", "lost_luggage", 3300), ("diary", "tire_pressure", 2700)]
+    chosen += [
+        ("diary", "smart_home", 5000),
+        ("diary", "lost_luggage", 3300),
+        ("diary", "tire_pressure", 2700),
+    ]
     return rng.sample(chosen, len(chosen))
 
 
@@ -940,9 +1024,15 @@ def corpus() -> pa.Table:
         seen.add(spoken(text))
         rows.append((f"req-{number:04d}", channel, when, text.encode()))
     types = [pa.string(), pa.string(), pa.timestamp("s"), pa.binary()]
-    columns = [pa.array(column, type_) for column, type_ in zip(zip(*rows, strict=True), types, strict=True)]
+    columns = [
+        pa.array(column, type_)
+        for column, type_ in zip(zip(*rows, strict=True), types, strict=True)
+    ]
     unchecked = pc.CastOptions(target_type=pa.string(), allow_invalid_utf8=True)
-    return pa.table([*columns[:3], pc.cast(columns[3], options=unchecked)], ["id", "channel", "received_at", "text"])
+    return pa.table(
+        [*columns[:3], pc.cast(columns[3], options=unchecked)],
+        ["id", "channel", "received_at", "text"],
+    )
 
 
 if __name__ == "__main__":

@@ -16,7 +16,11 @@ from make_messages import CHOICE
 
 OUTPUT = Path(__file__).with_name("masked.parquet")
 SEED, ROWS = 2026, 120
-NO_MASK = {17: "how much money is in my savings account", 58: "Set a timer for ten minutes.", 101: "what is [ MASK ]"}
+NO_MASK = {
+    17: "how much money is in my savings account",
+    58: "Set a timer for ten minutes.",
+    101: "what is [ MASK ]",
+}
 
 TEMPLATES = """
 how much [MASK] do i have in my [checking|savings] account
@@ -111,7 +115,11 @@ def sentences() -> list[str]:
     while len(found) < ROWS:
         for text in dice.sample(templates, len(templates)):
             while choice := CHOICE.search(text):
-                text = text[: choice.start()] + dice.choice(choice[1].split("|")) + text[choice.end() :]
+                text = (
+                    text[: choice.start()]
+                    + dice.choice(choice[1].split("|"))
+                    + text[choice.end() :]
+                )
             found.setdefault(text)
     out = dice.sample(list(found)[:ROWS], ROWS)
     for at, text in NO_MASK.items():

@@ -32,7 +32,13 @@ from make_corpus import WORDS as COMMON
 
 HERE = Path(__file__).parent
 TYPES = ("EMAIL", "PHONE", "IP_ADDRESS", "URL", "DATE", "MONEY", "PERSON")
-TYPE_OF_SLOT = {"FIRST": "PERSON", "SURNAME": "PERSON", "IP": "IP_ADDRESS", "IP6": "IP_ADDRESS", "STAMP": "DATE"}
+TYPE_OF_SLOT = {
+    "FIRST": "PERSON",
+    "SURNAME": "PERSON",
+    "IP": "IP_ADDRESS",
+    "IP6": "IP_ADDRESS",
+    "STAMP": "DATE",
+}
 SLOTS = re.compile(r"\{(\w+)\}")
 CHOICE = re.compile(r"\[([^\[\]]*\|[^\[\]]*)\]")  # a bracket without a bar is one of the text
 ROWS, LONG_WORDS = 300, 3400
@@ -135,8 +141,12 @@ ROLES = {
     "train": "support billing info sales no-reply hr accounts contact jobs press admin helpdesk orders",
     "held_out": "returns service hello invoices team office security bookings noreply desk",
 }
-COMMON_WORDS = sorted(set(re.findall(r"\b[a-z]{3,}\b", f"{COMMON} {LINE_POOLS} {SHARED} {SUBJECTS} {CONTEXT}")))
-MONTHS = listed("January February March April May June July August September October November December")
+COMMON_WORDS = sorted(
+    set(re.findall(r"\b[a-z]{3,}\b", f"{COMMON} {LINE_POOLS} {SHARED} {SUBJECTS} {CONTEXT}"))
+)
+MONTHS = listed(
+    "January February March April May June July August September October November December"
+)
 WEEKDAYS = listed("Monday Tuesday Wednesday Thursday Friday Saturday Sunday")
 SEPARATORS = [*",;:!?…|/)–.", " -", " /", " |", " &", "...", " ->"]
 QUOTES = ["()", '""', "''", "“”", "**", "<>", "«»", "„“", "‘’", "__"]
@@ -554,7 +564,9 @@ class Writer:
 
     def digits(self, pattern: str) -> str:
         """`pattern` with every # a digit, and every @ a digit from 2 to 9."""
-        return re.sub("[#@]", lambda m: self.dice.choice("0123456789" if m[0] == "#" else "23456789"), pattern)
+        return re.sub(
+            "[#@]", lambda m: self.dice.choice("0123456789" if m[0] == "#" else "23456789"), pattern
+        )
 
     def made_up(self) -> str:
         """A capitalised word of two to four syllables that is no word; in training it may be a name or a town."""
@@ -562,35 +574,59 @@ class Writer:
         starts = listed("b br c ch d f g gr h j k kl l m n p r s sh st t tr v w y z")
         middles, ends = listed("a e i o u ai ou é ö"), ["", "", *listed("n r l s ng tt ck v m")]
         count = dice.choice([2, 2, 2, 3, 3, 4])
-        return "".join(dice.choice(starts) + dice.choice(middles) + dice.choice(ends) for _ in range(count)).title()
+        return "".join(
+            dice.choice(starts) + dice.choice(middles) + dice.choice(ends) for _ in range(count)
+        ).title()
 
     def word(self) -> str:
         """A lower-case word for addresses, paths and file names; in training often any word, or no word."""
         if self.training and self.dice.random() < 0.7:
-            return self.dice.choice(COMMON_WORDS) if self.dice.random() < 0.5 else plain_ascii(self.made_up())
+            return (
+                self.dice.choice(COMMON_WORDS)
+                if self.dice.random() < 0.5
+                else plain_ascii(self.made_up())
+            )
         return self.pick(WORDS)
 
     # Entities
 
     def first(self) -> str:
-        return self.made_up() if self.training and self.dice.random() < 0.15 else self.pick(FIRST_NAMES)
+        return (
+            self.made_up()
+            if self.training and self.dice.random() < 0.15
+            else self.pick(FIRST_NAMES)
+        )
 
     def surname(self) -> str:
-        return self.made_up() if self.training and self.dice.random() < 0.15 else self.pick(SURNAMES)
+        return (
+            self.made_up() if self.training and self.dice.random() < 0.15 else self.pick(SURNAMES)
+        )
 
     def person(self) -> str:
         first, last, initial = self.first(), self.surname(), self.dice.choice("ABCDEFGHJKLMNPRSTW")
-        forms = [f"{first} {last}"] * 12 + [first, f"{first[0]}. {last}", f"{first} {initial}. {last}"]
-        name = self.dice.choice([*forms, f"{initial}.{first[0]}. {last}", f"{first} {last}".upper()])
+        forms = [f"{first} {last}"] * 12 + [
+            first,
+            f"{first[0]}. {last}",
+            f"{first} {initial}. {last}",
+        ]
+        name = self.dice.choice(
+            [*forms, f"{initial}.{first[0]}. {last}", f"{first} {last}".upper()]
+        )
         return unicodedata.normalize("NFD", name) if self.dice.random() < 0.02 else name
 
     def domain(self) -> str:
         """A host name; the held-out ones, which are in files, are reserved for examples (RFC 2606)."""
         dice, one, two = self.dice, self.word(), self.word()
-        reserved = dice.choice(listed("example.com example.org example.net {}.example {}{}.example {}-{}.test"))
+        reserved = dice.choice(
+            listed("example.com example.org example.net {}.example {}{}.example {}-{}.test")
+        )
         if self.training and dice.random() < 0.75:
-            name = dice.choice([one + two, f"{one}-{two}", plain_ascii(self.made_up()), one + self.digits("##")])
-            tops = "com com com org net io de fr pl co.uk it es eu dev app edu in br com.au info ch nl"
+            name = dice.choice(
+                [one + two, f"{one}-{two}", plain_ascii(self.made_up()), one + self.digits("##")]
+            )
+            tops = (
+                "com com com org net io de fr pl co.uk it es eu dev app edu in br com.au info ch nl"
+            )
             top = dice.choice(listed(tops))
             return f"{name}.{top}"
         return dice.choice(["", "", "mail.", "shop.", f"{two}."]) + reserved.format(one, two)
@@ -599,7 +635,13 @@ class Writer:
         dice = self.dice
         first, last = plain_ascii(self.first()), plain_ascii(self.surname())
         local = dice.choice(
-            [f"{first}.{last}", f"{first[0]}.{last}", f"{first}_{last}", f"{first}{last}", f"{last}.{first}"]
+            [
+                f"{first}.{last}",
+                f"{first[0]}.{last}",
+                f"{first}_{last}",
+                f"{first}{last}",
+                f"{last}.{first}",
+            ]
             + [f"{first}{self.digits('##')}", f"{first}+{self.word()}", f"{first[0]}{last}"]
             + [self.pick(ROLES)] * 2
         )
@@ -610,12 +652,23 @@ class Writer:
         dice = self.dice
         ported = [f"{name}:{self.plain('port')}" for name in (self.ip(), "localhost")]
         host = dice.choice([self.domain()] * 8 + ported)
-        parts = [*(self.word() for _ in range(4)), *map(self.digits, ("###", "A-@####")), "index.html", "v2"]
+        parts = [
+            *(self.word() for _ in range(4)),
+            *map(self.digits, ("###", "A-@####")),
+            "index.html",
+            "v2",
+        ]
         path = "".join("/" + part for part in dice.sample(parts, dice.choice([0, 1, 1, 2, 3])))
-        path += dice.choice(["", "", "", "/" if path else "", "?id=" + self.digits("####"), "#" + self.word()])
+        path += dice.choice(
+            ["", "", "", "/" if path else "", "?id=" + self.digits("####"), "#" + self.word()]
+        )
         path += f"&{self.word()}={self.digits('#')}" if "?" in path and dice.random() < 0.4 else ""
-        start = dice.choice(["https://", "https://", "https://", "http://", "https://www.", "www.", ""])
-        if not start and not re.match(r"/\w", path):  # a bare host name counts as a URL with a path alone
+        start = dice.choice(
+            ["https://", "https://", "https://", "http://", "https://www.", "www.", ""]
+        )
+        if not start and not re.match(
+            r"/\w", path
+        ):  # a bare host name counts as a URL with a path alone
             start = "https://"
         if host[0].isdigit() or host.startswith("localhost"):
             start = "http://"
@@ -625,16 +678,26 @@ class Writer:
         private = ["10.#.@.1##", "192.168.@.##", "172.16.#.2#", "10.@#.1#.#", "192.168.1##.1##"]
         reserved = ["192.0.2.1##", "198.51.100.##", "203.0.113.@"]
         public = ["1##.##.1##.@", "@#.1##.@.@#", "20#.@#.#.1##", "@.@.@.@", "8#.24@.##.19#"]
-        pattern = self.digits(self.dice.choice([*private, *reserved, *(public if self.training else [])]))
+        pattern = self.digits(
+            self.dice.choice([*private, *reserved, *(public if self.training else [])])
+        )
         return ".".join(str(int(part)) for part in pattern.split("."))
 
     def ip6(self) -> str:
         dice = self.dice
-        top = 0x20010DB8 if not self.training or dice.random() < 0.4 else 0x20000000 + dice.getrandbits(28)
-        tail = dice.getrandbits(96) & dice.choice([0xFFFF, 0xFF, (1 << 96) - 1, 0xFFFF0000FFFF, 0xFFFF << 80 | 0xFFF])
+        top = (
+            0x20010DB8
+            if not self.training or dice.random() < 0.4
+            else 0x20000000 + dice.getrandbits(28)
+        )
+        tail = dice.getrandbits(96) & dice.choice(
+            [0xFFFF, 0xFF, (1 << 96) - 1, 0xFFFF0000FFFF, 0xFFFF << 80 | 0xFFF]
+        )
         address = IPv6Address(top << 96 | tail)
         link = f"fe80::{dice.getrandbits(16):x}:{dice.getrandbits(16):x}"
-        return dice.choice([address.compressed] * 4 + [address.exploded, link, "::1", address.compressed.upper()])
+        return dice.choice(
+            [address.compressed] * 4 + [address.exploded, link, "::1", address.compressed.upper()]
+        )
 
     def phone(self) -> str:
         """A number; the held-out ones come from ranges that regulators keep for fiction."""
@@ -647,7 +710,9 @@ class Writer:
         +48 @## ### ###/@## ### ###/+34 6## ## ## ##/+39 06 #### ####/+91 98### #####/+81 3-####-####/+46 70-### ## ##
         +55 11 9####-####/0171/#######/+86 138 #### ####/+234 80# ### ####/+420 @########/0@@ @@@ ## ##/+1@#########
         (0@@) ######/+41 44 ### ## ##/+31-20-#######/0@##-######/+353 1 ### ####/00 44 20 #### ####/@#########"""
-        patterns = re.split(r"/|\n\s*", train.replace("0171/#######", "0171#######") if self.training else fiction)
+        patterns = re.split(
+            r"/|\n\s*", train.replace("0171/#######", "0171#######") if self.training else fiction
+        )
         return self.digits(self.dice.choice(patterns))
 
     def day(self) -> date:
@@ -657,11 +722,32 @@ class Writer:
         d, dice = self.day(), self.dice
         name = dice.choice([MONTHS[d.month - 1]] * 3 + [f"{d:%b}"])
         th = "th" if 10 < d.day < 14 else {1: "st", 2: "nd", 3: "rd"}.get(d.day % 10, "th")
-        both = [f"{d:%Y-%m-%d}", f"{d:%d/%m/%Y}", f"{d:%m/%d/%Y}", f"{d:%d.%m.%Y}", f"{d.day} {name} {d.year}"]
-        both += [f"{name} {d.day}, {d.year}", f"{name} {d.day}", f"{d.day} {name}", f"{name} {d.day}{th}"]
-        both += [f"{d.day}{th} {name}", f"{d.month}/{d.day}/{d:%y}", f"{d.day}{th} of {name} {d.year}"]
+        both = [
+            f"{d:%Y-%m-%d}",
+            f"{d:%d/%m/%Y}",
+            f"{d:%m/%d/%Y}",
+            f"{d:%d.%m.%Y}",
+            f"{d.day} {name} {d.year}",
+        ]
+        both += [
+            f"{name} {d.day}, {d.year}",
+            f"{name} {d.day}",
+            f"{d.day} {name}",
+            f"{name} {d.day}{th}",
+        ]
+        both += [
+            f"{d.day}{th} {name}",
+            f"{d.month}/{d.day}/{d:%y}",
+            f"{d.day}{th} of {name} {d.year}",
+        ]
         both += [f"{d.day}{th} of {name}", f"{d.day}.{d.month}.{d.year}"]
-        train = [f"{d:%d-%m-%Y}", f"{d:%Y/%m/%d}", f"{d.day}-{d:%b}-{d:%y}", f"{d.day} {name} '{d:%y}", f"{d:%d %b %Y}"]
+        train = [
+            f"{d:%d-%m-%Y}",
+            f"{d:%Y/%m/%d}",
+            f"{d.day}-{d:%b}-{d:%y}",
+            f"{d.day} {name} '{d:%y}",
+            f"{d:%d %b %Y}",
+        ]
         held_out = [
             f"{d.day}. {name} {d.year}",
             f"{name} {d.day} {d.year}",
@@ -675,18 +761,52 @@ class Writer:
 
     def money(self) -> str:
         dice = self.dice
-        whole, cents = int(10 ** dice.uniform(0.3, 5.2)), dice.choice([f"{dice.randrange(100):02}", "00", "99", "50"])
+        whole, cents = (
+            int(10 ** dice.uniform(0.3, 5.2)),
+            dice.choice([f"{dice.randrange(100):02}", "00", "99", "50"]),
+        )
         us, eu = f"{whole:,}", f"{whole:,}".replace(",", dice.choice([".", " ", "\u00a0", "'"]))
-        us, eu = dice.choice([us, f"{us}.{cents}", f"{us}.{cents}", str(whole)]), dice.choice([eu, f"{eu},{cents}"])
+        us, eu = (
+            dice.choice([us, f"{us}.{cents}", f"{us}.{cents}", str(whole)]),
+            dice.choice([eu, f"{eu},{cents}"]),
+        )
         sign = dice.choice("$$$€€££¥₹") if self.training else dice.choice("$€£$€£₩")
         codes = "USD EUR GBP CHF SEK JPY AUD CAD PLN INR" if self.training else "USD EUR NOK CHF"
         code = dice.choice(listed(codes))
-        word = dice.choice(["dollars", "euros", "pounds", "euro", "bucks", "francs", "yen", "rupees", "cents", "zloty"])
-        forms = [f"{sign}{us}"] * 6 + [f"{sign} {us}", f"{eu} €", f"{eu}€", f"{code} {us}", f"{us} {code}", f"€ {eu}"]
-        forms += [f"{eu} {code}", f"{us} {word}", f"US${us}", f"{sign}{dice.randrange(1, 90)}k", f"{eu} kr"]
+        word = dice.choice(
+            [
+                "dollars",
+                "euros",
+                "pounds",
+                "euro",
+                "bucks",
+                "francs",
+                "yen",
+                "rupees",
+                "cents",
+                "zloty",
+            ]
+        )
+        forms = [f"{sign}{us}"] * 6 + [
+            f"{sign} {us}",
+            f"{eu} €",
+            f"{eu}€",
+            f"{code} {us}",
+            f"{us} {code}",
+            f"€ {eu}",
+        ]
+        forms += [
+            f"{eu} {code}",
+            f"{us} {word}",
+            f"US${us}",
+            f"{sign}{dice.randrange(1, 90)}k",
+            f"{eu} kr",
+        ]
         forms += [f"{sign}{dice.randrange(1, 99) / 10} [million|m|bn|billion]", f"{whole} {word}"]
         forms += (
-            ["C$" + us, f"A${us}", f"{eu} zł", f"CHF {us}"] if self.training else ["CA$" + us, f"{eu} Kč", f"NZ${us}"]
+            ["C$" + us, f"A${us}", f"{eu} zł", f"CHF {us}"]
+            if self.training
+            else ["CA$" + us, f"{eu} Kč", f"NZ${us}"]
         )
         return self.choose(dice.choice(forms))
 
@@ -754,7 +874,11 @@ class Writer:
     def choose(self, template: str) -> str:
         """`template` with its wordings chosen, from the inside out."""
         while found := CHOICE.search(template):
-            template = template[: found.start()] + self.dice.choice(found[1].split("|")) + template[found.end() :]
+            template = (
+                template[: found.start()]
+                + self.dice.choice(found[1].split("|"))
+                + template[found.end() :]
+            )
         return template
 
     def entity(self, slot: str) -> str:
@@ -777,7 +901,9 @@ class Writer:
                 out.append((self.plain(part.replace("_", ":")), ""))
             else:
                 kind = "DATE" if part in ("CLF", "SYSLOG") else TYPE_OF_SLOT.get(part, part)
-                left, right = self.dice.choice(QUOTES) if prose and self.dice.random() < 0.05 else ("", "")
+                left, right = (
+                    self.dice.choice(QUOTES) if prose and self.dice.random() < 0.05 else ("", "")
+                )
                 out += [(left, ""), (self.entity(part), kind), (right, "")]
                 if self.training and self.dice.random() < 0.12:
                     out.append((self.dice.choice(SEPARATORS), ""))
@@ -794,24 +920,43 @@ class Writer:
             if dice.random() >= share:
                 return found[0]
             word = dice.choice(COMMON_WORDS) if dice.random() < 0.6 else self.made_up().lower()
-            return word.upper() if found[0].isupper() else word.title() if found[0][0].isupper() else word
+            return (
+                word.upper()
+                if found[0].isupper()
+                else word.title()
+                if found[0][0].isupper()
+                else word
+            )
 
-        return [(text if kind else re.sub(r"[^\W\d_]{3,}", other, text), kind) for text, kind in pieces]
+        return [
+            (text if kind else re.sub(r"[^\W\d_]{3,}", other, text), kind) for text, kind in pieces
+        ]
 
     def line(self, pool: str) -> list[Piece]:
         """A filled template of `pool`: none comes again before all have been used."""
         if not self.decks.get(pool):
-            self.decks[pool] = self.dice.sample(POOLS[self.split][pool], len(POOLS[self.split][pool]))
+            self.decks[pool] = self.dice.sample(
+                POOLS[self.split][pool], len(POOLS[self.split][pool])
+            )
         return self.fill(self.decks[pool].pop(), prose=pool in ("ticket", "chat", "plain"))
 
     def lines(self, pool: str, low: int, high: int) -> list[Piece]:
         """Between `low` and `high` lines of `pool`, each with its end of line."""
-        return [p for _ in range(self.dice.randint(low, high)) for p in [*self.line(pool), ("\n", "")]]
+        return [
+            p for _ in range(self.dice.randint(low, high)) for p in [*self.line(pool), ("\n", "")]
+        ]
 
     def sentences(self, low: int, high: int) -> list[Piece]:
         """A paragraph: sentences with and without entities."""
-        kinds = [self.dice.choice(["ticket", "ticket", "plain"]) for _ in range(self.dice.randint(low, high))]
-        joined = [p for kind in kinds for p in [*self.line(kind), (self.dice.choice(["  ", " ", " ", " "]), "")]]
+        kinds = [
+            self.dice.choice(["ticket", "ticket", "plain"])
+            for _ in range(self.dice.randint(low, high))
+        ]
+        joined = [
+            p
+            for kind in kinds
+            for p in [*self.line(kind), (self.dice.choice(["  ", " ", " ", " "]), "")]
+        ]
         return [*joined[:-1], ("\n", "")]
 
     def chat(self) -> list[Piece]:
@@ -824,18 +969,28 @@ class Writer:
             said = [(text.lower(), kind) for text, kind in said] if lowered else said
             head = [("[" + self.plain("time:") + "] ", "")] if stamped else []
             head += [(speakers[turn % 2], "PERSON"), (": ", "")] if speakers else []
-            smile = " " + dice.choice("🙂😅👍🎉🙏😂") * dice.choice([1, 1, 3]) if dice.random() < 0.2 else ""
+            smile = (
+                " " + dice.choice("🙂😅👍🎉🙏😂") * dice.choice([1, 1, 3])
+                if dice.random() < 0.2
+                else ""
+            )
             out += [*head, *said, (smile + "\n", "")]
         return out
 
     def ticket(self) -> list[Piece]:
         form = self.lines("form", 1, 5) if self.dice.random() < 0.3 else []
-        return [*form, *self.sentences(1, 5), *(self.sentences(1, 3) if self.dice.random() < 0.2 else [])]
+        return [
+            *form,
+            *self.sentences(1, 5),
+            *(self.sentences(1, 3) if self.dice.random() < 0.2 else []),
+        ]
 
     def email_message(self) -> list[Piece]:
         dice = self.dice
         head = [*self.lines("header", 1, 4), ("\n", "")] if dice.random() < 0.5 else []
-        body = [p for _ in range(dice.choice([1, 1, 2, 3])) for p in [*self.sentences(1, 4), ("\n", "")]]
+        body = [
+            p for _ in range(dice.choice([1, 1, 2, 3])) for p in [*self.sentences(1, 4), ("\n", "")]
+        ]
         return [*head, *self.letter_head(), *body, *self.farewell()]
 
     def letter(self) -> list[Piece]:
@@ -847,7 +1002,13 @@ class Writer:
         place = [(f"{self.plain('city')}, ", "")] if dice.random() < 0.6 else []
         when = [*place, (self.date(), "DATE"), ("\n\n", "")]
         body = [p for _ in range(dice.randint(2, 4)) for p in [*self.sentences(2, 5), ("\n", "")]]
-        return [*(address if dice.random() < 0.7 else []), *when, *self.letter_head(), *body, *self.farewell()]
+        return [
+            *(address if dice.random() < 0.7 else []),
+            *when,
+            *self.letter_head(),
+            *body,
+            *self.farewell(),
+        ]
 
     def letter_head(self) -> list[Piece]:
         """Greeting and first sentence."""
@@ -861,7 +1022,13 @@ class Writer:
     def farewell(self) -> list[Piece]:
         """Closing, name and signature."""
         name = self.first() if self.dice.random() < 0.35 else self.person()
-        return [*self.line("closing"), ("\n", ""), (name, "PERSON"), ("\n", ""), *self.lines("signature", 0, 4)]
+        return [
+            *self.line("closing"),
+            ("\n", ""),
+            (name, "PERSON"),
+            ("\n", ""),
+            *self.lines("signature", 0, 4),
+        ]
 
     def log(self) -> list[Piece]:
         return self.lines("log", 1, 8)
@@ -873,18 +1040,30 @@ class Writer:
         """A thread of letters, e-mails and logs of about `words` words."""
         out: list[Piece] = []
         while sum(len(text.split()) for text, _ in out) < words:
-            out += [*self.dice.choice([self.letter, self.email_message, self.ticket, self.log])(), ("\n---\n\n", "")]
+            out += [
+                *self.dice.choice([self.letter, self.email_message, self.ticket, self.log])(),
+                ("\n---\n\n", ""),
+            ]
         return out
 
 
-LAYOUTS = {"ticket": 5, "chat": 5, "email_message": 3, "letter": 1, "log": 3, "invoice": 2}  # and how often each
+LAYOUTS = {
+    "ticket": 5,
+    "chat": 5,
+    "email_message": 3,
+    "letter": 1,
+    "log": 3,
+    "invoice": 2,
+}  # and how often each
 
 
 def message(seed: int, split: str, words: int | None = None) -> Message:
     """The message of a seed in a split, "train" or "held_out"; with `words` a thread of about so many."""
     dice = random.Random(f"{split} {seed}")
     writer = Writer(dice, split)
-    channel = dice.choices(list(LAYOUTS), list(LAYOUTS.values()))[0] if words is None else "email_message"
+    channel = (
+        dice.choices(list(LAYOUTS), list(LAYOUTS.values()))[0] if words is None else "email_message"
+    )
     pieces = getattr(writer, channel)() if words is None else writer.long_thread(words)
     if writer.training:
         pieces = writer.reworded(pieces)

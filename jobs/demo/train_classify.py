@@ -25,7 +25,9 @@ from modernbert.heads import ModernBertForSequenceClassification
 Example = tuple[list[int], int]
 
 
-def augmented(examples: list[Example], by_label: dict[int, list[list[int]]], dice: random.Random) -> list[Example]:
+def augmented(
+    examples: list[Example], by_label: dict[int, list[list[int]]], dice: random.Random
+) -> list[Example]:
     """An epoch's examples: some tokens dropped, and one in ten grown by other requests of its label.
 
     The longer ones teach the mean over tokens to hold for messages of several sentences.
@@ -41,9 +43,13 @@ def augmented(examples: list[Example], by_label: dict[int, list[list[int]]], dic
     return out
 
 
-def logits_and_labels(model: ModernBertForSequenceClassification, examples: list[Example]) -> tuple[Tensor, Tensor]:
+def logits_and_labels(
+    model: ModernBertForSequenceClassification, examples: list[Example]
+) -> tuple[Tensor, Tensor]:
     """What the model answers for `examples` (B, C), and their labels (B,)."""
-    return model.forward_packed(pack([ids for ids, _ in examples])), torch.tensor([label for _, label in examples])
+    return model.forward_packed(pack([ids for ids, _ in examples])), torch.tensor(
+        [label for _, label in examples]
+    )
 
 
 @torch.no_grad()
@@ -60,13 +66,19 @@ def train(options: argparse.Namespace) -> None:
     """Tokenizer, model, training loop, checkpoint."""
     torch.manual_seed(options.seed)
     dice = random.Random(options.seed)
-    tables = [pq.read_table(path, columns=["text", "intent"]).to_pydict() for path in (options.train, options.val)]
+    tables = [
+        pq.read_table(path, columns=["text", "intent"]).to_pydict()
+        for path in (options.train, options.val)
+    ]
     labels = sorted(set(tables[0]["intent"]))
     lower_case = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     into_bytes = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer = train_tokenizer(tables[0]["text"], options.vocab_size, lower_case, into_bytes)
     examples, held_out = (
-        [(e.ids, labels.index(i)) for e, i in zip(tokenizer.encode_batch(t["text"]), t["intent"], strict=True)]
+        [
+            (e.ids, labels.index(i))
+            for e, i in zip(tokenizer.encode_batch(t["text"]), t["intent"], strict=True)
+        ]
         for t in tables
     )
     held_out = [example for example in held_out if labels[example[1]] != "oos"]
@@ -85,7 +97,9 @@ def train(options: argparse.Namespace) -> None:
     model = ModernBertForSequenceClassification(config)
 
     def batches() -> list[list[Example]]:
-        tokenizer.model.dropout = 0.1  # words split at random: the strongest augmentation for so little data
+        tokenizer.model.dropout = (
+            0.1  # words split at random: the strongest augmentation for so little data
+        )
         encoded = tokenizer.encode_batch(tables[0]["text"])
         split = [(e.ids, label) for e, (_, label) in zip(encoded, examples, strict=True)]
         tokenizer.model.dropout = None
@@ -105,7 +119,16 @@ def train(options: argparse.Namespace) -> None:
 
 def main() -> None:
     train(
-        settings(__doc__, DEMO / "intent-classifier", "train", "val", vocab_size=4096, epochs=30, batch=64, lr=1.5e-3)
+        settings(
+            __doc__,
+            DEMO / "intent-classifier",
+            "train",
+            "val",
+            vocab_size=4096,
+            epochs=30,
+            batch=64,
+            lr=1.5e-3,
+        )
     )
 
 

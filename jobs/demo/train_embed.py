@@ -46,11 +46,15 @@ def contrastive_loss(vectors_BD: Tensor, labels_B: Tensor) -> Tensor:
 @torch.no_grad()
 def embed(model: ModernBertModel, examples: list[Example]) -> Tensor:
     """The mean-pooled vectors (B, D) of `examples`."""
-    batches = [pack([ids for ids, _ in examples[i : i + 256]]) for i in range(0, len(examples), 256)]
+    batches = [
+        pack([ids for ids, _ in examples[i : i + 256]]) for i in range(0, len(examples), 256)
+    ]
     return torch.cat([pool(model.forward_packed(batch), batch, "mean") for batch in batches])
 
 
-def nearest_accuracy(queries: Tensor, asked: list[str], stored: Tensor, known: list[str], width: int) -> float:
+def nearest_accuracy(
+    queries: Tensor, asked: list[str], stored: Tensor, known: list[str], width: int
+) -> float:
     """The share of `queries` whose nearest in `stored` by cosine has the same label."""
     scores = F.normalize(queries[:, :width], dim=-1) @ F.normalize(stored[:, :width], dim=-1).T
     nearest = scores.argmax(-1).tolist()
@@ -61,7 +65,11 @@ def read(path: Path, tokenizer: Tokenizer) -> list[Example]:
     """The in-scope requests of a file, encoded, with their intents."""
     table = pq.read_table(path, columns=["text", "intent"]).to_pydict()
     encoded = tokenizer.encode_batch(table["text"])
-    return [(e.ids, intent) for e, intent in zip(encoded, table["intent"], strict=True) if intent != "oos"]
+    return [
+        (e.ids, intent)
+        for e, intent in zip(encoded, table["intent"], strict=True)
+        if intent != "oos"
+    ]
 
 
 def train(options: argparse.Namespace) -> None:
@@ -82,20 +90,32 @@ def train(options: argparse.Namespace) -> None:
         out = []
         for _ in range(steps):
             labels = dice.sample(sorted(by_label), INTENTS)
-            chosen = [(ids, i) for i, label in enumerate(labels) for ids in dice.sample(by_label[label], REQUESTS)]
-            kept = [([t for t in ids if dice.random() > options.drop] or ids, i) for ids, i in chosen]
+            chosen = [
+                (ids, i)
+                for i, label in enumerate(labels)
+                for ids in dice.sample(by_label[label], REQUESTS)
+            ]
+            kept = [
+                ([t for t in ids if dice.random() > options.drop] or ids, i) for ids, i in chosen
+            ]
             out.append([(resplit(ids, splits, 0.1, dice)[0], i) for ids, i in kept])
         return out
 
     def loss_of(batch: list[tuple[list[int], int]]) -> Tensor:
         packed = pack([ids for ids, _ in batch])
-        return contrastive_loss(pool(model.forward_packed(packed), packed, "mean"), torch.tensor([i for _, i in batch]))
+        return contrastive_loss(
+            pool(model.forward_packed(packed), packed, "mean"), torch.tensor([i for _, i in batch])
+        )
 
     def score(average: ModernBertModel) -> str:
         queries, asked = embed(average, held_out), [label for _, label in held_out]
         stored, known = embed(average, examples), [label for _, label in examples]
-        shares = {width: nearest_accuracy(queries, asked, stored, known, width) for width in DIMENSIONS}
-        return "nearest neighbour right: " + ", ".join(f"{share:.4f} at {width}" for width, share in shares.items())
+        shares = {
+            width: nearest_accuracy(queries, asked, stored, known, width) for width in DIMENSIONS
+        }
+        return "nearest neighbour right: " + ", ".join(
+            f"{share:.4f} at {width}" for width, share in shares.items()
+        )
 
     with torch.no_grad():
         print("before:", score(model.eval()), flush=True)
@@ -106,8 +126,18 @@ def train(options: argparse.Namespace) -> None:
 
 def write_sentence_transformers_files(folder: Path, width: int) -> None:
     """What sentence-transformers reads beside the checkpoint: its modules, the pooling, the similarity."""
-    modes = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
-    pooling = {"word_embedding_dimension": width, **{f"pooling_mode_{mode}": mode == "mean_tokens" for mode in modes}}
+    modes = (
+        "cls_token",
+        "mean_tokens",
+        "max_tokens",
+        "mean_sqrt_len_tokens",
+        "weightedmean_tokens",
+        "lasttoken",
+    )
+    pooling = {
+        "word_embedding_dimension": width,
+        **{f"pooling_mode_{mode}": mode == "mean_tokens" for mode in modes},
+    }
     names = {"": "Transformer", "1_Pooling": "Pooling", "2_Normalize": "Normalize"}
     modules = [
         {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{name}"}
@@ -129,7 +159,9 @@ def write_sentence_transformers_files(folder: Path, width: int) -> None:
 
 
 def main() -> None:
-    train(settings(__doc__, DEMO / "sentence-encoder", "train", "val", epochs=15, lr=5e-4, drop=0.1))
+    train(
+        settings(__doc__, DEMO / "sentence-encoder", "train", "val", epochs=15, lr=5e-4, drop=0.1)
+    )
 
 
 if __name__ == "__main__":

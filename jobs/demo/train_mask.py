@@ -42,12 +42,16 @@ def made_texts(count: int, dice: random.Random) -> list[str]:
     return [document(dice, when, "line", intents[i % len(intents)], 12)[1] for i in range(count)]
 
 
-def hide(texts: list[str], share: float, tokenizer: Tokenizer, dice: random.Random) -> list[Example]:
+def hide(
+    texts: list[str], share: float, tokenizer: Tokenizer, dice: random.Random
+) -> list[Example]:
     """Each text with a `share` of its words hidden, at least one: as many masks as the word has tokens."""
     masked, hidden = [], []
     for text in texts:
         words = text.split()
-        chosen = {i for i in range(len(words)) if dice.random() < share} or {dice.randrange(len(words))}
+        chosen = {i for i in range(len(words)) if dice.random() < share} or {
+            dice.randrange(len(words))
+        }
         answers: list[int] = []
         for i in sorted(chosen):
             core = words[i].strip(".,;:!?\"'()") or words[i]
@@ -56,14 +60,21 @@ def hide(texts: list[str], share: float, tokenizer: Tokenizer, dice: random.Rand
             answers += ids
         masked.append(" ".join(words))
         hidden.append(answers)
-    return [(encoding.ids, answers) for encoding, answers in zip(tokenizer.encode_batch(masked), hidden, strict=True)]
+    return [
+        (encoding.ids, answers)
+        for encoding, answers in zip(tokenizer.encode_batch(masked), hidden, strict=True)
+    ]
 
 
-def logits_and_answers(model: ModernBertForMaskedLM, examples: list[Example]) -> tuple[Tensor, Tensor]:
+def logits_and_answers(
+    model: ModernBertForMaskedLM, examples: list[Example]
+) -> tuple[Tensor, Tensor]:
     """The logits (P, V) at the masks of `examples`, and the ids (P,) that they hide."""
     batch = pack([ids for ids, _ in examples])
     places = (batch.input_ids == MASK).nonzero(as_tuple=True)[0]
-    return model.forward_packed(batch, places), torch.tensor([i for _, answers in examples for i in answers])
+    return model.forward_packed(batch, places), torch.tensor(
+        [i for _, answers in examples for i in answers]
+    )
 
 
 @torch.no_grad()
@@ -73,7 +84,11 @@ def accuracy(model: ModernBertForMaskedLM, examples: list[Example]) -> tuple[flo
     for start in range(0, len(examples), 256):
         logits, answers = logits_and_answers(model, examples[start : start + 256])
         right = logits.topk(5).indices == answers[:, None]
-        first, five, count = first + int(right[:, 0].sum()), five + int(right.sum()), count + len(answers)
+        first, five, count = (
+            first + int(right[:, 0].sum()),
+            five + int(right.sum()),
+            count + len(answers),
+        )
     return first / count, five / count
 
 
@@ -82,7 +97,9 @@ def train(options: argparse.Namespace) -> None:
     torch.manual_seed(options.seed)
     dice = random.Random(options.seed)
     tokenizer = mask_tokenizer()
-    texts, val_texts = (pq.read_table(path)["text"].to_pylist() for path in (options.train, options.val))
+    texts, val_texts = (
+        pq.read_table(path)["text"].to_pylist() for path in (options.train, options.val)
+    )
     texts += made_texts(5000, dice)
     held_out = hide(val_texts, 0.15, tokenizer, random.Random(0))
     model = ModernBertForMaskedLM.from_pretrained(CLASSIFIER, num_labels=2, problem_type=None)
@@ -95,11 +112,20 @@ def train(options: argparse.Namespace) -> None:
         return F.cross_entropy(*logits_and_answers(model, batch))
 
     def score(average: ModernBertForMaskedLM) -> str:
-        return "hidden tokens ranked first {:.4f}, among the first five {:.4f}".format(*accuracy(average, held_out))
+        return "hidden tokens ranked first {:.4f}, among the first five {:.4f}".format(
+            *accuracy(average, held_out)
+        )
 
     steps = -(-len(texts) // options.batch)
     average = fit(
-        model, batches, loss_of, score, epochs=options.epochs, steps=steps, lr=options.lr, average_decay=0.995
+        model,
+        batches,
+        loss_of,
+        score,
+        epochs=options.epochs,
+        steps=steps,
+        lr=options.lr,
+        average_decay=0.995,
     )
     save(average, tokenizer, options.output)
 

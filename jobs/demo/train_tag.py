@@ -44,7 +44,9 @@ def tagger_tokenizer(texts: list[str], vocab_size: int) -> Tokenizer:
     """A cased tokenizer in which each digit, sign and punctuation mark is a token, so that tokens respect entities."""
     apart = pre_tokenizers.Split(Regex(r"[^\s\p{L}\p{M}]"), "isolated")
     into_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    return train_tokenizer(texts, vocab_size, normalizers.NFC(), pre_tokenizers.Sequence([apart, into_bytes]))
+    return train_tokenizer(
+        texts, vocab_size, normalizers.NFC(), pre_tokenizers.Sequence([apart, into_bytes])
+    )
 
 
 def labelled(tokenizer: Tokenizer, sample: Message) -> Example:
@@ -56,7 +58,9 @@ def labelled(tokenizer: Tokenizer, sample: Message) -> Example:
     begun = False
     for i, (left, right) in enumerate(encoding.offsets):
         blank = len(sample.text[left:right]) - len(sample.text[left:right].lstrip())
-        left += blank if left + blank < right else 0  # a token's own blank before a word is not the word's
+        left += (
+            blank if left + blank < right else 0
+        )  # a token's own blank before a word is not the word's
         while left >= end:
             (start, end, kind), begun = next(entities), False
         if left < right and right > start:
@@ -80,7 +84,9 @@ def noisy(example: Example, splits: list[list[tuple[int, int]]], dice: random.Ra
 
 
 @torch.no_grad()
-def tag(model: ModernBertForTokenClassification, tokenizer: Tokenizer, texts: list[str]) -> list[Entities]:
+def tag(
+    model: ModernBertForTokenClassification, tokenizer: Tokenizer, texts: list[str]
+) -> list[Entities]:
     """The entities of each text: runs of B and I of a kind, blanks at their ends left out."""
     encodings = tokenizer.encode_batch(texts)
     groups = [encodings[i : i + 32] for i in range(0, len(texts), 32)]
@@ -91,30 +97,45 @@ def tag(model: ModernBertForTokenClassification, tokenizer: Tokenizer, texts: li
     ):
         spans: list[list] = []
         before = "O"
-        for (left, right), name in zip(encoding.offsets, [LABELS[i] for i in labels.tolist()], strict=True):
+        for (left, right), name in zip(
+            encoding.offsets, [LABELS[i] for i in labels.tolist()], strict=True
+        ):
             if name != "O" and left < right:
                 if name[0] == "I" and before[2:] == name[2:]:
                     spans[-1][1] = right
                 else:
                     spans.append([left, right, name[2:]])
             before = name if left < right else "O"
-        trimmed = [(b - len(text[a:b].lstrip()), a + len(text[a:b].rstrip()), kind) for a, b, kind in spans]
+        trimmed = [
+            (b - len(text[a:b].lstrip()), a + len(text[a:b].rstrip()), kind) for a, b, kind in spans
+        ]
         found.append([span for span in trimmed if span[0] < span[1]])
     return found
 
 
-def f1_by_type(found: list[Entities], wanted: list[Entities]) -> dict[str, tuple[float, float, float, int]]:
+def f1_by_type(
+    found: list[Entities], wanted: list[Entities]
+) -> dict[str, tuple[float, float, float, int]]:
     """Precision, recall, F1 and the number of entities wanted, by type and in all ("micro")."""
     right, given, asked = Counter(), Counter(), Counter()
     for predicted, true in zip(found, wanted, strict=True):
-        for count, spans in ((right, set(predicted) & set(true)), (given, predicted), (asked, true)):
+        for count, spans in (
+            (right, set(predicted) & set(true)),
+            (given, predicted),
+            (asked, true),
+        ):
             count.update(kind for *_, kind in spans)
     for count in (right, given, asked):
         count["micro"] = count.total()
     out = {}
     for kind in [*TYPES, "micro"]:
         precision, recall = right[kind] / max(given[kind], 1), right[kind] / max(asked[kind], 1)
-        out[kind] = (precision, recall, 2 * right[kind] / max(given[kind] + asked[kind], 1), asked[kind])
+        out[kind] = (
+            precision,
+            recall,
+            2 * right[kind] / max(given[kind] + asked[kind], 1),
+            asked[kind],
+        )
     return out
 
 
@@ -134,18 +155,26 @@ def train(options: argparse.Namespace) -> None:
         classifier_dropout=0.1,
     )
     model = ModernBertForTokenClassification(config)
-    held_out = [json.loads(line) for line in (DEMO / "held_out_messages.jsonl").read_text("utf-8").splitlines()]
+    held_out = [
+        json.loads(line)
+        for line in (DEMO / "held_out_messages.jsonl").read_text("utf-8").splitlines()
+    ]
     wanted = [[tuple(entity) for entity in row["entities"]] for row in held_out]
 
     def batches() -> list[list[Example]]:
         """An epoch of new messages, one in sixty of them a thread of three hundred words."""
         lengths = [300 if dice.random() < 1 / 60 else None for _ in range(options.messages)]
-        examples = [noisy(labelled(tokenizer, message(next(seeds), "train", n)), splits, dice) for n in lengths]
+        examples = [
+            noisy(labelled(tokenizer, message(next(seeds), "train", n)), splits, dice)
+            for n in lengths
+        ]
         return [examples[i : i + options.batch] for i in range(0, len(examples), options.batch)]
 
     def loss_of(batch: list[Example]) -> Tensor:
         logits = model.forward_packed(pack([ids for ids, _ in batch]))
-        return F.cross_entropy(logits, torch.tensor([label for _, labels in batch for label in labels]))
+        return F.cross_entropy(
+            logits, torch.tensor([label for _, labels in batch for label in labels])
+        )
 
     def score(average: ModernBertForTokenClassification) -> str:
         measured = f1_by_type(tag(average, tokenizer, [row["text"] for row in held_out]), wanted)

@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from torch import Tensor
 
 from modernbert.checkpoint import PreTrained
@@ -88,7 +96,9 @@ def model_config(vocab_size: int, **fields: object) -> ModernBertConfig:
 
 def pack(sequences: list[list[int]]) -> PackedBatch:
     """Token ids end to end, in the order given."""
-    return PackedBatch.from_lengths(torch.tensor([i for ids in sequences for i in ids]), tuple(map(len, sequences)))
+    return PackedBatch.from_lengths(
+        torch.tensor([i for ids in sequences for i in ids]), tuple(map(len, sequences))
+    )
 
 
 def token_splits(tokenizer: Tokenizer) -> Splits:
@@ -97,11 +107,15 @@ def token_splits(tokenizer: Tokenizer) -> Splits:
     splits: Splits = [[] for _ in range(len(vocab))]
     for token in vocab.keys() - set(SPECIAL):
         halves = [(token[:cut], token[cut:]) for cut in range(1, len(token))]
-        splits[vocab[token]] = [(vocab[a], vocab[b]) for a, b in halves if a in vocab and b in vocab]
+        splits[vocab[token]] = [
+            (vocab[a], vocab[b]) for a, b in halves if a in vocab and b in vocab
+        ]
     return splits
 
 
-def resplit(ids: list[int], splits: Splits, share: float, dice: random.Random) -> tuple[list[int], list[int]]:
+def resplit(
+    ids: list[int], splits: Splits, share: float, dice: random.Random
+) -> tuple[list[int], list[int]]:
     """`ids` with a `share` of tokens cut in two, and where each came from: BPE dropout that a seed determines."""
     new, origin = [], []
     for at, token in enumerate(ids):
@@ -129,12 +143,17 @@ def fit(
     """
     averaging = torch.optim.swa_utils.get_ema_multi_avg_fn(average_decay)
     average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=averaging)
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {steps} steps an epoch", flush=True)
+    print(
+        f"{sum(p.numel() for p in model.parameters()):,} parameters, {steps} steps an epoch",
+        flush=True,
+    )
     decayed = [p for p in model.parameters() if p.dim() == 2]
     plain = [p for p in model.parameters() if p.dim() != 2]
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=epochs * steps, pct_start=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, lr, total_steps=epochs * steps, pct_start=0.1
+    )
     start = time.time()
     model.train()
     for epoch in range(epochs):
@@ -158,6 +177,9 @@ def save(model: PreTrained, tokenizer: Tokenizer, folder: Path) -> None:
     """Write a checkpoint folder: config.json, model.safetensors in float16, tokenizer.json, tokenizer_config.json."""
     model.half().save_pretrained(folder)
     tokenizer.save(str(folder / "tokenizer.json"))
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": model.config.max_position_embeddings}
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": model.config.max_position_embeddings,
+    }
     settings |= {f"{name.strip('[]').lower()}_token": name for name in SPECIAL}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")

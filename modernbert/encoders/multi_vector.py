@@ -1,6 +1,8 @@
-"""Multi-vector encoders (ColBERT): a vector for each token of a text, and the score of a pair from them.
+"""Multi-vector encoders (ColBERT): a vector for each token of a text, and the score of a pair from
+them.
 
-Shapes: T packed tokens, P kept tokens, Q tokens of a query, K tokens of a passage, B pairs, D hidden, E width.
+Shapes: T packed tokens, P kept tokens, Q tokens of a query, K tokens of a passage, B pairs, D
+hidden, E width.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ _DENSE_ROWS = 64  # always as many: the bits of a matrix product may depend on i
 
 
 class MultiVectorEncoder(nn.Module):
-    """An encoder with dense layers on the vectors of tokens (Khattab and Zaharia 2020, arXiv:2004.12832)."""
+    """An encoder with dense layers on the vectors of tokens (Khattab and Zaharia 2020,
+    arXiv:2004.12832).
+    """
 
     def __init__(self, encoder: ModernBertModel, config: MultiVectorConfig):
         super().__init__()
@@ -31,12 +35,17 @@ class MultiVectorEncoder(nn.Module):
 
     @classmethod
     def load(
-        cls, config: MultiVectorConfig, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+        cls,
+        config: MultiVectorConfig,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
     ) -> MultiVectorEncoder:
         """Load a multi-vector encoder for inference: in eval mode, without gradients.
 
         Args:
-            config: the configuration, which names the folders of the weights (`MultiVectorConfig.from_folder`).
+            config: the configuration, which names the folders of the weights
+                (`MultiVectorConfig.from_folder`).
             device: where the weights are put.
             dtype: the dtype of the encoder; dense layers always run in fp32.
 
@@ -44,12 +53,15 @@ class MultiVectorEncoder(nn.Module):
             CheckpointError: where a file or a weight is missing or does not fit.
 
         Example:
-            >>> encoder = MultiVectorEncoder.load(MultiVectorConfig.from_folder(resolve("my-org/modernbert-colbert")))
+            >>> config = MultiVectorConfig.from_folder(resolve("my-org/modernbert-colbert"))
+            >>> encoder = MultiVectorEncoder.load(config)
         """
         encoder = load(ModernBertModel, config.encoder, device=device, dtype=dtype)
         return cls(encoder, config).to(device).eval().requires_grad_(False)
 
-    def forward_packed(self, batch: PackedBatch, kept: Tensor, visible: Sequence[int] | None = None) -> Tensor:
+    def forward_packed(
+        self, batch: PackedBatch, kept: Tensor, visible: Sequence[int] | None = None
+    ) -> Tensor:
         """Compute the vectors of a packed batch.
 
         Args:
@@ -80,7 +92,8 @@ class MultiVectorEncoder(nn.Module):
 
 
 def max_similarity(vectors_PE: Tensor, counts: Sequence[int], mean: bool) -> Tensor:
-    """Score pairs: for each token of a query the largest product with a token of the passage, added up.
+    """Score pairs: for each token of a query the largest product with a token of the passage, added
+    up.
 
     Args:
         vectors_PE: the vectors of a query, of its passage, of the next query, and so on.

@@ -1,4 +1,5 @@
-"""Sentence encoders as sentence-transformers stores them: an encoder, pooling, dense layers and normalisation.
+"""Sentence encoders as sentence-transformers stores them: an encoder, pooling, dense layers and
+normalisation.
 
 Shapes: T packed tokens, B sequences, D hidden, E embedding width.
 """
@@ -50,19 +51,25 @@ class SentenceEncoder(nn.Module):
         """Load a sentence encoder for inference: in eval mode, without gradients.
 
         Args:
-            config: the configuration, which names the folders of the weights (`SentenceConfig.from_folder`).
+            config: the configuration, which names the folders of the weights
+                (`SentenceConfig.from_folder`).
             device: where the weights are put.
             dtype: the dtype of the encoder; pooling and dense layers always run in fp32.
-            attention: one of `modernbert.attention.BACKENDS`, or "auto" for the best one on `device`.
+            attention: one of `modernbert.attention.BACKENDS`, or "auto" for the best one on
+                `device`.
 
         Raises:
             CheckpointError: where a file or a weight is missing or does not fit.
             ConfigError: for an encoder whose configuration cannot be used.
         """
-        encoder = load(ModernBertModel, config.encoder, device=device, dtype=dtype, attention=attention)
+        encoder = load(
+            ModernBertModel, config.encoder, device=device, dtype=dtype, attention=attention
+        )
         return cls(encoder, config).to(device).eval().requires_grad_(False)
 
-    def forward_packed(self, batch: PackedBatch, pooling: Sequence[str] = (), prompt_tokens: int = 0) -> Tensor:
+    def forward_packed(
+        self, batch: PackedBatch, pooling: Sequence[str] = (), prompt_tokens: int = 0
+    ) -> Tensor:
         """Compute the vectors of a packed batch, before any normalisation.
 
         Args:
@@ -76,14 +83,20 @@ class SentenceEncoder(nn.Module):
         x_TD = self.encoder.forward_packed(batch)
         modes = pooling or self.config.pooling
         if x_TD.device.type != "cpu":
-            x_BE = torch.cat([_pool_on_gpu(x_TD, batch, mode, prompt_tokens) for mode in modes], dim=1)
+            x_BE = torch.cat(
+                [_pool_on_gpu(x_TD, batch, mode, prompt_tokens) for mode in modes], dim=1
+            )
             return self._apply_dense(x_BE)
         pooled = [
             torch.cat([_POOLING_FUNCTIONS[mode](x_LD.float(), prompt_tokens) for mode in modes])
             for x_LD in x_TD.split(batch.seqlens)
         ]
         # One row at a time: the bits of a matrix product may depend on its number of rows.
-        return torch.stack(pooled) if not self.layers else torch.cat([self._apply_dense(x[None]) for x in pooled])
+        return (
+            torch.stack(pooled)
+            if not self.layers
+            else torch.cat([self._apply_dense(x[None]) for x in pooled])
+        )
 
     def _apply_dense(self, x_BE: Tensor) -> Tensor:
         for layer in self.layers:
@@ -92,7 +105,9 @@ class SentenceEncoder(nn.Module):
 
 
 class _Dense(nn.Module):
-    """A dense layer with its activation, and its input added if it is residual: (B, D) to (B, E)."""
+    """A dense layer with its activation, and its input added if it is residual: (B, D) to (B,
+    E).
+    """
 
     def __init__(self, weights: dict[str, Tensor], activation: str, residual: bool):
         super().__init__()
@@ -145,22 +160,30 @@ def load_dense(dense: Dense) -> _Dense:
     try:
         return _Dense(weights, dense.activation, dense.residual)
     except (KeyError, RuntimeError) as error:
-        raise CheckpointError(f"{file} does not hold a dense layer: {str(error).splitlines()[0]}") from error
+        raise CheckpointError(
+            f"{file} does not hold a dense layer: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def _pool_on_gpu(x_TD: Tensor, batch: PackedBatch, mode: str, skip: int) -> Tensor:
-    """Pool all sequences of a batch at once, (B, D) fp32; `_POOLING_FUNCTIONS` one by one where Triton is missing."""
+    """Pool all sequences of a batch at once, (B, D) fp32; `_POOLING_FUNCTIONS` one by one where
+    Triton is missing.
+    """
     if mode == "cls":
         return x_TD[batch.cu_seqlens[:-1] + skip].float()
     if mode == "lasttoken":
         return x_TD[batch.cu_seqlens[1:] - 1].float()
     if kernels := gpu.kernels_for(x_TD):
         return kernels.pool_sequences(x_TD, batch.cu_seqlens, mode, skip)
-    return torch.stack([_POOLING_FUNCTIONS[mode](x_LD.float(), skip) for x_LD in x_TD.split(batch.seqlens)])
+    return torch.stack(
+        [_POOLING_FUNCTIONS[mode](x_LD.float(), skip) for x_LD in x_TD.split(batch.seqlens)]
+    )
 
 
 def _weighted_mean(x_LD: Tensor, skip: int) -> Tensor:
-    """Compute the mean with weights that grow with the position: the n-th token has the weight n."""
+    """Compute the mean with weights that grow with the position: the n-th token has the weight
+    n.
+    """
     weights = torch.arange(skip + 1, len(x_LD) + 1, dtype=x_LD.dtype, device=x_LD.device)
     return weights @ x_LD[skip:] / weights.sum()
 

@@ -60,7 +60,9 @@ class Norm:
 
 @dataclass(frozen=True)
 class SentenceConfig:
-    """The content of modules.json and the files that it names; the defaults are those of a plain encoder."""
+    """The content of modules.json and the files that it names; the defaults are those of a plain
+    encoder.
+    """
 
     encoder: CheckpointPath
     """The folder with config.json, weights and tokenizer."""
@@ -81,23 +83,28 @@ class SentenceConfig:
     truncate_dim: int | None = None
     """How many of a vector's first numbers are kept; None for all."""
     similarity: str | None = None
-    """How the checkpoint compares vectors: cosine, dot, euclidean or manhattan; None where it does not say."""
+    """How the checkpoint compares vectors: cosine, dot, euclidean or manhattan; None where it does
+    not say.
+    """
 
     @classmethod
     def from_folder(cls, folder: CheckpointPath) -> SentenceConfig:
-        """Read the configuration of a sentence encoder, or that of a plain encoder with mean pooling.
+        """Read the configuration of a sentence encoder, or that of a plain encoder with mean
+        pooling.
 
         Args:
             folder: a checkpoint, with modules.json if it is a sentence encoder.
 
         Raises:
-            CheckpointError: for a checkpoint of another kind, for unknown modules, pooling modes, activations and
-                settings, and a file that is not valid JSON.
+            CheckpointError: for a checkpoint of another kind, for unknown modules, pooling modes,
+                activations and settings, and a file that is not valid JSON.
         """
         modules = read_modules(folder)
         if not modules:
             if is_stanford(folder):
-                raise CheckpointError(f"{folder} is a checkpoint of Stanford's ColBERT: {purpose(folder)}")
+                raise CheckpointError(
+                    f"{folder} is a checkpoint of Stanford's ColBERT: {purpose(folder)}"
+                )
             return cls(folder)
         kinds = module_kinds(folder, modules)
         settings = read_settings(folder, "SentenceTransformer")
@@ -123,7 +130,9 @@ class SentenceConfig:
 
 @dataclass(frozen=True)
 class CrossEncoderConfig:
-    """What sentence-transformers stores beside a cross-encoder; the defaults are those of a plain classifier."""
+    """What sentence-transformers stores beside a cross-encoder; the defaults are those of a plain
+    classifier.
+    """
 
     max_length: int | None = None
     """The longest input in tokens; None where the checkpoint states none."""
@@ -132,24 +141,28 @@ class CrossEncoderConfig:
     """{name: text that is put before the first text of a pair}."""
     default_prompt_name: str | None = None
     activation: str | None = None
-    """The path of the class that turns logits into scores ("torch.nn.modules.activation.Sigmoid"), or None."""
+    """The path of the class that turns logits into scores ("torch.nn.modules.activation.Sigmoid"),
+    or None.
+    """
     stack: SentenceConfig | None = None
     """An encoder with pooling and layers that give the logits; None: a sequence classifier."""
 
     @classmethod
-    def from_folder(cls, folder: CheckpointPath, raw_config: Mapping[str, Any]) -> CrossEncoderConfig:
+    def from_folder(
+        cls, folder: CheckpointPath, raw_config: Mapping[str, Any]
+    ) -> CrossEncoderConfig:
         """Read the configuration of a cross-encoder, or that of a sequence classifier without one.
 
-        sentence-transformers reads config_sentence_transformers.json of cross-encoders alone, and first; the older
-        places are in config.json.
+        sentence-transformers reads config_sentence_transformers.json of cross-encoders alone, and
+        first; the older places are in config.json.
 
         Args:
             folder: a checkpoint.
             raw_config: the content of its config.json.
 
         Raises:
-            CheckpointError: for modules and settings that a sequence classifier does not have, and a file that is not
-                valid JSON.
+            CheckpointError: for modules and settings that a sequence classifier does not have, and
+                a file that is not valid JSON.
         """
         configured = (raw_config.get("sentence_transformers") or {}).get("activation_fn")
         configured = configured or raw_config.get("sbert_ce_default_activation_function")
@@ -162,31 +175,48 @@ class CrossEncoderConfig:
             raise refused_router(folder, modules[kinds.index("Router")])
         if settings.get("model_type") != "CrossEncoder":
             return cls(activation=configured)
-        values: dict[str, Any] = stored_prompts(settings) | {"activation": settings.get("activation_fn") or configured}
+        values: dict[str, Any] = stored_prompts(settings) | {
+            "activation": settings.get("activation_fn") or configured
+        }
         if kinds == ["Transformer"]:
-            values |= transformer_settings(folder / modules[0]["path"], "sequence-classification", "logits")
+            values |= transformer_settings(
+                folder / modules[0]["path"], "sequence-classification", "logits"
+            )
             return cls(**values)
         stack = SentenceConfig(**_read_stack(folder, modules, "scores"))
         if stack.normalize:
-            raise CheckpointError(f"{folder / MODULES} ends with Normalize, which makes every score of a pair one")
+            raise CheckpointError(
+                f"{folder / MODULES} ends with Normalize, which makes every score of a pair one"
+            )
         return cls(**values, max_length=stack.max_length, lower_case=stack.lower_case, stack=stack)
 
 
-def _read_stack(folder: CheckpointPath, modules: Sequence[Mapping[str, str]], output: str) -> dict[str, Any]:
-    """Read an encoder with pooling and layers, as fields of SentenceConfig; `output`: what the last layer gives."""
+def _read_stack(
+    folder: CheckpointPath, modules: Sequence[Mapping[str, str]], output: str
+) -> dict[str, Any]:
+    """Read an encoder with pooling and layers, as fields of SentenceConfig; `output`: what the last
+    layer gives.
+    """
     kinds = module_kinds(folder, modules)
     _check_order(folder, modules, kinds)
     values: dict[str, Any] = {"encoder": folder}
     layers: list[Dense | Norm] = []
     for i, (kind, module) in enumerate(zip(kinds, modules, strict=True)):
         module_folder = folder / module["path"]
-        stored = {} if kind in ("Transformer", "Dropout") else read_json(module_folder / "config.json")
-        _check_features(module_folder, stored, output if i == len(modules) - 1 else "sentence_embedding")
+        stored = (
+            {} if kind in ("Transformer", "Dropout") else read_json(module_folder / "config.json")
+        )
+        _check_features(
+            module_folder, stored, output if i == len(modules) - 1 else "sentence_embedding"
+        )
         if kind == "Transformer":
             values |= {"encoder": module_folder}
             values |= transformer_settings(module_folder, "feature-extraction", "last_hidden_state")
         elif kind == "Pooling":
-            values |= {"pooling": _pooling_modes(stored), "include_prompt": stored.get("include_prompt", True)}
+            values |= {
+                "pooling": _pooling_modes(stored),
+                "include_prompt": stored.get("include_prompt", True),
+            }
         elif kind == "Dense":
             layers.append(parse_dense(module_folder, stored))
         elif kind in ("LayerNorm", "Normalize"):
@@ -202,7 +232,9 @@ def parse_dense(folder: CheckpointPath, settings: Mapping[str, Any]) -> Dense:
     activation = settings.get("activation_function", "torch.nn.modules.activation.Tanh")
     name = activation.rpartition(".")[2]
     if not activation.startswith("torch.nn.") or name not in ACTIVATIONS:
-        raise CheckpointError(f"{folder}: activation {activation} is unknown; known are {', '.join(ACTIVATIONS)}")
+        raise CheckpointError(
+            f"{folder}: activation {activation} is unknown; known are {', '.join(ACTIVATIONS)}"
+        )
     return Dense(folder, name, settings.get("use_residual", False), settings["out_features"])
 
 
@@ -210,31 +242,43 @@ def _pooling_modes(settings: dict[str, Any]) -> tuple[str, ...]:
     """Read the modes of a Pooling module: one, several, or the flags of earlier versions."""
     configured = settings.get("pooling_mode")
     if configured is None:
-        configured = [mode for flag, mode in _LEGACY_POOLINGS.items() if settings.get(flag)] or ["mean"]
+        configured = [mode for flag, mode in _LEGACY_POOLINGS.items() if settings.get(flag)] or [
+            "mean"
+        ]
     modes = (configured,) if isinstance(configured, str) else tuple(configured)
     if unknown := [mode for mode in modes if mode not in POOLINGS]:
-        raise CheckpointError(f"pooling mode {', '.join(unknown)} is unknown; known are {', '.join(POOLINGS)}")
+        raise CheckpointError(
+            f"pooling mode {', '.join(unknown)} is unknown; known are {', '.join(POOLINGS)}"
+        )
     return modes
 
 
-def _check_order(folder: CheckpointPath, modules: Sequence[Mapping[str, str]], kinds: list[str]) -> None:
+def _check_order(
+    folder: CheckpointPath, modules: Sequence[Mapping[str, str]], kinds: list[str]
+) -> None:
     """Raise CheckpointError unless the modules are Transformer, Pooling, then layers on vectors."""
     for kind, module in zip(kinds, modules, strict=True):
         if kind not in _EMBEDDING_MODULES:
             raise CheckpointError(
-                f"{folder / MODULES} has a module {module['type']}; known are {', '.join(_EMBEDDING_MODULES)}"
+                f"{folder / MODULES} has a module {module['type']}; known are "
+                f"{', '.join(_EMBEDDING_MODULES)}"
             )
     relevant = [kind for kind in kinds if kind != "Dropout"]
     if relevant[:2] != ["Transformer", "Pooling"] or {"Transformer", "Pooling"} & set(relevant[2:]):
         raise CheckpointError(
-            f"{folder / MODULES} has the modules {', '.join(kinds)}; a vector a text comes from Transformer, Pooling,"
+            f"{folder / MODULES} has the modules {', '.join(kinds)}; a vector a text comes from "
+            "Transformer, Pooling,"
             " then any number of Dense, LayerNorm and Normalize"
         )
 
 
 def _check_features(folder: CheckpointPath, stored: Mapping[str, Any], output: str) -> None:
-    """Raise CheckpointError for a module that works on something other than the vector of a text."""
+    """Raise CheckpointError for a module that works on something other than the vector of a
+    text.
+    """
     allowed = {"module_input_name": "sentence_embedding", "module_output_name": output}
     for key, known in allowed.items():
         if stored.get(key) not in (None, known):
-            raise CheckpointError(f"{folder / 'config.json'} has {key} {stored[key]!r}; it must be {known!r}")
+            raise CheckpointError(
+                f"{folder / 'config.json'} has {key} {stored[key]!r}; it must be {known!r}"
+            )

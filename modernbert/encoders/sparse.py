@@ -1,6 +1,8 @@
-"""Sparse encoders: a weight for each token of the vocabulary, from a masked language model (SPLADE) or looked up.
+"""Sparse encoders: a weight for each token of the vocabulary, from a masked language model (SPLADE)
+or looked up.
 
-Shapes: T packed tokens, C tokens of a chunk, B sequences, D hidden, V vocabulary, R weights that are not zero.
+Shapes: T packed tokens, C tokens of a chunk, B sequences, D hidden, V vocabulary, R weights that
+are not zero.
 """
 
 from __future__ import annotations
@@ -18,12 +20,15 @@ from modernbert.heads import ModernBertForMaskedLM
 from modernbert.packing import PackedBatch
 
 CHUNK_ROWS = {"cpu": 128, "cuda": 2048}
-"""The tokens whose scores are held at a time, by device: on a CPU 26 MB with ModernBERT's vocabulary."""
+"""The tokens whose scores are held at a time, by device: on a CPU 26 MB with ModernBERT's
+vocabulary.
+"""
 
 
 class SparseEncoder(nn.Module):
-    """A masked language model whose scores become a weight for each token of the vocabulary (Formal et al. 2021,
-    arXiv:2109.10086): log(1 + max(0, score)), the largest over all positions, or their sum.
+    """A masked language model whose scores become a weight for each token of the vocabulary (Formal
+    et al. 2021, arXiv:2109.10086): log(1 + max(0, score)), the largest over all positions, or their
+    sum.
 
     The scores are computed for a chunk of tokens at a time, so that no matrix (T, V) is held.
     """
@@ -37,12 +42,17 @@ class SparseEncoder(nn.Module):
 
     @classmethod
     def load(
-        cls, config: SparseConfig, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+        cls,
+        config: SparseConfig,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
     ) -> SparseEncoder:
         """Load a sparse encoder for inference: in eval mode, without gradients.
 
         Args:
-            config: the configuration, which names the folders of the weights (`SparseConfig.from_folder`).
+            config: the configuration, which names the folders of the weights
+                (`SparseConfig.from_folder`).
             device: where the weights are put.
             dtype: the dtype of the encoder.
 
@@ -50,7 +60,8 @@ class SparseEncoder(nn.Module):
             CheckpointError: where a file or a weight is missing or does not fit.
 
         Example:
-            >>> encoder = SparseEncoder.load(SparseConfig.from_folder(resolve("my-org/modernbert-splade")))
+            >>> config = SparseConfig.from_folder(resolve("my-org/modernbert-splade"))
+            >>> encoder = SparseEncoder.load(config)
         """
         model = load(ModernBertForMaskedLM, config.encoder, device=device, dtype=dtype)
         return cls(model, config).to(device).eval().requires_grad_(False)
@@ -60,11 +71,12 @@ class SparseEncoder(nn.Module):
 
         Args:
             batch: the input, on the model's device.
-            static: whether each token of a sequence has the weight that is stored for it, without inference.
+            static: whether each token of a sequence has the weight that is stored for it, without
+                inference.
 
         Returns:
-            (R, 3) fp32: the number of the sequence in the batch, the token's id and its weight; in the order of the
-            batch, then of ids.
+            (R, 3) fp32: the number of the sequence in the batch, the token's id and its weight; in
+            the order of the batch, then of ids.
         """
         if static:
             return self._look_up(batch)
@@ -85,12 +97,15 @@ class SparseEncoder(nn.Module):
                     pooled_V, sequence = None, sequence + 1
                 at = end
             if complete:  # together: a GPU is waited for each time that weights are counted
-                found.append(_nonzero(sequence - len(complete), self._weights(torch.stack(complete))))
+                found.append(
+                    _nonzero(sequence - len(complete), self._weights(torch.stack(complete)))
+                )
         return torch.cat(found)
 
     def _chunks(self, ends: list[int], rows: int) -> Iterator[tuple[int, int]]:
-        """Yield the tokens [start, stop) of each chunk; for a sum a chunk begins with each sequence, so that its bits
-        do not depend on the sequences before it."""
+        """Yield the tokens [start, stop) of each chunk; for a sum a chunk begins with each
+        sequence, so that its bits do not depend on the sequences before it.
+        """
         stretches = [(0, ends[-1])] if self.config.strategy == "max" else list(pairwise([0, *ends]))
         for first, last in stretches:
             for start in range(first, last, rows):
@@ -98,7 +113,11 @@ class SparseEncoder(nn.Module):
 
     def _scores(self, logits_CV: Tensor) -> Tensor:
         """What is pooled: for a maximum the logits, since all that follows grows with them."""
-        return logits_CV.float() if self.config.strategy == "max" else self._activate(logits_CV.float())
+        return (
+            logits_CV.float()
+            if self.config.strategy == "max"
+            else self._activate(logits_CV.float())
+        )
 
     def _pool(self, pooled_V: Tensor | None, scores_CV: Tensor) -> Tensor:
         if self.config.strategy == "max":
@@ -126,8 +145,9 @@ class SparseEncoder(nn.Module):
 
 
 def _nonzero(first: int, weights_BV: Tensor) -> Tensor:
-    """Return (R, 3): the sequences, counted from `first`, the ids and the weights that are not zero; what is no number
-    stays, too."""
+    """Return (R, 3): the sequences, counted from `first`, the ids and the weights that are not
+    zero; what is no number stays, too.
+    """
     rows_R, ids_R = weights_BV.nonzero(as_tuple=True)
     return torch.stack(((rows_R + first).float(), ids_R.float(), weights_BV[rows_R, ids_R]), dim=1)
 
@@ -139,5 +159,7 @@ def _load_static(config: SparseConfig) -> Tensor | None:
         raise CheckpointError(f"{config.static} lacks model.safetensors, the weights of queries")
     weights = dict(read_tensors(config.static_weights))
     if set(weights) != {"weight"} or weights["weight"].dim() != 1:
-        raise CheckpointError(f"{config.static_weights} must hold one vector, weight, and has {', '.join(weights)}")
+        raise CheckpointError(
+            f"{config.static_weights} must hold one vector, weight, and has {', '.join(weights)}"
+        )
     return weights["weight"].float()

@@ -1,4 +1,6 @@
-"""What sentence-transformers stores beside a sparse encoder: weights of tokens, learned by SPLADE or looked up."""
+"""What sentence-transformers stores beside a sparse encoder: weights of tokens, learned by SPLADE
+or looked up.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +25,21 @@ STRATEGIES = ("max", "sum")
 ACTIVATIONS = ("relu", "log1p_relu")
 """relu: log(1 + max(0, x)); log1p_relu: log(1 + log(1 + max(0, x)))."""
 _POOLING_SETTINGS = {  # the last three have no effect on answers
-    *("pooling_strategy", "activation_function", "embedding_dimension", "word_embedding_dimension", "chunk_size"),
+    *(
+        "pooling_strategy",
+        "activation_function",
+        "embedding_dimension",
+        "word_embedding_dimension",
+        "chunk_size",
+    ),
 }
 
 
 @dataclass(frozen=True)
 class SparseConfig:
-    """The content of modules.json and the files that it names; the defaults are those of a plain masked LM."""
+    """The content of modules.json and the files that it names; the defaults are those of a plain
+    masked LM.
+    """
 
     encoder: CheckpointPath
     """The folder with config.json, weights and tokenizer of the masked language model."""
@@ -38,7 +48,9 @@ class SparseConfig:
     activation: str = "relu"
     """One of ACTIVATIONS."""
     static: CheckpointPath | None = None
-    """The folder of the weights that queries get without inference; None: queries are read as documents are."""
+    """The folder of the weights that queries get without inference; None: queries are read as
+    documents are.
+    """
     max_length: int | None = None
     """The longest input in tokens; None where the checkpoint states none."""
     lower_case: bool = False
@@ -56,8 +68,8 @@ class SparseConfig:
             folder: a checkpoint, with modules.json if it is a sparse encoder.
 
         Raises:
-            CheckpointError: for a checkpoint of another kind, for modules and settings that are not known, and a file
-                that is not valid JSON.
+            CheckpointError: for a checkpoint of another kind, for modules and settings that are not
+                known, and a file that is not valid JSON.
         """
         modules = read_modules(folder)
         if not modules:
@@ -69,9 +81,15 @@ class SparseConfig:
             routes = read_routes(folder, modules[0])
             modules, queries = routes.get("document", []), routes.get("query", [])
             if module_kinds(folder, queries) != ["SparseStaticEmbedding"]:
-                raise _wrong_modules(folder, "query", module_kinds(folder, queries), "SparseStaticEmbedding")
+                raise _wrong_modules(
+                    folder, "query", module_kinds(folder, queries), "SparseStaticEmbedding"
+                )
             static, kinds = folder / queries[0]["path"], module_kinds(folder, modules)
-        if len(kinds) != 2 or kinds[0] not in ("Transformer", "MLMTransformer") or kinds[1] != "SpladePooling":
+        if (
+            len(kinds) != 2
+            or kinds[0] not in ("Transformer", "MLMTransformer")
+            or kinds[1] != "SpladePooling"
+        ):
             raise _wrong_modules(folder, "document", kinds, "Transformer, SpladePooling")
         default_task = "fill-mask" if kinds[0] == "MLMTransformer" else "feature-extraction"
         encoder = folder / modules[0]["path"]
@@ -92,19 +110,28 @@ class SparseConfig:
 
 def _pooling(folder: CheckpointPath) -> dict[str, Any]:
     stored: Mapping[str, Any] = read_json(folder / "config.json")
-    strategy, activation = stored.get("pooling_strategy", "max"), stored.get("activation_function", "relu")
+    strategy, activation = (
+        stored.get("pooling_strategy", "max"),
+        stored.get("activation_function", "relu"),
+    )
     if unknown := sorted(set(stored) - _POOLING_SETTINGS):
-        raise CheckpointError(f"{folder / 'config.json'} has {', '.join(unknown)}: unknown settings")
+        raise CheckpointError(
+            f"{folder / 'config.json'} has {', '.join(unknown)}: unknown settings"
+        )
     if strategy not in STRATEGIES or activation not in ACTIVATIONS:
         raise CheckpointError(
-            f"{folder / 'config.json'} has {strategy} of {activation}; known are {', '.join(STRATEGIES)} of"
+            f"{folder / 'config.json'} has {strategy} of {activation}; known are "
+            f"{', '.join(STRATEGIES)} of"
             f" {', '.join(ACTIVATIONS)}"
         )
     return {"strategy": strategy, "activation": activation}
 
 
-def _wrong_modules(folder: CheckpointPath, route: str, kinds: Sequence[str], known: str) -> CheckpointError:
+def _wrong_modules(
+    folder: CheckpointPath, route: str, kinds: Sequence[str], known: str
+) -> CheckpointError:
     return CheckpointError(
-        f"{folder / MODULES} has the modules {', '.join(kinds) or 'none'} for a {route}; weights of tokens come from"
+        f"{folder / MODULES} has the modules {', '.join(kinds) or 'none'} for a {route}; weights "
+        "of tokens come from"
         f" {known}"
     )

@@ -1,7 +1,8 @@
 """What tokenizer_config.json, special_tokens_map.json and added_tokens.json add to tokenizer.json.
 
-It is what transformers 5 makes of them for ModernBERT. A setting that version 4 applied and version 5 passes over is
-refused where it contradicts tokenizer.json: nobody can tell which of the two a model was trained with.
+It is what transformers 5 makes of them for ModernBERT. A setting that version 4 applied and version
+5 passes over is refused where it contradicts tokenizer.json: nobody can tell which of the two a
+model was trained with.
 """
 
 from __future__ import annotations
@@ -15,21 +16,43 @@ from modernbert.files import CheckpointError, read_json
 from modernbert.stored import CheckpointPath
 
 _CONFIG, _SPECIAL, _ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
-_NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-_BERT_NORMALIZER = {  # settings of tokenizer_config.json, and the same in a BertNormalizer of tokenizer.json
+_NAMED = (
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+)
+# settings of tokenizer_config.json, and the same in a BertNormalizer of tokenizer.json
+_BERT_NORMALIZER = {
     "do_lower_case": "lowercase",
     "strip_accents": "strip_accents",
     "tokenize_chinese_chars": "handle_chinese_chars",
 }
 
 CLEAN_UP_BPE = "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"
-"""Without this setting, transformers does not apply `clean_up_tokenization_spaces` to BPE vocabularies."""
-_CLEAN_UPS = {" .": ".", " ?": "?", " !": "!", " ,": ",", " ' ": "'", " n't": "n't", " 'm": "'m", " 's": "'s",
-              " 've": "'ve", " 're": "'re"}  # fmt: skip
+"""Without this setting, transformers does not apply `clean_up_tokenization_spaces` to BPE
+vocabularies.
+"""
+_CLEAN_UPS = {
+    " .": ".",
+    " ?": "?",
+    " !": "!",
+    " ,": ",",
+    " ' ": "'",
+    " n't": "n't",
+    " 'm": "'m",
+    " 's": "'s",
+    " 've": "'ve",
+    " 're": "'re",
+}
 
 
 def read_settings(folder: CheckpointPath, fast: FastTokenizer) -> dict[str, Any]:
-    """Read the settings beside tokenizer.json, and add to `fast` the tokens that they name and it lacks.
+    """Read the settings beside tokenizer.json, and add to `fast` the tokens that they name and it
+    lacks.
 
     Args:
         folder: the checkpoint.
@@ -39,15 +62,17 @@ def read_settings(folder: CheckpointPath, fast: FastTokenizer) -> dict[str, Any]
         The content of tokenizer_config.json, with that of special_tokens_map.json where it counts.
 
     Raises:
-        CheckpointError: for a file that is not valid JSON, a value that is not allowed, and a setting that contradicts
-            tokenizer.json.
+        CheckpointError: for a file that is not valid JSON, a value that is not allowed, and a
+            setting that contradicts tokenizer.json.
     """
     settings = read_json(folder / _CONFIG)
     stored = settings.get("added_tokens_decoder") or {}
     added = {int(number): _added_token(token) for number, token in stored.items()}
     if "added_tokens_decoder" not in settings:  # older files: each kind of token has its own
         settings |= read_json(folder / _SPECIAL)
-        names = {str(_token(settings[name])) for name in _NAMED if settings.get(name)} | set(map(str, _extra(settings)))
+        names = {str(_token(settings[name])) for name in _NAMED if settings.get(name)} | set(
+            map(str, _extra(settings))
+        )
         for content, number in read_json(folder / _ADDED).items():
             special = content in names
             added[number] = AddedToken(content, normalized=not special, special=special)
@@ -58,14 +83,20 @@ def read_settings(folder: CheckpointPath, fast: FastTokenizer) -> dict[str, Any]
 
 
 def clean_up_spaces(text: str) -> str:
-    """Return a decoded text without the spaces before punctuation and English suffixes that word pieces leave."""
+    """Return a decoded text without the spaces before punctuation and English suffixes that word
+    pieces leave.
+    """
     for found, clean in _CLEAN_UPS.items():
         text = text.replace(found, clean)
     return text
 
 
-def _add_tokens(fast: FastTokenizer, settings: dict[str, Any], added: dict[int, AddedToken]) -> None:
-    """Add the tokens that the settings name: those with other flags than in tokenizer.json, then special ones."""
+def _add_tokens(
+    fast: FastTokenizer, settings: dict[str, Any], added: dict[int, AddedToken]
+) -> None:
+    """Add the tokens that the settings name: those with other flags than in tokenizer.json, then
+    special ones.
+    """
     stored = {repr(token) for token in fast.get_added_tokens_decoder().values()}
     known = {str(token) for token in fast.get_added_tokens_decoder().values()}
     tokens = [token for _, token in sorted(added.items()) if repr(token) not in stored]
@@ -99,12 +130,16 @@ def _token(token: Any) -> str | AddedToken:
 
 def _added_token(token: dict[str, Any]) -> AddedToken:
     if not isinstance(token, dict) or not isinstance(token.get("content"), str):
-        raise CheckpointError(f"{_CONFIG} or {_SPECIAL} describes a token by {token!r}, which has no content")
+        raise CheckpointError(
+            f"{_CONFIG} or {_SPECIAL} describes a token by {token!r}, which has no content"
+        )
     return AddedToken(**{name: value for name, value in token.items() if name != "__type"})
 
 
 def _validate(file: CheckpointPath, settings: dict[str, Any], fast: FastTokenizer) -> None:
-    """Raise CheckpointError for a value that is not allowed, and for a setting that contradicts tokenizer.json."""
+    """Raise CheckpointError for a value that is not allowed, and for a setting that contradicts
+    tokenizer.json.
+    """
     side = settings.get("truncation_side")
     if side not in (None, "left", "right"):
         raise CheckpointError(f"{file} has truncation_side {side!r}; it must be 'left' or 'right'")
@@ -115,12 +150,17 @@ def _validate(file: CheckpointPath, settings: dict[str, Any], fast: FastTokenize
     if isinstance(fast.pre_tokenizer, pre_tokenizers.ByteLevel):
         contradictions.append(("add_prefix_space", fast.pre_tokenizer.add_prefix_space))
     if isinstance(fast.normalizer, normalizers.BertNormalizer):
-        contradictions += [(name, getattr(fast.normalizer, own)) for name, own in _BERT_NORMALIZER.items()]
-    elif settings.get("do_lower_case") and not (fast.normalizer and fast.normalizer.normalize_str("A") == "a"):
+        contradictions += [
+            (name, getattr(fast.normalizer, own)) for name, own in _BERT_NORMALIZER.items()
+        ]
+    elif settings.get("do_lower_case") and not (
+        fast.normalizer and fast.normalizer.normalize_str("A") == "a"
+    ):
         contradictions.append(("do_lower_case", False))
     for name, value in contradictions:
         if settings.get(name) not in (None, value):
             raise CheckpointError(
-                f"{file} has {name} {settings[name]}, but tokenizer.json {value}: versions of transformers differ in"
+                f"{file} has {name} {settings[name]}, but tokenizer.json {value}: versions of "
+                "transformers differ in"
                 " which of them they follow. Make both the same, as the model was trained"
             )

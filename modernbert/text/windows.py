@@ -17,7 +17,9 @@ from tokenizers import Encoding
 Text = str | tuple[str, str]
 """A text or a pair of texts."""
 MOST_OVERLAP = 8
-"""The most tokens in the windows of a document, in multiples of its own tokens; one more window is allowed."""
+"""The most tokens in the windows of a document, in multiples of its own tokens; one more window is
+allowed.
+"""
 _MARGIN_WORDS = 8  # words beside a cut through a text whose tokens may depend on the rest
 _budget: ContextVar[int] = ContextVar("budget", default=1 << 62)
 
@@ -28,7 +30,9 @@ class WindowBudgetError(ValueError):
 
 @contextmanager
 def window_budget(tokens: int) -> Iterator[None]:
-    """Raise WindowBudgetError within the block where the windows of a call would hold more than `tokens`."""
+    """Raise WindowBudgetError within the block where the windows of a call would hold more than
+    `tokens`.
+    """
     token = _budget.set(tokens)
     try:
         yield
@@ -44,7 +48,8 @@ class Windows:
 
     Example:
         >>> windows = tokenizer.encode(["one", "a longer text"], max_length=8)
-        >>> batch = PackedBatch.from_lengths(torch.from_numpy(windows.input_ids), tuple(windows.lengths.tolist()))
+        >>> input_ids = torch.from_numpy(windows.input_ids)
+        >>> batch = PackedBatch.from_lengths(input_ids, tuple(windows.lengths.tolist()))
     """
 
     input_ids: np.ndarray
@@ -52,23 +57,33 @@ class Windows:
     cu_seqlens: np.ndarray
     """(W+1,) int64: where each window starts, with T at the end."""
     document: np.ndarray
-    """(W,) int64: the number of the window's document; the windows of a document follow each other, in order."""
+    """(W,) int64: the number of the window's document; the windows of a document follow each other,
+    in order.
+    """
     start: np.ndarray
-    """(W,) int64: the first token of the window in its document, or in the second text of a pair."""
+    """(W,) int64: the first token of the window in its document, or in the second text of a pair.
+    """
     n_tokens: np.ndarray
-    """(D,) int32: the document's tokens that are in its windows, each counted once; 0 for a rejected document."""
+    """(D,) int32: the document's tokens that are in its windows, each counted once; 0 for a
+    rejected document.
+    """
     truncated: np.ndarray
     """(D,) bool: whether tokens of the document were cut off."""
     rejected: dict[int, str]
     """{number of a document without windows: the reason why it cannot be encoded}."""
     offsets: np.ndarray = field(default_factory=lambda: np.empty((0, 2), np.int32))
-    """(T, 2) int32: the characters [start, end) of each token in its text; 0, 0 for special tokens."""
+    """(T, 2) int32: the characters [start, end) of each token in its text; 0, 0 for special tokens.
+    """
     word_ids: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))
     """(T,) int32: the number of each token's word in its text; -1 for special tokens."""
     sequence_ids: np.ndarray = field(default_factory=lambda: np.empty(0, np.int8))
-    """(T,) int8: 0 for tokens of the first text, 1 for the second text of a pair, -1 for special tokens."""
+    """(T,) int8: 0 for tokens of the first text, 1 for the second text of a pair, -1 for special
+    tokens.
+    """
     token_tags: np.ndarray = field(default_factory=lambda: np.empty(0, np.int8))
-    """(T,) int8: a tag that a task sets for each token. Empty without `details`, like the three arrays before it."""
+    """(T,) int8: a tag that a task sets for each token. Empty without `details`, like the three
+    arrays before it.
+    """
 
     @property
     def lengths(self) -> np.ndarray:
@@ -76,7 +91,9 @@ class Windows:
         return np.diff(self.cu_seqlens)
 
     def with_ids(self, input_ids: np.ndarray, cu_seqlens: np.ndarray) -> Windows:
-        """Return these windows with other tokens, `input_ids` (T,) cut at `cu_seqlens` (W+1,), without details."""
+        """Return these windows with other tokens, `input_ids` (T,) cut at `cu_seqlens` (W+1,),
+        without details.
+        """
         return Windows(
             input_ids.astype(np.int32),
             cu_seqlens,
@@ -98,7 +115,11 @@ class Tokens(NamedTuple):
     @classmethod
     def from_encoding(cls, encoding: Encoding, details: bool) -> Tokens:
         """Read the tokens of an encoding; with `details`, their offsets and word ids too."""
-        return cls(encoding.ids, encoding.offsets, encoding.word_ids) if details else cls(encoding.ids, [], [])
+        return (
+            cls(encoding.ids, encoding.offsets, encoding.word_ids)
+            if details
+            else cls(encoding.ids, [], [])
+        )
 
 
 class WindowsBuilder:
@@ -118,15 +139,20 @@ class WindowsBuilder:
         self.word_ids: list[int] = []
         self.sequence_ids: list[int] = []
         self._document_start = (0, 0, 0)  # in ids, lengths and offsets
-        self._overlaps = False  # whether the document's windows hold more than MOST_OVERLAP times its tokens
+        self._overlaps = (
+            False  # whether the document's windows hold more than MOST_OVERLAP times its tokens
+        )
 
-    def add(self, document: int, parts: Sequence[Tokens], ranges: list[tuple[int, int]], first: int) -> None:
+    def add(
+        self, document: int, parts: Sequence[Tokens], ranges: list[tuple[int, int]], first: int
+    ) -> None:
         """Add a window of a document.
 
         Args:
             document: its number.
             parts: the tokens of its texts, one text or two.
-            ranges: for each text, the tokens [start, stop) in the window; special tokens are added around them.
+            ranges: for each text, the tokens [start, stop) in the window; special tokens are added
+                around them.
             first: the first token of the window in the text that is cut.
 
         Raises:
@@ -135,7 +161,9 @@ class WindowsBuilder:
         offset = len(self.ids)
         if document == len(self.n_tokens) and (not self.document or self.document[-1] != document):
             self._document_start = offset, len(self.lengths), len(self.offsets)
-        if self._overlaps or offset - self._document_start[0] > MOST_OVERLAP * sum(len(part.ids) for part in parts):
+        if self._overlaps or offset - self._document_start[0] > MOST_OVERLAP * sum(
+            len(part.ids) for part in parts
+        ):
             self._overlaps = True
             return
         if offset + self.num_special + sum(stop - start for start, stop in ranges) > self.budget:
@@ -144,8 +172,12 @@ class WindowsBuilder:
         for number, (part, (start, stop)) in enumerate(zip(parts, ranges, strict=True)):
             self.ids += part.ids[start:stop]
             if self.details:
-                self.offsets.append(np.array(part.offsets[start:stop], dtype=np.int32).reshape(-1, 2))
-                self.word_ids += [-1 if word is None else word for word in part.word_ids[start:stop]]
+                self.offsets.append(
+                    np.array(part.offsets[start:stop], dtype=np.int32).reshape(-1, 2)
+                )
+                self.word_ids += [
+                    -1 if word is None else word for word in part.word_ids[start:stop]
+                ]
                 self.sequence_ids += [number] * (stop - start)
             self._add_special(number + 1)
         self.lengths.append(len(self.ids) - offset)
@@ -153,7 +185,8 @@ class WindowsBuilder:
         self.start.append(first)
 
     def finish(self, tokens: int, truncated: bool) -> None:
-        """End a document whose windows hold `tokens` of its tokens, each counted once, without special ones.
+        """End a document whose windows hold `tokens` of its tokens, each counted once, without
+        special ones.
 
         It is rejected where its windows overlap too much.
         """
@@ -161,7 +194,8 @@ class WindowsBuilder:
             self._overlaps = False
             self._remove_document()
             self.reject(
-                f"too long for overlapping windows: they would hold more than {MOST_OVERLAP} times its tokens, since "
+                f"too long for overlapping windows: they would hold more than {MOST_OVERLAP} times "
+                "its tokens, since "
                 "little is new in each; lower stride, or shorten the first text of a pair"
             )
             return
@@ -209,9 +243,9 @@ class WindowsBuilder:
 def longest_first(lengths: list[int], max_tokens: int) -> list[int]:
     """Return how many tokens of each text are kept if all texts together may have `max_tokens`.
 
-    This is the rule "longest_first" of the tokenizers library: the longer text is cut to what the shorter one leaves,
-    but not below the shorter one; if that is not enough, each text keeps half of `max_tokens`, the longer one an odd
-    token.
+    This is the rule "longest_first" of the tokenizers library: the longer text is cut to what the
+    shorter one leaves, but not below the shorter one; if that is not enough, each text keeps half
+    of `max_tokens`, the longer one an odd token.
     """
     if len(lengths) == 1:
         return [min(lengths[0], max_tokens)]
@@ -223,18 +257,25 @@ def longest_first(lengths: list[int], max_tokens: int) -> list[int]:
 
 
 def window_ranges(length: int, capacity: int, stride: int, side: str) -> list[tuple[int, int]]:
-    """Return the tokens [start, stop) of each window, of `capacity` at most, whose neighbours share `stride`.
+    """Return the tokens [start, stop) of each window, of `capacity` at most, whose neighbours share
+    `stride`.
 
-    With the truncation side "right" the first window begins at the first token; with "left" the last one ends at the
-    last token, as windows of the tokenizers library do.
+    With the truncation side "right" the first window begins at the first token; with "left" the
+    last one ends at the last token, as windows of the tokenizers library do.
     """
     starts = range(0, length - stride, capacity - stride) if length > capacity else [0]
     ranges = [(start, min(start + capacity, length)) for start in starts]
-    return ranges if side == "right" else [(length - stop, length - start) for start, stop in reversed(ranges)]
+    return (
+        ranges
+        if side == "right"
+        else [(length - stop, length - start) for start, stop in reversed(ranges)]
+    )
 
 
 def text_end(text: str, longest: int) -> str:
-    """Return the end of a text, from the first space of its last `longest` characters on, or all of it without one."""
+    """Return the end of a text, from the first space of its last `longest` characters on, or all of
+    it without one.
+    """
     space = text.find(" ", len(text) - longest)
     return text[space:] if space >= 0 else text
 
@@ -251,7 +292,9 @@ def prefix_is_exact(encoding: Encoding, max_tokens: int) -> bool:
 
 
 def suffix_is_exact(encoding: Encoding, max_tokens: int) -> bool:
-    """Return whether the last `max_tokens` tokens begin some words after the cut, as in `prefix_is_exact`."""
+    """Return whether the last `max_tokens` tokens begin some words after the cut, as in
+    `prefix_is_exact`.
+    """
     words = encoding.word_ids
     kept = [word for word in words[-max_tokens:] if word is not None]
     dropped = [word for word in words[:-max_tokens] if word is not None]

@@ -1,7 +1,9 @@
-"""The shards of a corpus job on Ray: run, run again where they are lost, and split until a row that kills is found.
+"""The shards of a corpus job on Ray: run, run again where they are lost, and split until a row that
+kills is found.
 
-A shard without an answer is blamed only by an actor that answers the task's probe (stages.py): a model that raises or
-ends its process for every text is no fault of the rows, which must not be rejected for it.
+A shard without an answer is blamed only by an actor that answers the task's probe (stages.py): a
+model that raises or ends its process for every text is no fault of the rows, which must not be
+rejected for it.
 """
 
 from __future__ import annotations
@@ -46,9 +48,12 @@ from pipelines.report.progress import progress_bar
 from pipelines.report.text import say
 
 MAX_SHARDS_TO_SPLIT = 32
-"""Where more shards are lost at once it was the machines, not the rows: they are run again whole."""
+"""Where more shards are lost at once it was the machines, not the rows: they are run again whole.
+"""
 MAX_ATTEMPTS, MAX_ATTEMPTS_PER_ROW = 2, 3
-"""How often a shard raises or ends its process before it is split, and a single row before it is rejected."""
+"""How often a shard raises or ends its process before it is split, and a single row before it is
+rejected.
+"""
 MAX_LOSSES = 5
 """How often a shard is lost to the machines, not by its own fault, before it fails."""
 MAX_ROUNDS_WITHOUT_PROGRESS = 5
@@ -64,8 +69,12 @@ _SHARE_FROM_ROWS = 1000  # from so many rows on, a share of rejected rows counts
 class Execution:
     """A run of shards: the stats of those that were committed, and those that failed."""
 
-    def __init__(self, job: Job, todo: list[Shard], max_rejected: str | None, check: Callable[[], None]):
-        """`max_rejected`: a number or a share of rows. `check` is called between shards, and may raise."""
+    def __init__(
+        self, job: Job, todo: list[Shard], max_rejected: str | None, check: Callable[[], None]
+    ):
+        """`max_rejected`: a number or a share of rows. `check` is called between shards, and may
+        raise.
+        """
         self.job, self.todo, self.max_rejected, self.check = job, todo, max_rejected, check
         self.stats = ShardStatsBuilder()
         self.failed: dict[str, str] = {}
@@ -75,32 +84,40 @@ class Execution:
         self._seen_rows = self._labelled = self._round = 0
         self._rejects: Counter[str] = Counter()
         self._blamed: Counter[str] = Counter()
-        """How often shards have raised, or ended their process, on an actor that answers the probe."""
+        """How often shards have raised, or ended their process, on an actor that answers the probe.
+        """
         self._lost: Counter[str] = Counter()
         """How often shards were lost for another reason."""
         self._reasons: dict[str, str] = {}
         """What was said when a shard was lost last."""
         self._held: dict[str, tuple[Shard, list[dict[str, Any]]]] = {}
-        """Shards whose rows are all rejected once another row is answered: else it is the model, not the rows."""
+        """Shards whose rows are all rejected once another row is answered: else it is the model,
+        not the rows.
+        """
 
     def run(self, actors: str, wait_s: float) -> None:
-        """Run all shards in a pool of `actors` (N, MIN:MAX or auto), which has a place within `wait_s`.
+        """Run all shards in a pool of `actors` (N, MIN:MAX or auto), which has a place within
+        `wait_s`.
 
-        A shard whose process ends, or for which the model raises, is run again, then in 16 parts, and so on, until the
-        row is found that does so each time, on actors that answer the probe; that row is rejected. Where the actors do
-        not answer it, or no row of the run is answered, the shards fail. Raises UserError for more rejected rows than
-        `max_rejected`, JobError if the output cannot be written, no actor has a place or comes up, or Ray fails.
+        A shard whose process ends, or for which the model raises, is run again, then in 16 parts,
+        and so on, until the row is found that does so each time, on actors that answer the probe;
+        that row is rejected. Where the actors do not answer it, or no row of the run is answered,
+        the shards fail. Raises UserError for more rejected rows than `max_rejected`, JobError if
+        the output cannot be written, no actor has a place or comes up, or Ray fails.
         """
         if not self.todo:
             return
         check_nodes(self.job)
-        low, high = (min(n or len(self.todo), len(self.todo)) for n in pool_size(actors, self.job.device))
+        low, high = (
+            min(n or len(self.todo), len(self.todo)) for n in pool_size(actors, self.job.device)
+        )
         say(describe_cluster())
         on_gpus = self.job.device == "cuda"
         wanted = cores_per_gpu(self.job.model.config, self.job.task.needs_details) if on_gpus else 1
         pool = f"{low} actors" if low == high else f"{low} to {high} actors"
         say(
-            f"labelling {self._rows:,} rows in {len(self.todo)} shards: {pool} on {self.job.device} in {self.job.dtype}"
+            f"labelling {self._rows:,} rows in {len(self.todo)} shards: {pool} on "
+            f"{self.job.device} in {self.job.dtype}"
         )
         watch = _start_here(_WATCH)
         with progress_bar(self._rows, lambda: ray.get(watch.counts.remote())):
@@ -122,9 +139,16 @@ class Execution:
         self.failed |= {name: rejects[-1]["reason"] for name, (_, rejects) in self._held.items()}
 
     def _run_once(
-        self, shards: list[Shard], blocks: int, one_by_one: bool, actors: tuple[int, int], watch: Any
+        self,
+        shards: list[Shard],
+        blocks: int,
+        one_by_one: bool,
+        actors: tuple[int, int],
+        watch: Any,
     ) -> list[Shard]:
-        """Run shards in `blocks` blocks, with `one_by_one` no two at an actor, and return those to be run again."""
+        """Run shards in `blocks` blocks, with `one_by_one` no two at an actor, and return those to
+        be run again.
+        """
         missing = {shard.name: shard for shard in shards}
         again: list[Shard] = []
         log_file = log_ray_data_to_file()
@@ -135,7 +159,9 @@ class Execution:
 
         try:
             with waiting_said(lambda: not watched("any_start"), self.job.device):
-                for row in pipeline(self.job, shards, blocks, one_by_one, actors, watch, self._round).iter_rows():
+                for row in pipeline(
+                    self.job, shards, blocks, one_by_one, actors, watch, self._round
+                ).iter_rows():
                     self.check()
                     if self._receive(row, missing[row["name"]], log_file):
                         again.append(missing[row["name"]])
@@ -144,14 +170,17 @@ class Execution:
         except RayError as error:
             _log.error("the job ended with this error", exc_info=error)
             raise JobError(f"Ray: {_summary(error)} (details in {log_file})") from error
-        gc.collect()  # cycles that Ray Data leaves hold the actors, and so CPUs or GPUs that the next round wants
+        # cycles that Ray Data leaves hold the actors, and so CPUs or GPUs that the next round wants
+        gc.collect()
         for name in missing:
             reason = interrupted.get(name)
             self._lose(name, reason, blamed=name in interrupted and reason is None)
         return again + list(missing.values())
 
     def _receive(self, row: dict[str, Any], shard: Shard, log_file: Path) -> bool:
-        """Take in what the commit of a shard reports, and tell whether the shard is to be run again."""
+        """Take in what the commit of a shard reports, and tell whether the shard is to be run
+        again.
+        """
         if row["stops"]:
             raise unwritable(self.job, row["error"])
         error = (row["error"] or "").partition("\n")[0]
@@ -164,7 +193,9 @@ class Execution:
             raise JobError(error)
         if row["cause"] == RAISED:
             self._lose(shard.name, row["error"], blamed=True)
-        elif row["cause"] == NONE_ANSWERED and (self._labelled or len(self._held) < MAX_SHARDS_TO_SPLIT):
+        elif row["cause"] == NONE_ANSWERED and (
+            self._labelled or len(self._held) < MAX_SHARDS_TO_SPLIT
+        ):
             self._held[shard.name] = shard, json.loads(row["rejects"])
         elif error:
             self.failed[shard.name] = error
@@ -182,7 +213,9 @@ class Execution:
             self._reasons[name] = f"cannot be predicted: {reason.partition(chr(10))[0]}"
 
     def _next_round(self, lost: list[Shard]) -> list[Shard]:
-        """Choose what is run next for shards without an answer: the shard again, its parts, or nothing."""
+        """Choose what is run next for shards without an answer: the shard again, its parts, or
+        nothing.
+        """
         again: list[Shard] = []
         for shard in lost:
             name = shard.name
@@ -193,7 +226,10 @@ class Execution:
                 again.append(shard)
             elif shard.count == 1:
                 row = shard.row_range[0] if shard.row_range else 0
-                self._held[name] = shard, [reject(row, self._reasons.get(name, POISON_ROW), "predict")]
+                self._held[name] = (
+                    shard,
+                    [reject(row, self._reasons.get(name, POISON_ROW), "predict")],
+                )
             elif self._labelled or shard.row_range is None:
                 again += shard.subshards
             else:  # none of its neighbours is answered either
@@ -213,17 +249,25 @@ class Execution:
                 self._add(json.loads(committed.stats))
 
     def _add(self, stats: dict[str, Any]) -> None:
-        # The clocks of workers may differ from the driver's, and that one may be set while the job runs.
-        self.stats.add(stats | {"run": self.job.run, "committed_at": self._epoch + time.monotonic()})
+        # The clocks of workers may differ from the driver's, and that one may be set while the job
+        # runs.
+        self.stats.add(
+            stats | {"run": self.job.run, "committed_at": self._epoch + time.monotonic()}
+        )
         self._seen_rows += stats["rows"]
         self._labelled += stats["labelled"]
         self._rejects.update(stats["rejects"])
         rejected = self._rejects.total()
-        if _too_many(self.max_rejected, rejected, self._seen_rows, min(self._rows, _SHARE_FROM_ROWS)):
-            reasons = ", ".join(f"{n:,} times {reason}" for reason, n in self._rejects.most_common(3))
+        if _too_many(
+            self.max_rejected, rejected, self._seen_rows, min(self._rows, _SHARE_FROM_ROWS)
+        ):
+            reasons = ", ".join(
+                f"{n:,} times {reason}" for reason, n in self._rejects.most_common(3)
+            )
             raise UserError(
                 f"{rejected:,} of the first {self._seen_rows:,} rows were rejected, more than "
-                f"--max-rejected {self.max_rejected}: {reasons}; they are in {self.job.folder}/{REJECTED}"
+                f"--max-rejected {self.max_rejected}: {reasons}; they are in "
+                f"{self.job.folder}/{REJECTED}"
             )
 
 
@@ -236,11 +280,13 @@ def pipeline(
     watch: Any,
     round_number: int,
 ) -> Dataset:
-    """The stages over shards in `blocks` blocks, with a pool of from `actors[0]` to `actors[1]` actors.
+    """The stages over shards in `blocks` blocks, with a pool of from `actors[0]` to `actors[1]`
+    actors.
 
-    A block whose process ends is left out, and its actor is started again. With `one_by_one` an actor has one block at
-    a time, so that none is lost because of another. Else an actor on a GPU works at two at once: while the last batches
-    of a shard are computed, those of the next are prepared.
+    A block whose process ends is left out, and its actor is started again. With `one_by_one` an
+    actor has one block at a time, so that none is lost because of another. Else an actor on a GPU
+    works at two at once: while the last batches of a shard are computed, those of the next are
+    prepared.
 
     The stages' resources differ on purpose: Ray fuses stages whose resources are equal.
     """
@@ -248,14 +294,21 @@ def pipeline(
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.target_max_block_size = 16 << 20
-    context.execution_options.preserve_order = False  # a shard that is slow holds no other's commit back
+    context.execution_options.preserve_order = (
+        False  # a shard that is slow holds no other's commit back
+    )
     context.max_errored_blocks = -1
-    # Actors that Ray itself cannot start (modules that do not import there, a lost node), none between that starts.
+    # Actors that Ray itself cannot start (modules that do not import there, a lost node), none
+    # between that starts.
     context.max_consecutive_actor_init_deaths = max(8, 4 * actors[1])
-    context.execution_no_progress_timeout_s = -1  # a shard of long texts may take hours; --batch-timeout-s is the limit
+    context.execution_no_progress_timeout_s = (
+        -1
+    )  # a shard of long texts may take hours; --batch-timeout-s is the limit
     read_cpus, _, commit_cpus = stage_cpus(job.device)
     context.autoscaling_config = AutoscalingConfig()
-    if one_by_one:  # the pool grows where each actor has its task, not only where tasks wait for actors
+    if (
+        one_by_one
+    ):  # the pool grows where each actor has its task, not only where tasks wait for actors
         context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
     one_shard: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
     with DataContext.current(context):  # a dataset keeps the context that it is made in
@@ -275,12 +328,14 @@ def pipeline(
 def actor_options(
     device: str, actors: tuple[int, int | None], *, retries: int, one_by_one: bool = False
 ) -> dict[str, Any]:
-    """Return the options of `map_batches` for a pool of from `actors[0]` to `actors[1]` model actors.
+    """Return the options of `map_batches` for a pool of from `actors[0]` to `actors[1]` model
+    actors.
 
-    `retries`: how often a task whose process ends is run again; `one_by_one`: whether an actor has one task at a time,
-    where an actor on a GPU otherwise works at two.
+    `retries`: how often a task whose process ends is run again; `one_by_one`: whether an actor has
+    one task at a time, where an actor on a GPU otherwise works at two.
     """
-    # No other way to bound an actor's retries yet, and the default is to repeat for ever what ends a process.
+    # No other way to bound an actor's retries yet, and the default is to repeat for ever what ends
+    # a process.
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
     on_cpu = device == "cpu"
     pool = ActorPoolStrategy(
@@ -289,14 +344,25 @@ def actor_options(
         max_tasks_in_flight_per_actor=1 if one_by_one else None,
         enable_true_multi_threading=not on_cpu,
     )
-    options = {"compute": pool, "num_cpus": stage_cpus(device)[1], "max_restarts": -1, "max_task_retries": retries}
-    return options | {"max_concurrency": 1 if on_cpu or one_by_one else 2} | ({} if on_cpu else {"num_gpus": 1})
+    options = {
+        "compute": pool,
+        "num_cpus": stage_cpus(device)[1],
+        "max_restarts": -1,
+        "max_task_retries": retries,
+    }
+    return (
+        options
+        | {"max_concurrency": 1 if on_cpu or one_by_one else 2}
+        | ({} if on_cpu else {"num_gpus": 1})
+    )
 
 
 def _start_here(actor: Any) -> Any:
     """Start an actor on the driver's node, which ends with the driver and not before it."""
     node = ray.get_runtime_context().get_node_id()
-    return actor.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=True)).remote()
+    return actor.options(
+        scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=True)
+    ).remote()
 
 
 def unwritable(job: Job, reason: str) -> JobError:
@@ -311,7 +377,9 @@ def _summary(error: RayError) -> str:
 
 
 def _too_many(most: str | None, rejected: int, rows: int, from_rows: int) -> bool:
-    """Tell whether more rows are rejected than `most`: a number, or a share, which counts from `from_rows` rows on."""
+    """Tell whether more rows are rejected than `most`: a number, or a share, which counts from
+    `from_rows` rows on.
+    """
     if most is None or not most.endswith("%"):
         return most is not None and rejected > int(most)
     return rows >= from_rows and rejected > rows * float(most[:-1]) / 100

@@ -1,4 +1,6 @@
-"""What the nodes of a cluster see of a job's files: an output on a node's own disk would lose what is written there."""
+"""What the nodes of a cluster see of a job's files: an output on a node's own disk would lose what
+is written there.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ from pipelines.raydata.cluster import cluster_resources
 from pipelines.storage import Folder, Location
 
 _ANSWER_S = 60.0
-"""How long a node has to start a process and look; a slower one is checked at each commit, as all are."""
+"""How long a node has to start a process and look; a slower one is checked at each commit, as all
+are.
+"""
 _SEEN_S = 10.0
 """How long a process trusts what it has seen of the lease."""
 _seen: dict[tuple[Folder, str], float] = {}
@@ -27,7 +31,8 @@ _checked_runs: set[str] = set()
 
 
 def check_nodes(job: Job) -> None:
-    """Raise JobError if a node of the cluster does not see the output's lease, or the input: before any work is done.
+    """Raise JobError if a node of the cluster does not see the output's lease, or the input: before
+    any work is done.
 
     Nodes that join later are checked by each commit (`check_lease`).
     """
@@ -36,14 +41,20 @@ def check_nodes(job: Job) -> None:
     _checked_runs.add(job.run)
     cluster_resources()
     here = ray.get_runtime_context().get_node_id()
-    others = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != here and node["Resources"].get("CPU")]
+    others = [
+        node
+        for node in ray.nodes()
+        if node["Alive"] and node["NodeID"] != here and node["Resources"].get("CPU")
+    ]
     asked = {}
     for node in others:
         place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         options = {"num_cpus": 0, "scheduling_strategy": place, "max_retries": 0}
         reference = _look.options(**options).remote(job.folder, job.run, job.source)
         asked[reference] = f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
-    done, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_S) if asked else ([], [])
+    done, _ = (
+        ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_S) if asked else ([], [])
+    )
     blind = dict[str, str]()
     for reference in done:
         try:
@@ -55,7 +66,9 @@ def check_nodes(job: Job) -> None:
     if blind:
         node, reason = next(iter(blind.items()))
         more = f" (and {len(blind) - 1} more nodes)" if len(blind) > 1 else ""
-        raise JobError(f"node {node}{more} {reason}; give a folder that all nodes share, or object storage")
+        raise JobError(
+            f"node {node}{more} {reason}; give a folder that all nodes share, or object storage"
+        )
 
 
 @ray.remote
@@ -79,7 +92,8 @@ def _look(output: Folder, run: str, source: Location) -> str | None:
 
 
 def check_lease(job: Job) -> None:
-    """Raise OSError unless this process sees that the job's run holds the output: else its commit would be lost.
+    """Raise OSError unless this process sees that the job's run holds the output: else its commit
+    would be lost.
 
     A run that lost its lease has no business to write either.
     """
@@ -89,7 +103,8 @@ def check_lease(job: Job) -> None:
     seen = holds(job.folder, job.run)
     if seen is None:
         raise OSError(
-            f"node {socket.gethostname()} does not see the output folder of this job; give one that all nodes share, "
+            f"node {socket.gethostname()} does not see the output folder of this job; give one "
+            "that all nodes share, "
             f"or object storage"
         )
     if not seen:

@@ -1,4 +1,6 @@
-"""The plan of a corpus job: its options become what workers need, with everything checked before work begins."""
+"""The plan of a corpus job: its options become what workers need, with everything checked before
+work begins.
+"""
 
 from __future__ import annotations
 
@@ -61,15 +63,22 @@ class Job(ModelRun):
     keep_columns: list[str]
     prefix: str
     max_characters: int
-    """Longer texts are cut if long documents are truncated, else rejected: none can exhaust the memory."""
+    """Longer texts are cut if long documents are truncated, else rejected: none can exhaust the
+    memory.
+    """
 
 
-def plan_job(options: CorpusOptions, with_weights: bool = True) -> tuple[Job, Inspection, dict[str, Any]]:
-    """Check everything that can be checked without work: the input and its columns, the model, the output.
+def plan_job(
+    options: CorpusOptions, with_weights: bool = True
+) -> tuple[Job, Inspection, dict[str, Any]]:
+    """Check everything that can be checked without work: the input and its columns, the model, the
+    output.
 
-    Returns the job, still without the columns of its input (`with_columns`), the files of the input, and the
-    fingerprint: what the answers depend on, without the model's weights, which take long to read, unless
-    `with_weights`. Starts no Ray unless the device depends on it. Raises ValueError for a mistake.
+    Returns the job, still without the columns of its input (`with_columns`), the files of the
+    input, and the
+    fingerprint: what the answers depend on, without the model's weights, which take long to read,
+    unless `with_weights`. Starts no Ray unless the device depends on it. Raises ValueError for a
+    mistake.
     """
     input_location, model, output_location = options.required()
     options.check_inputs(options.text_columns)
@@ -99,7 +108,10 @@ def plan_job(options: CorpusOptions, with_weights: bool = True) -> tuple[Job, In
     _check_added_columns(job, options, seen.names)
     names = ("text_columns", "prefix", "dtype", "max_characters")
     fingerprint = {"source": str(source)} | {name: getattr(job, name) for name in names}
-    fingerprint |= {"keep_columns": options.keep_columns, "reading": found.options.changed() or None}
+    fingerprint |= {
+        "keep_columns": options.keep_columns,
+        "reading": found.options.changed() or None,
+    }
     fingerprint |= {"limit": options.limit, "task": options.task, **asdict(task)}
     if with_weights:
         fingerprint["model"] = task.fingerprint(checkpoint)
@@ -107,19 +119,29 @@ def plan_job(options: CorpusOptions, with_weights: bool = True) -> tuple[Job, In
 
 
 def with_columns(job: Job, options: CorpusOptions, schema: pa.Schema) -> Job:
-    """Return the job with the columns of its input, once these are known of every file; UserError for wrong ones."""
+    """Return the job with the columns of its input, once these are known of every file; UserError
+    for wrong ones.
+    """
     _check_text_columns(options, schema)
     keep = list(options.keep_columns) if options.keep_columns is not None else schema.names
     if absent := [name for name in keep if name not in schema.names]:
         known = ", ".join(schema.names)
-        raise UserError(f"input has no column {', '.join(absent)}; it has {known} (see --keep-columns)")
+        raise UserError(
+            f"input has no column {', '.join(absent)}; it has {known} (see --keep-columns)"
+        )
     _check_added_columns(job, options, schema.names)
     return replace(job, schema=schema, keep_columns=keep)
 
 
-def _inspect_input(source: Location, target: Folder, record: RunRecord | None, options: CorpusOptions) -> Inspection:
-    """Find the files of the input; those that an earlier run into the same output knows are not read again."""
-    reading = TextOptions(**{each.name: getattr(options, each.name) for each in fields(TextOptions)})
+def _inspect_input(
+    source: Location, target: Folder, record: RunRecord | None, options: CorpusOptions
+) -> Inspection:
+    """Find the files of the input; those that an earlier run into the same output knows are not
+    read again.
+    """
+    reading = TextOptions(
+        **{each.name: getattr(options, each.name) for each in fields(TextOptions)}
+    )
     known = record is not None and record.fingerprint.get("source") == str(source)
     kept = options.keep_columns
     return inspect_input(
@@ -133,22 +155,30 @@ def _inspect_input(source: Location, target: Folder, record: RunRecord | None, o
 
 
 def _seen_columns(found: Inspection, wanted: list[str]) -> pa.Schema:
-    """Return the columns that are known before files are staged: some of these are read from their start."""
+    """Return the columns that are known before files are staged: some of these are read from their
+    start.
+    """
     malformed = ""
     types = unify(found) | {each.name: each.type for each in partition(found).schema}
     for block, shapes in sample(found, found.unstaged[:_SAMPLED_FILES]):
         if block is not None:
             if block.malformed:
-                malformed = (
-                    malformed or f"no record of it is a row of {found.format}: the first {block.malformed[0][1]}"
-                )
+                _, reason, _ = block.malformed[0]
+                first = f"no record of it is a row of {found.format}: the first {reason}"
+                malformed = malformed or first
             # What is text in its first rows says nothing of the others yet.
-            seen = {each.name: pa.string() if shapes else stored_type(each.type) for each in block.table.schema}
+            seen = {
+                each.name: pa.string() if shapes else stored_type(each.type)
+                for each in block.table.schema
+            }
             types |= {name: type_ for name, type_ in seen.items() if name not in types}
         if all(name in types for name in wanted):
             break
     if not types:
-        raise UserError(f"input '{found.source}' {f'cannot be read: {malformed}' if malformed else 'has no rows'}")
+        raise UserError(
+            f"input '{found.source}' "
+            f"{f'cannot be read: {malformed}' if malformed else 'has no rows'}"
+        )
     return pa.schema(list(types.items()))
 
 
@@ -163,7 +193,8 @@ def _check_added_columns(job: Job, options: CorpusOptions, names: list[str]) -> 
     kept = names if options.keep_columns is None else options.keep_columns
     if clash := clashing(added, [name for name in kept if name in names]):
         raise UserError(
-            f"input already has {', '.join(clash)}, which this job adds: put a prefix before ours with "
+            f"input already has {', '.join(clash)}, which this job adds: put a prefix before ours "
+            "with "
             f"--output-prefix, or leave the input's out with --keep-columns"
         )
 
@@ -172,14 +203,20 @@ def _check_text_columns(options: CorpusOptions, schema: pa.Schema) -> None:
     for name, column in options.text_columns.items():
         flag = f"--{column_option(name).replace('_', '-')}"
         if column not in schema.names:
-            raise UserError(f"input has no column {column!r}; it has {', '.join(schema.names)} (see {flag})")
+            raise UserError(
+                f"input has no column {column!r}; it has {', '.join(schema.names)} (see {flag})"
+            )
         stored = schema.field(column).type
         if not is_text(stored) and not (name in options.list_inputs and is_text_list(stored)):
             raise UserError(f"column {column!r} holds {stored}, not text (see {flag})")
 
 
-def resolve_run(options: ModelOptions, checkpoint: Checkpoint, task: Task, batch_timeout_s: float) -> ModelRun:
-    """Choose device, dtype and token budget; UserError for a device that is missing, or a dtype it does not have."""
+def resolve_run(
+    options: ModelOptions, checkpoint: Checkpoint, task: Task, batch_timeout_s: float
+) -> ModelRun:
+    """Choose device, dtype and token budget; UserError for a device that is missing, or a dtype it
+    does not have.
+    """
     from pipelines.inference.predictor import (  # with torch: not for all that uses Job
         CPU_TOKENS,
         DTYPE,
@@ -193,7 +230,12 @@ def resolve_run(options: ModelOptions, checkpoint: Checkpoint, task: Task, batch
     warn_of_slow_dtype(device, dtype)
     budget = options.budget_tokens or (CPU_TOKENS if device == "cpu" else None)
     return ModelRun(
-        model=checkpoint, task=task, device=device, dtype=dtype, budget_tokens=budget, batch_timeout_s=batch_timeout_s
+        model=checkpoint,
+        task=task,
+        device=device,
+        dtype=dtype,
+        budget_tokens=budget,
+        batch_timeout_s=batch_timeout_s,
     )
 
 
@@ -214,7 +256,8 @@ def _device(device: str) -> str:
         raise UserError("device cuda: there is no GPU here or in the Ray cluster; use cpu or auto")
     if device == "auto" and may_start_gpus:
         raise UserError(
-            "device auto: the Ray cluster has no GPU now, but its autoscaler may start some; say cuda to wait for "
+            "device auto: the Ray cluster has no GPU now, but its autoscaler may start some; say "
+            "cuda to wait for "
             "them, or cpu"
         )
     return device if device == "cuda" else "cpu"

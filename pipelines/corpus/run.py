@@ -1,4 +1,6 @@
-"""A corpus job from input files to committed answers: plan, hold the output, run what is missing, finish."""
+"""A corpus job from input files to committed answers: plan, hold the output, run what is missing,
+finish.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ class Outcome:
     """What a run of a corpus job did."""
 
     outcome: str
-    """complete; failed, if some files or shards failed; skipped, if another run writes to the output."""
+    """complete; failed, if some files or shards failed; skipped, if another run writes to the
+    output.
+    """
     folder: Folder
     parts: str = PARTS
     """The folder of the parts in the output."""
@@ -56,13 +60,19 @@ class Outcome:
         return self.summary
 
     def dataset(self) -> Dataset:
-        """Return the answered rows of the output, those of earlier runs too, as a Ray Dataset in input order."""
+        """Return the answered rows of the output, those of earlier runs too, as a Ray Dataset in
+        input order.
+        """
         return self._read(self.parts, sorted(output.committed(self.folder, self.parts)))
 
     def rejects(self) -> Dataset:
-        """Return the rejected rows of the output, those of earlier runs too, as a Ray Dataset in input order."""
+        """Return the rejected rows of the output, those of earlier runs too, as a Ray Dataset in
+        input order.
+        """
         names = (name.removesuffix(".parquet") for name in self.folder.files(output.REJECTED))
-        return self._read(output.REJECTED, sorted(set(names) & set(output.committed(self.folder, self.parts))))
+        return self._read(
+            output.REJECTED, sorted(set(names) & set(output.committed(self.folder, self.parts)))
+        )
 
     def _read(self, below: str, parts: list[str]) -> Dataset:
         cluster_resources()
@@ -73,7 +83,8 @@ class Outcome:
 
 
 def run_corpus(task: str, *, input: str, output: str, model: str, **options: Any) -> Outcome:
-    """Run the corpus job of a task: each input row comes once into the output or once into its rejects.
+    """Run the corpus job of a task: each input row comes once into the output or once into its
+    rejects.
 
     The same call, made again, does what is missing or new, whatever stopped it before.
 
@@ -89,14 +100,20 @@ def run_corpus(task: str, *, input: str, output: str, model: str, **options: Any
 
     Raises:
         ValueError: for a mistake in the options, the model or the input, before any work begins.
-        JobError: for an output that cannot be written, actors that have no place, and a Ray that fails.
+        JobError: for an output that cannot be written, actors that have no place, and a Ray that
+            fails.
 
     Example:
-        >>> done = run_corpus("classify", input="in/", output="out/", model="jobs/demo/intent-classifier")
+        >>> model = "jobs/demo/intent-classifier"
+        >>> done = run_corpus("classify", input="in/", output="out/", model=model)
         >>> done.dataset().filter(expr="score > 0.9").write_parquet("sure/")
     """
     name = task_named(task).task
-    return run_job(from_call(corpus_options(name), {"input": input, "output": output, "model": model, **options}))
+    return run_job(
+        from_call(
+            corpus_options(name), {"input": input, "output": output, "model": model, **options}
+        )
+    )
 
 
 def dry_run(options: CorpusOptions) -> str:
@@ -107,7 +124,9 @@ def dry_run(options: CorpusOptions) -> str:
 
 
 def run_job(options: CorpusOptions) -> Outcome:
-    """Run a corpus job to its end, as `run_corpus` does; `options`: an instance of `corpus_options(task)`."""
+    """Run a corpus job to its end, as `run_corpus` does; `options`: an instance of
+    `corpus_options(task)`.
+    """
     job, found, fingerprint = plan_job(options)
     output.open_output(job.folder, fingerprint, options.overwrite)
     try:
@@ -119,7 +138,9 @@ def run_job(options: CorpusOptions) -> Outcome:
         return Outcome("skipped", job.folder, summary=f"skipped: {error}")
 
 
-def _run(options: CorpusOptions, job: Job, found: Inspection, fingerprint: dict[str, Any], held: Lease) -> Outcome:
+def _run(
+    options: CorpusOptions, job: Job, found: Inspection, fingerprint: dict[str, Any], held: Lease
+) -> Outcome:
     """Run a planned job while its output is held."""
     record = output.open_output(job.folder, fingerprint, options.overwrite)
     stage_files(job, found, found.unstaged, held.check)
@@ -131,7 +152,8 @@ def _run(options: CorpusOptions, job: Job, found: Inspection, fingerprint: dict[
     if foreign and not options.overwrite:
         shown = ", ".join(foreign[:3])
         changes.append(
-            f"note       {len(foreign):,} files among the parts are not of this job, and are read with them: {shown}"
+            f"note       {len(foreign):,} files among the parts are not of this job, and are read "
+            f"with them: {shown}"
         )
     record = record or RunRecord(fingerprint, corpus.shard_rows, parts=job.parts)
     attempt = summary.start_attempt(job)
@@ -142,7 +164,9 @@ def _run(options: CorpusOptions, job: Job, found: Inspection, fingerprint: dict[
     known = {shard.path for shard in todo if shard.part} - set(found.unstaged)
     stage_files(job, found, sorted(known), held.check)
     execution = Execution(job, todo, options.max_rejected, held.check)
-    execution.failed |= {path: f"cannot be read: {reason}" for path, reason in corpus.broken.items()}
+    execution.failed |= {
+        path: f"cannot be read: {reason}" for path, reason in corpus.broken.items()
+    }
     started = time.monotonic()
     missing = set[str]()
     try:
@@ -159,16 +183,21 @@ def _run(options: CorpusOptions, job: Job, found: Inspection, fingerprint: dict[
         attempt.rows, attempt.tokens = totals["rows"], totals["tokens"]
         if not held.lost.is_set():  # else the record is another run's
             with delayed_signals():
-                missing = finish(job, record, stats, execution.failed, {shard.name for shard in todo})
+                missing = finish(
+                    job, record, stats, execution.failed, {shard.name for shard in todo}
+                )
     if missing:
         raise JobError(
-            f"{len(missing):,} parts that were reported as written are not in the output '{job.folder}': "
+            f"{len(missing):,} parts that were reported as written are not in the output "
+            f"'{job.folder}': "
             f"{', '.join(sorted(missing)[:3])}; do all nodes share this folder?"
         )
     if set(execution.failed) <= set(corpus.broken):  # all shards are there
         remove_staged(job.folder)
     counts = {name: totals[name] for name in ("rows", "labelled", "rejected", "tokens")}
-    shown = summary.format_summary(job, totals, attempt, execution.failed, changes, skipped=len(done))
+    shown = summary.format_summary(
+        job, totals, attempt, execution.failed, changes, skipped=len(done)
+    )
     return Outcome(
         attempt.outcome,
         job.folder,
@@ -180,11 +209,15 @@ def _run(options: CorpusOptions, job: Job, found: Inspection, fingerprint: dict[
     )
 
 
-def finish(job: Job, record: RunRecord, stats: pa.Table, failed: dict[str, str], todo: set[str]) -> set[str]:
-    """Write what is known of the output after a run: the stats of its shards, the record of its runs, the report.
+def finish(
+    job: Job, record: RunRecord, stats: pa.Table, failed: dict[str, str], todo: set[str]
+) -> set[str]:
+    """Write what is known of the output after a run: the stats of its shards, the record of its
+    runs, the report.
 
-    `stats` are those of the shards that the driver has heard of, `todo` the names of all that the run was to do.
-    Returns the shards whose commits were reported, but whose parts are not in the output: the run is not complete then.
+    `stats` are those of the shards that the driver has heard of, `todo` the names of all that the
+    run was to do. Returns the shards whose commits were reported, but whose parts are not in the
+    output: the run is not complete then.
     """
     try:
         attempt = record.attempts[-1]
@@ -201,7 +234,9 @@ def finish(job: Job, record: RunRecord, stats: pa.Table, failed: dict[str, str],
         record.totals, record.failed = add_up(all_stats), failed
         record.complete = attempt.outcome == "complete"
         record.write(job.folder)
-        job.folder.write_atomic(output.REPORT, render(summary.report(job, record, all_stats)).encode())
+        job.folder.write_atomic(
+            output.REPORT, render(summary.report(job, record, all_stats)).encode()
+        )
     except OSError as error:
         raise unwritable(job, error.strerror or str(error)) from error
     return missing

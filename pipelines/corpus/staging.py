@@ -21,7 +21,8 @@ _CHECK_S = 1.0
 
 
 def stage_files(job: Job, found: Inspection, paths: list[str], check: Callable[[], None]) -> None:
-    """Stage files whose staged form is not there from an earlier run, and add what is in them to `found`.
+    """Stage files whose staged form is not there from an earlier run, and add what is in them to
+    `found`.
 
     Args:
         job: the job, whose output takes the staged files.
@@ -49,8 +50,12 @@ def stage_files(job: Job, found: Inspection, paths: list[str], check: Callable[[
         _add(found, path, [results[task.name] for task in tasks[path]])
 
 
-def _run(job: Job, found: Inspection, tasks: list[StageTask], check: Callable[[], None]) -> dict[str, StagedFile | str]:
-    running = {_stage.remote(found.source, job.folder, task, found.options): task.name for task in tasks}
+def _run(
+    job: Job, found: Inspection, tasks: list[StageTask], check: Callable[[], None]
+) -> dict[str, StagedFile | str]:
+    running = {
+        _stage.remote(found.source, job.folder, task, found.options): task.name for task in tasks
+    }
     results: dict[str, StagedFile | str] = {}
     while running:
         done, _ = ray.wait(list(running), timeout=_CHECK_S)
@@ -62,13 +67,19 @@ def _run(job: Job, found: Inspection, tasks: list[StageTask], check: Callable[[]
                 raise JobError(f"Ray: {one_line(error)}") from error
             if stops:
                 raise unwritable(job, result)
-            results[running.pop(reference)] = result if result[:1] != "{" else StagedFile.from_json(result)
+            results[running.pop(reference)] = (
+                result if result[:1] != "{" else StagedFile.from_json(result)
+            )
     return results
 
 
 @ray.remote(num_cpus=1)
-def _stage(source: Location, folder: Folder, task: StageTask, options: TextOptions) -> tuple[str, bool]:
-    """Return what was staged as JSON, or the reason why the file is not read; and whether the output is at fault."""
+def _stage(
+    source: Location, folder: Folder, task: StageTask, options: TextOptions
+) -> tuple[str, bool]:
+    """Return what was staged as JSON, or the reason why the file is not read; and whether the
+    output is at fault.
+    """
     try:
         return stage(source, folder, task, options).to_json(), False
     except StagingFailed as error:

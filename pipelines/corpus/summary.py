@@ -44,13 +44,19 @@ def input_changes(earlier: Corpus | None, corpus: Corpus) -> list[str]:
     if missing:
         shown = printable(_few(missing))
         lines.append(
-            f"input      {len(missing):>9,}  files have disappeared, and their rows stay in the output: {shown}"
+            f"input      {len(missing):>9,}  files have disappeared, and their rows stay in the "
+            f"output: {shown}"
         )
     return lines
 
 
 def format_summary(
-    job: Job, totals: dict[str, Any], attempt: Attempt, failed: dict[str, str], changes: list[str], skipped: int
+    job: Job,
+    totals: dict[str, Any],
+    attempt: Attempt,
+    failed: dict[str, str],
+    changes: list[str],
+    skipped: int,
 ) -> str:
     """Describe what a run did, in lines for the terminal."""
     lines = [printable(change) for change in changes]
@@ -59,15 +65,22 @@ def format_summary(
     if totals["rows"]:
         seconds, labels, rejects = attempt.seconds or 0.0, totals["labels"], totals["rejects"]
         lines += [
-            f"rows       {totals['rows']:,}: {totals['labelled']:,} labelled, {totals['rejected']:,} rejected"
+            f"rows       {totals['rows']:,}: {totals['labelled']:,} labelled, "
+            f"{totals['rejected']:,} rejected"
             f" in {format_duration(seconds)}",
             f"tokens     {totals['tokens']:,}, {totals['tokens'] / seconds:,.0f} tokens/s"
             f"{_truncated(job.task, totals['truncated'])}",
-            f"batches    {totals['batches']:,}, filled to {totals['fill'] or 0:.1%} of {describe_budget(job)}",
+            f"batches    {totals['batches']:,}, filled to {totals['fill'] or 0:.1%} of "
+            f"{describe_budget(job)}",
         ]
         if job.task.counted and totals["labelled"]:
-            each, bytes_each = (totals[name] / totals["labelled"] for name in ("items", "item_bytes"))
-            lines.append(f"{job.task.counted[1]:<10} {totals['items']:,}: {each:,.1f} a row, {bytes_each:,.0f} bytes")
+            each, bytes_each = (
+                totals[name] / totals["labelled"] for name in ("items", "item_bytes")
+            )
+            lines.append(
+                f"{job.task.counted[1]:<10} {totals['items']:,}: {each:,.1f} a row, "
+                f"{bytes_each:,.0f} bytes"
+            )
         shown = list(labels.items())[:_SHOWN_LABELS]
         lines += [f"label      {count:>9,}  {printable(label)}" for label, count in shown]
         if len(labels) > len(shown):
@@ -76,7 +89,10 @@ def format_summary(
         reasons = list(rejects.items())[:_SHOWN_LABELS]
         lines += [f"rejected   {count:>9,}  {printable(reason)}" for reason, count in reasons]
     if replaced := totals.get("replaced"):
-        lines.append(f"replaced   {replaced:>9,}  values of kept columns that are not UTF-8, in part by U+FFFD")
+        lines.append(
+            f"replaced   {replaced:>9,}  values of kept columns that are not UTF-8, in part by "
+            "U+FFFD"
+        )
     lines += _failures(failed)
     lines += _first_rows(job)
     folder = printable(str(job.folder))
@@ -88,7 +104,9 @@ def format_summary(
 
 
 def _failures(failed: dict[str, str]) -> list[str]:
-    """Describe the files and shards that failed in a line for each reason, the most frequent first."""
+    """Describe the files and shards that failed in a line for each reason, the most frequent
+    first.
+    """
     groups = group_failures(failed)
     lines = []
     for reason, names in groups[:_SHOWN_FAILURES]:
@@ -124,7 +142,11 @@ def _first_rows(job: Job) -> list[str]:
 
 def describe_budget(job: Job) -> str:
     """Name the most tokens in a packed batch."""
-    return f"{job.budget_tokens:,} tokens" if job.budget_tokens else "the tokens that a GPU's memory holds"
+    return (
+        f"{job.budget_tokens:,} tokens"
+        if job.budget_tokens
+        else "the tokens that a GPU's memory holds"
+    )
 
 
 def start_attempt(job: Job) -> Attempt:
@@ -138,7 +160,10 @@ def start_attempt(job: Job) -> Attempt:
         host=platform.node(),
         device=f"{job.device} in {job.dtype}",
         budget_tokens=job.budget_tokens,
-        versions={"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
+        versions={
+            "python": platform.python_version(),
+            **{name: _version(name) for name in _PACKAGES},
+        },
         run=job.run,
     )
 
@@ -180,9 +205,11 @@ def report(job: Job, record: RunRecord, stats: pa.Table) -> dict[str, Any]:
 
 
 def _attempt_of(stats: pa.Table, attempts: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
-    """Return when each attempt began, never before an earlier one, and the number of that which committed each shard.
+    """Return when each attempt began, never before an earlier one, and the number of that which
+    committed each shard.
 
-    A shard of an earlier version has no run: it counts for the last attempt that had begun when it was committed.
+    A shard of an earlier version has no run: it counts for the last attempt that had begun when it
+    was committed.
     """
     started = [datetime.fromisoformat(each["started"]).timestamp() for each in attempts]
     starts = np.maximum.accumulate(started)  # a clock may have been set back
@@ -204,7 +231,8 @@ def _by_attempt(stats: pa.Table, attempts: list[dict[str, Any]]) -> list[dict[st
     sums = [(number, add_up(stats.filter(pa.array(attempt_of == number)))) for number in numbers]
     names = ("rows", "rejected", "labels")
     return [
-        {"attempt": number, "started": attempts[number]["started"]} | {name: totals[name] for name in names}
+        {"attempt": number, "started": attempts[number]["started"]}
+        | {name: totals[name] for name in names}
         for number, totals in sums
     ]
 
@@ -212,7 +240,8 @@ def _by_attempt(stats: pa.Table, attempts: list[dict[str, Any]]) -> list[dict[st
 def _throughput(stats: pa.Table, attempts: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Compute tokens a second over the time of each attempt that committed something.
 
-    Times outside of their attempt, which another clock has given, count for its first or last moment.
+    Times outside of their attempt, which another clock has given, count for its first or last
+    moment.
     """
     starts, attempt_of = _attempt_of(stats, attempts)
     times, tokens = _times(stats), stats["tokens"].to_numpy()
@@ -223,9 +252,17 @@ def _throughput(stats: pa.Table, attempts: list[dict[str, Any]]) -> list[dict[st
             continue
         seconds = attempts[number]["seconds"] or times[within].max() - start
         edges = np.linspace(0, max(seconds, 1e-3), min(_BINS, max(int(seconds / 5), 1)) + 1)
-        sums = np.histogram((times[within] - start).clip(0, edges[-1]), edges, weights=tokens[within])[0]
+        sums = np.histogram(
+            (times[within] - start).clip(0, edges[-1]), edges, weights=tokens[within]
+        )[0]
         rates = (sums / np.diff(edges)).round(1)
-        series.append({"attempt": number, "seconds": edges[:-1].round(1).tolist(), "tokens_per_s": rates.tolist()})
+        series.append(
+            {
+                "attempt": number,
+                "seconds": edges[:-1].round(1).tolist(),
+                "tokens_per_s": rates.tolist(),
+            }
+        )
     return series
 
 
@@ -237,7 +274,11 @@ def _version(package: str) -> str | None:
 
 
 def _truncated(task: Task, documents: int) -> str:
-    return f"; {documents:,} documents truncated to {task.max_length} tokens" if task.stride is None else ""
+    return (
+        f"; {documents:,} documents truncated to {task.max_length} tokens"
+        if task.stride is None
+        else ""
+    )
 
 
 def long_documents_policy(task: Task) -> str:

@@ -1,7 +1,9 @@
-"""A task as a step of a Ray Dataset: lazily a Dataset in, a Dataset out, with the stages of the corpus job.
+"""A task as a step of a Ray Dataset: lazily a Dataset in, a Dataset out, with the stages of the
+corpus job.
 
-A batch of rows travels between the stages as ONE row, as a shard of a corpus job does (wire.py), with its columns.
-What Ray Data runs again after a failure it may do twice: answers come at least once, and the sink decides on the rest.
+A batch of rows travels between the stages as ONE row, as a shard of a corpus job does (wire.py),
+with its columns. What Ray Data runs again after a failure it may do twice: answers come at least
+once, and the sink decides on the rest.
 """
 
 from __future__ import annotations
@@ -30,12 +32,15 @@ from pipelines.raydata.placement import stage_cpus
 from pipelines.tasks.base import ModelOutputs, task_class
 
 MAX_CHARACTERS = 5_000_000
-"""Longer texts are cut where long documents are truncated, and have no answer where they are read in windows."""
+"""Longer texts are cut where long documents are truncated, and have no answer where they are read
+in windows.
+"""
 MAX_TASK_RETRIES = 3
 """How often a batch whose process ends is run again, before the Dataset fails."""
 BATCH_ROWS = {"cpu": 512, "cuda": 4096}
-"""The most rows that travel together: few enough that a small dataset has work for all cores, and on GPUs enough to
-fill packed batches."""
+"""The most rows that travel together: few enough that a small dataset has work for all cores, and
+on GPUs enough to fill packed batches.
+"""
 _OTHER_NAMES = {
     "batch_size": "a packed batch has budget_tokens=, and batch_rows= rows travel together",
     "num_gpus": 'an actor takes a GPU with device="cuda"; concurrency= says how many actors',
@@ -65,7 +70,8 @@ class Processor:
     def __call__(self, dataset: Dataset) -> Dataset:
         """Return, lazily, the rows of `dataset` with their answers, in their order.
 
-        Raises ValueError for what is no Dataset, for columns that do not fit, and for more actors than there can be.
+        Raises ValueError for what is no Dataset, for columns that do not fit, and for more actors
+        than there can be.
         """
         if not isinstance(dataset, Dataset):
             raise ValueError(_no_dataset(dataset))
@@ -77,34 +83,49 @@ class Processor:
         pool = actor_options(device, actors, retries=MAX_TASK_RETRIES) | reserved
         read_cpus, _, answer_cpus = stage_cpus(device)
         one_row: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
-        dataset = dataset.copy(dataset, _deep_copy=True)  # with a context of its own: the caller's stays as it is
+        dataset = dataset.copy(
+            dataset, _deep_copy=True
+        )  # with a context of its own: the caller's stays as it is
         dataset.context.execution_options.preserve_order = True
         if SayWhatWaits not in dataset.context.custom_execution_callback_classes:
             dataset.context.custom_execution_callback_classes.append(SayWhatWaits)
         # An actor takes a block at a time: a dataset of one block would keep one actor busy.
         blocks = dataset.repartition(target_num_rows_per_block=self.batch_rows)
         tokenised = blocks.map_batches(
-            partial(_tokenise, self), batch_size=self.batch_rows, batch_format="pyarrow", num_cpus=read_cpus
+            partial(_tokenise, self),
+            batch_size=self.batch_rows,
+            batch_format="pyarrow",
+            num_cpus=read_cpus,
         )
-        predicted = tokenised.map_batches(Predict, fn_constructor_args=(self.run,), **pool, **one_row)
+        predicted = tokenised.map_batches(
+            Predict, fn_constructor_args=(self.run,), **pool, **one_row
+        )
         return predicted.map_batches(partial(_answer, self), num_cpus=answer_cpus, **one_row)
 
     def _check_columns(self, schema: Any) -> None:
-        """Raise ValueError for columns that do not fit; `schema`: of Arrow, or another with names alone."""
+        """Raise ValueError for columns that do not fit; `schema`: of Arrow, or another with names
+        alone.
+        """
         missing = [name for name in self.columns if name not in schema.names]
         if missing:
-            raise ValueError(f"column {missing[0]!r} is missing; the dataset has {', '.join(schema.names)}")
+            raise ValueError(
+                f"column {missing[0]!r} is missing; the dataset has {', '.join(schema.names)}"
+            )
         if isinstance(schema, pa.Schema):
             for name in self.columns:
                 stored = schema.field(name).type
                 may_be_list = name in self.list_columns
                 if not is_text(stored) and not (may_be_list and is_text_list(stored)):
-                    raise ValueError(f"column {name!r} holds {stored}, not text; cast it, or name another")
+                    raise ValueError(
+                        f"column {name!r} holds {stored}, not text; cast it, or name another"
+                    )
         added = [self.prefix + name for name in (*self.run.task.columns.names, *ADDED, "error")]
         if both := clashing(added, schema.names):
             alike = next(name for name in added if clashing([name], both[:1]))
             case = "" if alike == both[0] else f" (as {alike!r} for readers that ignore case)"
-            raise ValueError(f"column {both[0]!r} is in the dataset already{case}; give prefix=, or rename it")
+            raise ValueError(
+                f"column {both[0]!r} is in the dataset already{case}; give prefix=, or rename it"
+            )
 
 
 def _no_dataset(given: Any) -> str:
@@ -131,19 +152,20 @@ def processor(
 ) -> Processor:
     """Create a step of a Ray Dataset that runs a task on each row.
 
-    Every row is kept, in its order. Beside its columns it gets those of the task, `n_tokens`, `n_windows`, `truncated`,
-    and `error`: why it has no answer, or null. Answers come at least once; the corpus job writes each exactly once.
+    Every row is kept, in its order. Beside its columns it gets those of the task, `n_tokens`,
+    `n_windows`, `truncated`, and `error`: why it has no answer, or null. Answers come at least
+    once; the corpus job writes each exactly once.
 
     Args:
         task: the name of a task, here ("classify") or in transformers ("text-classification").
         model: a folder, a Hugging Face hub id or a URI of object storage.
-        columns: the columns of a document's texts; by default those that the task names ("text"). A second one makes
-            pairs, where the task takes them ("text", "text_pair"). They may be named as in run_corpus, too
-            (`text_column=`).
+        columns: the columns of a document's texts; by default those that the task names ("text"). A
+            second one makes pairs, where the task takes them ("text", "text_pair"). They may be
+            named as in run_corpus, too (`text_column=`).
         prefix: put before the name of each column that is added.
-        concurrency: model actors, one a GPU or CPU core: the most of them (the pool begins with one, and grows where
-            there is room), (MIN, MAX), or by default "auto", all that there is room for. Steps of one pipeline share
-            the cluster.
+        concurrency: model actors, one a GPU or CPU core: the most of them (the pool begins with
+            one, and grows where there is room), (MIN, MAX), or by default "auto", all that there is
+            room for. Steps of one pipeline share the cluster.
         actors: another name of `concurrency`.
         device: "cpu", "cuda" or "auto".
         dtype: the name of a dtype; "auto" is float32 on CPUs and bfloat16 on GPUs.
@@ -159,7 +181,7 @@ def processor(
         ValueError: for an unknown task or option, and for a checkpoint that does not fit.
 
     Example:
-        >>> embed = processor("embed", "my-org/my-modernbert", "body", dimensions=256, normalize=True)
+        >>> embed = processor("embed", "my-org/my-modernbert", "body", dimensions=256)
         >>> embed(ray.data.read_parquet("s3://bucket/articles")).write_parquet("s3://bucket/vectors")
     """
     options_class = task_named(task)
@@ -168,7 +190,10 @@ def processor(
         if other in task_options:
             raise ValueError(f"{other} is no option of a step: {advice}")
     if concurrency is not None and actors is not None:
-        raise ValueError(f"concurrency {concurrency!r} and actors {actors!r} are two names of one option: give one")
+        raise ValueError(
+            f"concurrency {concurrency!r} and actors {actors!r} are two names of one option: give "
+            "one"
+        )
     parsed = parse_actors("auto" if concurrency is None else concurrency, "concurrency")
     if actors is not None:
         parsed = parse_actors(actors, "actors")
@@ -185,12 +210,16 @@ def processor(
     task_cls = task_class(name)
     checkpoint = Checkpoint.open(model)
     task_cls.check(checkpoint)
-    run = resolve_run(options, checkpoint, task_cls.from_checkpoint(checkpoint, options), batch_timeout_s)
+    run = resolve_run(
+        options, checkpoint, task_cls.from_checkpoint(checkpoint, options), batch_timeout_s
+    )
     inputs = zip(options_class.input_names(), columns, strict=False)
     return Processor(
         run=run,
         columns=columns,
-        list_columns=frozenset(column for text, column in inputs if text in options_class.list_inputs),
+        list_columns=frozenset(
+            column for text, column in inputs if text in options_class.list_inputs
+        ),
         prefix=prefix,
         actors=parsed,
         batch_rows=batch_rows or BATCH_ROWS[run.device],
@@ -202,11 +231,19 @@ def _columns(
 ) -> tuple[tuple[str, ...], dict[str, Any]]:
     """Return the columns of a document's texts, however they are given, and the other options."""
     inputs = options_class.input_names()
-    named = {text: options[column_option(text)] for text in inputs if column_option(text) in options}
-    others = {option: value for option, value in options.items() if option not in map(column_option, inputs)}
+    named = {
+        text: options[column_option(text)] for text in inputs if column_option(text) in options
+    }
+    others = {
+        option: value
+        for option, value in options.items()
+        if option not in map(column_option, inputs)
+    }
     if named and columns:
         option = column_option(next(iter(named)))
-        raise ValueError(f"{option} and {columns[0]!r} both name columns: give the columns in one way")
+        raise ValueError(
+            f"{option} and {columns[0]!r} both name columns: give the columns in one way"
+        )
     if named:
         given = {text: text for text in options_class.inputs} | named
         columns = tuple(given[text] for text in inputs if text in given)
@@ -222,7 +259,9 @@ def _columns(
 
 
 def _own_names(options_class: type[TaskOptions], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return options under our names; values that have a name of transformers' are taken in any case of letters."""
+    """Return options under our names; values that have a name of transformers' are taken in any
+    case of letters.
+    """
     own: dict[str, Any] = {}
     for name, value in options.items():
         renamed = options_class.transformers_names.get(name)
@@ -234,11 +273,15 @@ def _own_names(options_class: type[TaskOptions], options: Mapping[str, Any]) -> 
 
 def _check_above_0(name: str, value: Any, kind: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, kind) or not value > 0:
-        raise ValueError(f"{name} {value!r} must be a {'whole ' if kind is int else ''}number above 0")
+        raise ValueError(
+            f"{name} {value!r} must be a {'whole ' if kind is int else ''}number above 0"
+        )
 
 
 def _tokenise(step: Processor, table: pa.Table) -> pa.Table:
-    """Turn a batch of rows into one row with their windows, and with the rows themselves as an Arrow stream."""
+    """Turn a batch of rows into one row with their windows, and with the rows themselves as an
+    Arrow stream.
+    """
     step._check_columns(table.schema)
     documents, rows, rejected = _documents(step, table)
     windows = encode(step.run, documents, MAX_CHARACTERS)
@@ -249,9 +292,13 @@ def _tokenise(step: Processor, table: pa.Table) -> pa.Table:
     return row.append_column("given", _as_bytes(table))
 
 
-def _documents(step: Processor, table: pa.Table) -> tuple[list[Text], list[int], list[tuple[int, str]]]:
+def _documents(
+    step: Processor, table: pa.Table
+) -> tuple[list[Text], list[int], list[tuple[int, str]]]:
     columns = [table[name] for name in step.columns]
-    return accepted_documents(step.run.task, columns, MAX_CHARACTERS, f"longer than {MAX_CHARACTERS} characters")
+    return accepted_documents(
+        step.run.task, columns, MAX_CHARACTERS, f"longer than {MAX_CHARACTERS} characters"
+    )
 
 
 def _as_bytes(table: pa.Table) -> pa.Array:
@@ -279,14 +326,18 @@ def _answer(step: Processor, table: pa.Table) -> pa.Table:
     document_of_row[documents] = np.arange(len(documents))
     document_of_row[list(reasons)] = -1
     without_answer = document_of_row < 0
-    assert set(np.flatnonzero(without_answer).tolist()) == set(reasons), "a row has neither an answer nor a reason"
+    assert set(np.flatnonzero(without_answer).tolist()) == set(reasons), (
+        "a row has neither an answer nor a reason"
+    )
     columns = {name: given[name] for name in given.column_names}
     if reasons:  # a text that is not UTF-8 would break whatever reads the row next
         columns |= {name: readable(given[name]) for name in step.columns}
     if error:
         answers = _no_answers(step, len(given))
     else:
-        answers = _answers(step, table, given, pa.array(np.maximum(document_of_row, 0), mask=without_answer))
+        answers = _answers(
+            step, table, given, pa.array(np.maximum(document_of_row, 0), mask=without_answer)
+        )
     answers["error"] = pa.array([reasons.get(row) for row in range(len(given))], pa.string())
     return pa.table(columns | {step.prefix + name: values for name, values in answers.items()})
 
@@ -298,10 +349,16 @@ def _no_answers(step: Processor, rows: int) -> dict[str, Any]:
     return {name: pa.nulls(rows, type_) for name, type_ in types.items()}
 
 
-def _answers(step: Processor, table: pa.Table, given: pa.Table, documents: pa.Array) -> dict[str, Any]:
+def _answers(
+    step: Processor, table: pa.Table, given: pa.Table, documents: pa.Array
+) -> dict[str, Any]:
     """Decode the answers of a batch; `documents`: the number of each row's document, or null."""
     task = step.run.task
-    texts = _documents(step, given)[0] if task.needs_documents else [""] * len(wire.array_of(table, "rows"))
+    texts = (
+        _documents(step, given)[0]
+        if task.needs_documents
+        else [""] * len(wire.array_of(table, "rows"))
+    )
     values = wire.array_of(table, "values").reshape(-1, task.width)
     splits = wire.array_of(table, "splits")
     outputs = ModelOutputs(texts, wire.windows_of(table), values, splits, step.run.model.tokenizer)

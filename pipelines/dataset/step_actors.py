@@ -1,4 +1,6 @@
-"""The actors of a step of a Dataset: how many are asked for, what each reserves, and what is said while none starts."""
+"""The actors of a step of a Dataset: how many are asked for, what each reserves, and what is said
+while none starts.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ from pipelines.raydata.cluster import cluster_resources
 from pipelines.raydata.placement import describe_nodes, is_fixed, stage_cpus, wait_for_nodes
 
 _STEPS_AT_ONCE = 8
-"""So many steps of one pipeline, with the least actors of each, always have room beside a task that reads."""
+"""So many steps of one pipeline, with the least actors of each, always have room beside a task that
+reads.
+"""
 _GRANULARITY = 10_000
 """Ray counts CPUs and GPUs in ten-thousandths."""
 _SAID_EVERY_S = 60.0
@@ -37,9 +41,9 @@ class Actors(NamedTuple):
 def parse_actors(value: int | str | Sequence[int], name: str) -> Actors:
     """Return the actors that `value` stands for, whose argument is called `name`.
 
-    A number is the most, as in ray.data.llm: the pool begins with one actor, and grows where there is room.
-    (MIN, MAX) or "MIN:MAX" begins with MIN; "auto" stands for (1, all that there is room for). Raises ValueError for
-    anything else.
+    A number is the most, as in ray.data.llm: the pool begins with one actor, and grows where there
+    is room. (MIN, MAX) or "MIN:MAX" begins with MIN; "auto" stands for (1, all that there is room
+    for). Raises ValueError for anything else.
     """
     if isinstance(value, str) and value == "auto":
         return Actors(1, None)
@@ -50,7 +54,9 @@ def parse_actors(value: int | str | Sequence[int], name: str) -> Actors:
         raise ValueError(f"{name} {value!r} must be {_ALLOWED}")
     least, most = (1, *counts)[-2:]
     if least > most:
-        raise ValueError(f"{name} {value!r}: MIN {least} is above MAX {most}; {name} must be {_ALLOWED}")
+        raise ValueError(
+            f"{name} {value!r}: MIN {least} is above MAX {most}; {name} must be {_ALLOWED}"
+        )
     return Actors(least, most)
 
 
@@ -64,13 +70,15 @@ def _count(value: Any) -> int | None:
 
 
 def step_pool(actors: Actors, device: str) -> tuple[Actors, dict[str, float]]:
-    """Return the actors of a step, and what each of them reserves: `num_cpus`, and on GPUs `num_gpus`.
+    """Return the actors of a step, and what each of them reserves: `num_cpus`, and on GPUs
+    `num_gpus`.
 
-    Ray starts the least actors of all steps of a pipeline at once, whatever is free, and they hold what they reserve
-    until their step is done; Ray Data starts more of them as it finds room. Reading takes a whole CPU. So that several
-    steps run on a cluster that stays as it is, actors reserve less where cores are few: the least actors of
-    _STEPS_AT_ONCE steps leave a CPU of the largest node. They share a GPU where there is one. To an autoscaler they
-    show what they really take.
+    Ray starts the least actors of all steps of a pipeline at once, whatever is free, and they hold
+    what they reserve until their step is done; Ray Data starts more of them as it finds room.
+    Reading takes a whole CPU. So that several steps run on a cluster that stays as it is, actors
+    reserve less where cores are few: the least actors of _STEPS_AT_ONCE steps leave a CPU of the
+    largest node. They share a GPU where there is one. To an autoscaler they show what they really
+    take.
 
     Raises UserError if the cluster can never have so many actors.
     """
@@ -83,7 +91,10 @@ def step_pool(actors: Actors, device: str) -> tuple[Actors, dict[str, float]]:
         return actors, reserved
     there = int(cluster_resources().get(unit, 0))
     if actors.least > there:
-        raise UserError(f"{actors.least:,} actors need a {unit} each; {describe_nodes()}: give at most {there:,}")
+        raise UserError(
+            f"{actors.least:,} actors need a {unit} each; {describe_nodes()}: give at most "
+            f"{there:,}"
+        )
     most = there if actors.most is None else min(actors.most, there)
     largest = max(node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"])
     room = max(largest - 1, 0) / (_STEPS_AT_ONCE * actors.least)
@@ -111,5 +122,7 @@ class SayWhatWaits(ExecutionCallback):
                 continue
             if now - self._without_since.setdefault(operator.id, now) >= _SAID_EVERY_S:
                 self._without_since[operator.id] = now
-                message = "%s has no actor yet, for want of a place or because its model still loads: %s"
+                message = (
+                    "%s has no actor yet, for want of a place or because its model still loads: %s"
+                )
                 logger.warning(message, operator.name, describe_nodes())

@@ -1,4 +1,5 @@
-"""Predictor: a checkpoint loaded once, windows in, predictions out. Ray Data, Ray Serve and memory share it.
+"""Predictor: a checkpoint loaded once, windows in, predictions out. Ray Data, Ray Serve and memory
+share it.
 
 Shapes: T packed tokens, W windows, R rows of values, C numbers a row.
 """
@@ -28,7 +29,9 @@ from pipelines.tasks.base import ModelOutputs, Predictions, Task
 
 logger = logging.getLogger(__name__)
 IN_FLIGHT = 3
-"""Packed batches that a GPU is given ahead: one that it computes, one whose values are copied, one that waits."""
+"""Packed batches that a GPU is given ahead: one that it computes, one whose values are copied, one
+that waits.
+"""
 CPU_TOKENS = 4096
 """Tokens in a packed batch on a CPU: larger ones are no faster."""
 MOST_TOKENS = 65536
@@ -53,11 +56,12 @@ class Predictor:
     ):
         """Load the checkpoint.
 
-        `device`, `dtype`: torch's names; dtype "auto" is float32 on CPUs and bfloat16 on GPUs; "float8"
-        is bfloat16 with products in float8. `budget_tokens`: the most tokens in a packed batch, None for what the
-        device holds. `threads`: CPU threads of torch, None to leave its setting. `graphs`: whether small batches run as
-        CUDA graphs where they can, for latency. Raises ValueError for an unknown dtype
-        or one that the device does not have, and for a budget below 1.
+        `device`, `dtype`: torch's names; dtype "auto" is float32 on CPUs and bfloat16 on GPUs;
+        "float8" is bfloat16 with products in float8. `budget_tokens`: the most tokens in a packed
+        batch, None for what the device holds. `threads`: CPU threads of torch, None to leave its
+        setting. `graphs`: whether small batches run as CUDA graphs where they can, for latency.
+        Raises ValueError for an unknown dtype or one that the device does not have, and for a
+        budget below 1.
         """
         self.device = torch.device(device)
         if threads and self.device.type == "cpu":
@@ -80,27 +84,38 @@ class Predictor:
             quantise(self.model)
         prepack(self.model)
         if graphs and self.device.type == "cuda":
-            next(each for each in self.model.modules() if isinstance(each, ModernBertModel)).enable_graphs()
+            next(
+                each for each in self.model.modules() if isinstance(each, ModernBertModel)
+            ).enable_graphs()
         self.budget_tokens = budget_tokens or self._default_budget()
 
     def _default_budget(self) -> int:
-        """Return the most tokens of a packed batch: on a GPU, by the memory that the model leaves free."""
+        """Return the most tokens of a packed batch: on a GPU, by the memory that the model leaves
+        free.
+        """
         if self.device.type == "cpu":
             return CPU_TOKENS
         free, _ = torch.cuda.mem_get_info(self.device)
         return budget_for(free, self.checkpoint.config, self.task.per_token, self.torch_dtype)
 
-    def answer(self, documents: Sequence[Text], task: Task | None = None) -> tuple[ModelOutputs, dict[int, str]]:
+    def answer(
+        self, documents: Sequence[Text], task: Task | None = None
+    ) -> tuple[ModelOutputs, dict[int, str]]:
         """Encode and run documents; `task` stands in for the predictor's own.
 
-        Returns what `decode` and `results` of the task take, and the documents that failed with the reason.
+        Returns what `decode` and `results` of the task take, and the documents that failed with the
+        reason.
         """
         task = task or self.task
         tokenizer = self.checkpoint.tokenizer
         windows = task.encode(tokenizer, documents)
         predictions = self.predict(windows.input_ids, windows.cu_seqlens, task=task)
-        failed = windows.rejected | {int(windows.document[w]): reason for w, reason in predictions.failed.items()}
-        return ModelOutputs(documents, windows, predictions.values, predictions.splits, tokenizer), failed
+        failed = windows.rejected | {
+            int(windows.document[w]): reason for w, reason in predictions.failed.items()
+        }
+        return ModelOutputs(
+            documents, windows, predictions.values, predictions.splits, tokenizer
+        ), failed
 
     @torch.inference_mode()
     def predict(
@@ -110,12 +125,13 @@ class Predictor:
         done: Callable[[int, int], None] | None = None,
         task: Task | None = None,
     ) -> Predictions:
-        """Run windows laid end to end, `input_ids` (T,) cut at `cu_seqlens` (W+1,), and return their values in order.
+        """Run windows laid end to end, `input_ids` (T,) cut at `cu_seqlens` (W+1,), and return
+        their values in order.
 
-        `done(windows, tokens)` is called when the values of a packed batch have come. A GPU has up to IN_FLIGHT batches
-        of a call at a time, so that it never waits for the host; several threads may call at once. A batch that exceeds
-        the device's memory is halved until it fits; a window that fails alone, or whose values are not finite, is in
-        `failed`.
+        `done(windows, tokens)` is called when the values of a packed batch have come. A GPU has up
+        to IN_FLIGHT batches of a call at a time, so that it never waits for the host; several
+        threads may call at once. A batch that exceeds the device's memory is halved until it fits;
+        a window that fails alone, or whose values are not finite, is in `failed`.
         """
         started = time.perf_counter()
         task = task or self.task
@@ -136,11 +152,18 @@ class Predictor:
             windows = todo.popleft()
             try:
                 in_flight.append(
-                    (windows, self._launch(task, input_ids[ranges(cu_seqlens, windows)], lengths[windows]))
+                    (
+                        windows,
+                        self._launch(
+                            task, input_ids[ranges(cu_seqlens, windows)], lengths[windows]
+                        ),
+                    )
                 )
             except torch.OutOfMemoryError as error:
                 if len(windows) == 1:
-                    failed[int(windows[0])] = f"out of memory on {self.device}: {str(error).splitlines()[0]}"
+                    failed[int(windows[0])] = (
+                        f"out of memory on {self.device}: {str(error).splitlines()[0]}"
+                    )
                 else:
                     todo.extendleft((windows[len(windows) // 2 :], windows[: len(windows) // 2]))
         values, splits = collected.finish()
@@ -150,7 +173,9 @@ class Predictor:
         return Predictions(values, splits, failed, batches, time.perf_counter() - started)
 
     def _launch(self, task: Task, ids: np.ndarray, lengths: np.ndarray) -> Callable[[], np.ndarray]:
-        """Start a packed batch and return what waits for its values (R, C); OutOfMemoryError where it does not fit."""
+        """Start a packed batch and return what waits for its values (R, C); OutOfMemoryError where
+        it does not fit.
+        """
         with self._launching:
             for retries in (1, 0):
                 try:
@@ -159,11 +184,15 @@ class Predictor:
                 except torch.OutOfMemoryError:
                     if self.device.type == "cpu" or not retries:
                         raise
-                torch.cuda.synchronize(self.device)  # the memory of all batches in flight is free then
+                torch.cuda.synchronize(
+                    self.device
+                )  # the memory of all batches in flight is free then
         raise AssertionError("unreachable")
 
     def _download(self, outputs: torch.Tensor) -> Callable[[], np.ndarray]:
-        """Start the copy of values to the host, beside what is computed next, and return what waits for them."""
+        """Start the copy of values to the host, beside what is computed next, and return what waits
+        for them.
+        """
         if self.device.type == "cpu":
             return outputs.numpy
         copies, computing = self._copies, torch.cuda.current_stream(self.device)
@@ -172,7 +201,9 @@ class Predictor:
             values = torch.empty(outputs.shape, dtype=outputs.dtype, pin_memory=True)
             values.copy_(outputs, non_blocking=True)
             outputs.record_stream(copies)
-            copied = torch.cuda.Event(blocking=True)  # a thread that waits leaves its core to others
+            copied = torch.cuda.Event(
+                blocking=True
+            )  # a thread that waits leaves its core to others
             copied.record(copies)
 
         def wait() -> np.ndarray:
@@ -182,10 +213,14 @@ class Predictor:
         return wait
 
 
-def budget_for(free_bytes: int, config: ModernBertConfig, per_token: bool, dtype: torch.dtype) -> int:
-    """Return the tokens of a packed batch that half of `free_bytes` of a GPU holds, in thousands, within the limits.
+def budget_for(
+    free_bytes: int, config: ModernBertConfig, per_token: bool, dtype: torch.dtype
+) -> int:
+    """Return the tokens of a packed batch that half of `free_bytes` of a GPU holds, in thousands,
+    within the limits.
 
-    The other half is left to the batches whose values are copied, to fragments and to whoever else is on the GPU.
+    The other half is left to the batches whose values are copied, to fragments and to whoever else
+    is on the GPU.
     `per_token`: whether the head runs on each token, and not on each sequence.
     """
     tokens = free_bytes // 2 // bytes_per_token(config, per_token, dtype)
@@ -193,13 +228,16 @@ def budget_for(free_bytes: int, config: ModernBertConfig, per_token: bool, dtype
 
 
 def warn_of_slow_dtype(device: str, dtype: str) -> None:
-    """Warn of bfloat16 on an x86 CPU that has no instructions for it: about three times slower than float32."""
+    """Warn of bfloat16 on an x86 CPU that has no instructions for it: about three times slower than
+    float32.
+    """
     if (device, dtype) != ("cpu", "bfloat16"):
         return
     if torch.cpu._is_avx2_supported() and not (
         torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     ):
         logger.warning(
-            "bfloat16 on this CPU, which has neither AVX512_BF16 nor AMX, is about three times slower than float32; "
+            "bfloat16 on this CPU, which has neither AVX512_BF16 nor AMX, is about three times "
+            "slower than float32; "
             "use dtype float32"
         )

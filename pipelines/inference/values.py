@@ -24,13 +24,16 @@ class ValuesBuilder:
         self._pieces = [self._values[:0]] * len(self.counts) if rows is None else None
 
     def put(self, windows: np.ndarray, values: np.ndarray) -> None:
-        """Take the values of `windows`, (R, C) in their order; where the task does not know the rows of a window,
-        (R, 1 + C), with the place of the window among `windows` before each row."""
+        """Take the values of `windows`, (R, C) in their order; where the task does not know the
+        rows of a window, (R, 1 + C), with the place of the window among `windows` before each row.
+        """
         if self._pieces is None:
             self._values[ranges(self._splits, windows)] = values
             return
         counts = np.bincount(values[:, 0].astype(np.int64), minlength=len(windows))
-        for window, piece in zip(windows.tolist(), np.split(values[:, 1:], np.cumsum(counts)[:-1]), strict=True):
+        for window, piece in zip(
+            windows.tolist(), np.split(values[:, 1:], np.cumsum(counts)[:-1]), strict=True
+        ):
             self.put_one(window, piece)
 
     def put_one(self, window: int, values: np.ndarray) -> None:
@@ -46,7 +49,9 @@ class ValuesBuilder:
         return int(self.counts.sum()) * self._values.shape[1]
 
     def finish(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the values (R, C), and the splits (W+1,): window w has the rows `splits[w]:splits[w + 1]`."""
+        """Return the values (R, C), and the splits (W+1,): window w has the rows
+        `splits[w]:splits[w + 1]`.
+        """
         if self._pieces is None:
             return self._values, self._splits
         return np.concatenate([self._values, *self._pieces]), _splits(self.counts)

@@ -35,20 +35,26 @@ def partition(found: Inspection) -> Partitions:
 
 
 def check_keys(found: Inspection, types: dict[str, pa.DataType], keys: list[str]) -> None:
-    """Raise UserError for a key of folders that is a column of files, too: which of the two values is right?"""
-    earlier = set(found.earlier.schema.names) if found.earlier else set()  # it has the keys among its columns
+    """Raise UserError for a key of folders that is a column of files, too: which of the two values
+    is right?
+    """
+    earlier = (
+        set(found.earlier.schema.names) if found.earlier else set()
+    )  # it has the keys among its columns
     columns = {name.casefold(): name for name in types if name not in earlier}
     for key in keys:
         column = columns.get(key.casefold())
         if column is not None and found.is_wanted(key):
             raise UserError(
-                f"input has the column {column!r} and folders {key}=…, whose values may differ: rename one, or leave "
+                f"input has the column {column!r} and folders {key}=…, whose values may differ: "
+                "rename one, or leave "
                 f"{key} out with --keep-columns"
             )
 
 
 def unify(found: Inspection) -> dict[str, pa.DataType]:
-    """Return the columns of all known files; a file whose columns do not meet those of the files before it is broken.
+    """Return the columns of all known files; a file whose columns do not meet those of the files
+    before it is broken.
 
     A column that the job neither reads nor keeps may have any type, in each file another.
     """
@@ -59,21 +65,33 @@ def unify(found: Inspection) -> dict[str, pa.DataType]:
     for path, columns in found.columns.items():
         if path in found.broken or not found.scans[path].rows:
             continue
-        misfit = _misfit_shape(found, columns, fixed) if isinstance(columns, dict) else meeting.add(path, columns)
+        misfit = (
+            _misfit_shape(found, columns, fixed)
+            if isinstance(columns, dict)
+            else meeting.add(path, columns)
+        )
         if misfit:
             found.broken[path] = misfit
         elif isinstance(columns, dict):
             for name, shape in columns.items():
                 shapes[name] = shapes.get(name, Shape()).merge(shape)
     # A column that has had no value in this output yet, and has none now, keeps its type there.
-    types = {name: type_ if type_ == earlier.get(name) else stored_type(type_) for name, type_ in meeting.types.items()}
+    types = {
+        name: type_ if type_ == earlier.get(name) else stored_type(type_)
+        for name, type_ in meeting.types.items()
+    }
     return types | {name: shape.type for name, shape in shapes.items() if name not in fixed}
 
 
-def _misfit_shape(found: Inspection, columns: dict[str, Shape], fixed: dict[str, pa.DataType]) -> str | None:
+def _misfit_shape(
+    found: Inspection, columns: dict[str, Shape], fixed: dict[str, pa.DataType]
+) -> str | None:
     for name, shape in columns.items():
         if name in fixed and found.is_wanted(name) and not shape.fits(fixed[name]):
-            return f"column {name!r} holds {_short(shape.type)}, where the output has {_short(fixed[name])}"
+            return (
+                f"column {name!r} holds {_short(shape.type)}, where the output has "
+                f"{_short(fixed[name])}"
+            )
     return None
 
 
@@ -106,11 +124,17 @@ class _Meeting:
                 return f"it has {names.count(each.name)} columns {each.name!r}"
             if reason := why_not_stored(stored_type(each.type)):
                 held = f"column {each.name!r} holds {_short(each.type)}"
-                return f"{held}, which Parquet cannot hold ({reason}); leave it out with --keep-columns"
+                return (
+                    f"{held}, which Parquet cannot hold ({reason}); leave it out with "
+                    "--keep-columns"
+                )
             common = self._common(path, each)
             if common is None:
                 others = "the output has" if each.name in self.fixed else "files before it have"
-                return f"column {each.name!r} holds {_short(each.type)}, where {others} {_short(self.types[each.name])}"
+                return (
+                    f"column {each.name!r} holds {_short(each.type)}, where {others} "
+                    f"{_short(self.types[each.name])}"
+                )
             met[each.name] = common
         self.types |= met
         for name in met:
@@ -118,7 +142,9 @@ class _Meeting:
         return None
 
     def _common(self, path: str, column: pa.Field) -> pa.DataType | None:
-        """Return the type that holds each value of a column, in this file and in those before it."""
+        """Return the type that holds each value of a column, in this file and in those before
+        it.
+        """
         type_ = plain_type(column.type)
         before = self.types.get(column.name, type_)
         common = common_type(before, type_)
@@ -131,9 +157,15 @@ class _Meeting:
         # Bytes that are no UTF-8 make a column of strings one of bytes.
         bytes_ = pa.large_binary()
         is_free = column.name not in self.fixed and is_stringlike(common)
-        return bytes_ if is_free and self._holds_all(path, column.name, type_, before, bytes_) else None
+        return (
+            bytes_
+            if is_free and self._holds_all(path, column.name, type_, before, bytes_)
+            else None
+        )
 
-    def _holds_all(self, path: str, name: str, type_: pa.DataType, before: pa.DataType, common: pa.DataType) -> bool:
+    def _holds_all(
+        self, path: str, name: str, type_: pa.DataType, before: pa.DataType, common: pa.DataType
+    ) -> bool:
         """Tell whether `common` holds each value of a column, in a file and in those before it."""
         if not self._fits(path, name, type_, common):
             return False
@@ -141,7 +173,9 @@ class _Meeting:
         return all(self._fits(holder, name, before, common) for holder in holders)
 
     def _fits(self, path: str, name: str, held: pa.DataType, type_: pa.DataType) -> bool:
-        """Tell whether a type holds each value of a file's column, which is read where its own type does not tell."""
+        """Tell whether a type holds each value of a file's column, which is read where its own type
+        does not tell.
+        """
         key = (path, name, type_)
         if is_exact(held, type_) or key in self.found.fitting:
             return True

@@ -1,4 +1,6 @@
-"""CSV files with a header, read as text: a record is one row, or malformed with its reason; none spoils another."""
+"""CSV files with a header, read as text: a record is one row, or malformed with its reason; none
+spoils another.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,10 @@ from pipelines.input.text import (
 
 _MAX_ATTEMPTS = 3
 """Records of up to 8 MiB, 64 MiB and 512 MiB."""
-_BACKSLASH = "holds a backslash before a quote: if that is how quotes are escaped in it, give --csv-escape '\\'"
+_BACKSLASH = (
+    "holds a backslash before a quote: if that is how quotes are escaped in it, give --csv-escape "
+    "'\\'"
+)
 UNCLOSED = "has a quote that is never closed"
 
 
@@ -39,19 +44,29 @@ def blocks(reading: Reading) -> Iterator[Block]:
     watched = b"" if options.csv_escape else b"\\" + options.csv_quote.encode()
     closing = f"\n{end}\n".encode()
     stream = TextStream(
-        reading.filesystem, reading.path, options.encoding, end=closing, watched=watched, map_zeros=True
+        reading.filesystem,
+        reading.path,
+        options.encoding,
+        end=closing,
+        watched=watched,
+        map_zeros=True,
     )
     malformed: dict[int, tuple[str, str]] = {}
 
     def reject(row: pa_csv.InvalidRow) -> str:
-        reason, text = f"has {row.actual_columns} fields where the header has {row.expected_columns}", row.text or ""
+        reason, text = (
+            f"has {row.actual_columns} fields where the header has {row.expected_columns}",
+            row.text or "",
+        )
         if text.endswith(end) and text != end:
             reason, text = UNCLOSED, text.removesuffix(f"\n{end}")
         if text != end:
             malformed[row.number - 2] = reason, text  # numbers count from 1, and the header is one
         return "skip"
 
-    delimiter = options.csv_delimiter or ("\t" if reading.path.lower().endswith(with_compressions(".tsv")) else ",")
+    delimiter = options.csv_delimiter or (
+        "\t" if reading.path.lower().endswith(with_compressions(".tsv")) else ","
+    )
     reader = _open(stream, delimiter, options, reject, reading.attempt)
     names = _header(reader.schema.names, end)
     candidates = {name: list(INFERRED) for name in names} if options.csv_types == "infer" else {}
@@ -61,12 +76,17 @@ def blocks(reading: Reading) -> Iterator[Block]:
         good = good.rename_columns(names) if names else good.select([])
         block = _interleave(good, malformed, position)
         if unclosed is not None:
-            malformed[position + len(block.table) + len(malformed)] = UNCLOSED, unclosed  # the last record
+            malformed[position + len(block.table) + len(malformed)] = (
+                UNCLOSED,
+                unclosed,
+            )  # the last record
         position += len(block.table)
         yield _finished(block, stream, shapes, candidates)
     if malformed:  # after the last good record
         empty = pa.table({name: pa.array([], pa.string()) for name in names})
-        yield _finished(_interleave(empty, malformed, position, len(malformed)), stream, shapes, candidates)
+        yield _finished(
+            _interleave(empty, malformed, position, len(malformed)), stream, shapes, candidates
+        )
 
 
 def _open(
@@ -87,7 +107,9 @@ def _open(
                 newlines_in_values=True,
                 invalid_row_handler=reject,
             ),
-            pa_csv.ConvertOptions(default_column_type=pa.string(), check_utf8=False, strings_can_be_null=False),
+            pa_csv.ConvertOptions(
+                default_column_type=pa.string(), check_utf8=False, strings_can_be_null=False
+            ),
         )
     except pa.ArrowInvalid as error:
         raise _too_long(error, attempt) from error
@@ -108,7 +130,9 @@ def _too_long(error: pa.ArrowInvalid, attempt: int) -> Exception:
         return error
     if attempt + 1 < _MAX_ATTEMPTS:
         return TryAgain()
-    return ValueError(f"has a record of more than {BLOCK_BYTES << (3 * attempt) >> 20} MiB, or {UNCLOSED[4:]}")
+    return ValueError(
+        f"has a record of more than {BLOCK_BYTES << (3 * attempt) >> 20} MiB, or {UNCLOSED[4:]}"
+    )
 
 
 def _header(names: list[str], end: str) -> list[str]:
@@ -119,7 +143,9 @@ def _header(names: list[str], end: str) -> list[str]:
         raise ValueError("its header has a quote that is never closed")
     for name in names:
         if (raw := restore(name)) != name.encode():
-            raise ValueError(f"its header is not UTF-8; it looks like {likely_encoding(raw)} (see --encoding)")
+            raise ValueError(
+                f"its header is not UTF-8; it looks like {likely_encoding(raw)} (see --encoding)"
+            )
     names = _named(names)
     if twice := [name for i, name in enumerate(names) if name in names[:i]]:
         raise ValueError(f"its header has the column {twice[0]!r} twice")
@@ -127,7 +153,9 @@ def _header(names: list[str], end: str) -> list[str]:
 
 
 def _named(names: list[str]) -> list[str]:
-    """Name the columns of several blank cells, which spreadsheets leave at the end of a header, by their places."""
+    """Name the columns of several blank cells, which spreadsheets leave at the end of a header, by
+    their places.
+    """
     if names.count("") < 2:
         return names
     named: list[str] = []
@@ -140,7 +168,9 @@ def _named(names: list[str]) -> list[str]:
 
 
 def _without_end(table: pa.Table, end: str, delimiter: str) -> tuple[pa.Table, str | None]:
-    """Remove the end mark, and a last record whose quote is open there, which is returned as text."""
+    """Remove the end mark, and a last record whose quote is open there, which is returned as
+    text.
+    """
     if not len(table):
         return table, None
     last = [column[-1].as_py() for column in table.columns]
@@ -152,8 +182,12 @@ def _without_end(table: pa.Table, end: str, delimiter: str) -> tuple[pa.Table, s
     return table, None
 
 
-def _interleave(good: pa.Table, malformed: dict[int, tuple[str, str]], position: int, extra: int = 0) -> Block:
-    """Put nulls where records are malformed: those before the last good record, and `extra` more."""
+def _interleave(
+    good: pa.Table, malformed: dict[int, tuple[str, str]], position: int, extra: int = 0
+) -> Block:
+    """Put nulls where records are malformed: those before the last good record, and `extra`
+    more.
+    """
     stop, found = position + len(good), list[Malformed]()
     for record in sorted(malformed):
         if record >= stop + extra:
@@ -170,7 +204,9 @@ def _interleave(good: pa.Table, malformed: dict[int, tuple[str, str]], position:
     return Block(good.take(pa.array(index, mask=bad)), found)
 
 
-def _finished(block: Block, stream: TextStream, shapes: dict[str, Shape], candidates: dict[str, list[str]]) -> Block:
+def _finished(
+    block: Block, stream: TextStream, shapes: dict[str, Shape], candidates: dict[str, list[str]]
+) -> Block:
     """Restore the file's bytes, and note what can be inferred of the columns."""
     table = block.table
     if stream.invalid or stream.seen_zeros:
@@ -182,17 +218,26 @@ def _finished(block: Block, stream: TextStream, shapes: dict[str, Shape], candid
     for name in table.column_names:
         kinds = {"string"}
         if name in candidates:
-            candidates[name] = [each for each in candidates[name] if _same_characters(table[name], INFERRED[each])]
+            candidates[name] = [
+                each for each in candidates[name] if _same_characters(table[name], INFERRED[each])
+            ]
             kinds = set(candidates[name][:1]) or kinds
         shapes[name] = Shape(kinds)
-    return Block(table, block.malformed, stream.share, stream.note or (_BACKSLASH if stream.seen_watched else None))
+    return Block(
+        table,
+        block.malformed,
+        stream.share,
+        stream.note or (_BACKSLASH if stream.seen_watched else None),
+    )
 
 
 def _same_characters(column: pa.ChunkedArray, type_: pa.DataType) -> bool:
     """Tell whether each value, read as `type_` and written again, gives the same characters."""
     values = column.filter(pc.greater(pc.binary_length(column), 0))
     try:
-        return bool(pc.all(pc.equal(values.cast(type_).cast(values.type), values)).as_py() in (True, None))
+        return bool(
+            pc.all(pc.equal(values.cast(type_).cast(values.type), values)).as_py() in (True, None)
+        )
     except pa.ArrowInvalid:
         return False
 

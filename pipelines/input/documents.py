@@ -55,7 +55,11 @@ def _texts(column: pa.ChunkedArray, name: str) -> list[tuple[str, str | None]]:
             raise ValueError(f"{name} is a column of {column.type}; it must hold texts")
         return _lists(column, name)
     texts = [_text(value, name) for value in _as_bytes(column)]
-    return [(LabelList.of(split_labels(text)), reason) for text, reason in texts] if takes_lists else texts
+    return (
+        [(LabelList.of(split_labels(text)), reason) for text, reason in texts]
+        if takes_lists
+        else texts
+    )
 
 
 def _text(value: bytes | None, name: str) -> tuple[str, str | None]:
@@ -72,7 +76,10 @@ def _lists(column: pa.ChunkedArray, name: str) -> list[tuple[str, str | None]]:
     """Return each row's list, and the reason if it is null or empty, or holds what is no text."""
     lengths = pc.list_value_length(column).to_pylist()
     values = iter(_as_bytes(pc.list_flatten(column)))
-    return [_list(None if length is None else [next(values) for _ in range(length)], name) for length in lengths]
+    return [
+        _list(None if length is None else [next(values) for _ in range(length)], name)
+        for length in lengths
+    ]
 
 
 def _list(values: list[bytes | None] | None, name: str) -> tuple[str, str | None]:
@@ -96,13 +103,17 @@ def _as_bytes(column: pa.ChunkedArray) -> list[bytes | None]:
 
 
 def longest(document: Text) -> int:
-    """Return the number of characters of a document's longest text; labels, which are never cut, do not count."""
+    """Return the number of characters of a document's longest text; labels, which are never cut, do
+    not count.
+    """
     texts = document if isinstance(document, tuple) else (document,)
     return max(0 if isinstance(text, LabelList) else len(text) for text in texts)
 
 
 def cut(document: Text, most: int) -> Text:
-    """Cut the texts of a document to `most` characters; a label that is cut would be another one."""
+    """Cut the texts of a document to `most` characters; a label that is cut would be another
+    one.
+    """
     if isinstance(document, str):
         return document[:most]
     first, second = document
@@ -110,10 +121,11 @@ def cut(document: Text, most: int) -> Text:
 
 
 def readable_columns(columns: dict[str, pa.ChunkedArray]) -> tuple[dict[str, pa.ChunkedArray], int]:
-    """Return columns with their invalid UTF-8 replaced (`readable`), and the number of values that this changed.
+    """Return columns with their invalid UTF-8 replaced (`readable`), and the number of values that
+    this changed.
 
-    A string that is not UTF-8 is against Arrow's and Parquet's own rules: polars, duckdb and Spark would refuse the
-    whole output for one.
+    A string that is not UTF-8 is against Arrow's and Parquet's own rules: polars, duckdb and Spark
+    would refuse the whole output for one.
     """
     found = dict(columns)
     replaced = 0
@@ -122,8 +134,14 @@ def readable_columns(columns: dict[str, pa.ChunkedArray]) -> tuple[dict[str, pa.
             column.validate(full=True)
         except pa.ArrowInvalid:
             found[name] = readable(column)
-            plain = column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
-            pairs = zip(plain.cast(pa.large_binary()).to_pylist(), found[name].to_pylist(), strict=True)
+            plain = (
+                column.cast(column.type.value_type)
+                if pa.types.is_dictionary(column.type)
+                else column
+            )
+            pairs = zip(
+                plain.cast(pa.large_binary()).to_pylist(), found[name].to_pylist(), strict=True
+            )
             replaced += sum(raw is not None and raw != text.encode() for raw, text in pairs)
     return found, replaced
 
@@ -138,20 +156,28 @@ def readable(column: pa.ChunkedArray) -> pa.ChunkedArray:
         chunks = []
         for chunk in column.chunks:
             words = readable(pa.chunked_array([chunk.dictionary])).combine_chunks()
-            chunks.append(pa.DictionaryArray.from_arrays(chunk.indices, words, ordered=type_.ordered))
+            chunks.append(
+                pa.DictionaryArray.from_arrays(chunk.indices, words, ordered=type_.ordered)
+            )
         return pa.chunked_array(chunks, type_)
     if _is_string(type_):
         values = column.cast(pa.large_binary()).to_pylist()
         return pa.chunked_array([pa.array([_readable(value) for value in values], type_)])
     if is_text_list(type_) and _is_string(type_.value_type):
         lists = column.cast(pa.large_list(pa.large_binary())).to_pylist()
-        texts = [None if values is None else [_readable(value) for value in values] for values in lists]
+        texts = [
+            None if values is None else [_readable(value) for value in values] for values in lists
+        ]
         return pa.chunked_array([pa.array(texts, type_)])
     return column
 
 
 def _is_string(type_: pa.DataType) -> bool:
-    return pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_)
+    return (
+        pa.types.is_string(type_)
+        or pa.types.is_large_string(type_)
+        or pa.types.is_string_view(type_)
+    )
 
 
 def _readable(value: bytes | None) -> str | None:

@@ -58,12 +58,13 @@ class InputFiles:
 def find_files(source: Location, output: Folder | None = None) -> InputFiles:
     """Find the data files of `source`: a file, a folder, a glob, or one of these as a URI.
 
-    Hidden files and folders are passed over: their names begin with a dot or an underscore; `_key=value` of hive does
-    not count. So are the outputs of jobs below the folder, which have a record, and `output`, that of this job.
+    Hidden files and folders are passed over: their names begin with a dot or an underscore;
+    `_key=value` of hive does not count. So are the outputs of jobs below the folder, which have a
+    record, and `output`, that of this job.
 
     Raises:
-        UserError: if there are no files or several formats, for a folder that holds the output, and for a table whose
-            files cannot be read without its log.
+        UserError: if there are no files or several formats, for a folder that holds the output, and
+            for a table whose files cannot be read without its log.
     """
     filesystem, path, info = look_up(source)
     try:
@@ -81,7 +82,11 @@ def _find_files(
         listing = Listing([entry_of(filesystem, info)])
     elif info.type == fs.FileType.Directory:
         base = path.rstrip("/")
-        listing = list_local(base) if isinstance(filesystem, fs.LocalFileSystem) else list_remote(filesystem, base)
+        listing = (
+            list_local(base)
+            if isinstance(filesystem, fs.LocalFileSystem)
+            else list_remote(filesystem, base)
+        )
     else:
         base = WILDCARD.split(path, maxsplit=1)[0].rpartition("/")[0]
         listing = list_glob(filesystem, base, path)
@@ -93,17 +98,22 @@ def _find_files(
     _choose_data(found, entries)
     if listing.again:
         found.notes.append(
-            f"{len(listing.again):,} paths are links to what is read already: {_some(found, listing.again)}"
+            f"{len(listing.again):,} paths are links to what is read already: "
+            f"{_some(found, listing.again)}"
         )
     if not found.versions and not found.broken:
         raise _no_data_file(source, found)
     formats = {file_format(file) for file in found.versions}
     if len(formats) > 1:
-        raise UserError(f"input '{source}' mixes {', '.join(sorted(map(str, formats)))} files; choose some with a glob")
+        raise UserError(
+            f"input '{source}' mixes {', '.join(sorted(map(str, formats)))} files; choose some "
+            "with a glob"
+        )
     is_folder = info.type == fs.FileType.Directory
     if is_folder and output is not None and _is_within(str(output), _shown(source, base)):
         raise UserError(
-            f"output '{output}' lies in the input folder, where whatever reads the input would find it, too; name "
+            f"output '{output}' lies in the input folder, where whatever reads the input would "
+            "find it, too; name "
             f"another"
         )
     found.splits = _splits(found, entries)
@@ -111,14 +121,21 @@ def _find_files(
 
 
 def look_up(source: Location) -> tuple[fs.FileSystem, str, fs.FileInfo]:
-    """Return an input's file system, its path there, and what that is; UserError if it is missing and no glob."""
+    """Return an input's file system, its path there, and what that is; UserError if it is missing
+    and no glob.
+    """
     filesystem, path = source.filesystem_and_path
     if has_empty_part(filesystem, path):
-        raise UserError(f"input '{source}' has an empty part (//) in its key; give the folder above it, which is read")
+        raise UserError(
+            f"input '{source}' has an empty part (//) in its key; give the folder above it, which "
+            "is read"
+        )
     try:
         info = filesystem.get_file_info(path)
     except (OSError, ValueError) as error:
-        raise UserError(f"input '{source}' cannot be read: {next(iter(str(error).splitlines()), '')}") from error
+        raise UserError(
+            f"input '{source}' cannot be read: {next(iter(str(error).splitlines()), '')}"
+        ) from error
     if info.type == fs.FileType.NotFound and not WILDCARD.search(path):
         raise UserError(f"input '{source}' does not exist")
     return filesystem, path, info
@@ -149,15 +166,20 @@ def _shown(source: Location, path: str) -> str:
 
 def _is_table(source: Location, kind: str, folder: str) -> UserError:
     return UserError(
-        f"input '{source}' holds the files of a {kind} table ({folder}), among them deleted and superseded rows; write "
+        f"input '{source}' holds the files of a {kind} table ({folder}), among them deleted and "
+        "superseded rows; write "
         f"a snapshot of the table as Parquet, and give that"
     )
 
 
-def _without_outputs(found: InputFiles, listing: Listing, source: Location, output: Folder | None) -> list[Entry]:
+def _without_outputs(
+    found: InputFiles, listing: Listing, source: Location, output: Folder | None
+) -> list[Entry]:
     """Leave out the files of this job's output, and those of other jobs' outputs below the base."""
     records = [path for path in listing.marks if path.endswith(f"/{RECORD}")]
-    outputs = {path.rpartition("/")[0] for path in records if _is_record(found.filesystem, path)} - {found.base}
+    outputs = {
+        path.rpartition("/")[0] for path in records if _is_record(found.filesystem, path)
+    } - {found.base}
     inside = dict[str, str]()
     for folder in folders_of(listing.entries, found.base):
         other = next((each for each in outputs if f"{folder}/".startswith(f"{each}/")), None)
@@ -169,7 +191,8 @@ def _without_outputs(found: InputFiles, listing: Listing, source: Location, outp
     for each in sorted(set(inside.values())):
         count = sum(inside.get(entry.path.rpartition("/")[0]) == each for entry in listing.entries)
         found.notes.append(
-            f"{count:,} files of the output {each} are left out: outputs of jobs are not read with others"
+            f"{count:,} files of the output {each} are left out: outputs of jobs are not read with "
+            "others"
         )
     return kept
 
@@ -185,12 +208,16 @@ def _is_record(filesystem: fs.FileSystem, path: str) -> bool:
 
 
 def _choose_data(found: InputFiles, entries: list[Entry]) -> None:
-    """Tell data files from others by their endings, and name those of the others that may hold data."""
+    """Tell data files from others by their endings, and name those of the others that may hold
+    data.
+    """
     data = [entry for entry in entries if file_format(entry.path)]
     other_formats = any(file_format(entry.path) != "json" for entry in data)
     for entry in entries:
         name = entry.path.rpartition("/")[2]
-        if len(entries) > 1 and (name == "dataset_infos.json" or (name in _OF_DATASETS and other_formats)):
+        if len(entries) > 1 and (
+            name == "dataset_infos.json" or (name in _OF_DATASETS and other_formats)
+        ):
             continue
         if file_format(entry.path):
             found.versions[entry.path] = _version(entry)
@@ -211,7 +238,9 @@ def _splits(found: InputFiles, entries: list[Entry]) -> frozenset[str]:
 
 
 def _no_data_file(source: Location, found: InputFiles) -> UserError:
-    endings = [s for each in FORMATS.values() for s in each.suffixes if not s.endswith(COMPRESSIONS)]
+    endings = [
+        s for each in FORMATS.values() for s in each.suffixes if not s.endswith(COMPRESSIONS)
+    ]
     left_out = f"; left out are {', '.join(found.left_out[:5])}" if found.left_out else ""
     return UserError(
         f"input '{source}' holds no data file; known are {', '.join(endings)}, text also with "

@@ -58,7 +58,9 @@ class Inspection:
 
     @property
     def has_former_names(self) -> bool:
-        """Whether parts have the names of an output that was begun before they had a folder of their own."""
+        """Whether parts have the names of an output that was begun before they had a folder of
+        their own.
+        """
         return self.name_of is first_portable_name
 
     def former_name(self, path: str) -> str:
@@ -72,7 +74,13 @@ class Inspection:
 
     def stage_tasks(self, path: str) -> list[StageTask]:
         """Return the tasks that stage a file."""
-        return stage_tasks(self.source, path, self.format, f"{self.names[path]}-{self.versions[path]}", self.options)
+        return stage_tasks(
+            self.source,
+            path,
+            self.format,
+            f"{self.names[path]}-{self.versions[path]}",
+            self.options,
+        )
 
     def add_staged(self, path: str, staged: StagedFile) -> None:
         """Add what staging has found in a file."""
@@ -105,26 +113,38 @@ def inspect_input(
     """
     files = find_files(source, output)
     names = {path: name_of(files.name(path)) for path in files.versions}
-    files.versions = {path: files.versions[path] for path in sorted(names, key=lambda path: names[path])}
+    files.versions = {
+        path: files.versions[path] for path in sorted(names, key=lambda path: names[path])
+    }
     format_name = next((file_format(path) for path in files.versions), None) or ""
     found = Inspection(source, files, format_name, options, names, wanted, earlier, name_of)
     found.broken |= files.broken
     found.notes += files.notes
     if files.left_out:
         shown = ", ".join(files.left_out[:5]) + (", …" if len(files.left_out) > 5 else "")
-        found.notes.append(f"{len(files.left_out):,} files are left out, whose format is not read: {shown}")
+        found.notes.append(
+            f"{len(files.left_out):,} files are left out, whose format is not read: {shown}"
+        )
     if not files.versions:
         raise unreadable(found)
-    known = {file.path: file for file in earlier.files} if earlier and earlier.format == format_name else {}
+    known = (
+        {file.path: file for file in earlier.files}
+        if earlier and earlier.format == format_name
+        else {}
+    )
     for path, version in files.versions.items():
         if path not in known or known[path].version != version:
             continue
         stem = f"{names[path]}-{version}"
-        if all(part.startswith(stem) for part, _ in known[path].scan.parts):  # else it was staged under another name
+        if all(
+            part.startswith(stem) for part, _ in known[path].scan.parts
+        ):  # else it was staged under another name
             found.scans[path] = known[path].scan
     fresh = [path for path in files.versions if path not in found.scans]
     with ThreadPoolExecutor(16) as pool:
-        inspected = list(pool.map(partial(inspect_file, FORMATS[format_name], files.filesystem), fresh))
+        inspected = list(
+            pool.map(partial(inspect_file, FORMATS[format_name], files.filesystem), fresh)
+        )
     for path, result in zip(fresh, inspected, strict=True):
         if result is None:
             found.unstaged.append(path)
@@ -137,8 +157,12 @@ def inspect_input(
     return found
 
 
-def inspect_file(format_: Format, filesystem: fs.FileSystem, path: str) -> tuple[Scan, pa.Schema] | str | None:
-    """Return a file's rows and columns, the reason why it cannot be read, or None if it must be staged."""
+def inspect_file(
+    format_: Format, filesystem: fs.FileSystem, path: str
+) -> tuple[Scan, pa.Schema] | str | None:
+    """Return a file's rows and columns, the reason why it cannot be read, or None if it must be
+    staged.
+    """
     if format_.inspect is None:
         return None
     try:
@@ -155,7 +179,8 @@ def one_line(error: Exception) -> str:
 
 
 def sample(found: Inspection, paths: list[str]) -> Iterator[tuple[Block | None, dict[str, Shape]]]:
-    """Yield the first records of files that are not staged, and the shapes of their columns; None of unreadable ones.
+    """Yield the first records of files that are not staged, and the shapes of their columns; None
+    of unreadable ones.
 
     Raises:
         UserError: where no file of the input can be read.
@@ -165,7 +190,10 @@ def sample(found: Inspection, paths: list[str]) -> Iterator[tuple[Block | None, 
     for path in paths:
         reading = Reading(filesystem, path, found.options)
         try:
-            yield next(FORMATS[found.format].blocks(reading), Block(pa.table({}), [])), reading.shapes
+            yield (
+                next(FORMATS[found.format].blocks(reading), Block(pa.table({}), [])),
+                reading.shapes,
+            )
         except (pa.ArrowException, OSError, EOFError, ValueError) as error:
             failed[path] = one_line(error)
             yield None, {}

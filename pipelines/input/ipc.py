@@ -1,4 +1,6 @@
-"""Arrow IPC files (also called Feather): a shard is a run of rows in record batches; streams are staged."""
+"""Arrow IPC files (also called Feather): a shard is a run of rows in record batches; streams are
+staged.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,11 @@ def blocks(reading: Reading) -> Iterator[Block]:
         size, rows = stream.size(), 0
         is_file = _is_file(stream)
         reader = pa.ipc.open_file(stream) if is_file else pa.ipc.open_stream(stream)
-        batches = (reader.get_batch(i) for i in range(reader.num_record_batches)) if is_file else iter(reader)
+        batches = (
+            (reader.get_batch(i) for i in range(reader.num_record_batches))
+            if is_file
+            else iter(reader)
+        )
         for batch in batches:
             for first in range(0, batch.num_rows, MAX_SHARD_ROWS):
                 piece = pa.Table.from_batches([batch.slice(first, MAX_SHARD_ROWS)])
@@ -45,7 +51,9 @@ def blocks(reading: Reading) -> Iterator[Block]:
             yield Block(reader.schema.empty_table(), [])
 
 
-def read(filesystem: fs.FileSystem, path: str, start: int, rows: int, columns: list[str]) -> pa.Table:
+def read(
+    filesystem: fs.FileSystem, path: str, start: int, rows: int, columns: list[str]
+) -> pa.Table:
     """Read the record batches that hold the rows."""
     with open_input(filesystem, path) as stream:
         reader = pa.ipc.open_file(stream)

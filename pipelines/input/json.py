@@ -1,8 +1,8 @@
 """JSON files: an object a line, or an array of objects; one malformed line spoils no other.
 
-Values become text as they are written; the shapes of the columns say what they are (shapes.py). Lines are parsed by
-Python's json; blocks whose columns are plain and keep their types, by Arrow's parser, about four times as fast, with
-the same values.
+Values become text as they are written; the shapes of the columns say what they are (shapes.py).
+Lines are parsed by Python's json; blocks whose columns are plain and keep their types, by Arrow's
+parser, about four times as fast, with the same values.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ Item = dict[str, Any] | tuple[str, str]
 def blocks(reading: Reading) -> Iterator[Block]:
     """Yield the records of a JSON file in order, in blocks of about 8 MiB.
 
-    At the second `attempt`, Python's json parses all of them, so that mixed columns have numbers as they are written.
+    At the second `attempt`, Python's json parses all of them, so that mixed columns have numbers as
+    they are written.
     """
     shapes = reading.shapes
     stream = TextStream(reading.filesystem, reading.path, reading.options.encoding, reading.span)
@@ -47,7 +48,9 @@ def blocks(reading: Reading) -> Iterator[Block]:
         table = None if reading.attempt or stream.invalid else _parse_plain(data, shapes)
         if table is None:
             yield _block(
-                [_item(line, bool(stream.invalid)) for line in data.split(b"\n") if line.strip()], shapes, stream
+                [_item(line, bool(stream.invalid)) for line in data.split(b"\n") if line.strip()],
+                shapes,
+                stream,
             )
         else:
             by_arrow |= {name for name, shape in shapes.items() if "float" in shape.kinds}
@@ -57,7 +60,9 @@ def blocks(reading: Reading) -> Iterator[Block]:
 
 
 def _is_array(stream: TextStream) -> bool:
-    """Tell whether a file is one array: its first line is no value of its own with others after it."""
+    """Tell whether a file is one array: its first line is no value of its own with others after
+    it.
+    """
     head = stream.read(BLOCK_BYTES)
     stream.unread(head)
     if not head.lstrip().startswith(b"["):
@@ -98,17 +103,24 @@ def _block(items: list[Item], shapes: dict[str, Shape], stream: TextStream) -> B
         items = [_writable(item) for item in items]
         columns = _columns(items, shapes)
     for name in columns:
-        shapes.setdefault(name, Shape()).observe([item[name] for item in items if type(item) is dict and name in item])
+        shapes.setdefault(name, Shape()).observe(
+            [item[name] for item in items if type(item) is dict and name in item]
+        )
     if len(shapes) > _MAX_COLUMNS:
         raise ValueError(f"has more than {_MAX_COLUMNS:,} different fields")
     malformed: list[Malformed] = [(i, *item) for i, item in enumerate(items) if type(item) is tuple]
     return Block(
-        pa.table(columns) if columns else _rows_without_columns(len(items)), malformed, stream.share, stream.note
+        pa.table(columns) if columns else _rows_without_columns(len(items)),
+        malformed,
+        stream.share,
+        stream.note,
     )
 
 
 def _rows_without_columns(rows: int) -> pa.Table:
-    return pa.Table.from_batches([pa.RecordBatch.from_struct_array(pa.array([{}] * rows, pa.struct([])))])
+    return pa.Table.from_batches(
+        [pa.RecordBatch.from_struct_array(pa.array([{}] * rows, pa.struct([])))]
+    )
 
 
 def _columns(items: list[Item], shapes: dict[str, Shape]) -> dict[str, pa.Array]:
@@ -156,7 +168,8 @@ def _objects(data: bytes) -> int | None:
 def _parse_plain(data: bytes, shapes: dict[str, Shape]) -> pa.Table | None:
     """Parse lines whose values all have the plain types of earlier lines; None where some do not.
 
-    A line that begins and ends as an object, where there are as many objects as lines, is exactly one object.
+    A line that begins and ends as an object, where there are as many objects as lines, is exactly
+    one object.
     """
     types = {name: _plain_type(shape) for name, shape in shapes.items()}
     if not types or None in types.values() or (rows := _objects(data)) is None:
@@ -165,16 +178,25 @@ def _parse_plain(data: bytes, shapes: dict[str, Shape]) -> pa.Table | None:
         table = pa_json.read_json(
             io.BytesIO(data),
             pa_json.ReadOptions(use_threads=False, block_size=len(data) + 1),
-            pa_json.ParseOptions(explicit_schema=pa.schema(types), unexpected_field_behavior="error"),
+            pa_json.ParseOptions(
+                explicit_schema=pa.schema(types), unexpected_field_behavior="error"
+            ),
         )
     except pa.ArrowInvalid:
         return None
     if len(table) != rows:
         return None
-    ranges = {name: pc.min_max(table[name]).as_py() for name, type_ in types.items() if pa.types.is_primitive(type_)}
+    ranges = {
+        name: pc.min_max(table[name]).as_py()
+        for name, type_ in types.items()
+        if pa.types.is_primitive(type_)
+    }
     for name, found in ranges.items():
         # A larger number may have been a whole one that a float64 does not hold.
-        if types[name] == pa.float64() and max(abs(found["min"] or 0), abs(found["max"] or 0)) >= EXACT_IN_FLOAT:
+        if (
+            types[name] == pa.float64()
+            and max(abs(found["min"] or 0), abs(found["max"] or 0)) >= EXACT_IN_FLOAT
+        ):
             return None
     for name in types:
         if table[name].null_count:
@@ -189,11 +211,17 @@ def _plain_type(shape: Shape) -> pa.DataType | None:
     if not kinds:
         return pa.null()
     plain = (pa.string(), pa.bool_(), pa.int64(), pa.float64())
-    return shape.type if shape.type in plain and (kinds == {"string"} or not pa.types.is_string(shape.type)) else None
+    return (
+        shape.type
+        if shape.type in plain and (kinds == {"string"} or not pa.types.is_string(shape.type))
+        else None
+    )
 
 
 def _elements(stream: TextStream) -> Iterator[list[Item]]:
-    """Yield the elements of an array; an element on a line of its own that is malformed costs that line alone."""
+    """Yield the elements of an array; an element on a line of its own that is malformed costs that
+    line alone.
+    """
     decoder = codecs.getincrementaldecoder("utf-8")()
     text, done, closed = decoder.decode(stream.read()), False, False
     at = text.index("[") + 1
@@ -211,7 +239,9 @@ def _elements(stream: TextStream) -> Iterator[list[Item]]:
         if items:
             yield items
         if closed and text[at:].strip(_BLANKS):
-            raise ValueError("is not a readable array of JSON: something follows its closing bracket")
+            raise ValueError(
+                "is not a readable array of JSON: something follows its closing bracket"
+            )
         if done and not closed:
             raise ValueError("is an array of JSON that is cut off: it has no closing bracket")
         if done:
@@ -229,11 +259,15 @@ def _skip(text: str, at: int) -> int:
 
 
 def _element(text: str, at: int, done: bool) -> tuple[Item, int | None]:
-    """Parse an element and return it with its end; None for the end where more of the file is needed to tell."""
+    """Parse an element and return it with its end; None for the end where more of the file is
+    needed to tell.
+    """
     try:
         value, after = _DECODER.raw_decode(text, at)
     except json.JSONDecodeError as error:
-        cut_off = error.msg.startswith("Unterminated string") or error.pos >= len(text) - _LONGEST_WORD
+        cut_off = (
+            error.msg.startswith("Unterminated string") or error.pos >= len(text) - _LONGEST_WORD
+        )
         if cut_off and not done:
             return {}, None
         line_end = text.find("\n", at)
@@ -244,7 +278,10 @@ def _element(text: str, at: int, done: bool) -> tuple[Item, int | None]:
         line_end = text.find("\n", at)
         if line_end < 0 or not _begins_line(text, at):
             raise ValueError("is not a readable array of JSON: nested too deeply") from error
-        return ("not readable as JSON: nested too deeply", text[at:line_end].rstrip(",\r ")), line_end
+        return (
+            "not readable as JSON: nested too deeply",
+            text[at:line_end].rstrip(",\r "),
+        ), line_end
     if after >= len(text) and not done:
         return {}, None
     return value if isinstance(value, dict) else (_not_an_object(value), text[at:after]), after

@@ -1,4 +1,6 @@
-"""Listings: the files below a folder or of a glob, on disk or in object storage, each real file once."""
+"""Listings: the files below a folder or of a glob, on disk or in object storage, each real file
+once.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,35 @@ RECORD = "_run.json"
 """The record of an output (output/record.py)."""
 WILDCARD = re.compile(r"[*?\[]")
 _NO_DATA_ENDINGS = (
-    *(".md", ".rst", ".tex", ".py", ".sh", ".sql", ".yaml", ".yml", ".toml", ".ini", ".cfg", ".lock", ".log"),
-    *(".png", ".jpg", ".jpeg", ".gif", ".svg", ".css", ".js", ".crc", ".md5", ".sha256", ".tmp", ".part"),
+    *(
+        ".md",
+        ".rst",
+        ".tex",
+        ".py",
+        ".sh",
+        ".sql",
+        ".yaml",
+        ".yml",
+        ".toml",
+        ".ini",
+        ".cfg",
+        ".lock",
+        ".log",
+    ),
+    *(
+        ".png",
+        ".jpg",
+        ".jpeg",
+        ".gif",
+        ".svg",
+        ".css",
+        ".js",
+        ".crc",
+        ".md5",
+        ".sha256",
+        ".tmp",
+        ".part",
+    ),
 )
 _NO_DATA_NAMES = ("license", "licence", "readme", "notice", "changelog", "makefile", "dockerfile")
 """Files that nobody takes for data; all others that are not read are named."""
@@ -42,7 +71,9 @@ class Listing:
 
     entries: list[Entry] = field(default_factory=list)
     marks: set[str] = field(default_factory=set)
-    """What tells a table or an output from other folders: hidden folders and files, and the metadata of Iceberg."""
+    """What tells a table or an output from other folders: hidden folders and files, and the
+    metadata of Iceberg.
+    """
     broken: dict[str, str] = field(default_factory=dict)
     """Paths that cannot be read, with the reason."""
     again: list[str] = field(default_factory=list)
@@ -60,7 +91,9 @@ def entry_of(filesystem: fs.FileSystem, info: fs.FileInfo) -> Entry:
 def list_remote(filesystem: fs.FileSystem, folder: str, pattern: str | None = None) -> Listing:
     """List the files below a folder of object storage, or those of them that match a pattern."""
     listing = Listing()
-    for info in filesystem.get_file_info(fs.FileSelector(folder, recursive=True, allow_not_found=True)):
+    for info in filesystem.get_file_info(
+        fs.FileSelector(folder, recursive=True, allow_not_found=True)
+    ):
         if not info.is_file:
             continue
         hidden = _hidden_path(info.path, folder)
@@ -71,7 +104,8 @@ def list_remote(filesystem: fs.FileSystem, folder: str, pattern: str | None = No
         wanted = hidden is None if pattern is None else _matches(info.path, pattern)
         if wanted and has_empty_part(filesystem, info.path) and not can_read_empty_parts():
             listing.broken[info.path] = (
-                "its key has an empty part (//), which Arrow does not open: pip install 'modernbert-ray[s3]'"
+                "its key has an empty part (//), which Arrow does not open: pip install "
+                "'modernbert-ray[s3]'"
             )
         elif wanted:
             listing.entries.append(entry_of(filesystem, info))
@@ -79,7 +113,8 @@ def list_remote(filesystem: fs.FileSystem, folder: str, pattern: str | None = No
 
 
 def list_local(folder: str, hides: Callable[[str, bool], bool] | None = None) -> Listing:
-    """List the files below a folder, those behind links after all others, so that a real file has its own path.
+    """List the files below a folder, those behind links after all others, so that a real file has
+    its own path.
 
     `hides(name, is_folder)` says what is hidden; by default what `_is_hidden` says.
     """
@@ -98,9 +133,13 @@ def list_local(folder: str, hides: Callable[[str, bool], bool] | None = None) ->
             links.extend(paths[name] for name in linked)
             real = os.path.realpath(place)
             reals = {name: os.path.join(real, name) for name in paths.keys() - hidden - linked}
-            known = {name for name in reals if reals[name] in seen}  # where a link leads to a folder around another's
+            known = {
+                name for name in reals if reals[name] in seen
+            }  # where a link leads to a folder around another's
             listing.again += sorted(paths[name] for name in known)
-            seen.update(real for name, real in reals.items() if name in folders or file_format(name))
+            seen.update(
+                real for name, real in reals.items() if name in folders or file_format(name)
+            )
             folders[:] = sorted((set(folders) & reals.keys()) - known)
             for name in sorted((set(files) & reals.keys()) - known):
                 _add_local(listing, paths[name])
@@ -145,7 +184,11 @@ def _add_local(listing: Listing, path: str) -> None:
     except OSError as error:
         if may_be_data(path):
             dangling = os.path.islink(path)
-            listing.broken[path] = f"is a link to {os.readlink(path)}, which cannot be read" if dangling else str(error)
+            listing.broken[path] = (
+                f"is a link to {os.readlink(path)}, which cannot be read"
+                if dangling
+                else str(error)
+            )
         return
     if os.path.isfile(path):
         listing.entries.append(Entry(path, status.st_size, status.st_mtime_ns))
@@ -177,7 +220,9 @@ def list_glob(filesystem: fs.FileSystem, base: str, pattern: str) -> Listing:
     for folder in folders_of(listing.entries, base):
         marks = [f"{folder}/{name}" for name in (RECORD, *TABLE_MARKS)]
         listing.marks.update(mark for mark in marks if os.path.exists(mark))
-        listing.marks.update(filter(is_table_metadata, glob.glob(f"{glob.escape(folder)}/metadata/*.json")))
+        listing.marks.update(
+            filter(is_table_metadata, glob.glob(f"{glob.escape(folder)}/metadata/*.json"))
+        )
     return listing
 
 
@@ -198,12 +243,16 @@ def _match_deep(listing: Listing, segments: list[str]) -> list[str]:
         start = len(top.rstrip("/")) + 1
         found += [entry.path for entry in listed.entries if _matches(entry.path[start:], below)]
         listing.again += [path for path in listed.again if _matches(path[start:], below)]
-        listing.broken |= {path: why for path, why in listed.broken.items() if _matches(path[start:], below)}
+        listing.broken |= {
+            path: why for path, why in listed.broken.items() if _matches(path[start:], below)
+        }
     return found
 
 
 def _matches(path: str, pattern: str) -> bool:
-    """Tell whether a path matches a pattern as on disk (glob.glob), where `fnmatch` would let `*` match a slash."""
+    """Tell whether a path matches a pattern as on disk (glob.glob), where `fnmatch` would let `*`
+    match a slash.
+    """
     return _glob_expression(pattern).fullmatch(path) is not None
 
 
@@ -233,7 +282,11 @@ def _segment_expression(segment: str) -> str:
             expression += "[^/]"
         elif closing > 0:
             inside = segment[at + 1 : closing].replace("\\", r"\\").replace("[", r"\[")
-            expression += f"(?!/)[{'^' + inside[1:] if inside[0] == '!' else inside.replace('^', chr(92) + '^', 1)}]"
+            if inside[0] == "!":
+                inside = "^" + inside[1:]
+            else:
+                inside = inside.replace("^", r"\^", 1)
+            expression += f"(?!/)[{inside}]"
             at = closing
         else:
             expression += re.escape(sign)
@@ -250,7 +303,9 @@ def _is_hidden(name: str, is_folder: bool) -> bool:
 
 
 def _hidden_path(path: str, base: str) -> str | None:
-    """Return the outermost hidden folder on the way from the base to a file, or the file if it is hidden itself."""
+    """Return the outermost hidden folder on the way from the base to a file, or the file if it is
+    hidden itself.
+    """
     *folders, file = path[len(base) + 1 :].split("/")
     for depth, folder in enumerate(folders, start=1):
         if _is_hidden(folder, is_folder=True):
@@ -276,5 +331,7 @@ def may_be_data(path: str) -> bool:
 
 
 def printable(path: str) -> str:
-    """Return a path with its bytes that are not UTF-8 escaped, so that it can be printed and stored."""
+    """Return a path with its bytes that are not UTF-8 escaped, so that it can be printed and
+    stored.
+    """
     return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -1,4 +1,6 @@
-"""Parquet files: a shard is a run of rows in one or more row groups; a file with a huge row group is staged."""
+"""Parquet files: a shard is a run of rows in one or more row groups; a file with a huge row group
+is staged.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +25,13 @@ def inspect(filesystem: fs.FileSystem, path: str) -> tuple[Scan, pa.Schema] | No
         if _int96_columns(file):
             file = _with_unit(stream, file, _int96_unit(stream, file))
         groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
-        if any(group.num_rows > HUGE_ROWS and group.total_byte_size > HUGE_BYTES for group in groups):
+        if any(
+            group.num_rows > HUGE_ROWS and group.total_byte_size > HUGE_BYTES for group in groups
+        ):
             return None
-        return Scan(file.metadata.num_rows, sum(group.total_byte_size for group in groups)), file.schema_arrow
+        return Scan(
+            file.metadata.num_rows, sum(group.total_byte_size for group in groups)
+        ), file.schema_arrow
 
 
 def blocks(reading: Reading) -> Iterator[Block]:
@@ -42,7 +48,9 @@ def blocks(reading: Reading) -> Iterator[Block]:
                 return
 
 
-def read(filesystem: fs.FileSystem, path: str, start: int, rows: int, columns: list[str]) -> pa.Table:
+def read(
+    filesystem: fs.FileSystem, path: str, start: int, rows: int, columns: list[str]
+) -> pa.Table:
     """Read the row groups that hold the rows."""
     with open_input(filesystem, path) as stream:
         file = pq.ParquetFile(stream)
@@ -59,27 +67,38 @@ def read(filesystem: fs.FileSystem, path: str, start: int, rows: int, columns: l
 
 
 def _int96_columns(file: pq.ParquetFile) -> list[str]:
-    """Return the columns that hold INT96, the times of Impala, Hive and Spark, of which Arrow makes nanoseconds."""
+    """Return the columns that hold INT96, the times of Impala, Hive and Spark, of which Arrow makes
+    nanoseconds.
+    """
     columns = (file.schema.column(i) for i in range(len(file.schema)))
-    return list(dict.fromkeys(column.path.split(".")[0] for column in columns if column.physical_type == "INT96"))
+    return list(
+        dict.fromkeys(
+            column.path.split(".")[0] for column in columns if column.physical_type == "INT96"
+        )
+    )
 
 
 def _with_unit(stream: pa.NativeFile, file: pq.ParquetFile, unit: str) -> pq.ParquetFile:
     return pq.ParquetFile(stream, metadata=file.metadata, coerce_int96_timestamp_unit=unit)
 
 
-def _int96_unit(stream: pa.NativeFile, file: pq.ParquetFile, groups: list[int] | None = None) -> str:
-    """Return the unit that holds the INT96 times of some row groups unchanged: "us", or "ns" where they are so fine.
+def _int96_unit(
+    stream: pa.NativeFile, file: pq.ParquetFile, groups: list[int] | None = None
+) -> str:
+    """Return the unit that holds the INT96 times of some row groups unchanged: "us", or "ns" where
+    they are so fine.
 
-    INT96 holds nanoseconds of any year; 64 bits of nanoseconds hold the years 1677 to 2262, and Arrow wraps all others
-    around. Spark's times are microseconds.
+    INT96 holds nanoseconds of any year; 64 bits of nanoseconds hold the years 1677 to 2262, and
+    Arrow wraps all others around. Spark's times are microseconds.
     """
     if b"org.apache.spark.version" in (file.metadata.metadata or {}):
         return "us"
     groups = list(range(file.metadata.num_row_groups)) if groups is None else groups
     names = _int96_columns(file)
     files = [_with_unit(stream, file, unit) for unit in ("us", "ns")]
-    batches = [each.iter_batches(MAX_SHARD_ROWS, groups, names, use_threads=False) for each in files]
+    batches = [
+        each.iter_batches(MAX_SHARD_ROWS, groups, names, use_threads=False) for each in files
+    ]
     for coarse, fine in zip(*batches, strict=True):
         if any(_loses_nanoseconds(a, b) for a, b in zip(coarse.columns, fine.columns, strict=True)):
             return "ns"
@@ -92,14 +111,21 @@ def _loses_nanoseconds(coarse: pa.Array, fine: pa.Array) -> bool:
         children = zip(coarse.flatten(), fine.flatten(), strict=True)
         return any(_loses_nanoseconds(a, b) for a, b in children)
     if pa.types.is_map(coarse.type):
-        return any(_loses_nanoseconds(a, b) for a, b in ((coarse.keys, fine.keys), (coarse.items, fine.items)))
+        return any(
+            _loses_nanoseconds(a, b)
+            for a, b in ((coarse.keys, fine.keys), (coarse.items, fine.items))
+        )
     if pa.types.is_nested(coarse.type):
         return _loses_nanoseconds(coarse.flatten(), fine.flatten())
     if coarse.type == fine.type:
         return False
     fine_ns = fine.cast(pa.int64())
-    whole_us = pc.divide(fine_ns, 1000)  # towards zero, as a time before 1970 is not: such a one has a remainder
-    floor_us = pc.if_else(pc.less(fine_ns, pc.multiply(whole_us, 1000)), pc.subtract(whole_us, 1), whole_us)
+    whole_us = pc.divide(
+        fine_ns, 1000
+    )  # towards zero, as a time before 1970 is not: such a one has a remainder
+    floor_us = pc.if_else(
+        pc.less(fine_ns, pc.multiply(whole_us, 1000)), pc.subtract(whole_us, 1), whole_us
+    )
     in_range = pc.equal(floor_us, coarse.cast(pa.int64()))
     has_remainder = pc.not_equal(pc.multiply(whole_us, 1000), fine_ns)
     return pc.any(pc.and_(in_range, has_remainder)).as_py() is True

@@ -33,7 +33,11 @@ class Partitions:
 
 
 def hive_partitions(
-    found: InputFiles, paths: list[str], earlier: pa.Schema | None = None, *, any_digits: bool = False
+    found: InputFiles,
+    paths: list[str],
+    earlier: pa.Schema | None = None,
+    *,
+    any_digits: bool = False,
 ) -> Partitions:
     """Read the partition of each file from its folders.
 
@@ -41,7 +45,8 @@ def hive_partitions(
         found: the input.
         paths: its files.
         earlier: the columns of an output that was begun, whose types stay.
-        any_digits: whether digits with zeros before them fit a key of numbers, as they did in earlier versions.
+        any_digits: whether digits with zeros before them fit a key of numbers, as they did in
+            earlier versions.
     """
     texts = {path: _texts(found, path) for path in paths}
     types = dict[str, pa.DataType]()
@@ -60,7 +65,9 @@ def hive_partitions(
             elif (_DIGITS if any_digits else _WHOLE_NUMBER).fullmatch(value):
                 typed.append((name, int(value)))
             else:
-                misfits[path] = f"its folder has {name}={value!r}, where the output has {types[name]}"
+                misfits[path] = (
+                    f"its folder has {name}={value!r}, where the output has {types[name]}"
+                )
         partitions[path] = tuple(typed)
     return Partitions(partitions, pa.schema(list(types.items())), misfits)
 

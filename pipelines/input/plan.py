@@ -21,12 +21,14 @@ _WANTED_SHARDS = 32
 
 
 def cut(found: Inspection, limit: int | None = None, shard_rows: int | None = None) -> Corpus:
-    """Cut the input into shards of at most `shard_rows` rows; all files must be staged that need it.
+    """Cut the input into shards of at most `shard_rows` rows; all files must be staged that need
+    it.
 
     Args:
         found: the files.
         limit: the number of rows to take, None for all.
-        shard_rows: None for the largest shards with which a small corpus still keeps all actors busy.
+        shard_rows: None for the largest shards with which a small corpus still keeps all actors
+            busy.
 
     Raises:
         UserError: for an input without rows, and for one where no file can be read.
@@ -34,18 +36,24 @@ def cut(found: Inspection, limit: int | None = None, shard_rows: int | None = No
     types = unify(found)
     partitions = partition(found)
     found.broken |= partitions.misfits
-    versions = {path: version for path, version in found.versions.items() if path not in found.broken}
+    versions = {
+        path: version for path, version in found.versions.items() if path not in found.broken
+    }
     if not versions:
         raise unreadable(found)
     check_keys(found, types, partitions.schema.names)
     keys = {each.name: each.type for each in partitions.schema}
-    schema = pa.schema([*((name, type_) for name, type_ in types.items() if name not in keys), *keys.items()])
+    schema = pa.schema(
+        [*((name, type_) for name, type_ in types.items() if name not in keys), *keys.items()]
+    )
     total = sum(found.scans[path].rows for path in versions)
     if not total and found.broken:
         raise unreadable(found)
     if not total:
         raise UserError(f"input '{found.source}' has no rows")
-    size = shard_rows or min(MAX_SHARD_ROWS, -(-total // (_WANTED_SHARDS * STRIDE_ROWS)) * STRIDE_ROWS)
+    size = shard_rows or min(
+        MAX_SHARD_ROWS, -(-total // (_WANTED_SHARDS * STRIDE_ROWS)) * STRIDE_ROWS
+    )
     left = limit if limit is not None else total
     shards: list[Shard] = []
     for path, version in versions.items():
@@ -53,9 +61,16 @@ def cut(found: Inspection, limit: int | None = None, shard_rows: int | None = No
         step = rows_per_shard(scan, size)
         for part, part_rows in scan.parts or [("", scan.rows)]:
             for part_start in range(0, min(part_rows, left), step):
-                rows, first = min(step, part_rows - part_start, left - part_start), start + part_start
+                rows, first = (
+                    min(step, part_rows - part_start, left - part_start),
+                    start + part_start,
+                )
                 name = shard_name(found.names[path], version, first, first + rows)
-                shards.append(Shard(name, path, found.format, first, rows, partitions.of[path], part, part_start))
+                shards.append(
+                    Shard(
+                        name, path, found.format, first, rows, partitions.of[path], part, part_start
+                    )
+                )
             start, left = start + part_rows, left - min(part_rows, left)
     files = [
         DataFile(path, version, found.scans[path], found.names[path], found.former_name(path))
@@ -65,12 +80,16 @@ def cut(found: Inspection, limit: int | None = None, shard_rows: int | None = No
 
 
 def rows_per_shard(scan: Scan, rows: int) -> int:
-    """Return `rows`, or a smaller multiple of 64 if a file's rows are so large that a shard would exceed 32 MiB."""
+    """Return `rows`, or a smaller multiple of 64 if a file's rows are so large that a shard would
+    exceed 32 MiB.
+    """
     fit = _SHARD_BYTES * scan.rows // max(scan.size, 1)
     return min(rows, max(fit // STRIDE_ROWS, 1) * STRIDE_ROWS)
 
 
-def read_shard(source: Location, output: Folder, shard: Shard, schema: pa.Schema, columns: list[str]) -> Rows:
+def read_shard(
+    source: Location, output: Folder, shard: Shard, schema: pa.Schema, columns: list[str]
+) -> Rows:
     """Read `columns` of a shard in the types of `schema`; columns that its file lacks are null.
 
     Args:
@@ -109,9 +128,14 @@ def _read_in_place(source: Location, shard: Shard, columns: list[str]) -> Rows:
     table = reader(filesystem, shard.path, shard.start, shard.rows, columns)
     planned = split_shard_name(shard.name)
     if planned is not None and current_version(filesystem, shard.path) != planned.version:
-        raise ValueError(f"{shard.path} has changed since the job began; the next run reads it again")
+        raise ValueError(
+            f"{shard.path} has changed since the job began; the next run reads it again"
+        )
     if len(table) != shard.rows:
-        raise ValueError(f"{shard.path} has fewer rows than were planned: {len(table):,} from row {shard.start:,} on")
+        raise ValueError(
+            f"{shard.path} has fewer rows than were planned: {len(table):,} from row "
+            f"{shard.start:,} on"
+        )
     return Rows(table, np.arange(shard.rows), [])
 
 

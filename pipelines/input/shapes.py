@@ -1,6 +1,8 @@
-"""The shape of a text file's column: which kinds of values it holds, over the whole file, and the type that fits all.
+"""The shape of a text file's column: which kinds of values it holds, over the whole file, and the
+type that fits all.
 
-Shapes of files are merged before a type is chosen, so that no type is guessed from the first rows and no value changes.
+Shapes of files are merged before a type is chosen, so that no type is guessed from the first rows
+and no value changes.
 """
 
 from __future__ import annotations
@@ -16,11 +18,20 @@ import pyarrow as pa
 EXACT_IN_FLOAT = 1 << 53
 """Whole numbers up to this are exact in a float64."""
 MAX_DEPTH, MAX_FIELDS = 20, 256
-"""Deeper objects and lists, and objects with more names, such as those that have ids for names, are kept as JSON text:
-readers of Parquet refuse the one, and a column for each name is of no use to any."""
+"""Deeper objects and lists, and objects with more names, such as those that have ids for names, are
+kept as JSON text: readers of Parquet refuse the one, and a column for each name is of no use to
+any.
+"""
 _INT64, _UINT64 = 1 << 63, 1 << 64
-INFERRED = {"csv:int64": pa.int64(), "csv:double": pa.float64(), "csv:bool": pa.bool_(), "csv:date32": pa.date32()}
-"""What all values of a CSV column can be read as so that writing them again gives the same characters."""
+INFERRED = {
+    "csv:int64": pa.int64(),
+    "csv:double": pa.float64(),
+    "csv:bool": pa.bool_(),
+    "csv:date32": pa.date32(),
+}
+"""What all values of a CSV column can be read as so that writing them again gives the same
+characters.
+"""
 
 
 class Number(float):
@@ -39,9 +50,10 @@ class Number(float):
 class Shape:
     """The kinds of values that a column holds.
 
-    null, bool, string, list, object; of whole numbers int (exact in a float64), long (in 64 bits), ulong (in 64 bits
-    without a sign), huge, and negative beside these; float, and huge for one that a float64 cannot hold; csv:* for what
-    a CSV column can be read as; deep for what is nested more than MAX_DEPTH times, wide for over MAX_FIELDS names.
+    null, bool, string, list, object; of whole numbers int (exact in a float64), long (in 64 bits),
+    ulong (in 64 bits without a sign), huge, and negative beside these; float, and huge for one that
+    a float64 cannot hold; csv:* for what a CSV column can be read as; deep for what is nested more
+    than MAX_DEPTH times, wide for over MAX_FIELDS names.
     """
 
     kinds: set[str] = field(default_factory=set)
@@ -51,7 +63,9 @@ class Shape:
     """The shapes of the fields of objects."""
 
     def observe(self, values: Iterable[Any], depth: int = 0) -> None:
-        """Add the kinds of values as json.loads gives them, floats as `Number`; `depth`: how often they are nested."""
+        """Add the kinds of values as json.loads gives them, floats as `Number`; `depth`: how often
+        they are nested.
+        """
         by_type: dict[type, list[Any]] = {}
         for value in values:
             by_type.setdefault(type(value), []).append(value)
@@ -97,17 +111,25 @@ class Shape:
 
     def merge(self, other: Shape) -> Shape:
         """Return the shape of a column that holds the values of both."""
-        items = self.items.merge(other.items) if self.items and other.items else self.items or other.items
+        items = (
+            self.items.merge(other.items)
+            if self.items and other.items
+            else self.items or other.items
+        )
         names = dict.fromkeys([*self.fields, *other.fields])
         kinds = self.kinds | other.kinds
         if "wide" in kinds or len(names) > MAX_FIELDS:
             return Shape(kinds | {"wide"}, items)
-        fields = {name: self.fields.get(name, Shape()).merge(other.fields.get(name, Shape())) for name in names}
+        fields = {
+            name: self.fields.get(name, Shape()).merge(other.fields.get(name, Shape()))
+            for name in names
+        }
         return Shape(kinds, items, fields)
 
     @property
     def type(self) -> pa.DataType:
-        """The type of the column: the narrowest that holds each value unchanged; a string for mixed kinds.
+        """The type of the column: the narrowest that holds each value unchanged; a string for mixed
+        kinds.
 
         A string holds numbers as they were written, and lists and objects as JSON.
         """
@@ -123,7 +145,9 @@ class Shape:
         if self.kinds <= {"object", "null"} and pa.types.is_struct(type_):
             empty = {name for name, shape in self.fields.items() if not shape.kinds - {"null"}}
             return self.fields.keys() - empty <= set(type_.names) and all(
-                shape.fits(type_.field(name).type) for name, shape in self.fields.items() if name in type_.names
+                shape.fits(type_.field(name).type)
+                for name, shape in self.fields.items()
+                if name in type_.names
             )
         return self.type == type_ or self.merge(_shape_of(type_)).type == type_
 
@@ -140,7 +164,11 @@ class Shape:
     def from_json(cls, found: dict[str, Any]) -> Shape:
         """Decode what `to_json` has encoded."""
         items = cls.from_json(found["items"]) if "items" in found else None
-        return cls(set(found["kinds"]), items, {name: cls.from_json(s) for name, s in found.get("fields", {}).items()})
+        return cls(
+            set(found["kinds"]),
+            items,
+            {name: cls.from_json(s) for name, s in found.get("fields", {}).items()},
+        )
 
 
 def _type(shape: Shape) -> pa.DataType | None:
@@ -180,6 +208,12 @@ def _shape_of(type_: pa.DataType) -> Shape:
         return Shape({"list"}, _shape_of(type_.value_type))
     if pa.types.is_struct(type_):
         return Shape({"object"}, None, {each.name: _shape_of(each.type) for each in type_})
-    kinds = {pa.int64(): "long", pa.uint64(): "ulong", pa.float64(): "float", pa.bool_(): "bool", pa.string(): "string"}
+    kinds = {
+        pa.int64(): "long",
+        pa.uint64(): "ulong",
+        pa.float64(): "float",
+        pa.bool_(): "bool",
+        pa.string(): "string",
+    }
     inferred = {known: name for name, known in INFERRED.items()}
     return Shape({kinds.get(type_) or inferred.get(type_, "huge")})

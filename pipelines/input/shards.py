@@ -36,7 +36,9 @@ class Shard:
     """Rows [start, start + rows) of one file."""
 
     name: str
-    """The stem of its output file: the input file's name, its version and the row range; sorts in input order."""
+    """The stem of its output file: the input file's name, its version and the row range; sorts in
+    input order.
+    """
     path: str
     format: str
     """The name of the file's format, one of FORMATS."""
@@ -57,7 +59,10 @@ class Shard:
         stem, step = self.name.rsplit("-", 2)[0], -(-(stop - first) // 16)
         parts = [(a, min(a + step, stop)) for a in range(first, stop, step)]
         names = [f"{stem}-{self.start + a:09d}-{self.start + b:09d}" for a, b in parts]
-        return [replace(self, name=name, row_range=part) for name, part in zip(names, parts, strict=True)]
+        return [
+            replace(self, name=name, row_range=part)
+            for name, part in zip(names, parts, strict=True)
+        ]
 
     @property
     def count(self) -> int:
@@ -147,12 +152,16 @@ class Reading:
 
 
 class TryAgain(Exception):
-    """Raised by `Format.blocks` where the file must be read again from its start, with the next `attempt`."""
+    """Raised by `Format.blocks` where the file must be read again from its start, with the next
+    `attempt`.
+    """
 
 
 @dataclass(frozen=True)
 class Format:
-    """A file format: how its files are recognised, inspected, read, and staged where they cannot be read by row."""
+    """A file format: how its files are recognised, inspected, read, and staged where they cannot be
+    read by row.
+    """
 
     name: str
     """Its name in messages and in the record of an output's input files."""
@@ -161,7 +170,11 @@ class Format:
     blocks: Callable[[Reading], Iterator[Block]]
     """Yield the records of a file in order; those of a text format as columns of strings."""
     inspect: Callable[[fs.FileSystem, str], tuple[Scan, pa.Schema] | None] | None = None
-    """Find the rows and columns of the file at a path, None for one that must be staged; raises an Arrow error,
-    OSError, EOFError or ValueError. None for text formats, whose files are always staged."""
+    """Find the rows and columns of the file at a path, None for one that must be staged; raises an
+    Arrow error, OSError, EOFError or ValueError. None for text formats, whose files are always
+    staged.
+    """
     read: Callable[[fs.FileSystem, str, int, int, list[str]], pa.Table] | None = None
-    """Read (file system, path, first row, number of rows, columns); the table lacks the columns that the file lacks."""
+    """Read (file system, path, first row, number of rows, columns); the table lacks the columns
+    that the file lacks.
+    """

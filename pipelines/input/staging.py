@@ -1,10 +1,12 @@
-"""Staging: a file that cannot be read by row is read once, in order, into Parquet parts under the output.
+"""Staging: a file that cannot be read by row is read once, in order, into Parquet parts under the
+output.
 
-    OUTPUT/_staged/<file>-<version>[-<range>].json             what was read: parts, shapes of the columns
-    OUTPUT/_staged/<file>-<version>[-<range>]-<part>.parquet   its records; another part begins where columns are added
+    OUTPUT/_staged/<file>-<version>[-<range>].json             what was read: parts, shapes of the
+    columns OUTPUT/_staged/<file>-<version>[-<range>]-<part>.parquet   its records; another part
+    begins where columns are added
 
-Every record of a text file is a row, a malformed one with its reason and raw text. Columns are strings; they become
-typed when they are read (`from_text`).
+Every record of a text file is a row, a malformed one with its reason and raw text. Columns are
+strings; they become typed when they are read (`from_text`).
 """
 
 from __future__ import annotations
@@ -87,7 +89,10 @@ class StagedFile:
         self.parts += other.parts
         self.size += other.size
         self.notes += [note for note in other.notes if note not in self.notes]
-        self.shapes |= {name: self.shapes.get(name, Shape()).merge(shape) for name, shape in other.shapes.items()}
+        self.shapes |= {
+            name: self.shapes.get(name, Shape()).merge(shape)
+            for name, shape in other.shapes.items()
+        }
         self.schema = self.schema or other.schema
 
     def to_json(self) -> str:
@@ -102,17 +107,27 @@ class StagedFile:
         """Decode what `to_json` has encoded."""
         found = json.loads(text)
         shapes = {name: Shape.from_json(shape) for name, shape in found["shapes"].items()}
-        schema = found["schema"] and pa.ipc.read_schema(pa.py_buffer(base64.b64decode(found["schema"])))
+        schema = found["schema"] and pa.ipc.read_schema(
+            pa.py_buffer(base64.b64decode(found["schema"]))
+        )
         parts = [(name, rows) for name, rows in found["parts"]]
         return cls(parts, found["size"], shapes, schema, found["notes"])
 
 
-def stage_tasks(source: Location, path: str, format_: str, stem: str, options: TextOptions) -> list[StageTask]:
-    """Return the tasks that stage a file: one, or one for each range of a large file of JSON lines."""
+def stage_tasks(
+    source: Location, path: str, format_: str, stem: str, options: TextOptions
+) -> list[StageTask]:
+    """Return the tasks that stage a file: one, or one for each range of a large file of JSON
+    lines.
+    """
     filesystem, _ = source.filesystem_and_path
     if changed := options.changed():
         stem += f"-{hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:8]}"
-    plain = format_ == "json" and not path.lower().endswith(COMPRESSIONS) and options.encoding == "utf-8"
+    plain = (
+        format_ == "json"
+        and not path.lower().endswith(COMPRESSIONS)
+        and options.encoding == "utf-8"
+    )
     if plain and options.limit is None and file_info(filesystem, path).size > RANGED_BYTES:
         spans = lines_file_spans(filesystem, path, RANGE_BYTES)
         return [StageTask(path, format_, f"{stem}-{i:04d}", span) for i, span in enumerate(spans)]
@@ -120,7 +135,9 @@ def stage_tasks(source: Location, path: str, format_: str, stem: str, options: T
 
 
 def read_staged(folder: Folder, task: StageTask, present: set[str]) -> StagedFile | None:
-    """Return what an earlier run has staged, None where some of it is missing. `present`: the names in _staged."""
+    """Return what an earlier run has staged, None where some of it is missing. `present`: the names
+    in _staged.
+    """
     if f"{task.name}.json" not in present:
         return None
     staged = StagedFile.from_json(folder.read(f"{STAGED}/{task.name}.json"))
@@ -160,9 +177,13 @@ def stage(source: Location, folder: Folder, task: StageTask, options: TextOption
 
 
 def _check_records(task: StageTask, writer: _Writer) -> None:
-    """Raise ValueError for a file in which no record is a row: it is something else than its name says."""
+    """Raise ValueError for a file in which no record is a row: it is something else than its name
+    says.
+    """
     if writer.rows and writer.malformed == writer.rows and task.span == (0, None):
-        raise ValueError(f"no record of it is a row of {task.format}: the first {writer.first_reason}")
+        raise ValueError(
+            f"no record of it is a row of {task.format}: the first {writer.first_reason}"
+        )
 
 
 class _Writer:
@@ -187,9 +208,14 @@ class _Writer:
             for record, reason, raw in block.malformed:
                 reasons[record], raws[record] = reason, raw
             self.malformed += len(block.malformed)
-            self.first_reason = self.first_reason or (block.malformed[0][1] if block.malformed else "")
+            self.first_reason = self.first_reason or (
+                block.malformed[0][1] if block.malformed else ""
+            )
             columns = {name: table[name] for name in table.column_names}
-            table = pa.table(columns | {_REASON: pa.array(reasons, pa.string()), _RAW: pa.array(raws, pa.string())})
+            table = pa.table(
+                columns
+                | {_REASON: pa.array(reasons, pa.string()), _RAW: pa.array(raws, pa.string())}
+            )
         else:
             self.staged.schema = table.schema
             table = _storable(table)
@@ -205,7 +231,9 @@ class _Writer:
 
     def _open(self, schema: pa.Schema) -> None:
         self.part = f"{self.name}-{len(self.staged.parts):04d}.parquet"
-        self.written = f"{self.path}/{temporary_name(self.part) if self.folder.is_local else self.part}"
+        self.written = (
+            f"{self.path}/{temporary_name(self.part) if self.folder.is_local else self.part}"
+        )
         with _writing():
             if self.folder.is_local:
                 Path(self.path).mkdir(parents=True, exist_ok=True)
@@ -234,7 +262,9 @@ class _Writer:
 
 
 def _storable(table: pa.Table) -> pa.Table:
-    """Return a table in plain types, without columns that Parquet cannot hold, which the plan refuses or leaves out."""
+    """Return a table in plain types, without columns that Parquet cannot hold, which the plan
+    refuses or leaves out.
+    """
     columns = {
         field.name: convert(table.column(i), plain_type(field.type))
         for i, field in enumerate(table.schema)
@@ -254,11 +284,17 @@ def read_part(folder: Folder, shard: Shard, columns: list[str]) -> Rows:
     """Read columns of a shard of a staged file; its malformed records are the bad rows."""
     filesystem, path = folder.filesystem_and_path
     table = read(
-        filesystem, f"{path}/{STAGED}/{shard.part}", shard.part_start, shard.rows, [*columns, *_RECORD_FIELDS.names]
+        filesystem,
+        f"{path}/{STAGED}/{shard.part}",
+        shard.part_start,
+        shard.rows,
+        [*columns, *_RECORD_FIELDS.names],
     )
     if _REASON not in table.column_names:
         return Rows(table, np.arange(len(table)), [])
     reasons, raws = table[_REASON].to_pylist(), table[_RAW].to_pylist()
-    bad: list[BadRow] = [(i, reason, raws[i]) for i, reason in enumerate(reasons) if reason is not None]
+    bad: list[BadRow] = [
+        (i, reason, raws[i]) for i, reason in enumerate(reasons) if reason is not None
+    ]
     good = np.array([i for i, reason in enumerate(reasons) if reason is None], np.int64)
     return Rows(table.drop_columns([_REASON, _RAW]).take(pa.array(good)), good, bad)

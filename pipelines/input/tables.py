@@ -1,4 +1,6 @@
-"""Tables in folders, whose log says which rows of their files count: Delta, Iceberg, Hudi, Lance."""
+"""Tables in folders, whose log says which rows of their files count: Delta, Iceberg, Hudi,
+Lance.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +9,17 @@ from collections.abc import Iterable
 from pyarrow import fs
 
 TABLE_MARKS = {"_delta_log": "Delta", ".hoodie": "Hudi", "_versions": "Lance"}
-"""The hidden folders by which tables are recognised; an Iceberg table has `metadata/*.metadata.json`."""
+"""The hidden folders by which tables are recognised; an Iceberg table has
+`metadata/*.metadata.json`.
+"""
 
 
 def table_around(filesystem: fs.FileSystem, folder: str) -> tuple[str, str] | None:
-    """Return the kind and the folder of the table that `folder` is, or that it is a part of; None for no table.
+    """Return the kind and the folder of the table that `folder` is, or that it is a part of; None
+    for no table.
 
-    The parts of a table are its folders of partitions (key=value), and `data`, where Iceberg and Lance have files.
+    The parts of a table are its folders of partitions (key=value), and `data`, where Iceberg and
+    Lance have files.
     """
     while folder:
         if kind := _kind(filesystem, folder):
@@ -43,7 +49,9 @@ def is_table_metadata(path: str) -> bool:
 
 def _kind(filesystem: fs.FileSystem, folder: str) -> str | None:
     try:
-        for info in filesystem.get_file_info([f"{folder}/{name}" for name in (*TABLE_MARKS, "metadata")]):
+        for info in filesystem.get_file_info(
+            [f"{folder}/{name}" for name in (*TABLE_MARKS, "metadata")]
+        ):
             if info.type != fs.FileType.Directory:
                 continue
             if info.base_name in TABLE_MARKS:
@@ -56,4 +64,6 @@ def _kind(filesystem: fs.FileSystem, folder: str) -> str | None:
 
 
 def _has_iceberg_metadata(filesystem: fs.FileSystem, folder: str) -> bool:
-    return any(is_table_metadata(info.path) for info in filesystem.get_file_info(fs.FileSelector(folder)))
+    return any(
+        is_table_metadata(info.path) for info in filesystem.get_file_info(fs.FileSelector(folder))
+    )

@@ -26,11 +26,17 @@ def with_compressions(*suffixes: str) -> tuple[str, ...]:
 
 _MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 _INVALID = 0x10FF00
-"""A byte b that is not UTF-8 is the character of this number + b while a file is parsed, so that nothing is lost."""
+"""A byte b that is not UTF-8 is the character of this number + b while a file is parsed, so that
+nothing is lost.
+"""
 _TO_CHARACTERS = {0xDC00 + byte: _INVALID + byte for byte in range(0x80, 0x100)}
 _ZERO = chr(_INVALID)
-"""Stands for a zero byte in a CSV: Arrow's parser loses or invents records where one lies at the end of a block."""
-_TO_BYTES = {character: surrogate for surrogate, character in _TO_CHARACTERS.items()} | {_INVALID: 0}
+"""Stands for a zero byte in a CSV: Arrow's parser loses or invents records where one lies at the
+end of a block.
+"""
+_TO_BYTES = {character: surrogate for surrogate, character in _TO_CHARACTERS.items()} | {
+    _INVALID: 0
+}
 _OTHER_FORMATS = {
     b"\x1f\x8b": "compressed with gzip: name it .gz",
     b"(\xb5/\xfd": "compressed with zstd: name it .zst",
@@ -57,7 +63,11 @@ class TextOptions:
 
     def changed(self) -> dict[str, Any]:
         """Return the options that are not the default."""
-        return {name: value for name, value in asdict(self).items() if value != getattr(TextOptions(), name)}
+        return {
+            name: value
+            for name, value in asdict(self).items()
+            if value != getattr(TextOptions(), name)
+        }
 
 
 class TextStream(io.RawIOBase):
@@ -78,20 +88,31 @@ class TextStream(io.RawIOBase):
     ):
         """Open the file; `span` is a range of bytes of a file that is not compressed.
 
-        `seen_watched` tells whether the bytes `watched` were in a block. `map_zeros`: whether zero bytes are mapped to
-        a character, as bytes are that are not UTF-8; `seen_zeros` tells whether there were any.
+        `seen_watched` tells whether the bytes `watched` were in a block. `map_zeros`: whether zero
+        bytes are mapped to a character, as bytes are that are not UTF-8; `seen_zeros` tells whether
+        there were any.
         """
-        codec = next((codec for ending, codec in _CODECS.items() if path.lower().endswith(ending)), None)
+        codec = next(
+            (codec for ending, codec in _CODECS.items() if path.lower().endswith(ending)), None
+        )
         self.raw = open_input(filesystem, path)
         self.raw.seek(span[0])
         self.stream = pa.CompressedInputStream(self.raw, codec) if codec else self.raw
         self.size = self.raw.size()
         self.left = None if span[1] is None else span[1] - span[0]
-        self.encoding, self.end, self.started, self.invalid, self.buffer = encoding, end, span[0] > 0, b"", b""
+        self.encoding, self.end, self.started, self.invalid, self.buffer = (
+            encoding,
+            end,
+            span[0] > 0,
+            b"",
+            b"",
+        )
         self.watched, self.seen_watched = watched, False
         self.map_zeros, self.seen_zeros = map_zeros, False
         errors = "surrogateescape" if encoding == "utf-8" else "strict"
-        self.decoder: codecs.IncrementalDecoder | None = codecs.getincrementaldecoder(encoding)(errors)
+        self.decoder: codecs.IncrementalDecoder | None = codecs.getincrementaldecoder(encoding)(
+            errors
+        )
 
     def readable(self) -> bool:
         """Return True."""
@@ -104,7 +125,8 @@ class TextStream(io.RawIOBase):
             self._fill(wanted)
         piece, self.buffer = self.buffer[:wanted], self.buffer[wanted:]
         if piece.endswith(b"\r") and len(piece) > 1 and (self.buffer or self.decoder is not None):
-            # Arrow drops a line feed at the start of a block after a carriage return, in quotes, too.
+            # Arrow drops a line feed at the start of a block after a carriage return, in quotes,
+            # too.
             piece, self.buffer = piece[:-1], b"\r" + self.buffer
         return piece
 
@@ -152,7 +174,9 @@ class TextStream(io.RawIOBase):
         if not self.invalid:
             return None
         other_letters_are_utf8 = not self.invalid.decode("utf-8", "ignore").isascii()
-        likely = "" if other_letters_are_utf8 else f"; it looks like {likely_encoding(self.invalid)}"
+        likely = (
+            "" if other_letters_are_utf8 else f"; it looks like {likely_encoding(self.invalid)}"
+        )
         return f"is not UTF-8 in places{likely} (see --encoding)"
 
 
@@ -162,13 +186,17 @@ def restore(text: str) -> bytes:
 
 
 def restored(column: pa.Array) -> pa.Array:
-    """Return a column of strings with the bytes that are in the file, where some of these are no UTF-8."""
+    """Return a column of strings with the bytes that are in the file, where some of these are no
+    UTF-8.
+    """
     values = [value if value is None else restore(value) for value in column.to_pylist()]
     return pa.array(values, pa.large_binary()).cast(pa.large_string(), safe=False)
 
 
 def check_encoding(data: bytes, encoding: str) -> None:
-    """Raise ValueError that names what a file that begins with `data` likely is, where it is no text in `encoding`."""
+    """Raise ValueError that names what a file that begins with `data` likely is, where it is no
+    text in `encoding`.
+    """
     likely = next((name for mark, name in _MARKS.items() if data.startswith(mark)), None)
     for begins, described in _OTHER_FORMATS.items():
         if data.startswith(begins):
@@ -183,7 +211,9 @@ def check_encoding(data: bytes, encoding: str) -> None:
 
 
 def likely_encoding(data: bytes) -> str:
-    """Guess the encoding of bytes that are not UTF-8: windows-1252, where all of them are letters or signs of it."""
+    """Guess the encoding of bytes that are not UTF-8: windows-1252, where all of them are letters
+    or signs of it.
+    """
     try:
         data.decode("cp1252")
     except UnicodeDecodeError:
@@ -192,7 +222,9 @@ def likely_encoding(data: bytes) -> str:
 
 
 def lines(stream: TextStream, most: int) -> Iterator[bytes]:
-    """Yield a stream in blocks of whole lines, the first a small one; ValueError for a line of over `most` bytes."""
+    """Yield a stream in blocks of whole lines, the first a small one; ValueError for a line of over
+    `most` bytes.
+    """
     pending: list[bytes] = []
     size, wanted = 0, BLOCK_BYTES // 32
     while block := stream.read(wanted):
@@ -210,8 +242,12 @@ def lines(stream: TextStream, most: int) -> Iterator[bytes]:
         yield b"".join(pending)
 
 
-def lines_file_spans(filesystem: fs.FileSystem, path: str, size: int) -> list[tuple[int, int | None]]:
-    """Cut a file of lines into ranges of about `size` bytes that begin at a line; an array of JSON is one range."""
+def lines_file_spans(
+    filesystem: fs.FileSystem, path: str, size: int
+) -> list[tuple[int, int | None]]:
+    """Cut a file of lines into ranges of about `size` bytes that begin at a line; an array of JSON
+    is one range.
+    """
     starts = [0]
     with open_input(filesystem, path) as stream:
         if stream.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):

@@ -1,4 +1,6 @@
-"""The types of columns: in an output, over files that differ, over nights, and what Parquet cannot hold (README.md)."""
+"""The types of columns: in an output, over files that differ, over nights, and what Parquet cannot
+hold (README.md).
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,8 @@ _EXACT_INTEGERS = {16: 11, 32: 24, 64: 53}
 def plain_type(type_: pa.DataType) -> pa.DataType:
     """Return the type that holds the same values as `type_` and that every reader of Parquet knows.
 
-    Views become the plain type, and so do dictionaries of other values than strings; run ends are decoded.
+    Views become the plain type, and so do dictionaries of other values than strings; run ends are
+    decoded.
     """
     if pa.types.is_string_view(type_):
         return pa.string()
@@ -39,7 +42,8 @@ def plain_type(type_: pa.DataType) -> pa.DataType:
 
 
 def stored_type(type_: pa.DataType) -> pa.DataType:
-    """Return the type that a column has in an output: the plain one, and text where it has no value at all.
+    """Return the type that a column has in an output: the plain one, and text where it has no value
+    at all.
 
     A column without a value says nothing of its type: a later night may bring one, of any type.
     """
@@ -50,12 +54,15 @@ def stored_type(type_: pa.DataType) -> pa.DataType:
 
 
 def _with_children(type_: pa.DataType, change: Callable[[pa.DataType], pa.DataType]) -> pa.DataType:
-    """Return a nested type with `change` applied to the types in it, views of lists as lists; others as they are.
+    """Return a nested type with `change` applied to the types in it, views of lists as lists;
+    others as they are.
 
     Whatever is in it may be null: a file may lack it.
     """
     if pa.types.is_struct(type_):
-        return pa.struct([field.with_type(change(field.type)).with_nullable(True) for field in type_])
+        return pa.struct(
+            [field.with_type(change(field.type)).with_nullable(True) for field in type_]
+        )
     if pa.types.is_map(type_):
         items = type_.item_field.with_type(change(type_.item_type)).with_nullable(True)
         return pa.map_(type_.key_field.with_type(change(type_.key_type)), items, type_.keys_sorted)
@@ -80,11 +87,13 @@ def why_not_stored(type_: pa.DataType) -> str | None:
 
 
 def common_type(a: pa.DataType, b: pa.DataType) -> pa.DataType | None:
-    """Return the type in which the values of both meet, None where there is none; both are plain types.
+    """Return the type in which the values of both meet, None where there is none; both are plain
+    types.
 
-    Kinds of strings meet in string; whole numbers, floats, decimals and times in the wider one of their kind, whole
-    numbers and floats in double; lists, maps and structs meet field by field; other plain types that do not meet become
-    text, as Arrow writes it. `is_exact` says whether every value of a type has a place there, whatever it is.
+    Kinds of strings meet in string; whole numbers, floats, decimals and times in the wider one of
+    their kind, whole numbers and floats in double; lists, maps and structs meet field by field;
+    other plain types that do not meet become text, as Arrow writes it. `is_exact` says whether
+    every value of a type has a place there, whatever it is.
     """
     if a == b or pa.types.is_null(b):
         return a
@@ -94,7 +103,9 @@ def common_type(a: pa.DataType, b: pa.DataType) -> pa.DataType | None:
     if a == b:
         return a
     if is_stringlike(a) and is_stringlike(b):
-        large = any(pa.types.is_large_string(each) or pa.types.is_large_binary(each) for each in (a, b))
+        large = any(
+            pa.types.is_large_string(each) or pa.types.is_large_binary(each) for each in (a, b)
+        )
         if is_bytes(a) and is_bytes(b):
             return pa.large_binary() if large else pa.binary()
         return pa.large_string() if large else pa.string()
@@ -114,7 +125,11 @@ def _common_nested(a: pa.DataType, b: pa.DataType) -> pa.DataType | None:
         if items is None:
             return None
         field = a.value_field.with_type(items).with_nullable(True)
-        if pa.types.is_fixed_size_list(a) and pa.types.is_fixed_size_list(b) and a.list_size == b.list_size:
+        if (
+            pa.types.is_fixed_size_list(a)
+            and pa.types.is_fixed_size_list(b)
+            and a.list_size == b.list_size
+        ):
             return pa.list_(field, a.list_size)
         return pa.large_list(field) if _is_large(a) or _is_large(b) else pa.list_(field)
     if pa.types.is_map(a) and pa.types.is_map(b):
@@ -140,7 +155,9 @@ def _common_struct(a: pa.StructType, b: pa.StructType) -> pa.DataType | None:
 
 
 def wider(a: pa.DataType, b: pa.DataType) -> pa.DataType | None:
-    """Return the wider of two plain types of one kind, None where they are of two kinds, or none holds both."""
+    """Return the wider of two plain types of one kind, None where they are of two kinds, or none
+    holds both.
+    """
     whole_and_float = {pa.types.is_integer, pa.types.is_floating}
     if {_kind(a), _kind(b)} == whole_and_float:
         return pa.float64()
@@ -159,7 +176,9 @@ def wider(a: pa.DataType, b: pa.DataType) -> pa.DataType | None:
 
 
 def _kind(type_: pa.DataType) -> _Check | None:
-    """Return the check of the kind of values that a plain type holds; values of one kind can be compared."""
+    """Return the check of the kind of values that a plain type holds; values of one kind can be
+    compared.
+    """
     kinds = (
         *(pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal),
         *(pa.types.is_date, pa.types.is_time, pa.types.is_timestamp, pa.types.is_duration),
@@ -168,7 +187,9 @@ def _kind(type_: pa.DataType) -> _Check | None:
 
 
 def is_exact(narrow: pa.DataType, wide: pa.DataType) -> bool:
-    """Tell whether `wide` holds every value of `narrow` unchanged; if not, the values have to be looked at (`fits`)."""
+    """Tell whether `wide` holds every value of `narrow` unchanged; if not, the values have to be
+    looked at (`fits`).
+    """
     if narrow == wide or pa.types.is_null(narrow):
         return True
     if pa.types.is_dictionary(narrow) or pa.types.is_run_end_encoded(narrow):
@@ -177,9 +198,14 @@ def is_exact(narrow: pa.DataType, wide: pa.DataType) -> bool:
         same_size = not pa.types.is_fixed_size_list(wide) or pa.types.is_fixed_size_list(narrow)
         return same_size and is_exact(narrow.value_type, wide.value_type)
     if pa.types.is_map(narrow) and pa.types.is_map(wide):
-        return is_exact(narrow.key_type, wide.key_type) and is_exact(narrow.item_type, wide.item_type)
+        return is_exact(narrow.key_type, wide.key_type) and is_exact(
+            narrow.item_type, wide.item_type
+        )
     if pa.types.is_struct(narrow) and pa.types.is_struct(wide):
-        return all(field.name in wide.names and is_exact(field.type, wide.field(field.name).type) for field in narrow)
+        return all(
+            field.name in wide.names and is_exact(field.type, wide.field(field.name).type)
+            for field in narrow
+        )
     if is_stringlike(wide):
         if is_stringlike(narrow):
             return is_bytes(wide) or not is_bytes(narrow)  # bytes may be no UTF-8
@@ -201,7 +227,10 @@ def _is_exact_plain(narrow: pa.DataType, wide: pa.DataType) -> bool:
         return whole_digits and wide.scale >= narrow.scale
     # A day or a time of day has a place in every finer unit; a timestamp may be out of its range.
     plain_times = (pa.types.is_date, pa.types.is_time)
-    return any(kind(narrow) and kind(wide) for kind in plain_times) and wide.bit_width >= narrow.bit_width
+    return (
+        any(kind(narrow) and kind(wide) for kind in plain_times)
+        and wide.bit_width >= narrow.bit_width
+    )
 
 
 def _is_fixed_bytes(type_: pa.DataType) -> bool:
@@ -219,7 +248,10 @@ def _is_large(type_: pa.DataType) -> bool:
 
 def is_bytes(type_: pa.DataType) -> bool:
     """Tell whether a type holds bytes of any length."""
-    return any(check(type_) for check in (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view))
+    return any(
+        check(type_)
+        for check in (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
+    )
 
 
 def is_stringlike(type_: pa.DataType) -> bool:
@@ -229,7 +261,9 @@ def is_stringlike(type_: pa.DataType) -> bool:
 
 
 def same_kind(a: pa.DataType, b: pa.DataType) -> bool:
-    """Tell whether values of both types are of one kind, so that a value may fit either: no text among numbers."""
+    """Tell whether values of both types are of one kind, so that a value may fit either: no text
+    among numbers.
+    """
     common = common_type(a, b)
     if common is None:
         return False
@@ -238,14 +272,18 @@ def same_kind(a: pa.DataType, b: pa.DataType) -> bool:
     if pa.types.is_map(common):
         return same_kind(a.key_type, b.key_type) and same_kind(a.item_type, b.item_type)
     if pa.types.is_struct(common):
-        return all(same_kind(a.field(name).type, b.field(name).type) for name in a.names if name in b.names)
+        return all(
+            same_kind(a.field(name).type, b.field(name).type) for name in a.names if name in b.names
+        )
     a, b = (each.value_type if pa.types.is_dictionary(each) else each for each in (a, b))
     both_strings = is_stringlike(a) and is_stringlike(b)
     return a == b or both_strings or _is_fixed_bytes(a) or wider(a, b) is not None
 
 
 def fits(column: pa.ChunkedArray, type_: pa.DataType) -> bool:
-    """Tell whether a column of `type_` holds each value of `column` unchanged: it is converted there and back."""
+    """Tell whether a column of `type_` holds each value of `column` unchanged: it is converted
+    there and back.
+    """
     try:
         there = convert(column, type_)
         back = convert(there, stored_type(column.type))
@@ -270,7 +308,8 @@ def _holds_bytes(type_: pa.DataType) -> bool:
 
 
 def convert(column: pa.ChunkedArray, type_: pa.DataType) -> pa.ChunkedArray:
-    """Convert a column to the type that it has over the whole input; that of a staged text file holds text.
+    """Convert a column to the type that it has over the whole input; that of a staged text file
+    holds text.
 
     Raises:
         pa.ArrowException: where a value does not fit.
@@ -280,21 +319,28 @@ def convert(column: pa.ChunkedArray, type_: pa.DataType) -> pa.ChunkedArray:
     if pa.types.is_string(column.type) and not is_stringlike(type_):
         return _from_text(column, type_)
     chunks = [_plain(chunk) for chunk in column.chunks]
-    safe = not (is_stringlike(column.type) and is_stringlike(type_))  # bytes that are no UTF-8 stay as they are
+    safe = not (
+        is_stringlike(column.type) and is_stringlike(type_)
+    )  # bytes that are no UTF-8 stay as they are
     return pa.chunked_array([chunk.cast(type_, safe=safe) for chunk in chunks], type_)
 
 
 def _from_text(column: pa.ChunkedArray, type_: pa.DataType) -> pa.ChunkedArray:
-    """Read the values of a staged text file's column, in which numbers are written out and others are JSON."""
+    """Read the values of a staged text file's column, in which numbers are written out and others
+    are JSON.
+    """
     if pa.types.is_nested(type_):
-        values: list[Any] = [None if value is None else json.loads(value) for value in column.to_pylist()]
+        values: list[Any] = [
+            None if value is None else json.loads(value) for value in column.to_pylist()
+        ]
         return pa.chunked_array([pa.array(values, type_)])
     empty = pc.equal(pc.binary_length(column), 0)
     return pc.if_else(empty, pa.scalar(None, pa.string()), column).cast(type_)
 
 
 def _plain(array: pa.Array) -> pa.Array:
-    """Return an array without run ends, views of lists and dictionaries of what is no string, which no cast takes.
+    """Return an array without run ends, views of lists and dictionaries of what is no string, which
+    no cast takes.
 
     That of list views, where a list is null, gives other values (Arrow 26).
     """
@@ -309,12 +355,16 @@ def _plain(array: pa.Array) -> pa.Array:
         return _plain_strings(_plain(array.dictionary)).take(array.indices)
     if pa.types.is_struct(type_):
         fields = [_plain(array.field(i)) for i in range(type_.num_fields)]
-        return pa.StructArray.from_arrays(fields, fields=list(_plain_type(type_)), mask=array.is_null())
+        return pa.StructArray.from_arrays(
+            fields, fields=list(_plain_type(type_)), mask=array.is_null()
+        )
     if pa.types.is_map(type_):
         entries = array.cast(pa.list_(pa.struct([type_.key_field, type_.item_field])))
         plain = _plain_list(entries)
         keys, items = plain.values.flatten()
-        return pa.MapArray.from_arrays(plain.offsets, keys, items, mask=array.is_null()).cast(_plain_type(type_))
+        return pa.MapArray.from_arrays(plain.offsets, keys, items, mask=array.is_null()).cast(
+            _plain_type(type_)
+        )
     return _plain_list(array)
 
 
@@ -322,11 +372,15 @@ def _plain_strings(array: pa.Array) -> pa.Array:
     """Return strings or bytes of a view as plain ones, unchecked."""
     if pa.types.is_string_view(array.type):
         return array.cast(pa.large_string(), safe=False)
-    return array.cast(pa.large_binary(), safe=False) if pa.types.is_binary_view(array.type) else array
+    return (
+        array.cast(pa.large_binary(), safe=False) if pa.types.is_binary_view(array.type) else array
+    )
 
 
 def _has_null_values(array: Any) -> bool:
-    """Tell whether a dictionary in an array has a null among its values, which Parquet does not take."""
+    """Tell whether a dictionary in an array has a null among its values, which Parquet does not
+    take.
+    """
     type_ = array.type
     if pa.types.is_dictionary(type_):
         return array.dictionary.null_count > 0
@@ -349,7 +403,11 @@ def _decoded(array: Any) -> pa.Array:
 
 
 def _undictionaried(type_: pa.DataType) -> pa.DataType:
-    return type_.value_type if pa.types.is_dictionary(type_) else _with_children(type_, _undictionaried)
+    return (
+        type_.value_type
+        if pa.types.is_dictionary(type_)
+        else _with_children(type_, _undictionaried)
+    )
 
 
 def _plain_list(array: Any) -> pa.Array:
@@ -373,4 +431,6 @@ def _plain_type(type_: pa.DataType) -> pa.DataType:
 
 
 def _is_plain_string(type_: pa.DataType) -> bool:
-    return is_stringlike(type_) and not (pa.types.is_string_view(type_) or pa.types.is_binary_view(type_))
+    return is_stringlike(type_) and not (
+        pa.types.is_string_view(type_) or pa.types.is_binary_view(type_)
+    )

@@ -1,4 +1,6 @@
-"""Pipeline: a task in memory, texts in and plain Python values out. Tasks whose calls have another shape extend it."""
+"""Pipeline: a task in memory, texts in and plain Python values out. Tasks whose calls have another
+shape extend it.
+"""
 
 from __future__ import annotations
 
@@ -38,11 +40,13 @@ class Pipeline:
         self.predictor = load(checkpoint, self.task({}))
 
     def __call__(self, inputs: Any, **options: Any) -> Any:
-        """The result for a text, the list of results for several, an iterator of them for an iterator.
+        """The result for a text, the list of results for several, an iterator of them for an
+        iterator.
 
-        `inputs`: a text, a list or another collection of texts (a column of a dataset), or an iterator or a dataset
-        without an iterator of its own, of which some texts at a time are read and answered. `options`: those of the
-        task, in place of the pipeline's own for this call. Raises ValueError for a text without a result.
+        `inputs`: a text, a list or another collection of texts (a column of a dataset), or an
+        iterator or a dataset without an iterator of its own, of which some texts at a time are read
+        and answered. `options`: those of the task, in place of the pipeline's own for this call.
+        Raises ValueError for a text without a result.
         """
         if self.is_document(inputs):
             return self.predict([self.document(inputs)], options)[0]
@@ -67,15 +71,23 @@ class Pipeline:
 
     def task(self, options: Mapping[str, Any]) -> Task:
         """The task with the pipeline's options, overridden by those of a call."""
-        given = {name: value for name, value in self.arguments(options).items() if name not in self.own_arguments}
+        given = {
+            name: value
+            for name, value in self.arguments(options).items()
+            if name not in self.own_arguments
+        }
         return self.task_cls.for_pipeline(self.checkpoint, self.task_cls.options_class.parse(given))
 
     def arguments(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """The pipeline's arguments, overridden by those of a call, under our names."""
         return self.options | call_arguments(self._own_names(options))
 
-    def run(self, documents: Sequence[Text], options: Mapping[str, Any]) -> tuple[list[Any], dict[int, str]]:
-        """A result for each document, and the documents whose result has no meaning with the reason."""
+    def run(
+        self, documents: Sequence[Text], options: Mapping[str, Any]
+    ) -> tuple[list[Any], dict[int, str]]:
+        """A result for each document, and the documents whose result has no meaning with the
+        reason.
+        """
         task = self.task(options)
         outputs, failed = self.predictor.answer(documents, task)
         if self.arguments(options).get("truncation") is False:
@@ -83,8 +95,12 @@ class Pipeline:
             failed |= dict.fromkeys(outputs.windows.truncated.nonzero()[0].tolist(), reason)
         return task.results(outputs), failed
 
-    def predict(self, documents: Sequence[Text], options: Mapping[str, Any], first: int = 0) -> list[Any]:
-        """A result for each document; ValueError that names a document without one, whose numbers begin at `first`."""
+    def predict(
+        self, documents: Sequence[Text], options: Mapping[str, Any], first: int = 0
+    ) -> list[Any]:
+        """A result for each document; ValueError that names a document without one, whose numbers
+        begin at `first`.
+        """
         self.task_cls.check_documents(documents, first)
         results, failed = self.run(documents, options)
         for document, reason in failed.items():
@@ -99,15 +115,23 @@ class Pipeline:
             first += len(chunk)
 
     def _own_names(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Options under our names; values that have a name of transformers' are taken in any case of letters."""
+        """Options under our names; values that have a name of transformers' are taken in any case
+        of letters.
+        """
         renamed = self.task_cls.options_class.transformers_names
-        lower = {name: options[name].lower() for name in renamed if isinstance(options.get(name), str)}
+        lower = {
+            name: options[name].lower() for name in renamed if isinstance(options.get(name), str)
+        }
         return {renamed.get(name, name): value for name, value in {**options, **lower}.items()}
 
 
 def is_stream(inputs: Any) -> bool:
-    """Whether inputs are an iterator, or a dataset of torch's kind, which has items but no iterator of its own."""
-    return isinstance(inputs, Iterator) or (hasattr(inputs, "__getitem__") and not isinstance(inputs, Iterable))
+    """Whether inputs are an iterator, or a dataset of torch's kind, which has items but no iterator
+    of its own.
+    """
+    return isinstance(inputs, Iterator) or (
+        hasattr(inputs, "__getitem__") and not isinstance(inputs, Iterable)
+    )
 
 
 def items_of(inputs: Any) -> Iterable[Any]:

@@ -1,4 +1,6 @@
-"""pipeline: a task in memory, texts in and plain Python values out, in the shapes of transformers' pipelines."""
+"""pipeline: a task in memory, texts in and plain Python values out, in the shapes of transformers'
+pipelines.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,8 @@ def pipeline(
         task: the name of a task, here ("classify") or in transformers ("text-classification").
         model: a folder, a Hugging Face hub id or a URI of object storage.
         revision: branch, tag or commit of the hub's repository.
-        device: a GPU's number, -1 for the CPU, or a torch device; by default a GPU where there is one.
+        device: a GPU's number, -1 for the CPU, or a torch device; by default a GPU where there is
+            one.
         dtype: a torch dtype or its name, by default float32 on CPUs and bfloat16 on GPUs.
         torch_dtype: the old name of `dtype`.
         budget_tokens: tokens in a packed batch.
@@ -50,17 +53,19 @@ def pipeline(
         tokenizer, config: the model's own, by the same name as `model`.
         framework: "pt".
         token: none; a private repository of the hub needs HF_TOKEN in the environment.
-        use_fast, trust_remote_code: without an effect: tokenizers are fast ones, and no code of a checkpoint runs.
-        options: those of the task, under our names or transformers'; a call can override them. So are `truncation`
-            (False: a text that would be cut is an error) and `return_all_scores`; `batch_size`, `num_workers` and
-            `padding` have no effect, since batches are packed.
+        use_fast, trust_remote_code: without an effect: tokenizers are fast ones, and no code of a
+            checkpoint runs.
+        options: those of the task, under our names or transformers'; a call can override them. So
+            are `truncation` (False: a text that would be cut is an error) and `return_all_scores`;
+            `batch_size`, `num_workers` and `padding` have no effect, since batches are packed.
 
     Returns:
-        A callable whose arguments and results have the shape of transformers' pipeline for the task.
+        A callable whose arguments and results have the shape of transformers' pipeline for the
+        task.
 
     Raises:
-        ValueError: for an unknown task, device or option, for an argument of transformers' that would change answers
-            and is not available, and for a checkpoint that does not fit.
+        ValueError: for an unknown task, device or option, for an argument of transformers' that
+            would change answers and is not available, and for a checkpoint that does not fit.
 
     Example:
         >>> classify = pipeline("text-classification", "jobs/demo/intent-classifier")
@@ -69,7 +74,9 @@ def pipeline(
     """
     task_cls = task_class(task_named(task).task)
     check_loading(str(model), tokenizer=tokenizer, config=config, framework=framework, token=token)
-    dtype_name = dtype_of(str(model), dtype=dtype, torch_dtype=torch_dtype, model_kwargs=model_kwargs)
+    dtype_name = dtype_of(
+        str(model), dtype=dtype, torch_dtype=torch_dtype, model_kwargs=model_kwargs
+    )
     device = device_of(device, device_map)
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,4 +1,6 @@
-"""The lease on an output: one run writes there at a time, and a dead run does not block it for ever."""
+"""The lease on an output: one run writes there at a time, and a dead run does not block it for
+ever.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ from pipelines.storage import Folder
 LEASE = "_lease.json"
 _RENEWED_S, _EXPIRES_S = 10.0, 60.0
 _SETTLED_S = {True: 0.2, False: 2.0}
-"""By whether the folder is local: the seconds after which all runs that begin at once have written their lease."""
+"""By whether the folder is local: the seconds after which all runs that begin at once have written
+their lease.
+"""
 
 
 class OutputInUse(UserError):
@@ -39,19 +43,22 @@ class Lease:
         """Raise JobError if the lease is lost."""
         if self.lost.is_set():
             raise JobError(
-                f"output '{self.folder}' was taken over by another run, since this one had not renewed its lease for "
+                f"output '{self.folder}' was taken over by another run, since this one had not "
+                "renewed its lease for "
                 f"{_EXPIRES_S:.0f} s"
             )
 
 
 @contextmanager
 def lease(folder: Folder, run: str = "") -> Iterator[Lease]:
-    """Hold the output for this process, so that no second run writes to it; OutputInUse if another run holds it.
+    """Hold the output for this process, so that no second run writes to it; OutputInUse if another
+    run holds it.
 
-    The lease is a file that is written again every ten seconds. It is a dead run's if it is older than a minute by the
-    clock of the storage, or if its process is gone from this machine. The last of several runs that begin at once has
-    the lease: each checks after a moment whether it is still its own, and again whenever it renews it. `run`: the
-    identity of the run, by which its workers know the lease (`holds`).
+    The lease is a file that is written again every ten seconds. It is a dead run's if it is older
+    than a minute by the clock of the storage, or if its process is gone from this machine. The last
+    of several runs that begin at once has the lease: each checks after a moment whether it is still
+    its own, and again whenever it renews it. `run`: the identity of the run, by which its workers
+    know the lease (`holds`).
     """
     content = {"host": socket.gethostname(), "process": os.getpid(), "processes": _processes()}
     content["run"] = run or uuid4().hex
@@ -64,11 +71,15 @@ def lease(folder: Folder, run: str = "") -> Iterator[Lease]:
             time.sleep(_SETTLED_S[folder.is_local])
             holder = None if _read(folder) == mine else json.loads(_read(folder) or "{}")
     except OSError as error:
-        raise UserError(f"output '{folder}' cannot be written: {error.strerror or error}") from error
+        raise UserError(
+            f"output '{folder}' cannot be written: {error.strerror or error}"
+        ) from error
     if holder is not None:
         raise OutputInUse(
-            f"output '{folder}' is being written by process {holder.get('process')} on {holder.get('host')}; wait for "
-            f"it to end (a dead run's lease expires after {_EXPIRES_S:.0f} s), or name another folder"
+            f"output '{folder}' is being written by process {holder.get('process')} on "
+            f"{holder.get('host')}; wait for "
+            f"it to end (a dead run's lease expires after {_EXPIRES_S:.0f} s), or name another "
+            "folder"
         )
 
     def renew() -> None:
@@ -96,7 +107,9 @@ def lease(folder: Folder, run: str = "") -> Iterator[Lease]:
 
 
 def holds(folder: Folder, run: str) -> bool | None:
-    """Tell whether a run holds the lease as this process sees the folder; None where it sees no lease at all."""
+    """Tell whether a run holds the lease as this process sees the folder; None where it sees no
+    lease at all.
+    """
     content = _read(folder)
     if content is None:
         return None
@@ -144,9 +157,14 @@ def _written_at(folder: Folder, name: str) -> float | None:
 
 
 def _processes() -> str:
-    """Identify the process table that our process ids are of: this machine since it booted, and this container."""
+    """Identify the process table that our process ids are of: this machine since it booted, and
+    this container.
+    """
     try:
-        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.stat('/proc/self/ns/pid').st_ino}"
+        return (
+            f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} "
+            f"{os.stat('/proc/self/ns/pid').st_ino}"
+        )
     except OSError:  # not Linux: a dead run's lease has to expire
         return uuid4().hex
 

@@ -14,12 +14,16 @@ from pipelines.storage import Folder
 RUN = "_run.json"
 _LISTED_FAILURES = 1000
 PARTS = "data"
-"""The folder of the parts in outputs that are begun now; those begun before version 0.2 have them beside the record."""
+"""The folder of the parts in outputs that are begun now; those begun before version 0.2 have them
+beside the record.
+"""
 
 
 @dataclass
 class Attempt:
-    """One run into the output. `seconds`, `outcome`, `rows` and `tokens` stay None if its process dies."""
+    """One run into the output. `seconds`, `outcome`, `rows` and `tokens` stay None if its process
+    dies.
+    """
 
     started: str
     """When it began, as ISO 8601 in UTC."""
@@ -34,7 +38,9 @@ class Attempt:
     """None: by the memory of each actor's GPU."""
     versions: dict[str, str | None]
     run: str | None = None
-    """Its identity, which the stats of its shards have, too; None in outputs of versions before 0.2."""
+    """Its identity, which the stats of its shards have, too; None in outputs of versions before
+    0.2.
+    """
 
 
 @dataclass
@@ -50,19 +56,27 @@ class RunRecord:
     totals: dict[str, Any] | None = None
     """Sums over all shards (output/shard_stats.py), once a run has ended."""
     failed: dict[str, str] | None = None
-    """Files and shards that failed in the last run, with the reason; the file has the first thousand, and their number
-    as `failed_count`."""
+    """Files and shards that failed in the last run, with the reason; the file has the first
+    thousand, and their number as `failed_count`.
+    """
     parts: str = ""
     """The folder of the parts in the output; empty: the output itself."""
 
     def run_at(self, written: float) -> str | None:
-        """Return the run that has probably written a part of which no run knows, from the time of its file.
+        """Return the run that has probably written a part of which no run knows, from the time of
+        its file.
 
         It is one since the last that ended by itself, which knew of all parts before it.
         """
-        ended = [number for number, attempt in enumerate(self.attempts[:-1]) if attempt.outcome is not None]
+        ended = [
+            number
+            for number, attempt in enumerate(self.attempts[:-1])
+            if attempt.outcome is not None
+        ]
         possible = self.attempts[ended[-1] if ended else 0 :]
-        begun = [each for each in possible if datetime.fromisoformat(each.started).timestamp() <= written]
+        begun = [
+            each for each in possible if datetime.fromisoformat(each.started).timestamp() <= written
+        ]
         return (begun or possible[:1])[-1].run
 
     def write(self, folder: Folder) -> None:

@@ -1,7 +1,8 @@
 """The stats of each shard that is done, and their totals.
 
-A commit makes them. Those that depend on the input alone are also in the footer of the part, so that a killed run loses
-none; times and batches are known of runs that ended by themselves. The column names are in files that users read.
+A commit makes them. Those that depend on the input alone are also in the footer of the part, so
+that a killed run loses none; times and batches are known of runs that ended by themselves. The
+column names are in files that users read.
 """
 
 from __future__ import annotations
@@ -20,7 +21,17 @@ SCORE_EDGES = [i / 20 for i in range(21)]
 PADDED_ROWS = 32
 """The windows in a padded batch, in input order, that packed batches are compared with."""
 _AT_ONCE = 256
-SUMS = ("rows", "labelled", "tokens", "windows", "truncated", "padded_tokens", "items", "item_bytes", "replaced")
+SUMS = (
+    "rows",
+    "labelled",
+    "tokens",
+    "windows",
+    "truncated",
+    "padded_tokens",
+    "items",
+    "item_bytes",
+    "replaced",
+)
 KEPT = (*SUMS, "lengths", "scores", "labels", "rejects")
 """The stats in a part's footer."""
 SHARD_STATS = pa.schema(
@@ -35,14 +46,20 @@ SHARD_STATS = pa.schema(
         ("run", pa.string()),
     ]
 )
-"""`room`: the tokens that the shard's batches could have held; `waited_s`: the seconds that the actor was idle before
-the shard; `committed_at`: when the driver heard of the commit, in seconds since 1970; `run`: the attempt of `_run.json`
-that committed it, null in outputs of versions before 0.2."""
+"""`room`: the tokens that the shard's batches could have held; `waited_s`: the seconds that the
+actor was idle before the shard; `committed_at`: when the driver heard of the commit, in seconds
+since 1970; `run`: the attempt of `_run.json` that committed it, null in outputs of versions before
+0.2.
+"""
 
 
 def count_windows(lengths: np.ndarray) -> dict[str, Any]:
-    """Return `windows`, `lengths` and `padded_tokens` for windows of the given lengths in tokens."""
-    full = np.concatenate((lengths, np.zeros(-len(lengths) % PADDED_ROWS, lengths.dtype))).reshape(-1, PADDED_ROWS)
+    """Return `windows`, `lengths` and `padded_tokens` for windows of the given lengths in
+    tokens.
+    """
+    full = np.concatenate((lengths, np.zeros(-len(lengths) % PADDED_ROWS, lengths.dtype))).reshape(
+        -1, PADDED_ROWS
+    )
     last = len(lengths) % PADDED_ROWS or PADDED_ROWS
     rows = np.full(len(full), PADDED_ROWS)
     rows[-1:] = last
@@ -62,7 +79,9 @@ def count_scores(scores: np.ndarray) -> list[int]:
 
 
 def count_items(lists: pa.Array) -> dict[str, int]:
-    """Return `items` and `item_bytes` of a column of lists: what they hold together, and the bytes that this takes."""
+    """Return `items` and `item_bytes` of a column of lists: what they hold together, and the bytes
+    that this takes.
+    """
     values = lists.flatten()
     return {"items": len(values), "item_bytes": values.nbytes}
 
@@ -76,7 +95,9 @@ def table(shard_stats: list[dict[str, Any]]) -> pa.Table:
 
 
 class ShardStatsBuilder:
-    """Collects the stats of a run's shards, perhaps a hundred thousand, as tables: a tenth of the memory of dicts."""
+    """Collects the stats of a run's shards, perhaps a hundred thousand, as tables: a tenth of the
+    memory of dicts.
+    """
 
     def __init__(self) -> None:
         self._tables: list[pa.Table] = []
@@ -104,13 +125,22 @@ def add_up(shard_stats: pa.Table) -> dict[str, Any]:
     totals: dict[str, Any] = {"shards": len(shard_stats)}
     for name in (*SUMS, "batches", "tokenise_s", "predict_s", "waited_s"):
         totals[name] = pc.sum(shard_stats[name]).as_py() or 0
-    capacity_tokens, known = pc.sum(shard_stats["room"]).as_py(), shard_stats.filter(pc.is_valid(shard_stats["room"]))
+    capacity_tokens, known = (
+        pc.sum(shard_stats["room"]).as_py(),
+        shard_stats.filter(pc.is_valid(shard_stats["room"])),
+    )
     totals["fill"] = pc.sum(known["tokens"]).as_py() / capacity_tokens if capacity_tokens else None
     totals["rejected"] = totals["rows"] - totals["labelled"]
     for name in ("labels", "rejects"):
         entries = shard_stats[name].combine_chunks()
-        grouped = pa.table({"key": entries.keys, "n": entries.items}).group_by("key").aggregate([("n", "sum")])
-        counts: Counter[str] = Counter(dict(zip(grouped["key"].to_pylist(), grouped["n_sum"].to_pylist(), strict=True)))
+        grouped = (
+            pa.table({"key": entries.keys, "n": entries.items})
+            .group_by("key")
+            .aggregate([("n", "sum")])
+        )
+        counts: Counter[str] = Counter(
+            dict(zip(grouped["key"].to_pylist(), grouped["n_sum"].to_pylist(), strict=True))
+        )
         totals[name] = dict(sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])))
     for name in ("lengths", "scores"):
         lists = shard_stats[name].drop_null()

@@ -25,8 +25,9 @@ _ANSWERS_S = 10.0
 def cluster_resources() -> dict[str, float]:
     """Return the resources of the Ray cluster, connected first if need be.
 
-    The cluster is the one that RAY_ADDRESS names, else one that runs on this machine, else one that is started here.
-    Raises UserError for an address that means nothing, JobError for a Ray that does not answer or wants a token.
+    The cluster is the one that RAY_ADDRESS names, else one that runs on this machine, else one that
+    is started here. Raises UserError for an address that means nothing, JobError for a Ray that
+    does not answer or wants a token.
     """
     if not ray.is_initialized():
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
@@ -43,21 +44,28 @@ def cluster_resources() -> dict[str, float]:
 
 
 def _join_or_start() -> None:
-    settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "include_dashboard": False}
+    settings: dict[str, Any] = {
+        "log_to_driver": False,
+        "logging_level": logging.ERROR,
+        "include_dashboard": False,
+    }
     try:
         ray.init(**settings)
     except OSError as error:
         if Path(error.filename or "").name not in (".ray", "auth_token"):
             raise
-        # The token of a Ray that is started here, which Ray keeps in the home folder; this one cannot be written.
+        # The token of a Ray that is started here, which Ray keeps in the home folder; this one
+        # cannot be written.
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex()
         ray.init(**settings)
 
 
 def _end_agents() -> None:
-    """End what the raylet of this process has started; the kernel ends the raylet itself with this process.
+    """End what the raylet of this process has started; the kernel ends the raylet itself with this
+    process.
 
-    Ray's agents would look for it for a minute. To shut Ray down while its threads are at work could crash the process.
+    Ray's agents would look for it for a minute. To shut Ray down while its threads are at work
+    could crash the process.
     """
     import psutil  # Ray brings it along
 
@@ -67,7 +75,9 @@ def _end_agents() -> None:
 
 
 def _check_reachable() -> None:
-    """Ask the Ray that is to be joined, if any, whether it is there: Ray itself tries in silence for two minutes."""
+    """Ask the Ray that is to be joined, if any, whether it is there: Ray itself tries in silence
+    for two minutes.
+    """
     from grpc import RpcError, StatusCode
     from ray._common.utils import reset_ray_address
     from ray._private.authentication import authentication_token_setup
@@ -79,34 +89,50 @@ def _check_reachable() -> None:
     named = os.environ.get("RAY_ADDRESS", "")
     if "://" in named:
         raise UserError(
-            f"RAY_ADDRESS {named} must be host:port of a head, auto or local; to run a job from another machine, "
+            f"RAY_ADDRESS {named} must be host:port of a head, auto or local; to run a job from "
+            "another machine, "
             f"submit it to the dashboard: ray job submit --address http://…:8265"
         )
     try:
         address = canonicalize_bootstrap_address(None)  # type: ignore[arg-type]
     except (ValueError, OSError) as error:
-        raise UserError(f"RAY_ADDRESS {named} must be host:port of a head, auto or local: {error}") from error
+        raise UserError(
+            f"RAY_ADDRESS {named} must be host:port of a head, auto or local: {error}"
+        ) from error
     if address is None:
         return  # one is started here
     try:
-        if named in ("", "auto"):  # as ray.init does: a token of this machine is not for a Ray that is named
-            authentication_token_setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+        if named in (
+            "",
+            "auto",
+        ):  # as ray.init does: a token of this machine is not for a Ray that is named
+            authentication_token_setup.maybe_enable_token_auth_if_token_available(
+                warn_if_disabled=False
+            )
         with init_grpc_channel(address) as channel:
             asks = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
             asks.GetClusterId(GetClusterIdRequest(), timeout=_ANSWERS_S)
     except (RpcError, AuthenticationError) as error:
         if isinstance(error, AuthenticationError) or error.code() == StatusCode.UNAUTHENTICATED:
             raise JobError(
-                f"the Ray at {address} wants its token: set RAY_AUTH_MODE=token, and put it into ~/.ray/auth_token or "
+                f"the Ray at {address} wants its token: set RAY_AUTH_MODE=token, and put it into "
+                "~/.ray/auth_token or "
                 f"RAY_AUTH_TOKEN (`ray get-auth-token` on its head prints it)"
             ) from error
-        if not named and error.code() == StatusCode.UNAVAILABLE:  # it was killed, and left its address here
+        if (
+            not named and error.code() == StatusCode.UNAVAILABLE
+        ):  # it was killed, and left its address here
             reset_ray_address()
             if canonicalize_bootstrap_address(None) is None:  # type: ignore[arg-type]
                 return  # else a raylet that still runs here names it, and Ray would try it again
-        whose = "RAY_ADDRESS names it" if named not in ("", "auto") else "the last one that was started on this machine"
+        whose = (
+            "RAY_ADDRESS names it"
+            if named not in ("", "auto")
+            else "the last one that was started on this machine"
+        )
         raise JobError(
-            f"no Ray answers at {address} ({whose}): start one there (ray start --head), name another, or set "
+            f"no Ray answers at {address} ({whose}): start one there (ray start --head), name "
+            "another, or set "
             f"RAY_ADDRESS=local to start one for this job"
         ) from error
 
@@ -118,24 +144,40 @@ def started_here() -> bool:
 
 
 def describe_cluster() -> str:
-    """Say which Ray the job runs on: started here, or joined at an address, with its nodes, CPUs and GPUs."""
+    """Say which Ray the job runs on: started here, or joined at an address, with its nodes, CPUs
+    and GPUs.
+    """
     resources = cluster_resources()
-    where = "started here" if started_here() else f"joined at {ray.get_runtime_context().gcs_address}"
+    where = (
+        "started here" if started_here() else f"joined at {ray.get_runtime_context().gcs_address}"
+    )
     nodes = sum(each["Alive"] for each in ray.nodes())
-    counts = [(nodes, "node"), (int(resources.get("CPU", 0)), "CPU"), (int(resources.get("GPU", 0)), "GPU")]
-    return f"Ray {where}: " + ", ".join(f"{count:,} {unit}{'' if count == 1 else 's'}" for count, unit in counts)
+    counts = [
+        (nodes, "node"),
+        (int(resources.get("CPU", 0)), "CPU"),
+        (int(resources.get("GPU", 0)), "GPU"),
+    ]
+    return f"Ray {where}: " + ", ".join(
+        f"{count:,} {unit}{'' if count == 1 else 's'}" for count, unit in counts
+    )
 
 
 def log_ray_data_to_file() -> Path:
-    """Send the errors and tracebacks that Ray Data logs to a file, not to the terminal, and return its path."""
+    """Send the errors and tracebacks that Ray Data logs to a file, not to the terminal, and return
+    its path.
+    """
     path = Path(tempfile.gettempdir(), f"modernbert-ray-{os.getpid()}.log")
     logger = logging.getLogger("ray.data")
     logger.setLevel(logging.ERROR)
     for handler in list(logger.handlers):
-        if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
+        if isinstance(handler, logging.StreamHandler) and not isinstance(
+            handler, logging.FileHandler
+        ):
             logger.removeHandler(handler)
     if not any(getattr(handler, "baseFilename", None) == str(path) for handler in logger.handlers):
-        handler = logging.FileHandler(path, delay=True, encoding="utf-8")  # created when there is something to log
+        handler = logging.FileHandler(
+            path, delay=True, encoding="utf-8"
+        )  # created when there is something to log
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logger.addHandler(handler)
     return path
@@ -143,7 +185,9 @@ def log_ray_data_to_file() -> Path:
 
 @contextmanager
 def _stderr_closed() -> Iterator[None]:
-    """Drop what the process, native code included, writes to stderr within the block; exceptions are raised as ever."""
+    """Drop what the process, native code included, writes to stderr within the block; exceptions
+    are raised as ever.
+    """
     with suppress(OSError, ValueError):  # nobody reads it any more
         sys.stderr.flush()
     try:

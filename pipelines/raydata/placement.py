@@ -1,4 +1,6 @@
-"""Where a job's actors go: how many, with which CPUs and GPUs, and the wait for a place on the cluster."""
+"""Where a job's actors go: how many, with which CPUs and GPUs, and the wait for a place on the
+cluster.
+"""
 
 from __future__ import annotations
 
@@ -24,17 +26,22 @@ from pipelines.report.progress import format_duration, repeated
 from pipelines.report.text import say
 
 TOKEN_CPU_S, TOKEN_DETAILS_CPU_S = 2.0e-6, 3.5e-6
-"""The CPU seconds that a token takes to be read, tokenised and committed, without and with its place in the text, which
-taggers and question answering need: the upper figures of benchmarks/results/feeding.json, of a busy machine."""
+"""The CPU seconds that a token takes to be read, tokenised and committed, without and with its
+place in the text, which taggers and question answering need: the upper figures of
+benchmarks/results/feeding.json, of a busy machine.
+"""
 GPU_TOKENS_S, GPU_FLOPS = 1.6e6, 4.5e14
-"""What an H100 does at most: tokens a second, which ModernBERT-base reaches, and floating-point operations a second in
-linear layers, which large reaches at 0.65 M tokens/s."""
+"""What an H100 does at most: tokens a second, which ModernBERT-base reaches, and floating-point
+operations a second in linear layers, which large reaches at 0.65 M tokens/s.
+"""
 _STAGE_CPUS = 4
 """The CPUs a GPU from which on a task of each stage takes as many CPUs as it can use."""
 _STATUS_S = 10.0
 """How long after its start a head may not yet have the status from which `is_fixed` reads."""
 _JOIN_S, _STEADY_S = 60.0, 3.0
-"""How long the nodes of a cluster have to join its head, and how long none more must come until all are there."""
+"""How long the nodes of a cluster have to join its head, and how long none more must come until all
+are there.
+"""
 _SAID_EVERY_S = 60.0
 logger = logging.getLogger(__name__)
 
@@ -42,24 +49,27 @@ logger = logging.getLogger(__name__)
 def pool_size(actors: str, device: str) -> tuple[int, int | None]:
     """Return the least and the most actors that `actors` (N, MIN:MAX or auto) of a job stands for.
 
-    auto takes what is free, at least one, and grows to the whole cluster; None stands for all that an autoscaler may
-    add. Raises UserError if the cluster can never have room for the least.
+    auto takes what is free, at least one, and grows to the whole cluster; None stands for all that
+    an autoscaler may add. Raises UserError if the cluster can never have room for the least.
     """
     wait_for_nodes()
     unit, least = _unit(device), 1 if actors == "auto" else int(actors.partition(":")[0])
     there = int(cluster_resources().get(unit, 0))
     if least > there and is_fixed():
-        raise UserError(f"--actors {actors} needs {least} {unit}s, one an actor; {describe_nodes()}")
+        raise UserError(
+            f"--actors {actors} needs {least} {unit}s, one an actor; {describe_nodes()}"
+        )
     if actors != "auto":
         return least, int(actors.rpartition(":")[2])
     return max(min(_free_places(device), there), 1), there if is_fixed() else None
 
 
 def wait_for_nodes() -> None:
-    """Give the nodes of a cluster that starts time to join, where it has a head without CPUs and GPUs alone.
+    """Give the nodes of a cluster that starts time to join, where it has a head without CPUs and
+    GPUs alone.
 
-    A job that is submitted while a cluster starts would otherwise find no room, or no GPUs, and go without. Raises
-    JobError if none joins.
+    A job that is submitted while a cluster starts would otherwise find no room, or no GPUs, and go
+    without. Raises JobError if none joins.
     """
 
     def resources() -> list[float]:
@@ -75,7 +85,8 @@ def wait_for_nodes() -> None:
         seen = resources()
     if not any(seen):
         raise JobError(
-            f"no node with CPUs or GPUs has joined within {format_duration(_JOIN_S)}: {describe_nodes()}; start "
+            f"no node with CPUs or GPUs has joined within {format_duration(_JOIN_S)}: "
+            f"{describe_nodes()}; start "
             f"workers (ray start --address=…), or the head with --num-cpus"
         )
     while any(seen):
@@ -88,8 +99,8 @@ def wait_for_nodes() -> None:
 def is_fixed() -> bool:
     """Tell whether the cluster stays as it is: no autoscaler adds nodes.
 
-    The monitor of a head without an autoscaler names the type of each node after the node; a head may also have none.
-    A list of machines of one's own has all its nodes from the start.
+    The monitor of a head without an autoscaler names the type of each node after the node; a head
+    may also have none. A list of machines of one's own has all its nodes from the start.
     """
     if started_here():
         return True
@@ -102,7 +113,10 @@ def is_fixed() -> bool:
 
 
 def _node_types() -> dict[str, str]:
-    report = json.loads(_internal_kv_get(b"__autoscaling_status") or b"{}").get("autoscaler_report") or {}
+    report = (
+        json.loads(_internal_kv_get(b"__autoscaling_status") or b"{}").get("autoscaler_report")
+        or {}
+    )
     return report.get("node_type_mapping") or {}
 
 
@@ -123,10 +137,12 @@ def _free_places(device: str) -> int:
 
 
 def wait_for_places(actors: int, device: str, wait_s: float) -> None:
-    """Wait until `actors` actors have a place, all at once; JobError if they have none within `wait_s`.
+    """Wait until `actors` actors have a place, all at once; JobError if they have none within
+    `wait_s`.
 
-    A line says what is waited for, and another one each minute. A placement group asks for the places: autoscalers see
-    it, and unlike `request_resources` it ends with this process, so that no job that was killed keeps GPUs running.
+    A line says what is waited for, and another one each minute. A placement group asks for the
+    places: autoscalers see it, and unlike `request_resources` it ends with this process, so that no
+    job that was killed keeps GPUs running.
     """
     if _free_places(device) >= actors:
         return
@@ -137,10 +153,14 @@ def wait_for_places(actors: int, device: str, wait_s: float) -> None:
         while not group.wait(0 if not waited else min(_SAID_EVERY_S, wait_s - waited)):
             if waited >= wait_s:
                 raise JobError(
-                    f"{wanted}, were not free within {format_duration(wait_s)}: {_describe_room(unit)}; ask for fewer "
+                    f"{wanted}, were not free within {format_duration(wait_s)}: "
+                    f"{_describe_room(unit)}; ask for fewer "
                     f"with --actors, or wait longer with --wait-for-actors-s"
                 )
-            _say(f"waiting for {wanted}, up to {format_duration(wait_s - waited)}: {_describe_room(unit)}")
+            _say(
+                f"waiting for {wanted}, up to {format_duration(wait_s - waited)}: "
+                f"{_describe_room(unit)}"
+            )
             waited = max(time.monotonic() - started, 1e-3)
     finally:
         remove_placement_group(group)
@@ -170,7 +190,10 @@ def describe_nodes() -> str:
     """Say in half a sentence what the nodes of the Ray cluster have."""
     resources = ray.cluster_resources()
     counts = [int(resources.get(unit, 0)) for unit in ("CPU", "GPU")]
-    room = " and ".join(f"{count:,} {_plural(count, unit)}" for count, unit in zip(counts, ("CPU", "GPU"), strict=True))
+    room = " and ".join(
+        f"{count:,} {_plural(count, unit)}"
+        for count, unit in zip(counts, ("CPU", "GPU"), strict=True)
+    )
     nodes = _describe_kinds()
     return f"the Ray cluster has {room} ({nodes})" if nodes else f"the Ray cluster has {room}"
 
@@ -187,7 +210,9 @@ def _describe_kinds() -> str:
     said = []
     for (cpus, gpus), count in sorted(kinds.items(), reverse=True):
         with_gpus = f" and {gpus} {_plural(gpus, 'GPU')}" if gpus else ""
-        said.append(f"{count:,} {_plural(count, 'node')} of {cpus} {_plural(cpus, 'CPU')}{with_gpus}")
+        said.append(
+            f"{count:,} {_plural(count, 'node')} of {cpus} {_plural(cpus, 'CPU')}{with_gpus}"
+        )
     return ", ".join(said)
 
 
@@ -200,7 +225,8 @@ def _say(line: str) -> None:
 
 
 def cores_per_gpu(config: ModernBertConfig, details: bool) -> int:
-    """Return the CPU cores that keep a GPU busy with a model: one for its actor, the others for the other stages.
+    """Return the CPU cores that keep a GPU busy with a model: one for its actor, the others for the
+    other stages.
 
     `details`: whether the task needs the places of tokens in the text.
     """
@@ -215,21 +241,33 @@ def warn_of_few_cores(gpus: int, cores_each: int) -> None:
     cores = int(cluster_resources().get("CPU", 0))
     if cores < gpus * cores_each:
         logger.warning(
-            "the Ray cluster has %d CPU%s for %d GPU%s; to keep as many H100s busy with this model and task takes "
-            "%d, %d each: GPUs may wait for texts to be read and tokenised. Add CPUs, or nodes without GPUs",
-            *(cores, "" if cores == 1 else "s", gpus, "" if gpus == 1 else "s", gpus * cores_each, cores_each),
+            "the Ray cluster has %d CPU%s for %d GPU%s; to keep as many H100s busy with this model "
+            "and task takes "
+            "%d, %d each: GPUs may wait for texts to be read and tokenised. Add CPUs, or nodes "
+            "without GPUs",
+            *(
+                cores,
+                "" if cores == 1 else "s",
+                gpus,
+                "" if gpus == 1 else "s",
+                gpus * cores_each,
+                cores_each,
+            ),
         )
 
 
 def stage_cpus(device: str) -> tuple[float, float, float]:
     """Return the CPUs that a task takes: to read and tokenise, to predict (an actor), to commit.
 
-    On CPUs an actor takes 0.9 of a core, so that the rest of each core is left for reading and commits, which are
-    quick. Beside GPUs they take a core each; where the cluster has few cores for its GPUs they take less, so that
-    actors, which hold theirs for the whole job, leave some to those that feed them.
+    On CPUs an actor takes 0.9 of a core, so that the rest of each core is left for reading and
+    commits, which are quick. Beside GPUs they take a core each; where the cluster has few cores for
+    its GPUs they take less, so that actors, which hold theirs for the whole job, leave some to
+    those that feed them.
     """
     if device == "cpu":
         return 0.1, 0.9, 0.05
     cpus, gpus = (cluster_resources().get(unit, 0) for unit in ("CPU", "GPU"))
-    share = min(1.0, round(cpus / gpus / _STAGE_CPUS, 3)) if cpus and gpus else 1.0  # nodes may still be added
+    share = (
+        min(1.0, round(cpus / gpus / _STAGE_CPUS, 3)) if cpus and gpus else 1.0
+    )  # nodes may still be added
     return share, share, share / 2

@@ -1,4 +1,6 @@
-"""What the model actors of a job do, kept outside their processes: what one was at when it ended is known here."""
+"""What the model actors of a job do, kept outside their processes: what one was at when it ended is
+known here.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,8 @@ from typing import Any
 
 
 class Watch:
-    """The starts of the model actors of a round, the shards that they are at, and how much all have answered.
+    """The starts of the model actors of a round, the shards that they are at, and how much all have
+    answered.
 
     All of it begins again where the node of the watch is lost.
     """
@@ -23,7 +26,9 @@ class Watch:
         self._running: dict[str, str | None] = {}
 
     def call(self, round_number: int, method: str, *arguments: Any) -> Any:
-        """Call a method for the last round; for an earlier one, which only actors about to end are in, do nothing."""
+        """Call a method for the last round; for an earlier one, which only actors about to end are
+        in, do nothing.
+        """
         if round_number > self._round:
             self._begin_round(round_number)
         return getattr(self, method)(*arguments) if round_number == self._round else None
@@ -38,7 +43,9 @@ class Watch:
         return self._rows, self._tokens
 
     def start(self, actor: str) -> int:
-        """Note that an actor starts, and return how often it has begun to since it was last ready."""
+        """Note that an actor starts, and return how often it has begun to since it was last
+        ready.
+        """
         self._failing[actor] = False
         self._starts[actor] += 1
         return self._starts[actor]
@@ -52,7 +59,9 @@ class Watch:
         self._starts[actor], self._failing[actor] = 0, False
 
     def start_failed(self, actor: str) -> bool:
-        """Note that an actor has failed to start again and again, and tell whether all the others have, too."""
+        """Note that an actor has failed to start again and again, and tell whether all the others
+        have, too.
+        """
         self._failing[actor] = True
         return all(self._failing.values())
 
@@ -65,9 +74,13 @@ class Watch:
         self._running.pop(shard, None)
 
     def broke(self, shard: str, reason: str) -> None:
-        """Note why a shard has no answer, before its actor is probed: a process that ends then was broken before."""
+        """Note why a shard has no answer, before its actor is probed: a process that ends then was
+        broken before.
+        """
         self._running[shard] = reason
 
     def interrupted(self) -> dict[str, str | None]:
-        """Return the shards in whose middle a process ended, with the reason that `broke` has noted, if any."""
+        """Return the shards in whose middle a process ended, with the reason that `broke` has
+        noted, if any.
+        """
         return self._running

@@ -1,7 +1,8 @@
 """The row that travels between the Ray stages of a corpus job: its schema and codec.
 
-A shard is ONE row of list columns. Ray can neither split nor merge it, and the lists are already the packed layout that
-the model reads: `input_ids` and `cu_seqlens` are the values and offsets of an Arrow list, taken without a copy.
+A shard is ONE row of list columns. Ray can neither split nor merge it, and the lists are already
+the packed layout that the model reads: `input_ids` and `cu_seqlens` are the values and offsets of
+an Arrow list, taken without a copy.
 """
 
 from __future__ import annotations
@@ -18,12 +19,22 @@ from modernbert.text.windows import Windows
 from pipelines.input.shards import Shard
 from pipelines.tasks.base import Predictions
 
-REJECT = pa.struct([("row", pa.int64()), ("reason", pa.string()), ("stage", pa.string()), ("raw", pa.string())])
-"""A rejected row: its number in the shard, why, in which stage, and its raw text if it could not be parsed."""
+REJECT = pa.struct(
+    [("row", pa.int64()), ("reason", pa.string()), ("stage", pa.string()), ("raw", pa.string())]
+)
+"""A rejected row: its number in the shard, why, in which stage, and its raw text if it could not be
+parsed.
+"""
 WINDOWS = {
-    "input_ids": pa.int32(), "cu_seqlens": pa.int64(), "document": pa.int64(), "start": pa.int64(),
-    "n_tokens": pa.int32(), "truncated": pa.bool_(), "offsets": pa.int32(), "token_tags": pa.int8(),
-}  # fmt: skip
+    "input_ids": pa.int32(),
+    "cu_seqlens": pa.int64(),
+    "document": pa.int64(),
+    "start": pa.int64(),
+    "n_tokens": pa.int32(),
+    "truncated": pa.bool_(),
+    "offsets": pa.int32(),
+    "token_tags": pa.int8(),
+}
 """The arrays of a shard's Windows, flattened."""
 TOKENISED = pa.schema(
     [
@@ -36,7 +47,9 @@ TOKENISED = pa.schema(
         ("cause", pa.string()),
     ]
 )
-"""What reading and tokenising gives: `rows` are the row numbers of the documents; `error` and `cause` if it failed."""
+"""What reading and tokenising gives: `rows` are the row numbers of the documents; `error` and
+`cause` if it failed.
+"""
 COMMITTED = pa.schema(
     [
         ("name", pa.string()),
@@ -48,9 +61,10 @@ COMMITTED = pa.schema(
     ]
 )
 START, RAISED, NONE_ANSWERED, CHANGED = "start", "raised", "none answered", "changed"
-"""Causes of an error that the driver decides on: no actor comes up; the model raised, and answers the probe; the model
-answers the probe, and none of the shard's rows; the model's files are others than when the job began. The other errors
-are the shard's own, and final."""
+"""Causes of an error that the driver decides on: no actor comes up; the model raised, and answers
+the probe; the model answers the probe, and none of the shard's rows; the model's files are others
+than when the job began. The other errors are the shard's own, and final.
+"""
 
 
 def reject(row: int, reason: str, stage: str, raw: str | None = None) -> dict[str, Any]:
@@ -71,15 +85,23 @@ def shard_of(table: pa.Table) -> Shard:
 
 
 def tokenised_row(
-    shard: Shard, windows: Windows, rows: np.ndarray, rejects: Sequence[dict[str, Any]], tokenise_s: float
+    shard: Shard,
+    windows: Windows,
+    rows: np.ndarray,
+    rejects: Sequence[dict[str, Any]],
+    tokenise_s: float,
 ) -> pa.Table:
     """Encode a tokenised shard."""
     arrays = {name: getattr(windows, name).ravel() for name in WINDOWS}
-    return _table(_empty_row(shard) | arrays | {"rows": rows, "rejects": rejects, "tokenise_s": tokenise_s})
+    return _table(
+        _empty_row(shard) | arrays | {"rows": rows, "rejects": rejects, "tokenise_s": tokenise_s}
+    )
 
 
 def failed_row(shard: Shard, error: str, cause: str | None = None) -> pa.Table:
-    """Encode a shard that could not be read; `cause` is CHANGED, or None if the error is the shard's own."""
+    """Encode a shard that could not be read; `cause` is CHANGED, or None if the error is the
+    shard's own.
+    """
     return _table(_empty_row(shard) | {"error": error, "cause": cause})
 
 
@@ -91,13 +113,17 @@ def rejected_row(shard: Shard, rejects: Sequence[dict[str, Any]]) -> pa.Table:
 def unpredicted_row(
     table: pa.Table, error: str, cause: str, rejects: Sequence[dict[str, Any]] | None = None
 ) -> pa.Table:
-    """Encode a tokenised shard that has no answers: `cause` is one of START, RAISED and NONE_ANSWERED.
+    """Encode a tokenised shard that has no answers: `cause` is one of START, RAISED and
+    NONE_ANSWERED.
 
-    `rejects`: its rejected rows, None for those that the row has from reading: they keep their own reasons.
+    `rejects`: its rejected rows, None for those that the row has from reading: they keep their own
+    reasons.
     """
     if rejects is None:
         rejects = rejects_of(table)
-    table = table.set_column(table.column_names.index("error"), "error", pa.array([error], pa.string()))
+    table = table.set_column(
+        table.column_names.index("error"), "error", pa.array([error], pa.string())
+    )
     return predicted_row(table, _NO_PREDICTIONS, rejects, 0.0, cause)
 
 
@@ -111,7 +137,8 @@ def predicted_row(
 ) -> pa.Table:
     """Add predictions to a tokenised shard; its other columns are passed on without a copy.
 
-    `idle_s`: the time that the actor had nothing to do before; `budget_tokens`: the most tokens in its batches.
+    `idle_s`: the time that the actor had nothing to do before; `budget_tokens`: the most tokens in
+    its batches.
     """
     columns = {name: table[name] for name in table.column_names} | {
         "values": _list(pa.array(predictions.values.ravel())),
@@ -168,7 +195,11 @@ _NO_PREDICTIONS = Predictions(np.empty(0, np.float32), np.zeros(1, np.int64), {}
 
 def _empty_row(shard: Shard) -> dict[str, Any]:
     empty: dict[str, Any] = {name: [] for name in TOKENISED.names}
-    return empty | shard_row(shard) | {"cu_seqlens": [0], "tokenise_s": 0.0, "error": None, "cause": None}
+    return (
+        empty
+        | shard_row(shard)
+        | {"cu_seqlens": [0], "tokenise_s": 0.0, "error": None, "cause": None}
+    )
 
 
 def _table(row: dict[str, Any]) -> pa.Table:

@@ -1,7 +1,8 @@
-"""The geometry and the labels of the report's charts: numbers in, plain data out, which report.html.j2 draws.
+"""The geometry and the labels of the report's charts: numbers in, plain data out, which
+report.html.j2 draws.
 
-Lengths are relative, since a drawing is stretched to its box: y runs from 0 (top) to 100 (bottom), percentages from 0
-to 100.
+Lengths are relative, since a drawing is stretched to its box: y runs from 0 (top) to 100 (bottom),
+percentages from 0 to 100.
 """
 
 from __future__ import annotations
@@ -130,7 +131,9 @@ def percent(share: float | None) -> str:
     return f"{share:.0%}" if share in (0, 1) else f"{share:.1%}"
 
 
-def bars(counts: Sequence[tuple[Any, int]], limit: int, others: str) -> tuple[list[Bar], Bar | None]:
+def bars(
+    counts: Sequence[tuple[Any, int]], limit: int, others: str
+) -> tuple[list[Bar], Bar | None]:
     """Computes the bars of the first `limit` of (name, count), and one of all others.
 
     Args:
@@ -155,7 +158,10 @@ def bars(counts: Sequence[tuple[Any, int]], limit: int, others: str) -> tuple[li
 def stack(parts: Sequence[tuple[str, str, float, str]]) -> list[Part]:
     """Computes the parts of a bar from (name, CSS class, size, size as text)."""
     total = sum(size for _, _, size, _ in parts) or 1.0
-    return [Part(name, style, text, percent(size / total), 100 * size / total) for name, style, size, text in parts]
+    return [
+        Part(name, style, text, percent(size / total), 100 * size / total)
+        for name, style, size, text in parts
+    ]
 
 
 def histogram(unit: str, edges: Sequence[float], counts: Sequence[int]) -> Histogram:
@@ -172,15 +178,26 @@ def histogram(unit: str, edges: Sequence[float], counts: Sequence[int]) -> Histo
     bins = []
     for i, number in enumerate(counts):
         height = max(100 * number / ticks[-1], 1.0) if number else 0.0
-        bins.append(Bin(f"{_edge(edges[i])} to {_edge(edges[i + 1])}", count(number), percent(number / total), height))
+        bins.append(
+            Bin(
+                f"{_edge(edges[i])} to {_edge(edges[i + 1])}",
+                count(number),
+                percent(number / total),
+                height,
+            )
+        )
     peak = bins[counts.index(highest)]
     min_spacing = math.ceil(len(bins) / 7)
-    spacing = next((n for n in range(min_spacing, 2 * min_spacing + 1) if len(bins) % n == 0), min_spacing)
+    spacing = next(
+        (n for n in range(min_spacing, 2 * min_spacing + 1) if len(bins) % n == 0), min_spacing
+    )
     return Histogram(
         unit=unit,
         summary=f"{len(bins)} columns; the highest, {peak.range} {unit}, holds {peak.count}.",
         bins=bins,
-        x_labels=[Label(100 * i / len(bins), _edge(edges[i])) for i in range(0, len(edges), spacing)],
+        x_labels=[
+            Label(100 * i / len(bins), _edge(edges[i])) for i in range(0, len(edges), spacing)
+        ],
         y_labels=_y_labels(ticks),
     )
 
@@ -192,7 +209,8 @@ def line(
     mean: float | None,
     events: Sequence[tuple[float, str]],
 ) -> Line:
-    """Computes a stepped line of values over time, of at most 240 steps: neighbouring values beyond that are averaged.
+    """Computes a stepped line of values over time, of at most 240 steps: neighbouring values beyond
+    that are averaged.
 
     Args:
         unit: the unit of the values.
@@ -208,8 +226,14 @@ def line(
         return 100 - 100 * value / ticks[-1]
 
     x = [LINE_WIDTH * edge / duration for edge in edges]
-    steps = [Step(x[i], x[i + 1], y(value), count(value), format_duration(edges[i])) for i, value in enumerate(values)]
-    spacing = next((step for step in _TIME_STEPS if duration / step <= 6), 86400 * math.ceil(duration / 86400 / 5))
+    steps = [
+        Step(x[i], x[i + 1], y(value), count(value), format_duration(edges[i]))
+        for i, value in enumerate(values)
+    ]
+    spacing = next(
+        (step for step in _TIME_STEPS if duration / step <= 6),
+        86400 * math.ceil(duration / 86400 / 5),
+    )
     times = [i * spacing for i in range(int(duration / spacing) + 1)]
     return Line(
         unit=unit,
@@ -223,8 +247,12 @@ def line(
     )
 
 
-def _merge_bins(edges: Sequence[float], values: Sequence[Any], average: bool) -> tuple[list[float], list[Any]]:
-    """Merges neighbouring bins until a chart can show them; their values are summed, or averaged over their widths."""
+def _merge_bins(
+    edges: Sequence[float], values: Sequence[Any], average: bool
+) -> tuple[list[float], list[Any]]:
+    """Merges neighbouring bins until a chart can show them; their values are summed, or averaged
+    over their widths.
+    """
     size = math.ceil(len(values) / _MAX_BINS)
     starts = range(0, len(values), size)
     merged_edges = [edges[start] for start in starts] + [edges[-1]]
@@ -232,7 +260,9 @@ def _merge_bins(edges: Sequence[float], values: Sequence[Any], average: bool) ->
     for start, left, right in zip(starts, merged_edges, merged_edges[1:], strict=False):
         bins = range(start, min(start + size, len(values)))
         if average:
-            merged.append(sum(values[i] * (edges[i + 1] - edges[i]) for i in bins) / ((right - left) or 1.0))
+            merged.append(
+                sum(values[i] * (edges[i + 1] - edges[i]) for i in bins) / ((right - left) or 1.0)
+            )
         else:
             merged.append(sum(values[i] for i in bins))
     return merged_edges, merged
@@ -243,7 +273,9 @@ def _ticks(maximum: float, min_step: float = 0.0) -> list[float]:
     if maximum <= 0:
         return [0.0, 1.0]
     magnitude = 10.0 ** math.floor(math.log10(maximum / 4))
-    step = max(min_step, next(magnitude * n for n in (1, 2, 3, 4, 5, 10) if magnitude * n >= maximum / 4))
+    step = max(
+        min_step, next(magnitude * n for n in (1, 2, 3, 4, 5, 10) if magnitude * n >= maximum / 4)
+    )
     return [step * i for i in range(math.ceil(maximum / step - 1e-9) + 1)]
 
 

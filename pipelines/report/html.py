@@ -1,4 +1,6 @@
-"""The report of a corpus job as one HTML page. What it shows is computed here; how it looks is in report.html.j2."""
+"""The report of a corpus job as one HTML page. What it shows is computed here; how it looks is in
+report.html.j2.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +22,17 @@ _MODEL_WAITS, _MODEL_BUSY, _SHORT_S = 0.25, 0.1, 30
 
 
 def render(report: dict[str, Any]) -> str:
-    """Renders the report of a corpus job as one HTML page without scripts or anything from elsewhere.
+    """Renders the report of a corpus job as one HTML page without scripts or anything from
+    elsewhere.
 
-    The page stays small however large the job: tables are cut, bins merged and long texts shortened.
+    The page stays small however large the job: tables are cut, bins merged and long texts
+    shortened.
 
     Args:
-        report: title, output, complete, created_at, settings, versions, attempts, totals, throughput, lengths, labels,
-            items, scores, rejects, slowest, failed (pipelines.corpus.summary.report). What is missing, None or empty is
-            left out of the page.
+        report: title, output, complete, created_at, settings, versions, attempts, totals,
+            throughput, lengths, labels, items, scores, rejects, slowest, failed
+            (pipelines.corpus.summary.report). What is missing, None or empty is left out of the
+            page.
 
     Returns:
         The HTML document; UTF-8 can encode it whatever the report contains.
@@ -62,7 +67,9 @@ def render(report: dict[str, Any]) -> str:
 
 
 def _finalize(value: Any) -> Any:
-    """Converts each value that a template prints to text of bounded length, without control characters."""
+    """Converts each value that a template prints to text of bounded length, without control
+    characters.
+    """
     if isinstance(value, Markup):  # what a macro returned; values of a report never are
         return value
     text = MISSING if value is None else str(value)
@@ -118,7 +125,9 @@ def _failures(failed: dict[str, str]) -> dict[str, Any] | None:
         rows.append((f"{names[0]}{more}", reason))
     others = sum(len(names) for _, names in groups[_SHOWN_FAILURES:])
     return {
-        "title": "1 file or shard failed" if len(failed) == 1 else f"{len(failed):,} files or shards failed",
+        "title": "1 file or shard failed"
+        if len(failed) == 1
+        else f"{len(failed):,} files or shards failed",
         "rows": rows,
         "others": f"… and {others:,} others." if others else "",
     }
@@ -128,28 +137,48 @@ def _figures(
     totals: dict[str, Any], attempts: list[dict[str, Any]], speed: float | None, items: str | None
 ) -> list[tuple[str, str, str]]:
     """Returns (name, value, note) of the figures that matter most."""
-    rows, labelled, rejected, tokens = (totals.get(name) for name in ("rows", "labelled", "rejected", "tokens"))
+    rows, labelled, rejected, tokens = (
+        totals.get(name) for name in ("rows", "labelled", "rejected", "tokens")
+    )
     padded = totals.get("padded_tokens")
     saved = None if tokens is None else _ratio((padded or 0) - tokens, padded)
     duration = sum(attempt.get("seconds") or 0 for attempt in attempts)
     tokens_per_row = _ratio(tokens, labelled)
     figures = [
-        ("Rows labelled", _large(labelled), f"of {_plural(rows, 'row')} in {_plural(totals.get('shards'), 'shard')}"),
-        ("Rejected", percent(_ratio(rejected, rows)), f"{_plural(rejected, 'row')}, kept in _rejected"),
-        ("Tokens", _large(tokens), f"{tokens_per_row:,.0f} for each row labelled" if tokens_per_row else ""),
+        (
+            "Rows labelled",
+            _large(labelled),
+            f"of {_plural(rows, 'row')} in {_plural(totals.get('shards'), 'shard')}",
+        ),
+        (
+            "Rejected",
+            percent(_ratio(rejected, rows)),
+            f"{_plural(rejected, 'row')}, kept in _rejected",
+        ),
+        (
+            "Tokens",
+            _large(tokens),
+            f"{tokens_per_row:,.0f} for each row labelled" if tokens_per_row else "",
+        ),
         (
             "Tokens per second",
             _large(speed),
-            f"{format_duration(duration)} in {_plural(len(attempts), 'attempt')}" if duration else "",
+            f"{format_duration(duration)} in {_plural(len(attempts), 'attempt')}"
+            if duration
+            else "",
         ),
         ("Padding saved", percent(saved), f"{_large(padded)} tokens in padded batches of 32"),
         ("Batch fill", percent(totals.get("fill")), _plural(totals.get("batches"), "batch", "es")),
     ]
     if items:
-        each, bytes_each = (_ratio(totals.get(name), labelled) or 0 for name in ("items", "item_bytes"))
+        each, bytes_each = (
+            _ratio(totals.get(name), labelled) or 0 for name in ("items", "item_bytes")
+        )
         note = f"{each:,.1f} for each row labelled, in {bytes_each:,.0f} bytes"
         figures.append((items.capitalize(), _large(totals.get("items")), note))
-    return [(name, value, note if value != MISSING else "not known") for name, value, note in figures]
+    return [
+        (name, value, note if value != MISSING else "not known") for name, value, note in figures
+    ]
 
 
 def _throughput(
@@ -200,7 +229,9 @@ def _lengths(lengths: dict[str, Any], totals: dict[str, Any]) -> dict[str, Any] 
 
 def _time(totals: dict[str, Any]) -> dict[str, Any] | None:
     """Shows where the time went, and names the bottleneck."""
-    tokenise_s, predict_s, waited_s = (totals.get(name) or 0.0 for name in ("tokenise_s", "predict_s", "waited_s"))
+    tokenise_s, predict_s, waited_s = (
+        totals.get(name) or 0.0 for name in ("tokenise_s", "predict_s", "waited_s")
+    )
     if not tokenise_s + predict_s + waited_s:
         return None
     waited = _ratio(waited_s, predict_s + waited_s)
@@ -209,18 +240,30 @@ def _time(totals: dict[str, Any]) -> dict[str, Any] | None:
     elif predict_s < _SHORT_S:
         note = "The job was too short to say which side holds the other up. "
     elif waited >= _MODEL_WAITS:
-        note = f"Tokenising is the bottleneck: the model waited {percent(waited)} of its time for tokenised shards. "
+        note = (
+            f"Tokenising is the bottleneck: the model waited {percent(waited)} of its time for "
+            "tokenised shards. "
+        )
     elif waited <= _MODEL_BUSY:
-        note = f"The model is the bottleneck: it was busy {percent(1 - waited)} of its time, and tokenising kept up. "
+        note = (
+            f"The model is the bottleneck: it was busy {percent(1 - waited)} of its time, and "
+            "tokenising kept up. "
+        )
     else:
-        note = f"Nearly balanced: the model waited {percent(waited)} of its time for tokenised shards. "
+        note = (
+            f"Nearly balanced: the model waited {percent(waited)} of its time for tokenised "
+            "shards. "
+        )
     note += "Seconds are those of all processes together, which run side by side."
     stages = [
         ("tokenise", "tokenise", tokenise_s),
         ("predict", "predict", predict_s),
         ("model waiting", "waiting", waited_s),
     ]
-    parts = [(*stage, _seconds(stage[2]) if stage[2] < 10 else format_duration(stage[2])) for stage in stages]
+    parts = [
+        (*stage, _seconds(stage[2]) if stage[2] < 10 else format_duration(stage[2]))
+        for stage in stages
+    ]
     return {"note": note, "stages": charts.stack(parts)}
 
 
@@ -239,7 +282,11 @@ def _scores(scores: dict[str, Any]) -> dict[str, Any] | None:
     if not total:
         return None
     low = sum(number for edge, number in zip(edges[1:], counts, strict=False) if edge <= 0.5 + 1e-9)
-    note = f"{percent(low / total)} of answers ({low:,} of {total:,}) score below 0.5." if edges[-1] <= 1 else ""
+    note = (
+        f"{percent(low / total)} of answers ({low:,} of {total:,}) score below 0.5."
+        if edges[-1] <= 1
+        else ""
+    )
     return {"note": note, "chart": charts.histogram("score", edges, counts)}
 
 
@@ -278,7 +325,11 @@ def _attempts(attempts: list[dict[str, Any]]) -> dict[str, Any] | None:
         row = {
             "number": f"{number:,}",
             "started": _timestamp(attempt.get("started")),
-            "sign": "✓" if outcome == "complete" else "■" if outcome in ("stopped", "interrupted") else "✕",
+            "sign": "✓"
+            if outcome == "complete"
+            else "■"
+            if outcome in ("stopped", "interrupted")
+            else "✕",
             "outcome": outcome or "ended without notice",
             "host": attempt.get("host"),
             "duration": MISSING if seconds is None else format_duration(seconds),
@@ -292,7 +343,9 @@ def _attempts(attempts: list[dict[str, Any]]) -> dict[str, Any] | None:
 
 
 def _by_attempt(sums: list[dict[str, Any]], labels: list[Any]) -> dict[str, Any] | None:
-    """Lists what attempts added, the newest first, with shares of labels beside those of the whole output."""
+    """Lists what attempts added, the newest first, with shares of labels beside those of the whole
+    output.
+    """
     if len(sums) < 2:
         return None
     shown = [label for label, _ in labels[:_COMPARED_LABELS]]
@@ -302,17 +355,25 @@ def _by_attempt(sums: list[dict[str, Any]], labels: list[Any]) -> dict[str, Any]
     for each in sums[::-1]:
         found = dict(each["labels"])
         here = sum(found.values())
-        rows.append({
-            "number": f"{each['attempt'] + 1:,}",
-            "started": _timestamp(each["started"]),
-            "cells": [
-                count(each["rows"]),
-                MISSING if not each["rows"] else percent(each["rejected"] / each["rows"]),
-                *(_share(found.get(label, 0) / here, shares[label]) if here else MISSING for label in shown),
-            ],
-        })  # fmt: skip
+        rows.append(
+            {
+                "number": f"{each['attempt'] + 1:,}",
+                "started": _timestamp(each["started"]),
+                "cells": [
+                    count(each["rows"]),
+                    MISSING if not each["rows"] else percent(each["rejected"] / each["rows"]),
+                    *(
+                        _share(found.get(label, 0) / here, shares[label]) if here else MISSING
+                        for label in shown
+                    ),
+                ],
+            }
+        )
     columns = [(name, "number") for name in ("rows", "rejected", *shown)]
-    note = "What each attempt added: labels in per cent of its labels, and in points from their share in the output."
+    note = (
+        "What each attempt added: labels in per cent of its labels, and in points from their share "
+        "in the output."
+    )
     return {"note": note, "columns": columns, "rows": rows}
 
 
@@ -334,8 +395,14 @@ def _ratio(part: float | None, whole: float | None) -> float | None:
 
 def _speed(attempts: list[dict[str, Any]]) -> float | None:
     """Computes the tokens per second of the attempts whose tokens and seconds are both known."""
-    known = [attempt for attempt in attempts if attempt.get("tokens") is not None and attempt.get("seconds")]
-    return _ratio(sum(attempt["tokens"] for attempt in known), sum(attempt["seconds"] for attempt in known))
+    known = [
+        attempt
+        for attempt in attempts
+        if attempt.get("tokens") is not None and attempt.get("seconds")
+    ]
+    return _ratio(
+        sum(attempt["tokens"] for attempt in known), sum(attempt["seconds"] for attempt in known)
+    )
 
 
 def _plural(number: int | None, noun: str, ending: str = "s") -> str:

@@ -16,7 +16,8 @@ _ENDS_S = 2.0
 
 
 def progress_line(rows: int, total: int, tokens: int, seconds: float, bar: bool) -> str:
-    """Formats the progress of a job as one line: rows and tokens with their rates, and the time left at these rates.
+    """Formats the progress of a job as one line: rows and tokens with their rates, and the time
+    left at these rates.
 
     Args:
         rows: rows done so far.
@@ -27,11 +28,19 @@ def progress_line(rows: int, total: int, tokens: int, seconds: float, bar: bool)
     """
     share = min(rows / total, 1.0) if total else 1.0
     seconds = max(seconds, 1e-3)
-    left = f"{format_duration(seconds * (1 - share) / share)} left" if share else "the time left is not known"
+    left = (
+        f"{format_duration(seconds * (1 - share) / share)} left"
+        if share
+        else "the time left is not known"
+    )
     rates = f"{rows / seconds:,.1f} rows/s, {tokens / seconds:,.0f} tokens/s"
     shown = f"{rows:,} of {total:,} rows, {tokens:,} tokens, {rates}, {left}"
     filled = round(share * BAR_WIDTH)
-    return f"{share:4.0%} [{'#' * filled}{'.' * (BAR_WIDTH - filled)}] {shown}" if bar else f"{share:4.0%} {shown}"
+    return (
+        f"{share:4.0%} [{'#' * filled}{'.' * (BAR_WIDTH - filled)}] {shown}"
+        if bar
+        else f"{share:4.0%} {shown}"
+    )
 
 
 def format_duration(seconds: float) -> str:
@@ -44,15 +53,16 @@ def format_duration(seconds: float) -> str:
 
 @contextmanager
 def progress_bar(total: int, read: Callable[[], tuple[int, int]]) -> Iterator[None]:
-    """Shows the progress of a job on stderr while the block runs. The clock starts with the first rows.
+    """Shows the progress of a job on stderr while the block runs. The clock starts with the first
+    rows.
 
-    What is shown never goes back: where the counts begin again, because what has counted was lost, the new ones are
-    added to those that were shown.
+    What is shown never goes back: where the counts begin again, because what has counted was lost,
+    the new ones are added to those that were shown.
 
     Args:
         total: rows to do.
-        read: returns (rows, tokens) done so far; called from another thread every 0.5 s on a terminal, every 5 s
-            elsewhere. Where it raises, nothing is shown until it returns again.
+        read: returns (rows, tokens) done so far; called from another thread every 0.5 s on a
+            terminal, every 5 s elsewhere. Where it raises, nothing is shown until it returns again.
     """
     terminal = _is_terminal(sys.stderr)
     started, shown = time.monotonic(), (0, 0)
@@ -83,9 +93,11 @@ def progress_bar(total: int, read: Callable[[], tuple[int, int]]) -> Iterator[No
 
 @contextmanager
 def repeated(seconds: float, call: Callable[[], bool]) -> Iterator[None]:
-    """Calls `call` from another thread every so many seconds while the block runs, until it returns False.
+    """Calls `call` from another thread every so many seconds while the block runs, until it returns
+    False.
 
-    It is for people to see: whatever it raises, it is called again. The block does not wait for a call that hangs.
+    It is for people to see: whatever it raises, it is called again. The block does not wait for a
+    call that hangs.
     """
     stop = threading.Event()
 

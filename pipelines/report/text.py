@@ -1,4 +1,6 @@
-"""Lines for people: whatever is in a text or a name, it is one line and no command to the terminal."""
+"""Lines for people: whatever is in a text or a name, it is one line and no command to the
+terminal.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +13,18 @@ from typing import Any, TextIO
 
 _UNPRINTABLE = re.compile(
     r"[\x00-\x1f\x7f-\x9f"  # controls: escape sequences begin with \x1b or \x9b
-    r"\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # bidirectional: they reorder what stands around them
-    r"\u2028\u2029\ufeff\ufff9-\ufffb\U000e0000-\U000e007f"  # line separators, and what cannot be seen
+    # bidirectional: they reorder what stands around them
+    r"\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
+    # line separators, and what cannot be seen
+    r"\u2028\u2029\ufeff\ufff9-\ufffb\U000e0000-\U000e007f"
     r"\ud800-\udfff]"  # bytes of file names that are not UTF-8
 )
 """The joiners of emoji and of Persian (200c, 200d) are text."""
 
 
 def printable(text: str) -> str:
-    r"""Return a text with its control characters escaped, in one line that any encoding but ASCII's can print.
+    r"""Return a text with its control characters escaped, in one line that any encoding but ASCII's
+    can print.
 
     Args:
         text: of a row, a label, a file name, or an error with any of these in it.
@@ -28,7 +33,9 @@ def printable(text: str) -> str:
         >>> printable("red\x1b[31m")
         'red\\x1b[31m'
     """
-    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape", "surrogatepass").decode(), text)
+    return _UNPRINTABLE.sub(
+        lambda found: found[0].encode("unicode_escape", "surrogatepass").decode(), text
+    )
 
 
 def printable_lines(text: str) -> str:
@@ -38,13 +45,17 @@ def printable_lines(text: str) -> str:
 
 def json_line(value: Any) -> str:
     """Return a value as JSON in one line, with control characters escaped as JSON escapes them."""
-    return _UNPRINTABLE.sub(lambda found: json.dumps(found[0])[1:-1], json.dumps(value, ensure_ascii=False))
+    return _UNPRINTABLE.sub(
+        lambda found: json.dumps(found[0])[1:-1], json.dumps(value, ensure_ascii=False)
+    )
 
 
 def say(text: str, stream: TextIO | None = None) -> None:
-    """Print lines, as they are, on stdout or another stream; where nobody can read them any more, nothing happens.
+    """Print lines, as they are, on stdout or another stream; where nobody can read them any more,
+    nothing happens.
 
-    A job goes on without its reader: its terminal may be closed, its pipe broken, the disk of its log full.
+    A job goes on without its reader: its terminal may be closed, its pipe broken, the disk of its
+    log full.
     """
     with suppress(OSError, ValueError):  # ValueError: it was closed, or does not know a character
         print(text, file=stream or sys.stdout, flush=True)

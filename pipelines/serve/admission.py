@@ -1,4 +1,5 @@
-"""Admission: places that requests share, so that neither large requests nor one client keep all others out.
+"""Admission: places that requests share, so that neither large requests nor one client keep all
+others out.
 
 The places are for whatever is counted: documents, or bytes of bodies.
 """
@@ -56,7 +57,9 @@ class Admission:
         return self.most if client is None else half(self.most)
 
     def claim(self, client: str | None) -> Claim:
-        """Return the claim of a request, which holds nothing yet. A client is its key or address; None: not known."""
+        """Return the claim of a request, which holds nothing yet. A client is its key or address;
+        None: not known.
+        """
         return Claim(self, client)
 
 

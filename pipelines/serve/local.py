@@ -13,12 +13,20 @@ from pipelines.serve.protocol import Info, PredictRequest, PredictResponse, Serv
 class LocalModelClient:
     """Models in this process, without Ray."""
 
-    def __init__(self, models: Sequence[ServedModel], checkpoints: Mapping[str, Checkpoint] | None = None):
-        """Load the models; `checkpoints`: those that the service was deployed with, by the models' names."""
+    def __init__(
+        self, models: Sequence[ServedModel], checkpoints: Mapping[str, Checkpoint] | None = None
+    ):
+        """Load the models; `checkpoints`: those that the service was deployed with, by the models'
+        names.
+        """
         opened = checkpoints or {}
-        self.models = {options.name: ModelServer(options, opened.get(options.name)) for options in models}
+        self.models = {
+            options.name: ModelServer(options, opened.get(options.name)) for options in models
+        }
         self.tasks = {options.name: options.task for options in models}
-        self.aliases = {alias: options.name for options in models for alias in options.model_aliases}
+        self.aliases = {
+            alias: options.name for options in models for alias in options.model_aliases
+        }
 
     async def predict(self, model: str, request: PredictRequest) -> PredictResponse:
         return await self._named(model).predict(request)
@@ -32,7 +40,11 @@ class LocalModelClient:
         return await self._named(model).tokenize(texts, special, client)
 
     async def decode(
-        self, model: str, ids: Sequence[Sequence[int]], skip_special_tokens: bool = True, client: str | None = None
+        self,
+        model: str,
+        ids: Sequence[Sequence[int]],
+        skip_special_tokens: bool = True,
+        client: str | None = None,
     ) -> list[str]:
         return await self._named(model).decode(ids, skip_special_tokens, client)
 
@@ -52,5 +64,8 @@ class LocalModelClient:
 
     def _named(self, model: str) -> ModelServer:
         if model not in self.models:
-            raise ServeError("unknown_model", f"model {model[:80]!r} is unknown; known are {', '.join(self.models)}")
+            raise ServeError(
+                "unknown_model",
+                f"model {model[:80]!r} is unknown; known are {', '.join(self.models)}",
+            )
         return self.models[model]

@@ -23,13 +23,23 @@ class Metrics:
         self._requests = _counter("modernbert_requests", "Requests answered", tags)
         self._documents = _counter("modernbert_documents", "Documents answered", tags)
         self._failed = _counter("modernbert_documents_failed", "Documents without an answer", tags)
-        self._truncated = _counter("modernbert_documents_truncated", "Documents of which tokens were cut off", tags)
-        self._refused = _counter("modernbert_refused", "Requests refused as a whole, by reason", tags, "reason")
+        self._truncated = _counter(
+            "modernbert_documents_truncated", "Documents of which tokens were cut off", tags
+        )
+        self._refused = _counter(
+            "modernbert_refused", "Requests refused as a whole, by reason", tags, "reason"
+        )
         self._tokens = _counter("modernbert_tokens", "Tokens that the model ran", tags)
-        self._tokenise = _histogram("modernbert_tokenise_s", "Checking and tokenising a request", SECONDS, tags)
-        self._queue = _histogram("modernbert_queue_s", "From tokenised to the first packed batch", SECONDS, tags)
+        self._tokenise = _histogram(
+            "modernbert_tokenise_s", "Checking and tokenising a request", SECONDS, tags
+        )
+        self._queue = _histogram(
+            "modernbert_queue_s", "From tokenised to the first packed batch", SECONDS, tags
+        )
         self._forward = _histogram("modernbert_forward_s", "A packed batch", SECONDS, tags)
-        self._fill = _histogram("modernbert_batch_fill", "A packed batch's share of the token budget", SHARES, tags)
+        self._fill = _histogram(
+            "modernbert_batch_fill", "A packed batch's share of the token budget", SHARES, tags
+        )
 
     def record_response(self, answers: PredictResponse) -> None:
         """Count an answered request."""
@@ -61,13 +71,21 @@ class RayHttpMetrics(HttpMetrics):
 
     def __init__(self) -> None:
         super().__init__()
-        self._ray_requests = _counter("modernbert_http_requests", "Requests answered", {}, "route", "status")
+        self._ray_requests = _counter(
+            "modernbert_http_requests", "Requests answered", {}, "route", "status"
+        )
         self._ray_seconds = Histogram(
-            "modernbert_http_request_seconds", "From a request's head to its answer", boundaries=SECONDS,
+            "modernbert_http_request_seconds",
+            "From a request's head to its answer",
+            boundaries=SECONDS,
             tag_keys=("route",),
-        )  # fmt: skip
-        self._ray_in_flight = Gauge("modernbert_http_documents_in_flight", "Inputs of requests under way")
-        self._ray_body_bytes = Gauge("modernbert_http_body_bytes", "Bytes in the bodies of requests under way")
+        )
+        self._ray_in_flight = Gauge(
+            "modernbert_http_documents_in_flight", "Inputs of requests under way"
+        )
+        self._ray_body_bytes = Gauge(
+            "modernbert_http_body_bytes", "Bytes in the bodies of requests under way"
+        )
 
     def record_request(self, route: str, status: int, seconds: float) -> None:
         super().record_request(route, status, seconds)
@@ -83,7 +101,9 @@ def _counter(name: str, description: str, tags: dict[str, str], *more: str) -> C
     return counter
 
 
-def _histogram(name: str, description: str, boundaries: list[float], tags: dict[str, str]) -> Histogram:
+def _histogram(
+    name: str, description: str, boundaries: list[float], tags: dict[str, str]
+) -> Histogram:
     histogram = Histogram(name, description, boundaries=boundaries, tag_keys=tuple(tags))
     histogram.set_default_tags(tags)
     return histogram

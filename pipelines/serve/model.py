@@ -1,4 +1,5 @@
-"""A model online, in this process: documents are checked and tokenised in threads, batched, and answered.
+"""A model online, in this process: documents are checked and tokenised in threads, batched, and
+answered.
 
 Shapes: T packed tokens, W windows, D documents, H hidden.
 """
@@ -26,7 +27,14 @@ from pipelines.inference.predictor import Predictor
 from pipelines.serve.admission import Admission, half
 from pipelines.serve.batcher import Batcher
 from pipelines.serve.config import ServedModel
-from pipelines.serve.encoding import Work, check_results, check_size, decode, encode_request, tokenize
+from pipelines.serve.encoding import (
+    Work,
+    check_results,
+    check_size,
+    decode,
+    encode_request,
+    tokenize,
+)
 from pipelines.serve.metrics import Metrics
 from pipelines.serve.protocol import (
     SMALL_REQUEST,
@@ -41,8 +49,13 @@ from pipelines.tasks.base import ModelOutputs, Predictions, Task, task_class
 
 _THREADS = min(8, max(2, os.cpu_count() or 1))  # for checking, tokenising and decoding
 _BUDGET_TOKENS = {"cpu": 1024}
-"""Less than offline: a CPU gains little from larger batches, and requests wait for the batch before theirs."""
-_TASKS_KEPT, _OPTIONS_KEPT = 256, 1024  # tasks for the options of calls, with the characters of these options
+"""Less than offline: a CPU gains little from larger batches, and requests wait for the batch before
+theirs.
+"""
+_TASKS_KEPT, _OPTIONS_KEPT = (
+    256,
+    1024,
+)  # tasks for the options of calls, with the characters of these options
 _RECENT_S = 5.0  # with an answer as recent as this the model is healthy
 
 
@@ -54,7 +67,9 @@ class _Prepared:
     documents: Sequence[Text]
     windows: Windows
     too_long: np.ndarray
-    """(D,) bool: documents that would be truncated and are not answered; `documents` and `windows` are the others."""
+    """(D,) bool: documents that would be truncated and are not answered; `documents` and `windows`
+    are the others.
+    """
     started: float
     """In seconds since 1970."""
     seconds: float
@@ -66,7 +81,8 @@ class ModelServer:
     def __init__(self, options: ServedModel, checkpoint: Checkpoint | None = None):
         """Load the model; ValueError if checkpoint and options do not fit.
 
-        `checkpoint`: the one that the service was deployed with; None: what the options name, as it is now.
+        `checkpoint`: the one that the service was deployed with; None: what the options name, as it
+        is now.
         """
         self.task_cls = task_class(options.task)
         self.options = options = self.task_cls.read_files(options)
@@ -101,15 +117,21 @@ class ModelServer:
         return answers
 
     async def check_health(self) -> None:
-        """Raise ServeError unless the model has just answered, or answers a probe that goes before all others."""
+        """Raise ServeError unless the model has just answered, or answers a probe that goes before
+        all others.
+        """
         if time.monotonic() - self.batcher.succeeded < _RECENT_S:
             return
         try:
             probe = self._submit(self.task, self._probe, first=True)
-            predictions = await asyncio.wait_for(asyncio.wrap_future(probe), self.options.batch_timeout_s)
+            predictions = await asyncio.wait_for(
+                asyncio.wrap_future(probe), self.options.batch_timeout_s
+            )
         except TimeoutError:
             limit_s = self.options.batch_timeout_s
-            raise ServeError("unhealthy", f"model {self.options.name} gave no answer within {limit_s:g} s") from None
+            raise ServeError(
+                "unhealthy", f"model {self.options.name} gave no answer within {limit_s:g} s"
+            ) from None
         if predictions.failed:
             raise ServeError("unhealthy", f"model {self.options.name}: {predictions.failed[0]}")
 
@@ -130,15 +152,24 @@ class ModelServer:
             **self.task.info(self.checkpoint),
         )
 
-    async def tokenize(self, texts: Sequence[str], special: bool = True, client: str | None = None) -> list[Tokens]:
+    async def tokenize(
+        self, texts: Sequence[str], special: bool = True, client: str | None = None
+    ) -> list[Tokens]:
         async with self._admitted(client, len(texts), self.options.timeout_s) as work:
-            return await self._checked(work, tokenize, self.checkpoint.tokenizer, texts, special, work)
+            return await self._checked(
+                work, tokenize, self.checkpoint.tokenizer, texts, special, work
+            )
 
     async def decode(
-        self, ids: Sequence[Sequence[int]], skip_special_tokens: bool = True, client: str | None = None
+        self,
+        ids: Sequence[Sequence[int]],
+        skip_special_tokens: bool = True,
+        client: str | None = None,
     ) -> list[str]:
         async with self._admitted(client, len(ids), self.options.timeout_s) as work:
-            return await self._checked(work, decode, self.checkpoint.tokenizer, ids, skip_special_tokens, work)
+            return await self._checked(
+                work, decode, self.checkpoint.tokenizer, ids, skip_special_tokens, work
+            )
 
     def close(self) -> None:
         """Answer what is in the queue and refuse more."""
@@ -151,17 +182,31 @@ class ModelServer:
         return self._admission.used
 
     @asynccontextmanager
-    async def _admitted(self, client: str | None, count: int, limit_s: float) -> AsyncIterator[Work]:
-        """Hold places for documents until they are answered and no thread is busy with them; ServeError without."""
+    async def _admitted(
+        self, client: str | None, count: int, limit_s: float
+    ) -> AsyncIterator[Work]:
+        """Hold places for documents until they are answered and no thread is busy with them;
+        ServeError without.
+        """
         most = self._admission.most_of(client)
         if count > most:
-            raise self._refused("too_large", f"{count} documents in a request; at most {most} are taken")
+            raise self._refused(
+                "too_large", f"{count} documents in a request; at most {most} are taken"
+            )
         claim = self._admission.claim(client)
         if not claim.resize(count):
-            most, longest_s = self.options.max_queued_documents, 5.0 if count <= SMALL_REQUEST else 60.0
+            most, longest_s = (
+                self.options.max_queued_documents,
+                5.0 if count <= SMALL_REQUEST else 60.0,
+            )
             wait_s = min(max(self._documents * self._window_s, 1.0), longest_s)
-            message = f"{self._documents} documents are being answered; at most {most} are taken at a time"
-            raise self._refused("overloaded", f"{message}, at most half of them of one client", wait_s)
+            message = (
+                f"{self._documents} documents are being answered; at most {most} are taken at a "
+                "time"
+            )
+            raise self._refused(
+                "overloaded", f"{message}, at most half of them of one client", wait_s
+            )
         work = Work()
         try:
             async with asyncio.timeout(limit_s):
@@ -175,7 +220,9 @@ class ModelServer:
             else:
                 work.thread.add_done_callback(lambda _: claim.release())
 
-    def _refused(self, error_type: ErrorType, message: str, retry_after_s: float | None = None) -> ServeError:
+    def _refused(
+        self, error_type: ErrorType, message: str, retry_after_s: float | None = None
+    ) -> ServeError:
         self.metrics.record_refusal(error_type)
         return ServeError(error_type, f"model {self.options.name}: {message}", retry_after_s)
 
@@ -209,13 +256,19 @@ class ModelServer:
     def _task_with(self, options: dict[str, Any], token_vectors: bool) -> Task:
         """The model's task with the options of a call; those of few characters are kept."""
         given = json.dumps(options, sort_keys=True)
-        return (self._task if len(given) <= _OPTIONS_KEPT else self._make_task)(given, token_vectors)
+        return (self._task if len(given) <= _OPTIONS_KEPT else self._make_task)(
+            given, token_vectors
+        )
 
     def _make_task(self, options: str, token_vectors: bool) -> Task:
-        task = self.task_cls.from_checkpoint(self.checkpoint, self.options.override(json.loads(options)))
+        task = self.task_cls.from_checkpoint(
+            self.checkpoint, self.options.override(json.loads(options))
+        )
         longest = self.options.max_length
         if longest is not None and task.max_length > longest:
-            raise ValueError(f"max_length {task.max_length} is above the {longest} that this service reads")
+            raise ValueError(
+                f"max_length {task.max_length} is above the {longest} that this service reads"
+            )
         return task.for_tokens(self.checkpoint) if token_vectors else task
 
     @cached_property
@@ -244,19 +297,26 @@ class ModelServer:
         return _Prepared(task, documents, windows, too_long, began, time.perf_counter() - started)
 
     def _answers(self, ready: _Prepared, predictions: Predictions) -> PredictResponse:
-        """Make the response: the answers of documents that were run, in their places among those that were not."""
+        """Make the response: the answers of documents that were run, in their places among those
+        that were not.
+        """
         task, windows, at = ready.task, ready.windows, np.flatnonzero(~ready.too_long)
         values, splits = predictions.values, predictions.splits
         outputs = ModelOutputs(ready.documents, windows, values, splits, self.checkpoint.tokenizer)
-        failed = {int(d): f"text has more than the {task.max_length} tokens that the model reads"
-                  for d in np.flatnonzero(ready.too_long)}  # fmt: skip
+        failed = {
+            int(d): f"text has more than the {task.max_length} tokens that the model reads"
+            for d in np.flatnonzero(ready.too_long)
+        }
         failed |= {int(at[d]): reason for d, reason in windows.rejected.items()}
         invalid = frozenset(failed)
         for w, reason in predictions.failed.items():
             failed.setdefault(int(at[windows.document[w]]), reason)
         results = _results(task, outputs, at, failed, len(ready.too_long))
         check_results(task, results)
-        n_tokens, truncated = np.zeros(len(ready.too_long), np.int64), np.zeros(len(ready.too_long), bool)
+        n_tokens, truncated = (
+            np.zeros(len(ready.too_long), np.int64),
+            np.zeros(len(ready.too_long), bool),
+        )
         n_tokens[at], truncated[at] = windows.n_tokens, windows.truncated
         return PredictResponse(
             results=results,
@@ -275,8 +335,12 @@ class ModelServer:
         self.metrics.record_batch(tokens, tokens / self.predictor.budget_tokens, seconds)
 
 
-def _results(task: Task, outputs: ModelOutputs, at: np.ndarray, failed: dict[int, str], count: int) -> Any:
-    """Put the task's results in their places among `count` documents; failed ones are None, or zeros in an array."""
+def _results(
+    task: Task, outputs: ModelOutputs, at: np.ndarray, failed: dict[int, str], count: int
+) -> Any:
+    """Put the task's results in their places among `count` documents; failed ones are None, or
+    zeros in an array.
+    """
     response = task.response(outputs)
     if isinstance(response, np.ndarray):
         out = np.zeros((count, *response.shape[1:]), response.dtype)

@@ -1,4 +1,6 @@
-"""The contract between HTTP and the models: requests, responses, errors, and the client that HTTP calls."""
+"""The contract between HTTP and the models: requests, responses, errors, and the client that HTTP
+calls.
+"""
 
 from __future__ import annotations
 
@@ -9,21 +11,27 @@ from typing import Any, Literal, Protocol
 from modernbert.text.windows import Text
 
 MOST_RESULTS = 400_000
-"""Results in an answer: labels, entities, candidates, weights of sparse vectors, or the tokens of `tokenize`."""
+"""Results in an answer: labels, entities, candidates, weights of sparse vectors, or the tokens of
+`tokenize`.
+"""
 MOST_NUMBERS = 1 << 25
 """Numbers that the model gives for a request: 128 MiB."""
 MOST_TOKEN_NUMBERS = 1 << 21
 """Numbers in an answer with token vectors, unless one document of the model's length has more."""
 SMALL_REQUEST = 16
 """Documents of a request for which places are kept where large requests fill a queue."""
-ErrorType = Literal["invalid", "too_large", "unknown_model", "overloaded", "timeout", "unhealthy", "failed"]
+ErrorType = Literal[
+    "invalid", "too_large", "unknown_model", "overloaded", "timeout", "unhealthy", "failed"
+]
 
 
 class ServeError(Exception):
     """The reason why a request as a whole has no answer."""
 
     def __init__(self, error_type: ErrorType, message: str, retry_after_s: float | None = None):
-        super().__init__(error_type, message, retry_after_s)  # all arguments, so that it can be pickled
+        super().__init__(
+            error_type, message, retry_after_s
+        )  # all arguments, so that it can be pickled
         self.error_type, self.message, self.retry_after_s = error_type, message, retry_after_s
 
     def __str__(self) -> str:
@@ -46,7 +54,9 @@ class PredictRequest:
     client: str | None = None
     """Who asks: no client holds over half of a queue."""
     token_vectors: bool = False
-    """Whether an embed model gives a float32 array (tokens, hidden) per document in place of a vector."""
+    """Whether an embed model gives a float32 array (tokens, hidden) per document in place of a
+    vector.
+    """
 
 
 @dataclass(frozen=True)
@@ -54,12 +64,15 @@ class PredictResponse:
     """An answer per document, in order."""
 
     results: Sequence[Any]
-    """In the shape of the task's `results`; for embeddings a float32 array (D, dimensions) (of int8 or uint8 where
-    `precision` says so). None, or zeros in an array, where failed."""
+    """In the shape of the task's `results`; for embeddings a float32 array (D, dimensions) (of int8
+    or uint8 where `precision` says so). None, or zeros in an array, where failed.
+    """
     failed: dict[int, str]
     """Documents without an answer, with the reason."""
     invalid: frozenset[int]
-    """The documents of `failed` whose text is the reason (too long, no mask, …); the others failed in the model."""
+    """The documents of `failed` whose text is the reason (too long, no mask, …); the others failed
+    in the model.
+    """
     n_tokens: Sequence[int]
     truncated: Sequence[bool]
     started: float
@@ -102,7 +115,9 @@ class Info:
     mask_token: str | None = None
     """The mask token of fill."""
     model_type: dict[str, Any] = field(default_factory=dict)
-    """The model_type in `/info` of text-embeddings-inference: what the model does, with its details."""
+    """The model_type in `/info` of text-embeddings-inference: what the model does, with its
+    details.
+    """
     windows: bool = False
     """Whether texts that are longer are read in windows."""
     openai_truncate: bool = False
@@ -123,7 +138,9 @@ class Tokens:
 
 
 class ModelClient(Protocol):
-    """Calls models by name. Each method raises ServeError, of type unknown_model if there is no such model."""
+    """Calls models by name. Each method raises ServeError, of type unknown_model if there is no
+    such model.
+    """
 
     tasks: dict[str, str]
     """The task of each model, in the order of the configuration."""
@@ -139,12 +156,20 @@ class ModelClient(Protocol):
     async def tokenize(
         self, model: str, texts: Sequence[str], special: bool = True, client: str | None = None
     ) -> list[Tokens]:
-        """Tokenise texts whole, with or without special tokens; more than MOST_RESULTS tokens are refused."""
+        """Tokenise texts whole, with or without special tokens; more than MOST_RESULTS tokens are
+        refused.
+        """
 
     async def decode(
-        self, model: str, ids: Sequence[Sequence[int]], skip_special_tokens: bool = True, client: str | None = None
+        self,
+        model: str,
+        ids: Sequence[Sequence[int]],
+        skip_special_tokens: bool = True,
+        client: str | None = None,
     ) -> list[str]:
-        """Decode lists of token ids; an error of type invalid for an id that the model does not have."""
+        """Decode lists of token ids; an error of type invalid for an id that the model does not
+        have.
+        """
 
     async def unready(self) -> dict[str, str]:
         """Return the models that cannot answer now, with the reason."""

@@ -1,6 +1,8 @@
-"""answer: the span of a context that answers a question, from an extractive question answering model.
+"""answer: the span of a context that answers a question, from an extractive question answering
+model.
 
-Spans are found and scored as in transformers' question-answering pipeline (4.x; version 5.3 removed it).
+Spans are found and scored as in transformers' question-answering pipeline (4.x; version 5.3 removed
+it).
 
 Shapes: T tokens, L context tokens of a window, A answer length in tokens, W windows, D pairs.
 """
@@ -22,10 +24,16 @@ from pipelines.options import AnswerOptions
 from pipelines.tasks.base import ModelOutputs, Task, resolve_windowing
 from pipelines.tasks.postprocess import list_array, per_document, softmax
 
-SPAN = pa.struct([("answer", pa.string()), ("score", pa.float32()), ("start", pa.int32()), ("end", pa.int32())])
+SPAN = pa.struct(
+    [("answer", pa.string()), ("score", pa.float32()), ("start", pa.int32()), ("end", pa.int32())]
+)
 OUTSIDE, CLS, CONTEXT = 0, 1, 2
-"""Values of `Windows.token_tags`: not in the softmax; in the softmax but never in an answer; in both."""
-DEFAULT_LENGTH = 384  # of transformers' pipeline, and of the windows that such models are trained on
+"""Values of `Windows.token_tags`: not in the softmax; in the softmax but never in an answer; in
+both.
+"""
+DEFAULT_LENGTH = (
+    384  # of transformers' pipeline, and of the windows that such models are trained on
+)
 _MOST_SPANS = 1 << 21  # compared in a window: each takes some 30 bytes
 
 
@@ -40,13 +48,18 @@ class Span:
 
 
 class AnswerPipeline(Pipeline):
-    """question-answering: {score, start, end, answer}, or a list of them with a `top_k` above one."""
+    """question-answering: {score, start, end, answer}, or a list of them with a `top_k` above
+    one.
+    """
 
-    def __call__(self, inputs: Any = None, *, question: Any = None, context: Any = None, **options: Any) -> Any:  # type: ignore[override]
+    def __call__(
+        self, inputs: Any = None, *, question: Any = None, context: Any = None, **options: Any
+    ) -> Any:  # type: ignore[override]
         """Answer a question from its context, or several.
 
-        Give `question` and `context`, texts or lists of texts (one context may serve all questions), or as `inputs` a
-        {question, context} dictionary, a list of them or an iterator of them.
+        Give `question` and `context`, texts or lists of texts (one context may serve all
+        questions), or as `inputs` a {question, context} dictionary, a list of them or an iterator
+        of them.
         """
         inputs = _pairs(question, context) if inputs is None else inputs
         results = super().__call__(inputs, **options)
@@ -57,14 +70,18 @@ class AnswerPipeline(Pipeline):
         return item if isinstance(item, tuple) else fields_of(item, *AnswerOptions.inputs)
 
     def predict_lines(self, lines: Sequence[str]) -> list[Any]:
-        return [predict_json(line, lambda item: self.predict([self.document(item)], {})[0]) for line in lines]
+        return [
+            predict_json(line, lambda item: self.predict([self.document(item)], {})[0])
+            for line in lines
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer(Task):
     """Spans of the context by the product of their start and end probabilities.
 
-    `token_tags` of its windows are OUTSIDE, CLS or CONTEXT; with `align_to_words`, `offsets` are those of whole words.
+    `token_tags` of its windows are OUTSIDE, CLS or CONTEXT; with `align_to_words`, `offsets` are
+    those of whole words.
     """
 
     top_k: int | None
@@ -89,7 +106,8 @@ class Answer(Task):
         length = windowing["max_length"] or 0
         if (spans := length * min(options.max_answer_length, length)) > _MOST_SPANS:
             raise ValueError(
-                f"max_answer_length {options.max_answer_length} makes {spans:,} spans of a window of {length} tokens; "
+                f"max_answer_length {options.max_answer_length} makes {spans:,} spans of a window "
+                f"of {length} tokens; "
                 f"at most {_MOST_SPANS // length} tokens of answer are compared there"
             )
         return cls(
@@ -103,7 +121,12 @@ class Answer(Task):
     @classmethod
     def refuse(cls, document: Text) -> str | None:
         return next(
-            (f"{name} is empty" for name, text in zip(AnswerOptions.inputs, document, strict=True) if not text), None
+            (
+                f"{name} is empty"
+                for name, text in zip(AnswerOptions.inputs, document, strict=True)
+                if not text
+            ),
+            None,
         )
 
     def info(self, checkpoint: Checkpoint) -> dict[str, Any]:  # noqa: ARG002
@@ -141,17 +164,24 @@ class Answer(Task):
     def decode(self, outputs: ModelOutputs) -> pa.StructArray:
         found = self.spans(outputs)
         best = [spans[0] if spans else Span("", 0.0, 0, 0) for spans, _ in found]
-        arrays = [pa.array([getattr(span, field.name) for span in best], field.type) for field in SPAN]
+        arrays = [
+            pa.array([getattr(span, field.name) for span in best], field.type) for field in SPAN
+        ]
         arrays.append(pa.array([null for _, null in found], pa.float32()))
         if self.top_k:
             flat = [vars(span) for spans, _ in found for span in spans]
-            arrays.append(list_array(np.array([len(spans) for spans, _ in found]), pa.array(flat, SPAN)))
+            arrays.append(
+                list_array(np.array([len(spans) for spans, _ in found]), pa.array(flat, SPAN))
+            )
         return pa.StructArray.from_arrays(arrays, fields=list(self.columns))
 
     def results(self, outputs: ModelOutputs) -> list[Any]:
         out = []
         for spans, _ in self.spans(outputs):
-            shown = [{"score": s.score, "start": s.start, "end": s.end, "answer": s.answer} for s in spans]
+            shown = [
+                {"score": s.score, "start": s.start, "end": s.end, "answer": s.answer}
+                for s in spans
+            ]
             out.append(shown[0] if len(shown) == 1 else shown)
         return out
 
@@ -159,7 +189,8 @@ class Answer(Task):
         return len(windows.document) * self._spans_of_window
 
     def spans(self, outputs: ModelOutputs) -> list[tuple[list[Span], float]]:
-        """Return, per pair, the best spans (at most `top_k`, or one) and the score of the empty answer.
+        """Return, per pair, the best spans (at most `top_k`, or one) and the score of the empty
+        answer.
 
         Spans with the same text, regardless of case, count as one whose score is their sum.
         """
@@ -175,11 +206,16 @@ class Answer(Task):
                 best, null = self._best_spans(outputs.values[tokens], windows.token_tags[tokens])
                 no_answer = min(no_answer, null)
                 for begin, end, score in best:
-                    start, stop = int(windows.offsets[tokens][begin, 0]), int(windows.offsets[tokens][end, 1])
+                    start, stop = (
+                        int(windows.offsets[tokens][begin, 0]),
+                        int(windows.offsets[tokens][end, 1]),
+                    )
                     text = context[start:stop]
                     earlier = found.get(text.lower())
                     found[text.lower()] = (
-                        replace(earlier, score=earlier.score + score) if earlier else Span(text, score, start, stop)
+                        replace(earlier, score=earlier.score + score)
+                        if earlier
+                        else Span(text, score, start, stop)
                     )
             spans = list(found.values())
             if self.no_answer and count:
@@ -193,11 +229,17 @@ class Answer(Task):
 
     @property
     def _spans_of_window(self) -> int:
-        """The best spans of a window that are looked at: with words, several spans of tokens are one."""
+        """The best spans of a window that are looked at: with words, several spans of tokens are
+        one.
+        """
         return 2 * (self.top_k or 1) + 10 if self.align_to_words else self.top_k or 1
 
-    def _best_spans(self, logits_L2: np.ndarray, part: np.ndarray) -> tuple[list[tuple[int, int, float]], float]:
-        """Return (first token, last token, score) of a window's best spans, and the score of the empty answer."""
+    def _best_spans(
+        self, logits_L2: np.ndarray, part: np.ndarray
+    ) -> tuple[list[tuple[int, int, float]], float]:
+        """Return (first token, last token, score) of a window's best spans, and the score of the
+        empty answer.
+        """
         inside = np.flatnonzero(part != OUTSIDE)
         start_L, end_L = softmax(logits_L2[inside].T)
         null = float(start_L[0] * end_L[0]) if inside[0] == 0 else 0.0
@@ -215,7 +257,9 @@ class Answer(Task):
         if len(real) > wanted:
             real = real[np.argpartition(-scores[real], wanted - 1)[:wanted]]
         order = real[np.argsort(-scores[real], kind="stable")]
-        return [(int(token_L[begin[i]]), int(token_L[end[i]]), float(scores[i])) for i in order], null
+        return [
+            (int(token_L[begin[i]]), int(token_L[end[i]]), float(scores[i])) for i in order
+        ], null
 
 
 def _pairs(question: Any, context: Any) -> list[Text]:
@@ -225,6 +269,7 @@ def _pairs(question: Any, context: Any) -> list[Text]:
     contexts = [context] * len(questions) if isinstance(context, str) else list(context)
     if len(questions) != len(contexts):
         raise ValueError(
-            f"{len(questions)} questions have {len(contexts)} contexts; give as many, or one context for all"
+            f"{len(questions)} questions have {len(contexts)} contexts; give as many, or one "
+            "context for all"
         )
     return list(zip(questions, contexts, strict=True))

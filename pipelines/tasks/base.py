@@ -1,6 +1,8 @@
-"""Task: the texts that go in, how they become windows, what the model computes, and the columns that come out.
+"""Task: the texts that go in, how they become windows, what the model computes, and the columns
+that come out.
 
-A job's readers and committers use tasks without a model: torch is imported only where one is loaded or run.
+A job's readers and committers use tasks without a model: torch is imported only where one is loaded
+or run.
 
 Shapes: T packed tokens, W windows, D documents, R rows of the model's answer, C numbers a row.
 """
@@ -74,20 +76,27 @@ class Task(ABC):
     max_length: int
     """The most tokens in a window."""
     stride: int | None
-    """Tokens that neighbouring windows of a long document share; None if long documents are truncated."""
+    """Tokens that neighbouring windows of a long document share; None if long documents are
+    truncated.
+    """
 
     options_class: ClassVar[type[TaskOptions]]
     """Its entry in `options.TASKS`."""
     model_class: ClassVar[str]
-    """The model that runs it, as "module:class"; config.json must name the class, unless it is the plain encoder."""
+    """The model that runs it, as "module:class"; config.json must name the class, unless it is the
+    plain encoder.
+    """
     pipeline_class: ClassVar[type[Pipeline]] = Pipeline
     """What `pipeline` returns for it: the arguments and results of a call in memory."""
     per_token: ClassVar[bool] = False
     """Whether the model's head runs on each token, which takes memory."""
     gives_token_vectors: ClassVar[bool] = False
-    """Whether an answer has a vector for each token of a text, which is far larger than the text."""
+    """Whether an answer has a vector for each token of a text, which is far larger than the text.
+    """
     counted: ClassVar[tuple[str, str] | None] = None
-    """A column of lists whose items and bytes the summary and the report count, and what the items are called."""
+    """A column of lists whose items and bytes the summary and the report count, and what the items
+    are called.
+    """
     needs_details: ClassVar[bool] = False
     """Whether decoding needs the offsets, word ids and sequence ids of the tokens."""
 
@@ -101,18 +110,22 @@ class Task(ABC):
     def from_checkpoint(cls, checkpoint: Checkpoint, options: Any) -> Task:
         """The task for a checkpoint.
 
-        `options`: an instance of `options_class`. Raises ValueError, whose message begins with the option's name, for
-        options that do not fit the checkpoint.
+        `options`: an instance of `options_class`. Raises ValueError, whose message begins with the
+        option's name, for options that do not fit the checkpoint.
         """
 
     @classmethod
     def for_pipeline(cls, checkpoint: Checkpoint, options: Any) -> Task:
-        """The task as `pipeline` runs it, where transformers' defaults differ from those of the corpus job."""
+        """The task as `pipeline` runs it, where transformers' defaults differ from those of the
+        corpus job.
+        """
         return cls.from_checkpoint(checkpoint, options)
 
     @classmethod
     def read_files(cls, options: Any) -> Any:
-        """Return options that name no file, with the content of one that is named: a service reads it once."""
+        """Return options that name no file, with the content of one that is named: a service reads
+        it once.
+        """
         return options
 
     @property
@@ -127,23 +140,35 @@ class Task(ABC):
 
     @abstractmethod
     def decode(self, outputs: ModelOutputs) -> pa.StructArray:
-        """Turn the model's values into a struct of `columns` per document; any for one without windows."""
+        """Turn the model's values into a struct of `columns` per document; any for one without
+        windows.
+        """
 
     @abstractmethod
     def results(self, outputs: ModelOutputs) -> list[Any]:
-        """Turn the model's values into one plain Python value per document, as transformers' pipelines do."""
+        """Turn the model's values into one plain Python value per document, as transformers'
+        pipelines do.
+        """
 
     def response(self, outputs: ModelOutputs) -> Sequence[Any] | np.ndarray:
-        """Return what an online model answers per document: the `results`, or an array with a row per document."""
+        """Return what an online model answers per document: the `results`, or an array with a row
+        per document.
+        """
         return self.results(outputs)
 
     def for_tokens(self, checkpoint: Checkpoint) -> Task:  # noqa: ARG002
-        """Return the task that gives a vector per token in place of this one; ValueError if there is none."""
-        raise ValueError(f"token vectors come from embed models; this one is for {self.options_class.task}")
+        """Return the task that gives a vector per token in place of this one; ValueError if there
+        is none.
+        """
+        raise ValueError(
+            f"token vectors come from embed models; this one is for {self.options_class.task}"
+        )
 
     @classmethod
     def check(cls, checkpoint: Checkpoint) -> None:
-        """Raise ValueError if the checkpoint's architecture, weights or tokenizer do not fit the task."""
+        """Raise ValueError if the checkpoint's architecture, weights or tokenizer do not fit the
+        task.
+        """
         from modernbert.checkpoint import check_weights
 
         architecture = cls.model_class.rpartition(":")[2]
@@ -160,7 +185,9 @@ class Task(ABC):
 
     @property
     def forward_options(self) -> tuple[Any, ...]:
-        """The options that `forward` depends on: windows of tasks that agree in them can share a packed batch."""
+        """The options that `forward` depends on: windows of tasks that agree in them can share a
+        packed batch.
+        """
         return ()
 
     def fingerprint(self, checkpoint: Checkpoint) -> str:
@@ -192,7 +219,9 @@ class Task(ABC):
 
     @classmethod
     def refuse(cls, document: Text) -> str | None:  # noqa: ARG003
-        """Return the reason why a call in memory or online with this document is refused, or None."""
+        """Return the reason why a call in memory or online with this document is refused, or
+        None.
+        """
         return None
 
     @property
@@ -201,33 +230,44 @@ class Task(ABC):
         return ("a", "a") if len(self.options_class.inputs) == 2 else "a"
 
     def info(self, checkpoint: Checkpoint) -> dict[str, Any]:  # noqa: ARG002
-        """Return what `/info` shows of the model beside what every task has: fields of `serve.protocol.Info`."""
+        """Return what `/info` shows of the model beside what every task has: fields of
+        `serve.protocol.Info`.
+        """
         return {}
 
     def encode(self, tokenizer: Tokenizer, documents: Sequence[Text]) -> Windows:
-        """Tokenise documents into windows; those that cannot be encoded are in `rejected` with the reason."""
-        return tokenizer.encode(documents, self.max_length, stride=self.stride, details=self.needs_details)
+        """Tokenise documents into windows; those that cannot be encoded are in `rejected` with the
+        reason.
+        """
+        return tokenizer.encode(
+            documents, self.max_length, stride=self.stride, details=self.needs_details
+        )
 
     def rows(self, input_ids: np.ndarray, cu_seqlens: np.ndarray) -> np.ndarray | None:  # noqa: ARG002
         """Return how many rows of values each window has, (W,): one, unless a task overrides it.
 
-        None: only the model knows. Then `forward` puts the number of its window in the batch before each row.
+        None: only the model knows. Then `forward` puts the number of its window in the batch before
+        each row.
         """
         return np.ones(len(cu_seqlens) - 1, dtype=np.int64)
 
     def most_results(self, windows: Windows) -> int | None:
-        """Return how many results (labels, entities, candidates) the answers for these windows hold at most.
+        """Return how many results (labels, entities, candidates) the answers for these windows hold
+        at most.
 
         None: only the model knows. Then `count_results` counts those of a response.
         """
         return len(windows.n_tokens)
 
     def count_results(self, response: Sequence[Any] | np.ndarray) -> int:
-        """Return how many results a response holds, in which documents without an answer are None."""
+        """Return how many results a response holds, in which documents without an answer are
+        None.
+        """
         return len(response)
 
     def forward(self, model: Any, batch: Any, ids: np.ndarray) -> Tensor:  # noqa: ARG002
-        """Run the model on a packed batch and return its values (R, C), the rows of its windows in order.
+        """Run the model on a packed batch and return its values (R, C), the rows of its windows in
+        order.
 
         `ids`: the batch's token ids (T,) on the host.
         """
@@ -239,7 +279,9 @@ class Task(ABC):
 
     def scores(self, answers: pa.StructArray) -> pa.Array:
         """Return the scores of answers, for the report's histogram."""
-        return answers.field("score") if "score" in self.columns.names else pa.array([], pa.float32())
+        return (
+            answers.field("score") if "score" in self.columns.names else pa.array([], pa.float32())
+        )
 
     @abstractmethod
     def preview(self, answer: dict[str, Any]) -> str:
@@ -250,9 +292,13 @@ def check_text(document: Any, number: int) -> None:
     """Raise ValueError that names an input which is neither a text nor a tuple of texts."""
     for text in document if isinstance(document, tuple) else (document,):
         if not isinstance(text, str):
-            raise ValueError(f"input {number} holds {str(text)[:40]!r} ({type(text).__name__}), not text")
+            raise ValueError(
+                f"input {number} holds {str(text)[:40]!r} ({type(text).__name__}), not text"
+            )
         if not text.isascii() and (half := _SURROGATE.search(text)):
-            raise ValueError(f"input {number} holds {half[0]!r}, half a surrogate pair, which is no text")
+            raise ValueError(
+                f"input {number} holds {half[0]!r}, half a surrogate pair, which is no text"
+            )
 
 
 def task_class(name: str) -> type[Task]:
@@ -270,11 +316,15 @@ def check_architecture(checkpoint: Checkpoint, task: str, architecture: str) -> 
     if tasks:
         fits = f"it fits {tasks[0]}" + (f" (or {', '.join(tasks[1:])})" if len(tasks) > 1 else "")
     fits = purpose(checkpoint.folder) or fits
-    raise ValueError(f"model {str(checkpoint.folder)!r} is a {configured}: {fits}; {task} runs a {architecture}")
+    raise ValueError(
+        f"model {str(checkpoint.folder)!r} is a {configured}: {fits}; {task} runs a {architecture}"
+    )
 
 
 def label_maps(labels: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """`id2label` and `label2id` of labels in the order of their ids, as text-embeddings-inference gives them."""
+    """`id2label` and `label2id` of labels in the order of their ids, as text-embeddings-inference
+    gives them.
+    """
     return {
         "id2label": {str(i): label for i, label in enumerate(labels)},
         "label2id": {label: i for i, label in enumerate(labels)},
@@ -284,7 +334,9 @@ def label_maps(labels: Sequence[str]) -> dict[str, dict[str, Any]]:
 def resolve_windowing(
     checkpoint: Checkpoint, options: TaskOptions, default_length: int | None = None
 ) -> dict[str, int | None]:
-    """Return `max_length` and `stride` of a task; ValueError for options that the model does not allow."""
+    """Return `max_length` and `stride` of a task; ValueError for options that the model does not
+    allow.
+    """
     max_length, stride = options.max_length, options.stride
     longest = checkpoint.config.max_position_embeddings
     if max_length is not None and max_length > longest:
@@ -294,7 +346,8 @@ def resolve_windowing(
     if options.long_documents == "truncate":
         if stride is not None:
             raise ValueError(
-                f"stride {stride} is for overlapping windows: long_documents must be windows, not truncate"
+                f"stride {stride} is for overlapping windows: long_documents must be windows, not "
+                "truncate"
             )
         return {"max_length": length, "stride": None}
     most = max(length - 4, 0)
@@ -304,23 +357,30 @@ def resolve_windowing(
     new = -(-length // MOST_OVERLAP)  # tokens that a window must read anew, beside [CLS] and [SEP]
     if stride > (most := max(length - 2 - new, length // 2)):
         raise ValueError(
-            f"stride {stride} makes more than {MOST_OVERLAP} windows of max_length {length} read the same token; it may"
+            f"stride {stride} makes more than {MOST_OVERLAP} windows of max_length {length} read "
+            "the same token; it may"
             f" be at most {most}"
         )
     return {"max_length": length, "stride": stride}
 
 
 def resolve_prompt(options: Any, stored: Any, usual: Sequence[str] = ()) -> str:
-    """Return the text before each document: the options', else the checkpoint's; ValueError for an unknown name.
+    """Return the text before each document: the options', else the checkpoint's; ValueError for an
+    unknown name.
 
-    `options` has `prompt` and `prompt_name`, `stored` has `prompts` and `default_prompt_name`; `usual`: names of
-    prompts of which the first that the checkpoint has comes before the default one.
+    `options` has `prompt` and `prompt_name`, `stored` has `prompts` and `default_prompt_name`;
+    `usual`: names of prompts of which the first that the checkpoint has comes before the default
+    one.
     """
     if options.prompt is not None:
         return options.prompt
     found = next((name for name in usual if name in stored.prompts), stored.default_prompt_name)
     name = options.prompt_name or found
     if name is not None and name not in stored.prompts:
-        known = f"this model has {', '.join(stored.prompts)}" if stored.prompts else "this model has none"
+        known = (
+            f"this model has {', '.join(stored.prompts)}"
+            if stored.prompts
+            else "this model has none"
+        )
         raise ValueError(f"prompt_name {name!r} is unknown; {known}")
     return stored.prompts[name] if name is not None else ""

@@ -23,15 +23,18 @@ from pipelines.tasks.postprocess import activation_named, list_array, merged, si
 
 
 class ClassifyPipeline(Pipeline):
-    """text-classification: the best label, or with `top_k` a list of the best (of all labels, where it is None)."""
+    """text-classification: the best label, or with `top_k` a list of the best (of all labels, where
+    it is None).
+    """
 
     own_arguments = Pipeline.own_arguments | {"return_all_scores"}
 
     def __call__(self, inputs: Any, **options: Any) -> Any:
         """Classify texts or {text, text_pair} dictionaries.
 
-        Returns {label, score} per document (for a single text in a list, as transformers does), or with `top_k` a list
-        of them per document. `return_all_scores`, the older name of `top_k=None`, lists them in the labels' order.
+        Returns {label, score} per document (for a single text in a list, as transformers does), or
+        with `top_k` a list of them per document. `return_all_scores`, the older name of
+        `top_k=None`, lists them in the labels' order.
         """
         results = super().__call__(inputs, **options)
         return [results] if isinstance(inputs, str) and "top_k" not in options else results
@@ -45,14 +48,18 @@ class ClassifyPipeline(Pipeline):
         (text,) = fields_of(item, "text")
         return (text, item["text_pair"]) if item.get("text_pair") is not None else text
 
-    def run(self, documents: Sequence[Text], options: Mapping[str, Any]) -> tuple[list[Any], dict[int, str]]:
+    def run(
+        self, documents: Sequence[Text], options: Mapping[str, Any]
+    ) -> tuple[list[Any], dict[int, str]]:
         results, failed = super().run(documents, options)
         given = self.arguments(options)
         if "top_k" in given:
             return [scores[: given["top_k"]] for scores in results], failed
         if given.get("return_all_scores"):
             labels = [*self.checkpoint.config.id2label.values()]
-            return [sorted(scores, key=lambda score: labels.index(score["label"])) for scores in results], failed
+            return [
+                sorted(scores, key=lambda score: labels.index(score["label"])) for scores in results
+            ], failed
         return [scores[0] for scores in results], failed
 
 
@@ -80,15 +87,28 @@ class Classify(Task):
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint, options: ClassifyOptions) -> Classify:
-        config, top_k, stored = checkpoint.config, options.top_k, plain_classifier(checkpoint, "classify")
-        kind = config.problem_type or ("regression" if config.num_labels == 1 else "single_label_classification")
+        config, top_k, stored = (
+            checkpoint.config,
+            options.top_k,
+            plain_classifier(checkpoint, "classify"),
+        )
+        kind = config.problem_type or (
+            "regression" if config.num_labels == 1 else "single_label_classification"
+        )
         if options.threshold is not None and kind != "multi_label_classification":
-            raise ValueError(f"threshold is for multi-label models; this one's problem_type is {kind}")
+            raise ValueError(
+                f"threshold is for multi-label models; this one's problem_type is {kind}"
+            )
         if top_k is not None and kind == "regression":
             raise ValueError("top_k is for classifiers; this model is a regression")
         if top_k is not None and top_k > config.num_labels:
-            raise ValueError(f"top_k {top_k} must be from 1 to the model's {config.num_labels} labels")
-        default: dict[str, Function] = {"regression": "none", "multi_label_classification": "sigmoid"}
+            raise ValueError(
+                f"top_k {top_k} must be from 1 to the model's {config.num_labels} labels"
+            )
+        default: dict[str, Function] = {
+            "regression": "none",
+            "multi_label_classification": "sigmoid",
+        }
         return cls(
             **resolve_windowing(checkpoint, options, stored.max_length),  # type: ignore[arg-type]
             labels=tuple(config.id2label[i] for i in range(config.num_labels)),
@@ -96,12 +116,14 @@ class Classify(Task):
             top_k=top_k,
             threshold=0.5 if options.threshold is None else options.threshold,
             merge=options.merge,
-            function=_stated_function(stored, config.num_labels, options) or default.get(kind, "softmax"),
+            function=_stated_function(stored, config.num_labels, options)
+            or default.get(kind, "softmax"),
         )
 
     @classmethod
     def for_pipeline(cls, checkpoint: Checkpoint, options: ClassifyOptions) -> Classify:
-        # A single output without a problem_type is a probability to transformers; the pipeline itself cuts to top_k.
+        # A single output without a problem_type is a probability to transformers; the pipeline
+        # itself cuts to top_k.
         config = checkpoint.config
         probability = config.num_labels == 1 and config.problem_type is None
         if probability:
@@ -112,13 +134,19 @@ class Classify(Task):
 
     def info(self, checkpoint: Checkpoint) -> dict[str, Any]:
         model_type = {"classifier": label_maps(self.labels)}
-        return {"labels": self.labels, "problem_type": checkpoint.config.problem_type, "model_type": model_type}
+        return {
+            "labels": self.labels,
+            "problem_type": checkpoint.config.problem_type,
+            "model_type": model_type,
+        }
 
     @property
     def lists(self) -> bool:
         """Whether the output has the lists `labels` and `scores`."""
         multiple_numbers = self.kind == "regression" and len(self.labels) > 1
-        return self.top_k is not None or self.kind == "multi_label_classification" or multiple_numbers
+        return (
+            self.top_k is not None or self.kind == "multi_label_classification" or multiple_numbers
+        )
 
     @property
     def columns(self) -> pa.Schema:
@@ -162,7 +190,9 @@ class Classify(Task):
         ]
 
     def label_counts(self, answers: pa.StructArray) -> Counter[str]:
-        return Counter() if self.kind == "regression" else Counter(answers.field("label").to_pylist())
+        return (
+            Counter() if self.kind == "regression" else Counter(answers.field("label").to_pylist())
+        )
 
     def preview(self, answer: dict[str, Any]) -> str:
         return f"{answer['score']:.2f}  {answer['label']}"
@@ -179,24 +209,32 @@ class Classify(Task):
 
 
 def plain_classifier(checkpoint: Checkpoint, task: str) -> CrossEncoderConfig:
-    """Return what sentence-transformers stores beside a classifier; ValueError for one that changes its texts."""
+    """Return what sentence-transformers stores beside a classifier; ValueError for one that changes
+    its texts.
+    """
     stored = CrossEncoderConfig.from_folder(checkpoint.folder, checkpoint.raw_config)
     if stored.lower_case or stored.prompts.get(stored.default_prompt_name or ""):
         raise ValueError(
-            f"model {str(checkpoint.folder)!r} changes texts before it reads them (default_prompt_name,"
+            f"model {str(checkpoint.folder)!r} changes texts before it reads them "
+            "(default_prompt_name,"
             f" do_lower_case), which {task} does not; rerank does, for a model with one output"
         )
     if stored.stack:
         raise ValueError(
-            f"model {str(checkpoint.folder)!r} is a cross-encoder of modules, which {task} does not run; rerank does"
+            f"model {str(checkpoint.folder)!r} is a cross-encoder of modules, which {task} does "
+            "not run; rerank does"
         )
     return stored
 
 
-def _stated_function(stored: CrossEncoderConfig, num_labels: int, options: ClassifyOptions) -> Function | None:
-    """Return the function that the options name, or else the checkpoint's activation_fn; None where neither does.
+def _stated_function(
+    stored: CrossEncoderConfig, num_labels: int, options: ClassifyOptions
+) -> Function | None:
+    """Return the function that the options name, or else the checkpoint's activation_fn; None where
+    neither does.
 
-    sentence-transformers stores Identity for every model of several labels for which nobody chose one: it says nothing.
+    sentence-transformers stores Identity for every model of several labels for which nobody chose
+    one: it says nothing.
     """
     if options.function is not None:
         return options.function

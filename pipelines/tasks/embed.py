@@ -44,8 +44,9 @@ class Embed(Task):
     normalize: bool
     """Whether the kept part is normalised."""
     precision: Precision
-    """float32, float16; int8: each vector scaled so that its largest number is 127; binary: the signs, eight to a byte,
-    as int8 (less 128, as in sentence-transformers), ubinary as uint8."""
+    """float32, float16; int8: each vector scaled so that its largest number is 127; binary: the
+    signs, eight to a byte, as int8 (less 128, as in sentence-transformers), ubinary as uint8.
+    """
     prompt: str
     prompt_tokens: int
     """Tokens of the prompt, which the pooling leaves out."""
@@ -56,7 +57,8 @@ class Embed(Task):
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint, options: EmbedOptions) -> Embed:
-        # What a sentence-transformers checkpoint says, unless the options say otherwise; else mean pooling and no more.
+        # What a sentence-transformers checkpoint says, unless the options say otherwise; else mean
+        # pooling and no more.
         stored = SentenceConfig.from_folder(checkpoint.folder)
         if options.pooling is not None:
             stored = replace(stored, pooling=(options.pooling,))
@@ -66,14 +68,19 @@ class Embed(Task):
             raise ValueError(f"dimensions {dimensions} must be from 1 to the model's {size}")
         if options.precision in ("binary", "ubinary") and dimensions % 8:
             raise ValueError(
-                f"precision {options.precision} packs eight dimensions in a byte; {dimensions} is no multiple"
+                f"precision {options.precision} packs eight dimensions in a byte; {dimensions} is "
+                "no multiple"
             )
         prompt, skipped = resolve_prompt(options, stored), 0
         if prompt and not stored.include_prompt:
-            tokenizer = checkpoint.tokenizer.lowercased if stored.lower_case else checkpoint.tokenizer
+            tokenizer = (
+                checkpoint.tokenizer.lowercased if stored.lower_case else checkpoint.tokenizer
+            )
             skipped = int(tokenizer.encode([prompt]).n_tokens[0]) - 1  # but not [SEP]
             if options.long_documents == "windows":
-                raise ValueError("long_documents must be truncate: this model pools without its prompt")
+                raise ValueError(
+                    "long_documents must be truncate: this model pools without its prompt"
+                )
         windowing = resolve_windowing(checkpoint, options, stored.max_length)
         if skipped >= (windowing["max_length"] or 0):
             raise ValueError(
@@ -117,7 +124,9 @@ class Embed(Task):
     def load(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> nn.Module:
         from modernbert.encoders.sentence import SentenceEncoder
 
-        return SentenceEncoder.load(SentenceConfig.from_folder(checkpoint.folder), device=device, dtype=dtype)
+        return SentenceEncoder.load(
+            SentenceConfig.from_folder(checkpoint.folder), device=device, dtype=dtype
+        )
 
     def forward(self, model: SentenceEncoder, batch: PackedBatch, ids: np.ndarray) -> Tensor:  # noqa: ARG002
         return model.forward_packed(batch, self.pooling, self.prompt_tokens)
@@ -157,7 +166,9 @@ class Embed(Task):
         return f"[{numbers}, …]"
 
     def vectors(self, outputs: ModelOutputs) -> np.ndarray:
-        """Return the vectors (D, E) in `precision`: the mean over a document's windows, weighted by tokens."""
+        """Return the vectors (D, E) in `precision`: the mean over a document's windows, weighted by
+        tokens.
+        """
         vectors = merged(outputs.windows, outputs.values, "mean", outputs.windows.lengths)
         vectors = normalised(vectors) if self.normalize_first else vectors
         vectors = vectors[:, : self.dimensions]
@@ -165,7 +176,9 @@ class Embed(Task):
 
 
 class TokenVectors(Embed):
-    """A vector per token, special tokens included, in place of one per document; `size` is the hidden size."""
+    """A vector per token, special tokens included, in place of one per document; `size` is the
+    hidden size.
+    """
 
     gives_token_vectors = True
 

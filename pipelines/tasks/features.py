@@ -26,8 +26,13 @@ class Features(Task):
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint, options: FeaturesOptions) -> Features:
         if options.long_documents == "windows":
-            raise ValueError("long_documents must be truncate: a token's vector depends on the whole window")
-        return cls(**resolve_windowing(checkpoint, options), hidden_size=checkpoint.config.hidden_size)  # type: ignore[arg-type]
+            raise ValueError(
+                "long_documents must be truncate: a token's vector depends on the whole window"
+            )
+        return cls(
+            **resolve_windowing(checkpoint, options),  # type: ignore[arg-type]
+            hidden_size=checkpoint.config.hidden_size,
+        )
 
     @property
     def columns(self) -> pa.Schema:
@@ -41,12 +46,20 @@ class Features(Task):
         return np.diff(cu_seqlens)
 
     def decode(self, outputs: ModelOutputs) -> pa.StructArray:
-        vectors = pa.FixedSizeListArray.from_arrays(pa.array(outputs.values.ravel(), pa.float32()), self.hidden_size)
-        return pa.StructArray.from_arrays([list_array(np.diff(outputs.splits), vectors)], fields=list(self.columns))
+        vectors = pa.FixedSizeListArray.from_arrays(
+            pa.array(outputs.values.ravel(), pa.float32()), self.hidden_size
+        )
+        return pa.StructArray.from_arrays(
+            [list_array(np.diff(outputs.splits), vectors)], fields=list(self.columns)
+        )
 
     def results(self, outputs: ModelOutputs) -> list[list[list[list[float]]]]:
         # A batch of one for each document, as transformers gives it.
-        return [[rows.tolist()] for rows in np.split(outputs.values, outputs.splits[1:-1])] if outputs.documents else []
+        return (
+            [[rows.tolist()] for rows in np.split(outputs.values, outputs.splits[1:-1])]
+            if outputs.documents
+            else []
+        )
 
     def preview(self, answer: dict[str, Any]) -> str:
         return f"{len(answer['vectors'])} vectors"

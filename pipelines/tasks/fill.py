@@ -30,12 +30,16 @@ if TYPE_CHECKING:
     from modernbert.packing import PackedBatch
 
 logger = logging.getLogger(__name__)
-_MASKS_AT_ONCE = 4096  # whose logits are in memory together: 800 MB with the vocabulary of ModernBERT
+_MASKS_AT_ONCE = (
+    4096  # whose logits are in memory together: 800 MB with the vocabulary of ModernBERT
+)
 FILL = pa.struct([("token", pa.string()), ("token_id", pa.int32()), ("score", pa.float32())])
 
 
 class FillPipeline(Pipeline):
-    """fill-mask: [{score, token, token_str, sequence}] for a text with one mask, a list of such lists for several."""
+    """fill-mask: [{score, token, token_str, sequence}] for a text with one mask, a list of such
+    lists for several.
+    """
 
     def __call__(self, inputs: Any, **options: Any) -> Any:
         results = super().__call__(inputs, **options)
@@ -46,7 +50,9 @@ class FillPipeline(Pipeline):
 
 @dataclass(frozen=True, kw_only=True)
 class Fill(Task):
-    """The likeliest tokens for each mask; documents without a mask among their tokens are rejected."""
+    """The likeliest tokens for each mask; documents without a mask among their tokens are
+    rejected.
+    """
 
     top_k: int
     """Tokens per mask."""
@@ -68,7 +74,9 @@ class Fill(Task):
             raise ValueError(f"model {str(checkpoint.folder)!r}: its tokenizer has no mask token")
         ids = None if options.targets is None else _target_ids(options.targets, tokenizer)
         if options.top_k > vocab_size:
-            raise ValueError(f"top_k {options.top_k} must be from 1 to the vocabulary's {vocab_size} tokens")
+            raise ValueError(
+                f"top_k {options.top_k} must be from 1 to the vocabulary's {vocab_size} tokens"
+            )
         return cls(
             **resolve_windowing(checkpoint, options),  # type: ignore[arg-type]
             top_k=min(options.top_k, vocab_size if ids is None else len(ids)),
@@ -86,7 +94,8 @@ class Fill(Task):
 
     @property
     def width(self) -> int:
-        # The scores of a mask's tokens, best first, then their ids: whole numbers that float32 holds exactly.
+        # The scores of a mask's tokens, best first, then their ids: whole numbers that float32
+        # holds exactly.
         return 2 * self.top_k
 
     def encode(self, tokenizer: Tokenizer, documents: Sequence[Text]) -> Windows:
@@ -112,7 +121,9 @@ class Fill(Task):
         masks = int((ids == self.mask_token_id).sum())
         positions = torch.nonzero_static(batch.input_ids == self.mask_token_id, size=masks)[:, 0]
         x_PD = model.model.forward_packed(batch)[positions]
-        return torch.cat([self._top(model.decode(chunk_PD)) for chunk_PD in x_PD.split(_MASKS_AT_ONCE)])
+        return torch.cat(
+            [self._top(model.decode(chunk_PD)) for chunk_PD in x_PD.split(_MASKS_AT_ONCE)]
+        )
 
     def _top(self, logits_PV: Tensor) -> Tensor:
         """Return the scores of the likeliest tokens, and after them their ids, (P, 2K)."""
@@ -139,7 +150,11 @@ class Fill(Task):
             outputs.values[rows, self.top_k :].ravel().astype(np.int32),
         )
         texts = {i: outputs.tokenizer.decode([i]) for i in set(ids.tolist())}
-        fields = [pa.array([texts[i] for i in ids.tolist()], pa.string()), pa.array(ids), pa.array(scores)]
+        fields = [
+            pa.array([texts[i] for i in ids.tolist()], pa.string()),
+            pa.array(ids),
+            pa.array(scores),
+        ]
         fills = pa.StructArray.from_arrays(fields, fields=list(FILL))
         of_mask = list_array(np.full(len(rows), self.top_k), fills)
         return pa.StructArray.from_arrays([list_array(counts, of_mask)], fields=list(self.columns))
@@ -151,7 +166,9 @@ class Fill(Task):
         out = []
         for first, count in zip(np.cumsum(counts) - counts, counts, strict=True):
             lists = []
-            for row, mask in zip(rows[first : first + count], masks[first : first + count], strict=True):
+            for row, mask in zip(
+                rows[first : first + count], masks[first : first + count], strict=True
+            ):
                 w = np.searchsorted(windows.cu_seqlens, mask, side="right") - 1
                 ids = windows.input_ids[windows.cu_seqlens[w] : windows.cu_seqlens[w + 1]].tolist()
                 filled = []
@@ -160,20 +177,29 @@ class Fill(Task):
                     sequence = tokenizer.decode(ids, skip_special_tokens=count == 1)
                     token_str = tokenizer.decode([int(token)])
                     filled.append(
-                        {"score": float(score), "token": int(token), "token_str": token_str, "sequence": sequence}
+                        {
+                            "score": float(score),
+                            "token": int(token),
+                            "token_str": token_str,
+                            "sequence": sequence,
+                        }
                     )
                 lists.append(filled)
             out.append(lists[0] if count == 1 else lists)
         return out
 
     def preview(self, answer: dict[str, Any]) -> str:
-        shown = ", ".join(f"{fill['token'].strip()} {fill['score']:.2f}" for fill in answer["fills"][0][:4])
+        shown = ", ".join(
+            f"{fill['token'].strip()} {fill['score']:.2f}" for fill in answer["fills"][0][:4]
+        )
         return shown + (" …" if len(answer["fills"]) > 1 else "")
 
     def _masks(self, outputs: ModelOutputs) -> tuple[np.ndarray, np.ndarray]:
-        """Return the rows of all masks by document and position, and the number of masks per document, (D,).
+        """Return the rows of all masks by document and position, and the number of masks per
+        document, (D,).
 
-        A mask that two windows share counts in the window that leaves it more context on its shorter side.
+        A mask that two windows share counts in the window that leaves it more context on its
+        shorter side.
         """
         windows = outputs.windows
         starts, counts = per_document(windows)
@@ -214,14 +240,18 @@ def keep_windows(windows: Windows, keep_W: np.ndarray) -> Windows:
 
 @lru_cache(maxsize=16)
 def _token_ids(ids: tuple[int, ...], device: torch.device) -> Tensor:
-    """Return ids as a tensor on a device, where they stay: uploading them for each batch would wait for it."""
+    """Return ids as a tensor on a device, where they stay: uploading them for each batch would wait
+    for it.
+    """
     import torch
 
     return torch.tensor(ids, device=device)
 
 
 def _target_ids(targets: Sequence[str], tokenizer: Tokenizer) -> tuple[int, ...]:
-    """The ids of words or tokens; one that the vocabulary lacks counts as its first token, with a warning."""
+    """The ids of words or tokens; one that the vocabulary lacks counts as its first token, with a
+    warning.
+    """
     ids: list[int] = []
     for target in targets:
         token = tokenizer.token_id(target)
@@ -232,7 +262,9 @@ def _target_ids(targets: Sequence[str], tokenizer: Tokenizer) -> tuple[int, ...]
                 continue
             token = pieces[0]
             if len(pieces) > 1:
-                logger.warning("target %r is several tokens; %r stands for it", target, tokenizer.token(token))
+                logger.warning(
+                    "target %r is several tokens; %r stands for it", target, tokenizer.token(token)
+                )
         ids.append(token)
     if not ids:
         raise ValueError(f"targets {', '.join(targets)!r} hold no token of the vocabulary")

@@ -1,7 +1,8 @@
-"""maxsim: the relevance of a passage to a query by late interaction, for rerank with a multi-vector encoder (ColBERT).
+"""maxsim: the relevance of a passage to a query by late interaction, for rerank with a multi-vector
+encoder (ColBERT).
 
-A window holds both texts, with SEPARATOR between their tokens: what the model reads as two sequences is computed, and
-scored, in one packed batch, so that no vectors leave the device.
+A window holds both texts, with SEPARATOR between their tokens: what the model reads as two
+sequences is computed, and scored, in one packed batch, so that no vectors leave the device.
 
 Shapes: T tokens, W windows, D pairs.
 """
@@ -53,13 +54,23 @@ class MaxSim(Task):
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint, options: RerankOptions) -> MaxSim:
         if options.long_documents == "windows":
-            raise ValueError("long_documents must be truncate: a multi-vector encoder reads a passage at once")
+            raise ValueError(
+                "long_documents must be truncate: a multi-vector encoder reads a passage at once"
+            )
         config = MultiVectorConfig.from_folder(checkpoint.folder)
         prompt = resolve_prompt(options, config, PROMPTS[True])
-        own = resolve_prompt(options.model_copy(update={"prompt": None, "prompt_name": None}), config, PROMPTS[False])
+        own = resolve_prompt(
+            options.model_copy(update={"prompt": None, "prompt_name": None}), config, PROMPTS[False]
+        )
         query = Side.resolve(checkpoint, config, options, query=True, prompt=prompt)
         passage = Side.resolve(checkpoint, config, options, query=False, prompt=own)
-        return cls(max_length=passage.max_length, stride=None, query=query, passage=passage, mean=config.mean)
+        return cls(
+            max_length=passage.max_length,
+            stride=None,
+            query=query,
+            passage=passage,
+            mean=config.mean,
+        )
 
     def load(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> nn.Module:
         return load_encoder(checkpoint, device, dtype)
@@ -78,7 +89,9 @@ class MaxSim(Task):
         queries = self.query.encode(tokenizer, [pair[0] for pair in documents])
         passages = self.passage.encode(tokenizer, [pair[1] for pair in documents])
         ids = np.insert(queries.input_ids, queries.cu_seqlens[1:], SEPARATOR)
-        ends = queries.cu_seqlens + np.arange(len(queries.cu_seqlens))  # of queries with their separators
+        ends = queries.cu_seqlens + np.arange(
+            len(queries.cu_seqlens)
+        )  # of queries with their separators
         ids = np.insert(ids, np.repeat(ends[1:], passages.lengths), passages.input_ids)
         joined = queries.with_ids(ids, ends + passages.cu_seqlens)
         return replace(
@@ -105,13 +118,19 @@ class MaxSim(Task):
         device = batch.input_ids.device
         pairs = PackedBatch.from_arrays(clean, lengths.tolist(), device)
         visible = self.query.visible(clean, lengths.tolist())
-        if visible is not None:  # passages are not expanded: a mask at their end is a token of theirs
+        if (
+            visible is not None
+        ):  # passages are not expanded: a mask at their end is a token of theirs
             visible = np.where(np.arange(len(lengths)) % 2 == 0, visible, lengths).tolist()
         kept = torch.from_numpy(np.flatnonzero(kept_T)).to(device)
-        return max_similarity(model.forward_packed(pairs, kept, visible), counts.tolist(), self.mean)[:, None]
+        return max_similarity(
+            model.forward_packed(pairs, kept, visible), counts.tolist(), self.mean
+        )[:, None]
 
     def decode(self, outputs: ModelOutputs) -> pa.StructArray:
-        return pa.StructArray.from_arrays([pa.array(self._scores(outputs))], fields=list(self.columns))
+        return pa.StructArray.from_arrays(
+            [pa.array(self._scores(outputs))], fields=list(self.columns)
+        )
 
     def results(self, outputs: ModelOutputs) -> list[float]:
         return self._scores(outputs).tolist()

@@ -45,7 +45,9 @@ class MultiVectorPipeline(Pipeline):
 
 @dataclass(frozen=True, kw_only=True)
 class Side:
-    """How the texts of one side, queries or documents, become tokens and which of these have vectors."""
+    """How the texts of one side, queries or documents, become tokens and which of these have
+    vectors.
+    """
 
     prompt: str
     max_length: int
@@ -60,13 +62,23 @@ class Side:
 
     @classmethod
     def resolve(
-        cls, checkpoint: Checkpoint, stored: MultiVectorConfig, options: Any, *, query: bool, prompt: str
+        cls,
+        checkpoint: Checkpoint,
+        stored: MultiVectorConfig,
+        options: Any,
+        *,
+        query: bool,
+        prompt: str,
     ) -> Self:
-        """The side of a checkpoint; ValueError for what its tokenizer or its encoder does not have."""
+        """The side of a checkpoint; ValueError for what its tokenizer or its encoder does not
+        have.
+        """
         tokenizer, expansion = checkpoint.tokenizer, stored.expansion if query else None
         length = resolve_windowing(checkpoint, options, stored.max_length)["max_length"] or 0
         own = stored.query_length if query else stored.document_length
-        if options.max_length is None and own is not None:  # it counts before the encoder's and the tokenizer's
+        if (
+            options.max_length is None and own is not None
+        ):  # it counts before the encoder's and the tokenizer's
             length = min(own, checkpoint.config.max_position_embeddings)
         if expansion and (expansion.cut or length < expansion.length):
             length = expansion.length
@@ -75,13 +87,15 @@ class Side:
             filler = tokenizer.token_id(expansion.token)
         if expansion and (filler is None or filler in tokenizer.ending_ids):
             raise ValueError(
-                f"model {str(checkpoint.folder)!r} expands queries with {expansion.token or 'the mask token'}, which"
+                f"model {str(checkpoint.folder)!r} expands queries with "
+                f"{expansion.token or 'the mask token'}, which"
                 " its tokenizer does not have, or which ends every text"
             )
         seen = checkpoint.config.local_attention // 2
         if expansion and not expansion.attend and expansion.length > seen + 2:
             raise ValueError(
-                f"model {str(checkpoint.folder)!r} expands queries to {expansion.length} tokens, of which the last see"
+                f"model {str(checkpoint.folder)!r} expands queries to {expansion.length} tokens, "
+                "of which the last see"
                 f" no token of the query within {seen}; at most {seen + 2} can be run"
             )
         applies = ("query" if query else "document") in stored.skipped_in
@@ -98,13 +112,17 @@ class Side:
         )
 
     def encode(self, tokenizer: Tokenizer, texts: Sequence[str]) -> Windows:
-        """Tokenise texts, each into one window, filled up with expansion tokens where it is short."""
+        """Tokenise texts, each into one window, filled up with expansion tokens where it is
+        short.
+        """
         tokenizer = tokenizer.lowercased if self.lower_case else tokenizer
         windows = tokenizer.encode([self.prompt + text for text in texts], self.max_length)
         missing_W = np.maximum(self.least_length - windows.lengths, 0)
         if not missing_W.any():
             return windows
-        ids = np.insert(windows.input_ids, np.repeat(windows.cu_seqlens[1:], missing_W), self.expansion_id)
+        ids = np.insert(
+            windows.input_ids, np.repeat(windows.cu_seqlens[1:], missing_W), self.expansion_id
+        )
         cu_seqlens = windows.cu_seqlens + np.concatenate(([0], np.cumsum(missing_W)))
         return windows.with_ids(ids, cu_seqlens)
 
@@ -114,7 +132,9 @@ class Side:
         return kept_T & np.isin(ids, self.only_ids) if self.only_ids is not None else kept_T
 
     def visible(self, ids: np.ndarray, lengths: Sequence[int]) -> list[int] | None:
-        """Return how many tokens of each text are seen: all but the expansion at its end; None for all tokens."""
+        """Return how many tokens of each text are seen: all but the expansion at its end; None for
+        all tokens.
+        """
         if self.expansion_id < 0 or self.attend:
             return None
         ends = np.cumsum(lengths, dtype=np.int64)
@@ -148,13 +168,21 @@ class MultiVector(Task):
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint, options: MultiVectorOptions) -> MultiVector:
         if options.long_documents == "windows":
-            raise ValueError("long_documents must be truncate: a token's vector depends on the whole window")
+            raise ValueError(
+                "long_documents must be truncate: a token's vector depends on the whole window"
+            )
         if options.as_query and options.pool_factor > 1:
-            raise ValueError(f"pool_factor {options.pool_factor:g} is for documents; queries keep all their vectors")
+            raise ValueError(
+                f"pool_factor {options.pool_factor:g} is for documents; queries keep all their "
+                "vectors"
+            )
         config = MultiVectorConfig.from_folder(checkpoint.folder)
         size = config.width(checkpoint.config.hidden_size)
         if options.precision in ("binary", "ubinary") and size % 8:
-            raise ValueError(f"precision {options.precision} packs eight dimensions in a byte; {size} is no multiple")
+            raise ValueError(
+                f"precision {options.precision} packs eight dimensions in a byte; {size} is no "
+                "multiple"
+            )
         prompt = resolve_prompt(options, config, PROMPTS[options.as_query])
         side = Side.resolve(checkpoint, config, options, query=options.as_query, prompt=prompt)
         return cls(
@@ -174,7 +202,11 @@ class MultiVector(Task):
 
     def info(self, checkpoint: Checkpoint) -> dict[str, Any]:
         prompts = dict(MultiVectorConfig.from_folder(checkpoint.folder).prompts)
-        return {"dimensions": self.size, "prompts": prompts, "model_type": {"embedding": {"pooling": "none"}}}
+        return {
+            "dimensions": self.size,
+            "prompts": prompts,
+            "model_type": {"embedding": {"pooling": "none"}},
+        }
 
     @property
     def columns(self) -> pa.Schema:
@@ -220,23 +252,40 @@ class MultiVector(Task):
         return f"{len(answer['vectors'])} vectors"
 
     def vectors(self, outputs: ModelOutputs) -> list[np.ndarray]:
-        """Return the vectors (V, E) of each document in `precision`; none for one without a window."""
+        """Return the vectors (V, E) of each document in `precision`; none for one without a
+        window.
+        """
         first = np.searchsorted(outputs.windows.document, np.arange(len(outputs.documents)))
-        last = np.searchsorted(outputs.windows.document, np.arange(len(outputs.documents)), side="right")
-        found = [outputs.values[outputs.splits[a] : outputs.splits[b]] for a, b in zip(first, last, strict=True)]
+        last = np.searchsorted(
+            outputs.windows.document, np.arange(len(outputs.documents)), side="right"
+        )
+        found = [
+            outputs.values[outputs.splits[a] : outputs.splits[b]]
+            for a, b in zip(first, last, strict=True)
+        ]
         if self.pool_factor > 1:
             found = [pooled(vectors, self.pool_factor) for vectors in found]
         return [stored(vectors, self.precision) for vectors in found]
 
 
 def check_prefixes(checkpoint: Checkpoint) -> None:
-    """Raise ValueError for a prefix that PyLate inserts as a token, and that the tokenizer does not read as one."""
+    """Raise ValueError for a prefix that PyLate inserts as a token, and that the tokenizer does not
+    read as one.
+    """
     tokenizer = checkpoint.tokenizer
     for prefix in MultiVectorConfig.from_folder(checkpoint.folder).prefixes:
-        token = next((each for each in (prefix, *prefix.split()[:1]) if tokenizer.token_id(each) is not None), None)
+        token = next(
+            (
+                each
+                for each in (prefix, *prefix.split()[:1])
+                if tokenizer.token_id(each) is not None
+            ),
+            None,
+        )
         if token and tokenizer.token_id(token) not in tokenizer.encode([token]).input_ids:
             raise ValueError(
-                f"model {str(checkpoint.folder)!r} has the prefix {prefix!r}, a token that its tokenizer does not read"
+                f"model {str(checkpoint.folder)!r} has the prefix {prefix!r}, a token that its "
+                "tokenizer does not read"
                 " as one: add it to the special tokens of tokenizer.json"
             )
 
@@ -245,7 +294,9 @@ def load_encoder(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtyp
     """Load a multi-vector encoder."""
     from modernbert.encoders.multi_vector import MultiVectorEncoder
 
-    return MultiVectorEncoder.load(MultiVectorConfig.from_folder(checkpoint.folder), device=device, dtype=dtype)
+    return MultiVectorEncoder.load(
+        MultiVectorConfig.from_folder(checkpoint.folder), device=device, dtype=dtype
+    )
 
 
 def encoder_fingerprint(checkpoint: Checkpoint) -> str:
@@ -259,8 +310,8 @@ def encoder_fingerprint(checkpoint: Checkpoint) -> str:
 def pooled(vectors_VE: np.ndarray, factor: float) -> np.ndarray:
     """Return the means of clusters of a document's vectors, of length 1, one for `factor` of them.
 
-    The clusters are Ward's on cosine distances; the first vector, that of [CLS], stays by itself (Clavié et al. 2024,
-    arXiv:2409.14683).
+    The clusters are Ward's on cosine distances; the first vector, that of [CLS], stays by itself
+    (Clavié et al. 2024, arXiv:2409.14683).
     """
     try:
         from scipy.cluster import hierarchy
@@ -272,7 +323,9 @@ def pooled(vectors_VE: np.ndarray, factor: float) -> np.ndarray:
     if clusters < len(rest_VE):
         distances = np.clip(1 - rest_VE @ rest_VE.T, 0, 2)
         tree = hierarchy.linkage(squareform(distances, checks=False), method="ward")
-        _, cluster_V = np.unique(hierarchy.fcluster(tree, t=clusters, criterion="maxclust"), return_inverse=True)
+        _, cluster_V = np.unique(
+            hierarchy.fcluster(tree, t=clusters, criterion="maxclust"), return_inverse=True
+        )
         sums = np.zeros((cluster_V.max() + 1, rest_VE.shape[1]), dtype=np.float32)
         np.add.at(sums, cluster_V, rest_VE)
         rest_VE = sums / np.bincount(cluster_V)[:, None].astype(np.float32)

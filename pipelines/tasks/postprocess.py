@@ -15,8 +15,13 @@ from modernbert.text.windows import Windows
 from pipelines.options import Precision
 
 Merge = Literal["mean", "max"]
-STORED_TYPES = {"float32": pa.float32(), "float16": pa.float16(), "int8": pa.int8(), "binary": pa.int8(),
-           "ubinary": pa.uint8()}  # fmt: skip
+STORED_TYPES = {
+    "float32": pa.float32(),
+    "float16": pa.float16(),
+    "int8": pa.int8(),
+    "binary": pa.int8(),
+    "ubinary": pa.uint8(),
+}
 """The type of the numbers of a vector, by the precision in which it is stored."""
 
 
@@ -26,8 +31,12 @@ def per_document(windows: Windows) -> tuple[np.ndarray, np.ndarray]:
     return np.cumsum(counts) - counts, counts
 
 
-def merged(windows: Windows, values_WC: np.ndarray, how: Merge, weights_W: np.ndarray | None = None) -> np.ndarray:
-    """Reduce windows to documents, (D, C), by the (weighted) mean or the maximum; zeros where there are none."""
+def merged(
+    windows: Windows, values_WC: np.ndarray, how: Merge, weights_W: np.ndarray | None = None
+) -> np.ndarray:
+    """Reduce windows to documents, (D, C), by the (weighted) mean or the maximum; zeros where there
+    are none.
+    """
     starts, counts = per_document(windows)
     out = np.zeros((len(counts), values_WC.shape[1]), dtype=np.float32)
     single = counts == 1
@@ -55,7 +64,9 @@ def sigmoid(logits: np.ndarray) -> np.ndarray:
 
 def list_array(counts: np.ndarray, values: pa.Array) -> pa.ListArray:
     """Cut `values` into lists of `counts` items."""
-    return pa.ListArray.from_arrays(pa.array(np.concatenate(([0], np.cumsum(counts))), pa.int32()), values)
+    return pa.ListArray.from_arrays(
+        pa.array(np.concatenate(([0], np.cumsum(counts))), pa.int32()), values
+    )
 
 
 def normalised(vectors: np.ndarray) -> np.ndarray:
@@ -66,8 +77,8 @@ def normalised(vectors: np.ndarray) -> np.ndarray:
 def stored(vectors: np.ndarray, precision: Precision) -> np.ndarray:
     """Convert vectors (D, E) to a precision.
 
-    int8: each vector is scaled so that its largest number is 127. binary: the signs, eight to a byte, as int8 (less
-    128, as in sentence-transformers), ubinary as uint8.
+    int8: each vector is scaled so that its largest number is 127. binary: the signs, eight to a
+    byte, as int8 (less 128, as in sentence-transformers), ubinary as uint8.
     """
     if precision == "int8":
         largest = np.abs(vectors).max(axis=1, keepdims=True, initial=1e-30)
@@ -80,11 +91,16 @@ def stored(vectors: np.ndarray, precision: Precision) -> np.ndarray:
 
 
 def activation_named(path: str | None, known: Sequence[str], option: str) -> str | None:
-    """Return the name of a checkpoint's activation_fn ("torch.nn.modules.activation.Sigmoid"), None where it has none.
+    """Return the name of a checkpoint's activation_fn ("torch.nn.modules.activation.Sigmoid"), None
+    where it has none.
 
-    Raises ValueError, which names the `option` that replaces it, for one that is not `known` or not torch's.
+    Raises ValueError, which names the `option` that replaces it, for one that is not `known` or not
+    torch's.
     """
     name = (path or "").rpartition(".")[2]
     if path and not (path.startswith("torch.nn.") and name in known):
-        raise ValueError(f"activation_fn {path} of the checkpoint is not one of {', '.join(known)}; give {option}")
+        raise ValueError(
+            f"activation_fn {path} of the checkpoint is not one of {', '.join(known)}; give "
+            f"{option}"
+        )
     return name or None

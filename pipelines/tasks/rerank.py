@@ -1,4 +1,5 @@
-"""rerank: the relevance of a passage to a query, from a cross-encoder (a sequence classifier with one output).
+"""rerank: the relevance of a passage to a query, from a cross-encoder (a sequence classifier with
+one output).
 
 Shapes: W windows, D pairs.
 """
@@ -34,17 +35,27 @@ if TYPE_CHECKING:
 class RerankPipeline(Pipeline):
     """rerank: [{index, score}] from the best text to the worst."""
 
-    def __call__(self, query: str, texts: Iterable[str], *, return_text: bool = False, **options: Any) -> Any:  # type: ignore[override]
-        """Score the relevance of each of `texts` to `query`; `return_text` puts the texts into the result."""
+    def __call__(  # type: ignore[override]
+        self, query: str, texts: Iterable[str], *, return_text: bool = False, **options: Any
+    ) -> Any:
+        """Score the relevance of each of `texts` to `query`; `return_text` puts the texts into the
+        result.
+        """
         if isinstance(texts, str | dict):
             raise ValueError(f"texts must be a list of texts, not {str(texts)[:40]!r}")
         texts = list(items_of(texts))
         scores = self.predict([(query, text) for text in texts], options)
         order = sorted(range(len(scores)), key=lambda i: -scores[i])
-        return [{"index": i, "score": scores[i]} | ({"text": texts[i]} if return_text else {}) for i in order]
+        return [
+            {"index": i, "score": scores[i]} | ({"text": texts[i]} if return_text else {})
+            for i in order
+        ]
 
     def predict_lines(self, lines: Sequence[str]) -> list[Any]:
-        return [predict_json(line, lambda item: self(*fields_of(item, "query", "texts"))) for line in lines]
+        return [
+            predict_json(line, lambda item: self(*fields_of(item, "query", "texts")))
+            for line in lines
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +100,10 @@ class Rerank(Task):
             )
         raw_scores = options.raw_scores
         if raw_scores is None:  # as the checkpoint says, else the sigmoid
-            raw_scores = activation_named(stored.activation, ("Sigmoid", "Identity"), "raw_scores") == "Identity"
+            raw_scores = (
+                activation_named(stored.activation, ("Sigmoid", "Identity"), "raw_scores")
+                == "Identity"
+            )
         return cls(
             **resolve_windowing(checkpoint, options, stored.max_length),  # type: ignore[arg-type]
             merge=options.merge,
@@ -121,7 +135,9 @@ class Rerank(Task):
 
 
 class StackRerank(Rerank):
-    """The score of an encoder with pooling and layers, as sentence-transformers stores a cross-encoder of modules."""
+    """The score of an encoder with pooling and layers, as sentence-transformers stores a
+    cross-encoder of modules.
+    """
 
     model_class = "modernbert.model:ModernBertModel"
 

@@ -1,4 +1,5 @@
-"""sparse: weights of tokens for each document, from a masked language model trained for them (SPLADE).
+"""sparse: weights of tokens for each document, from a masked language model trained for them
+(SPLADE).
 
 Shapes: W windows, D documents, R weights that are not zero.
 """
@@ -59,15 +60,24 @@ class Sparse(Task):
     def check(cls, checkpoint: Checkpoint) -> None:
         stored = SparseConfig.from_folder(checkpoint.folder)
         super().check(checkpoint)
-        if stored.static and Tokenizer.from_folder(stored.static).vocabulary != checkpoint.tokenizer.vocabulary:
-            raise ValueError(f"{stored.static} has another vocabulary than {stored.encoder}: one is needed for both")
+        if (
+            stored.static
+            and Tokenizer.from_folder(stored.static).vocabulary != checkpoint.tokenizer.vocabulary
+        ):
+            raise ValueError(
+                f"{stored.static} has another vocabulary than {stored.encoder}: one is needed for "
+                "both"
+            )
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint, options: SparseOptions) -> Sparse:
         stored = SparseConfig.from_folder(checkpoint.folder)
         static = options.as_query and stored.static is not None
         if options.long_documents == "windows" and (stored.strategy == "sum" or static):
-            raise ValueError("long_documents must be truncate: this model adds weights up, which windows would repeat")
+            raise ValueError(
+                "long_documents must be truncate: this model adds weights up, which windows would "
+                "repeat"
+            )
         return cls(
             **resolve_windowing(checkpoint, options, stored.max_length),  # type: ignore[arg-type]
             strategy=stored.strategy,
@@ -82,7 +92,9 @@ class Sparse(Task):
     def load(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> nn.Module:
         from modernbert.encoders.sparse import SparseEncoder
 
-        return SparseEncoder.load(SparseConfig.from_folder(checkpoint.folder), device=device, dtype=dtype)
+        return SparseEncoder.load(
+            SparseConfig.from_folder(checkpoint.folder), device=device, dtype=dtype
+        )
 
     def forward(self, model: SparseEncoder, batch: PackedBatch, ids: np.ndarray) -> Tensor:  # type: ignore[override]  # noqa: ARG002
         return model.forward_packed(batch, self.static)
@@ -109,13 +121,20 @@ class Sparse(Task):
         windows = super().encode(tokenizer.without_special_tokens, texts)
         some = windows.lengths > 0  # a text without tokens has no window, and no weights
         cu_seqlens = np.append(0, windows.cu_seqlens[1:][some])
-        return replace(windows, cu_seqlens=cu_seqlens, document=windows.document[some], start=windows.start[some])
+        return replace(
+            windows,
+            cu_seqlens=cu_seqlens,
+            document=windows.document[some],
+            start=windows.start[some],
+        )
 
     def rows(self, input_ids: np.ndarray, cu_seqlens: np.ndarray) -> np.ndarray | None:  # noqa: ARG002
         return None
 
     def most_results(self, windows: Windows) -> None:  # noqa: ARG002
-        return None  # a text may have a weight for each token of the vocabulary, and has some hundred
+        return (
+            None  # a text may have a weight for each token of the vocabulary, and has some hundred
+        )
 
     def count_results(self, response: Sequence[Weights | None]) -> int:  # type: ignore[override]
         return sum(len(weights[0]) for weights in response if weights is not None)
@@ -135,7 +154,10 @@ class Sparse(Task):
     def results(self, outputs: ModelOutputs) -> list[list[dict[str, Any]]]:
         token = outputs.tokenizer.token
         return [
-            [{"token_id": i, "token": token(i), "weight": w} for i, w in zip(ids.tolist(), ws.tolist(), strict=True)]
+            [
+                {"token_id": i, "token": token(i), "weight": w}
+                for i, w in zip(ids.tolist(), ws.tolist(), strict=True)
+            ]
             for ids, ws in self.weights(outputs)
         ]
 

@@ -21,9 +21,17 @@ from pipelines.tasks.base import ModelOutputs, Task, label_maps, resolve_windowi
 from pipelines.tasks.postprocess import list_array, per_document, softmax
 
 SPECIAL, SUBWORD = -1, 1
-"""Values of `Windows.token_tags`: not a token of the text; a token that continues the word before it."""
+"""Values of `Windows.token_tags`: not a token of the text; a token that continues the word before
+it.
+"""
 ENTITY = pa.struct(
-    [("label", pa.string()), ("score", pa.float32()), ("start", pa.int32()), ("end", pa.int32()), ("text", pa.string())]
+    [
+        ("label", pa.string()),
+        ("score", pa.float32()),
+        ("start", pa.int32()),
+        ("end", pa.int32()),
+        ("text", pa.string()),
+    ]
 )
 _BEGINS, _ENDS = ("B-", "S-", "U-"), ("E-", "L-", "S-", "U-")
 _PREFIXES = ("B-", "I-", "E-", "L-", "S-", "U-")
@@ -46,7 +54,9 @@ class Entities:
     def take(self, rows: np.ndarray) -> Entities:
         """Return the entities at `rows`."""
         label = [self.label[i] for i in rows]
-        return Entities(self.document[rows], label, self.score[rows], self.span[rows], self.tokens[rows])
+        return Entities(
+            self.document[rows], label, self.score[rows], self.span[rows], self.tokens[rows]
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +65,10 @@ class Tag(Task):
 
     labels: tuple[str, ...]
     aggregation: Aggregation
-    """none: each token by itself; simple: adjacent tokens of one entity together; first, average, max: words first, by
-    their first token, the mean of their tokens' scores, or their most probable token."""
+    """none: each token by itself; simple: adjacent tokens of one entity together; first, average,
+    max: words first, by their first token, the mean of their tokens' scores, or their most probable
+    token.
+    """
     ignore_labels: tuple[str, ...]
 
     options_class = TagOptions
@@ -78,7 +90,9 @@ class Tag(Task):
     @classmethod
     def for_pipeline(cls, checkpoint: Checkpoint, options: TagOptions) -> Tag:
         given = "aggregation" in options.model_fields_set
-        return cls.from_checkpoint(checkpoint, options if given else options.model_copy(update={"aggregation": "none"}))
+        return cls.from_checkpoint(
+            checkpoint, options if given else options.model_copy(update={"aggregation": "none"})
+        )
 
     def info(self, checkpoint: Checkpoint) -> dict[str, Any]:  # noqa: ARG002
         return {"labels": self.labels, "model_type": {"token_classifier": label_maps(self.labels)}}
@@ -91,7 +105,9 @@ class Tag(Task):
         # The rules of transformers' pipeline for what goes on with a word.
         windows = super().encode(tokenizer, documents)
         if tokenizer.continuing_subword_prefix:
-            spelt = np.array([len(tokenizer.token(i)) for i in windows.input_ids.tolist()], dtype=np.int32)
+            spelt = np.array(
+                [len(tokenizer.token(i)) for i in windows.input_ids.tolist()], dtype=np.int32
+            )
             tags_T = (spelt != np.diff(windows.offsets, axis=1)[:, 0]).astype(np.int32)
         else:
             tags_T = _inside_words([str(document) for document in documents], windows)
@@ -107,7 +123,10 @@ class Tag(Task):
 
     def decode(self, outputs: ModelOutputs) -> pa.StructArray:
         found = self.entities(outputs.windows, outputs.values)
-        texts = [str(outputs.documents[d])[a:b] for d, (a, b) in zip(found.document, found.span.tolist(), strict=True)]
+        texts = [
+            str(outputs.documents[d])[a:b]
+            for d, (a, b) in zip(found.document, found.span.tolist(), strict=True)
+        ]
         fields = [
             pa.array(found.label, pa.string()),
             pa.array(found.score, pa.float32()),
@@ -137,7 +156,9 @@ class Tag(Task):
         return out
 
     def entities(self, windows: Windows, logits_TC: np.ndarray) -> Entities:
-        """Find every entity that is not ignored; where two windows overlap, the longest, then the most probable one."""
+        """Find every entity that is not ignored; where two windows overlap, the longest, then the
+        most probable one.
+        """
         real_T = np.flatnonzero(windows.token_tags != SPECIAL)
         window_T = np.repeat(np.arange(len(windows.document)), windows.lengths)[real_T]
         scores_TC = softmax(logits_TC[real_T])
@@ -158,10 +179,16 @@ class Tag(Task):
         score_G = score_U
         if len(first_G):
             score_G = np.add.reduceat(score_U, first_G, dtype=np.float64) / (last_G - first_G + 1)
-        names = self.labels if self.aggregation == "none" else [_type(label, self._prefixed) for label in self.labels]
+        names = (
+            self.labels
+            if self.aggregation == "none"
+            else [_type(label, self._prefixed) for label in self.labels]
+        )
         label_G = label_U[first_G]
         kept = ~np.array([name in self.ignore_labels for name in names])[label_G]
-        tokens = np.stack((real_T[first_U[first_G[kept]]], real_T[last_U[last_G[kept]]]), axis=1).reshape(-1, 2)
+        tokens = np.stack(
+            (real_T[first_U[first_G[kept]]], real_T[last_U[last_G[kept]]]), axis=1
+        ).reshape(-1, 2)
         found = Entities(
             windows.document[window_T[first_U[first_G[kept]]]],
             [names[i] for i in label_G[kept]],
@@ -179,16 +206,24 @@ class Tag(Task):
 
     def preview(self, answer: dict[str, Any]) -> str:
         found = [f"{entity['label']} {entity['text']!r}" for entity in answer["entities"][:4]]
-        return ", ".join(found) + (", …" if len(answer["entities"]) > 4 else "") if found else "(nothing found)"
+        return (
+            ", ".join(found) + (", …" if len(answer["entities"]) > 4 else "")
+            if found
+            else "(nothing found)"
+        )
 
     @property
     def _prefixed(self) -> bool:
-        """Whether the labels follow a scheme with B- or I-; in plain labels a hyphen is part of the name."""
+        """Whether the labels follow a scheme with B- or I-; in plain labels a hyphen is part of the
+        name.
+        """
         return any(label.startswith(("B-", "I-")) for label in self.labels)
 
     @property
     def _scheme(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return, per label, the number of its type, whether it begins an entity, and whether it ends one."""
+        """Return, per label, the number of its type, whether it begins an entity, and whether it
+        ends one.
+        """
         types = [_type(label, self._prefixed) for label in self.labels]
         tag = np.array([types.index(type_) for type_ in types])
         prefixed = self._prefixed
@@ -196,9 +231,13 @@ class Tag(Task):
         ends = np.array([prefixed and label.startswith(_ENDS) for label in self.labels])
         return tag, begins, ends
 
-    def _unit_scores(self, scores_TC: np.ndarray, first_U: np.ndarray, last_U: np.ndarray) -> np.ndarray:
+    def _unit_scores(
+        self, scores_TC: np.ndarray, first_U: np.ndarray, last_U: np.ndarray
+    ) -> np.ndarray:
         if self.aggregation == "average" and len(first_U):
-            return np.add.reduceat(scores_TC, first_U, axis=0) / (last_U - first_U + 1)[:, None].astype(np.float32)
+            return np.add.reduceat(scores_TC, first_U, axis=0) / (last_U - first_U + 1)[
+                :, None
+            ].astype(np.float32)
         if self.aggregation == "max" and len(first_U):
             unit_T = np.repeat(np.arange(len(first_U)), last_U - first_U + 1)
             order = np.lexsort((-scores_TC.max(axis=1), unit_T))  # stable: of equals the first
@@ -206,7 +245,9 @@ class Tag(Task):
         return scores_TC[first_U]
 
     def _word(self, outputs: ModelOutputs, text: str, first: int, last: int) -> str:
-        """Spell the entity as the tokenizer does; with word aggregation word by word, as transformers does."""
+        """Spell the entity as the tokenizer does; with word aggregation word by word, as
+        transformers does.
+        """
         windows, tokenizer = outputs.windows, outputs.tokenizer
         words: list[list[str]] = []
         for t in range(first, last + 1):
@@ -225,7 +266,9 @@ class Tag(Task):
 
 
 def _inside_words(texts: list[str], windows: Windows) -> np.ndarray:
-    """Tag tokens with SUBWORD if neither their first character nor the one before it is a space, else with 0."""
+    """Tag tokens with SUBWORD if neither their first character nor the one before it is a space,
+    else with 0.
+    """
     starts, counts = per_document(windows)
     tags_T = np.zeros(len(windows.input_ids), dtype=np.int32)
     for document in np.flatnonzero(counts):
@@ -249,16 +292,21 @@ def _type(label: str, prefixed: bool) -> str:
 
 
 def _without_overlaps(found: Entities, windows: Windows) -> Entities:
-    """Drop entities that a neighbouring window also found, whole or in part: transformers' rule for a stride."""
+    """Drop entities that a neighbouring window also found, whole or in part: transformers' rule for
+    a stride.
+    """
     several = np.bincount(windows.document, minlength=len(windows.n_tokens)) > 1
     if not several.any():
         return found
     kept: list[int] = []
     for i in np.lexsort((found.span[:, 0], found.document)).tolist():
         document, (start, end) = found.document[i], found.span[i]
-        if not kept or not several[document] or found.document[kept[-1]] != document or (
-            start >= found.span[kept[-1], 1] or start < found.span[kept[-1], 0]
-        ):  # fmt: skip
+        if (
+            not kept
+            or not several[document]
+            or found.document[kept[-1]] != document
+            or (start >= found.span[kept[-1], 1] or start < found.span[kept[-1], 0])
+        ):
             kept.append(i)
             continue
         length, before = end - start, found.span[kept[-1], 1] - found.span[kept[-1], 0]

@@ -1,6 +1,7 @@
 """zero_shot: which of some labels fit each document, from a model of entailment (NLI).
 
-A document is read with a hypothesis for each label: how much it entails "This example is LABEL." is the label's score.
+A document is read with a hypothesis for each label: how much it entails "This example is LABEL." is
+the label's score.
 
 Shapes: W windows, H pairs of a document and a hypothesis, D documents, L labels of a document.
 """
@@ -38,8 +39,8 @@ class ZeroShotPipeline(Pipeline):
     def __call__(self, sequences: Any, candidate_labels: Any = None, **options: Any) -> Any:  # type: ignore[override]
         """Score `candidate_labels`, a list or a comma-separated text, of a text or of several.
 
-        A text may have labels of its own: (text, labels), a list or a text with a label a line. Labels that are there
-        twice, among which transformers shares a probability, are refused.
+        A text may have labels of its own: (text, labels), a list or a text with a label a line.
+        Labels that are there twice, among which transformers shares a probability, are refused.
         """
         return super().__call__(sequences, **options | {"candidate_labels": candidate_labels})
 
@@ -56,7 +57,9 @@ class ZeroShotPipeline(Pipeline):
         labels = given.pop("candidate_labels", None)
         if labels is not None:
             given["labels"] = labels
-        elif given.get("labels_file") is not None:  # a file of a call comes before the labels of the pipeline
+        elif (
+            given.get("labels_file") is not None
+        ):  # a file of a call comes before the labels of the pipeline
             given.setdefault("labels", None)
         return super().arguments(given)
 
@@ -69,7 +72,9 @@ class ZeroShot(Task):
     """The labels to choose from; None: each document is a pair of a text and its own labels."""
     hypothesis_template: str
     multi_label: bool
-    """Whether each label has its own probability, against contradiction, and not its share among the labels."""
+    """Whether each label has its own probability, against contradiction, and not its share among
+    the labels.
+    """
     top_k: int | None
     threshold: float
     merge: Merge
@@ -94,12 +99,16 @@ class ZeroShot(Task):
     def from_checkpoint(cls, checkpoint: Checkpoint, options: ZeroShotOptions) -> ZeroShot:
         config, stored = checkpoint.config, plain_classifier(checkpoint, "zero_shot")
         names = [config.id2label[i] for i in range(config.num_labels)]
-        label2id = checkpoint.raw_config.get("label2id") or {name: i for i, name in enumerate(names)}
+        label2id = checkpoint.raw_config.get("label2id") or {
+            name: i for i, name in enumerate(names)
+        }
         entailing = [int(i) for name, i in label2id.items() if name.lower().startswith("entail")]
         if not entailing or config.num_labels < 2 or not 0 <= entailing[0] < config.num_labels:
             raise ValueError(
-                f"model {str(checkpoint.folder)!r} has the labels {', '.join(names)}: none is entailment; zero_shot"
-                " needs a model of natural language inference whose label2id names it; other labels are for classify"
+                f"model {str(checkpoint.folder)!r} has the labels {', '.join(names)}: none is "
+                "entailment; zero_shot"
+                " needs a model of natural language inference whose label2id names it; other "
+                "labels are for classify"
             )
         return cls(
             **resolve_windowing(checkpoint, options, stored.max_length),  # type: ignore[arg-type]
@@ -141,7 +150,9 @@ class ZeroShot(Task):
             labels = self._candidates(document)
             mistake = label_mistake(labels)
             if mistake:
-                mistakes[i] = f"its labels {mistake}" if labels else "it has no labels to choose from"
+                mistakes[i] = (
+                    f"its labels {mistake}" if labels else "it has no labels to choose from"
+                )
                 labels = ()
             hypotheses.append([self.hypothesis_template.replace("{}", label) for label in labels])
         windows = tokenizer.encode_crossed(texts, hypotheses, self.max_length, stride=self.stride)
@@ -163,16 +174,26 @@ class ZeroShot(Task):
             pa.array(best, pa.string()),
             pa.array(top, pa.float32()),
             list_array(counts, pa.array(labels, pa.string())),
-            list_array(counts, pa.array(np.concatenate([np.empty(0, np.float32), *scores]), pa.float32())),
+            list_array(
+                counts, pa.array(np.concatenate([np.empty(0, np.float32), *scores]), pa.float32())
+            ),
         ]
         return pa.StructArray.from_arrays(arrays, fields=list(self.columns))
 
     def results(self, outputs: ModelOutputs) -> list[dict[str, Any]]:
         out = []
-        for document, (labels, scores) in zip(outputs.documents, self._answers(outputs), strict=True):
+        for document, (labels, scores) in zip(
+            outputs.documents, self._answers(outputs), strict=True
+        ):
             kept = self._kept(scores)
             text = document[0] if isinstance(document, tuple) else document
-            out.append({"sequence": text, "labels": [labels[i] for i in kept], "scores": scores[kept].tolist()})
+            out.append(
+                {
+                    "sequence": text,
+                    "labels": [labels[i] for i in kept],
+                    "scores": scores[kept].tolist(),
+                }
+            )
         return out
 
     def response(self, outputs: ModelOutputs) -> list[list[dict[str, Any]]]:
@@ -196,7 +217,9 @@ class ZeroShot(Task):
         return order[scores_L[order] >= self.threshold]
 
     def _answers(self, outputs: ModelOutputs) -> Iterator[tuple[Sequence[str], np.ndarray]]:
-        """Yield the labels of each document and their scores, (L,) float32; both empty where it has no windows."""
+        """Yield the labels of each document and their scores, (L,) float32; both empty where it has
+        no windows.
+        """
         windows, entailment_W = outputs.windows, outputs.values[:, self.entailment]
         margin_W = entailment_W - outputs.values[:, -1 if self.entailment == 0 else 0]
         starts_H = self._hypothesis_starts(windows)
@@ -208,10 +231,15 @@ class ZeroShot(Task):
             if self.multi_label or len(labels) == 1:
                 yield labels, sigmoid(margin_H[start:end])
             else:
-                yield labels, softmax(entailment_H[start:end]) if labels else np.empty(0, np.float32)
+                yield (
+                    labels,
+                    softmax(entailment_H[start:end]) if labels else np.empty(0, np.float32),
+                )
 
     def _hypothesis_starts(self, windows: Windows) -> np.ndarray:
-        """Return the first window of each hypothesis: a text is read from its start to its end with each."""
+        """Return the first window of each hypothesis: a text is read from its start to its end with
+        each.
+        """
         begins = np.ones(len(windows.document), dtype=bool)
         if self.stride is not None:
             begins[1:] = (np.diff(windows.document) > 0) | (np.diff(windows.start) <= 0)
@@ -236,7 +264,9 @@ def _given_labels(options: ZeroShotOptions) -> tuple[str, ...] | None:
         raise ValueError(f"labels_file {options.labels_file!r} cannot be read: {error}") from error
     labels = tuple(split_labels(text + "\n"))
     if not labels:
-        raise ValueError(f"labels_file {options.labels_file!r} holds no label; it must have one a line")
+        raise ValueError(
+            f"labels_file {options.labels_file!r} holds no label; it must have one a line"
+        )
     if mistake := label_mistake(labels):
         raise ValueError(f"labels_file {options.labels_file!r} {mistake}")
     return labels

@@ -24,9 +24,13 @@ def install(environment: Path) -> Path:
     if not python.is_file():
         venv.create(environment, with_pip=True)
     if not (environment / "installed").is_file():
-        subprocess.run([python, "-m", "pip", "install", "-q", "-r", HERE / "requirements.txt"], check=True)
+        subprocess.run(
+            [python, "-m", "pip", "install", "-q", "-r", HERE / "requirements.txt"], check=True
+        )
         if npm := shutil.which("npm"):
-            subprocess.run([npm, "install", "--silent", "--prefix", environment / "npm", *NPM], check=True)
+            subprocess.run(
+                [npm, "install", "--silent", "--prefix", environment / "npm", *NPM], check=True
+            )
         (environment / "installed").touch()
     return python
 
@@ -38,10 +42,31 @@ def main() -> int:
     environment = Path(os.environ.get("CLIENTS_VENV", HERE.parents[1] / ".venv-clients")).absolute()
     python = install(environment)
     with serving(all_models()) as url:
-        variables = {"SERVICE": url, "NODE_FOLDER": str(environment / "npm"), "OPENAI_API_KEY": "unused"}
-        offline = {"HF_HUB_OFFLINE": "0", "ANONYMIZED_TELEMETRY": "False", "HAYSTACK_TELEMETRY_ENABLED": "False"}
-        command = [python, "-m", "pytest", "-q", "-c", HERE / "pytest.ini", "--confcutdir", HERE, HERE, *sys.argv[1:]]
-        return subprocess.run(command, env={**os.environ, **variables, **offline}, cwd=HERE).returncode
+        variables = {
+            "SERVICE": url,
+            "NODE_FOLDER": str(environment / "npm"),
+            "OPENAI_API_KEY": "unused",
+        }
+        offline = {
+            "HF_HUB_OFFLINE": "0",
+            "ANONYMIZED_TELEMETRY": "False",
+            "HAYSTACK_TELEMETRY_ENABLED": "False",
+        }
+        command = [
+            python,
+            "-m",
+            "pytest",
+            "-q",
+            "-c",
+            HERE / "pytest.ini",
+            "--confcutdir",
+            HERE,
+            HERE,
+            *sys.argv[1:],
+        ]
+        return subprocess.run(
+            command, env={**os.environ, **variables, **offline}, cwd=HERE
+        ).returncode
 
 
 if __name__ == "__main__":

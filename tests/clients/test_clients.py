@@ -17,7 +17,10 @@ import pytest
 
 URL = os.environ["SERVICE"]
 TEXTS = ["where is my parcel?", "ok", "the", "Naïve café, 東京 🙂"]
-QUERY, PASSAGES = "where did the cat sit?", ["the cat sat", "on the mat and then", "the other cat sat there too"]
+QUERY, PASSAGES = (
+    "where did the cat sit?",
+    ["the cat sat", "on the mat and then", "the other cat sat there too"],
+)
 
 
 def post(path: str, body: Any) -> Any:
@@ -27,14 +30,20 @@ def post(path: str, body: Any) -> Any:
 
 
 VECTORS = post("/embed", {"inputs": TEXTS})
-RANKS = [(each["index"], each["score"]) for each in post("/rerank", {"query": QUERY, "texts": PASSAGES})]
+RANKS = [
+    (each["index"], each["score"]) for each in post("/rerank", {"query": QUERY, "texts": PASSAGES})
+]
 
 
 class TestLangchain:
     def test_openai(self) -> None:
         from langchain_openai import OpenAIEmbeddings
 
-        named: dict[str, Any] = {"model": "text-embedding-3-small", "base_url": f"{URL}/v1", "api_key": "x"}
+        named: dict[str, Any] = {
+            "model": "text-embedding-3-small",
+            "base_url": f"{URL}/v1",
+            "api_key": "x",
+        }
         embeddings = OpenAIEmbeddings(**named, check_embedding_ctx_length=False)
         assert embeddings.embed_documents(TEXTS) == VECTORS
         assert embeddings.embed_query(TEXTS[1]) == VECTORS[1]
@@ -49,7 +58,9 @@ class TestLangchain:
     def test_hugging_face(self) -> None:
         from langchain_community.embeddings import HuggingFaceInferenceAPIEmbeddings
 
-        embeddings = HuggingFaceInferenceAPIEmbeddings(api_key="x", api_url=f"{URL}/models/sentence")
+        embeddings = HuggingFaceInferenceAPIEmbeddings(
+            api_key="x", api_url=f"{URL}/models/sentence"
+        )
         assert embeddings.embed_documents(TEXTS) == VECTORS
 
     @pytest.mark.parametrize("base", [URL, f"{URL}/v1"])
@@ -66,7 +77,9 @@ class TestLangchain:
 
         ranker = InfinityRerank(client=Client(base_url=URL), model="ranker", top_n=2)
         found = ranker.compress_documents([Document(text) for text in PASSAGES], QUERY)
-        assert [(PASSAGES.index(each.page_content), each.metadata["relevance_score"]) for each in found] == RANKS[:2]
+        assert [
+            (PASSAGES.index(each.page_content), each.metadata["relevance_score"]) for each in found
+        ] == RANKS[:2]
 
     def test_cohere(self) -> None:
         from langchain_cohere import CohereEmbeddings, CohereRerank
@@ -75,7 +88,10 @@ class TestLangchain:
         assert embeddings.embed_documents(TEXTS) == VECTORS
         assert embeddings.embed_query(TEXTS[0]) == VECTORS[0]
         ranker = CohereRerank(model="ranker", cohere_api_key="x", base_url=URL)
-        assert [(each["index"], each["relevance_score"]) for each in ranker.rerank(PASSAGES, QUERY, top_n=3)] == RANKS
+        assert [
+            (each["index"], each["relevance_score"])
+            for each in ranker.rerank(PASSAGES, QUERY, top_n=3)
+        ] == RANKS
         documents = [{"text": text, "id": i} for i, text in enumerate(PASSAGES)]
         assert len(ranker.rerank(documents, QUERY, rank_fields=["text"], top_n=2)) == 2
 
@@ -85,21 +101,28 @@ class TestLlamaIndex:
         from llama_index.embeddings.text_embeddings_inference import TextEmbeddingsInference
 
         embeddings = TextEmbeddingsInference(
-            model_name="sentence", base_url=f"{URL}/models/sentence", query_instruction="", text_instruction=""
+            model_name="sentence",
+            base_url=f"{URL}/models/sentence",
+            query_instruction="",
+            text_instruction="",
         )
         assert embeddings.get_text_embedding_batch(TEXTS) == VECTORS
 
     def test_openai_like(self) -> None:
         from llama_index.embeddings.openai_like import OpenAILikeEmbedding
 
-        embeddings = OpenAILikeEmbedding(model_name="my-org/sentence", api_base=f"{URL}/v1", api_key="x")
+        embeddings = OpenAILikeEmbedding(
+            model_name="my-org/sentence", api_base=f"{URL}/v1", api_key="x"
+        )
         assert embeddings.get_text_embedding_batch(TEXTS) == VECTORS
 
     def test_rerank(self) -> None:
         from llama_index.core.schema import NodeWithScore, TextNode
         from llama_index.postprocessor.tei_rerank import TextEmbeddingInference
 
-        nodes = [NodeWithScore(node=TextNode(text=text, id_=str(i))) for i, text in enumerate(PASSAGES)]
+        nodes = [
+            NodeWithScore(node=TextNode(text=text, id_=str(i))) for i, text in enumerate(PASSAGES)
+        ]
         ranker = TextEmbeddingInference(model_name="ranker", base_url=URL, top_n=3)
         found = ranker.postprocess_nodes(nodes, query_str=QUERY)
         assert sorted(each.node.id_ for each in found) == ["0", "1", "2"]
@@ -125,7 +148,9 @@ class TestLitellm:
         """With infinity/, documents are not given back: nothing in its request tells it from Jina's."""
         litellm = pytest.importorskip("litellm")
         base = f"{URL}/v1/rerank" if model.startswith("jina_ai") else URL
-        found = litellm.rerank(model=model, query=QUERY, documents=PASSAGES, api_base=base, api_key="x", **options)
+        found = litellm.rerank(
+            model=model, query=QUERY, documents=PASSAGES, api_base=base, api_key="x", **options
+        )
         assert [(each["index"], each["relevance_score"]) for each in found.results] == RANKS
 
 
@@ -135,9 +160,15 @@ class TestHaystack:
         from haystack.dataclasses import Document
         from haystack.utils import Secret
 
-        named: dict[str, Any] = {"model": "sentence", "api_base_url": f"{URL}/v1", "api_key": Secret.from_token("x")}
+        named: dict[str, Any] = {
+            "model": "sentence",
+            "api_base_url": f"{URL}/v1",
+            "api_key": Secret.from_token("x"),
+        }
         assert OpenAITextEmbedder(**named).run(TEXTS[0])["embedding"] == VECTORS[0]
-        found = OpenAIDocumentEmbedder(**named, progress_bar=False).run([Document(content=text) for text in TEXTS])
+        found = OpenAIDocumentEmbedder(**named, progress_bar=False).run(
+            [Document(content=text) for text in TEXTS]
+        )
         assert [each.embedding for each in found["documents"]] == VECTORS
 
     def test_text_embeddings_inference(self) -> None:
@@ -168,7 +199,9 @@ class TestInfinity:
         from infinity_client.api.default import embeddings
         from infinity_client.models import OpenAIEmbeddingInputText
 
-        found = embeddings.sync(client=Client(base_url=base), body=OpenAIEmbeddingInputText(input_=TEXTS, **named))
+        found = embeddings.sync(
+            client=Client(base_url=base), body=OpenAIEmbeddingInputText(input_=TEXTS, **named)
+        )
         assert [each.embedding for each in found.data] == VECTORS
 
     def test_rerank(self) -> None:
@@ -186,16 +219,22 @@ class TestInfinity:
         from infinity_client.api.default import classify
         from infinity_client.models import ClassifyInput
 
-        found = classify.sync(client=Client(base_url=URL), body=ClassifyInput(input_=TEXTS, model="intent"))
+        found = classify.sync(
+            client=Client(base_url=URL), body=ClassifyInput(input_=TEXTS, model="intent")
+        )
         want = post("/predict", {"inputs": [[text] for text in TEXTS]})
-        assert [[{"label": each.label, "score": each.score} for each in scores] for scores in found.data] == want
+        assert [
+            [{"label": each.label, "score": each.score} for each in scores] for scores in found.data
+        ] == want
 
     def test_models(self) -> None:
         from infinity_client import Client
         from infinity_client.api.default import models
 
         assert [
-            each.id for each in models.sync(client=Client(base_url=URL)).data if each.capabilities == ["embed"]
+            each.id
+            for each in models.sync(client=Client(base_url=URL)).data
+            if each.capabilities == ["embed"]
         ] == ["sentence"]
 
 
@@ -204,7 +243,9 @@ class TestStores:
         from chromadb.utils import embedding_functions as functions
 
         for function in (
-            functions.OpenAIEmbeddingFunction(api_key="x", model_name="sentence", api_base=f"{URL}/v1"),
+            functions.OpenAIEmbeddingFunction(
+                api_key="x", model_name="sentence", api_base=f"{URL}/v1"
+            ),
             functions.HuggingFaceEmbeddingServer(url=f"{URL}/embed"),
             functions.HuggingFaceEmbeddingServer(url=f"{URL}/models/sentence"),
         ):
@@ -215,10 +256,14 @@ class TestStores:
         from qdrant_client import QdrantClient
         from qdrant_client.models import Distance, PointStruct, VectorParams
 
-        answer = openai.OpenAI(base_url=f"{URL}/v1", api_key="x").embeddings.create(model="sentence", input=TEXTS)
+        answer = openai.OpenAI(base_url=f"{URL}/v1", api_key="x").embeddings.create(
+            model="sentence", input=TEXTS
+        )
         store = QdrantClient(":memory:")
         size = len(VECTORS[0])
-        store.create_collection("texts", vectors_config=VectorParams(size=size, distance=Distance.COSINE))
+        store.create_collection(
+            "texts", vectors_config=VectorParams(size=size, distance=Distance.COSINE)
+        )
         points = [PointStruct(id=each.index, vector=each.embedding) for each in answer.data]
         store.upsert("texts", points)
         assert store.query_points("texts", query=VECTORS[2], limit=1).points[0].id == 2
@@ -229,10 +274,15 @@ class TestCohere:
         import cohere
 
         second = cohere.ClientV2(api_key="x", base_url=URL)
-        found = second.embed(model="sentence", texts=TEXTS, input_type="search_document", embedding_types=["float"])
+        found = second.embed(
+            model="sentence", texts=TEXTS, input_type="search_document", embedding_types=["float"]
+        )
         assert found.embeddings.float_ == VECTORS
         first = cohere.Client(api_key="x", base_url=URL)
-        assert first.embed(model="sentence", texts=TEXTS, input_type="search_document").embeddings == VECTORS
+        assert (
+            first.embed(model="sentence", texts=TEXTS, input_type="search_document").embeddings
+            == VECTORS
+        )
         for client in (first, second):
             results = client.rerank(model="rerank-v3.5", query=QUERY, documents=PASSAGES).results
             assert [(each.index, each.relevance_score) for each in results] == RANKS
@@ -244,7 +294,9 @@ def test_npm() -> None:
     script = Path(__file__).with_name("npm.mjs").read_text()
     given = json.dumps({"url": URL, "texts": TEXTS, "query": QUERY, "passages": PASSAGES})
     command = ["node", "--input-type=module", "-", given]
-    ran = subprocess.run(command, input=script, cwd=os.environ["NODE_FOLDER"], capture_output=True, text=True)
+    ran = subprocess.run(
+        command, input=script, cwd=os.environ["NODE_FOLDER"], capture_output=True, text=True
+    )
     assert ran.returncode == 0, ran.stderr
     found = json.loads(ran.stdout)
     for name in ("openai", "openai_float", "cohere", "cohere_v1", "hf_features"):

@@ -14,9 +14,18 @@ from modernbert.heads import ModernBertForSequenceClassification
 from modernbert.model import ModernBertModel
 from modernbert.packing import PackedBatch
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
 LENGTHS = (1, 2, 63, 64, 65, 66, 127, 128, 129, 130, 300, 1024)
-SHAPE = {"vocab_size": 300, "hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 4, "pad_token_id": 0}
+SHAPE = {
+    "vocab_size": 300,
+    "hidden_size": 128,
+    "intermediate_size": 192,
+    "num_hidden_layers": 4,
+    "pad_token_id": 0,
+}
 IDS = np.random.default_rng(0).integers(3, 300, sum(LENGTHS)).astype(np.int32)
 CUDA = torch.device("cuda", 0)
 
@@ -31,7 +40,11 @@ def backend(request):
 
 def hot(model_class, attention="auto", heat=1.5):
     torch.manual_seed(0)
-    model = model_class(ModernBertConfig(**SHAPE, num_attention_heads=2), attention).eval().requires_grad_(False)
+    model = (
+        model_class(ModernBertConfig(**SHAPE, num_attention_heads=2), attention)
+        .eval()
+        .requires_grad_(False)
+    )
     make_hot(model, heat)
     return model
 
@@ -43,7 +56,13 @@ def batch(device, lengths=LENGTHS):
 @torch.inference_mode()
 def test_hidden_states_are_close_to_fp32_on_the_cpu(backend):
     want = hot(ModernBertModel).forward_packed(batch("cpu"))
-    got = hot(ModernBertModel, backend).to(CUDA, torch.bfloat16).forward_packed(batch("cuda")).float().cpu()
+    got = (
+        hot(ModernBertModel, backend)
+        .to(CUDA, torch.bfloat16)
+        .forward_packed(batch("cuda"))
+        .float()
+        .cpu()
+    )
     for ours, reference in zip(got.split(LENGTHS), want.split(LENGTHS), strict=True):
         assert torch.cosine_similarity(ours, reference).min() > 0.98  # a hot model amplifies bf16
 
@@ -52,7 +71,9 @@ def test_hidden_states_are_close_to_fp32_on_the_cpu(backend):
 def test_fp32_equals_the_cpu():
     want = hot(ModernBertForSequenceClassification).forward_packed(batch("cpu"))
     got = hot(ModernBertForSequenceClassification).to(CUDA).forward_packed(batch("cuda")).cpu()
-    assert relative_error(got, want) < 1e-4  # other sums on another device, amplified by a hot model
+    assert (
+        relative_error(got, want) < 1e-4
+    )  # other sums on another device, amplified by a hot model
 
 
 @torch.inference_mode()
@@ -76,7 +97,9 @@ def test_graphs_answer_as_launches_do():
     want = [model.forward_packed(batch("cuda", lengths)).float() for lengths in sizes]
     model.enable_graphs()
     for lengths, expected in zip(sizes, want, strict=True):
-        assert relative_error(model.forward_packed(batch("cuda", lengths)).float(), expected) < 1e-2  # other products
+        assert (
+            relative_error(model.forward_packed(batch("cuda", lengths)).float(), expected) < 1e-2
+        )  # other products
 
 
 @torch.inference_mode()

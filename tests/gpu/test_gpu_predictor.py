@@ -16,7 +16,10 @@ from pipelines.inference.predictor import Predictor
 from pipelines.options import ClassifyOptions
 from pipelines.tasks.classify import Classify
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
 
 
 @pytest.fixture
@@ -51,7 +54,10 @@ def test_two_threads_share_a_device(predictor_with):
     predictor = predictor_with(budget_tokens=2048)
     ids, starts = windows(np.random.default_rng(1).integers(1, 300, 400))
     want, got = predictor.predict(ids, starts), []
-    threads = [threading.Thread(target=lambda: got.append(predictor.predict(ids, starts))) for _ in range(2)]
+    threads = [
+        threading.Thread(target=lambda: got.append(predictor.predict(ids, starts)))
+        for _ in range(2)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:

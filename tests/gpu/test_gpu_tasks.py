@@ -7,17 +7,26 @@ import pytest
 import torch
 from checkpoints import write_multi_vector, write_task
 
-for name in ("transformers", "sentence_transformers", "pydantic"):  # a machine with a GPU may lack them
+for name in (
+    "transformers",
+    "sentence_transformers",
+    "pydantic",
+):  # a machine with a GPU may lack them
     pytest.importorskip(name)
 
 from pipelines import pipeline  # noqa: E402
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
 TEXTS = ["the cat", "é 中文 the mat", "the cat sat there. " * 60, "a"]
 
 
 def both(task, folder):
-    return [pipeline(task, str(folder), device=device, dtype="float32") for device in ("cpu", "cuda")]
+    return [
+        pipeline(task, str(folder), device=device, dtype="float32") for device in ("cpu", "cuda")
+    ]
 
 
 def test_sparse(tmp_path):
@@ -30,20 +39,25 @@ def test_sparse(tmp_path):
 @pytest.mark.parametrize("as_query", [True, False])
 def test_multi_vector(tmp_path, as_query):
     cpu, cuda = both("multi-vector", write_multi_vector(tmp_path))
-    for want, got in zip(cpu(TEXTS, as_query=as_query), cuda(TEXTS, as_query=as_query), strict=True):
+    for want, got in zip(
+        cpu(TEXTS, as_query=as_query), cuda(TEXTS, as_query=as_query), strict=True
+    ):
         np.testing.assert_allclose(got, want, atol=1e-4)
 
 
 def test_maxsim(tmp_path):
     cpu, cuda = both("rerank", write_multi_vector(tmp_path))
-    want, got = ({each["index"]: each["score"] for each in pipe("the cat?", TEXTS)} for pipe in (cpu, cuda))
+    want, got = (
+        {each["index"]: each["score"] for each in pipe("the cat?", TEXTS)} for pipe in (cpu, cuda)
+    )
     assert got == pytest.approx(want, abs=1e-3)  # sums of 16 products
 
 
 def test_zero_shot(tmp_path):
     labels = ["contradiction", "neutral", "entailment"]
     cpu, cuda = both(
-        "zero-shot-classification", write_task(tmp_path, "ModernBertForSequenceClassification", labels=labels)
+        "zero-shot-classification",
+        write_task(tmp_path, "ModernBertForSequenceClassification", labels=labels),
     )
     for want, got in zip(cpu(TEXTS, ["cat", "mat"]), cuda(TEXTS, ["cat", "mat"]), strict=True):
         assert dict(zip(got["labels"], got["scores"], strict=True)) == pytest.approx(

@@ -44,7 +44,10 @@ def break_actors() -> None:
 
 if __name__ == "__main__":
     os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"
-    execute.MAX_ATTEMPTS, execute.MAX_ATTEMPTS_PER_ROW = 1, 2  # each attempt is a round that starts actors
+    execute.MAX_ATTEMPTS, execute.MAX_ATTEMPTS_PER_ROW = (
+        1,
+        2,
+    )  # each attempt is a round that starts actors
     source, target, model, *broken = sys.argv[1:]
     with _stderr_closed():  # as the job itself joins Ray
         ray.init(
@@ -55,5 +58,8 @@ if __name__ == "__main__":
         )
     # Long enough for the first batch of a new process where others share the cores: it is no document's fault.
     arguments = {"input": source, "output": target, "model": model, "batch-timeout-s": "15"}
-    sys.argv = ["classify", *(part for name, value in arguments.items() for part in (f"--{name}", value))]
+    sys.argv = [
+        "classify",
+        *(part for name, value in arguments.items() for part in (f"--{name}", value)),
+    ]
     sys.exit(run_command("classify"))

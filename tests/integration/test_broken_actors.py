@@ -31,7 +31,10 @@ ROWS = 10
 def folder(tmp_path_factory, ray_head) -> Iterator[Path]:
     """The head with workers that have the faults of broken_workers.py, and the folder whose file `fault` names one."""
     folder = tmp_path_factory.mktemp("faults")
-    hook = {"worker_process_setup_hook": broken_workers.install, "env_vars": {broken_workers.FAULT: str(folder)}}
+    hook = {
+        "worker_process_setup_hook": broken_workers.install,
+        "env_vars": {broken_workers.FAULT: str(folder)},
+    }
     with joined_ray(ray_head, runtime_env=hook):
         yield folder
 
@@ -50,7 +53,13 @@ def run(folder, checkpoint, tmp_path, monkeypatch):
 
     def run(fault: str) -> int:
         (folder / "fault").write_text(fault)
-        return run_job("classify", input=tmp_path / "in.parquet", output=tmp_path / "out", model=checkpoint, actors="1")
+        return run_job(
+            "classify",
+            input=tmp_path / "in.parquet",
+            output=tmp_path / "out",
+            model=checkpoint,
+            actors="1",
+        )
 
     return run
 
@@ -103,7 +112,10 @@ def test_a_round_has_the_places_of_the_one_before_it_at_once(run, folder, monkey
     ("fault", "reason"),
     [
         ("no load succeeds", "429 Client Error: Too Many Requests"),
-        ("a load ends the process", "RuntimeError: its process ended 2 times in a row while it started"),
+        (
+            "a load ends the process",
+            "RuntimeError: its process ended 2 times in a row while it started",
+        ),
         ("every text raises", "RuntimeError: Failed to find C++ compiler"),
     ],
 )
@@ -121,11 +133,16 @@ def test_a_job_whose_actors_do_not_come_up_ends_with_one_line(fault, reason, run
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [
-        ("every text but the probe raises", "cannot be predicted: RuntimeError: Failed to find C++ compiler"),
+        (
+            "every text but the probe raises",
+            "cannot be predicted: RuntimeError: Failed to find C++ compiler",
+        ),
         ("no answer but the probe's is finite", "the model's answer is not a finite number"),
     ],
 )
-def test_where_no_row_is_answered_the_shards_fail_and_the_next_run_does_them(fault, reason, run, tmp_path):
+def test_where_no_row_is_answered_the_shards_fail_and_the_next_run_does_them(
+    fault, reason, run, tmp_path
+):
     assert run(fault) == 1
     assert nothing_is_committed(tmp_path / "out")
     assert set(failed(tmp_path / "out").values()) == {reason}
@@ -143,7 +160,9 @@ def test_a_row_that_raises_where_the_probe_is_answered_is_rejected_alone(run, tm
             "_reason": "cannot be predicted: IndexError: index 99 is out of bounds",
         }
     ]
-    assert ds.dataset(tmp_path / "out").to_table()["id"].to_pylist() == [i for i in range(ROWS) if i != 4]
+    assert ds.dataset(tmp_path / "out").to_table()["id"].to_pylist() == [
+        i for i in range(ROWS) if i != 4
+    ]
 
 
 def test_an_actor_gives_up_only_where_no_other_one_comes_up():
@@ -189,7 +208,11 @@ def test_a_shard_that_ends_its_process_is_split_down_to_the_row():
         for each in lost:
             execution._lose(each.name, None, blamed=True)
         again = execution._next_round(lost)
-        lost = [each for each in again if (each.row_range or (0, 64))[0] <= poison < (each.row_range or (0, 64))[1]]
+        lost = [
+            each
+            for each in again
+            if (each.row_range or (0, 64))[0] <= poison < (each.row_range or (0, 64))[1]
+        ]
         runs += [each.count for each in lost]
     assert runs == [64, 64, 4, 4, 1, 1, 1]
     ((held, rejects),) = execution._held.values()

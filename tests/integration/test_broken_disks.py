@@ -29,8 +29,20 @@ def run(folder: Path, checkpoint: Path) -> subprocess.CompletedProcess[str]:
 def run_on(mount: str, folder: Path, checkpoint: Path) -> subprocess.CompletedProcess[str]:
     """The same job with a small file system of its own at out/, with options for `mount`; kept in kept/."""
     script = f'mount -t tmpfs {mount} none out && "$0" "$@"; code=$?; cp -r out/. kept; exit $code'
-    job = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, sys.executable, str(JOB)]
-    done = subprocess.run([*job, *options(checkpoint)], cwd=folder, capture_output=True, text=True, timeout=300)
+    job = [
+        "unshare",
+        "--user",
+        "--map-root-user",
+        "--mount",
+        "sh",
+        "-c",
+        script,
+        sys.executable,
+        str(JOB),
+    ]
+    done = subprocess.run(
+        [*job, *options(checkpoint)], cwd=folder, capture_output=True, text=True, timeout=300
+    )
     if "unshare:" in done.stderr or "mount:" in done.stderr:
         pytest.skip(f"no mounts of its own for a process here: {done.stderr.splitlines()[0]}")
     return done
@@ -42,7 +54,11 @@ def corpus(tmp_path) -> Path:
     for name in ("in", "out", "kept"):
         (tmp_path / name).mkdir()
     texts = [f"the cat {hash((i, 'x')):x}" for i in range(2000)]
-    pq.write_table(pa.table({"id": range(2000), "text": texts}), tmp_path / "in" / "a.parquet", row_group_size=500)
+    pq.write_table(
+        pa.table({"id": range(2000), "text": texts}),
+        tmp_path / "in" / "a.parquet",
+        row_group_size=500,
+    )
     return tmp_path
 
 
@@ -71,7 +87,9 @@ def test_a_read_only_output_is_told_before_any_work(corpus, checkpoint):
 
 
 @pytest.mark.slow
-def test_a_read_error_in_the_middle_of_a_file_costs_only_the_shards_there(corpus, checkpoint, local_ray):
+def test_a_read_error_in_the_middle_of_a_file_costs_only_the_shards_there(
+    corpus, checkpoint, local_ray
+):
     """Damage in the second of four row groups: the footer is whole, so that only reading the rows tells."""
     file = corpus / "in" / "a.parquet"
     group = pq.read_metadata(file).row_group(1).column(1)
@@ -83,10 +101,16 @@ def test_a_read_error_in_the_middle_of_a_file_costs_only_the_shards_there(corpus
     assert done.returncode == 1, done.stdout + done.stderr
     failed = json.loads((corpus / "out" / "_run.json").read_text())["failed"]
     assert all(reason.startswith("cannot be read: ") for reason in failed.values())
-    assert all(": cannot be read: " in line for line in done.stdout.splitlines() if line.startswith("failed"))
+    assert all(
+        ": cannot be read: " in line
+        for line in done.stdout.splitlines()
+        if line.startswith("failed")
+    )
     ranges = [tuple(map(int, name.rsplit("-", 2)[1:])) for name in failed]
     assert min(ranges)[0] <= 500
     assert max(ranges)[1] >= 1000
     assert all(first < 1000 and last > 500 for first, last in ranges)
     lost = {row for first, last in ranges for row in range(first, last)}
-    assert ds.dataset(corpus / "out").to_table()["id"].to_pylist() == [i for i in range(2000) if i not in lost]
+    assert ds.dataset(corpus / "out").to_table()["id"].to_pylist() == [
+        i for i in range(2000) if i not in lost
+    ]

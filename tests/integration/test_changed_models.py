@@ -46,7 +46,8 @@ def given(tmp_path, checkpoint):
     (tmp_path / "in").mkdir()
     for i in range(8):
         pq.write_table(
-            pa.table({"id": [i, i + 8], "text": [f"the cat {i}", "sat on the mat"]}), tmp_path / f"in/{i}.parquet"
+            pa.table({"id": [i, i + 8], "text": [f"the cat {i}", "sat on the mat"]}),
+            tmp_path / f"in/{i}.parquet",
         )
     return tmp_path
 
@@ -61,7 +62,16 @@ def test_a_job_stops_where_its_model_changes_before_workers_load_it(given, name,
         CHANGES[name](given / "model")
         return run(self, *arguments)
 
-    arguments = ["--input", given / "in", "--output", given / "out", "--model", given / "model", "--actors", "1"]
+    arguments = [
+        "--input",
+        given / "in",
+        "--output",
+        given / "out",
+        "--model",
+        given / "model",
+        "--actors",
+        "1",
+    ]
     monkeypatch.setattr(execute.Execution, "run", changed)
     done = run_script("jobs/classify_corpus.py", *arguments, cwd=REPOSITORY)
     assert done.returncode == 1
@@ -91,7 +101,11 @@ def test_a_step_of_a_dataset_stops_where_its_model_changes(given):
 def test_a_job_has_the_answers_of_the_model_it_began_with(given, monkeypatch):
     """The folder changes once an actor and a reader have loaded it: all shards have the first model's answers."""
     want = run_corpus(
-        "classify", input=str(given / "in"), output=str(given / "want"), model=str(given / "model"), actors="1"
+        "classify",
+        input=str(given / "in"),
+        output=str(given / "want"),
+        model=str(given / "model"),
+        actors="1",
     )
     receive, changed = execute.Execution._receive, []
 
@@ -103,9 +117,15 @@ def test_a_job_has_the_answers_of_the_model_it_began_with(given, monkeypatch):
 
     monkeypatch.setattr(execute.Execution, "_receive", change_after_the_first)
     done = run_corpus(
-        "classify", input=str(given / "in"), output=str(given / "out"), model=str(given / "model"), actors="1"
+        "classify",
+        input=str(given / "in"),
+        output=str(given / "out"),
+        model=str(given / "model"),
+        actors="1",
     )
     assert changed
     assert done.outcome == "complete"
-    got, expected = (sorted(each.dataset().take_all(), key=lambda row: row["id"]) for each in (done, want))
+    got, expected = (
+        sorted(each.dataset().take_all(), key=lambda row: row["id"]) for each in (done, want)
+    )
     assert got == expected

@@ -44,11 +44,16 @@ def articles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("articles")
     dice = np.random.default_rng(0)
     texts: list[str | None] = [
-        " ".join(dice.choice(["the", "cat", "sat", "ééé", "👍"], size=n)) for n in dice.integers(1, 300, 300)
+        " ".join(dice.choice(["the", "cat", "sat", "ééé", "👍"], size=n))
+        for n in dice.integers(1, 300, 300)
     ]
     texts[5], texts[150], texts[299] = None, "   ", "word " * 9000
     table = pa.table(
-        {"number": range(300), "body": texts, "where": pa.array(["x", "y", "z"] * 100).dictionary_encode()}
+        {
+            "number": range(300),
+            "body": texts,
+            "where": pa.array(["x", "y", "z"] * 100).dictionary_encode(),
+        }
     )
     for i in range(3):
         pq.write_table(table.slice(100 * i, 100), folder / f"{i}.parquet", row_group_size=30)
@@ -61,7 +66,17 @@ def articles(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def labelled(articles, checkpoint, local_ray, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("labelled") / "out"
-    assert run(input=articles, output=out, model=checkpoint, text_column="body", top_k=2, max_length=512) == 0
+    assert (
+        run(
+            input=articles,
+            output=out,
+            model=checkpoint,
+            text_column="body",
+            top_k=2,
+            max_length=512,
+        )
+        == 0
+    )
     return out
 
 
@@ -71,7 +86,11 @@ def test_every_row_once_in_order_with_its_columns(articles, labelled, checkpoint
     got = ds.dataset(labelled).to_table()
     rejected = pq.read_table(labelled / "_rejected")
     assert rejected["number"].to_pylist() == [5, 150, 301]
-    assert rejected["_reason"].to_pylist() == ["text is null", "text is empty", "text is not valid UTF-8"]
+    assert rejected["_reason"].to_pylist() == [
+        "text is null",
+        "text is empty",
+        "text is not valid UTF-8",
+    ]
     assert rejected["_row"].to_pylist() == [5, 50, 1]
     assert rejected["body"].to_pylist()[2] == "bad \ufffd\ufffd"
     expected = [i for i in range(303) if i not in (5, 150, 301)]
@@ -108,7 +127,9 @@ def test_labels_equal_transformers(articles, labelled, checkpoint):
     model = transformers.AutoModelForSequenceClassification.from_pretrained(checkpoint).eval()
     for row in ds.dataset(labelled).to_table().slice(0, 60).to_pylist():
         with torch.no_grad():
-            logits = model(**tokenizer(row["body"], truncation=True, max_length=512, return_tensors="pt")).logits[0]
+            logits = model(
+                **tokenizer(row["body"], truncation=True, max_length=512, return_tensors="pt")
+            ).logits[0]
         best = logits.softmax(-1).topk(2)
         assert row["labels"] == [model.config.id2label[i] for i in best.indices.tolist()]
         assert row["scores"] == pytest.approx(best.values.tolist(), abs=1e-5)
@@ -168,16 +189,37 @@ def test_other_formats_and_multi_label(kind, where, tmp_path, request):
         frame.to_json(file, orient="records", lines=True)
     out = tmp_path / "out"
     assert (
-        run(input=file, output=out, model=tmp_path / "model", keep_columns=["n"], threshold=0.3, output_prefix="our_")
+        run(
+            input=file,
+            output=out,
+            model=tmp_path / "model",
+            keep_columns=["n"],
+            threshold=0.3,
+            output_prefix="our_",
+        )
         == 0
     )
     got = ds.dataset(out).to_table()
-    assert got["n"].to_pylist() == [str(i) if kind == "csv" else i for i in range(150)]  # CSV is text as written
+    assert got["n"].to_pylist() == [
+        str(i) if kind == "csv" else i for i in range(150)
+    ]  # CSV is text as written
     assert got.column_names == [
         "n",
-        *("our_" + n for n in ("label", "score", "labels", "scores", "n_tokens", "n_windows", "truncated")),
+        *(
+            "our_" + n
+            for n in ("label", "score", "labels", "scores", "n_tokens", "n_windows", "truncated")
+        ),
     ]
-    assert run(input=file, output=tmp_path / "bare", model=tmp_path / "model", keep_columns=[], dtype="bfloat16") == 0
+    assert (
+        run(
+            input=file,
+            output=tmp_path / "bare",
+            model=tmp_path / "model",
+            keep_columns=[],
+            dtype="bfloat16",
+        )
+        == 0
+    )
     assert ds.dataset(tmp_path / "bare").to_table().num_rows == 150
     for row in got.to_pylist():
         assert all(score >= 0.3 for score in row["our_scores"])
@@ -185,9 +227,13 @@ def test_other_formats_and_multi_label(kind, where, tmp_path, request):
 
 
 @pytest.mark.slow
-def test_a_file_that_breaks_after_planning_fails_alone(tmp_path, checkpoint, local_ray, monkeypatch, capfd):
+def test_a_file_that_breaks_after_planning_fails_alone(
+    tmp_path, checkpoint, local_ray, monkeypatch, capfd
+):
     for name in "ab":
-        pq.write_table(pa.table({"text": [f"{name} {i}" for i in range(64)]}), tmp_path / f"{name}.parquet")
+        pq.write_table(
+            pa.table({"text": [f"{name} {i}" for i in range(64)]}), tmp_path / f"{name}.parquet"
+        )
     original = corpus.plan_job
 
     def plan_and_break(*arguments):
@@ -218,8 +264,15 @@ def test_a_file_that_breaks_after_planning_fails_alone(tmp_path, checkpoint, loc
 )
 def test_mistakes_are_one_line_and_exit_code_2(change, message, articles, checkpoint, tmp_path):
     (tmp_path / "somebody's file").write_text("")
-    options = {"input": articles, "output": "out", "model": checkpoint, "text-column": "body"} | change
-    done = command(*(part for name, value in options.items() for part in (f"--{name}", value)), cwd=tmp_path)
+    options = {
+        "input": articles,
+        "output": "out",
+        "model": checkpoint,
+        "text-column": "body",
+    } | change
+    done = command(
+        *(part for name, value in options.items() for part in (f"--{name}", value)), cwd=tmp_path
+    )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
@@ -230,7 +283,9 @@ def test_an_output_inside_the_input_is_refused(tmp_path, checkpoint):
     """In a process of its own, as a user runs it: one line and the exit code."""
     pq.write_table(pa.table({"text": ["a"]}), tmp_path / "in.parquet")
     arguments = ["--input", ".", "--output", "out", "--model", str(checkpoint)]
-    done = subprocess.run([*COMMAND, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [*COMMAND, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 2
     assert "lies in the input folder" in done.stderr
 
@@ -245,7 +300,17 @@ def test_a_column_of_ours_that_the_input_has_already(tmp_path, checkpoint):
 
 
 def test_dry_run_does_nothing(articles, checkpoint, tmp_path):
-    arguments = ("--input", articles, "--output", "out", "--model", checkpoint, "--text-column", "body", "--dry-run")
+    arguments = (
+        "--input",
+        articles,
+        "--output",
+        "out",
+        "--model",
+        checkpoint,
+        "--text-column",
+        "body",
+        "--dry-run",
+    )
     done = command(*arguments, cwd=tmp_path)
     assert done.returncode == 0
     assert "4 parquet file(s), 303 rows" in done.stdout
@@ -263,7 +328,9 @@ CLINC = REPOSITORY.parent / "shared" / "data" / "clinc150" / "val.parquet"
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not CLINC.is_file(), reason="needs the CLINC150 validation rows, which are not shipped")
+@pytest.mark.skipif(
+    not CLINC.is_file(), reason="needs the CLINC150 validation rows, which are not shipped"
+)
 def test_accuracy_of_the_demo_checkpoint(tmp_path, in_process):
     demo = REPOSITORY / "jobs" / "demo" / "intent-classifier"
     assert run(input=CLINC, output=tmp_path / "out", model=demo) == 0
@@ -279,7 +346,9 @@ def test_the_demo_checkpoint_loads_in_transformers_and_answers_alike():
     demo = REPOSITORY / "jobs" / "demo" / "intent-classifier"
     texts = ["I lost my card", "how do you say hello in french", "set an alarm for six"]
     tokenizer = transformers.AutoTokenizer.from_pretrained(demo)
-    model = transformers.AutoModelForSequenceClassification.from_pretrained(demo, dtype=torch.float32).eval()
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(
+        demo, dtype=torch.float32
+    ).eval()
     with torch.no_grad():
         want = torch.cat([model(**tokenizer(text, return_tensors="pt")).logits for text in texts])
     encoded = Tokenizer.from_folder(demo).encode(texts)
@@ -287,4 +356,8 @@ def test_the_demo_checkpoint_loads_in_transformers_and_answers_alike():
     predictor = Predictor(checkpoint, Classify.from_checkpoint(checkpoint, ClassifyOptions()))
     got = predictor.predict(encoded.input_ids, encoded.cu_seqlens).values
     np.testing.assert_allclose(got, want.numpy(), rtol=2e-5, atol=2e-5)
-    assert [model.config.id2label[i] for i in got.argmax(1)] == ["report_lost_card", "translate", "alarm"]
+    assert [model.config.id2label[i] for i in got.argmax(1)] == [
+        "report_lost_card",
+        "translate",
+        "alarm",
+    ]

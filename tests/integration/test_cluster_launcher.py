@@ -29,7 +29,9 @@ HEAD, WORKER = "10.77.0.1", "10.77.0.2"
 RECONNECT_S = 10  # after which a worker without a head ends; 60 is what Ray has
 SSHD = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin")
 MISSING = [
-    name for name in ("ssh", "ssh-keygen", "rsync", "ip", "unshare", "nsenter", "setpriv") if not shutil.which(name)
+    name
+    for name in ("ssh", "ssh-keygen", "rsync", "ip", "unshare", "nsenter", "setpriv")
+    if not shutil.which(name)
 ]
 
 
@@ -46,16 +48,26 @@ class Machine(NamedTuple):
         """Run a command in the machine's network, as a user beside it: it sees none of the machine's processes."""
         call = ["nsenter", f"--net=/proc/{self.pid}/ns/net", "--", *command]
         environment = HEAD_ENVIRONMENT | dict.fromkeys(("RAY_TMPDIR", "TMPDIR"), str(self.folder))
-        return subprocess.run(call, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=timeout)
+        return subprocess.run(
+            call, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=timeout
+        )
 
     def ray_processes(self) -> list[str]:
         """The command lines of Ray's processes on the machine."""
-        spaces = [f"--{option}=/proc/{self.pid}/ns/{name}" for option, name in (("pid", "pid"), ("mount", "mnt"))]
+        spaces = [
+            f"--{option}=/proc/{self.pid}/ns/{name}"
+            for option, name in (("pid", "pid"), ("mount", "mnt"))
+        ]
         listed = subprocess.run(
-            ["nsenter", *spaces, "--", "ps", "-eo", "args"], capture_output=True, text=True, check=True
+            ["nsenter", *spaces, "--", "ps", "-eo", "args"],
+            capture_output=True,
+            text=True,
+            check=True,
         )
         return [
-            line for line in listed.stdout.splitlines() if re.search(r"raylet|gcs_server|^ray::|ray/dashboard", line)
+            line
+            for line in listed.stdout.splitlines()
+            if re.search(r"raylet|gcs_server|^ray::|ray/dashboard", line)
         ]
 
 
@@ -84,7 +96,12 @@ def machine(folder: Path, address: str, key: Path) -> Iterator[Machine]:
         ip link set lo up
         exec {SSHD} -D -e -f {config}
     """
-    enter = ["setpriv", "--pdeathsig", "KILL", "unshare"]  # a machine ends with this process, however that ends
+    enter = [
+        "setpriv",
+        "--pdeathsig",
+        "KILL",
+        "unshare",
+    ]  # a machine ends with this process, however that ends
     enter += ["--net", "--pid", "--mount", "--fork", "--mount-proc", "--kill-child"]
     with (folder / f"log-{address}").open("w") as log:
         process = subprocess.Popen([*enter, "bash", "-c", script], stdout=log, stderr=log)
@@ -92,7 +109,10 @@ def machine(folder: Path, address: str, key: Path) -> Iterator[Machine]:
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
         first, listening = [], False
         for _ in range(100):
-            first, listening = children.read_text().split(), "listening" in (folder / f"log-{address}").read_text()
+            first, listening = (
+                children.read_text().split(),
+                "listening" in (folder / f"log-{address}").read_text(),
+            )
             if first and listening:
                 break
             time.sleep(0.1)
@@ -107,7 +127,9 @@ def machine(folder: Path, address: str, key: Path) -> Iterator[Machine]:
 def machines(tmp_path_factory) -> Iterator[tuple[Machine, Machine, Path]]:
     """A head and a worker with a cable between them, and the key that opens both."""
     if MISSING or not SSHD:
-        pytest.skip(f"missing: {', '.join([*MISSING, *([] if SSHD else ['sshd'])])} (Debian: openssh-server rsync)")
+        pytest.skip(
+            f"missing: {', '.join([*MISSING, *([] if SSHD else ['sshd'])])} (Debian: openssh-server rsync)"
+        )
     may = ["unshare", "--net", "--pid", "--mount", "--fork", "--mount-proc", "true"]
     if os.geteuid() or subprocess.run(may, capture_output=True).returncode:
         pytest.skip("namespaces need root with CAP_SYS_ADMIN")
@@ -117,7 +139,9 @@ def machines(tmp_path_factory) -> Iterator[tuple[Machine, Machine, Path]]:
     Path("/run/sshd").mkdir(exist_ok=True)  # what a service of Debian's makes for sshd
     Path("/tmp/ray").mkdir(exist_ok=True)  # each machine has one of its own mounted there
     with ExitStack() as stack:
-        head, worker = (stack.enter_context(machine(folder, address, key)) for address in (HEAD, WORKER))
+        head, worker = (
+            stack.enter_context(machine(folder, address, key)) for address in (HEAD, WORKER)
+        )
         ends = ["type", "veth", "peer", "name", "eth0", "netns", str(worker.pid)]
         assert head.run("ip", "link", "add", "eth0", *ends).returncode == 0
         for each, address, other in ((head, HEAD, WORKER), (worker, WORKER, HEAD)):
@@ -153,14 +177,33 @@ def test_machines_of_ones_own_run_a_job(machines, tmp_path):
     up = head.run(*RAY, "up", "-y", "--no-config-cache", str(file), timeout=300)
     assert up.returncode == 0, up.stdout[-3000:] + up.stderr[-3000:]
     status = [*RAY, "status", "--address", f"{HEAD}:6379"]
-    nodes = polled(lambda: head.run(*status).stdout, lambda text: " 2 local.cluster.node" in text, 180)
+    nodes = polled(
+        lambda: head.run(*status).stdout, lambda text: " 2 local.cluster.node" in text, 180
+    )
     assert " 2 local.cluster.node" in nodes, nodes
 
     rows = [f"please set an alarm for {i} o'clock" for i in range(100)]
     pq.write_table(pa.table({"message": rows}), tmp_path / "in.parquet")
-    job = ["python", "jobs/classify_corpus.py", "--input", str(tmp_path / "in.parquet"), "--text-column", "message"]
+    job = [
+        "python",
+        "jobs/classify_corpus.py",
+        "--input",
+        str(tmp_path / "in.parquet"),
+        "--text-column",
+        "message",
+    ]
     job += ["--output", str(tmp_path / "out"), "--model", "jobs/demo/intent-classifier"]
-    submit = [*RAY, "job", "submit", "--address", "http://127.0.0.1:8265", "--working-dir", ".", "--", *job]
+    submit = [
+        *RAY,
+        "job",
+        "submit",
+        "--address",
+        "http://127.0.0.1:8265",
+        "--working-dir",
+        ".",
+        "--",
+        *job,
+    ]
     done = head.run(*submit, timeout=600)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "2 nodes" in done.stdout
@@ -175,6 +218,8 @@ def test_machines_of_ones_own_run_a_job(machines, tmp_path):
     assert head.ray_processes() == []
     # The launcher stops the head alone; a worker ends when it has missed the head for RECONNECT_S, its agents later.
     raylets = polled(
-        lambda: [each for each in worker.ray_processes() if "raylet" in each], lambda found: not found, 180
+        lambda: [each for each in worker.ray_processes() if "raylet" in each],
+        lambda found: not found,
+        180,
     )
     assert raylets == []

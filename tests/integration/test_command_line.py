@@ -21,10 +21,23 @@ PAIRS = [
     {"question": "the", "context": "cat"},
     {"question": "the"},
 ]
-QUERIES = [{"query": "the cat?", "texts": LINES}, {"query": "the", "texts": []}, {"texts": ["the"]}, [1]]
+QUERIES = [
+    {"query": "the cat?", "texts": LINES},
+    {"query": "the", "texts": []},
+    {"texts": ["the"]},
+    [1],
+]
 TASKS = {
-    "text-classification": ("ModernBertForSequenceClassification", {"labels": ["no", "yes", "perhaps"]}, LINES),
-    "token-classification": ("ModernBertForTokenClassification", {"labels": ["O", "B-X", "I-X"]}, LINES),
+    "text-classification": (
+        "ModernBertForSequenceClassification",
+        {"labels": ["no", "yes", "perhaps"]},
+        LINES,
+    ),
+    "token-classification": (
+        "ModernBertForTokenClassification",
+        {"labels": ["O", "B-X", "I-X"]},
+        LINES,
+    ),
     "fill-mask": ("ModernBertForMaskedLM", {}, LINES),
     "question-answering": ("ModernBertForQuestionAnswering", {}, PAIRS),
     "sentence-embedding": ("ModernBertModel", {}, LINES),
@@ -32,7 +45,12 @@ TASKS = {
 }
 OPTIONS = {
     "text-classification": {"top_k": 2, "long_documents": "windows", "max_length": 32},
-    "token-classification": {"aggregation": "simple", "ignore_labels": ["O", "Y"], "max_length": 32, "stride": 4},
+    "token-classification": {
+        "aggregation": "simple",
+        "ignore_labels": ["O", "Y"],
+        "max_length": 32,
+        "stride": 4,
+    },
     "fill-mask": {"top_k": 3, "targets": [" the", "cat"]},
     "question-answering": {"no_answer": True, "top_k": 2, "max_length": 64},
     "sentence-embedding": {"dimensions": 8, "normalize": True, "pooling": "cls"},
@@ -42,7 +60,9 @@ OPTIONS = {
 
 def run(*arguments, given=b""):
     command = [sys.executable, "-m", "pipelines", *map(str, arguments)]
-    return subprocess.run(command, input=given, capture_output=True, cwd=REPOSITORY, check=False, timeout=300)
+    return subprocess.run(
+        command, input=given, capture_output=True, cwd=REPOSITORY, check=False, timeout=300
+    )
 
 
 def flags(options):
@@ -77,7 +97,11 @@ def test_results_and_error_lines(tmp_path, task):
             4: "not valid JSON: Expecting property name",
         },
     }.get(task, {})
-    failed = {i: result["error"] for i, result in enumerate(got) if isinstance(result, dict) and "error" in result}
+    failed = {
+        i: result["error"]
+        for i, result in enumerate(got)
+        if isinstance(result, dict) and "error" in result
+    }
     assert failed.keys() == errors.keys()
     assert all(failed[i].startswith(errors[i]) for i in errors)
     assert done.returncode == int(bool(errors)), done.stderr.decode()
@@ -88,9 +112,18 @@ MISTAKES = {
     "unknown task": (["translate"], "usage: python -m pipelines TASK --model MODEL [options]"),
     "no model": (["fill-mask"], "error: --model is missing"),
     "no such model": (["fill-mask", "--model", "/nowhere"], "error: "),
-    "no number": (["fill-mask", "--model", "x", "--top-k", "many"], "error: --top-k 'many': must be a valid integer"),
-    "out of range": (["fill-mask", "--model", "x", "--top-k", "0"], "error: --top-k '0': must be greater than or"),
-    "no choice": (["rerank", "--model", "x", "--merge", "least"], "error: --merge 'least': must be 'mean' or 'max'"),
+    "no number": (
+        ["fill-mask", "--model", "x", "--top-k", "many"],
+        "error: --top-k 'many': must be a valid integer",
+    ),
+    "out of range": (
+        ["fill-mask", "--model", "x", "--top-k", "0"],
+        "error: --top-k '0': must be greater than or",
+    ),
+    "no choice": (
+        ["rerank", "--model", "x", "--merge", "least"],
+        "error: --merge 'least': must be 'mean' or 'max'",
+    ),
     "another task's": (["rerank", "--model", "x", "--top-k", "2"], "usage: "),
 }
 
@@ -110,8 +143,14 @@ def test_mistakes_end_with_2_and_say_what(arguments, message):
 def test_what_does_not_fit_the_checkpoint_is_one_line_that_names_the_flag(tmp_path):
     folder = write_task(tmp_path, "ModernBertForSequenceClassification", num_labels=3)
     for arguments, message in (
-        (["text-classification", "--stride", 9], "error: --stride 9 is for overlapping windows: long_documents must"),
-        (["token-classification"], f"error: --model '{folder}' is a ModernBertForSequenceClassification: it fits"),
+        (
+            ["text-classification", "--stride", 9],
+            "error: --stride 9 is for overlapping windows: long_documents must",
+        ),
+        (
+            ["token-classification"],
+            f"error: --model '{folder}' is a ModernBertForSequenceClassification: it fits",
+        ),
     ):
         done = run_module("pipelines", *arguments, "--model", folder)
         assert (done.returncode, done.stdout) == (2, "")

@@ -27,7 +27,12 @@ from pipelines.corpus import run
 from pipelines.output import lease, shard_stats
 from pipelines.storage import Folder
 
-SMALL = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 48}
+SMALL = {
+    "num_hidden_layers": 2,
+    "hidden_size": 32,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+}
 
 
 def write(file: Path, rows: range) -> None:
@@ -59,7 +64,9 @@ def crashing(patch: pytest.MonkeyPatch) -> None:
 
 def job(folder: Path, output: Path, **options) -> int:
     named = {"input": folder / "in", "output": output, "model": folder / "model", "device": "cpu"}
-    outcome = run.run_corpus("classify", **{name: str(path) for name, path in named.items()}, **options)
+    outcome = run.run_corpus(
+        "classify", **{name: str(path) for name, path in named.items()}, **options
+    )
     return 1 if outcome.failed else 0
 
 
@@ -93,7 +100,9 @@ def crash_at(point: int) -> Iterator[None]:
 
 def parts(output: Path) -> dict[str, bytes]:
     """The bytes of every file that readers see."""
-    return {str(file.relative_to(output)): file.read_bytes() for file in output.rglob("[!.]*.parquet")}
+    return {
+        str(file.relative_to(output)): file.read_bytes() for file in output.rglob("[!.]*.parquet")
+    }
 
 
 CASES = {
@@ -131,4 +140,6 @@ def test_a_crash_at_any_point_loses_and_doubles_nothing(case, folder, tmp_path, 
         kept = {name: record["totals"][name] for name in shard_stats.KEPT}
         assert {name: totals[name] for name in shard_stats.KEPT} == kept, point
         shutil.rmtree(output)
-    assert point >= 2 * (len(expected) + 5)  # each part, the lease, the record twice, the files, the stats, the report
+    assert point >= 2 * (
+        len(expected) + 5
+    )  # each part, the lease, the record twice, the files, the stats, the report

@@ -22,7 +22,9 @@ from pipelines.memory.pipeline import pipeline
 
 README = "".join((REPOSITORY / file).read_text() for file in ("README.md", "jobs/README.md"))
 DEMO = REPOSITORY / "jobs" / "demo"
-DEMOS = re.findall(r"^\.venv/bin/python (jobs/\w+\.py)", readme_block("demos", "jobs/README.md"), re.MULTILINE)
+DEMOS = re.findall(
+    r"^\.venv/bin/python (jobs/\w+\.py)", readme_block("demos", "jobs/README.md"), re.MULTILINE
+)
 ELSEWHERE = {"jobs/classify_corpus.py", "jobs/embed_corpus.py"}
 """Run by test_offline_online.py, the first one in a process and with a Ray of its own."""
 
@@ -35,7 +37,9 @@ def test_a_demo_runs_without_options(job, tmp_path, ray_head, local_ray):
     assert re.search(r"rows +[\d,]+: [\d,]+ labelled, [\d,]+ rejected", done.stdout)
     assert "example " in done.stdout
     port = ray_head.address.rpartition(":")[2]
-    assert re.search(rf"^Ray joined at \S+:{port}: 1 node, 2 CPUs, 0 GPUs$", done.stdout, re.MULTILINE)
+    assert re.search(
+        rf"^Ray joined at \S+:{port}: 1 node, 2 CPUs, 0 GPUs$", done.stdout, re.MULTILINE
+    )
     (output,) = (tmp_path / "output").iterdir()
     assert ds.dataset(output).count_rows() > 100
 
@@ -64,7 +68,8 @@ def test_the_example_on_the_command_line():
 
 
 @pytest.mark.parametrize(
-    "command", sorted(set(re.findall(r"^\.venv/bin/python (jobs/\w+\.py) (--.+)$", README, re.MULTILINE)))
+    "command",
+    sorted(set(re.findall(r"^\.venv/bin/python (jobs/\w+\.py) (--.+)$", README, re.MULTILINE))),
 )
 def test_the_options_of_every_job_named_are_known(command, tmp_path):
     """The command gets as far as finding that the folder it names is empty."""
@@ -97,7 +102,9 @@ def test_a_demo_checkpoint_loads_in_transformers_and_answers_alike(name, auto):
     inputs = Tokenizer.from_folder(DEMO / name)("please call me at noon", return_tensors="pt")
     with torch.no_grad():
         want, got = theirs(**inputs)[0], ours(**inputs)[0]
-    torch.testing.assert_close(got, want, rtol=2e-5, atol=2e-5)  # fp32 rounding in another order of operations
+    torch.testing.assert_close(
+        got, want, rtol=2e-5, atol=2e-5
+    )  # fp32 rounding in another order of operations
 
 
 @pytest.mark.slow
@@ -106,11 +113,17 @@ def test_the_tagger_finds_personal_data_in_messages_from_other_templates(tmp_pat
     lines = (DEMO / "held_out_messages.jsonl").read_text(encoding="utf-8").splitlines()
     wanted = [json.loads(line) for line in lines]
     pq.write_table(pa.table({"text": [row["text"] for row in wanted]}), tmp_path / "in.parquet")
-    options = {"input": tmp_path / "in.parquet", "model": DEMO / "pii-tagger", "output": tmp_path / "out"}
+    options = {
+        "input": tmp_path / "in.parquet",
+        "model": DEMO / "pii-tagger",
+        "output": tmp_path / "out",
+    }
     assert run_job("tag", **options) == 0
     rows = ds.dataset(tmp_path / "out").to_table().to_pylist()
     assert [row["text"] for row in rows] == [row["text"] for row in wanted]
-    found = {(i, *without_blanks(entity)) for i, row in enumerate(rows) for entity in row["entities"]}
+    found = {
+        (i, *without_blanks(entity)) for i, row in enumerate(rows) for entity in row["entities"]
+    }
     right = {(i, *entity) for i, row in enumerate(wanted) for entity in row["entities"]}
     f1 = 2 * len(found & right) / (len(found) + len(right))
     assert f1 >= 0.8
@@ -124,6 +137,10 @@ def without_blanks(entity: dict[str, Any]) -> tuple[int, int, str]:
 
 def test_the_sentence_encoder_brings_like_requests_together():
     embed = pipeline("sentence-embedding", str(DEMO / "sentence-encoder"))
-    requests = ["wake me up at six tomorrow", "set an alarm for 6 am", "what is the capital of france"]
+    requests = [
+        "wake me up at six tomorrow",
+        "set an alarm for 6 am",
+        "what is the capital of france",
+    ]
     a, b, c = np.array(embed(requests))
     assert a @ b > 0.5 > a @ c

@@ -45,11 +45,20 @@ def length_task(monkeypatch):
 
 @pytest.fixture
 def folder(tmp_path):
-    small = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 48}
-    return str(write_task(tmp_path / "model", "ModernBertForSequenceClassification", num_labels=3, **small))
+    small = {
+        "num_hidden_layers": 2,
+        "hidden_size": 32,
+        "num_attention_heads": 2,
+        "intermediate_size": 48,
+    }
+    return str(
+        write_task(tmp_path / "model", "ModernBertForSequenceClassification", num_labels=3, **small)
+    )
 
 
-def test_a_task_is_four_files_in_memory_as_a_job_and_over_http(length_task, folder, tmp_path, local_ray):
+def test_a_task_is_four_files_in_memory_as_a_job_and_over_http(
+    length_task, folder, tmp_path, local_ray
+):
     """Options, Task, wire shape and job: a toy of each answers alike in all three."""
     expected = pipeline("text-length", folder)(TEXTS, factor=2)
     assert [answer["length"] for answer in expected] == [2 * n for n in (4, 8, 3)]
@@ -57,12 +66,19 @@ def test_a_task_is_four_files_in_memory_as_a_job_and_over_http(length_task, fold
         pipeline("length", folder, factor=0)
 
     pq.write_table(pa.table({"text": TEXTS}), tmp_path / "in.parquet")
-    named = {"input": str(tmp_path / "in.parquet"), "output": str(tmp_path / "out"), "model": folder, "factor": "2"}
+    named = {
+        "input": str(tmp_path / "in.parquet"),
+        "output": str(tmp_path / "out"),
+        "model": folder,
+        "factor": "2",
+    }
     assert run_corpus("length", **named).outcome == "complete"
     rows = ds.dataset(tmp_path / "out").to_table(columns=["length", "logit"]).to_pylist()
     assert rows == expected
 
-    models = LocalModelClient(served_models([{"name": "measure", "task": "length", "model": folder, "factor": 2}]))
+    models = LocalModelClient(
+        served_models([{"name": "measure", "task": "length", "model": folder, "factor": 2}])
+    )
     with serving(models) as url:
         assert httpx.post(f"{url}/models/measure", json={"inputs": TEXTS}).json() == expected
         assert httpx.get(f"{url}/info").json()["model_type"] == {"length": {}}
@@ -79,7 +95,10 @@ class Nothing:
 def test_a_dialect_is_one_file_and_a_line_of_dialects(monkeypatch):
     monkeypatch.setattr(app, "DIALECTS", [*app.DIALECTS, TOY])
     monkeypatch.setenv("MODERNBERT_API_KEY", "key")
-    with serving(Nothing()) as url, httpx.Client(base_url=url, headers={"authorization": "Bearer key"}) as client:
+    with (
+        serving(Nothing()) as url,
+        httpx.Client(base_url=url, headers={"authorization": "Bearer key"}) as client,
+    ):
         assert client.post("/toy/count", json={"inputs": ["a", "b"]}).json() == {"count": 2}
         wrong = client.post("/toy/count", json={"inputs": 1})
         assert (wrong.status_code, wrong.json()) == (418, {"oops": "inputs must be a valid list"})
@@ -88,7 +107,9 @@ def test_a_dialect_is_one_file_and_a_line_of_dialects(monkeypatch):
         closed = httpx.post(f"{url}/toy/count", json={"inputs": []})
         assert (closed.status_code, closed.json().keys()) == (401, {"oops"})
         described = client.get("/openapi.json").json()
-        assert "ToyError" in json.dumps(described["paths"]["/toy/count"]["post"]["responses"]["418"])
+        assert "ToyError" in json.dumps(
+            described["paths"]["/toy/count"]["post"]["responses"]["418"]
+        )
         assert client.get("/nothing").json().keys() == {"error", "error_type"}
 
 

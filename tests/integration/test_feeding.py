@@ -38,14 +38,20 @@ def run(folder: Path, checkpoint: Path, monkeypatch, shards: int = SHARDS) -> fl
     monkeypatch.setattr("pipelines.input.plan.MAX_SHARD_ROWS", ROWS)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     texts = ["the cat sat on the mat and then the other cat"] * (ROWS * shards)
-    pq.write_table(pa.table({"id": range(len(texts)), "text": texts}), folder / "in.parquet", row_group_size=4096)
+    pq.write_table(
+        pa.table({"id": range(len(texts)), "text": texts}),
+        folder / "in.parquet",
+        row_group_size=4096,
+    )
     options = {"input": folder / "in.parquet", "output": folder / "out", "model": checkpoint}
     assert run_job("classify", **options, device="cuda", keep_columns=["id"]) == 0
     with pa.memory_map(str(folder / "out/_shards.arrow")) as file:
         stats = pa.ipc.open_file(file).read_all().sort_by("committed_at")
     assert len(stats) == shards
     assert pq.read_table(folder / "out")["id"].to_pylist() == list(range(len(texts)))
-    middle = stats.slice(shards // 4, shards // 2)  # once readers are up, and before they run out of shards
+    middle = stats.slice(
+        shards // 4, shards // 2
+    )  # once readers are up, and before they run out of shards
     waited, predicted = (sum(middle[name].to_pylist()) for name in ("waited_s", "predict_s"))
     return waited / (waited + predicted)
 
@@ -63,5 +69,7 @@ def test_one_reader_would_starve_it(eight_cores, checkpoint, tmp_path, monkeypat
 def test_one_core_for_all_is_enough_and_said_to_be_few(checkpoint, tmp_path, monkeypatch, caplog):
     with caplog.at_level(logging.WARNING, "pipelines.raydata.placement"), stand_in(cpus=1):
         run(tmp_path, checkpoint, monkeypatch, shards=4)
-    (line,) = [record.getMessage() for record in caplog.records if record.name == placement.__name__]
+    (line,) = [
+        record.getMessage() for record in caplog.records if record.name == placement.__name__
+    ]
     assert line.startswith("the Ray cluster has 1 CPU for 1 GPU; ")

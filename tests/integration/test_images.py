@@ -30,13 +30,22 @@ def instructions(name: str) -> list[tuple[str, str]]:
 
 def arguments(name: str) -> dict[str, str]:
     """The defaults of a Dockerfile's ARGs."""
-    return dict(value.replace('"', "").split("=", 1) for key, value in instructions(name) if key == "ARG")
+    return dict(
+        value.replace('"', "").split("=", 1) for key, value in instructions(name) if key == "ARG"
+    )
 
 
 def build(name: str, root: Path) -> str:
     """Do the steps of a Dockerfile below `root`, and return what its RUN lines print."""
-    environment = arguments(name) | {"HOME": str(root), "PATH": f"{root}/venv/bin{os.pathsep}{os.environ['PATH']}"}
-    environment |= {key: value for key, value in os.environ.items() if key.startswith(("PIP_", "SSL_", "RAY_", "HF_"))}
+    environment = arguments(name) | {
+        "HOME": str(root),
+        "PATH": f"{root}/venv/bin{os.pathsep}{os.environ['PATH']}",
+    }
+    environment |= {
+        key: value
+        for key, value in os.environ.items()
+        if key.startswith(("PIP_", "SSL_", "RAY_", "HF_"))
+    }
     folder, printed = root, ""
     for instruction, text in instructions(name):
         if instruction == "WORKDIR":
@@ -49,7 +58,12 @@ def build(name: str, root: Path) -> str:
         elif instruction == "RUN":
             command = text.replace(INDEX, "").replace("/app", f"{root}/app")
             done = subprocess.run(
-                ["sh", "-ec", command], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+                ["sh", "-ec", command],
+                cwd=folder,
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=300,
             )
             assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
             printed += done.stdout
@@ -61,7 +75,9 @@ def build(name: str, root: Path) -> str:
 def copy(source: Path, target: Path) -> None:
     """COPY: a file into a folder, the content of a folder into another."""
     if source.is_dir():
-        shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
+        shutil.copytree(
+            source, target, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True
+        )
     else:
         shutil.copy(source, target)
 
@@ -77,13 +93,20 @@ def test_the_steps_of_an_image_install_the_project(tmp_path):
     printed = build("Dockerfile.cpu", tmp_path)
     assert "1,000" in printed  # rows of the demo's dry run
     where = "import pipelines, modernbert; print(pipelines.__file__, modernbert.__file__)"
-    found = subprocess.run([str(python), "-c", where], cwd=tmp_path, env={}, capture_output=True, text=True, check=True)
-    assert found.stdout.split() == [f"{packages}/{package}/__init__.py" for package in ("pipelines", "modernbert")]
+    found = subprocess.run(
+        [str(python), "-c", where], cwd=tmp_path, env={}, capture_output=True, text=True, check=True
+    )
+    assert found.stdout.split() == [
+        f"{packages}/{package}/__init__.py" for package in ("pipelines", "modernbert")
+    ]
     assert (packages / "pipelines/report/report.html.j2").is_file()
 
 
 def test_the_image_for_gpus_differs_by_torch_and_flash_attn_alone():
-    cpu, cuda = ([step for step in instructions(f"Dockerfile.{name}") if step[0] != "ARG"] for name in ("cpu", "cuda"))
+    cpu, cuda = (
+        [step for step in instructions(f"Dockerfile.{name}") if step[0] != "ARG"]
+        for name in ("cpu", "cuda")
+    )
     assert [step for step in cuda if "flash-attn" not in step[1]] == [
         (key, text.replace(INDEX, "")) for key, text in cpu
     ]
@@ -98,10 +121,25 @@ def test_flash_attn_is_built_against_the_installed_torch(tmp_path):
         "    print(json.dumps([sys.argv[1:], {name: os.environ.get(name) for name in names}]), file=calls)\n"
     )
     (tmp_path / "pip").chmod(0o755)
-    (line,) = [text for key, text in instructions("Dockerfile.cuda") if key == "RUN" and "flash-attn" in text]
-    environment = arguments("Dockerfile.cuda") | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    (line,) = [
+        text
+        for key, text in instructions("Dockerfile.cuda")
+        if key == "RUN" and "flash-attn" in text
+    ]
+    environment = arguments("Dockerfile.cuda") | {
+        "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    }
     subprocess.run(["sh", "-ec", line], env=environment, cwd=tmp_path, check=True)
     call, variables = json.loads((tmp_path / "calls").read_text().splitlines()[-1])
-    (wanted,) = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]["gpu"]
-    assert call == ["install", "--no-cache-dir", "-c", "constraints.txt", "--no-build-isolation", wanted]
+    (wanted,) = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]["gpu"]
+    assert call == [
+        "install",
+        "--no-cache-dir",
+        "-c",
+        "constraints.txt",
+        "--no-build-isolation",
+        wanted,
+    ]
     assert variables == {"MAX_JOBS": "8", "FLASH_ATTN_CUDA_ARCHS": "80;90"}

@@ -29,7 +29,10 @@ JOB = str(REPOSITORY / "jobs" / "classify_corpus.py")
 
 
 def write(folder: Path, name: str, rows: range) -> None:
-    pq.write_table(pa.table({"id": rows, "text": [f"the cat {i} sat" for i in rows]}), folder / f"{name}.parquet")
+    pq.write_table(
+        pa.table({"id": rows, "text": [f"the cat {i} sat" for i in rows]}),
+        folder / f"{name}.parquet",
+    )
 
 
 def run(folder: Path, model: Path, **options) -> int:
@@ -49,7 +52,9 @@ def test_three_nights(tmp_path, checkpoint, in_process, monkeypatch, capfd):
         write(tmp_path / "in", name, rows)
     assert run(tmp_path, checkpoint) == 0
     assert ids(tmp_path) == list(range(250))
-    first = {part.name: part.stat().st_mtime_ns for part in (tmp_path / "out").glob("data/a.parquet-*")}
+    first = {
+        part.name: part.stat().st_mtime_ns for part in (tmp_path / "out").glob("data/a.parquet-*")
+    }
 
     write(tmp_path / "in", "b", range(1000, 1070))
     write(tmp_path / "in", "d", range(300, 330))
@@ -69,11 +74,15 @@ def test_three_nights(tmp_path, checkpoint, in_process, monkeypatch, capfd):
     message = capfd.readouterr().out
     assert "1  new files" in message
     assert "1  changed files" in message
-    assert {part.name: part.stat().st_mtime_ns for part in (tmp_path / "out").glob("data/a.parquet-*")} == first
+    assert {
+        part.name: part.stat().st_mtime_ns for part in (tmp_path / "out").glob("data/a.parquet-*")
+    } == first
 
     (tmp_path / "in" / "c.parquet").unlink()
     assert run(tmp_path, checkpoint) == 0
-    assert "1  files have disappeared, and their rows stay in the output: " in capfd.readouterr().out
+    assert (
+        "1  files have disappeared, and their rows stay in the output: " in capfd.readouterr().out
+    )
     assert ids(tmp_path) == [*range(100), *range(1000, 1070), *range(200, 250), *range(300, 330)]
     record = json.loads((tmp_path / "out" / "_run.json").read_text())
     assert [(attempt["outcome"], attempt["rows"]) for attempt in record["attempts"]] == [
@@ -81,7 +90,9 @@ def test_three_nights(tmp_path, checkpoint, in_process, monkeypatch, capfd):
         ("complete", 100),
         ("complete", 0),
     ]
-    assert record["totals"]["rows"] == sum(record["totals"]["labels"].values()) == 250  # all nights', less what changed
+    assert (
+        record["totals"]["rows"] == sum(record["totals"]["labels"].values()) == 250
+    )  # all nights', less what changed
     assert "250" in (tmp_path / "out" / "_report.html").read_text(encoding="utf-8")
     assert run(tmp_path, checkpoint, overwrite=True) == 0
     assert ids(tmp_path) == [*range(100), *range(1000, 1070), *range(300, 330)]
@@ -91,17 +102,23 @@ def test_three_nights(tmp_path, checkpoint, in_process, monkeypatch, capfd):
 @pytest.mark.slow
 def test_rows_of_a_changed_file_that_were_rejected_go_too(tmp_path, checkpoint, in_process):
     (tmp_path / "in").mkdir()
-    pq.write_table(pa.table({"id": [1, 2], "text": ["the cat", None]}), tmp_path / "in" / "a.parquet")
+    pq.write_table(
+        pa.table({"id": [1, 2], "text": ["the cat", None]}), tmp_path / "in" / "a.parquet"
+    )
     assert run(tmp_path, checkpoint) == 0
     assert pq.read_table(tmp_path / "out" / "_rejected")["id"].to_pylist() == [2]
-    pq.write_table(pa.table({"id": [1, 2], "text": ["the cat", "mended"]}), tmp_path / "in" / "a.parquet")
+    pq.write_table(
+        pa.table({"id": [1, 2], "text": ["the cat", "mended"]}), tmp_path / "in" / "a.parquet"
+    )
     assert run(tmp_path, checkpoint) == 0
     assert ids(tmp_path) == [1, 2]
     assert not list((tmp_path / "out" / "_rejected").iterdir())
 
 
 @pytest.mark.slow
-def test_a_corrupt_file_among_good_ones_is_named_and_the_others_finish(tmp_path, checkpoint, in_process, capfd):
+def test_a_corrupt_file_among_good_ones_is_named_and_the_others_finish(
+    tmp_path, checkpoint, in_process, capfd
+):
     (tmp_path / "in").mkdir()
     write(tmp_path / "in", "a", range(100))
     write(tmp_path / "in", "c", range(200, 230))
@@ -121,7 +138,9 @@ def test_a_job_that_rejects_too_much_stops(most, where, tmp_path, checkpoint, re
     (tmp_path / "in").mkdir()
     texts = [None if i % 3 == 0 else "the cat" for i in range(300)]
     pq.write_table(pa.table({"id": range(300), "text": texts}), tmp_path / "in" / "a.parquet")
-    with pytest.raises(UserError, match=f"rejected, more than --max-rejected {most}: .* times text is null"):
+    with pytest.raises(
+        UserError, match=f"rejected, more than --max-rejected {most}: .* times text is null"
+    ):
         run(tmp_path, checkpoint, max_rejected=most)
     assert run(tmp_path, checkpoint, max_rejected="40%") == 0
 
@@ -133,7 +152,9 @@ def test_rejected_rows_are_an_input_once_they_are_mended(tmp_path, checkpoint, i
     pq.write_table(pa.table({"id": [0, 1, 2], "text": texts}), tmp_path / "in" / "a.parquet")
     assert run(tmp_path, checkpoint) == 0
     rejected = pq.read_table(tmp_path / "out" / "_rejected")
-    mended = rejected.set_column(rejected.schema.get_field_index("text"), "text", pa.array(["mended"]))
+    mended = rejected.set_column(
+        rejected.schema.get_field_index("text"), "text", pa.array(["mended"])
+    )
     (tmp_path / "mended").mkdir()
     pq.write_table(mended, tmp_path / "mended" / "a.parquet")
     named = {"input": tmp_path / "mended", "output": tmp_path / "more", "model": checkpoint}
@@ -147,7 +168,9 @@ def test_text_files_through_the_whole_job(tmp_path, checkpoint, local_ray, capfd
     source, out = tmp_path / "in", tmp_path / "out"
     source.mkdir()
     lines = [
-        json.dumps({"id": i if i < 90 else f"A{i}", "text": f"the cat {i}", "at": f"2024-01-01T{i}Z"})
+        json.dumps(
+            {"id": i if i < 90 else f"A{i}", "text": f"the cat {i}", "at": f"2024-01-01T{i}Z"}
+        )
         for i in range(100)
     ]
     lines[7] = lines[7][:20]
@@ -156,7 +179,10 @@ def test_text_files_through_the_whole_job(tmp_path, checkpoint, local_ray, capfd
     (source / "c.jsonl").write_text("not JSON\n")
     options = {"input": source, "output": out, "model": checkpoint}
     assert run_job("classify", **options) == 1
-    assert f"{source}/c.jsonl: cannot be read: no record of it is a row of json" in capfd.readouterr().out
+    assert (
+        f"{source}/c.jsonl: cannot be read: no record of it is a row of json"
+        in capfd.readouterr().out
+    )
     rows = ds.dataset(out).to_table().to_pylist()
     assert [(row["id"], row["at"]) for row in rows] == [
         (str(i) if i < 90 else f"A{i}", f"2024-01-01T{i}Z") for i in range(100) if i != 7
@@ -177,19 +203,30 @@ def test_text_files_through_the_whole_job(tmp_path, checkpoint, local_ray, capfd
 
 def test_text_files_that_are_known_are_not_read_again(tmp_path):
     for name in "ab":
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": f"{name} {i}"}) + "\n" for i in range(300)))
+        (tmp_path / f"{name}.jsonl").write_text(
+            "".join(json.dumps({"text": f"{name} {i}"}) + "\n" for i in range(300))
+        )
     planned = plan(tmp_path / "*.jsonl", tmp_path / "out")
     out = Folder(str(tmp_path / "out"))
     output.begin_run(out, RunRecord({}, planned.shard_rows), planned, overwrite=False)
-    again = plan(tmp_path / "*.jsonl", "/dev/null/none", None, planned.shard_rows, output.read_files(out))
+    again = plan(
+        tmp_path / "*.jsonl", "/dev/null/none", None, planned.shard_rows, output.read_files(out)
+    )
     assert again.shards == planned.shards
     assert again.schema == planned.schema
 
 
 def test_a_hundred_thousand_shards_are_compared_by_one_listing(tmp_path):
     """Ten files of 10,000 shards each: the plan comes back from the ledger, and who is done from the names alone."""
-    files = [shards.DataFile(f"/in/{i}.parquet", "0" * 8, shards.Scan(4096 * 10_000, 0)) for i in range(10)]
-    names = [f"{i}.parquet-00000000-{4096 * j:09d}-{4096 * (j + 1):09d}" for i in range(10) for j in range(10_000)]
+    files = [
+        shards.DataFile(f"/in/{i}.parquet", "0" * 8, shards.Scan(4096 * 10_000, 0))
+        for i in range(10)
+    ]
+    names = [
+        f"{i}.parquet-00000000-{4096 * j:09d}-{4096 * (j + 1):09d}"
+        for i in range(10)
+        for j in range(10_000)
+    ]
     planned = [shards.Shard(name, "", "parquet", 0, 4096) for name in names]
     corpus = shards.Corpus(files, "parquet", pa.schema([("text", pa.string())]), planned, 4096)
     for name in names[::2]:
@@ -204,7 +241,10 @@ def test_an_overwrite_that_dies_in_between_leaves_no_mixture(tmp_path, monkeypat
     """Killed while it removes: what is left is still the earlier output's, and no other run goes on with it."""
     table = pa.table({"text": ["a"] * 200})
     pq.write_table(table, tmp_path / "in.parquet")
-    planned, out = plan(tmp_path / "in.parquet", tmp_path / "out", shard_rows=64), Folder(str(tmp_path / "out"))
+    planned, out = (
+        plan(tmp_path / "in.parquet", tmp_path / "out", shard_rows=64),
+        Folder(str(tmp_path / "out")),
+    )
     output.begin_run(out, RunRecord({"model": "one"}, 64), planned, overwrite=False)
     for shard in planned.shards:
         out.write_atomic(f"data/{shard.name}.parquet", b"")
@@ -243,7 +283,9 @@ def test_a_second_run_at_once_stops_and_a_dead_ones_lease_is_taken_over(tmp_path
 
 
 @pytest.mark.slow
-def test_a_job_that_is_stopped_says_how_to_go_on_and_goes_on(tmp_path, checkpoint, ray_head, local_ray):
+def test_a_job_that_is_stopped_says_how_to_go_on_and_goes_on(
+    tmp_path, checkpoint, ray_head, local_ray
+):
     """On a Ray of its own, and on one that goes on."""
     (tmp_path / "in").mkdir()
     write(tmp_path / "in", "a", range(3000))
@@ -254,7 +296,9 @@ def test_a_job_that_is_stopped_says_how_to_go_on_and_goes_on(tmp_path, checkpoin
     ):
         there = list((tmp_path / "out").glob("data/*.parquet"))
         settings = {"env": os.environ | {"RAY_ADDRESS": address}, "cwd": tmp_path, "text": True}
-        job = subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, **settings)
+        job = subprocess.Popen(
+            [sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, **settings
+        )
         while len(list((tmp_path / "out").glob("data/*.parquet"))) == len(there):
             assert job.poll() is None
             time.sleep(0.05)

@@ -32,7 +32,9 @@ SERVE = [str(Path(sys.executable).with_name("serve"))]
 @contextmanager
 def joined(head: RayHead, raylets: int) -> Iterator[None]:
     """As many raylets of a CPU each beside the head."""
-    folders = [tempfile.mkdtemp(prefix="ray", dir="/tmp") for _ in range(raylets)]  # one for two can hang both
+    folders = [
+        tempfile.mkdtemp(prefix="ray", dir="/tmp") for _ in range(raylets)
+    ]  # one for two can hang both
     options = ["--address", head.address, "--block", "--num-cpus=1"]
     running = [
         subprocess.Popen(
@@ -58,7 +60,9 @@ def joined(head: RayHead, raylets: int) -> Iterator[None]:
 def write_corpus(folder: Path, rows: int) -> list[str]:
     """Write a corpus, and return the command that labels it."""
     texts = [f"please set an alarm for {i} o'clock" for i in range(rows)]
-    pq.write_table(pa.table({"id": range(rows), "message": texts}), folder / "in.parquet", row_group_size=50)
+    pq.write_table(
+        pa.table({"id": range(rows), "message": texts}), folder / "in.parquet", row_group_size=50
+    )
     options = {
         "input": folder / "in.parquet",
         "output": folder / "out",
@@ -70,13 +74,25 @@ def write_corpus(folder: Path, rows: int) -> list[str]:
 
 def ray_job(head: RayHead, command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     call = [*RAY, "job", command, "--address", head.dashboard, *arguments]
-    return subprocess.run(call, cwd=REPOSITORY, env=HEAD_ENVIRONMENT, capture_output=True, text=True, timeout=400)
+    return subprocess.run(
+        call, cwd=REPOSITORY, env=HEAD_ENVIRONMENT, capture_output=True, text=True, timeout=400
+    )
 
 
 def submit(head: RayHead, job: list[str], *options: str) -> subprocess.CompletedProcess[str]:
     environment = json.dumps({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "60"}})
     for _ in range(10):  # the head answers some seconds before its agent takes jobs
-        done = ray_job(head, "submit", *options, "--working-dir", ".", "--runtime-env-json", environment, "--", *job)
+        done = ray_job(
+            head,
+            "submit",
+            *options,
+            "--working-dir",
+            ".",
+            "--runtime-env-json",
+            environment,
+            "--",
+            *job,
+        )
         if "No available agent" not in done.stdout + done.stderr:
             break
         time.sleep(3)
@@ -111,24 +127,35 @@ def test_a_job_that_is_stopped_and_then_lost_with_its_cluster_goes_on(tmp_path):
         assert submit(head, job, "--no-wait", "--submission-id", "first").returncode == 0
         wait_until(head, lambda: count_parts(out) >= 8)
         url = f"{head.dashboard}/api/jobs/first"
-        urllib.request.urlopen(urllib.request.Request(f"{url}/stop", method="POST")).read()  # `ray job stop`, at once
+        urllib.request.urlopen(
+            urllib.request.Request(f"{url}/stop", method="POST")
+        ).read()  # `ray job stop`, at once
         while (status := json.load(urllib.request.urlopen(url))["status"]) == "RUNNING":
             time.sleep(0.5)
         assert status == "STOPPED"
         logs = ray_job(head, "logs", "first").stdout
         assert re.search(r"Ray joined at [\d.]+:\d+: 3 nodes, 2 CPUs, 0 GPUs", logs), logs
-        assert logs.rstrip().endswith("stopped; the same command goes on where this one stopped"), logs
+        assert logs.rstrip().endswith("stopped; the same command goes on where this one stopped"), (
+            logs
+        )
         assert "Traceback" not in logs
         stopped = record(out)
         (attempt,) = stopped["attempts"]
-        assert (attempt["outcome"], attempt["rows"] is None) == ("stopped", False)  # it may not have heard of the last
-        assert 0 < stopped["totals"]["rows"] <= ds.dataset(out).count_rows()  # a last commit may have come later
+        assert (attempt["outcome"], attempt["rows"] is None) == (
+            "stopped",
+            False,
+        )  # it may not have heard of the last
+        assert (
+            0 < stopped["totals"]["rows"] <= ds.dataset(out).count_rows()
+        )  # a last commit may have come later
         assert not stopped["complete"]
         assert "Not complete" in (out / "_report.html").read_text()
 
         assert submit(head, job, "--no-wait").returncode == 0
         wait_until(head, lambda: len(record(out)["attempts"]) == 2)
-        done = count_parts(out)  # a commit that was under way when the job was stopped may have added one
+        done = count_parts(
+            out
+        )  # a commit that was under way when the job was stopped may have added one
         wait_until(head, lambda: count_parts(out) > done)
         kill_tree(head.process)  # the machine is gone, with the job's driver on it
     lost = count_parts(out)
@@ -136,9 +163,15 @@ def test_a_job_that_is_stopped_and_then_lost_with_its_cluster_goes_on(tmp_path):
         again = submit(head, job)
         assert again.returncode == 0, again.stdout[-3000:] + again.stderr[-3000:]
         assert re.search(r"\d+ shards were in the output already", again.stdout)
-        assert submit(head, [*job, "--top-k", "0"]).returncode == 1  # all that the job server tells apart
+        assert (
+            submit(head, [*job, "--top-k", "0"]).returncode == 1
+        )  # all that the job server tells apart
     assert done < lost < count_parts(out)
-    assert [attempt["outcome"] for attempt in record(out)["attempts"]] == ["stopped", None, "complete"]
+    assert [attempt["outcome"] for attempt in record(out)["attempts"]] == [
+        "stopped",
+        None,
+        "complete",
+    ]
     assert ds.dataset(out).to_table()["id"].to_pylist() == list(range(rows))
     assert "By attempt" in (out / "_report.html").read_text()
 
@@ -146,7 +179,8 @@ def test_a_job_that_is_stopped_and_then_lost_with_its_cluster_goes_on(tmp_path):
 @pytest.mark.slow
 def test_a_submitted_job_labels_a_corpus(ray_head, tmp_path):
     pq.write_table(
-        pa.table({"message": [f"please set an alarm for {i} o'clock" for i in range(100)]}), tmp_path / "in.parquet"
+        pa.table({"message": [f"please set an alarm for {i} o'clock" for i in range(100)]}),
+        tmp_path / "in.parquet",
     )
     job = [
         "python",
@@ -157,16 +191,35 @@ def test_a_submitted_job_labels_a_corpus(ray_head, tmp_path):
         str(tmp_path / "out"),
     ]
     job += ["--model", "jobs/demo/intent-classifier", "--text-column", "message"]
-    submit = [*RAY, "job", "submit", "--address", ray_head.dashboard, "--working-dir", ".", "--", *job]
+    submit = [
+        *RAY,
+        "job",
+        "submit",
+        "--address",
+        ray_head.dashboard,
+        "--working-dir",
+        ".",
+        "--",
+        *job,
+    ]
     for _ in range(5):  # the head answers some seconds before its agent takes jobs
-        done = subprocess.run(submit, cwd=REPOSITORY, env=HEAD_ENVIRONMENT, capture_output=True, text=True, timeout=180)
+        done = subprocess.run(
+            submit,
+            cwd=REPOSITORY,
+            env=HEAD_ENVIRONMENT,
+            capture_output=True,
+            text=True,
+            timeout=180,
+        )
         if "No available agent" not in done.stdout + done.stderr:
             break
         time.sleep(5)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "100 labelled" in done.stdout
     rows = ds.dataset(tmp_path / "out").to_table()
-    assert rows["message"].to_pylist() == [f"please set an alarm for {i} o'clock" for i in range(100)]
+    assert rows["message"].to_pylist() == [
+        f"please set an alarm for {i} o'clock" for i in range(100)
+    ]
     assert set(rows["label"].to_pylist()) == {"alarm"}
 
 
@@ -182,7 +235,9 @@ def serve(address: str, command: str, *options: str) -> str:
 def test_a_deployed_service_answers(ray_head, tmp_path):
     config = yaml.safe_load((REPOSITORY / "jobs" / "serve.yaml").read_text())
     config["http_options"]["port"] = port = free_port()
-    served = config["applications"][0]["args"]["models"] = config["applications"][0]["args"]["models"][:1]
+    served = config["applications"][0]["args"]["models"] = config["applications"][0]["args"][
+        "models"
+    ][:1]
     file = tmp_path / "serve.yaml"
 
     def deployed(model: str) -> dict:
@@ -191,14 +246,19 @@ def test_a_deployed_service_answers(ray_head, tmp_path):
         file.write_text(yaml.safe_dump(config))
         serve(ray_head.dashboard, "deploy", str(file))
         for _ in range(120):
-            state = yaml.safe_load(serve(ray_head.dashboard, "status"))["applications"]["modernbert"]
+            state = yaml.safe_load(serve(ray_head.dashboard, "status"))["applications"][
+                "modernbert"
+            ]
             if state["status"] in ("RUNNING", "DEPLOY_FAILED"):
                 return state
             time.sleep(1)
         raise AssertionError(state)
 
     wrong = deployed(str(tmp_path / "nothing"))
-    assert (wrong["status"], f"{tmp_path / 'nothing'}" in wrong["message"]) == ("DEPLOY_FAILED", True), wrong
+    assert (wrong["status"], f"{tmp_path / 'nothing'}" in wrong["message"]) == (
+        "DEPLOY_FAILED",
+        True,
+    ), wrong
     assert deployed(str(REPOSITORY / "jobs/demo/intent-classifier"))["status"] == "RUNNING"
     body = json.dumps({"inputs": "wake me up at six", "parameters": {"top_k": 1}}).encode()
     kind = {"content-type": "application/json"}

@@ -77,12 +77,26 @@ def same(out: Path, clean: Path) -> bool:
 
 
 def start(corpus: Path, out: Path, checkpoint: Path, *options: str, **settings) -> subprocess.Popen:
-    command = [sys.executable, JOB, "--input", corpus / "in", "--output", out, "--model", checkpoint, *options]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **settings)
+    command = [
+        sys.executable,
+        JOB,
+        "--input",
+        corpus / "in",
+        "--output",
+        out,
+        "--model",
+        checkpoint,
+        *options,
+    ]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **settings
+    )
 
 
 @pytest.mark.slow
-def test_kills_of_the_whole_job_lose_and_double_nothing(corpus, clean, checkpoint, dice, tmp_path, ray_head):
+def test_kills_of_the_whole_job_lose_and_double_nothing(
+    corpus, clean, checkpoint, dice, tmp_path, ray_head
+):
     """The driver and all its processes at once; then the same command, and the same files byte for byte.
 
     Each fourth time its Ray is one of them; else it is the head's, which goes on.
@@ -91,14 +105,20 @@ def test_kills_of_the_whole_job_lose_and_double_nothing(corpus, clean, checkpoin
     while kills < KILLS:
         done = sorted(out.glob("data/*.parquet"))
         assert all(part.read_bytes() == (clean / "data" / part.name).read_bytes() for part in done)
-        for part in dice.sample(done, max(0, len(done) - SHARDS // 3)):  # so that there is something to do
+        for part in dice.sample(
+            done, max(0, len(done) - SHARDS // 3)
+        ):  # so that there is something to do
             part.unlink()
         lease_before, parts = lease_of(out), count_parts(out)
         on_head = kills % 4
         environment = ray_head.environment if on_head else None
-        job = start(corpus, out, checkpoint, "--actors", "1", start_new_session=True, env=environment)
+        job = start(
+            corpus, out, checkpoint, "--actors", "1", start_new_session=True, env=environment
+        )
         more = (0, 1, 4)[kills % 3]  # at its beginning, or once it has committed some
-        while job.poll() is None and (lease_of(out) in (None, lease_before) or count_parts(out) < parts + more):
+        while job.poll() is None and (
+            lease_of(out) in (None, lease_before) or count_parts(out) < parts + more
+        ):
             time.sleep(0.02)
         time.sleep(dice.uniform(0, 1))
         if job.poll() is None:
@@ -116,27 +136,40 @@ def test_kills_of_the_whole_job_lose_and_double_nothing(corpus, clean, checkpoin
     message = job.communicate(timeout=300)
     assert job.returncode == 0, message
     for folder in ("data", "_rejected"):
-        parts, want = (sorted(part.name for part in (each / folder).glob("*.parquet")) for each in (out, clean))
+        parts, want = (
+            sorted(part.name for part in (each / folder).glob("*.parquet")) for each in (out, clean)
+        )
         assert parts == want
-        assert all((out / folder / part).read_bytes() == (clean / folder / part).read_bytes() for part in parts)
+        assert all(
+            (out / folder / part).read_bytes() == (clean / folder / part).read_bytes()
+            for part in parts
+        )
     record, want = (json.loads((each / "_run.json").read_text()) for each in (out, clean))
     assert all(
         record["totals"][name] == want["totals"][name] for name in shard_stats.KEPT
     )  # from footers, where need be
-    assert None in [attempt["outcome"] for attempt in record["attempts"]]  # killed after it had begun
+    assert None in [
+        attempt["outcome"] for attempt in record["attempts"]
+    ]  # killed after it had begun
 
 
 @pytest.mark.slow
-def test_kills_of_single_workers_lose_and_double_nothing(corpus, clean, checkpoint, dice, tmp_path, ray_head):
+def test_kills_of_single_workers_lose_and_double_nothing(
+    corpus, clean, checkpoint, dice, tmp_path, ray_head
+):
     """Actors, and workers of reading and committing, while the run goes on to its end."""
     kills = {"ray::MapWorker": 0, "ray::MapBatches": 0}
     while min(kills.values()) < KILLS:
         job = start(corpus, tmp_path / "out", checkpoint, "--overwrite", env=ray_head.environment)
-        reader = threading.Thread(target=lambda job=job: setattr(job, "message", job.communicate(timeout=500)))
+        reader = threading.Thread(
+            target=lambda job=job: setattr(job, "message", job.communicate(timeout=500))
+        )
         reader.start()
         while job.poll() is None and min(kills.values()) < KILLS:
             time.sleep(dice.uniform(0.1, 1.2))
-            for kind in sorted(kills, key=kills.__getitem__):  # the one killed less often, if there is one
+            for kind in sorted(
+                kills, key=kills.__getitem__
+            ):  # the one killed less often, if there is one
                 workers = [process for process in workers_of(ray_head) if is_worker(process, kind)]
                 if workers and kills[kind] < KILLS:
                     dice.choice(workers).kill()
@@ -152,15 +185,21 @@ def test_kills_of_whole_nodes_lose_and_double_nothing(corpus, clean, checkpoint,
     """Raylets of a cluster of three nodes, with all that runs there; another node comes for each."""
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
+    )
     try:
         nodes = [cluster.add_node(num_cpus=2) for _ in range(2)]
         settings = {"env": os.environ | {"RAY_ADDRESS": cluster.address}}
-        del settings["env"]["RAY_AUTH_MODE"]  # as for users: a token of this machine is not for this cluster
+        del settings["env"][
+            "RAY_AUTH_MODE"
+        ]  # as for users: a token of this machine is not for this cluster
         kills = 0
         while kills < KILLS:
             job = start(corpus, tmp_path / "out", checkpoint, "--overwrite", **settings)
-            reader = threading.Thread(target=lambda job=job: setattr(job, "message", job.communicate(timeout=900)))
+            reader = threading.Thread(
+                target=lambda job=job: setattr(job, "message", job.communicate(timeout=900))
+            )
             reader.start()
             while job.poll() is None and kills < KILLS:
                 time.sleep(dice.uniform(0.5, 6))
@@ -168,7 +207,9 @@ def test_kills_of_whole_nodes_lose_and_double_nothing(corpus, clean, checkpoint,
                 kills += 1
                 nodes.append(cluster.add_node(num_cpus=2))
             reader.join()
-            for _ in range(3):  # what was lost again and again is named, and the same command does it
+            for _ in range(
+                3
+            ):  # what was lost again and again is named, and the same command does it
                 if job.returncode == 0:
                     break
                 assert job.returncode == 1, job.message

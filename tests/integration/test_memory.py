@@ -26,12 +26,19 @@ def peaks(command: list, head: RayHead) -> dict[str, int]:
     Of its own: without pages that processes share, such as those of libraries and of Ray's object store.
     """
     environment = head.environment | {"MODERNBERT_ACTORS": "1"}
-    job = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    job = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    )
     most: dict[str, int] = {}
     while job.poll() is None:
-        for process in [psutil.Process(job.pid), *psutil.Process(head.process.pid).children(recursive=True)]:
+        for process in [
+            psutil.Process(job.pid),
+            *psutil.Process(head.process.pid).children(recursive=True),
+        ]:
             try:
-                name = "driver" if process.pid == job.pid else process.cmdline()[0].partition("(")[0]
+                name = (
+                    "driver" if process.pid == job.pid else process.cmdline()[0].partition("(")[0]
+                )
                 if name == "driver" or name.startswith("ray::Map"):
                     memory = process.memory_full_info().uss
                     most[name] = max(most.get(name, 0), memory)
@@ -48,7 +55,10 @@ def write(folder: Path, files: int) -> Path:
     dice = np.random.default_rng(0)
     for i in range(files):
         texts = ["the cat sat on the mat " * n for n in dice.integers(1, 4, 512)]
-        pq.write_table(pa.table({"id": range(512 * i, 512 * (i + 1)), "text": texts}), folder / f"{i:02}.parquet")
+        pq.write_table(
+            pa.table({"id": range(512 * i, 512 * (i + 1)), "text": texts}),
+            folder / f"{i:02}.parquet",
+        )
     return folder
 
 
@@ -77,10 +87,19 @@ def test_one_huge_text_among_short_ones(tmp_path, checkpoint, ray_head):
     texts = ["the cat sat"] * 2000
     texts[700] = "the cat sat on the mat and " * (50 * 2**20 // 27)
     pq.write_table(pa.table({"id": range(2000), "text": texts}), tmp_path / "in.parquet")
-    command = [sys.executable, JOBS / "classify_corpus.py", "--input", tmp_path / "in.parquet", "--model", checkpoint]
+    command = [
+        sys.executable,
+        JOBS / "classify_corpus.py",
+        "--input",
+        tmp_path / "in.parquet",
+        "--model",
+        checkpoint,
+    ]
     for policy in ("truncate", "windows"):
         out = tmp_path / policy
-        for memory in peaks([*command, "--output", out, "--long-documents", policy], ray_head).values():
+        for memory in peaks(
+            [*command, "--output", out, "--long-documents", policy], ray_head
+        ).values():
             assert memory < 2**30  # read whole, it takes 6 GB
         rows = ds.dataset(out).to_table()
         if policy == "truncate":
@@ -97,9 +116,13 @@ def test_one_huge_text_among_short_ones(tmp_path, checkpoint, ray_head):
 def test_shards_of_large_rows_have_fewer_of_them(tmp_path):
     for name, size in (("small", 10), ("large", 100_000)):
         texts = [f"{i:05}" * (size // 5) for i in range(1000)]
-        pq.write_table(pa.table({"text": texts}), tmp_path / f"{name}.parquet", use_dictionary=False)
+        pq.write_table(
+            pa.table({"text": texts}), tmp_path / f"{name}.parquet", use_dictionary=False
+        )
     shards = plan(tmp_path, tmp_path / "out", shard_rows=4096).shards
-    assert [(shard.rows, shard.start) for shard in shards if shard.path.endswith("small.parquet")] == [(1000, 0)]
+    assert [
+        (shard.rows, shard.start) for shard in shards if shard.path.endswith("small.parquet")
+    ] == [(1000, 0)]
     assert {shard.rows for shard in shards if shard.path.endswith("large.parquet")} == {
         320,
         40,

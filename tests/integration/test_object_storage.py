@@ -89,19 +89,41 @@ def test_input_model_and_output_in_object_storage(bucket, checkpoint, tmp_path, 
     pq.write_table(pa.table({"id": range(100), "text": texts}), tmp_path / "in" / "a.parquet")
     bucket.copy(tmp_path / "in", "in")
     bucket.copy(checkpoint, "model")
-    remote = ["--input", bucket.uri("in"), "--model", bucket.uri("model"), "--output", bucket.uri("out")]
+    remote = [
+        "--input",
+        bucket.uri("in"),
+        "--model",
+        bucket.uri("model"),
+        "--output",
+        bucket.uri("out"),
+    ]
     first = run(*remote)
     assert first.returncode == 0, first.stdout + first.stderr
     assert "some-secret" not in first.stdout + first.stderr
     assert (
-        run("--input", str(tmp_path / "in"), "--model", str(checkpoint), "--output", str(tmp_path / "out")).returncode
+        run(
+            "--input",
+            str(tmp_path / "in"),
+            "--model",
+            str(checkpoint),
+            "--output",
+            str(tmp_path / "out"),
+        ).returncode
         == 0
     )
     there = Folder(bucket.uri("out"))
-    want, got = sorted(output.committed(Folder(str(tmp_path / "out")), "data")), sorted(output.committed(there, "data"))
+    want, got = (
+        sorted(output.committed(Folder(str(tmp_path / "out")), "data")),
+        sorted(output.committed(there, "data")),
+    )
     assert [name.rsplit("-", 2)[1:] for name in want] == [name.rsplit("-", 2)[1:] for name in got]
-    for mine, other in zip(got, want, strict=True):  # the names' versions differ with the files' times
-        assert there.read(f"data/{mine}.parquet") == (tmp_path / "out" / "data" / f"{other}.parquet").read_bytes()
+    for mine, other in zip(
+        got, want, strict=True
+    ):  # the names' versions differ with the files' times
+        assert (
+            there.read(f"data/{mine}.parquet")
+            == (tmp_path / "out" / "data" / f"{other}.parquet").read_bytes()
+        )
     message = [there.read(name) for name in there.files() if name.startswith("_") and "." in name]
     assert len(message) == 4
     assert not any(b"some-secret" in content for content in message)
@@ -128,7 +150,10 @@ def test_a_lease_in_object_storage(bucket, monkeypatch):
     folder = Folder(bucket.uri("leased"))
     monkeypatch.setattr(lease, "_RENEWED_S", 0.1)
     with lease.lease(folder) as held:
-        with pytest.raises(UserError, match=f"is being written by process {os.getpid()} on"), lease.lease(folder):
+        with (
+            pytest.raises(UserError, match=f"is being written by process {os.getpid()} on"),
+            lease.lease(folder),
+        ):
             pass
         held.check()
         for _ in range(30):  # a renewal that has read the lease before may write over it
@@ -149,13 +174,17 @@ def test_a_lease_in_object_storage(bucket, monkeypatch):
     assert folder.files() == {}
 
 
-def test_a_checkpoint_is_copied_once_and_again_when_it_has_changed(bucket, checkpoint, tmp_path, monkeypatch):
+def test_a_checkpoint_is_copied_once_and_again_when_it_has_changed(
+    bucket, checkpoint, tmp_path, monkeypatch
+):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     shutil.copytree(checkpoint, tmp_path / "model")
     (tmp_path / "model" / "training_args.bin").write_bytes(b"a pickle")
     bucket.copy(tmp_path / "model", "changing")
     opened = Checkpoint.open(bucket.uri("changing"))
-    assert {file.name for file in opened.folder.iterdir()} == {file.name for file in checkpoint.iterdir()}
+    assert {file.name for file in opened.folder.iterdir()} == {
+        file.name for file in checkpoint.iterdir()
+    }
     assert Checkpoint.open(bucket.uri("changing")) == opened
     assert len(list(tmp_path.glob("cache/modernbert-ray/*"))) == 1
     time.sleep(1.1)  # times in S3 are whole seconds
@@ -206,7 +235,12 @@ def test_keys_with_an_empty_part_are_read(bucket, tmp_path):
         write(rows, tmp_path / f"a.{ending}")
         contents[ending] = (tmp_path / f"a.{ending}").read_bytes()
     for ending, content in contents.items():
-        for key in (f"a.{ending}", f"/a.{ending}", f"month=1//a.{ending}", f"month=1///b//a.{ending}"):
+        for key in (
+            f"a.{ending}",
+            f"/a.{ending}",
+            f"month=1//a.{ending}",
+            f"month=1///b//a.{ending}",
+        ):
             bucket.client.put_object(Bucket="bucket", Key=f"empty-{ending}/{key}", Body=content)
         source, out = bucket.uri(f"empty-{ending}"), str(tmp_path / ending)
         corpus = plan(source, out)
@@ -221,7 +255,9 @@ def test_keys_with_an_empty_part_are_read(bucket, tmp_path):
 
 def test_keys_with_an_empty_part_are_named_where_nothing_opens_them(bucket, tmp_path, monkeypatch):
     (tmp_path / "a.csv").write_text("id,text\n1,cat\n")
-    fs.copy_files(str(tmp_path / "a.csv"), "bucket/named/a.csv", destination_filesystem=bucket.filesystem)
+    fs.copy_files(
+        str(tmp_path / "a.csv"), "bucket/named/a.csv", destination_filesystem=bucket.filesystem
+    )
     bucket.client.put_object(Bucket="bucket", Key="named//a.csv", Body=b"id,text\n2,dog\n")
     monkeypatch.setattr("pipelines.input.listing.can_read_empty_parts", lambda: False)
     corpus = plan(bucket.uri("named"), str(tmp_path / "out"))

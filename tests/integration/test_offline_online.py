@@ -53,7 +53,9 @@ def url(labelled, tmp_path_factory) -> str:  # after the jobs: they would share 
         model["model"] = str(REPOSITORY / model["model"])
     file = tmp_path_factory.mktemp("serve") / "serve.yaml"
     file.write_text(yaml.safe_dump(config))
-    command = readme_block("serve").replace(".venv/bin/serve", f"exec {Path(sys.executable).with_name('serve')}")
+    command = readme_block("serve").replace(
+        ".venv/bin/serve", f"exec {Path(sys.executable).with_name('serve')}"
+    )
     command = command.replace("jobs/serve.yaml", str(file))
     with open(file.with_name("log"), "w") as log:
         process = subprocess.Popen(
@@ -61,7 +63,8 @@ def url(labelled, tmp_path_factory) -> str:  # after the jobs: they would share 
             stdout=log,
             stderr=log,
             start_new_session=True,
-            env=os.environ | {"RAY_ADDRESS": "local", "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1"},
+            env=os.environ
+            | {"RAY_ADDRESS": "local", "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1"},
         )
     address = f"http://127.0.0.1:{config['http_options']['port']}"
     deadline = time.monotonic() + 180
@@ -109,8 +112,12 @@ def test_the_quickstart_labels_its_corpus(quickstart):
 
 @pytest.mark.slow
 def test_the_request_in_the_readme(url):
-    command = readme_block("curl", "pipelines/serve/README.md").replace("http://127.0.0.1:8000", url)
-    message = subprocess.run(["bash", "-c", command], capture_output=True, check=True, timeout=60).stdout
+    command = readme_block("curl", "pipelines/serve/README.md").replace(
+        "http://127.0.0.1:8000", url
+    )
+    message = subprocess.run(
+        ["bash", "-c", command], capture_output=True, check=True, timeout=60
+    ).stdout
     assert [(entity["entity_group"], entity["word"].strip()) for entity in json.loads(message)] == [
         ("PERSON", "Peter Miller"),
         ("PHONE", "+44 20 7946 0123"),
@@ -128,7 +135,9 @@ def test_each_answer_has_one_request_id(url, body):
 @pytest.mark.slow
 def test_labels_and_scores_are_equal(labelled, url):
     rows = ds.dataset(labelled["classify"]).to_table().to_pylist()[::2]
-    answers = asked(url, "/models/intent", [row["text"] for row in rows], 1, parameters={"top_k": 1})
+    answers = asked(
+        url, "/models/intent", [row["text"] for row in rows], 1, parameters={"top_k": 1}
+    )
     assert len(rows) == 497
     for i, row in enumerate(rows):
         (answer,) = answers[i]

@@ -32,7 +32,9 @@ def write(path: Path, *ids: int) -> None:
 
 
 def run(tmp_path: Path, **options):
-    return run_corpus("classify", input=str(tmp_path / "in"), output=str(tmp_path / "out"), model=MODEL, **options)
+    return run_corpus(
+        "classify", input=str(tmp_path / "in"), output=str(tmp_path / "out"), model=MODEL, **options
+    )
 
 
 def test_the_parts_open_as_one_table_in_every_library(tmp_path, monkeypatch):
@@ -50,11 +52,18 @@ def test_the_parts_open_as_one_table_in_every_library(tmp_path, monkeypatch):
         "pandas": pd.read_parquet(data)["id"].tolist(),
         "polars": polars.read_parquet(data)["id"].to_list(),
         "scan": polars.scan_parquet(data).collect()["id"].to_list(),
-        "duckdb": [row for (row,) in duckdb.connect().execute(f"select id from '{data}/*.parquet'").fetchall()],
-        "datasets": datasets.load_dataset(str(data), cache_dir=str(tmp_path / "cache"))["train"]["id"][:],
+        "duckdb": [
+            row
+            for (row,) in duckdb.connect().execute(f"select id from '{data}/*.parquet'").fetchall()
+        ],
+        "datasets": datasets.load_dataset(str(data), cache_dir=str(tmp_path / "cache"))["train"][
+            "id"
+        ][:],
         "root": ds.dataset(tmp_path / "out").to_table()["id"].to_pylist(),
     }
-    assert {name: sorted(ids) for name, ids in found.items()} == {key: [1, 2, 3, 4, 5] for key in found}
+    assert {name: sorted(ids) for name, ids in found.items()} == {
+        key: [1, 2, 3, 4, 5] for key in found
+    }
     assert all(name.endswith(".parquet") for name in os.listdir(data))
 
 
@@ -78,7 +87,11 @@ def test_an_output_of_an_earlier_version_goes_on(tmp_path, monkeypatch):
     assert not (out / "data").exists()
     after = {path.name: path.stat().st_mtime_ns for path in out.glob("*.parquet")}
     assert before.items() <= after.items()
-    assert sorted(pq.read_table(path)["id"][0].as_py() for path in out.glob("*.parquet")) == [1, 2, 3]
+    assert sorted(pq.read_table(path)["id"][0].as_py() for path in out.glob("*.parquet")) == [
+        1,
+        2,
+        3,
+    ]
     assert run(tmp_path).rows == 0
     assert run(tmp_path, overwrite=True).parts == "data"
     assert sorted(ds.dataset(out / "data").to_table()["id"].to_pylist()) == [1, 2, 3]
@@ -125,7 +138,9 @@ def test_nights_of_an_output_of_an_earlier_version_label_each_row_once(tmp_path,
 
 
 @pytest.mark.parametrize("name", ["élections.jsonl", "a" * 160 + ".jsonl"])
-def test_staged_files_of_an_earlier_version_are_read_again_under_their_names(tmp_path, earlier_version, name):
+def test_staged_files_of_an_earlier_version_are_read_again_under_their_names(
+    tmp_path, earlier_version, name
+):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / name).write_text('{"id": 1, "text": "wake me"}\n')
     with earlier_version():
@@ -147,7 +162,9 @@ def test_a_changed_file_without_rows_leaves_none_in_the_output(tmp_path):
 
 def test_values_that_are_not_utf8_are_counted_and_do_not_hide_the_output(tmp_path):
     (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "a.csv").write_bytes(b"text,c\nwake me,na\xefve\nwake me,plain\nna\xefve,x\n")
+    (tmp_path / "in" / "a.csv").write_bytes(
+        b"text,c\nwake me,na\xefve\nwake me,plain\nna\xefve,x\n"
+    )
     done = run(tmp_path)
     assert (done.labelled, done.rejected) == (2, 1)
     assert "replaced           1  values of kept columns that are not UTF-8" in str(done)
@@ -169,7 +186,9 @@ def test_the_types_of_an_output_stay_where_the_format_changes(tmp_path):
 def test_a_column_without_a_value_keeps_its_type_in_an_output_of_an_earlier_version(
     tmp_path, earlier_version, monkeypatch
 ):
-    table = pa.table({"text": ["wake me"], "c": pa.nulls(1), "l": pa.array([[None]], pa.list_(pa.null()))})
+    table = pa.table(
+        {"text": ["wake me"], "c": pa.nulls(1), "l": pa.array([[None]], pa.list_(pa.null()))}
+    )
     (tmp_path / "in").mkdir()
     pq.write_table(table, tmp_path / "in" / "a.parquet")
     with earlier_version(), monkeypatch.context() as patched:
@@ -188,7 +207,9 @@ def test_rejected_rows_that_are_an_input_again_keep_what_they_say(tmp_path):
     pq.write_table(table, tmp_path / "in" / "a.parquet")
     run(tmp_path)
     rejects = ds.dataset(tmp_path / "out" / "_rejected").to_table().to_pylist()
-    assert [(row["_row_of_input"], row["_File_of_input"], row["_row"]) for row in rejects] == [(43, "b", 1)]
+    assert [(row["_row_of_input"], row["_File_of_input"], row["_row"]) for row in rejects] == [
+        (43, "b", 1)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -196,7 +217,11 @@ def test_rejected_rows_that_are_an_input_again_keep_what_they_say(tmp_path):
     [
         ("a.jsonl", "", "has no rows"),
         ("a.json", "[]", "has no rows"),
-        ("a.json", '{\n  "text": "a"\n}\n', "cannot be read: no record of it is a row of json: the first not readable"),
+        (
+            "a.json",
+            '{\n  "text": "a"\n}\n',
+            "cannot be read: no record of it is a row of json: the first not readable",
+        ),
         ("a.csv", "text\n", "has no rows"),
     ],
 )
@@ -207,7 +232,12 @@ def test_an_input_without_rows_says_so(tmp_path, name, content, message):
         run(tmp_path)
     pq.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "in.parquet")
     with pytest.raises(ValueError, match="has no rows"):
-        run_corpus("classify", input=str(tmp_path / "in.parquet"), output=str(tmp_path / "out2"), model=MODEL)
+        run_corpus(
+            "classify",
+            input=str(tmp_path / "in.parquet"),
+            output=str(tmp_path / "out2"),
+            model=MODEL,
+        )
 
 
 def test_what_others_leave_among_the_parts_is_no_part(tmp_path):
@@ -222,12 +252,17 @@ def test_what_others_leave_among_the_parts_is_no_part(tmp_path):
     write(tmp_path / "in" / "b.parquet", 3)
     done = run(tmp_path)
     assert done.rows == 1
-    assert f"3 files among the parts are not of this job, and are read with them: {', '.join(sorted(names))}" in str(
-        done
+    assert (
+        f"3 files among the parts are not of this job, and are read with them: {', '.join(sorted(names))}"
+        in str(done)
     )
     assert done.dataset is not None
     record = json.loads((tmp_path / "out" / "_run.json").read_text())
-    assert (record["totals"]["rows"], record["totals"]["shards"], record["complete"]) == (3, 2, True)
+    assert (record["totals"]["rows"], record["totals"]["shards"], record["complete"]) == (
+        3,
+        2,
+        True,
+    )
     assert sorted(name for name in os.listdir(data) if name.startswith(".")) == ["._SUCCESS.crc"]
 
 
@@ -239,7 +274,13 @@ def test_nights_of_a_glob_that_matches_the_output_label_each_row_once(tmp_path, 
     want = None
     for _ in range(3):
         out = tmp_path / "data" / "labelled"
-        run_corpus("classify", input=str(tmp_path / pattern), output=str(out), model=MODEL, keep_columns=keep)
+        run_corpus(
+            "classify",
+            input=str(tmp_path / pattern),
+            output=str(out),
+            model=MODEL,
+            keep_columns=keep,
+        )
         texts = sorted(ds.dataset(out / "data").to_table()["text"].to_pylist())
         want = want or texts
         assert texts == want
@@ -247,7 +288,9 @@ def test_nights_of_a_glob_that_matches_the_output_label_each_row_once(tmp_path, 
 
 
 def test_a_column_that_nobody_uses_may_have_any_type(tmp_path):
-    union = pa.UnionArray.from_sparse(pa.array([0, 1], pa.int8()), [pa.array([1, 2]), pa.array(["a", "b"])])
+    union = pa.UnionArray.from_sparse(
+        pa.array([0, 1], pa.int8()), [pa.array([1, 2]), pa.array(["a", "b"])]
+    )
     for name, column in (
         ("a", union),
         ("b", pa.array([b"\xff", b"x"])),

@@ -28,7 +28,9 @@ def airflow(folder: Path) -> str:
     """A Python with Airflow: what AIRFLOW_PYTHON names, else that of a new environment, which takes half a minute."""
     if python := os.environ.get("AIRFLOW_PYTHON"):
         return python
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True, timeout=120)
+    subprocess.run(
+        [sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True, timeout=120
+    )
     python = str(folder / "bin" / "python")
     pip = [sys.executable, "-m", "pip", "--python", python]
     install = [*pip, "install", "-q", "--no-compile", "apache-airflow==3.3.2"]
@@ -44,7 +46,9 @@ def test_airflow_parses_the_dag(tmp_path):
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment |= {"AIRFLOW_HOME": str(tmp_path), "AIRFLOW__CORE__LOAD_EXAMPLES": "False"}
     call = [airflow(tmp_path / "venv"), "-c", PARSE]
-    done = subprocess.run(call, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        call, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     errors, dags = json.loads(done.stdout.splitlines()[-1])
     assert errors == {}

@@ -43,17 +43,37 @@ def assert_hidden(text: str, secret: str) -> None:
 def places(secret: str) -> list[str]:
     """URIs that mean nothing, and one whose bucket nobody asks for."""
     hosts = ["bucket:99999x", "", "[::1", "buck et"]
-    paths = ["/data-[0-9].parquet", "/a b#c/?.parquet", "", f"/x?access_key={secret}", "/a//b", "/user@example.com/x"]
+    paths = [
+        "/data-[0-9].parquet",
+        "/a b#c/?.parquet",
+        "",
+        f"/x?access_key={secret}",
+        "/a//b",
+        "/user@example.com/x",
+    ]
     schemes = ["s3", "gs", "abfs", "ftp", "hdfs"]
-    wrong = [f"{scheme}://{KEY}:{secret}@{host}{path}" for scheme in schemes for host in hosts for path in paths]
-    return [*wrong, f"s3://{KEY}:{secret}@bucket/x?region=nowhere&endpoint_override=127.0.0.1:1&scheme=http"]
+    wrong = [
+        f"{scheme}://{KEY}:{secret}@{host}{path}"
+        for scheme in schemes
+        for host in hosts
+        for path in paths
+    ]
+    return [
+        *wrong,
+        f"s3://{KEY}:{secret}@bucket/x?region=nowhere&endpoint_override=127.0.0.1:1&scheme=http",
+    ]
 
 
 @pytest.mark.parametrize("secret", SECRETS)
 def test_no_text_of_a_location_or_its_errors_holds_a_credential(secret, caplog):
     caplog.set_level(logging.DEBUG)
     for uri in places(secret):
-        for call in (Location.of_user, open_location, Folder.at, lambda uri: Location(uri).filesystem_and_path):
+        for call in (
+            Location.of_user,
+            open_location,
+            Folder.at,
+            lambda uri: Location(uri).filesystem_and_path,
+        ):
             try:
                 made = call(uri)
             except Exception as error:  # whatever it is
@@ -72,7 +92,11 @@ def test_a_location_travels_with_its_credentials():
     there = pickle.loads(pickle.dumps(location))
     assert (there, there.uri, str(there)) == (location, location.uri, "s3://bucket/x")
     assert Location("s3://bucket/x").uri == str(Location("s3://bucket/x"))
-    for words in ("continue", "anonymous", "a container"):  # names that are no secrets stay in messages
+    for words in (
+        "continue",
+        "anonymous",
+        "a container",
+    ):  # names that are no secrets stay in messages
         Location("gs://anonymous@bucket/x")
         Location("abfs://cont@account.dfs.core.windows.net/x")
         assert redact(words) == words
@@ -113,8 +137,19 @@ def test_nothing_that_a_job_prints_writes_or_logs_holds_a_credential(tmp_path):
         def uri(path: str) -> str:
             return f"s3://{KEY}:{secret}@bucket/{path}?{query}"
 
-        command = [sys.executable, "jobs/classify_corpus.py", "--input", uri("in"), "--output", uri("out")]
-        environment = HEAD_ENVIRONMENT | {"RAY_ADDRESS": "local", "RAY_TMPDIR": "", "XDG_CACHE_HOME": str(tmp_path)}
+        command = [
+            sys.executable,
+            "jobs/classify_corpus.py",
+            "--input",
+            uri("in"),
+            "--output",
+            uri("out"),
+        ]
+        environment = HEAD_ENVIRONMENT | {
+            "RAY_ADDRESS": "local",
+            "RAY_TMPDIR": "",
+            "XDG_CACHE_HOME": str(tmp_path),
+        }
         logs = Path(f"/tmp/rs{os.getpid()}")
         logs.mkdir()
         environment |= {"RAY_TMPDIR": str(logs), "TMPDIR": str(logs)}
@@ -122,7 +157,9 @@ def test_nothing_that_a_job_prints_writes_or_logs_holds_a_credential(tmp_path):
                               capture_output=True, text=True, timeout=300)  # fmt: skip
         wrong = subprocess.run([*command, "--model", uri("nowhere")], cwd=REPOSITORY, env=environment,
                                capture_output=True, text=True, timeout=300)  # fmt: skip
-        assert (done.returncode, wrong.returncode) == (1, 2), done.stdout + done.stderr + wrong.stderr
+        assert (done.returncode, wrong.returncode) == (1, 2), (
+            done.stdout + done.stderr + wrong.stderr
+        )
         assert "30 labelled, 60 rejected" in done.stdout
         for result in (done, wrong):
             assert_hidden(result.stdout + result.stderr, secret)
@@ -130,7 +167,11 @@ def test_nothing_that_a_job_prints_writes_or_logs_holds_a_credential(tmp_path):
         assert any(path.suffix == ".log" for path in found)
         for path in found:
             assert_hidden(path.read_text(errors="replace"), secret)
-        written = [info for info in store.get_file_info(fs.FileSelector("bucket/out", recursive=True)) if info.is_file]
+        written = [
+            info
+            for info in store.get_file_info(fs.FileSelector("bucket/out", recursive=True))
+            if info.is_file
+        ]
         assert {"_run.json", "_report.html"} <= {info.base_name for info in written}
         for info in written:
             with store.open_input_file(info.path) as stream:

@@ -12,7 +12,18 @@ from typing import Any
 
 import httpx
 import pytest
-from online_service import CLIENT, SHAPES, Held, all_models, checkpoint_of, is_error, post, service, serving, until
+from online_service import (
+    CLIENT,
+    SHAPES,
+    Held,
+    all_models,
+    checkpoint_of,
+    is_error,
+    post,
+    service,
+    serving,
+    until,
+)
 
 from modernbert import Tokenizer
 from pipelines.serve.protocol import MOST_RESULTS
@@ -135,7 +146,10 @@ def two_keys(tmp_path: Path) -> Path:
 def test_one_client_does_not_lock_others_out(two_keys: Path) -> None:
     held = Held()
     one, two = ({"authorization": f"Bearer {key}"} for key in ("one", "two"))
-    with serving(held, api_key_file=two_keys, max_documents=80) as url, ThreadPoolExecutor(8) as pool:
+    with (
+        serving(held, api_key_file=two_keys, max_documents=80) as url,
+        ThreadPoolExecutor(8) as pool,
+    ):
 
         def ask(count: int, key: dict[str, str]) -> httpx.Response:
             return post("/embed", {"inputs": ["a"] * count}, url, **key)
@@ -161,7 +175,12 @@ def test_bytes_of_all_bodies_are_bounded() -> None:
     """Bodies that never end leave room for small ones, and their bytes are given back when their clients leave."""
     with serving(all_models(), max_bodies_bytes=4 << 20, max_body_bytes=2 << 20) as url:
         host, port = re.findall(r"//(.*):(\d+)", url)[0]
-        lines = ["POST /embed HTTP/1.1", f"host: {host}", "content-type: application/json", "content-length: 2000000"]
+        lines = [
+            "POST /embed HTTP/1.1",
+            f"host: {host}",
+            "content-type: application/json",
+            "content-length: 2000000",
+        ]
         head = "\r\n".join([*lines, "", ""])
         slow = [socket.create_connection((host, int(port)), timeout=60) for _ in range(4)]
         for connection in slow[:2]:
@@ -169,7 +188,10 @@ def test_bytes_of_all_bodies_are_bounded() -> None:
         large = b" " * (1 << 20) + json.dumps(SHAPES["/embed"][0]).encode()
         until(lambda: "modernbert_http_body_bytes 2e+06" in CLIENT.get(f"{url}/metrics").text)
         refused = post("/embed", large, url)
-        assert re.search(r"bodies of [\d,]+ bytes are under way; 4,194,304 may be, at most half of them", refused.text)
+        assert re.search(
+            r"bodies of [\d,]+ bytes are under way; 4,194,304 may be, at most half of them",
+            refused.text,
+        )
         assert is_error(refused, "/embed", 429)
         assert refused.headers["connection"] == "close"
         assert post("/embed", {"inputs": "a"}, url).status_code == 200

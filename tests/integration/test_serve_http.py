@@ -95,13 +95,23 @@ class TestAnyRoute:
         good = SHAPES[path][0]
         for wrong in WRONG_VALUES:
             for name in good:
-                optional = ["null", "{}"] if name == "parameters" else ["null"] if path == "/v1/embeddings" else []
+                optional = (
+                    ["null", "{}"]
+                    if name == "parameters"
+                    else ["null"]
+                    if path == "/v1/embeddings"
+                    else []
+                )
                 if wrong in optional and name != "input":
                     continue
                 fields = [
-                    f'"{other}": {wrong if other == name else json.dumps(value)}' for other, value in good.items()
+                    f'"{other}": {wrong if other == name else json.dumps(value)}'
+                    for other, value in good.items()
                 ]
-                assert is_error(post(path, ("{" + ", ".join(fields) + "}").encode()), path), (name, wrong)
+                assert is_error(post(path, ("{" + ", ".join(fields) + "}").encode()), path), (
+                    name,
+                    wrong,
+                )
 
     def test_an_unknown_field_is_named(self, path: str) -> None:
         """As the dialect's own server: OpenAI's and Cohere's refuse it, the others pass over it."""
@@ -134,14 +144,21 @@ class TestBeforeAnyRoute:
                 yield b" " * (1 << 16)
 
         try:
-            found = httpx.post(service() + path, content=endless(), headers={"content-type": "application/json"})
+            found = httpx.post(
+                service() + path, content=endless(), headers={"content-type": "application/json"}
+            )
         except httpx.WriteError:  # the service closed the connection before the client read
             found = None
         assert found is None or is_error(found, path, 413)
         assert sent < 50 << 20
 
     def test_another_content_type(self, path: str) -> None:
-        for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", ""):
+        for kind in (
+            "text/plain",
+            "application/x-www-form-urlencoded",
+            "multipart/form-data; boundary=x",
+            "",
+        ):
             assert is_error(post(path, SHAPES[path][0], **{"content-type": kind}), path, 415)
 
     def test_another_method(self, path: str) -> None:
@@ -150,7 +167,9 @@ class TestBeforeAnyRoute:
     def test_a_queue_that_is_full(self, path: str, held: Held) -> None:
         # Of four places a client holds half; of the one more that small requests have, this one.
         with serving(held, max_documents=4) as url, ThreadPoolExecutor(3) as pool:
-            under_way = [pool.submit(post, "/models/sentence", {"inputs": "a"}, url) for _ in range(3)]
+            under_way = [
+                pool.submit(post, "/models/sentence", {"inputs": "a"}, url) for _ in range(3)
+            ]
             until(lambda: held.waiting == 3)
             found = post(path, SHAPES[path][0], url)
             held.go.set()
@@ -225,14 +244,20 @@ class TestShapes:
         texts = ["the cat", "on the mat"]
         tei = post("/rerank", {"query": "cat", "texts": texts}).json()
         for path in ("/rerank", "/v1/rerank", "/models/ranker/rerank"):
-            jina = post(path, {"query": "cat", "documents": [texts[0], {"text": texts[1]}], "model": "ranker"}).json()
+            jina = post(
+                path,
+                {"query": "cat", "documents": [texts[0], {"text": texts[1]}], "model": "ranker"},
+            ).json()
             assert [(each["index"], each["relevance_score"]) for each in jina["results"]] == [
                 (each["index"], each["score"]) for each in tei
             ]
             assert {each["document"]["text"] for each in jina["results"]} == {*texts}
             assert jina["usage"]["total_tokens"] > 0
         assert post("/rerank", {"query": "cat", "documents": [1]}).json().keys() == {"detail"}
-        assert post("/rerank", {"query": "cat", "texts": [1]}).json().keys() == {"error", "error_type"}
+        assert post("/rerank", {"query": "cat", "texts": [1]}).json().keys() == {
+            "error",
+            "error_type",
+        }
 
     def test_lists_of_inputs(self) -> None:
         texts = ["Call Ada at 555-0100.", "nobody"]
@@ -247,16 +272,27 @@ class TestShapes:
         texts, labels = ["the cat", "é 中文 the mat"], ["cat", "the mat", "a, b"]
         ours = pipeline("zero-shot-classification", str(checkpoint_of("entailing")))
         for options in ({}, {"multi_label": True}, {"hypothesis_template": "{}?"}):
-            body: dict[str, Any] = {"inputs": texts, "parameters": {"candidate_labels": labels, **options}}
+            body: dict[str, Any] = {
+                "inputs": texts,
+                "parameters": {"candidate_labels": labels, **options},
+            }
             want = [
-                [{"label": label, "score": score} for label, score in zip(each["labels"], each["scores"], strict=True)]
+                [
+                    {"label": label, "score": score}
+                    for label, score in zip(each["labels"], each["scores"], strict=True)
+                ]
                 for each in ours(texts, labels, **options)
             ]
             assert post("/models/entailing", body).json() == want
             assert post("/models/entailing", body | {"inputs": texts[0]}).json() == want[0]
         assert is_error(post("/models/entailing", {"inputs": "a"}), "/models/entailing", 422)
-        body = {"inputs": "a", "parameters": {"candidate_labels": ["b"], "hypothesis_template": "{0:>999999999}"}}
-        assert "must have {} where the label stands" in post("/models/entailing", body).json()["error"]
+        body = {
+            "inputs": "a",
+            "parameters": {"candidate_labels": ["b"], "hypothesis_template": "{0:>999999999}"},
+        }
+        assert (
+            "must have {} where the label stands" in post("/models/entailing", body).json()["error"]
+        )
 
     def test_sparse_vectors(self) -> None:
         texts = ["the cat", "é 中文 the mat"]
@@ -266,7 +302,10 @@ class TestShapes:
         ]
         assert post("/embed_sparse", {"inputs": texts}).json() == want
         assert post("/models/splade/embed_sparse", {"inputs": texts[0]}).json() == want[:1]
-        assert "prompt_name 'query' is unknown" in post("/embed_sparse", {"inputs": "a", "prompt_name": "query"}).text
+        assert (
+            "prompt_name 'query' is unknown"
+            in post("/embed_sparse", {"inputs": "a", "prompt_name": "query"}).text
+        )
 
     def test_vectors_of_tokens(self) -> None:
         texts = ["the cat", "é 中文 the mat"]
@@ -277,25 +316,41 @@ class TestShapes:
             assert [each["embeddings"] for each in got["data"]] == want
         assert len(want[0]) == 16
         got = post("/pooling", {"model": "colbert", "input": texts, "task": "token_embed"}).json()
-        assert [each["data"] for each in got["data"]] == [vectors.tolist() for vectors in ours(texts)]
-        assert "token vectors are given for" in post("/v1/multi-vector", {"input": ["the cat " * 300] * 300}).text
+        assert [each["data"] for each in got["data"]] == [
+            vectors.tolist() for vectors in ours(texts)
+        ]
+        assert (
+            "token vectors are given for"
+            in post("/v1/multi-vector", {"input": ["the cat " * 300] * 300}).text
+        )
 
     def test_rerank_by_maxsim(self) -> None:
         texts = ["the cat", "é 中文 the mat", "a"]
         want = pipeline("rerank", str(checkpoint_of("colbert-ranker")))("the cat?", texts)
-        assert post("/models/colbert-ranker/rerank", {"query": "the cat?", "texts": texts}).json() == want
-        jina = post("/v1/rerank", {"model": "colbert-ranker", "query": "the cat?", "documents": texts}).json()[
-            "results"
+        assert (
+            post("/models/colbert-ranker/rerank", {"query": "the cat?", "texts": texts}).json()
+            == want
+        )
+        jina = post(
+            "/v1/rerank", {"model": "colbert-ranker", "query": "the cat?", "documents": texts}
+        ).json()["results"]
+        assert [(each["index"], each["relevance_score"]) for each in jina] == [
+            (e["index"], e["score"]) for e in want
         ]
-        assert [(each["index"], each["relevance_score"]) for each in jina] == [(e["index"], e["score"]) for e in want]
-        pairs = post("/v1/score", {"model": "colbert-ranker", "text_1": "the cat?", "text_2": texts}).json()["data"]
-        assert {each["index"]: each["score"] for each in pairs} == {each["index"]: each["score"] for each in want}
+        pairs = post(
+            "/v1/score", {"model": "colbert-ranker", "text_1": "the cat?", "text_2": texts}
+        ).json()["data"]
+        assert {each["index"]: each["score"] for each in pairs} == {
+            each["index"]: each["score"] for each in want
+        }
 
     def test_floats_are_those_of_the_model(self) -> None:
         floats = post("/embed", {"inputs": "hello", "normalize": False}).json()[0]
         assert np.array(floats, np.float32).astype(float).tolist() == floats
         assert floats == pipeline("sentence-embedding", str(checkpoint_of("sentence")))("hello")
-        packed = post("/v1/embeddings", {"model": "sentence", "input": "hello", "encoding_format": "base64"}).json()
+        packed = post(
+            "/v1/embeddings", {"model": "sentence", "input": "hello", "encoding_format": "base64"}
+        ).json()
         vector = np.frombuffer(base64.b64decode(packed["data"][0]["embedding"]), "<f4")
         assert vector.tolist() == post("/embed", {"inputs": "hello"}).json()[0]
 
@@ -313,11 +368,23 @@ class TestShapes:
         info = CLIENT.get(f"{service()}/models/sentence/info").json()
         assert info["model_type"] == {"embedding": {"pooling": "mean"}}
         assert info["max_input_length"] == 512
-        assert {"sha", "docker_label", "version", "model_sha", "max_batch_tokens", "auto_truncate"} <= info.keys()
-        assert CLIENT.get(f"{service()}/models/ranker/info").json()["model_type"].keys() == {"reranker"}
+        assert {
+            "sha",
+            "docker_label",
+            "version",
+            "model_sha",
+            "max_batch_tokens",
+            "auto_truncate",
+        } <= info.keys()
+        assert CLIENT.get(f"{service()}/models/ranker/info").json()["model_type"].keys() == {
+            "reranker"
+        }
 
     def test_pairs_and_texts_in_one_request(self) -> None:
-        alone = [post("/predict", {"inputs": [item]}).json()[0] for item in (["a", "b"], ["c"], ["d", "e"])]
+        alone = [
+            post("/predict", {"inputs": [item]}).json()[0]
+            for item in (["a", "b"], ["c"], ["d", "e"])
+        ]
         assert post("/predict", {"inputs": [["a", "b"], ["c"], ["d", "e"]]}).json() == alone
         mixed = [{"text": "a", "text_pair": "b"}, "c", {"text": "d", "text_pair": "e"}]
         assert post("/models/intent", {"inputs": mixed}).json() == alone
@@ -328,16 +395,28 @@ class TestShapes:
         vllm = post("/classify", {"model": "intent", "input": texts}).json()
         labels = [*all_models().models["intent"].checkpoint.config.id2label.values()]
         for i, each in enumerate(vllm["data"]):
-            assert (each["index"], each["label"], each["num_classes"]) == (i, scores[i][0]["label"], len(labels))
+            assert (each["index"], each["label"], each["num_classes"]) == (
+                i,
+                scores[i][0]["label"],
+                len(labels),
+            )
             by_label = {score["label"]: score["score"] for score in scores[i]}
             assert each["probs"] == [by_label[label] for label in labels]
         assert vllm["object"] == "list"
-        infinity = post("/classify", {"model": "intent", "input": texts, "raw_scores": False}).json()
+        infinity = post(
+            "/classify", {"model": "intent", "input": texts, "raw_scores": False}
+        ).json()
         assert (infinity["object"], infinity["data"]) == ("classify", scores)
         raw = post("/classify", {"input": texts, "raw_scores": True}).json()["data"]
-        assert raw == post("/predict", {"inputs": [[text] for text in texts], "raw_scores": True}).json()
+        assert (
+            raw
+            == post("/predict", {"inputs": [[text] for text in texts], "raw_scores": True}).json()
+        )
         assert post("/classify", {"input": "word " * 9000}).status_code == 400
-        assert post("/classify", {"input": "word " * 9000, "truncate_prompt_tokens": -1}).status_code == 200
+        assert (
+            post("/classify", {"input": "word " * 9000, "truncate_prompt_tokens": -1}).status_code
+            == 200
+        )
 
     @pytest.mark.parametrize(("first", "second"), [
         ("text_1", "text_2"), ("queries", "documents"), ("queries", "items"), ("data_1", "data_2"),
@@ -349,14 +428,20 @@ class TestShapes:
         for path in ("/v1/score", "/score"):
             for query in ("cat", ["cat"], ["cat", "cat"]):
                 found = post(path, {"model": "ranker", first: query, second: texts}).json()
-                assert [(each["index"], each["score"]) for each in found["data"]] == [*enumerate(want)]
+                assert [(each["index"], each["score"]) for each in found["data"]] == [
+                    *enumerate(want)
+                ]
         for wrong in ({first: ["a"] * 3, second: texts}, {first: "a"}, {first: "a", second: "b", "text_2": "c",
                                                                         "items": "d"}):  # fmt: skip
             assert is_error(post("/v1/score", wrong), "/v1/score", 400)
 
     def test_infinity_and_jina_share_rerank(self) -> None:
         body = {"query": "cat", "documents": ["the cat", "on the mat"], "raw_scores": False}
-        for shown, documents in ((True, {"the cat", "on the mat"}), (False, {None}), (None, {None})):
+        for shown, documents in (
+            (True, {"the cat", "on the mat"}),
+            (False, {None}),
+            (None, {None}),
+        ):
             found = post("/rerank", body | {"return_documents": shown}).json()
             assert {each.get("document") for each in found["results"]} == documents
 
@@ -372,35 +457,55 @@ class TestShapes:
         body = {"inputs": "a", "parameters": {"top_k": 2}}
         assert post("/invocations", body).json() == post("/", body).json()
 
-    @pytest.mark.parametrize("path", ["/", "/health", "/ping", "/metrics", "/info", "/models/pii/info", "/v1/models"])
+    @pytest.mark.parametrize(
+        "path", ["/", "/health", "/ping", "/metrics", "/info", "/models/pii/info", "/v1/models"]
+    )
     def test_head_is_get_without_its_body(self, path: str) -> None:
         found, want = CLIENT.head(service() + path), CLIENT.get(service() + path)
         assert (found.status_code, found.content) == (200, b"")
         assert found.headers["content-type"] == want.headers["content-type"]
 
     def test_the_root_tells_health(self) -> None:
-        assert CLIENT.get(service()).json() == CLIENT.get(f"{service()}/health").json() == {"status": "ok"}
+        assert (
+            CLIENT.get(service()).json()
+            == CLIENT.get(f"{service()}/health").json()
+            == {"status": "ok"}
+        )
 
     def test_compressed_bodies_are_refused_by_name(self) -> None:
         for coding in ("gzip", "br", "deflate, gzip"):
             found = post("/embed", SHAPES["/embed"][0], **{"content-encoding": coding})
             assert is_error(found, "/embed", 415)
-            assert f"content-encoding is {coding!r}; send the body as it is" in found.json()["error"]
-        assert post("/embed", SHAPES["/embed"][0], **{"content-encoding": "identity"}).status_code == 200
+            assert (
+                f"content-encoding is {coding!r}; send the body as it is" in found.json()["error"]
+            )
+        assert (
+            post("/embed", SHAPES["/embed"][0], **{"content-encoding": "identity"}).status_code
+            == 200
+        )
 
     def test_nothing_there(self) -> None:
-        for path, shape in (("/nope", {"error", "error_type"}), ("/v1/nope", {"error"}), ("/v2/nope", {"message"})):
+        for path, shape in (
+            ("/nope", {"error", "error_type"}),
+            ("/v1/nope", {"error"}),
+            ("/v2/nope", {"message"}),
+        ):
             found = CLIENT.get(service() + path)
             assert (found.status_code, found.json().keys()) == (404, shape)
 
     def test_no_model_for_it(self) -> None:
-        only_pii = LocalModelClient(served_models([{"name": "pii", "task": "tag", "model": str(checkpoint_of("pii"))}]))
+        only_pii = LocalModelClient(
+            served_models([{"name": "pii", "task": "tag", "model": str(checkpoint_of("pii"))}])
+        )
         with serving(only_pii) as url:
             for path in ("/embed", "/predict", "/rerank", "/similarity"):
                 found = post(path, SHAPES[path][0], url)
                 assert is_error(found, path, 424)
                 assert found.json()["error_type"] == "Backend"
                 assert "online are pii (tag)" in found.json()["error"]
-            assert post("/models/pii/embed", {"inputs": "a"}, url).json()["error"] == "model pii does tag, not embed"
+            assert (
+                post("/models/pii/embed", {"inputs": "a"}, url).json()["error"]
+                == "model pii does tag, not embed"
+            )
             assert post("/tokenize", {"inputs": "a"}, url).status_code == 200
         only_pii.close()

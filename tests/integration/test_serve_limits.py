@@ -50,7 +50,10 @@ class TestLimits:
         with serving(all_models(), max_inputs=3, max_characters=10) as url:
             assert post("/embed", {"inputs": ["a"] * 3}, url).status_code == 200
             found = post("/embed", {"inputs": ["a"] * 4}, url)
-            assert (found.status_code, found.json()["error"]) == (422, "inputs holds 4 inputs; a request may hold 3")
+            assert (found.status_code, found.json()["error"]) == (
+                422,
+                "inputs holds 4 inputs; a request may hold 3",
+            )
             found = post("/embed", {"inputs": ["a", "b" * 11]}, url)
             assert found.json()["error"] == "inputs[1] has 11 characters; an input may have 10"
             for path, body in (("/tokenize", {"inputs": "b" * 11}), ("/decode", {"ids": [[5] * 40]}),
@@ -62,12 +65,16 @@ class TestLimits:
         texts = ["short", long, "short", long]
         found = post("/embed", {"inputs": texts})
         assert found.headers["x-truncated"] == "1,3"
-        assert found.json() == pipeline("sentence-embedding", str(checkpoint_of("sentence")))(texts, normalize=True)
+        assert found.json() == pipeline("sentence-embedding", str(checkpoint_of("sentence")))(
+            texts, normalize=True
+        )
         assert "x-truncated" not in post("/embed", {"inputs": "short"}).headers
         refused = post("/embed", {"inputs": texts, "truncate": False})
         assert is_error(refused, "/embed", 422)
         assert refused.json()["error"].startswith("inputs[1]: text has more than the 512 tokens")
-        assert post("/embed", {"inputs": "short", "truncation_direction": "Left"}).status_code == 200
+        assert (
+            post("/embed", {"inputs": "short", "truncation_direction": "Left"}).status_code == 200
+        )
 
     @pytest.mark.parametrize("side", ["Left", "right"])
     def test_truncation_on_either_side(self, side: str) -> None:
@@ -79,7 +86,9 @@ class TestLimits:
             post("/embed", {"inputs": [text], "truncation_direction": side}),
             post("/embed", {"inputs": [kept]}),
         )
-        assert ("the" in kept, "cat" in kept) == ((False, True) if side == "Left" else (True, False))
+        assert ("the" in kept, "cat" in kept) == (
+            (False, True) if side == "Left" else (True, False)
+        )
         assert found.json()[0] == pytest.approx(want.json()[0], rel=1e-5, abs=1e-6)
 
     def test_many_truncated_inputs_are_counted(self) -> None:
@@ -98,9 +107,7 @@ class TestLimits:
         with serving(all_models(), body_timeout_s=0.3) as url:
             host, port = re.findall(r"//(.*):(\d+)", url)[0]
             with socket.create_connection((host, int(port)), timeout=30) as connection:
-                head = (
-                    "POST /embed HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{"
-                )
+                head = "POST /embed HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{"
                 connection.sendall(head.encode())
                 answer = b""
                 while part := connection.recv(65536):
@@ -127,7 +134,9 @@ def poisoned() -> LocalModelClient:
     weights = load_file(folder / "model.safetensors")
     weights["embeddings.tok_embeddings.weight"][bad] = np.nan
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    return LocalModelClient(served_models([{"name": "poisoned", "task": "embed", "model": str(folder)}]))
+    return LocalModelClient(
+        served_models([{"name": "poisoned", "task": "embed", "model": str(folder)}])
+    )
 
 
 class TestFailures:
@@ -135,7 +144,10 @@ class TestFailures:
         clean, bad = ["the cat", "and then"], ["the cat", "on the mat"]
         with serving(poisoned()) as url, ThreadPoolExecutor(8) as pool:
             expected = post("/embed", {"inputs": clean}, url).json()
-            asked = [pool.submit(post, "/embed", {"inputs": bad if i % 2 else clean}, url) for i in range(40)]
+            asked = [
+                pool.submit(post, "/embed", {"inputs": bad if i % 2 else clean}, url)
+                for i in range(40)
+            ]
             for i, answer in enumerate(each.result() for each in asked):
                 if i % 2 == 0:
                     assert answer.json() == expected
@@ -171,7 +183,9 @@ class TestFailures:
             message = CLIENT.get(f"{url}/health").json()
         assert message == {"error": "pii: its device hangs", "error_type": "Unhealthy"}
 
-    def test_a_fault_of_ours_is_500_and_its_message_stays_here(self, caplog: pytest.LogCaptureFixture) -> None:
+    def test_a_fault_of_ours_is_500_and_its_message_stays_here(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
         class Broken(Held):
             async def predict(self, model: str, ask: PredictRequest) -> PredictResponse:
                 raise RuntimeError(f"{model} cannot digest {ask.documents[0]}")
@@ -209,7 +223,9 @@ class TestKey:
         routes = CLIENT.get(f"{keyed}/openapi.json", headers=key).json()["paths"]
         for path in [*routes, "/docs", "/openapi.json", "/nope", "//health", "/health/"]:
             status = CLIENT.get(keyed + path).status_code
-            assert (status in (200, 503)) == (path in ("/", "/health", "/ping", "/metrics", "/docs")), path
+            assert (status in (200, 503)) == (
+                path in ("/", "/health", "/ping", "/metrics", "/docs")
+            ), path
             assert status in (200, 401)
         for path, (body, shape) in SHAPES.items():
             refused = post(path, body, keyed)
@@ -263,14 +279,19 @@ class TestHost:
         for path in ("/embed", "/v1/embeddings", "/v2/rerank"):
             refused = post(path, SHAPES[path][0], host=name)
             assert is_error(refused, path, 421)
-            assert "is not this machine's; ask 127.0.0.1, set a key, or add it to http: hosts" in refused.text
+            assert (
+                "is not this machine's; ask 127.0.0.1, set a key, or add it to http: hosts"
+                in refused.text
+            )
         assert CLIENT.get(f"{service()}/openapi.json", headers={"host": name}).status_code == 421
         key = {"authorization": "Bearer first-key", "host": name}
         assert post("/embed", {"inputs": "a"}, keyed, **key).status_code == 200
 
     def test_names_that_are_stated(self) -> None:
         with serving(all_models(), hosts=("models.example",)) as url:
-            assert post("/embed", {"inputs": "a"}, url, host="models.example:443").status_code == 200
+            assert (
+                post("/embed", {"inputs": "a"}, url, host="models.example:443").status_code == 200
+            )
             assert post("/embed", {"inputs": "a"}, url, host="evil.example").status_code == 421
 
 
@@ -281,7 +302,8 @@ class TestBrowsers:
         assert found.status_code == 405
         assert "access-control-allow-origin" not in found.headers
         assert (
-            "access-control-allow-origin" not in post("/embed", {"inputs": "a"}, origin="https://evil.example").headers
+            "access-control-allow-origin"
+            not in post("/embed", {"inputs": "a"}, origin="https://evil.example").headers
         )
 
     def test_as_configured(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -290,10 +312,14 @@ class TestBrowsers:
             asked = {"origin": "https://good.example", "access-control-request-method": "POST",
                      "access-control-request-headers": "authorization,content-type"}  # fmt: skip
             assert (
-                CLIENT.options(f"{url}/embed", headers=asked).headers["access-control-allow-origin"] == asked["origin"]
+                CLIENT.options(f"{url}/embed", headers=asked).headers["access-control-allow-origin"]
+                == asked["origin"]
             )
             asked["origin"] = "https://evil.example"
-            assert "access-control-allow-origin" not in CLIENT.options(f"{url}/embed", headers=asked).headers
+            assert (
+                "access-control-allow-origin"
+                not in CLIENT.options(f"{url}/embed", headers=asked).headers
+            )
             refused = post("/embed", {"inputs": "a"}, url, origin="https://good.example")
             assert refused.status_code == 401
             assert refused.headers["access-control-allow-origin"] == "https://good.example"
@@ -301,7 +327,10 @@ class TestBrowsers:
 
 class TestRecords:
     def test_request_ids(self) -> None:
-        assert post("/embed", {"inputs": "a"}, **{"x-request-id": "abc-1.2:3"}).headers["x-request-id"] == "abc-1.2:3"
+        assert (
+            post("/embed", {"inputs": "a"}, **{"x-request-id": "abc-1.2:3"}).headers["x-request-id"]
+            == "abc-1.2:3"
+        )
         for bad in ("a b", "x" * 129, "<script>", ""):
             given = post("/nope", {}, **{"x-request-id": bad}).headers["x-request-id"]
             assert re.fullmatch("[0-9a-f]{32}", given)
@@ -310,22 +339,36 @@ class TestRecords:
         with caplog.at_level(logging.DEBUG):
             for path, (good, _) in SHAPES.items():
                 for name in good:
-                    for value in (SECRET, [SECRET], {"text": SECRET}, [[SECRET]], f"{SECRET} [MASK]"):
+                    for value in (
+                        SECRET,
+                        [SECRET],
+                        {"text": SECRET},
+                        [[SECRET]],
+                        f"{SECRET} [MASK]",
+                    ):
                         post(path, good | {name: value})
                 post(path, json.dumps(SECRET).encode() + b"{")
                 CLIENT.get(service() + path + SECRET)
         assert " POST /models/mask 200 " in caplog.text
         records = [
-            record.getMessage() for record in caplog.records if record.name.split(".")[0] not in ("httpx", "httpcore")
+            record.getMessage()
+            for record in caplog.records
+            if record.name.split(".")[0] not in ("httpx", "httpcore")
         ]
         assert "swordfish" not in "\n".join(records)
 
     def test_metrics(self) -> None:
         with serving(all_models()) as url:
-            for body in ({"inputs": ["hello", "there"]}, {"inputs": ["word " * 600, "a"]}, {"inputs": 1}):
+            for body in (
+                {"inputs": ["hello", "there"]},
+                {"inputs": ["word " * 600, "a"]},
+                {"inputs": 1},
+            ):
                 post("/embed", body, url)
             post(f"/{'x' * 50}", {}, url)
-            until(lambda: 'status="404"' in CLIENT.get(f"{url}/metrics").text)  # counted once the answer is out
+            until(
+                lambda: 'status="404"' in CLIENT.get(f"{url}/metrics").text
+            )  # counted once the answer is out
             found = CLIENT.get(f"{url}/metrics")
         assert found.headers["content-type"].startswith("text/plain")
         for line in (
@@ -338,5 +381,7 @@ class TestRecords:
             "modernbert_http_documents_in_flight 0.0",
         ):
             assert line in found.text.splitlines()
-        tokens = sum(map(len, post("/models/sentence/tokenize", {"inputs": ["hello", "there", "a"]}).json()))
+        tokens = sum(
+            map(len, post("/models/sentence/tokenize", {"inputs": ["hello", "there", "a"]}).json())
+        )
         assert f'modernbert_http_tokens_total{{model="sentence"}} {tokens + 512:.1f}' in found.text

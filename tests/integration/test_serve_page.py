@@ -38,7 +38,9 @@ def run(page: Tab, model: str, url: str | None = None, **fields: str) -> None:
 def rows(page: Tab) -> list[tuple[str, float, float]]:
     """The name, the number and the width in percent of each bar."""
     names, numbers = page.texts(".row > span:first-child"), page.texts(".row .number")
-    widths = page.value("[...document.querySelectorAll('.row .fill')].map(each => each.style.width)")
+    widths = page.value(
+        "[...document.querySelectorAll('.row .fill')].map(each => each.style.width)"
+    )
     return [
         (name, float(number), float(width.rstrip("%")))
         for name, number, width in zip(names, numbers, widths, strict=True)
@@ -52,7 +54,11 @@ def answered(path: str, body: Any) -> Any:
 @pytest.mark.parametrize("accept", [{}, {"accept": "*/*"}, {"accept": "application/json"}])
 def test_other_clients_of_the_root_get_its_health(accept: dict[str, str]) -> None:
     reply = CLIENT.get(service() + "/", headers=accept)
-    assert (reply.status_code, reply.json(), reply.headers["vary"]) == (200, {"status": "ok"}, "accept")
+    assert (reply.status_code, reply.json(), reply.headers["vary"]) == (
+        200,
+        {"status": "ok"},
+        "accept",
+    )
 
 
 @pytest.mark.parametrize("path", ["/", "/docs"])
@@ -64,13 +70,19 @@ def test_a_page_allows_its_own_script_alone(path: str) -> None:
     assert "unsafe" not in policy
     assert "http" not in reply.text.replace("http://${", "").replace("https://${", "")
     head = CLIENT.head(service() + path, headers=BROWSER)
-    assert (head.status_code, head.content, head.headers["content-type"]) == (200, b"", "text/html; charset=utf-8")
+    assert (head.status_code, head.content, head.headers["content-type"]) == (
+        200,
+        b"",
+        "text/html; charset=utf-8",
+    )
 
 
 def test_labels_are_bars(page: Tab) -> None:
     run(page, "intent", text=ODD)
     (labels,) = answered("/models/intent", {"inputs": [ODD], "parameters": {"top_k": 10}})
-    assert [row[:2] for row in rows(page)] == [(each["label"], round(each["score"], 3)) for each in labels]
+    assert [row[:2] for row in rows(page)] == [
+        (each["label"], round(each["score"], 3)) for each in labels
+    ]
     assert rows(page)[0][2] == pytest.approx(100 * labels[0]["score"], abs=0.01)
     assert page.texts("nav button[aria-pressed=true]") == ["intent classify"]
     assert page.value("document.querySelector('img')") is None
@@ -79,10 +91,17 @@ def test_labels_are_bars(page: Tab) -> None:
 def test_entities_are_marked_in_the_text(page: Tab) -> None:
     text = "😀 <b>Call</b> Peter Miller on +44 20 7946 0123."
     run(page, "pii", text=text)
-    entities = answered("/models/pii", {"inputs": text, "parameters": {"aggregation_strategy": "simple"}})
+    entities = answered(
+        "/models/pii", {"inputs": text, "parameters": {"aggregation_strategy": "simple"}}
+    )
     assert len(entities) >= 1
-    expected = [f"{text[each['start'] : each['end']].strip()}{each['entity_group']}" for each in entities]
-    assert page.value("[...document.querySelectorAll('mark')].map(each => each.textContent)") == expected
+    expected = [
+        f"{text[each['start'] : each['end']].strip()}{each['entity_group']}" for each in entities
+    ]
+    assert (
+        page.value("[...document.querySelectorAll('mark')].map(each => each.textContent)")
+        == expected
+    )
     page.value("document.querySelectorAll('mark small').forEach(each => each.remove())")
     assert page.value("document.querySelector('.text').textContent") == text
 
@@ -107,9 +126,16 @@ def test_fills_of_one_mask_and_of_two(page: Tab) -> None:
 
 
 def test_the_nearest_sentences_come_first(page: Tab) -> None:
-    run(page, "sentence", text="Where is my order?", others="I am hungry\n\n  Track my order \nWhere is it?")
+    run(
+        page,
+        "sentence",
+        text="Where is my order?",
+        others="I am hungry\n\n  Track my order \nWhere is it?",
+    )
     sentences = ["I am hungry", "Track my order", "Where is it?"]
-    cosines = answered("/similarity", {"inputs": {"source_sentence": "Where is my order?", "sentences": sentences}})
+    cosines = answered(
+        "/similarity", {"inputs": {"source_sentence": "Where is my order?", "sentences": sentences}}
+    )
     best = sorted(zip(sentences, cosines, strict=True), key=lambda each: -each[1])
     assert [row[:2] for row in rows(page)] == [(text, round(cosine, 3)) for text, cosine in best]
 
@@ -117,7 +143,9 @@ def test_the_nearest_sentences_come_first(page: Tab) -> None:
 def test_ranked_texts(page: Tab) -> None:
     run(page, "ranker", query="parcel", texts="one\ntwo\nthree")
     ranked = answered("/rerank", {"query": "parcel", "texts": ["one", "two", "three"]})
-    expected = [(["one", "two", "three"][each["index"]], round(each["score"], 3)) for each in ranked]
+    expected = [
+        (["one", "two", "three"][each["index"]], round(each["score"], 3)) for each in ranked
+    ]
     assert [row[:2] for row in rows(page)] == expected
 
 
@@ -129,7 +157,9 @@ def test_the_lines_of_curl_and_python_give_the_same(page: Tab) -> None:
         ["bash", "-c", curl],
         [sys.executable, "-c", python.replace("print(", "import json; print(json.dumps(") + ")"],
     ):
-        shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+        shown = subprocess.run(
+            command, capture_output=True, text=True, timeout=60, check=True
+        ).stdout
         assert json.loads(shown) == expected
 
 
@@ -149,7 +179,9 @@ def test_a_key_is_asked_for(page: Tab, monkeypatch: pytest.MonkeyPatch) -> None:
         assert len(rows(page)) == 3
         curl = page.texts("#curl")[0]
         assert "sesame" not in curl + page.texts("#Python")[0]
-        shown = subprocess.run(["bash", "-c", curl], capture_output=True, text=True, env=os.environ, timeout=60).stdout
+        shown = subprocess.run(
+            ["bash", "-c", curl], capture_output=True, text=True, env=os.environ, timeout=60
+        ).stdout
         assert len(json.loads(shown)) == 3
 
 

@@ -29,9 +29,17 @@ def spans(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
             body = self.rfile.read(int(self.headers["content-length"]))
             body = gzip.decompress(body) if self.headers.get("content-encoding") == "gzip" else body
             assert self.path == "/v1/traces"
-            for of_resource in trace_service.ExportTraceServiceRequest.FromString(body).resource_spans:
-                (name,) = [a.value.string_value for a in of_resource.resource.attributes if a.key == "service.name"]
-                received.extend((name, span) for scope in of_resource.scope_spans for span in scope.spans)
+            for of_resource in trace_service.ExportTraceServiceRequest.FromString(
+                body
+            ).resource_spans:
+                (name,) = [
+                    a.value.string_value
+                    for a in of_resource.resource.attributes
+                    if a.key == "service.name"
+                ]
+                received.extend(
+                    (name, span) for scope in of_resource.scope_spans for span in scope.spans
+                )
             self.send_response(200)
             self.end_headers()
 
@@ -52,12 +60,24 @@ def attributes(span: Any) -> dict[str, Any]:
 
 def test_a_request_is_a_span_with_its_parts(spans: list[Any]) -> None:
     with serving(all_models()) as url:
-        post("/models/intent", {"inputs": ["my parcel is late", "hello"]}, url, **HEADER, **{"x-request-id": "r1"})
+        post(
+            "/models/intent",
+            {"inputs": ["my parcel is late", "hello"]},
+            url,
+            **HEADER,
+            **{"x-request-id": "r1"},
+        )
         until(lambda: len(spans) == 5)
     assert {name for name, _ in spans} == {"modernbert-ray"}
     (whole,) = [span for _, span in spans if span.kind == 2]
-    parts = sorted((span for _, span in spans if span.kind != 2), key=lambda span: span.start_time_unix_nano)
-    assert (whole.name, whole.trace_id.hex(), whole.parent_span_id.hex()) == ("POST /models/intent", TRACE, PARENT)
+    parts = sorted(
+        (span for _, span in spans if span.kind != 2), key=lambda span: span.start_time_unix_nano
+    )
+    assert (whole.name, whole.trace_id.hex(), whole.parent_span_id.hex()) == (
+        "POST /models/intent",
+        TRACE,
+        PARENT,
+    )
     tokens = attributes(whole).pop("modernbert.tokens")
     assert attributes(whole) == {
         "http.request.method": "POST",
@@ -70,8 +90,12 @@ def test_a_request_is_a_span_with_its_parts(spans: list[Any]) -> None:
     }
     assert tokens > 4
     assert [part.name for part in parts] == ["tokenise", "queue", "forward", "serialise"]
-    assert {(part.trace_id, part.parent_span_id) for part in parts} == {(whole.trace_id, whole.span_id)}
-    times = [time for part in parts for time in (part.start_time_unix_nano, part.end_time_unix_nano)]
+    assert {(part.trace_id, part.parent_span_id) for part in parts} == {
+        (whole.trace_id, whole.span_id)
+    }
+    times = [
+        time for part in parts for time in (part.start_time_unix_nano, part.end_time_unix_nano)
+    ]
     assert times[:6] == sorted(times[:6])
     assert whole.start_time_unix_nano <= times[0]
     assert times[-1] == whole.end_time_unix_nano
@@ -81,12 +105,19 @@ def test_errors_and_requests_without_a_parent(spans: list[Any]) -> None:
     held = Held()
     with serving(held, timeout_s=0.2) as url:
         assert post("/models/intent", {"inputs": "a"}, url).status_code == 504
-        assert post("/models/intent", {"inputs": ""}, url, traceparent="nonsense").status_code == 422
+        assert (
+            post("/models/intent", {"inputs": ""}, url, traceparent="nonsense").status_code == 422
+        )
         assert post("/nothing", {}, url).status_code == 404
         until(lambda: len(spans) == 3)
-    seen = {span.name: (attributes(span)["http.response.status_code"], span.status.code) for _, span in spans}
+    seen = {
+        span.name: (attributes(span)["http.response.status_code"], span.status.code)
+        for _, span in spans
+    }
     assert seen["POST none"] == (404, 0)
-    statuses = {attributes(span)["http.response.status_code"]: span.status.code for _, span in spans}
+    statuses = {
+        attributes(span)["http.response.status_code"]: span.status.code for _, span in spans
+    }
     assert statuses == {504: 2, 422: 0, 404: 0}  # 2: error
     assert {span.parent_span_id for _, span in spans} == {b""}
     assert len({span.trace_id for _, span in spans}) == 3
@@ -109,11 +140,17 @@ ENDPOINT = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}
         ({}, ""),
         (ENDPOINT | {"OTEL_SDK_DISABLED": "true"}, ""),
         (ENDPOINT | {"OTEL_TRACES_EXPORTER": "none"}, ""),
-        (ENDPOINT | {"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, "the OTLP protocol grpc is not supported"),
+        (
+            ENDPOINT | {"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"},
+            "the OTLP protocol grpc is not supported",
+        ),
     ],
 )
 def test_when_there_are_no_traces(
-    variables: dict[str, str], warning: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    variables: dict[str, str],
+    warning: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)

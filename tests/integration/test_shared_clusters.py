@@ -50,11 +50,27 @@ def no_ray(monkeypatch):
             JobError,
             r"no Ray answers at [\d.]+:{closed} \(RAY_ADDRESS names it\): start one .*local",
         ),
-        ("127.0.0.1:{silent}", JobError, r"no Ray answers at [\d.]+:{silent} \(RAY_ADDRESS names it\)"),
+        (
+            "127.0.0.1:{silent}",
+            JobError,
+            r"no Ray answers at [\d.]+:{silent} \(RAY_ADDRESS names it\)",
+        ),
         ("head.invalid:6379", JobError, r"no Ray answers at head\.invalid:6379"),
-        ("http://127.0.0.1:8265", UserError, r"RAY_ADDRESS http://127.0.0.1:8265 must be host:port .* ray job submit"),
-        ("ray://127.0.0.1:10001", UserError, r"RAY_ADDRESS ray://127.0.0.1:10001 must be host:port of a head"),
-        ("somewhere", UserError, r"RAY_ADDRESS somewhere must be host:port of a head, auto or local"),
+        (
+            "http://127.0.0.1:8265",
+            UserError,
+            r"RAY_ADDRESS http://127.0.0.1:8265 must be host:port .* ray job submit",
+        ),
+        (
+            "ray://127.0.0.1:10001",
+            UserError,
+            r"RAY_ADDRESS ray://127.0.0.1:10001 must be host:port of a head",
+        ),
+        (
+            "somewhere",
+            UserError,
+            r"RAY_ADDRESS somewhere must be host:port of a head, auto or local",
+        ),
     ],
 )
 def test_a_ray_that_cannot_be_reached_is_one_line(no_ray, monkeypatch, address, error, message):
@@ -72,7 +88,9 @@ def test_a_ray_that_was_killed_on_this_machine_is_forgotten(no_ray, monkeypatch,
     """Its address is still there; only RAY_ADDRESS=auto insists on it."""
     from ray._private import services
 
-    monkeypatch.setattr(services, "find_gcs_addresses", set)  # the Rays of other tests on this machine
+    monkeypatch.setattr(
+        services, "find_gcs_addresses", set
+    )  # the Rays of other tests on this machine
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     (tmp_path / "ray").mkdir()
@@ -90,11 +108,21 @@ def test_a_ray_that_was_killed_on_this_machine_is_forgotten(no_ray, monkeypatch,
 @pytest.mark.slow
 def test_a_ray_that_wants_a_token_says_where_to_put_it(tmp_path):
     port, secret = free_port(), {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a" * 40}
-    home = HEAD_ENVIRONMENT | {"HOME": str(tmp_path), "RAY_ADDRESS": f"127.0.0.1:{port}", "PYTHONPATH": str(REPOSITORY)}
+    home = HEAD_ENVIRONMENT | {
+        "HOME": str(tmp_path),
+        "RAY_ADDRESS": f"127.0.0.1:{port}",
+        "PYTHONPATH": str(REPOSITORY),
+    }
     options = ["--head", "--block", "--num-cpus=1", f"--port={port}", "--include-dashboard=false"]
-    options += [f"--ray-client-server-port={free_port()}", f"--dashboard-agent-listen-port={free_port()}"]
+    options += [
+        f"--ray-client-server-port={free_port()}",
+        f"--dashboard-agent-listen-port={free_port()}",
+    ]
     head = subprocess.Popen(
-        [*RAY, "start", *options], env=home | secret, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [*RAY, "start", *options],
+        env=home | secret,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
 
     def connect(**changes: str) -> str:
@@ -103,16 +131,25 @@ def test_a_ray_that_wants_a_token_says_where_to_put_it(tmp_path):
         script += "try: print(connect())\nexcept Exception as error: print(error)"
         environment = {name: value for name, value in (home | changes).items() if value}
         done = subprocess.run(
-            [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=200
+            [sys.executable, "-c", script],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=200,
         )
         return done.stdout + done.stderr
 
     try:
         while "no Ray answers" in (said := connect(RAY_AUTH_MODE="")):
             assert head.poll() is None, "the head ended"
-        for wrong in (said, connect(RAY_AUTH_MODE="token"), connect(**secret | {"RAY_AUTH_TOKEN": "b" * 40})):
+        for wrong in (
+            said,
+            connect(RAY_AUTH_MODE="token"),
+            connect(**secret | {"RAY_AUTH_TOKEN": "b" * 40}),
+        ):
             assert re.fullmatch(
-                rf"the Ray at [\d.]+:{port} wants its token: set RAY_AUTH_MODE=token, and put it .*\n", wrong
+                rf"the Ray at [\d.]+:{port} wants its token: set RAY_AUTH_MODE=token, and put it .*\n",
+                wrong,
             )
         assert "'CPU': 1.0" in connect(**secret)
     finally:
@@ -121,7 +158,9 @@ def test_a_ray_that_wants_a_token_says_where_to_put_it(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_job_on_a_busy_cluster_waits_in_plain_words_and_goes_on(corpus, capsys, monkeypatch, local_ray):
+def test_a_job_on_a_busy_cluster_waits_in_plain_words_and_goes_on(
+    corpus, capsys, monkeypatch, local_ray
+):
     import ray
 
     monkeypatch.setattr(placement, "_SAID_EVERY_S", 1.0)
@@ -133,10 +172,14 @@ def test_a_job_on_a_busy_cluster_waits_in_plain_words_and_goes_on(corpus, capsys
 
     other = Other.remote()
     ray.get(other.ready.remote())
-    with pytest.raises(JobError, match=r"1 CPU, one an actor, were not free within 1 s: the Ray cluster has 2 CPUs, 0"):
+    with pytest.raises(
+        JobError,
+        match=r"1 CPU, one an actor, were not free within 1 s: the Ray cluster has 2 CPUs, 0",
+    ):
         run_corpus("classify", **corpus, wait_for_actors_s=1)
-    assert "waiting for 1 CPU, one an actor, up to 1 s: the Ray cluster has 2 CPUs, 0 of them free" in (
-        capsys.readouterr().err
+    assert (
+        "waiting for 1 CPU, one an actor, up to 1 s: the Ray cluster has 2 CPUs, 0 of them free"
+        in (capsys.readouterr().err)
     )
     timer = threading.Timer(4, ray.kill, [other])
     timer.start()
@@ -175,27 +218,34 @@ def test_a_second_run_into_an_output_is_skipped_where_that_is_asked_for(corpus, 
             run_corpus("classify", **corpus)
         skipped = run_corpus("classify", **corpus, if_running="skip")
         assert (skipped.outcome, skipped.rows, skipped.failed) == ("skipped", 0, {})
-        assert str(skipped).startswith(f"skipped: output '{folder}' is being written by process {os.getpid()}")
+        assert str(skipped).startswith(
+            f"skipped: output '{folder}' is being written by process {os.getpid()}"
+        )
         assert set(folder.files()) == {LEASE}
     assert run_corpus("classify", **corpus, if_running="skip").outcome == "complete"
 
 
 @pytest.mark.slow
-def test_a_cluster_without_gpus_is_asked_for_them_and_gives_them_back(corpus, tmp_path, monkeypatch, capsys):
+def test_a_cluster_without_gpus_is_asked_for_them_and_gives_them_back(
+    corpus, tmp_path, monkeypatch, capsys
+):
     """From 0 to 4 GPU nodes and back to 0, on Ray's pretended nodes with a stand-in for the model."""
     import ray
 
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("pipelines.input.plan.MAX_SHARD_ROWS", 16)
     rows = 16 * 48
-    pq.write_table(pa.table({"id": range(rows), "text": ["please wake me up " * 16] * rows}), corpus["input"])
+    pq.write_table(
+        pa.table({"id": range(rows), "text": ["please wake me up " * 16] * rows}), corpus["input"]
+    )
     with autoscaling_head(most_gpus=4, idle_s=5) as address:
         monkeypatch.setenv("RAY_ADDRESS", address)
         ray.shutdown()
         hook = {"worker_process_setup_hook": install_quick}
         ray.init(address, log_to_driver=False, logging_level="ERROR", runtime_env=hook)
         with pytest.raises(
-            UserError, match="device auto: the Ray cluster has no GPU now, but its autoscaler may start"
+            UserError,
+            match="device auto: the Ray cluster has no GPU now, but its autoscaler may start",
         ):
             run_corpus("classify", **corpus)
         seen, stop = [], threading.Event()
@@ -207,7 +257,9 @@ def test_a_cluster_without_gpus_is_asked_for_them_and_gives_them_back(corpus, tm
         thread = threading.Thread(target=count)
         thread.start()
         try:
-            done = run_corpus("classify", **corpus, device="cuda", actors="1:4", keep_columns=["id"])
+            done = run_corpus(
+                "classify", **corpus, device="cuda", actors="1:4", keep_columns=["id"]
+            )
         finally:
             stop.set()
             thread.join()
@@ -219,7 +271,10 @@ def test_a_cluster_without_gpus_is_asked_for_them_and_gives_them_back(corpus, tm
             time.sleep(1)
         left = ray.cluster_resources().get("GPU", 0)
         ray.shutdown()
-    assert "waiting for 1 GPU, one an actor, up to 10 min 0 s: the Ray cluster has 0 GPUs" in capsys.readouterr().err
+    assert (
+        "waiting for 1 GPU, one an actor, up to 10 min 0 s: the Ray cluster has 0 GPUs"
+        in capsys.readouterr().err
+    )
     assert (seen[0], max(seen), left) == (0, 4, 0), seen
     assert done.outcome == "complete", done
     assert pq.read_table(corpus["output"], columns=["id"])["id"].to_pylist() == list(range(rows))

@@ -16,7 +16,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
-from conftest import HEAD_ENVIRONMENT, RAY, REPOSITORY, RayHead, free_port, kill_tree, own_head, own_ray
+from conftest import (
+    HEAD_ENVIRONMENT,
+    RAY,
+    REPOSITORY,
+    RayHead,
+    free_port,
+    kill_tree,
+    own_head,
+    own_ray,
+)
 
 from pipelines import run_corpus
 from pipelines.errors import JobError
@@ -25,7 +34,8 @@ MODEL = str(REPOSITORY / "jobs/demo/intent-classifier")
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
-        subprocess.run(["unshare", "-m", "true"], stderr=subprocess.DEVNULL, check=False).returncode != 0,
+        subprocess.run(["unshare", "-m", "true"], stderr=subprocess.DEVNULL, check=False).returncode
+        != 0,
         reason="this process may not make mount namespaces, which stand in for the disks of nodes",
     ),
 ]
@@ -35,11 +45,30 @@ pytestmark = [
 def node_with_its_own(folder: Path, head: RayHead) -> Iterator[None]:
     """A node for which a folder is an empty one on a disk of its own."""
     temporary = tempfile.mkdtemp(prefix="ray", dir="/tmp")
-    start = [*RAY, "start", "--address", head.address, "--block", "--num-cpus=1", f"--temp-dir={temporary}"]
+    start = [
+        *RAY,
+        "start",
+        "--address",
+        head.address,
+        "--block",
+        "--num-cpus=1",
+        f"--temp-dir={temporary}",
+    ]
     start.append(f"--dashboard-agent-listen-port={free_port()}")
-    command = ["unshare", "-m", "bash", "-c", f'mount -t tmpfs none {folder} && exec "$0" "$@"', *start]
+    command = [
+        "unshare",
+        "-m",
+        "bash",
+        "-c",
+        f'mount -t tmpfs none {folder} && exec "$0" "$@"',
+        *start,
+    ]
     process = subprocess.Popen(
-        command, env=HEAD_ENVIRONMENT, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command,
+        env=HEAD_ENVIRONMENT,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     try:
         yield
@@ -77,7 +106,9 @@ def test_a_node_without_the_folder_of_a_job_ends_it_before_any_work(hidden, tmp_
         source = str(tmp_path / "text")
     out = tmp_path / "out" if what == "input" else hidden / f"out-{what}"
     missing = "the input" if what == "input" else "the output"
-    with pytest.raises(JobError, match=rf"node .* does not see {missing} .*give a folder that all nodes share"):
+    with pytest.raises(
+        JobError, match=rf"node .* does not see {missing} .*give a folder that all nodes share"
+    ):
         run_corpus("classify", input=source, output=str(out), model=MODEL, actors="2")
     assert not list(out.rglob("*.parquet"))
     assert not (out / "_lease.json").exists()
@@ -88,13 +119,19 @@ def test_parts_that_were_reported_and_are_not_there_fail_the_run(hidden, tmp_pat
     monkeypatch.setattr("pipelines.corpus.execute.check_nodes", lambda _: None)
     (hidden / "_lease.json").write_text("{}")
     out = hidden / "unseen"
-    with pytest.raises(JobError, match=r"does not see the output folder of this job|not in the output"):
-        run_corpus("classify", input=write(tmp_path / "in"), output=str(out), model=MODEL, actors="2")
+    with pytest.raises(
+        JobError, match=r"does not see the output folder of this job|not in the output"
+    ):
+        run_corpus(
+            "classify", input=write(tmp_path / "in"), output=str(out), model=MODEL, actors="2"
+        )
     record = json.loads((out / "_run.json").read_text())
     assert not record["complete"]
     monkeypatch.setattr("pipelines.output.folder.committed", lambda *_: {})
     local = str(tmp_path / "out")
-    with pytest.raises(JobError, match=r"\d parts that were reported as written are not in the output"):
+    with pytest.raises(
+        JobError, match=r"\d parts that were reported as written are not in the output"
+    ):
         run_corpus("classify", input=write(tmp_path / "in"), output=local, model=MODEL, actors="1")
     record = json.loads(Path(local, "_run.json").read_text())
     assert (record["complete"], record["attempts"][-1]["outcome"]) == (False, "failed")

@@ -70,7 +70,9 @@ def without_progress(stderr: str) -> list[str]:
 def test_a_signal_at_any_time_is_one_line_and_its_exit_code(tmp_path, checkpoint, dice):
     """To the driver alone, as a scheduler sends it, or to all processes, as a terminal does; once or several times."""
     texts = [f"the cat {row} sat" * (row % 7 + 1) for row in range(ROWS)]
-    pq.write_table(pa.table({"id": range(ROWS), "text": texts}), tmp_path / "in.parquet", row_group_size=50)
+    pq.write_table(
+        pa.table({"id": range(ROWS), "text": texts}), tmp_path / "in.parquet", row_group_size=50
+    )
     environment = os.environ | {"RAY_ADDRESS": "local"}
     began = time.monotonic()
     job = start(tmp_path, checkpoint, env=environment)
@@ -100,7 +102,9 @@ def test_a_signal_at_any_time_is_one_line_and_its_exit_code(tmp_path, checkpoint
             assert lines == [], case
         else:
             assert job.returncode == 128 + sent, case
-            assert lines == [f"{WORDS[sent]}; the same command goes on where this one stopped"], case
+            assert lines == [f"{WORDS[sent]}; the same command goes on where this one stopped"], (
+                case
+            )
         assert not (tmp_path / "out" / LEASE).exists(), case
         for _ in range(1000):
             if not of_session(job.pid):

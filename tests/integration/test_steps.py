@@ -33,7 +33,10 @@ def messages(folder: Path) -> Path:
     """Two files, in blocks that are no multiples of each other."""
     texts = [f"wake me up at {row} o'clock" if row % 50 else None for row in range(ROWS)]
     for first, last in ((0, 250), (250, ROWS)):
-        pq.write_table(pa.table({"id": range(first, last), "text": texts[first:last]}), folder / f"{first:03}.parquet")
+        pq.write_table(
+            pa.table({"id": range(first, last), "text": texts[first:last]}),
+            folder / f"{first:03}.parquet",
+        )
     return folder
 
 
@@ -51,7 +54,9 @@ def check(dataset: Dataset, *prefixes: str) -> None:
     table = pa.concat_tables(dataset.iter_batches(batch_format="pyarrow", batch_size=None))
     assert table["id"].to_pylist() == list(range(ROWS))
     for prefix in prefixes:
-        assert table[f"{prefix}error"].to_pylist() == [None if row % 50 else "text is null" for row in range(ROWS)]
+        assert table[f"{prefix}error"].to_pylist() == [
+            None if row % 50 else "text is null" for row in range(ROWS)
+        ]
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +73,9 @@ def two_cores():
 def test_two_steps_run_in_one_pipeline_on_two_cores(options, two_cores, tmp_path):
     dataset = ray.data.read_parquet(str(messages(tmp_path)))
     check(embed(**options)(classify(**options)(dataset)), "", "e_")
-    assert not dataset.context.custom_execution_callback_classes  # the caller's dataset is as it was
+    assert (
+        not dataset.context.custom_execution_callback_classes
+    )  # the caller's dataset is as it was
 
 
 def test_a_dataset_of_one_block_has_work_for_each_actor(two_cores, tmp_path, monkeypatch):
@@ -85,7 +92,9 @@ def test_a_dataset_of_one_block_has_work_for_each_actor(two_cores, tmp_path, mon
             return super().__call__(table)
 
     monkeypatch.setattr("pipelines.dataset.processor.Predict", TogetherAlone)
-    table = pa.table({"id": range(ROWS), "text": [f"text {row}" if row % 50 else None for row in range(ROWS)]})
+    table = pa.table(
+        {"id": range(ROWS), "text": [f"text {row}" if row % 50 else None for row in range(ROWS)]}
+    )
     check(classify(actors=(2, 2))(ray.data.from_arrow(table)), "")
     assert len(list(tmp_path.iterdir())) == 2
 
@@ -105,7 +114,9 @@ def test_a_step_without_an_actor_says_so_and_goes_on(two_cores, tmp_path, monkey
     with caplog.at_level(logging.WARNING, step_actors.logger.name):
         check(classify()(ray.data.read_parquet(str(messages(tmp_path)))), "")
     timer.join()
-    assert {record.getMessage() for record in caplog.records if record.name == step_actors.logger.name} == {
+    assert {
+        record.getMessage() for record in caplog.records if record.name == step_actors.logger.name
+    } == {
         "MapBatches(Predict) has no actor yet, for want of a place or because its model still loads: the Ray cluster "
         "has 2 CPUs and 0 GPUs"
     }
@@ -113,10 +124,17 @@ def test_a_step_without_an_actor_says_so_and_goes_on(two_cores, tmp_path, monkey
 
 def test_an_error_in_a_worker_has_one_line_of_ours(two_cores):
     """The columns of what a function gives are not known before it runs; Ray puts lines of its own around."""
-    renamed = ray.data.range(3).map_batches(lambda _: pa.table({"body": ["a"]}), batch_format="pyarrow")
+    renamed = ray.data.range(3).map_batches(
+        lambda _: pa.table({"body": ["a"]}), batch_format="pyarrow"
+    )
     with pytest.raises(RayTaskError) as raised:
         classify()(renamed).materialize()
-    assert str(raised.value).splitlines().count("ValueError: column 'text' is missing; the dataset has body") == 1
+    assert (
+        str(raised.value)
+        .splitlines()
+        .count("ValueError: column 'text' is missing; the dataset has body")
+        == 1
+    )
 
 
 def test_columns_of_every_type_pass_through_ray(two_cores):

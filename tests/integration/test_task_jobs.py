@@ -46,8 +46,26 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "sparse": ("ModernBertForMaskedLM", {}),
     "multi_vector": ("MultiVectorEncoder", {}),
 }
-SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 1}
-WORDS = ["the", "cat", "sat", "é", "e\u0301", "👩‍👩‍👧", "👍🏽", "\r\n", "中文", "[SEP]", "mat.", "(on)"]
+SMALL = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 1,
+}
+WORDS = [
+    "the",
+    "cat",
+    "sat",
+    "é",
+    "e\u0301",
+    "👩‍👩‍👧",
+    "👍🏽",
+    "\r\n",
+    "中文",
+    "[SEP]",
+    "mat.",
+    "(on)",
+]
 ROWS, NULL, EMPTY, NO_MASK, LONG = 60, 4, 5, 6, 7
 COLUMNS = {"answer": {"context_column": "text"}, "fill": {"text_column": "masked"},
            "rerank": {"query_column": "question", "passage_column": "text"}}  # fmt: skip
@@ -78,13 +96,23 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Texts of 1 to 300 words and one of more than 100,000 tokens; masked texts, questions, and rows that hold none."""
     dice = np.random.default_rng(0)
-    texts: list[str | None] = [" ".join(dice.choice(WORDS, size=n)) for n in dice.integers(1, 150, ROWS)]
+    texts: list[str | None] = [
+        " ".join(dice.choice(WORDS, size=n)) for n in dice.integers(1, 150, ROWS)
+    ]
     texts[LONG] = "the cat sat on the mat and " * 15_000
     masked = [f"the [MASK] sat {text} [MASK]" for text in texts]
     masked[LONG] = f"the [MASK] sat {texts[LONG]} then the [MASK]"
-    questions: list[str | None] = [" ".join(dice.choice(WORDS[:3], size=2)) + "?" for _ in range(ROWS)]
+    questions: list[str | None] = [
+        " ".join(dice.choice(WORDS[:3], size=2)) + "?" for _ in range(ROWS)
+    ]
     texts = [f"{text} and the other cat sat there too" for text in texts]
-    texts[NULL], masked[NULL], texts[EMPTY], questions[EMPTY], masked[NO_MASK] = None, "\t", " ", "", "no mask"
+    texts[NULL], masked[NULL], texts[EMPTY], questions[EMPTY], masked[NO_MASK] = (
+        None,
+        "\t",
+        " ",
+        "",
+        "no mask",
+    )
     file = tmp_path_factory.mktemp("corpus") / "in.parquet"
     columns = {"id": range(ROWS), "text": texts, "masked": masked, "question": questions}
     pq.write_table(pa.table(columns), file, row_group_size=25)
@@ -93,7 +121,11 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(task: str, corpus: Path, model: Path, output: Path, **options: Any) -> int:
     return run_job(
-        task, input=corpus, model=model, output=output, **COLUMNS.get(task, {}) | OPTIONS.get(task, {}) | options
+        task,
+        input=corpus,
+        model=model,
+        output=output,
+        **COLUMNS.get(task, {}) | OPTIONS.get(task, {}) | options,
     )
 
 
@@ -117,7 +149,10 @@ BAD = {
     "fill": {NULL: "text is empty", NO_MASK: "text has no [MASK]"},
     "embed": {NULL: "text is null", EMPTY: "text is empty"},
     "rerank": {NULL: "passage is null", EMPTY: "query is empty"},
-    **{task: {NULL: "text is null", EMPTY: "text is empty"} for task in ("zero_shot", "sparse", "multi_vector")},
+    **{
+        task: {NULL: "text is null", EMPTY: "text is empty"}
+        for task in ("zero_shot", "sparse", "multi_vector")
+    },
 }
 
 
@@ -125,7 +160,9 @@ CHUNK = 20
 """Texts in a request."""
 
 
-def over_http(task: str, model: Path, rows: list[dict[str, Any]], **options: Any) -> list[dict[str, Any]]:
+def over_http(
+    task: str, model: Path, rows: list[dict[str, Any]], **options: Any
+) -> list[dict[str, Any]]:
     """What HTTP says of the same rows, in the columns of the job that its replies have."""
     entry = {"name": "model", "task": task, "model": str(model), **OPTIONS.get(task, {}), **options}
     models = LocalModelClient(served_models([entry]))
@@ -147,25 +184,44 @@ def _texts(rows: list[dict[str, Any]], column: str = "text") -> dict[str, Any]:
 
 
 def _classify(ask, rows):
-    return [answer[0] for answer in ask("/models/model", _texts(rows) | {"parameters": {"top_k": 1}})]
+    return [
+        answer[0] for answer in ask("/models/model", _texts(rows) | {"parameters": {"top_k": 1}})
+    ]
 
 
 def _tag(ask, rows):
-    names = {"label": "entity_group", "score": "score", "start": "start", "end": "end"}  # "word" is decoded tokens
+    names = {
+        "label": "entity_group",
+        "score": "score",
+        "start": "start",
+        "end": "end",
+    }  # "word" is decoded tokens
     found = ask("/models/model", _texts(rows))
-    return [{"entities": [{name: each[key] for name, key in names.items()} for each in row]} for row in found]
+    return [
+        {"entities": [{name: each[key] for name, key in names.items()} for each in row]}
+        for row in found
+    ]
 
 
 def _answer(ask, rows):
-    return ask("/models/model", {"inputs": [{"question": row["question"], "context": row["text"]} for row in rows]})
+    return ask(
+        "/models/model",
+        {"inputs": [{"question": row["question"], "context": row["text"]} for row in rows]},
+    )
 
 
 def _fill(ask, rows):
     names = {"token_id": "token", "score": "score"}
     found = ask("/models/model", _texts(rows, "masked"))
-    masks = [row if isinstance(row[0], list) else [row] for row in found]  # a text with one mask has no list of masks
+    masks = [
+        row if isinstance(row[0], list) else [row] for row in found
+    ]  # a text with one mask has no list of masks
     return [
-        {"fills": [[{name: each[key] for name, key in names.items()} for each in mask] for mask in row]}
+        {
+            "fills": [
+                [{name: each[key] for name, key in names.items()} for each in mask] for mask in row
+            ]
+        }
         for row in masks
     ]
 
@@ -181,14 +237,19 @@ def _rerank(ask, rows):
 
 def _zero_shot(ask, rows):
     found = ask("/models/model", _texts(rows))
-    columns = [{f"{name}s": [each[name] for each in row] for name in ("label", "score")} for row in found]
+    columns = [
+        {f"{name}s": [each[name] for each in row] for name in ("label", "score")} for row in found
+    ]
     return [each | {"label": each["labels"][0], "score": each["scores"][0]} for each in columns]
 
 
 def _sparse(ask, rows):
     names = {"token_id": "index", "weight": "value"}
     found = ask("/embed_sparse", _texts(rows))
-    return [{"sparse": [{name: each[key] for name, key in names.items()} for each in row]} for row in found]
+    return [
+        {"sparse": [{name: each[key] for name, key in names.items()} for each in row]}
+        for row in found
+    ]
 
 
 def _multi_vector(ask, rows):
@@ -232,9 +293,12 @@ def _common(one: Any, other: Any) -> Any:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "long_documents"),
-    [(task, "truncate") for task in MODELS] + [(task, "windows") for task in MODELS if task != "multi_vector"],
+    [(task, "truncate") for task in MODELS]
+    + [(task, "windows") for task in MODELS if task != "multi_vector"],
 )
-def test_a_job_answers_as_memory_does(task, long_documents, corpus, models, local_ray, tmp_path, request):
+def test_a_job_answers_as_memory_does(
+    task, long_documents, corpus, models, local_ray, tmp_path, request
+):
     """Bit for bit on one machine, with a document of 100,000 tokens, whatever the packs: the CPU path's promise.
 
     So do a step of a Ray Dataset and HTTP, for documents that are truncated. Those that are not need no Ray.
@@ -243,8 +307,14 @@ def test_a_job_answers_as_memory_does(task, long_documents, corpus, models, loca
         request.getfixturevalue("in_process")
     options = {"long_documents": long_documents, "max_length": 512}
     assert run(task, corpus, models[task], tmp_path / "out", **options) == 0
-    got, rejected = ds.dataset(tmp_path / "out").to_table(), pq.read_table(tmp_path / "out" / "_rejected")
-    assert dict(zip(rejected["id"].to_pylist(), rejected["_reason"].to_pylist(), strict=True)) == BAD[task]
+    got, rejected = (
+        ds.dataset(tmp_path / "out").to_table(),
+        pq.read_table(tmp_path / "out" / "_rejected"),
+    )
+    assert (
+        dict(zip(rejected["id"].to_pylist(), rejected["_reason"].to_pylist(), strict=True))
+        == BAD[task]
+    )
     assert got["id"].to_pylist() == [i for i in range(ROWS) if i not in BAD[task]]
     names = [name for name in got.column_names if name not in ("id", "text", "masked", "question")]
     assert names[-3:] == ["n_tokens", "n_windows", "truncated"]
@@ -258,9 +328,15 @@ def test_a_job_answers_as_memory_does(task, long_documents, corpus, models, loca
         assert 490 < long["n_tokens"] <= 512  # zero_shot leaves room for its hypotheses
         assert {row["n_windows"] for row in rows} == {windows}
         options |= OPTIONS.get(task, {})
-        step = processor(task, str(models[task]), *STEP_COLUMNS.get(task, ()), actors=1, batch_rows=16, **options)
+        step = processor(
+            task, str(models[task]), *STEP_COLUMNS.get(task, ()), actors=1, batch_rows=16, **options
+        )
         if task in STEPS_ON_RAY:
-            dataset = step(ray.data.read_parquet(str(corpus)).map_batches(lambda table: table, batch_format="pyarrow"))
+            dataset = step(
+                ray.data.read_parquet(str(corpus)).map_batches(
+                    lambda table: table, batch_format="pyarrow"
+                )
+            )
         else:
             dataset = step(LocalDataset(pq.read_table(corpus)))
         assert_as_the_job(list(dataset.iter_batches(batch_format="pyarrow")), rows, BAD[task])
@@ -273,7 +349,9 @@ def test_a_job_answers_as_memory_does(task, long_documents, corpus, models, loca
         assert not any(got["truncated"].to_pylist())
 
 
-def assert_as_the_job(batches: list[pa.Table], rows: list[dict[str, Any]], bad: dict[int, str]) -> None:
+def assert_as_the_job(
+    batches: list[pa.Table], rows: list[dict[str, Any]], bad: dict[int, str]
+) -> None:
     """Every row of the dataset is there, with the job's answer or the job's reason."""
     answered = {row["id"]: row for row in rows}
     got = sorted(pa.concat_tables(batches).to_pylist(), key=lambda row: row["id"])
@@ -313,7 +391,9 @@ def test_a_step_with_a_mistake_is_refused_before_anything_runs(models, local_ray
 
 @pytest.mark.slow
 def test_the_example_of_a_job_in_python_runs(local_ray, in_process, tmp_path, monkeypatch, capfd):
-    block = readme_block("run-corpus", "pipelines/README.md").replace("labelled/", f"{tmp_path}/labelled/")
+    block = readme_block("run-corpus", "pipelines/README.md").replace(
+        "labelled/", f"{tmp_path}/labelled/"
+    )
     monkeypatch.chdir(REPOSITORY)
     names: dict[str, Any] = {}
     exec(block, names)
@@ -332,7 +412,9 @@ def test_the_example_of_a_job_in_python_runs(local_ray, in_process, tmp_path, mo
 
 
 def test_the_example_of_a_step_runs(local_ray, tmp_path, monkeypatch):
-    block = readme_block("processor", "pipelines/README.md").replace("vectors/", f"{tmp_path}/vectors/")
+    block = readme_block("processor", "pipelines/README.md").replace(
+        "vectors/", f"{tmp_path}/vectors/"
+    )
     monkeypatch.chdir(REPOSITORY)
     exec(block, {})
     vectors = ds.dataset(tmp_path / "vectors").to_table()
@@ -360,7 +442,9 @@ def test_a_step_between_tables_of_delta_and_lance(local_ray, tmp_path):
         assert set(got) == set(rows["text"].to_pylist())
         for text, vector in zip(rows["text"].to_pylist(), want, strict=True):
             if text and text.strip():
-                assert_close(got[text]["embedding"], [float(value) for value in vector], tolerance=1e-6)
+                assert_close(
+                    got[text]["embedding"], [float(value) for value in vector], tolerance=1e-6
+                )
             else:
                 assert got[text]["error"] in ("text is null", "text is empty")
 
@@ -368,17 +452,43 @@ def test_a_step_between_tables_of_delta_and_lance(local_ray, tmp_path):
 @pytest.mark.slow
 def test_the_types_of_columns(corpus, models, in_process, tmp_path):
     limited = {"limit": 20, "max_length": 64, "long_documents": "truncate"}
-    assert run("embed", corpus, models["embed"], tmp_path / "half", precision="float16", dimensions=16, **limited) == 0
+    assert (
+        run(
+            "embed",
+            corpus,
+            models["embed"],
+            tmp_path / "half",
+            precision="float16",
+            dimensions=16,
+            **limited,
+        )
+        == 0
+    )
     assert run("answer", corpus, models["answer"], tmp_path / "answers", top_k=3, **limited) == 0
-    assert run("tag", corpus, models["tag"], tmp_path / "tags", aggregation="first", output_prefix="p_", **limited) == 0
+    assert (
+        run(
+            "tag",
+            corpus,
+            models["tag"],
+            tmp_path / "tags",
+            aggregation="first",
+            output_prefix="p_",
+            **limited,
+        )
+        == 0
+    )
     embedding = ds.dataset(tmp_path / "half").schema.field("embedding").type
     assert embedding == pa.list_(pa.float16(), 16)
     answers = ds.dataset(tmp_path / "answers").to_table()
     assert answers["answers"].type.value_type.field("start").type == pa.int32()
     for row in answers.to_pylist():
         assert row["answer"] == row["text"][row["start"] : row["end"]]
-        assert row["answers"][0] == {name: row[name] for name in ("answer", "score", "start", "end")}
-        assert [a["score"] for a in row["answers"]] == sorted((a["score"] for a in row["answers"]), reverse=True)
+        assert row["answers"][0] == {
+            name: row[name] for name in ("answer", "score", "start", "end")
+        }
+        assert [a["score"] for a in row["answers"]] == sorted(
+            (a["score"] for a in row["answers"]), reverse=True
+        )
     tags = ds.dataset(tmp_path / "tags").to_table()
     assert tags["p_entities"].type.value_type.names == ["label", "score", "start", "end", "text"]
     for row in tags.to_pylist():
@@ -390,7 +500,11 @@ def test_the_types_of_columns(corpus, models, in_process, tmp_path):
     [
         ("tag", "classify", "is a ModernBertForSequenceClassification: it fits classify"),
         ("classify", "tag", "is a ModernBertForTokenClassification: it fits tag; classify runs a"),
-        ("fill_mask", "embed", "is a ModernBertModel: it fits embed; fill runs a ModernBertForMaskedLM"),
+        (
+            "fill_mask",
+            "embed",
+            "is a ModernBertModel: it fits embed; fill runs a ModernBertForMaskedLM",
+        ),
         ("answer", "fill", "is a ModernBertForMaskedLM: it fits fill (or embed)"),
         ("rerank", "classify", "has 3 labels: it fits classify; rerank runs a"),
     ],
@@ -407,9 +521,24 @@ def test_a_model_of_another_kind_stops_the_job_with_the_task_that_it_fits(
     assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("job", sorted(file.name for file in (REPOSITORY / "jobs").glob("*_corpus.py")))
+@pytest.mark.parametrize(
+    "job", sorted(file.name for file in (REPOSITORY / "jobs").glob("*_corpus.py"))
+)
 def test_every_job_tells_a_mistake_in_one_line_and_exits_with_2(job, tmp_path):
     """In a process of its own, as a user runs it."""
-    command = [sys.executable, REPOSITORY / "jobs" / job, "--input", "nothing", "--output", "out", "--model", "x"]
+    command = [
+        sys.executable,
+        REPOSITORY / "jobs" / job,
+        "--input",
+        "nothing",
+        "--output",
+        "out",
+        "--model",
+        "x",
+    ]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert (done.returncode, done.stdout, done.stderr) == (2, "", "error: --input 'nothing' does not exist\n")
+    assert (done.returncode, done.stdout, done.stderr) == (
+        2,
+        "",
+        "error: --input 'nothing' does not exist\n",
+    )

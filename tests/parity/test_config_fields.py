@@ -69,7 +69,9 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> ModernBertForSequenc
 
 def test_sizes_are_the_shapes_of_the_weights():
     """vocab_size, hidden_size, intermediate_size, num_hidden_layers, num_attention_heads."""
-    model = ModernBertModel(tiny(vocab_size=70, hidden_size=48, intermediate_size=40, num_attention_heads=3))
+    model = ModernBertModel(
+        tiny(vocab_size=70, hidden_size=48, intermediate_size=40, num_attention_heads=3)
+    )
     shapes = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
     assert shapes["embeddings.tok_embeddings.weight"] == (70, 48)
     assert shapes["layers.3.attn.Wqkv.weight"] == (144, 48)
@@ -84,9 +86,16 @@ def test_defaults_are_those_of_modernbert_base():
     for field in fields(ModernBertConfig):
         if hasattr(theirs, field.name):
             assert getattr(ours, field.name) == getattr(theirs, field.name), field.name
-    thetas = [theirs.rope_parameters[kind]["rope_theta"] for kind in ("full_attention", "sliding_attention")]
+    thetas = [
+        theirs.rope_parameters[kind]["rope_theta"]
+        for kind in ("full_attention", "sliding_attention")
+    ]
     assert [ours.global_rope_theta, ours.local_rope_theta] == thetas
-    assert (ours.reference_compile, ours.repad_logits_with_grad, ours.global_attn_every_n_layers) == (None, False, 3)
+    assert (
+        ours.reference_compile,
+        ours.repad_logits_with_grad,
+        ours.global_attn_every_n_layers,
+    ) == (None, False, 3)
 
 
 @pytest.mark.parametrize("activation", ["gelu", "gelu_pytorch_tanh", "relu", "silu", "tanh"])
@@ -147,7 +156,12 @@ SPREAD = {1.0: 0.5396, 2.0: 0.8796, None: 0.9866}
 @pytest.mark.parametrize("cutoff", SPREAD)
 def test_initializer_range_and_initializer_cutoff_factor(cutoff):
     """Ours and transformers' alike: the bound is kept and nearly reached, and the spread within it is the normal's."""
-    wide = {"hidden_size": 128, "intermediate_size": 192, "initializer_range": 0.05, "tie_word_embeddings": False}
+    wide = {
+        "hidden_size": 128,
+        "intermediate_size": 192,
+        "initializer_range": 0.05,
+        "tie_word_embeddings": False,
+    }
     config = TINY | wide | {"initializer_cutoff_factor": cutoff, "vocab_size": 400}
     torch.manual_seed(0)
     created = [ModernBertForMaskedLM(ModernBertConfig(**config))]
@@ -157,19 +171,30 @@ def test_initializer_range_and_initializer_cutoff_factor(cutoff):
         weights = dict(model.named_parameters())
         for name, share in STDS.items():
             std = 0.05 * share
-            assert weights[name].std().item() == pytest.approx(SPREAD[cutoff] * std, rel=0.03), name  # 4 of 16,384
-            assert 0.97 < weights[name].abs().max().item() / ((cutoff or 3) * std) <= 1 + 1e-6 or cutoff is None, name
+            assert weights[name].std().item() == pytest.approx(SPREAD[cutoff] * std, rel=0.03), (
+                name
+            )  # 4 of 16,384
+            assert (
+                0.97 < weights[name].abs().max().item() / ((cutoff or 3) * std) <= 1 + 1e-6
+                or cutoff is None
+            ), name
             assert weights[name].abs().max() <= (cutoff or 3) * std * (1 + 1e-6), name
 
 
-@pytest.mark.parametrize("architecture", [name for name in HEADS if name not in ("ModernBertModel", MASKED)])
+@pytest.mark.parametrize(
+    "architecture", [name for name in HEADS if name not in ("ModernBertModel", MASKED)]
+)
 def test_initialisation_of_classifiers_biases_and_norms(architecture):
     """A classifier's spread is 1 / sqrt(hidden_size), whatever initializer_range; biases are 0 and norms 1."""
     biases = {"attention_bias": True, "mlp_bias": True, "norm_bias": True, "classifier_bias": True}
     torch.manual_seed(0)
     labels = {} if "Question" in architecture else {"num_labels": 100}
-    model = getattr(modernbert, architecture)(tiny(hidden_size=512, initializer_range=1e-4, **biases, **labels))
-    assert model.classifier.weight.std().item() == pytest.approx(0.88 * 512**-0.5, rel=0.12)  # 512 draws at the least
+    model = getattr(modernbert, architecture)(
+        tiny(hidden_size=512, initializer_range=1e-4, **biases, **labels)
+    )
+    assert model.classifier.weight.std().item() == pytest.approx(
+        0.88 * 512**-0.5, rel=0.12
+    )  # 512 draws at the least
     assert model.classifier.weight.abs().max() <= 2 * 512**-0.5
     for name, weight in model.named_parameters():
         if weight.dim() == 1:
@@ -179,7 +204,9 @@ def test_initialisation_of_classifiers_biases_and_norms(architecture):
 @torch.no_grad()
 def test_norm_eps(tmp_path):
     theirs, ours = write_pair(tmp_path, "ModernBertModel", norm_eps=0.5)
-    assert {module.eps for module in ours.modules() if isinstance(module, torch.nn.LayerNorm)} == {0.5}
+    assert {module.eps for module in ours.modules() if isinstance(module, torch.nn.LayerNorm)} == {
+        0.5
+    }
     assert relative_error(ours(IDS)[0], theirs(IDS)[0]) < 2e-5
     assert relative_error(ours(IDS)[0], like(ours, norm_eps=1e-5)(IDS)[0]) > 1e-2
 
@@ -202,7 +229,9 @@ def test_each_bias_field_adds_its_biases_alone(tmp_path, field):
     assert biases
     assert all(re.search(BIASES[field], name) for name in biases)
     assert biases == [name for name, _ in theirs.named_parameters() if name.endswith("bias")]
-    assert not [n for n, _ in ModernBertForMaskedLM(tiny(**off)).named_parameters() if n.endswith("bias")]
+    assert not [
+        n for n, _ in ModernBertForMaskedLM(tiny(**off)).named_parameters() if n.endswith("bias")
+    ]
     got = ours(IDS).logits
     assert relative_error(got, theirs(IDS).logits) < 2e-5
     for name in biases:
@@ -246,7 +275,10 @@ def test_dropout_fields(tmp_path, field):
 def test_attention_dropout(encoder, attention):
     """Of the weights after softmax, in every way of computing them, and of the output projection: as transformers."""
     config = replace(
-        encoder.config, attention_dropout=0.3, num_hidden_layers=2, layer_types=encoder.config.layer_types[:2]
+        encoder.config,
+        attention_dropout=0.3,
+        num_hidden_layers=2,
+        layer_types=encoder.config.layer_types[:2],
     )
     model = ModernBertModel(config, "auto" if attention == "maps" else attention)
     assert torch.equal(model.eval()(IDS)[0], model(IDS)[0])
@@ -255,7 +287,9 @@ def test_attention_dropout(encoder, attention):
     wanted = {"output_attentions": attention == "maps"}
     for layer in model.layers:
         layer.attn.out_drop.p = 0.0
-    assert not torch.equal(model(IDS, **wanted)[0], model(IDS, **wanted)[0])  # the weights' own dropout
+    assert not torch.equal(
+        model(IDS, **wanted)[0], model(IDS, **wanted)[0]
+    )  # the weights' own dropout
     for layer in model.layers:
         layer.attn.out_drop.p = 0.3
     projected = []
@@ -265,9 +299,13 @@ def test_attention_dropout(encoder, attention):
     if attention == "maps":
         assert (output.attentions[0] == 0).float().mean().item() == pytest.approx(0.3, abs=0.02)
         return
-    ones = torch.ones(300, 64, 4)  # values of one: each result is the sum of the weights that were kept
+    ones = torch.ones(
+        300, 64, 4
+    )  # values of one: each result is the sum of the weights that were kept
     starts = torch.tensor([0, 300], dtype=torch.int32)
-    sums = varlen_attention(torch.zeros_like(ones), ones, ones, starts, (300,), backend=attention, dropout=0.3)[..., 0]
+    sums = varlen_attention(
+        torch.zeros_like(ones), ones, ones, starts, (300,), backend=attention, dropout=0.3
+    )[..., 0]
     assert sums.mean().item() == pytest.approx(1.0, abs=0.002)  # 300 * 300 * 64 draws
     assert sums.std().item() == pytest.approx((0.3 / 0.7 / 300) ** 0.5, rel=0.05)
 
@@ -285,20 +323,29 @@ def test_layer_types():
     kinds = ["sliding_attention", "full_attention", "full_attention", "sliding_attention"]
     config = tiny(layer_types=kinds)
     assert config.global_attn_every_n_layers is None
-    assert [layer.window for layer in ModernBertModel(config).layers] == [(64, 64), None, None, (64, 64)]
+    assert [layer.window for layer in ModernBertModel(config).layers] == [
+        (64, 64),
+        None,
+        None,
+        (64, 64),
+    ]
 
 
 @torch.no_grad()
 def test_local_attention():
     """local_attention // 2 keys on each side, ends included: a local layer sees a change that far and no farther."""
-    model = ModernBertModel(tiny(num_hidden_layers=1, layer_types=["sliding_attention"], local_attention=32)).eval()
+    model = ModernBertModel(
+        tiny(num_hidden_layers=1, layer_types=["sliding_attention"], local_attention=32)
+    ).eval()
     other = IDS.clone()
     other[:, 40] = (other[:, 40] + 7) % 300
     changed = (model(IDS)[0] != model(other)[0]).any(dim=-1).any(dim=0)
     assert changed.nonzero()[:, 0].tolist() == list(range(24, 57))
 
 
-@pytest.mark.parametrize("raw", [{"sliding_window": 8}, {"sliding_window": 8, "local_attention": 64}], ids=str)
+@pytest.mark.parametrize(
+    "raw", [{"sliding_window": 8}, {"sliding_window": 8, "local_attention": 64}], ids=str
+)
 @torch.no_grad()
 def test_sliding_window(tmp_path, raw):
     """Half of local_attention by another name, which counts before it, as in transformers 5."""
@@ -312,7 +359,9 @@ def test_sliding_window(tmp_path, raw):
     assert relative_error(ours(IDS)[0], theirs(IDS)[0]) < 1e-5
     assert relative_error(like(ours, local_attention=128)(IDS)[0], theirs(IDS)[0]) > 1e-3
     for wrong in (0, "8", 2.5):
-        with pytest.raises(ConfigError, match=r"sliding_window is .*; it must be a whole number of at least 1"):
+        with pytest.raises(
+            ConfigError, match=r"sliding_window is .*; it must be a whole number of at least 1"
+        ):
             ModernBertConfig.from_dict(config | {"sliding_window": wrong})
 
 
@@ -344,7 +393,13 @@ def test_pad_token_id_gets_no_gradient(encoder):
 
 def test_special_token_ids_are_kept(tmp_path):
     """eos, bos, cls and sep say nothing of the computation: they travel with the checkpoint."""
-    special = {"eos_token_id": 11, "bos_token_id": 12, "cls_token_id": 13, "sep_token_id": 14, "pad_token_id": 15}
+    special = {
+        "eos_token_id": 11,
+        "bos_token_id": 12,
+        "cls_token_id": 13,
+        "sep_token_id": 14,
+        "pad_token_id": 15,
+    }
     model = ModernBertModel(tiny(**special))
     model.save_pretrained(tmp_path)
     for config in (modernbert.ModernBertModel.from_pretrained(tmp_path).config,
@@ -357,7 +412,9 @@ def test_tie_word_embeddings(masked):
     names = [name for name, _ in masked.named_parameters()]
     untied = ModernBertForMaskedLM(replace(masked.config, tie_word_embeddings=False))
     assert untied.decoder.weight is not untied.model.embeddings.tok_embeddings.weight
-    assert [name for name, _ in untied.named_parameters() if name not in names] == ["decoder.weight"]
+    assert [name for name, _ in untied.named_parameters() if name not in names] == [
+        "decoder.weight"
+    ]
 
 
 @pytest.mark.parametrize("ignored", [-100, -1])
@@ -374,11 +431,16 @@ def test_sparse_prediction_and_sparse_pred_ignore_index(tmp_path, ignored):
     torch.testing.assert_close(got.loss, want.loss, rtol=1e-5, atol=1e-6)
     theirs.sparse_prediction = True
     torch.testing.assert_close(
-        got.loss, theirs(**inputs | {"labels": inputs["labels"].where(chosen, ignored)}).loss, rtol=2e-5, atol=1e-6
+        got.loss,
+        theirs(**inputs | {"labels": inputs["labels"].where(chosen, ignored)}).loss,
+        rtol=2e-5,
+        atol=1e-6,
     )
     got.loss.backward()
     want.loss.backward()
-    for (name, mine), (_, other) in zip(sparse.named_parameters(), dense.named_parameters(), strict=True):
+    for (name, mine), (_, other) in zip(
+        sparse.named_parameters(), dense.named_parameters(), strict=True
+    ):
         assert relative_error(mine.grad, other.grad) < 1e-4, name
     unlabelled = {name: inputs[name] for name in ("input_ids", "attention_mask")}
     assert sparse(**unlabelled).logits.shape == (2, 90, 300)
@@ -412,25 +474,41 @@ def test_deterministic_flash_attn(encoder, monkeypatch, deterministic):
     calls = []
 
     def flash_attn_varlen_func(
-        q, k, v, *, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p, window_size, deterministic
+        q,
+        k,
+        v,
+        *,
+        cu_seqlens_q,
+        cu_seqlens_k,
+        max_seqlen_q,
+        max_seqlen_k,
+        dropout_p,
+        window_size,
+        deterministic,
     ):
         calls.append((window_size, dropout_p, deterministic))
         assert torch.equal(cu_seqlens_q, cu_seqlens_k)
         assert max_seqlen_q == max_seqlen_k == 128
         window = None if window_size == (-1, -1) else window_size
-        return varlen_attention(q, k, v, cu_seqlens_q, cu_seqlens_q.diff().tolist(), window, backend="eager")
+        return varlen_attention(
+            q, k, v, cu_seqlens_q, cu_seqlens_q.diff().tolist(), window, backend="eager"
+        )
 
     monkeypatch.setattr("modernbert.model.resolve_backend", lambda *_, **__: "flash_attn")
     monkeypatch.setattr("modernbert.attention._kernel", lambda _: flash_attn_varlen_func)
     model = like(encoder, deterministic_flash_attn=deterministic)
     got = model(IDS)[0]
-    assert calls == [(window or (-1, -1), 0.0, deterministic) for window in (None, (64, 64), (64, 64), None)]
+    assert calls == [
+        (window or (-1, -1), 0.0, deterministic) for window in (None, (64, 64), (64, 64), None)
+    ]
     monkeypatch.undo()
     assert relative_error(got, encoder(IDS)[0]) < 2e-5
 
 
 def compiled(model: torch.nn.Module) -> set[str]:
-    return {name for name, module in model.named_modules() if module._compiled_call_impl is not None}
+    return {
+        name for name, module in model.named_modules() if module._compiled_call_impl is not None
+    }
 
 
 @pytest.mark.parametrize("choice", [None, False])
@@ -439,7 +517,10 @@ def test_reference_compile_is_off_unless_asked_for(choice):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a C++ compiler")
+@pytest.mark.skipif(
+    not (shutil.which("g++") or shutil.which("clang++")),
+    reason="torch.compile needs a C++ compiler",
+)
 @torch.no_grad()
 def test_reference_compile(tmp_path):
     """True: embeddings, each MLP and the prediction head run compiled, other lengths without compiling anew."""
@@ -460,7 +541,11 @@ def test_num_labels_id2label_and_label2id():
     """Whichever is given settles the others and the classifier's outputs; what disagrees is an error."""
     names = {0: "no", 1: "yes", 2: "maybe"}
     inverse = {"no": 0, "yes": 1, "maybe": 2}
-    for config in (tiny(id2label=names), tiny(label2id=inverse), tiny(id2label=names, num_labels=3)):
+    for config in (
+        tiny(id2label=names),
+        tiny(label2id=inverse),
+        tiny(id2label=names, num_labels=3),
+    ):
         assert (config.num_labels, config.id2label, config.label2id) == (3, names, inverse)
     assert tiny(num_labels=4).id2label == {i: f"LABEL_{i}" for i in range(4)}
     assert tiny().num_labels == 2
@@ -474,9 +559,17 @@ def test_num_labels_id2label_and_label2id():
 
 PROBLEMS = {
     "regression, one number": ("regression", 1, torch.tensor([0.5, -1.0])),
-    "regression, three numbers": ("regression", 3, torch.tensor([[0.5, -1.0, 2.0], [0.0, 1.0, 3.0]])),
+    "regression, three numbers": (
+        "regression",
+        3,
+        torch.tensor([[0.5, -1.0, 2.0], [0.0, 1.0, 3.0]]),
+    ),
     "single label": ("single_label_classification", 3, torch.tensor([2, 0])),
-    "multi label": ("multi_label_classification", 3, torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 1.0]])),
+    "multi label": (
+        "multi_label_classification",
+        3,
+        torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 1.0]]),
+    ),
     "told from one output": (None, 1, torch.tensor([0.5, -1.0])),
     "told from whole numbers": (None, 3, torch.tensor([2, 0])),
     "told from fractions": (None, 3, torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 1.0]])),
@@ -500,7 +593,11 @@ HERE = Path(__file__).parent
 def table_rows() -> dict[str, list[str]]:
     """{what the first column names: the tests that its row names}, of every table in the README."""
     rows = re.findall(r"^\| (`[^|]+`) \|.*\| ([^|]+) \|$", README.read_text(), flags=re.MULTILINE)
-    return {name: re.findall(r"`([^`]+)`", tests) for names, tests in rows for name in re.findall(r"`(\w+)`", names)}
+    return {
+        name: re.findall(r"`([^`]+)`", tests)
+        for names, tests in rows
+        for name in re.findall(r"`(\w+)`", names)
+    }
 
 
 def test_the_readme_names_a_test_that_exists_for_every_field_and_argument():
@@ -515,4 +612,6 @@ def test_the_readme_names_a_test_that_exists_for_every_field_and_argument():
         for test in tests:
             file, function = test.split("::")
             tree = ast.parse((HERE / file).read_text())
-            assert function in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}, test
+            assert function in {
+                node.name for node in tree.body if isinstance(node, ast.FunctionDef)
+            }, test

@@ -19,10 +19,17 @@ from modernbert.packing import PackedBatch
 
 LENGTHS = (1, 2, 63, 64, 65, 66, 127, 128, 129, 130, 130, 300, 1024)
 BIASED = {"attention_bias": True, "mlp_bias": True, "norm_bias": True, "classifier_bias": True}
-LOCAL_FIRST = ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention", "full_attention"]
+LOCAL_FIRST = [
+    "sliding_attention",
+    "sliding_attention",
+    "full_attention",
+    "sliding_attention",
+    "full_attention",
+]
 CONFIGS = {
     "tiny": {},
-    "biases, mean pooling, head dim 64": BIASED | {"num_attention_heads": 1, "classifier_pooling": "mean"},
+    "biases, mean pooling, head dim 64": BIASED
+    | {"num_attention_heads": 1, "classifier_pooling": "mean"},
     "one layer": {"num_hidden_layers": 1},
     "window of 32": {"local_attention": 32},
     "local layers first": {"num_hidden_layers": 5, "layer_types": LOCAL_FIRST},
@@ -33,7 +40,10 @@ CONFIGS = {
             "sliding_attention": {"rope_type": "default", "rope_theta": 777.0},
         },
     },
-    "tanh gelu, head dim 32, odd widths": {"hidden_activation": "gelu_pytorch_tanh", "intermediate_size": 90},
+    "tanh gelu, head dim 32, odd widths": {
+        "hidden_activation": "gelu_pytorch_tanh",
+        "intermediate_size": 90,
+    },
     "silu and relu": {"hidden_activation": "silu", "classifier_activation": "relu"},
 }
 
@@ -54,7 +64,9 @@ def reference(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
 
 def our_models(folder: Path) -> dict[str, torch.nn.Module]:
-    models = {name: load(ModernBertForSequenceClassification, folder) for name in ("plain", "prepacked")}
+    models = {
+        name: load(ModernBertForSequenceClassification, folder) for name in ("plain", "prepacked")
+    }
     models["eager"] = load(ModernBertForSequenceClassification, folder, attention="eager")
     prepack(models["prepacked"])
     return models
@@ -97,7 +109,12 @@ def test_padded_input_equals_packed(reference):
     assert relative_error(got.logits, theirs(padded, attention_mask=mask).logits) < 2e-5
     hidden = model.model(padded, mask).last_hidden_state
     real = mask.bool()
-    assert relative_error(hidden[real], theirs.model(padded, attention_mask=mask).last_hidden_state[real]) < 2e-5
+    assert (
+        relative_error(
+            hidden[real], theirs.model(padded, attention_mask=mask).last_hidden_state[real]
+        )
+        < 2e-5
+    )
     assert not hidden[~real].any()
 
 
@@ -126,7 +143,9 @@ def test_bfloat16_is_close_to_float32(tmp_path):
     want = torch.cat([theirs(ids[None]).logits for ids in documents])
     model = load(ModernBertForSequenceClassification, tmp_path, dtype=torch.bfloat16)
     prepack(model)
-    assert relative_error(model.forward_packed(pack(documents)).float(), want) < 2e-2  # 8 bits of mantissa
+    assert (
+        relative_error(model.forward_packed(pack(documents)).float(), want) < 2e-2
+    )  # 8 bits of mantissa
 
 
 def test_losses_and_gradients_equal_transformers(tmp_path):
@@ -142,8 +161,12 @@ def test_losses_and_gradients_equal_transformers(tmp_path):
         want.backward()
         got.backward()
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
-        for (name, ours), (_, other) in zip(model.named_parameters(), theirs.named_parameters(), strict=True):
-            assert relative_error(ours.grad, other.grad) < 1e-4, name  # fp32 sums over 300 tokens in another order
+        for (name, ours), (_, other) in zip(
+            model.named_parameters(), theirs.named_parameters(), strict=True
+        ):
+            assert relative_error(ours.grad, other.grad) < 1e-4, (
+                name
+            )  # fp32 sums over 300 tokens in another order
 
 
 @pytest.mark.slow
@@ -154,7 +177,9 @@ def test_base_size(tmp_path):
         "vocab_size": 50368, "hidden_size": 768, "intermediate_size": 1152, "num_hidden_layers": 22,
         "num_attention_heads": 12, "pad_token_id": 50283, "num_labels": 3,
     }  # fmt: skip
-    theirs = write_checkpoint(tmp_path, heat=1.4, **base)  # hotter, 22 layers amplify any rounding beyond 2e-5
+    theirs = write_checkpoint(
+        tmp_path, heat=1.4, **base
+    )  # hotter, 22 layers amplify any rounding beyond 2e-5
     assert sum(p.numel() for p in theirs.model.parameters()) == 149_014_272
     documents = random_documents((1, 64, 66, 129, 300, 1024), 50000)
     want = torch.cat([theirs(ids[None]).logits for ids in documents])

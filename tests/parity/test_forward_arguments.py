@@ -127,13 +127,19 @@ def test_sliding_window_mask_beside_packed_input(pairs):
 @torch.no_grad()
 def test_position_ids(pair):
     architecture, theirs, ours = pair
-    inputs = {name: value for name, value in padded_example(architecture).items() if not name.endswith("positions")}
+    inputs = {
+        name: value
+        for name, value in padded_example(architecture).items()
+        if not name.endswith("positions")
+    }
     real = inputs["attention_mask"].bool()
     apart = (torch.arange(90) * 3 + 5).expand(real.shape)
     got, want = (answer(model(**inputs, position_ids=apart)) for model in (ours, theirs))
     some = real if want.shape[:2] == real.shape else ...
     assert relative_error(got[some], want[some]) < 2e-5
-    assert relative_error(got[some], answer(ours(**inputs))[some]) > 1e-2  # steps of 3 are other angles
+    assert (
+        relative_error(got[some], answer(ours(**inputs))[some]) > 1e-2
+    )  # steps of 3 are other angles
     assert torch.equal(answer(ours(**inputs, position_ids=apart.flatten(0, -2)[:1])), got)
     counted = torch.arange(90).expand(real.shape)
     assert torch.equal(answer(ours(**inputs, position_ids=counted)), answer(ours(**inputs)))
@@ -155,14 +161,18 @@ def test_inputs_embeds(pair):
     table = (ours.model if hasattr(ours, "model") else ours).embeddings.tok_embeddings
     vectors = table(inputs["input_ids"])
     mask = inputs["attention_mask"]
-    assert torch.equal(answer(ours(inputs_embeds=vectors, attention_mask=mask)), answer(ours(**inputs)))
+    assert torch.equal(
+        answer(ours(inputs_embeds=vectors, attention_mask=mask)), answer(ours(**inputs))
+    )
     packed = layout_of(inputs)
     flat = table(packed["input_ids"])
     packed |= {"input_ids": None, "indices": None, "inputs_embeds": flat}
     assert torch.equal(answer(ours(**packed)).flatten(), ours_packed(ours, inputs).flatten())
     other = torch.randn(vectors.shape, generator=torch.Generator().manual_seed(0))
     real = mask.bool()
-    got, want = (answer(model(inputs_embeds=other, attention_mask=mask)) for model in (ours, theirs))
+    got, want = (
+        answer(model(inputs_embeds=other, attention_mask=mask)) for model in (ours, theirs)
+    )
     some = real if want.shape[:2] == real.shape else ...
     assert relative_error(got[some], want[some]) < 2e-5
 
@@ -179,8 +189,17 @@ def test_indices_cu_seqlens_max_seqlen_batch_size_and_seq_len(pair):
     inputs = padded_example(architecture)
     want = ours(**inputs)
     rows = len(inputs["input_ids"])
-    labels = {name: value for name, value in inputs.items() if name not in ("input_ids", "attention_mask")}
-    got = ours(**layout_of(inputs), **labels, max_seqlen=90, batch_size=rows, seq_len=90, output_hidden_states=True)
+    labels = {
+        name: value for name, value in inputs.items() if name not in ("input_ids", "attention_mask")
+    }
+    got = ours(
+        **layout_of(inputs),
+        **labels,
+        max_seqlen=90,
+        batch_size=rows,
+        seq_len=90,
+        output_hidden_states=True,
+    )
     assert torch.equal(answer(got), answer(want))
     assert got.hidden_states[0].shape == (4, 90, 64)
     if labels:
@@ -198,11 +217,20 @@ def test_cu_seqlens_without_indices_keeps_results_packed(pair):
     got = ours(**packed, output_hidden_states=True)
     assert torch.equal(answer(got).flatten(), ours_packed(ours, inputs).flatten())
     assert got.hidden_states[0].shape == (sum(LENGTHS), 64)
-    assert torch.equal(answer(ours(**packed | {"input_ids": packed["input_ids"][None]})), answer(got))
-    labels = {name: value for name, value in inputs.items() if name not in ("input_ids", "attention_mask")}
+    assert torch.equal(
+        answer(ours(**packed | {"input_ids": packed["input_ids"][None]})), answer(got)
+    )
+    labels = {
+        name: value for name, value in inputs.items() if name not in ("input_ids", "attention_mask")
+    }
     if labels:
-        flat = {n: v.flatten()[indices] if v.shape == inputs["input_ids"].shape else v for n, v in labels.items()}
-        torch.testing.assert_close(ours(**packed, **flat).loss, ours(**inputs).loss, rtol=1e-6, atol=1e-6)
+        flat = {
+            n: v.flatten()[indices] if v.shape == inputs["input_ids"].shape else v
+            for n, v in labels.items()
+        }
+        torch.testing.assert_close(
+            ours(**packed, **flat).loss, ours(**inputs).loss, rtol=1e-6, atol=1e-6
+        )
 
 
 @torch.no_grad()
@@ -235,7 +263,9 @@ def test_start_positions_and_end_positions(pairs):
     ids = example("ModernBertForQuestionAnswering", rows=3)["input_ids"]
     start, end = torch.tensor([0, 5, 500]), torch.tensor([-3, 89, 7])
     assert ours(ids, start_positions=start).loss is None
-    got, want = (model(ids, start_positions=start, end_positions=end).loss for model in (ours, theirs))
+    got, want = (
+        model(ids, start_positions=start, end_positions=end).loss for model in (ours, theirs)
+    )
     torch.testing.assert_close(got, want, rtol=2e-5, atol=1e-6)
     column = ours(ids, start_positions=start[:, None], end_positions=end[:, None]).loss
     assert torch.equal(column, got)
@@ -254,11 +284,15 @@ def test_output_attentions(pair):
     assert len(got.attentions) == len(want.attentions) == 4
     for mine, other in zip(got.attentions, want.attentions, strict=True):
         assert mine.shape == other.shape == (4, 2, 90, 90)
-        torch.testing.assert_close(mine[pairs], other[pairs], rtol=0, atol=2e-5)  # weights lie between 0 and 1
+        torch.testing.assert_close(
+            mine[pairs], other[pairs], rtol=0, atol=2e-5
+        )  # weights lie between 0 and 1
         assert not mine[~pairs].any()
     plain = ours(**inputs)
     some = inputs["attention_mask"].bool() if answer(plain).shape[:2] == (4, 90) else ...
-    assert relative_error(answer(got)[some], answer(plain)[some]) < 2e-5  # the plain formula rounds otherwise
+    assert (
+        relative_error(answer(got)[some], answer(plain)[some]) < 2e-5
+    )  # the plain formula rounds otherwise
     assert plain.attentions is None
 
 
@@ -266,7 +300,9 @@ def test_output_attentions(pair):
 def test_output_hidden_states(pair):
     architecture, theirs, ours = pair
     inputs = {name: padded_example(architecture)[name] for name in ("input_ids", "attention_mask")}
-    got, want = (model(**inputs, output_hidden_states=True).hidden_states for model in (ours, theirs))
+    got, want = (
+        model(**inputs, output_hidden_states=True).hidden_states for model in (ours, theirs)
+    )
     real = inputs["attention_mask"].view(4, 90).bool()
     assert len(got) == len(want) == 5
     for mine, other in zip(got, want, strict=True):
@@ -340,18 +376,33 @@ STARTS = torch.tensor([0, 10, 20], dtype=torch.int32)
 PACKED = {"input_ids": IDS.flatten(), "cu_seqlens": STARTS}
 CONTRADICTIONS = {
     "no input": ({}, "either input_ids or inputs_embeds"),
-    "both inputs": ({"input_ids": IDS, "inputs_embeds": torch.zeros(2, 10, 64)}, "either input_ids or inputs_embeds"),
+    "both inputs": (
+        {"input_ids": IDS, "inputs_embeds": torch.zeros(2, 10, 64)},
+        "either input_ids or inputs_embeds",
+    ),
     "one dimension without cu_seqlens": ({"input_ids": IDS[0]}, "packed needs cu_seqlens"),
-    "mask of another shape": ({"input_ids": IDS, "attention_mask": torch.ones(2, 9)}, "attention_mask is 2 x 9"),
-    "a row of padding": ({"input_ids": IDS, "attention_mask": torch.eye(2, 10).roll(1, 0) * 0}, "no real token"),
+    "mask of another shape": (
+        {"input_ids": IDS, "attention_mask": torch.ones(2, 9)},
+        "attention_mask is 2 x 9",
+    ),
+    "a row of padding": (
+        {"input_ids": IDS, "attention_mask": torch.eye(2, 10).roll(1, 0) * 0},
+        "no real token",
+    ),
     "indices alone": ({"input_ids": IDS, "indices": torch.arange(20)}, "needs cu_seqlens too"),
     "batch_size of another": ({"input_ids": IDS, "batch_size": 3, "seq_len": 10}, r"say \(3, 10\)"),
     "max_seqlen too small": ({"input_ids": IDS, "max_seqlen": 9}, "max_seqlen is 9"),
     "max_seqlen too small, packed": (PACKED | {"max_seqlen": 9}, "max_seqlen is 9"),
-    "cu_seqlens short": (PACKED | {"cu_seqlens": STARTS[:2]}, "cu_seqlens must rise from 0 to the 20 tokens"),
+    "cu_seqlens short": (
+        PACKED | {"cu_seqlens": STARTS[:2]},
+        "cu_seqlens must rise from 0 to the 20 tokens",
+    ),
     "cu_seqlens falling": (PACKED | {"cu_seqlens": STARTS[[0, 2, 1, 2]]}, "cu_seqlens must rise"),
     "cu_seqlens from 1": (PACKED | {"cu_seqlens": torch.tensor([1, 20])}, "cu_seqlens must rise"),
-    "indices without seq_len": (PACKED | {"indices": torch.arange(20), "batch_size": 2}, "all three or none"),
+    "indices without seq_len": (
+        PACKED | {"indices": torch.arange(20), "batch_size": 2},
+        "all three or none",
+    ),
     "seq_len without indices": (PACKED | {"batch_size": 2, "seq_len": 10}, "all three or none"),
     "indices of other tokens": (
         PACKED | {"indices": torch.arange(9), "batch_size": 2, "seq_len": 10},
@@ -362,9 +413,15 @@ CONTRADICTIONS = {
         "indices must rise",
     ),
     "mask beside cu_seqlens": (PACKED | {"attention_mask": torch.ones(2, 9)}, "leave the mask out"),
-    "positions of another shape": ({"input_ids": IDS, "position_ids": torch.zeros(2, 9).long()}, "position_ids"),
+    "positions of another shape": (
+        {"input_ids": IDS, "position_ids": torch.zeros(2, 9).long()},
+        "position_ids",
+    ),
     "positions of other tokens": (PACKED | {"position_ids": torch.zeros(9).long()}, "position_ids"),
-    "negative positions": ({"input_ids": IDS, "position_ids": -torch.arange(10)[None]}, "position_ids"),
+    "negative positions": (
+        {"input_ids": IDS, "position_ids": -torch.arange(10)[None]},
+        "position_ids",
+    ),
 }
 
 
@@ -376,7 +433,9 @@ def test_arguments_that_contradict_each_other_are_errors(pairs, case):
         ours(**arguments)
 
 
-@pytest.mark.parametrize("architecture", ["ModernBertForMaskedLM", "ModernBertForTokenClassification"])
+@pytest.mark.parametrize(
+    "architecture", ["ModernBertForMaskedLM", "ModernBertForTokenClassification"]
+)
 def test_labels_of_another_shape_are_an_error(pairs, architecture):
     _, ours = pairs[architecture]
     with pytest.raises(ValueError, match="labels are 2 x 9"):

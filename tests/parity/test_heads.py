@@ -38,7 +38,9 @@ def loss_of(output) -> torch.Tensor:
     if hasattr(output, "loss"):
         return output.loss
     values = output.last_hidden_state
-    return (values * torch.linspace(-1, 1, values.numel()).view_as(values)).mean() + values.square().mean()
+    return (
+        values * torch.linspace(-1, 1, values.numel()).view_as(values)
+    ).mean() + values.square().mean()
 
 
 def documents() -> list[torch.Tensor]:
@@ -54,7 +56,9 @@ def pack(some: list[torch.Tensor]) -> PackedBatch:
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 @pytest.mark.parametrize("architecture", HEADS)
 def test_outputs_losses_and_gradients_equal_transformers(tmp_path, architecture, pooling, biases):
-    theirs, ours = write_pair(tmp_path, architecture, classifier_pooling=pooling, decoder_bias=bool(biases), **biases)
+    theirs, ours = write_pair(
+        tmp_path, architecture, classifier_pooling=pooling, decoder_bias=bool(biases), **biases
+    )
     inputs = example(architecture, length=230)  # long enough for attention in tiles of the window
     want, got = theirs(**inputs), ours(**inputs)
     for mine, other in zip(answers(got), answers(want), strict=True):
@@ -94,20 +98,30 @@ def test_packed_together_equals_packed_alone_bit_for_bit(pair):
 def test_chosen_positions_of_a_masked_language_model(tmp_path):
     _, ours = write_pair(tmp_path, "ModernBertForMaskedLM")
     chosen = torch.tensor([0, 2, 60, 260])
-    assert torch.equal(ours.forward_packed(pack(documents()), chosen), ours.forward_packed(pack(documents()))[chosen])
+    assert torch.equal(
+        ours.forward_packed(pack(documents()), chosen),
+        ours.forward_packed(pack(documents()))[chosen],
+    )
 
 
 @torch.no_grad()
 def test_no_chosen_positions_of_a_masked_language_model(tmp_path):
     _, ours = write_pair(tmp_path, "ModernBertForMaskedLM")
-    assert ours.forward_packed(pack(documents()), torch.tensor([], dtype=torch.long)).shape == (0, 300)
+    assert ours.forward_packed(pack(documents()), torch.tensor([], dtype=torch.long)).shape == (
+        0,
+        300,
+    )
 
 
 def places(kind: str, rows: int, width: int, length: int) -> torch.Tensor:
     """Which of `width` columns are real, `length` in each of `rows`."""
     start = {"right": 0, "left": width - length}.get(kind)
     if start is not None:
-        return (torch.arange(width) >= start).logical_and(torch.arange(width) < start + length).repeat(rows, 1)
+        return (
+            (torch.arange(width) >= start)
+            .logical_and(torch.arange(width) < start + length)
+            .repeat(rows, 1)
+        )
     noise = torch.rand(rows, width, generator=torch.Generator().manual_seed(5))
     return noise.argsort(dim=1).argsort(dim=1) < length
 
@@ -129,7 +143,9 @@ def test_padding_changes_nothing_wherever_it_lies(pair, kind):
     if architecture in ("ModernBertForMaskedLM", "ModernBertForTokenClassification"):
         padded["labels"] = spread(plain["labels"], 1)
     for name in {"start_positions", "end_positions"} & set(plain):
-        padded[name] = torch.stack([row.nonzero()[at, 0] for row, at in zip(real, plain[name], strict=True)])
+        padded[name] = torch.stack(
+            [row.nonzero()[at, 0] for row, at in zip(real, plain[name], strict=True)]
+        )
     with torch.no_grad():
         want, got = ours(**plain), ours(**padded)
     for mine, other in zip(answers(got), answers(want), strict=True):
@@ -147,14 +163,23 @@ def test_prepacked_equals_plain(pair):
     _, _, ours = pair
     packed = copy.deepcopy(ours)
     prepack(packed)
-    assert relative_error(packed.forward_packed(pack(documents())), ours.forward_packed(pack(documents()))) < 2e-5
+    assert (
+        relative_error(
+            packed.forward_packed(pack(documents())), ours.forward_packed(pack(documents()))
+        )
+        < 2e-5
+    )
 
 
 @pytest.mark.parametrize("architecture", [name for name in HEADS if name != "ModernBertModel"])
 def test_a_few_steps_of_training_lower_the_loss(architecture):
-    dropouts = dict.fromkeys(("embedding_dropout", "attention_dropout", "mlp_dropout", "classifier_dropout"), 0.1)
+    dropouts = dict.fromkeys(
+        ("embedding_dropout", "attention_dropout", "mlp_dropout", "classifier_dropout"), 0.1
+    )
     torch.manual_seed(0)
-    model = getattr(modernbert, architecture)(modernbert.ModernBertConfig(**TINY | HEADS[architecture] | dropouts))
+    model = getattr(modernbert, architecture)(
+        modernbert.ModernBertConfig(**TINY | HEADS[architecture] | dropouts)
+    )
     inputs = example(architecture, rows=8, length=70)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     with torch.no_grad():

@@ -17,12 +17,21 @@ from predictions import random_texts
 from safetensors.torch import load_file, save_file
 from sentence_transformers import MultiVectorEncoder, SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize, Transformer
-from sentence_transformers.multi_vector_encoder.modules import HierarchicalTokenPooling, MultiVectorMask
+from sentence_transformers.multi_vector_encoder.modules import (
+    HierarchicalTokenPooling,
+    MultiVectorMask,
+)
 
 from modernbert.files import CheckpointError
 from pipelines import pipeline
 
-TEXTS = ["a", " The Cat, the mat.", "[MASK] at the end [MASK]", *random_texts(51, 10), "the cat (sat)! " * 60]
+TEXTS = [
+    "a",
+    " The Cat, the mat.",
+    "[MASK] at the end [MASK]",
+    *random_texts(51, 10),
+    "the cat (sat)! " * 60,
+]
 EXPANSIONS = {
     "none": None,
     "unseen": {"strategy": "fixed", "length": 32},
@@ -37,7 +46,9 @@ def assert_same(got, want):
     for ours, theirs in zip(got, want, strict=True):
         theirs = np.asarray(theirs)
         assert ours.shape == theirs.shape
-        assert (np.linalg.norm(ours - theirs, axis=1) <= 1e-5 * np.linalg.norm(theirs, axis=1)).all()
+        assert (
+            np.linalg.norm(ours - theirs, axis=1) <= 1e-5 * np.linalg.norm(theirs, axis=1)
+        ).all()
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +63,9 @@ def encoder(tmp_path_factory):
 def both(encoder, tmp_path):
     """Theirs and ours for some settings, read from the folder that theirs wrote."""
 
-    def make(task="multi-vector", mask=None, normalize=True, prompts=None, similarity=None, **settings):
+    def make(
+        task="multi-vector", mask=None, normalize=True, prompts=None, similarity=None, **settings
+    ):
         torch.manual_seed(0)
         names = {"module_input_name": "token_embeddings"}
         modules = [
@@ -72,10 +85,14 @@ def both(encoder, tmp_path):
 
 @pytest.mark.parametrize("expansion", EXPANSIONS.values(), ids=EXPANSIONS)
 def test_query_expansion(both, expansion):
-    theirs, ours = both(query_expansion=expansion, document_length=50, prompts={"query": "the: ", "document": "é "})
+    theirs, ours = both(
+        query_expansion=expansion, document_length=50, prompts={"query": "the: ", "document": "é "}
+    )
     assert_same(ours(TEXTS, as_query=True), theirs.encode_query(TEXTS, convert_to_numpy=True))
     assert_same(ours(TEXTS), theirs.encode_document(TEXTS, convert_to_numpy=True))
-    assert_same([ours(TEXTS[0], as_query=True)], [theirs.encode_query(TEXTS[0], convert_to_numpy=True)])
+    assert_same(
+        [ours(TEXTS[0], as_query=True)], [theirs.encode_query(TEXTS[0], convert_to_numpy=True)]
+    )
 
 
 MASKS = {
@@ -90,7 +107,10 @@ MASKS = {
 def test_masks(both, mask, normalize):
     theirs, ours = both(mask=mask, normalize=normalize, query_length=20)
     want = theirs.encode_document(TEXTS, convert_to_numpy=True)
-    assert any(len(vectors) < len(ids) for vectors, ids in zip(want, theirs.tokenizer(TEXTS).input_ids, strict=True))
+    assert any(
+        len(vectors) < len(ids)
+        for vectors, ids in zip(want, theirs.tokenizer(TEXTS).input_ids, strict=True)
+    )
     assert_same(ours(TEXTS), want)
     assert_same(ours(TEXTS, as_query=True), theirs.encode_query(TEXTS, convert_to_numpy=True))
 
@@ -111,12 +131,21 @@ def test_precision(both):
     _, ours = both()
     assert ours.predict_lines(["a"]) == [ours("a").tolist()]
     floats = ours(TEXTS[:4])
-    for precision, dtype, width in (("float16", np.float16, 32), ("int8", np.int8, 32), ("binary", np.int8, 4)):
+    for precision, dtype, width in (
+        ("float16", np.float16, 32),
+        ("int8", np.int8, 32),
+        ("binary", np.int8, 4),
+    ):
         got = ours(TEXTS[:4], precision=precision)
         assert {(each.dtype, each.shape[1]) for each in got} == {(np.dtype(dtype), width)}
         if precision == "binary":
-            bits = [np.unpackbits((each.astype(np.int16) + 128).astype(np.uint8), axis=1) for each in got]
-            assert all((mine == (other > 0)).all() for mine, other in zip(bits, floats, strict=True))
+            bits = [
+                np.unpackbits((each.astype(np.int16) + 128).astype(np.uint8), axis=1)
+                for each in got
+            ]
+            assert all(
+                (mine == (other > 0)).all() for mine, other in zip(bits, floats, strict=True)
+            )
 
 
 def test_an_answer_does_not_depend_on_its_batch(both):
@@ -150,11 +179,16 @@ def test_checkpoints_of_pylate(encoder, tmp_path, settings):
     modules[1]["type"] = "pylate.models.Dense.Dense"
     file.write_text(json.dumps(modules))
     file = tmp_path / "1_Dense" / "config.json"
-    file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if "module" not in k}))
+    file.write_text(
+        json.dumps({k: v for k, v in json.loads(file.read_text()).items() if "module" not in k})
+    )
     file = tmp_path / "config_sentence_transformers.json"
     stored = {k: v for k, v in json.loads(file.read_text()).items() if k != "model_type"}
     file.write_text(json.dumps(stored | settings))
-    theirs, ours = MultiVectorEncoder(str(tmp_path), device="cpu"), pipeline("multi-vector", str(tmp_path))
+    theirs, ours = (
+        MultiVectorEncoder(str(tmp_path), device="cpu"),
+        pipeline("multi-vector", str(tmp_path)),
+    )
     assert_same(ours(TEXTS, as_query=True), theirs.encode_query(TEXTS, convert_to_numpy=True))
     assert_same(ours(TEXTS), theirs.encode_document(TEXTS, convert_to_numpy=True))
 
@@ -172,23 +206,35 @@ def test_checkpoints_of_stanford(encoder, tmp_path, metadata):
     shutil.copytree(encoder, tmp_path, dirs_exist_ok=True)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"architectures": ["HF_ColBERT"]}))
-    weights = {f"model.{name}": weight for name, weight in load_file(tmp_path / "model.safetensors").items()}
+    weights = {
+        f"model.{name}": weight
+        for name, weight in load_file(tmp_path / "model.safetensors").items()
+    }
     torch.manual_seed(0)
     weights["linear.weight"] = torch.randn(32, 64)
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
     if metadata:
         (tmp_path / "artifact.metadata").write_text(json.dumps(metadata))
-    theirs, ours = MultiVectorEncoder(str(tmp_path), device="cpu"), pipeline("multi-vector", str(tmp_path))
+    theirs, ours = (
+        MultiVectorEncoder(str(tmp_path), device="cpu"),
+        pipeline("multi-vector", str(tmp_path)),
+    )
     assert_same(ours(TEXTS, as_query=True), theirs.encode_query(TEXTS, convert_to_numpy=True))
     assert_same(ours(TEXTS), theirs.encode_document(TEXTS, convert_to_numpy=True))
-    scores = theirs.similarity([theirs.encode_query("the cat?")], theirs.encode_document(TEXTS))[0].numpy()
+    scores = theirs.similarity([theirs.encode_query("the cat?")], theirs.encode_document(TEXTS))[
+        0
+    ].numpy()
     got = [each["score"] for each in pipeline("rerank", str(tmp_path))("the cat?", TEXTS)]
     assert got == pytest.approx(sorted(scores.tolist(), reverse=True), rel=1e-5)
     for task in ("sentence-embedding", "fill-mask", "sparse-embedding", "text-classification"):
-        with pytest.raises(ValueError, match=r"which is for multi_vector|is a HF_ColBERT: it gives a vector a token"):
+        with pytest.raises(
+            ValueError,
+            match=r"which is for multi_vector|is a HF_ColBERT: it gives a vector a token",
+        ):
             pipeline(task, str(tmp_path))
     save_file(
-        {name: weight for name, weight in weights.items() if "linear" not in name}, tmp_path / "model.safetensors"
+        {name: weight for name, weight in weights.items() if "linear" not in name},
+        tmp_path / "model.safetensors",
     )
     with pytest.raises(CheckpointError, match=r"does not hold linear\.weight"):
         pipeline("multi-vector", str(tmp_path))
@@ -198,13 +244,23 @@ def test_checkpoints_of_stanford(encoder, tmp_path, metadata):
 @pytest.mark.parametrize("expansion", ["none", "unseen", "seen"])
 def test_rerank_by_maxsim(both, similarity, expansion):
     """Scores are sums of up to 32 products of unit vectors, each within 1e-5."""
-    settings = {"query_expansion": EXPANSIONS[expansion], "mask": MASKS["punctuation"], "similarity": similarity}
-    theirs, ours = both("rerank", prompts={"query": "the: ", "document": "é "}, document_length=60, **settings)
+    settings = {
+        "query_expansion": EXPANSIONS[expansion],
+        "mask": MASKS["punctuation"],
+        "similarity": similarity,
+    }
+    theirs, ours = both(
+        "rerank", prompts={"query": "the: ", "document": "é "}, document_length=60, **settings
+    )
     for query in ("the cat?", "[MASK] sat [MASK]", "a " * 60):
-        want = theirs.similarity([theirs.encode_query(query)], theirs.encode_document(TEXTS))[0].numpy()
+        want = theirs.similarity([theirs.encode_query(query)], theirs.encode_document(TEXTS))[
+            0
+        ].numpy()
         got = ours(query, TEXTS)
         assert [each["index"] for each in got] == np.argsort(-want, kind="stable").tolist()
-        assert [each["score"] for each in got] == pytest.approx(sorted(want.tolist(), reverse=True), rel=1e-5, abs=1e-5)
+        assert [each["score"] for each in got] == pytest.approx(
+            sorted(want.tolist(), reverse=True), rel=1e-5, abs=1e-5
+        )
         alone = [ours(query, [text])[0]["score"] for text in TEXTS]
         assert sorted(alone, reverse=True) == [each["score"] for each in got]
 
@@ -212,10 +268,14 @@ def test_rerank_by_maxsim(both, similarity, expansion):
 def test_checkpoints_of_another_kind_are_refused(both, encoder, tmp_path):
     with pytest.raises(CheckpointError, match=r"is no multi-vector encoder \(ColBERT\)"):
         pipeline("multi-vector", str(encoder))
-    with pytest.raises(ValueError, match="expands queries to 90 tokens, of which the last see no token"):
+    with pytest.raises(
+        ValueError, match="expands queries to 90 tokens, of which the last see no token"
+    ):
         both(query_expansion={"strategy": "fixed", "length": 90})[1]("a", as_query=True)
     _, ours = both()
     with pytest.raises(ValueError, match=r"pool_factor 2 is for documents"):
         ours("a", as_query=True, pool_factor=2.0)
-    with pytest.raises(CheckpointError, match="it gives a vector a token, which is for multi_vector"):
+    with pytest.raises(
+        CheckpointError, match="it gives a vector a token, which is for multi_vector"
+    ):
         pipeline("sentence-embedding", str(tmp_path))

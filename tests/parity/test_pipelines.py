@@ -19,7 +19,15 @@ from pipelines import pipeline
 
 CLASSIFIER = "ModernBertForSequenceClassification"
 BIO = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
-ODD = ["a", "the cat", "😀 the", "[SEP] in the [MASK] text [CLS]", "e\u0301\r\n\r\nthe", "\u202eאבג", " the  "]
+ODD = [
+    "a",
+    "the cat",
+    "😀 the",
+    "[SEP] in the [MASK] text [CLS]",
+    "e\u0301\r\n\r\nthe",
+    "\u202eאבג",
+    " the  ",
+]
 STRATEGIES = ["none", "simple", "first", "average", "max"]
 
 
@@ -74,7 +82,9 @@ def test_text_classification(both, config, options):
 
 
 @pytest.mark.parametrize("labels", [1, 3])
-@pytest.mark.parametrize("options", [{"top_k": 2}, {"top_k": None, "function_to_apply": "none"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"top_k": 2}, {"top_k": None, "function_to_apply": "none"}], ids=str
+)
 def test_options_given_to_the_pipeline(tmp_path, options, labels):
     task, folder = "text-classification", str(write_task(tmp_path, CLASSIFIER, num_labels=labels))
     pipes = transformers.pipeline(task, model=folder, **options), pipeline(task, folder, **options)
@@ -103,7 +113,11 @@ class Column:
 STREAMS = {
     "text-classification": (CLASSIFIER, {"labels": [*"abcde"]}, {}),
     "text-classification, top_k": (CLASSIFIER, {"labels": [*"abcde"]}, {"top_k": 2}),
-    "token-classification": ("ModernBertForTokenClassification", {"labels": BIO}, {"aggregation_strategy": "simple"}),
+    "token-classification": (
+        "ModernBertForTokenClassification",
+        {"labels": BIO},
+        {"aggregation_strategy": "simple"},
+    ),
     "fill-mask": ("ModernBertForMaskedLM", {}, {}),
     "feature-extraction": ("ModernBertModel", {}, {}),
 }
@@ -117,10 +131,17 @@ def test_iterators_and_datasets(both, monkeypatch, task, count):
     architecture, config, options = STREAMS[task]
     theirs, ours = both(task.partition(",")[0], architecture, **config)
     texts = [
-        f"{text} [MASK]" for text in random_texts(8, count, 1, 40, [piece for piece in PIECES if "[" not in piece])
+        f"{text} [MASK]"
+        for text in random_texts(8, count, 1, 40, [piece for piece in PIECES if "[" not in piece])
     ]
-    want = list(theirs((text for text in texts), **options)) if count else []  # theirs fails without an item
-    for streamed in ((text for text in texts), KeyDataset([{"a": text} for text in texts], "a"), iter(texts)):
+    want = (
+        list(theirs((text for text in texts), **options)) if count else []
+    )  # theirs fails without an item
+    for streamed in (
+        (text for text in texts),
+        KeyDataset([{"a": text} for text in texts], "a"),
+        iter(texts),
+    ):
         got = ours(streamed, **options)
         assert iter(got) is got
         assert_close(list(got), want)
@@ -137,7 +158,9 @@ def test_iterators_and_datasets(both, monkeypatch, task, count):
 def test_arguments_of_tokenizers_and_batches(both, options):
     theirs, ours = both("text-classification", CLASSIFIER, labels=[*"abcde"])
     texts = random_texts(9, 5, 20, 80)
-    pairs = [{"text": text, "text_pair": other} for text, other in zip(texts, texts[::-1], strict=True)]
+    pairs = [
+        {"text": text, "text_pair": other} for text, other in zip(texts, texts[::-1], strict=True)
+    ]
     for inputs in (texts, texts[0], texts[:1], pairs):
         same((theirs, ours), inputs, **options)
     loaded = pipeline("text-classification", ours.checkpoint.model, **options)
@@ -149,12 +172,17 @@ def test_arguments_of_tokenizers_in_a_dictionary(both, name):
     task, architecture = {"tokenizer_kwargs": ("fill-mask", "ModernBertForMaskedLM"),
                           "tokenize_kwargs": ("feature-extraction", "ModernBertModel")}[name]  # fmt: skip
     pipes = both(task, architecture)
-    texts = ["[MASK] " + text for text in random_texts(9, 5, 20, 80, [p for p in PIECES if p != "[MASK]"])]
+    texts = [
+        "[MASK] " + text
+        for text in random_texts(9, 5, 20, 80, [p for p in PIECES if p != "[MASK]"])
+    ]
     same(pipes, texts, **{name: {"truncation": True, "max_length": 12}})
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("labels", [BIO, ["O", "PER", "LOC"], ["I-PER", "I-LOC", "B-LOC", "O"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "labels", [BIO, ["O", "PER", "LOC"], ["I-PER", "I-LOC", "B-LOC", "O"]], ids=" ".join
+)
 def test_token_classification(both, labels, strategy):
     pipes = both("token-classification", "ModernBertForTokenClassification", labels=labels)
     texts = ODD + random_texts(2, 12)
@@ -165,7 +193,15 @@ def test_token_classification(both, labels, strategy):
 
 def write_wordpiece(folder):
     """Write a tokenizer whose vocabulary marks tokens that go on with a word, and that lacks some characters."""
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    from tokenizers import (
+        Tokenizer,
+        decoders,
+        models,
+        normalizers,
+        pre_tokenizers,
+        processors,
+        trainers,
+    )
 
     names = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"]
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
@@ -203,15 +239,26 @@ def test_truncation_on_the_left(tmp_path):
     answers = {}
     texts = random_texts(4, 6, 60, 250)
     for side in ("right", "left"):
-        for architecture, task in ((CLASSIFIER, "text-classification"), ("ModernBertForMaskedLM", "fill-mask")):
+        for architecture, task in (
+            (CLASSIFIER, "text-classification"),
+            ("ModernBertForMaskedLM", "fill-mask"),
+        ):
             folder = write_task(tmp_path / side / task, architecture)
             settings = folder / "tokenizer_config.json"
-            settings.write_text(json.dumps(json.loads(settings.read_text()) | {"truncation_side": side}))
-            theirs, ours = transformers.pipeline(task, model=str(folder)), pipeline(task, str(folder))
+            settings.write_text(
+                json.dumps(json.loads(settings.read_text()) | {"truncation_side": side})
+            )
+            theirs, ours = (
+                transformers.pipeline(task, model=str(folder)),
+                pipeline(task, str(folder)),
+            )
             if task == "text-classification":
                 answers[side] = theirs(texts, truncation=True, max_length=32, top_k=None)
                 assert_close(ours(texts, max_length=32, top_k=None), answers[side])
-                pairs = [{"text": text, "text_pair": other} for text, other in zip(texts, texts[::-1], strict=True)]
+                pairs = [
+                    {"text": text, "text_pair": other}
+                    for text, other in zip(texts, texts[::-1], strict=True)
+                ]
                 want = theirs(pairs, truncation=True, max_length=50, top_k=None)
                 assert_close(ours(pairs, max_length=50, top_k=None), want)
             else:
@@ -233,7 +280,9 @@ def test_token_classification_of_long_texts(both, strategy, max_length, stride, 
     with warnings.catch_warnings(action="ignore"):
         want = [theirs(text, aggregation_strategy=strategy, stride=stride) for text in texts]
     theirs.tokenizer.model_max_length = 8192
-    assert_close(ours(texts, aggregation_strategy=strategy, max_length=max_length, stride=stride), want)
+    assert_close(
+        ours(texts, aggregation_strategy=strategy, max_length=max_length, stride=stride), want
+    )
 
 
 @pytest.mark.parametrize("options", [{}, {"top_k": 3}, {"targets": [" the", " cat", "b"]},
@@ -242,7 +291,9 @@ def test_fill_mask(both, options):
     pipes = both("fill-mask", "ModernBertForMaskedLM")
     plain = [piece for piece in PIECES if piece != "[MASK]"]
     halves = random_texts(5, 12, 1, 60, plain)
-    one = [f"{before} [MASK]{after}" for before, after in zip(halves[::2], halves[1::2], strict=True)]
+    one = [
+        f"{before} [MASK]{after}" for before, after in zip(halves[::2], halves[1::2], strict=True)
+    ]
     several = [text + "[MASK]" * (i % 3) + halves[i] + "[MASK]" for i, text in enumerate(one)]
     for inputs in (one, one + several, several, one[0], several[0], one[:1], several[:1]):
         same(pipes, inputs, **options)

@@ -16,7 +16,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import modernbert
-from modernbert import ModernBertConfig, ModernBertForMaskedLM, ModernBertForSequenceClassification, ModernBertModel
+from modernbert import (
+    ModernBertConfig,
+    ModernBertForMaskedLM,
+    ModernBertForSequenceClassification,
+    ModernBertModel,
+)
 from modernbert.files import CheckpointError
 
 MASKED, CLASSIFIER = "ModernBertForMaskedLM", "ModernBertForSequenceClassification"
@@ -49,7 +54,12 @@ def test_we_load_what_transformers_saves(tmp_path, architecture, size):
     assert (len(list((tmp_path / "saved").glob("*.safetensors"))) > 1) == (size != "5GB")
     ours = getattr(modernbert, architecture).from_pretrained(tmp_path / "saved")
     assert_same_weights(ours, theirs)
-    assert relative_error(answers(ours(**inputs_of(architecture))), answers(theirs(**inputs_of(architecture)))) < 2e-5
+    assert (
+        relative_error(
+            answers(ours(**inputs_of(architecture))), answers(theirs(**inputs_of(architecture)))
+        )
+        < 2e-5
+    )
     assert not ours.training
     assert all(weight.requires_grad for weight in ours.parameters())
 
@@ -61,11 +71,20 @@ def test_transformers_loads_what_we_save(tmp_path, architecture, size):
     _, ours = write_pair(tmp_path / "result", architecture)
     ours.save_pretrained(tmp_path / "saved", max_shard_size=size)
     assert (len(list((tmp_path / "saved").glob("*.safetensors"))) > 1) == (size != "5GB")
-    theirs, report = getattr(transformers, architecture).from_pretrained(tmp_path / "saved", output_loading_info=True)
+    theirs, report = getattr(transformers, architecture).from_pretrained(
+        tmp_path / "saved", output_loading_info=True
+    )
     assert not any(report.values()), report
     assert_same_weights(ours, theirs)
-    assert relative_error(answers(ours(**inputs_of(architecture))), answers(theirs(**inputs_of(architecture)))) < 2e-5
-    assert json.loads((tmp_path / "saved" / "config.json").read_text())["architectures"] == [architecture]
+    assert (
+        relative_error(
+            answers(ours(**inputs_of(architecture))), answers(theirs(**inputs_of(architecture)))
+        )
+        < 2e-5
+    )
+    assert json.loads((tmp_path / "saved" / "config.json").read_text())["architectures"] == [
+        architecture
+    ]
     again = type(ours).from_pretrained(tmp_path / "saved")
     assert_same_weights(again, ours)
     assert again.config == ours.config
@@ -75,17 +94,26 @@ def test_saving_again_leaves_no_old_shards(tmp_path):
     _, ours = write_pair(tmp_path / "result", CLASSIFIER)
     for size in ("20KB", "5GB"):
         ours.save_pretrained(tmp_path / "saved", max_shard_size=size)
-    assert sorted(path.name for path in (tmp_path / "saved").iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "saved").iterdir()) == [
+        "config.json",
+        "model.safetensors",
+    ]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "dtype", ["float32", "bfloat16", "float16", torch.float32, torch.bfloat16], ids=str
+)
 def test_dtype(tmp_path, dtype):
     """Weights are what transformers makes of them in that dtype, and stay so on disk; loaded, they are fp32 again."""
     write_checkpoint(tmp_path / "result")
     ours = ModernBertForSequenceClassification.from_pretrained(tmp_path / "result", dtype=dtype)
-    theirs = transformers.ModernBertForSequenceClassification.from_pretrained(tmp_path / "result", dtype=dtype)
+    theirs = transformers.ModernBertForSequenceClassification.from_pretrained(
+        tmp_path / "result", dtype=dtype
+    )
     assert_same_weights(ours, theirs)
-    assert {str(weight.dtype) for weight in ours.parameters()} == {f"torch.{str(dtype).removeprefix('torch.')}"}
+    assert {str(weight.dtype) for weight in ours.parameters()} == {
+        f"torch.{str(dtype).removeprefix('torch.')}"
+    }
     ours.save_pretrained(tmp_path / "saved")
     assert {w.dtype for w in load_file(tmp_path / "saved" / "model.safetensors").values()} == {
         ours.classifier.weight.dtype
@@ -93,18 +121,25 @@ def test_dtype(tmp_path, dtype):
     again = ModernBertForSequenceClassification.from_pretrained(tmp_path / "saved")
     assert again.classifier.weight.dtype == torch.float32
     assert torch.equal(again.classifier.weight, ours.classifier.weight.float())
-    assert transformers.AutoConfig.from_pretrained(tmp_path / "saved").dtype == ours.classifier.weight.dtype
+    assert (
+        transformers.AutoConfig.from_pretrained(tmp_path / "saved").dtype
+        == ours.classifier.weight.dtype
+    )
 
 
 def test_an_unknown_dtype_is_an_error(tmp_path):
     write_checkpoint(tmp_path)
-    with pytest.raises(ValueError, match="dtype 'int8' is unknown; known are float32, bfloat16, float16"):
+    with pytest.raises(
+        ValueError, match="dtype 'int8' is unknown; known are float32, bfloat16, float16"
+    ):
         ModernBertForSequenceClassification.from_pretrained(tmp_path, dtype="int8")
 
 
 @pytest.mark.parametrize("stored", ["ModernBertModel", MASKED])
 @pytest.mark.parametrize("architecture", NEW_HEADS)
-def test_a_head_that_the_checkpoint_lacks_is_new_with_a_warning(tmp_path, caplog, architecture, stored):
+def test_a_head_that_the_checkpoint_lacks_is_new_with_a_warning(
+    tmp_path, caplog, architecture, stored
+):
     """The encoder is the checkpoint's, of a masked language model the prediction head too; the classifier is random."""
     theirs = write_checkpoint(tmp_path, architecture=stored)
     count = {} if architecture.endswith(("Choice", "Answering")) else {"num_labels": 3}
@@ -144,7 +179,9 @@ def test_nothing_is_said_where_nothing_is_new(tmp_path, caplog):
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-@pytest.mark.parametrize("lost", ["model.embeddings.tok_embeddings.weight", "model.layers.2.mlp.Wo.weight"])
+@pytest.mark.parametrize(
+    "lost", ["model.embeddings.tok_embeddings.weight", "model.layers.2.mlp.Wo.weight"]
+)
 def test_a_missing_weight_of_the_encoder_is_an_error(tmp_path, lost):
     write_checkpoint(tmp_path, architecture=MASKED)
     weights = load_file(tmp_path / "model.safetensors")
@@ -160,7 +197,11 @@ def test_a_missing_weight_of_the_encoder_is_an_error(tmp_path, lost):
         {"num_labels": 4},
         {"num_labels": 4, "problem_type": "multi_label_classification"},
         {"id2label": {0: "a", 1: "b", 2: "c"}},
-        {"num_labels": 3, "id2label": {0: "a", 1: "b", 2: "c"}, "label2id": {"a": 0, "b": 1, "c": 2}},
+        {
+            "num_labels": 3,
+            "id2label": {0: "a", 1: "b", 2: "c"},
+            "label2id": {"a": 0, "b": 1, "c": 2},
+        },
         {"label2id": {"a": 0, "b": 1, "c": 2}},
         {"classifier_dropout": 0.25, "classifier_pooling": "mean", "attention_dropout": 0.1},
         {"local_attention": 64, "output_hidden_states": True},
@@ -177,9 +218,15 @@ def test_overrides(tmp_path, overrides):
     assert ours.classifier.out_features == ours.config.num_labels == len(ours.config.id2label)
     assert ours.drop.p == overrides.get("classifier_dropout", 0.0)
     ours.save_pretrained(tmp_path / "saved")
-    assert ModernBertForSequenceClassification.from_pretrained(tmp_path / "saved").config == ours.config
+    assert (
+        ModernBertForSequenceClassification.from_pretrained(tmp_path / "saved").config
+        == ours.config
+    )
     theirs = transformers.ModernBertForSequenceClassification.from_pretrained(tmp_path / "saved")
-    assert (theirs.config.id2label, theirs.config.label2id) == (ours.config.id2label, ours.config.label2id)
+    assert (theirs.config.id2label, theirs.config.label2id) == (
+        ours.config.id2label,
+        ours.config.label2id,
+    )
     with torch.no_grad():
         inputs = inputs_of(CLASSIFIER)
         assert relative_error(ours(**inputs).logits, theirs(**inputs).logits) < 2e-5
@@ -194,9 +241,13 @@ def test_labels_stay_where_their_number_does(tmp_path):
 def test_overrides_that_do_not_fit_are_errors(tmp_path):
     write_checkpoint(tmp_path, num_labels=3)
     load = ModernBertForSequenceClassification.from_pretrained
-    with pytest.raises(ValueError, match="torch_dtype, window: neither an option of from_pretrained nor a field"):
+    with pytest.raises(
+        ValueError, match="torch_dtype, window: neither an option of from_pretrained nor a field"
+    ):
         load(tmp_path, window=3, torch_dtype="float16")
-    with pytest.raises(CheckpointError, match=r"classifier.weight has shape \[3, 64\], not \[5, 64\]"):
+    with pytest.raises(
+        CheckpointError, match=r"classifier.weight has shape \[3, 64\], not \[5, 64\]"
+    ):
         load(tmp_path, num_labels=5)
     with pytest.raises(ValueError, match="problem_type is 'ranking'"):
         load(tmp_path, problem_type="ranking")
@@ -231,7 +282,9 @@ def test_a_tied_decoder_that_is_stored_too_is_left_out(tmp_path):
 def test_a_trained_model_goes_round(tmp_path):
     """Made here, saved, and loaded there and here."""
     torch.manual_seed(0)
-    model = ModernBertForSequenceClassification(ModernBertConfig(**TINY, num_labels=3, classifier_bias=True)).eval()
+    model = ModernBertForSequenceClassification(
+        ModernBertConfig(**TINY, num_labels=3, classifier_bias=True)
+    ).eval()
     model.save_pretrained(str(tmp_path))
     theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path)
     again = ModernBertForSequenceClassification.from_pretrained(str(tmp_path))

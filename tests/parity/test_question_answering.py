@@ -20,7 +20,9 @@ def pipe():
     return pipeline("question-answering", str(FOLDER), dtype="float32")
 
 
-@pytest.mark.parametrize("recorded", RECORD["answers"], ids=lambda recorded: str(recorded["options"]))
+@pytest.mark.parametrize(
+    "recorded", RECORD["answers"], ids=lambda recorded: str(recorded["options"])
+)
 def test_spans_and_scores(pipe, recorded):
     """Within 1e-5: scores are sums of products of two float32 softmaxes."""
     assert RECORD["transformers"] == "4.57.6"
@@ -33,4 +35,6 @@ def test_shapes_of_inputs(pipe):
     want = pipe(question=question, context=context)
     pair = {"question": question, "context": context}
     assert pipe(pair) == pipe([pair]) == pipe(question=[question], context=[context]) == want
-    assert pipe([pair, pair]) == pipe(question=[question, question], context=context) == [want, want]
+    assert (
+        pipe([pair, pair]) == pipe(question=[question, question], context=context) == [want, want]
+    )

@@ -96,7 +96,7 @@ labels = torch.sum(
     torch.nn.functional.one_hot(predicted_class_ids[None, :].clone(), num_classes=num_labels), dim=1
 ).to(torch.float)
 loss = model(**inputs, labels=labels).loss
-"""  # noqa: E501
+"""
 
 TOKENS = """
 from transformers import AutoTokenizer, ModernBertForTokenClassification
@@ -170,7 +170,9 @@ EXAMPLES = {
     "ModernBertForTokenClassification": TOKENS,
     "ModernBertForQuestionAnswering": QUESTION_ANSWERING,
 }
-OURS = {"from transformers import AutoTokenizer, ": "from modernbert import Tokenizer as AutoTokenizer, "}
+OURS = {
+    "from transformers import AutoTokenizer, ": "from modernbert import Tokenizer as AutoTokenizer, "
+}
 THEIR_TOKENIZER = {
     "from transformers import AutoTokenizer, ": "from transformers import AutoTokenizer\nfrom modernbert import "
 }
@@ -209,7 +211,9 @@ def tensors(variables: dict[str, Any]) -> dict[str, torch.Tensor]:
     return found
 
 
-@pytest.mark.parametrize("imports", [OURS, THEIR_TOKENIZER], ids=["our tokenizer", "transformers' tokenizer"])
+@pytest.mark.parametrize(
+    "imports", [OURS, THEIR_TOKENIZER], ids=["our tokenizer", "transformers' tokenizer"]
+)
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_example(folders, name, imports):
     """On a masked language model, as the reference's checkpoint is one: new heads train, so the loss has a gradient."""
@@ -220,7 +224,9 @@ def test_example(folders, name, imports):
     assert loss is None or loss.requires_grad
 
 
-@pytest.mark.parametrize("imports", [OURS, THEIR_TOKENIZER], ids=["our tokenizer", "transformers' tokenizer"])
+@pytest.mark.parametrize(
+    "imports", [OURS, THEIR_TOKENIZER], ids=["our tokenizer", "transformers' tokenizer"]
+)
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_example_computes_what_transformers_computes(folders, name, imports):
     folder = folders[name.split(",")[0]]

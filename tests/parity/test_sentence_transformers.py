@@ -40,7 +40,9 @@ def encoder(tmp_path_factory):
 def both(encoder, tmp_path):
     """Theirs and ours for a stack of modules, read from the folder that theirs wrote."""
 
-    def make(pooling="mean", dense=(), normalize=False, include_prompt=True, norms=False, **options):
+    def make(
+        pooling="mean", dense=(), normalize=False, include_prompt=True, norms=False, **options
+    ):
         torch.manual_seed(0)
         transformer = Transformer(str(encoder))
         transformer.max_seq_length = 128
@@ -56,7 +58,9 @@ def both(encoder, tmp_path):
                 modules += [norm, Normalize()]
         modules += [Normalize()] if normalize else []
         SentenceTransformer(modules=modules, device="cpu", **options).save(str(tmp_path))
-        return SentenceTransformer(str(tmp_path), device="cpu"), pipeline("sentence-embedding", str(tmp_path))
+        return SentenceTransformer(str(tmp_path), device="cpu"), pipeline(
+            "sentence-embedding", str(tmp_path)
+        )
 
     return make
 
@@ -70,8 +74,14 @@ STACKS = {
     "mean_sqrt_len_tokens": {"pooling": "mean_sqrt_len_tokens"},
     "two poolings": {"pooling": ("cls", "max"), "normalize": True},
     "dense": {"dense": [(32, torch.nn.Tanh())]},
-    "two dense, normalised": {"dense": [(48, torch.nn.GELU()), (16, torch.nn.Identity())], "normalize": True},
-    "norms between layers": {"dense": [(48, torch.nn.GELU()), (16, torch.nn.Tanh())], "norms": True},
+    "two dense, normalised": {
+        "dense": [(48, torch.nn.GELU()), (16, torch.nn.Identity())],
+        "normalize": True,
+    },
+    "norms between layers": {
+        "dense": [(48, torch.nn.GELU()), (16, torch.nn.Tanh())],
+        "norms": True,
+    },
     "two poolings, dense": {"pooling": ("mean", "lasttoken"), "dense": [(24, torch.nn.ReLU())]},
 }
 
@@ -85,11 +95,15 @@ def test_modules(both, stack):
     assert_same(ours(TEXTS, dimensions=8, normalize=True), want)
 
 
-@pytest.mark.parametrize("pooling", ["mean", "cls", "max", "weightedmean", "lasttoken", "mean_sqrt_len_tokens"])
+@pytest.mark.parametrize(
+    "pooling", ["mean", "cls", "max", "weightedmean", "lasttoken", "mean_sqrt_len_tokens"]
+)
 @pytest.mark.parametrize("include_prompt", [True, False])
 def test_prompts(both, pooling, include_prompt):
     prompts = {"query": "the cat: ", "document": ""}
-    theirs, ours = both(pooling, include_prompt=include_prompt, prompts=prompts, default_prompt_name="query")
+    theirs, ours = both(
+        pooling, include_prompt=include_prompt, prompts=prompts, default_prompt_name="query"
+    )
     texts = TEXTS[1:]
     assert_same(ours(texts), theirs.encode(texts))
     assert_same(ours(texts, prompt_name="document"), theirs.encode(texts, prompt_name="document"))
@@ -97,7 +111,10 @@ def test_prompts(both, pooling, include_prompt):
 
 
 def test_a_plain_encoder(encoder):
-    assert_same(pipeline("sentence-embedding", str(encoder))(TEXTS), SentenceTransformer(str(encoder)).encode(TEXTS))
+    assert_same(
+        pipeline("sentence-embedding", str(encoder))(TEXTS),
+        SentenceTransformer(str(encoder)).encode(TEXTS),
+    )
 
 
 FLAGS = {
@@ -117,12 +134,26 @@ def test_files_of_versions_before_6(encoder, tmp_path, flags, lower_case):
     files = {
         "modules.json": [
             {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
-            {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
-            {"idx": 2, "name": "2", "path": "2_Normalize", "type": "sentence_transformers.models.Normalize"},
+            {
+                "idx": 1,
+                "name": "1",
+                "path": "1_Pooling",
+                "type": "sentence_transformers.models.Pooling",
+            },
+            {
+                "idx": 2,
+                "name": "2",
+                "path": "2_Normalize",
+                "type": "sentence_transformers.models.Normalize",
+            },
         ],
         "sentence_bert_config.json": {"max_seq_length": 40, "do_lower_case": lower_case},
-        "config_sentence_transformers.json": {"__version__": {"sentence_transformers": "3.4.1"}, "prompts": {}},
-        "1_Pooling/config.json": {"word_embedding_dimension": 64} | {flag: flag in flags for flag in known},
+        "config_sentence_transformers.json": {
+            "__version__": {"sentence_transformers": "3.4.1"},
+            "prompts": {},
+        },
+        "1_Pooling/config.json": {"word_embedding_dimension": 64}
+        | {flag: flag in flags for flag in known},
     }
     for file in encoder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
@@ -160,29 +191,39 @@ def test_int8(both):
     step = np.abs(want).max(axis=1, keepdims=True) / 127
     assert np.abs(got).max(axis=1).tolist() == [127] * len(TEXTS)
     assert (np.abs(got * step - want) <= 0.501 * step).all()
-    assert ((got * want).sum(1) / np.linalg.norm(got, axis=1) / np.linalg.norm(want, axis=1) >= 0.999).all()
+    assert (
+        (got * want).sum(1) / np.linalg.norm(got, axis=1) / np.linalg.norm(want, axis=1) >= 0.999
+    ).all()
 
 
 def test_a_module_that_is_not_known(both, tmp_path):
     both()
     modules = json.loads((tmp_path / "modules.json").read_text())
-    modules.append({"idx": 2, "name": "2", "path": "2_LSTM", "type": "sentence_transformers.models.LSTM"})
+    modules.append(
+        {"idx": 2, "name": "2", "path": "2_LSTM", "type": "sentence_transformers.models.LSTM"}
+    )
     (tmp_path / "modules.json").write_text(json.dumps(modules))
-    with pytest.raises(CheckpointError, match=r"has a module sentence_transformers\.models\.LSTM; known are"):
+    with pytest.raises(
+        CheckpointError, match=r"has a module sentence_transformers\.models\.LSTM; known are"
+    ):
         pipeline("sentence-embedding", str(tmp_path))
 
 
 SETTINGS = {
     "sigmoid": {},
     "identity": {"sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity"}},
-    "identity, old name": {"sbert_ce_default_activation_function": "torch.nn.modules.linear.Identity"},
+    "identity, old name": {
+        "sbert_ce_default_activation_function": "torch.nn.modules.linear.Identity"
+    },
 }
 
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 def test_cross_encoders(tmp_path, settings):
     """Scores are within 1e-5: float32 of logits of size one."""
-    config = write_task(tmp_path, "ModernBertForSequenceClassification", num_labels=1) / "config.json"
+    config = (
+        write_task(tmp_path, "ModernBertForSequenceClassification", num_labels=1) / "config.json"
+    )
     config.write_text(json.dumps(json.loads(config.read_text()) | settings))
     texts = TEXTS[1:-1]
     want = CrossEncoder(str(tmp_path), device="cpu").predict([("the cat?", text) for text in texts])
@@ -191,7 +232,9 @@ def test_cross_encoders(tmp_path, settings):
     assert [(result["index"], result["text"]) for result in got] == [
         (i, texts[i]) for i in np.argsort(-want, kind="stable")
     ]
-    assert [result["score"] for result in got] == pytest.approx(sorted(want.tolist(), reverse=True), abs=1e-5)
+    assert [result["score"] for result in got] == pytest.approx(
+        sorted(want.tolist(), reverse=True), abs=1e-5
+    )
     assert [result["index"] for result in ours("the cat?", texts, raw_scores=True)] == [
         result["index"] for result in got
     ]
@@ -204,13 +247,18 @@ def cross_encoder(tmp_path):
 
     def make(**arguments):
         CrossEncoder(str(plain), device="cpu", **arguments).save_pretrained(str(tmp_path / "saved"))
-        return CrossEncoder(str(tmp_path / "saved"), device="cpu"), pipeline("rerank", str(tmp_path / "saved"))
+        return CrossEncoder(str(tmp_path / "saved"), device="cpu"), pipeline(
+            "rerank", str(tmp_path / "saved")
+        )
 
     return make
 
 
 def scores(ours, query, texts, **options):
-    return [result["score"] for result in sorted(ours(query, texts, **options), key=lambda result: result["index"])]
+    return [
+        result["score"]
+        for result in sorted(ours(query, texts, **options), key=lambda result: result["index"])
+    ]
 
 
 @pytest.mark.parametrize("activation", [torch.nn.Identity(), torch.nn.Sigmoid()], ids=str)
@@ -218,8 +266,12 @@ def test_the_activation_of_a_cross_encoder(cross_encoder, activation):
     theirs, ours = cross_encoder(activation_fn=activation)
     want = theirs.predict([("the cat?", text) for text in TEXTS])
     assert scores(ours, "the cat?", TEXTS) == pytest.approx(want.tolist(), rel=1e-5, abs=1e-5)
-    logits = theirs.predict([("the cat?", text) for text in TEXTS], activation_fn=torch.nn.Identity())
-    assert scores(ours, "the cat?", TEXTS, raw_scores=True) == pytest.approx(logits.tolist(), rel=1e-5, abs=1e-5)
+    logits = theirs.predict(
+        [("the cat?", text) for text in TEXTS], activation_fn=torch.nn.Identity()
+    )
+    assert scores(ours, "the cat?", TEXTS, raw_scores=True) == pytest.approx(
+        logits.tolist(), rel=1e-5, abs=1e-5
+    )
 
 
 def test_the_activation_beside_modules_wins_over_config_json(cross_encoder, tmp_path):
@@ -227,7 +279,9 @@ def test_the_activation_beside_modules_wins_over_config_json(cross_encoder, tmp_
     config = tmp_path / "saved" / "config.json"
     old = {"sbert_ce_default_activation_function": "torch.nn.modules.activation.Sigmoid"}
     config.write_text(json.dumps(json.loads(config.read_text()) | old))
-    want = CrossEncoder(str(tmp_path / "saved"), device="cpu").predict([("the", text) for text in TEXTS])
+    want = CrossEncoder(str(tmp_path / "saved"), device="cpu").predict(
+        [("the", text) for text in TEXTS]
+    )
     got = scores(pipeline("rerank", str(tmp_path / "saved")), "the", TEXTS)
     assert got == pytest.approx(want.tolist(), rel=1e-5, abs=1e-5)
     assert max(map(abs, got)) > 1  # no sigmoids
@@ -235,27 +289,38 @@ def test_the_activation_beside_modules_wins_over_config_json(cross_encoder, tmp_
 
 @pytest.mark.parametrize("activation", [torch.nn.Tanh(), torch.nn.ReLU()], ids=str)
 def test_another_activation_is_refused_unless_scores_are_asked_for(cross_encoder, activation):
-    with pytest.raises(ValueError, match=r"activation_fn torch\.nn\.modules\.activation\.\w+ of the checkpoint is not"):
+    with pytest.raises(
+        ValueError,
+        match=r"activation_fn torch\.nn\.modules\.activation\.\w+ of the checkpoint is not",
+    ):
         cross_encoder(activation_fn=activation)
 
 
 def test_the_prompts_of_a_cross_encoder(cross_encoder):
     """A prompt is put before the query, not before the passage."""
-    theirs, ours = cross_encoder(prompts={"query": "the mat: ", "other": "sat é "}, default_prompt_name="query")
+    theirs, ours = cross_encoder(
+        prompts={"query": "the mat: ", "other": "sat é "}, default_prompt_name="query"
+    )
     pairs = [("the cat?", text) for text in TEXTS]
-    assert scores(ours, "the cat?", TEXTS) == pytest.approx(theirs.predict(pairs).tolist(), abs=1e-5)
+    assert scores(ours, "the cat?", TEXTS) == pytest.approx(
+        theirs.predict(pairs).tolist(), abs=1e-5
+    )
     for options in ({"prompt_name": "other"}, {"prompt": "a b c"}, {"prompt": ""}):
         want = theirs.predict(pairs, **options).tolist()
         assert scores(ours, "the cat?", TEXTS, **options) == pytest.approx(want, abs=1e-5)
         assert want != pytest.approx(theirs.predict(pairs).tolist(), abs=1e-3)
-    with pytest.raises(ValueError, match="prompt_name 'third' is unknown; this model has other, query"):
+    with pytest.raises(
+        ValueError, match="prompt_name 'third' is unknown; this model has other, query"
+    ):
         ours("the cat?", TEXTS, prompt_name="third")
 
 
 @pytest.mark.parametrize("labels", [1, 3])
 @pytest.mark.parametrize("activation", [torch.nn.Sigmoid(), torch.nn.Softmax(dim=-1)], ids=str)
 def test_classify_follows_the_activation_of_a_cross_encoder(tmp_path, labels, activation):
-    folder = write_task(tmp_path / "plain", "ModernBertForSequenceClassification", num_labels=labels)
+    folder = write_task(
+        tmp_path / "plain", "ModernBertForSequenceClassification", num_labels=labels
+    )
     CrossEncoder(str(folder), device="cpu").save_pretrained(str(tmp_path / "saved"))
     file = tmp_path / "saved" / "config_sentence_transformers.json"
     name = f"torch.nn.modules.activation.{type(activation).__name__}"
@@ -311,10 +376,18 @@ def test_rerankers_of_modules(encoder, tmp_path, pooling, activation):
         Transformer(str(encoder)), Pooling(64, pooling), Dense(64, 64, bias=False, activation_function=torch.nn.GELU()),
         norm, Dense(64, 1, activation_function=torch.nn.Identity(), module_output_name="scores"),
     ]  # fmt: skip
-    options = {"activation_fn": activation, "prompts": {"query": "the mat: "}, "default_prompt_name": "query"}
+    options = {
+        "activation_fn": activation,
+        "prompts": {"query": "the mat: "},
+        "default_prompt_name": "query",
+    }
     CrossEncoder(modules=modules, device="cpu", **options).save_pretrained(str(tmp_path))
     theirs, ours = CrossEncoder(str(tmp_path), device="cpu"), pipeline("rerank", str(tmp_path))
     want = theirs.predict([("the cat?", text) for text in TEXTS])
     assert scores(ours, "the cat?", TEXTS) == pytest.approx(want.tolist(), rel=1e-5, abs=1e-5)
-    logits = theirs.predict([("the cat?", text) for text in TEXTS], activation_fn=torch.nn.Identity())
-    assert scores(ours, "the cat?", TEXTS, raw_scores=True) == pytest.approx(logits.tolist(), rel=1e-5, abs=1e-5)
+    logits = theirs.predict(
+        [("the cat?", text) for text in TEXTS], activation_fn=torch.nn.Identity()
+    )
+    assert scores(ours, "the cat?", TEXTS, raw_scores=True) == pytest.approx(
+        logits.tolist(), rel=1e-5, abs=1e-5
+    )

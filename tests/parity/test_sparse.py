@@ -36,7 +36,9 @@ def dense(answers, size):
 
 def assert_same(ours, want):
     # A small weight is the rest of a sum of large terms: its rounding is that of the largest weight, about 5 here.
-    np.testing.assert_allclose(dense(ours, want.shape[1]), want, rtol=1e-5, atol=1e-5 * float(want.max()))
+    np.testing.assert_allclose(
+        dense(ours, want.shape[1]), want, rtol=1e-5, atol=1e-5 * float(want.max())
+    )
 
 
 @pytest.fixture(scope="module")
@@ -54,11 +56,19 @@ def both(masked, tmp_path):
             transformer.max_seq_length = max_length
         modules = [transformer, SpladePooling(strategy, activation_function=activation)]
         if static:
-            weights = torch.rand(len(transformer.tokenizer.get_vocab()), generator=torch.Generator().manual_seed(1))
+            weights = torch.rand(
+                len(transformer.tokenizer.get_vocab()), generator=torch.Generator().manual_seed(1)
+            )
             weights[::3] = 0
-            modules = [Router.for_query_document([SparseStaticEmbedding(transformer.tokenizer, weights)], modules)]
+            modules = [
+                Router.for_query_document(
+                    [SparseStaticEmbedding(transformer.tokenizer, weights)], modules
+                )
+            ]
         SparseEncoder(modules=modules, device="cpu", **options).save(str(tmp_path))
-        return SparseEncoder(str(tmp_path), device="cpu"), pipeline("sparse-embedding", str(tmp_path))
+        return SparseEncoder(str(tmp_path), device="cpu"), pipeline(
+            "sparse-embedding", str(tmp_path)
+        )
 
     return make
 
@@ -75,7 +85,11 @@ def test_pooling_and_activation(both, strategy, activation):
 
 
 def test_a_masked_language_model_without_modules(masked):
-    want = SparseEncoder(str(masked), device="cpu").encode(TEXTS, convert_to_sparse_tensor=False).numpy()
+    want = (
+        SparseEncoder(str(masked), device="cpu")
+        .encode(TEXTS, convert_to_sparse_tensor=False)
+        .numpy()
+    )
     assert_same(pipeline("sparse-embedding", str(masked))(TEXTS), want)
 
 
@@ -95,14 +109,19 @@ def test_prompts(both):
     for want, options in (
         (theirs.encode_document(TEXTS, convert_to_sparse_tensor=False), {}),
         (theirs.encode_query(TEXTS, convert_to_sparse_tensor=False), {"as_query": True}),
-        (theirs.encode(TEXTS, prompt_name="other", convert_to_sparse_tensor=False), {"prompt_name": "other"}),
+        (
+            theirs.encode(TEXTS, prompt_name="other", convert_to_sparse_tensor=False),
+            {"prompt_name": "other"},
+        ),
         (theirs.encode(TEXTS, prompt="", convert_to_sparse_tensor=False), {"prompt": ""}),
     ):
         assert_same(ours(TEXTS, **options), want.numpy())
 
 
 def test_queries_without_inference(both):
-    theirs, ours = both(static=True, activation="log1p_relu", prompts={"query": "the cat: ", "document": ""})
+    theirs, ours = both(
+        static=True, activation="log1p_relu", prompts={"query": "the cat: ", "document": ""}
+    )
     assert_same(ours(TEXTS), theirs.encode_document(TEXTS, convert_to_sparse_tensor=False).numpy())
     want = theirs.encode_query(["", *TEXTS], convert_to_sparse_tensor=False).numpy()
     assert_same(ours(["", *TEXTS], as_query=True), want)
@@ -139,7 +158,9 @@ def test_no_matrix_of_tokens_and_vocabulary_is_held(both, monkeypatch):
     _, ours = both()
     rows = []
     decode = OurEncoder._scores
-    monkeypatch.setattr(OurEncoder, "_scores", lambda self, x: rows.append(len(x)) or decode(self, x))
+    monkeypatch.setattr(
+        OurEncoder, "_scores", lambda self, x: rows.append(len(x)) or decode(self, x)
+    )
     ours(TEXTS)
     assert max(rows) == 128 < sum(rows)
 
@@ -147,10 +168,15 @@ def test_no_matrix_of_tokens_and_vocabulary_is_held(both, monkeypatch):
 def test_checkpoints_of_another_kind_are_refused(both, tmp_path):
     both()
     (tmp_path / "1_SpladePooling" / "config.json").write_text('{"pooling_strategy": "mean"}')
-    with pytest.raises(CheckpointError, match="has mean of relu; known are max, sum of relu, log1p_relu"):
+    with pytest.raises(
+        CheckpointError, match="has mean of relu; known are max, sum of relu, log1p_relu"
+    ):
         SparseConfig.from_folder(tmp_path)
     (tmp_path / "1_SpladePooling" / "config.json").write_text('{"idf": 1}')
     with pytest.raises(CheckpointError, match="has idf: unknown settings"):
         SparseConfig.from_folder(tmp_path)
-    with pytest.raises(CheckpointError, match="model_type SparseEncoder: it gives weights of tokens, which is for spa"):
+    with pytest.raises(
+        CheckpointError,
+        match="model_type SparseEncoder: it gives weights of tokens, which is for spa",
+    ):
         pipeline("sentence-embedding", str(tmp_path))

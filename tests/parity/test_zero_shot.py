@@ -45,8 +45,16 @@ def test_results(both, kind, options):
     theirs, ours = both(kind)
     texts = ["a", "[SEP] in the [MASK] text [CLS]", *random_texts(31, 6, 1, 80)]
     # str.format, which theirs calls, has an argument for each {}.
-    given = {name: value.replace("{}", "{0}") if isinstance(value, str) else value for name, value in options.items()}
-    for inputs, labels in ((texts, LABELS), (texts[0], "cat, the mat"), (texts[:1], "cat"), (texts[2:4], ["b", "c"])):
+    given = {
+        name: value.replace("{}", "{0}") if isinstance(value, str) else value
+        for name, value in options.items()
+    }
+    for inputs, labels in (
+        (texts, LABELS),
+        (texts[0], "cat, the mat"),
+        (texts[:1], "cat"),
+        (texts[2:4], ["b", "c"]),
+    ):
         with warnings.catch_warnings(action="ignore"):
             want = theirs(inputs, labels, **given)
         assert_close(ours(inputs, labels, **options), want)
@@ -83,18 +91,27 @@ def test_windows(both, merge, multi_label, side):
          "stride": 10}
     )  # fmt: skip
     windows = task.encode(tokenizer, ["the cat", text])
-    hypotheses = [tokenizer.encode([f"This example is {label}."]).input_ids[1:-1].tolist() for label in labels]
+    hypotheses = [
+        tokenizer.encode([f"This example is {label}."]).input_ids[1:-1].tolist() for label in labels
+    ]
     assert windows.document.tolist() == [0] * 2 + [1] * (len(windows.document) - 2)
     assert windows.n_tokens[1] == len(tokenizer.encode([text]).input_ids) + 1
     assert not windows.truncated.any()
     rows = [ids.tolist() for ids in np.split(windows.input_ids, windows.cu_seqlens[1:-1])]
-    of_label = [[i for i, row in enumerate(rows) if i > 1 and row[-1 - len(h) : -1] == h] for h in hypotheses]
+    of_label = [
+        [i for i, row in enumerate(rows) if i > 1 and row[-1 - len(h) : -1] == h]
+        for h in hypotheses
+    ]
     assert of_label[0] + of_label[1] == list(range(2, len(rows)))
     predictions = ours.predictor.predict(windows.input_ids, windows.cu_seqlens, task=task)
     logits = predictions.values[:, 2] - (predictions.values[:, 0] if multi_label else 0)
     merged = [logits[some].max() if merge == "max" else logits[some].mean() for some in of_label]
-    outputs = ModelOutputs(["the cat", text], windows, predictions.values, predictions.splits, tokenizer)
-    scores = dict(zip(*[task.results(outputs)[1][name] for name in ("labels", "scores")], strict=True))
+    outputs = ModelOutputs(
+        ["the cat", text], windows, predictions.values, predictions.splits, tokenizer
+    )
+    scores = dict(
+        zip(*[task.results(outputs)[1][name] for name in ("labels", "scores")], strict=True)
+    )
     if multi_label:
         want = [1 / (1 + 2.718281828459045 ** -float(logit)) for logit in merged]
     else:
@@ -109,7 +126,9 @@ def test_top_k_threshold_and_labels_of_a_document(both):
     best = ours("the cat", LABELS, multi_label=True, top_k=2)
     assert (best["labels"], best["scores"]) == (every["labels"][:2], every["scores"][:2])
     middle = every["scores"][3]
-    assert ours("the cat", LABELS, multi_label=True, threshold=middle)["labels"] == every["labels"][:4]
+    assert (
+        ours("the cat", LABELS, multi_label=True, threshold=middle)["labels"] == every["labels"][:4]
+    )
     own = ours([("the cat", "cat, the mat"), ("a", "b\na, b")])
     assert own[0] == ours("the cat", ["cat", "the mat"])
     assert own[1] == ours("a", ["b", "a, b"])
@@ -122,8 +141,14 @@ MISTAKES = {
         {"candidate_labels": "a", "hypothesis_template": "it is"},
         "hypothesis_template .* must have {} where",
     ),
-    "braces": ({"candidate_labels": "a", "hypothesis_template": "{} {:9}"}, "hypothesis_template .* no other braces"),
-    "long": ({"candidate_labels": "a " * 90, "max_length": 64}, "input 0: too long: its second text leaves 0 of 64"),
+    "braces": (
+        {"candidate_labels": "a", "hypothesis_template": "{} {:9}"},
+        "hypothesis_template .* no other braces",
+    ),
+    "long": (
+        {"candidate_labels": "a " * 90, "max_length": 64},
+        "input 0: too long: its second text leaves 0 of 64",
+    ),
 }
 
 

@@ -22,7 +22,15 @@ BF16, FP8, FP32, INT32 = "*bf16", "*fp8e4nv", "*fp32", "*i32"
 ROTATE = {"qkv": BF16, "cos": FP32, "sin": FP32, "positions": INT32, "tokens": "i32"}
 GEGLU = {"y": BF16, "out": BF16, "tokens": "i32"}
 POOL = {"x": BF16, "starts": INT32, "out": FP32, "skip": "i32"}
-NORM8 = {"x": BF16, "weight": BF16, "bias": BF16, "out": FP8, "scales": FP32, "tokens": "i32", "eps": "fp32"}
+NORM8 = {
+    "x": BF16,
+    "weight": BF16,
+    "bias": BF16,
+    "out": FP8,
+    "scales": FP32,
+    "tokens": "i32",
+    "eps": "fp32",
+}
 GEGLU8 = {"y": BF16, "out": FP8, "scales": FP32}
 B8 = {"BLOCK_T": 8, "BLOCK_N": 8, "BLOCK_H": 32}
 CASES = {
@@ -42,7 +50,9 @@ def machine_code(kernel, signature: dict[str, str], constants: dict) -> dict[str
     """Compile a kernel as it is launched, with aligned pointers, and count in its machine code."""
     names = kernel.arg_names
     aligned = {
-        (i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if signature.get(name, "").startswith("*")
+        (i,): [["tt.divisibility", 16]]
+        for i, name in enumerate(names)
+        if signature.get(name, "").startswith("*")
     }
     source = ASTSource(
         fn=kernel,
@@ -55,10 +65,14 @@ def machine_code(kernel, signature: dict[str, str], constants: dict) -> dict[str
         file.write(compiled.asm["cubin"])
         file.flush()
         usage, code = (
-            subprocess.run([CUOBJDUMP, option, file.name], capture_output=True, text=True, check=True).stdout
+            subprocess.run(
+                [CUOBJDUMP, option, file.name], capture_output=True, text=True, check=True
+            ).stdout
             for option in ("-res-usage", "-sass")
         )
-    counts = {name.lower(): int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
+    counts = {
+        name.lower(): int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)
+    }
     loads, stores = re.findall(r"LDG\.(\S+)", code), re.findall(r"STG\.(\S+)", code)
     return counts | {
         "spills": len(re.findall(r"\b(?:LDL|STL)\b", code)),

@@ -33,9 +33,14 @@ def at(starts, ends, null=-20.0, windows_null=()):
 
     def answer(windows):
         logits = np.full((len(windows.input_ids), 2), -20.0)
-        logits[windows.cu_seqlens[:-1]] = np.array([windows_null or [null] * len(windows.document)]).T
+        logits[windows.cu_seqlens[:-1]] = np.array(
+            [windows_null or [null] * len(windows.document)]
+        ).T
         for t in np.flatnonzero(windows.sequence_ids == 1):
-            logits[t] = starts.get(int(windows.offsets[t, 0]), -20), ends.get(int(windows.offsets[t, 1]), -20)
+            logits[t] = (
+                starts.get(int(windows.offsets[t, 0]), -20),
+                ends.get(int(windows.offsets[t, 1]), -20),
+            )
         return logits
 
     return answer
@@ -76,7 +81,11 @@ def test_no_answer_competes_where_it_may(tokenizer, null):
     row, result = answers(tokenizer, logits, no_answer=True, top_k=100, **PLAIN)
     assert row["answer"] == ("" if null > 0 else "fgij")
     empty = next(span for span in result if not span["answer"])
-    assert (empty["start"], empty["end"], empty["score"]) == (0, 0, pytest.approx(row["no_answer_score"]))
+    assert (empty["start"], empty["end"], empty["score"]) == (
+        0,
+        0,
+        pytest.approx(row["no_answer_score"]),
+    )
 
 
 def test_no_answer_scores_as_in_the_window_that_denies_it_most(tokenizer):
@@ -100,7 +109,9 @@ def test_n_best_spans(tokenizer):
 
 
 def test_equal_texts_count_as_one_answer_at_the_first_place(tokenizer):
-    row, result = answers(tokenizer, at({0: 5, 4: 5}, {1: 5, 5: 5}), "bdfgBdfg", top_k=2, max_answer_length=1, **PLAIN)
+    row, result = answers(
+        tokenizer, at({0: 5, 4: 5}, {1: 5, 5: 5}), "bdfgBdfg", top_k=2, max_answer_length=1, **PLAIN
+    )
     assert (row["answer"], row["start"], row["score"]) == ("b", 0, pytest.approx(0.5, rel=1e-3))
     assert result["answer"] == "b"
 
@@ -117,7 +128,9 @@ def test_an_answer_is_where_it_says(tokenizer, align):
     outputs = task(top_k=8, no_answer=True, align_to_words=align, max_length=64, stride=16)
     dice = np.random.default_rng(0)
     pairs = [("the?", context) for context in contexts]
-    prediction = said(outputs, tokenizer, pairs, lambda windows: dice.normal(size=(len(windows.input_ids), 2)))
+    prediction = said(
+        outputs, tokenizer, pairs, lambda windows: dice.normal(size=(len(windows.input_ids), 2))
+    )
     for context, row in zip(contexts, outputs.decode(prediction).to_pylist(), strict=True):
         assert row["answers"]
         for span in row["answers"]:
@@ -126,15 +139,23 @@ def test_an_answer_is_where_it_says(tokenizer, align):
 
 @pytest.mark.parametrize(
     ("question", "context", "reason"),
-    [("the cat?", "the cat", "context is shorter than the question"), ("cat", "the", None), ("a", "the cat", None)],
+    [
+        ("the cat?", "the cat", "context is shorter than the question"),
+        ("cat", "the", None),
+        ("a", "the cat", None),
+    ],
 )
 def test_a_context_shorter_than_its_question_is_rejected(question, context, reason):
     assert task().reject((question, context)) == reason
 
 
 def test_a_question_that_fills_a_window(tokenizer):
-    windows = task(max_length=40, stride=8).encode(tokenizer, [("the " * 30, "cat " * 60), ("the", "cat")])
-    assert windows.rejected == {0: "too long for overlapping windows: its first text has 31 tokens, and 8 are shared"}
+    windows = task(max_length=40, stride=8).encode(
+        tokenizer, [("the " * 30, "cat " * 60), ("the", "cat")]
+    )
+    assert windows.rejected == {
+        0: "too long for overlapping windows: its first text has 31 tokens, and 8 are shared"
+    }
 
 
 def test_the_usual_windows():

@@ -26,15 +26,25 @@ T0 = 1_790_000_000.0
 SEEDS = range(200)
 
 
-def attempt(started: float, run: str | None, outcome: str | None = "complete", seconds: float | None = 60.0) -> Attempt:
-    at = datetime.fromtimestamp(started, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+def attempt(
+    started: float, run: str | None, outcome: str | None = "complete", seconds: float | None = 60.0
+) -> Attempt:
+    at = (
+        datetime.fromtimestamp(started, UTC)
+        .isoformat(timespec="milliseconds")
+        .replace("+00:00", "Z")
+    )
     return Attempt(at, seconds, outcome, 0, 0, "host", "cpu", 4096, {}, run)
 
 
 def shard(number: int, run: str | None, committed_at: float | None) -> dict:
-    return {"name": f"s-{number}", "rows": 10 + number, "labelled": 10, "tokens": 100, "run": run} | {
-        "committed_at": committed_at
-    }
+    return {
+        "name": f"s-{number}",
+        "rows": 10 + number,
+        "labelled": 10,
+        "tokens": 100,
+        "run": run,
+    } | {"committed_at": committed_at}
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -43,12 +53,15 @@ def test_shards_count_for_their_run_whatever_the_clocks_say(seed):
     dice = random.Random(seed)
     nights = dice.randrange(1, 6)
     attempts = [
-        attempt(T0 + dice.uniform(-1, 1) * 86_400, f"run-{n}", seconds=dice.choice([None, 60.0])) for n in range(nights)
+        attempt(T0 + dice.uniform(-1, 1) * 86_400, f"run-{n}", seconds=dice.choice([None, 60.0]))
+        for n in range(nights)
     ]
     stats, rows = [], Counter()
     for number in range(dice.randrange(1, 40)):
         night = dice.randrange(nights)
-        stats.append(shard(number, f"run-{night}", dice.choice([None, T0 + dice.uniform(-1, 1) * 1e5])))
+        stats.append(
+            shard(number, f"run-{night}", dice.choice([None, T0 + dice.uniform(-1, 1) * 1e5]))
+        )
         rows[night] += stats[-1]["rows"]
     known = [asdict(each) for each in attempts]
     assert {each["attempt"]: each["rows"] for each in _by_attempt(table(stats), known)} == rows
@@ -86,17 +99,30 @@ def test_a_part_that_no_run_knows_is_of_one_since_the_last_that_ended():
         attempt(T0 + 300, "d", None),
     ]
     record.attempts.append(attempt(T0 + 400, "e", None))  # under way
-    times = {T0 - 9e9: "b", T0 + 150: "b", T0 + 250: "c", T0 + 350: "d", T0 + 450: "e", T0 + 9e9: "e"}
+    times = {
+        T0 - 9e9: "b",
+        T0 + 150: "b",
+        T0 + 250: "c",
+        T0 + 350: "d",
+        T0 + 450: "e",
+        T0 + 9e9: "e",
+    }
     assert {time: record.run_at(time) for time in times} == times
     record.attempts = [attempt(T0, None, None)]  # of an earlier version
     assert record.run_at(T0) is None
 
 
-def test_a_stopped_attempt_counts_the_parts_of_which_the_driver_has_not_heard(tmp_path, checkpoint, monkeypatch):
+def test_a_stopped_attempt_counts_the_parts_of_which_the_driver_has_not_heard(
+    tmp_path, checkpoint, monkeypatch
+):
     """A commit may be written while its receipt is still under way; the next attempt counts its own rows alone."""
     texts = pa.table({"id": range(640), "text": ["the cat"] * 640})
     pq.write_table(texts, tmp_path / "in.parquet", row_group_size=64)
-    call = {"input": str(tmp_path / "in.parquet"), "output": str(tmp_path / "out"), "model": str(checkpoint)}
+    call = {
+        "input": str(tmp_path / "in.parquet"),
+        "output": str(tmp_path / "out"),
+        "model": str(checkpoint),
+    }
 
     written = []
 
@@ -119,6 +145,12 @@ def test_a_stopped_attempt_counts_the_parts_of_which_the_driver_has_not_heard(tm
     attempts = json.loads((tmp_path / "out" / "_run.json").read_text())["attempts"]
     assert len(written) > 1
     rows = sum(written)
-    assert [(each["outcome"], each["rows"]) for each in attempts] == [("stopped", rows), ("complete", 640 - rows)]
+    assert [(each["outcome"], each["rows"]) for each in attempts] == [
+        ("stopped", rows),
+        ("complete", 640 - rows),
+    ]
     stats = pa.ipc.open_file(tmp_path / "out" / "_shards.arrow").read_all()
-    assert Counter(stats["run"].to_pylist()) == {attempts[0]["run"]: len(written), attempts[1]["run"]: 1}
+    assert Counter(stats["run"].to_pylist()) == {
+        attempts[0]["run"]: len(written),
+        attempts[1]["run"]: 1,
+    }

@@ -36,9 +36,15 @@ def test_equals_the_plain_formula(window, backend, head_dim):
     want = plain(q, k, v, LENGTHS, window)
     with torch.no_grad():
         got = varlen_attention(q, k, v, starts, LENGTHS, window, backend=backend)
-        half = varlen_attention(*(x.bfloat16() for x in (q, k, v)), starts, LENGTHS, window, backend=backend)
-    torch.testing.assert_close(got.double(), want, atol=1e-5, rtol=1e-5)  # fp32 rounding of sums of 1000 terms
-    assert relative_error(half.double(), want) < 2e-2  # bf16: 8 bits of mantissa, in inputs, scores and weights
+        half = varlen_attention(
+            *(x.bfloat16() for x in (q, k, v)), starts, LENGTHS, window, backend=backend
+        )
+    torch.testing.assert_close(
+        got.double(), want, atol=1e-5, rtol=1e-5
+    )  # fp32 rounding of sums of 1000 terms
+    assert (
+        relative_error(half.double(), want) < 2e-2
+    )  # bf16: 8 bits of mantissa, in inputs, scores and weights
 
 
 def test_gradients_of_tiles_are_finite_and_right():
@@ -46,7 +52,9 @@ def test_gradients_of_tiles_are_finite_and_right():
     q, k, v = (torch.randn(300, 1, 32, requires_grad=True) for _ in range(3))
     starts = torch.tensor([0, 300], dtype=torch.int32)
     weights = torch.randn(300, 1, 32)
-    got = torch.autograd.grad((varlen_attention(q, k, v, starts, (300,), (64, 64)) * weights).sum(), (q, k, v))
+    got = torch.autograd.grad(
+        (varlen_attention(q, k, v, starts, (300,), (64, 64)) * weights).sum(), (q, k, v)
+    )
     want = torch.autograd.grad((plain(q, k, v, [300], (64, 64)).float() * weights).sum(), (q, k, v))
     for g, w in zip(got, want, strict=True):
         torch.testing.assert_close(g, w, atol=1e-5, rtol=1e-4)
@@ -73,7 +81,9 @@ def test_no_temporary_grows_with_the_square_of_a_length(dtype):
     with torch.no_grad(), Largest():
         varlen_attention(q, k, v, starts, (n,), (64, 64))
         varlen_attention(q, k, v, starts, (n,), None)
-    assert largest < n * n  # bytes: an n x n mask alone, without heads, would take 2 to 4 times as many
+    assert (
+        largest < n * n
+    )  # bytes: an n x n mask alone, without heads, would take 2 to 4 times as many
 
 
 def test_training_after_inference_with_the_same_masks():
@@ -111,5 +121,7 @@ def test_tokens_that_are_not_visible_are_queries_without_keys(window):
         want = (scores.softmax(-1) @ v1).transpose(0, 1)
         mine = got.split(lengths)[i]
         assert relative_error(mine.double(), want) < 1e-6
-        one = visible_attention(*(part[i] for part in parts), seqlens=(length,), visible=(seen,), window=window)
+        one = visible_attention(
+            *(part[i] for part in parts), seqlens=(length,), visible=(seen,), window=window
+        )
         assert torch.equal(one, mine)

@@ -17,7 +17,9 @@ def test_every_window_once_within_the_budget_sorted_by_length(seed):
         assert lengths[batch].sum() <= 4096 or len(batch) == 1
         assert (np.diff(lengths[batch]) >= 0).all()
     filled = lengths.sum() / (len(batches) * 4096)
-    assert filled > 0.9  # a sorted cut leaves about half a document empty in each batch, and long ones are rare
+    assert (
+        filled > 0.9
+    )  # a sorted cut leaves about half a document empty in each batch, and long ones are rare
 
 
 def test_edges():

@@ -61,7 +61,9 @@ LEFTOVERS = [
 @torch.no_grad()
 def test_what_no_forward_pass_reads_is_left_out_and_said(tmp_path, caplog):
     theirs = write_checkpoint(tmp_path, num_labels=3)
-    change_weights(tmp_path, lambda weights: weights.update({name: torch.ones(3) for name in LEFTOVERS}))
+    change_weights(
+        tmp_path, lambda weights: weights.update({name: torch.ones(3) for name in LEFTOVERS})
+    )
     ours = load(ModernBertForSequenceClassification, tmp_path)
     assert relative_error(ours.forward_packed(BATCH), theirs(IDS[None]).logits) < 1e-5
     (record,) = caplog.records
@@ -79,7 +81,9 @@ WRAPPERS = {
 def test_a_wrapper_that_was_saved_too(tmp_path, prefix, hint):
     write_checkpoint(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
-    save_file({prefix + name: weight for name, weight in weights.items()}, tmp_path / "model.safetensors")
+    save_file(
+        {prefix + name: weight for name, weight in weights.items()}, tmp_path / "model.safetensors"
+    )
     for model_class in (ModernBertForSequenceClassification, ModernBertModel):
         with pytest.raises(CheckpointError) as caught:
             load(model_class, tmp_path)
@@ -94,7 +98,8 @@ def test_an_adapter(tmp_path, whole):
         write_checkpoint(tmp_path)
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(
-        CheckpointError, match=r"holds adapter_config\.json, an adapter of PEFT, which is not loaded. Merge"
+        CheckpointError,
+        match=r"holds adapter_config\.json, an adapter of PEFT, which is not loaded. Merge",
     ):
         load(ModernBertForSequenceClassification, tmp_path)
 
@@ -106,7 +111,9 @@ def test_inference_compiles_nothing(tmp_path):
     config.write_text(json.dumps(json.loads(config.read_text()) | {"reference_compile": True}))
 
     def compiled(model):
-        return {name for name, module in model.named_modules() if module._compiled_call_impl is not None}
+        return {
+            name for name, module in model.named_modules() if module._compiled_call_impl is not None
+        }
 
     assert compiled(ModernBertForSequenceClassification.from_pretrained(tmp_path))
     assert not compiled(load(ModernBertForSequenceClassification, tmp_path))
@@ -124,7 +131,10 @@ def test_the_encoder_loads_with_and_without_the_prefix(tmp_path):
     theirs.model.save_pretrained(tmp_path / "bare")
     want = theirs.model(IDS[None]).last_hidden_state[0]
     for folder in ("mlm", "bare"):
-        assert relative_error(load(ModernBertModel, tmp_path / folder).forward_packed(BATCH), want) < 2e-5
+        assert (
+            relative_error(load(ModernBertModel, tmp_path / folder).forward_packed(BATCH), want)
+            < 2e-5
+        )
 
 
 def test_what_we_save_transformers_loads(tmp_path):

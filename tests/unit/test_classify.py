@@ -22,20 +22,28 @@ def test_single_label():
     rows = task().decode(predicted(LOGITS)).to_pylist()
     want = torch.softmax(torch.tensor(LOGITS), -1)
     assert [row["label"] for row in rows] == ["b", "a"]  # of equals the first
-    assert [row["score"] for row in rows] == pytest.approx([want[0, 1].item(), want[1, 0].item()], rel=1e-6)
+    assert [row["score"] for row in rows] == pytest.approx(
+        [want[0, 1].item(), want[1, 0].item()], rel=1e-6
+    )
 
 
 def test_top_k():
     row = task(top_k=2).decode(predicted(LOGITS)).to_pylist()[0]
     assert row["labels"] == ["b", "a"]
-    assert row["scores"] == pytest.approx(torch.softmax(torch.tensor(LOGITS[0]), -1)[[1, 0]].tolist(), rel=1e-6)
+    assert row["scores"] == pytest.approx(
+        torch.softmax(torch.tensor(LOGITS[0]), -1)[[1, 0]].tolist(), rel=1e-6
+    )
 
 
 def test_multi_label():
     many = task("multi_label_classification").decode(predicted(LOGITS)).to_pylist()
     assert [row["labels"] for row in many] == [["b", "a"], ["a", "b", "c"]]
-    assert many[0]["scores"] == pytest.approx(torch.sigmoid(torch.tensor([3.0, 1.0])).tolist(), rel=1e-6)
-    strict = task("multi_label_classification", threshold=0.99).decode(predicted(LOGITS)).to_pylist()
+    assert many[0]["scores"] == pytest.approx(
+        torch.sigmoid(torch.tensor([3.0, 1.0])).tolist(), rel=1e-6
+    )
+    strict = (
+        task("multi_label_classification", threshold=0.99).decode(predicted(LOGITS)).to_pylist()
+    )
     assert [row["labels"] for row in strict] == [[], []]
     assert strict[0]["label"] == "b"
 
@@ -59,7 +67,9 @@ def test_windows_of_a_document_become_one_by_mean_or_max_of_their_logits():
     result = predicted(np.array([[1, 0, 0], [4, 0, 9], [0, 7, 0]], np.float32), document=[0, 0, 1])
     for merge, want in (("mean", [2.5, 0.0, 4.5]), ("max", [4.0, 0.0, 9.0])):
         rows = task(merge=merge, top_k=3).decode(result).to_pylist()
-        assert sorted(rows[0]["scores"]) == pytest.approx(sorted(torch.tensor(want).softmax(-1).tolist()), rel=1e-5)
+        assert sorted(rows[0]["scores"]) == pytest.approx(
+            sorted(torch.tensor(want).softmax(-1).tolist()), rel=1e-5
+        )
         assert [row["label"] for row in rows] == ["c", "b"]
 
 

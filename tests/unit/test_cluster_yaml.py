@@ -33,7 +33,9 @@ def test_the_cluster_launcher_accepts_it_without_an_image():
     """The other way, which the file has as comments."""
     text = (REPOSITORY / "cluster.yaml").read_text()
     _, _, comments = text.partition("# file_mounts:")
-    other = yaml.safe_load("\n".join(line.removeprefix("# ") for line in f"# file_mounts:{comments}".splitlines()))
+    other = yaml.safe_load(
+        "\n".join(line.removeprefix("# ") for line in f"# file_mounts:{comments}".splitlines())
+    )
     config = yaml.safe_load(text)
     del config["docker"], config["initialization_commands"]
     config = prepared(yaml.safe_dump(config | other))
@@ -55,9 +57,18 @@ def test_what_a_submitted_job_uploads_is_small(tmp_path):
     def upload(folder: str, excludes: list[str], is_file: bool = False) -> None:
         create_package(folder, tmp_path / "package.zip", include_gitignore=True, excludes=excludes)
 
-    upload_working_dir_if_needed({"working_dir": str(REPOSITORY)}, include_gitignore=True, upload_fn=upload)
+    upload_working_dir_if_needed(
+        {"working_dir": str(REPOSITORY)}, include_gitignore=True, upload_fn=upload
+    )
     with ZipFile(tmp_path / "package.zip") as package:
         sizes = {entry.filename: entry.file_size for entry in package.infolist()}
-    assert {name.partition("/")[0] for name in sizes if "/" in name} <= {"jobs", "modernbert", "pipelines"}
-    assert {"pipelines/report/report.html.j2", "jobs/demo/intent-classifier/model.safetensors"} <= sizes.keys()
+    assert {name.partition("/")[0] for name in sizes if "/" in name} <= {
+        "jobs",
+        "modernbert",
+        "pipelines",
+    }
+    assert {
+        "pipelines/report/report.html.j2",
+        "jobs/demo/intent-classifier/model.safetensors",
+    } <= sizes.keys()
     assert sum(sizes.values()) < 20e6

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("triton", reason="Triton comes with torch's CUDA builds, and with the extra `test`")
+pytest.importorskip(
+    "triton", reason="Triton comes with torch's CUDA builds, and with the extra `test`"
+)
 
 
 @pytest.mark.slow
@@ -24,11 +26,18 @@ def test_kernels_compile_for_sm_90_without_spills_and_with_wide_loads(tmp_path):
     kernels = json.loads(run.stdout)
     for name, counts in kernels.items():
         assert counts["spills"] == counts["stack"] == counts["local"] == 0, (name, counts)
-        assert counts["reg"] <= 128, (name, counts)  # from here on an SM holds fewer than half of its warps
+        assert counts["reg"] <= 128, (
+            name,
+            counts,
+        )  # from here on an SM holds fewer than half of its warps
         if "rotate" not in name and "8" not in name:
             assert counts["wide_loads"] >= 4, (name, counts)
     for size in ("base", "large"):
         rotate, geglu = kernels[f"rotate {size}"], kernels[f"geglu {size}"]
-        assert rotate["wide_loads"] >= 4, rotate  # queries and keys; positions are one number a token
+        assert rotate["wide_loads"] >= 4, (
+            rotate
+        )  # queries and keys; positions are one number a token
         assert rotate["wide_stores"] == rotate["stores"], rotate
-        assert (geglu["wide_loads"], geglu["wide_stores"]) == (geglu["loads"], geglu["stores"]), geglu
+        assert (geglu["wide_loads"], geglu["wide_stores"]) == (geglu["loads"], geglu["stores"]), (
+            geglu
+        )

@@ -40,14 +40,18 @@ def test_reads_the_names_of_transformers_4():
     assert config.layer_types == ["full_attention", "sliding_attention"] * 3 + ["full_attention"]
     assert [config.rope_theta(i) for i in (0, 1)] == [160000.0, 9000.0]
     assert [config.window(i) for i in (0, 1)] == [None, (16, 16)]
-    assert ModernBertConfig.from_dict(LEGACY | {"local_rope_theta": None}).local_rope_theta == 160000.0
+    assert (
+        ModernBertConfig.from_dict(LEGACY | {"local_rope_theta": None}).local_rope_theta == 160000.0
+    )
     assert config.label2id == {"LABEL_0": 0, "LABEL_1": 1}
     assert ModernBertConfig.from_dict(LEGACY | {"num_labels": 4}).num_labels == 4
 
 
 def test_new_names_win_over_old_ones():
     rope = {"full_attention": {"rope_theta": 1.5e5}, "sliding_attention": {"rope_theta": 1.1e4}}
-    config = ModernBertConfig.from_dict(LEGACY | {"rope_parameters": rope, "layer_types": ["sliding_attention"] * 7})
+    config = ModernBertConfig.from_dict(
+        LEGACY | {"rope_parameters": rope, "layer_types": ["sliding_attention"] * 7}
+    )
     assert (config.global_rope_theta, config.local_rope_theta) == (1.5e5, 1.1e4)
     assert set(config.layer_types) == {"sliding_attention"}
 
@@ -68,18 +72,27 @@ def test_what_is_written_reads_the_same_here_and_in_transformers(tmp_path):
         ({"model_type": "bert"}, "model_type is 'bert'"),
         ({"hidden_activation": "swiglu"}, "hidden_activation is 'swiglu'; known are gelu"),
         ({"classifier_activation": "what"}, "classifier_activation is 'what'"),
-        ({"rope_parameters": {"full_attention": {"rope_type": "yarn"}}}, "rope_parameters.full_attention.rope_type"),
+        (
+            {"rope_parameters": {"full_attention": {"rope_type": "yarn"}}},
+            "rope_parameters.full_attention.rope_type",
+        ),
         ({"rope_parameters": {"rope_theta": 5.0}}, "rope_parameters holds rope_theta"),
         ({"rope_scaling": {"type": "linear", "factor": 2}}, "rope_scaling"),
         ({"hidden_size": 65}, "hidden_size 65 is not divisible by num_attention_heads 2"),
         ({"hidden_size": "64"}, "wrong type"),
-        ({"layer_types": ["full_attention"]}, "layer_types names 1 layers but num_hidden_layers is 7"),
+        (
+            {"layer_types": ["full_attention"]},
+            "layer_types names 1 layers but num_hidden_layers is 7",
+        ),
         ({"layer_types": ["chunked_attention"] * 7}, "layer_types holds chunked_attention"),
         ({"classifier_pooling": "max"}, "classifier_pooling is 'max'"),
         ({"problem_type": "ranking"}, "problem_type is 'ranking'"),
         ({"id2label": {"0": "a", "2": "b"}}, "id2label must number the labels"),
         ({"id2label": {"zero": "a"}}, "id2label must map whole numbers"),
-        ({"id2label": {"0": "a", "1": "b"}, "num_labels": 3}, "num_labels is 3 but id2label names 2"),
+        (
+            {"id2label": {"0": "a", "1": "b"}, "num_labels": 3},
+            "num_labels is 3 but id2label names 2",
+        ),
         ({"global_attn_every_n_layers": 0.5}, "global_attn_every_n_layers"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
     ],

@@ -21,7 +21,9 @@ BITS = {"binary": pa.int8(), "ubinary": pa.uint8()}
 
 
 def task(size=4, **options):
-    return Embed.from_checkpoint(described(hidden_size=size, num_attention_heads=1), EmbedOptions.parse(options))
+    return Embed.from_checkpoint(
+        described(hidden_size=size, num_attention_heads=1), EmbedOptions.parse(options)
+    )
 
 
 def embeddings(values, made_of=None, **options):
@@ -37,21 +39,27 @@ def test_vectors_as_they_are():
 
 def test_windows_count_by_their_tokens():
     got = embeddings(VECTORS, ([0, 0, 1], [30, 10, 7]))
-    np.testing.assert_allclose(got, [(VECTORS[0] * 30 + VECTORS[1] * 10) / 40, VECTORS[2]], rtol=1e-6)
+    np.testing.assert_allclose(
+        got, [(VECTORS[0] * 30 + VECTORS[1] * 10) / 40, VECTORS[2]], rtol=1e-6
+    )
     got = embeddings(VECTORS, ([0, 0, 1], [30, 10, 7]), normalize=True)
     np.testing.assert_allclose(got[0], VECTORS[0] / np.linalg.norm(VECTORS[0]), rtol=1e-6)
 
 
 def test_length_one_after_the_cut():
     got = embeddings(VECTORS, dimensions=2, normalize=True)
-    np.testing.assert_allclose(got, [[0.6, 0.8], [0, 0], VECTORS[2, :2] / np.hypot(2, 0.5)], rtol=1e-6)
+    np.testing.assert_allclose(
+        got, [[0.6, 0.8], [0, 0], VECTORS[2, :2] / np.hypot(2, 0.5)], rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize("precision", FLOAT)
 def test_precisions(precision):
     column = task(precision=precision).columns.field("embedding").type
     assert column == pa.list_(FLOAT[precision], 4)
-    want = {"int8": [[95, 127, 0, -32], [0, 0, 0, 0], [-32, 8, 16, 127]]}.get(precision, VECTORS.tolist())
+    want = {"int8": [[95, 127, 0, -32], [0, 0, 0, 0], [-32, 8, 16, 127]]}.get(
+        precision, VECTORS.tolist()
+    )
     assert embeddings(VECTORS, precision=precision).tolist() == want
 
 
@@ -59,8 +67,12 @@ def test_precisions(precision):
 def test_bits(precision):
     """The sign of each number, the first in the highest bit; zero counts as negative."""
     values = np.tile(VECTORS, (1, 4))
-    assert task(16, precision=precision).columns.field("embedding").type == pa.list_(BITS[precision], 2)
-    want = np.array([[0b11001100] * 2, [0] * 2, [0b01110111] * 2]) - (128 if precision == "binary" else 0)
+    assert task(16, precision=precision).columns.field("embedding").type == pa.list_(
+        BITS[precision], 2
+    )
+    want = np.array([[0b11001100] * 2, [0] * 2, [0b01110111] * 2]) - (
+        128 if precision == "binary" else 0
+    )
     assert embeddings(values, precision=precision).tolist() == want.tolist()
     assert embeddings(values, precision=precision, dimensions=8).tolist() == want[:, :1].tolist()
 
@@ -78,7 +90,9 @@ def with_prompts(tmp_path: Path, include_prompt: bool) -> SimpleNamespace:
     (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps(settings))
     modules = [
         {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
-        for i, (path, kind) in enumerate([("", "Transformer"), ("1_Pooling", "Pooling"), ("2", "Normalize")])
+        for i, (path, kind) in enumerate(
+            [("", "Transformer"), ("1_Pooling", "Pooling"), ("2", "Normalize")]
+        )
     ]
     (tmp_path / "modules.json").write_text(json.dumps(modules))
     named = {"prompts": {"query": "find: ", "none": ""}, "default_prompt_name": "query"}
@@ -94,15 +108,26 @@ def test_prompts(tmp_path, include_prompt):
     checkpoint = with_prompts(tmp_path, include_prompt)
     assert SentenceConfig.from_folder(tmp_path).pooling == ("cls",)
     result = Embed.from_checkpoint(checkpoint, EmbedOptions())
-    assert (result.prompt, result.prompt_tokens, result.normalize_first) == ("find: ", 0 if include_prompt else 7, True)
+    assert (result.prompt, result.prompt_tokens, result.normalize_first) == (
+        "find: ",
+        0 if include_prompt else 7,
+        True,
+    )
     assert Embed.from_checkpoint(checkpoint, EmbedOptions(prompt_name="none")).prompt_tokens == 0
     assert Embed.from_checkpoint(checkpoint, EmbedOptions(prompt="")).prompt == ""
-    assert Embed.from_checkpoint(checkpoint, EmbedOptions(prompt="x ", pooling="mean")).pooling == ("mean",)
+    assert Embed.from_checkpoint(checkpoint, EmbedOptions(prompt="x ", pooling="mean")).pooling == (
+        "mean",
+    )
     if not include_prompt:
         assert Embed.from_checkpoint(checkpoint, EmbedOptions(max_length=8)).max_length == 8
-        with pytest.raises(ValueError, match="has 7 tokens, which this model leaves out: max_length 7 leaves nothing"):
+        with pytest.raises(
+            ValueError,
+            match="has 7 tokens, which this model leaves out: max_length 7 leaves nothing",
+        ):
             Embed.from_checkpoint(checkpoint, EmbedOptions(max_length=7))
-    with pytest.raises(ValueError, match="prompt_name 'answer' is unknown; this model has query, none"):
+    with pytest.raises(
+        ValueError, match="prompt_name 'answer' is unknown; this model has query, none"
+    ):
         Embed.from_checkpoint(checkpoint, EmbedOptions(prompt_name="answer"))
 
 
@@ -111,10 +136,19 @@ def test_prompts(tmp_path, include_prompt):
     [
         ({"dimensions": 0}, "dimensions 0 must be at least 1"),
         ({"dimensions": 5}, "dimensions 5 must be from 1 to the model's 4"),
-        ({"precision": "binary"}, "precision binary packs eight dimensions in a byte; 4 is no multiple"),
+        (
+            {"precision": "binary"},
+            "precision binary packs eight dimensions in a byte; 4 is no multiple",
+        ),
         ({"prompt_name": "query"}, "prompt_name 'query' is unknown; this model has none"),
-        ({"stride": 4}, "stride 4 is for overlapping windows: long_documents must be windows, not truncate"),
-        ({"long_documents": "windows", "stride": 30, "max_length": 32}, "stride 30 leaves nothing new in windows of"),
+        (
+            {"stride": 4},
+            "stride 4 is for overlapping windows: long_documents must be windows, not truncate",
+        ),
+        (
+            {"long_documents": "windows", "stride": 30, "max_length": 32},
+            "stride 30 leaves nothing new in windows of",
+        ),
         ({"max_length": 9000}, "max_length 9000 is above the model's 8192 positions"),
     ],
 )

@@ -63,7 +63,9 @@ def test_a_head_reads_nothing_back_and_copies_once(monkeypatch, model_class, con
     with fake_gpu(monkeypatch) as gpu:
         put_on_gpu(model)
         model.forward_packed(batch_of())
-        assert [shape for pinned, shape in gpu.uploads if not pinned] == [(8192, 32)] * 4  # cos and sin of two thetas
+        assert [shape for pinned, shape in gpu.uploads if not pinned] == [
+            (8192, 32)
+        ] * 4  # cos and sin of two thetas
         gpu.uploads.clear()
         out = model.forward_packed(batch_of())
     assert (tuple(out.shape), out.dtype, out.device.type) == (shape, dtype, "cuda")
@@ -85,7 +87,9 @@ def test_a_layer_starts_at_most_eleven_kernels(monkeypatch, dtype):
     of_a_layer = {name: (counts[7][name] - counts[4][name]) / 3 for name in counts[7]}
     assert sum(of_a_layer.values()) <= 11, of_a_layer
     # Four products (two of them with the residual), two norms, RoPE, GeGLU, attention and its 16 bytes of state.
-    assert sum(counts[4].values()) - 4 * sum(of_a_layer.values()) <= 8  # embeddings, norms, classes of lengths
+    assert (
+        sum(counts[4].values()) - 4 * sum(of_a_layer.values()) <= 8
+    )  # embeddings, norms, classes of lengths
 
 
 def test_a_layer_in_float8_starts_at_most_eleven_kernels(monkeypatch):
@@ -117,7 +121,9 @@ def test_float8_is_refused_where_it_cannot_run(monkeypatch, config, capability, 
         float8.quantise(put_on_gpu(model))
 
 
-@pytest.mark.parametrize("pooling", ["cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"])
+@pytest.mark.parametrize(
+    "pooling", ["cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
+)
 def test_launches_do_not_grow_with_the_number_of_documents(monkeypatch, pooling):
     counts = []
     for documents in (2, 50):
@@ -159,7 +165,11 @@ def test_flash_attn_2_computes_classes_of_lengths(monkeypatch):
     with fake_gpu(monkeypatch):
         classes = length_classes(batch_of(lengths), 12, "torch_varlen")
         assert [tuple(each.seqlens) for each in classes] == [(100,) * 512, (400,) * 8, (8192,)]
-        assert [(each.rows.start, each.rows.stop) for each in classes] == [(0, 51200), (51200, 54400), (54400, 62592)]
+        assert [(each.rows.start, each.rows.stop) for each in classes] == [
+            (0, 51200),
+            (51200, 54400),
+            (54400, 62592),
+        ]
         assert [len(each.cu_seqlens) for each in classes] == [513, 9, 2]
         for backend, other in (
             ("flash_attn_3", lengths),
@@ -181,7 +191,9 @@ def test_flash_attn_2_computes_classes_of_lengths(monkeypatch):
         ((9, 0), 512, [], "sdpa"),
     ],
 )
-def test_auto_takes_a_kernel_that_the_gpu_and_the_heads_allow(monkeypatch, capability, head_dim, modules, want):
+def test_auto_takes_a_kernel_that_the_gpu_and_the_heads_allow(
+    monkeypatch, capability, head_dim, modules, want
+):
     import_kernel = {name: object() for name in ("torch_varlen", *modules)}
     names = {"flash_attn_3": "flash_attn_interface"}
 
@@ -199,7 +211,10 @@ def test_a_package_of_the_same_name_is_not_flash_attn(monkeypatch, tmp_path):
     """flash-attn 4 alone leaves a folder flash_attn without the function."""
     (tmp_path / "flash_attn").mkdir()
     monkeypatch.syspath_prepend(tmp_path)
-    with fake_gpu(monkeypatch), pytest.raises(ValueError, match="flash_attn has no flash_attn_varlen_func"):
+    with (
+        fake_gpu(monkeypatch),
+        pytest.raises(ValueError, match="flash_attn has no flash_attn_varlen_func"),
+    ):
         resolve_backend("flash_attn", CUDA, torch.bfloat16, 64)
 
 
@@ -239,7 +254,9 @@ def predictor_on(request, tmp_path, monkeypatch):
 
 
 def windows(count: int, length: int) -> tuple[np.ndarray, np.ndarray]:
-    return np.random.default_rng(0).integers(3, 300, count * length).astype(np.int32), np.arange(count + 1) * length
+    return np.random.default_rng(0).integers(3, 300, count * length).astype(np.int32), np.arange(
+        count + 1
+    ) * length
 
 
 def test_the_predictor_keeps_three_batches_in_flight(monkeypatch, predictor_on):
@@ -253,7 +270,9 @@ def test_the_predictor_keeps_three_batches_in_flight(monkeypatch, predictor_on):
         gpu.waits.clear()
         got = predictor.predict(ids, starts, lambda _, tokens: done.append(tokens))
     assert not got.failed
-    assert gpu.uploads == [(True, (2 * BUDGET + 16 + 1,))] * 5  # one copy a batch, pinned, not waited for
+    assert (
+        gpu.uploads == [(True, (2 * BUDGET + 16 + 1,))] * 5
+    )  # one copy a batch, pinned, not waited for
     assert gpu.downloads == [True] * 5
     assert gpu.waits == [3, 4, 5, 5, 5]  # a wait is for the oldest of three batches
     assert done == [BUDGET] * 5
@@ -275,20 +294,39 @@ def test_running_out_of_memory_waits_tries_again_and_halves(monkeypatch, predict
         monkeypatch.setattr(type(predictor.task), "forward", forward_with_little_memory)
         got = predictor.predict(ids, starts)
     assert not got.failed
-    assert sizes == [2048, 2048, 1024, 1024, 512, 512, 1024, 1024, 512, 512]  # each is tried again once all is done
+    assert sizes == [
+        2048,
+        2048,
+        1024,
+        1024,
+        512,
+        512,
+        1024,
+        1024,
+        512,
+        512,
+    ]  # each is tried again once all is done
     assert got.batches == 4
     assert gpu.waits[0] == 1  # for the whole device, between both attempts
 
 
-@pytest.mark.parametrize("config", [{}, {"hidden_size": 1024, "intermediate_size": 2624, "num_attention_heads": 16}])
-@pytest.mark.parametrize("head", [ModernBertForSequenceClassification, ModernBertForTokenClassification])
+@pytest.mark.parametrize(
+    "config", [{}, {"hidden_size": 1024, "intermediate_size": 2624, "num_attention_heads": 16}]
+)
+@pytest.mark.parametrize(
+    "head", [ModernBertForSequenceClassification, ModernBertForTokenClassification]
+)
 def test_memory_follows_the_figure_by_which_the_budget_is_chosen(monkeypatch, head, config):
     model = build(head, **config)
-    per_token = bytes_per_token(model.config, head is ModernBertForTokenClassification, torch.bfloat16)
+    per_token = bytes_per_token(
+        model.config, head is ModernBertForTokenClassification, torch.bfloat16
+    )
     with fake_gpu(monkeypatch) as gpu:
         put_on_gpu(model).forward_packed(batch_of())  # makes the rotary tables
         before, lengths = gpu.peak_bytes, (512,) * 64
-        weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+        weights = sum(
+            parameter.numel() * parameter.element_size() for parameter in model.parameters()
+        )
         assert before >= weights
         gpu.peak_bytes = 0
         model.forward_packed(batch_of(lengths))
@@ -297,9 +335,18 @@ def test_memory_follows_the_figure_by_which_the_budget_is_chosen(monkeypatch, he
 
 
 def test_the_default_budget_follows_memory_model_and_task(monkeypatch):
-    base, large = ModernBertConfig(), ModernBertConfig(hidden_size=1024, intermediate_size=2624, num_attention_heads=16)
+    base, large = (
+        ModernBertConfig(),
+        ModernBertConfig(hidden_size=1024, intermediate_size=2624, num_attention_heads=16),
+    )
     narrow, half = ModernBertConfig(intermediate_size=512), torch.bfloat16
-    assert budget_for(80 << 30, base, False, half) == budget_for(80 << 30, large, True, half) == 65536
-    assert budget_for(1 << 30, narrow, False, half) > budget_for(1 << 30, narrow, True, half) > 20_000
-    assert budget_for(1 << 30, base, False, half) > 2 * budget_for(1 << 30, large, False, torch.float32)
+    assert (
+        budget_for(80 << 30, base, False, half) == budget_for(80 << 30, large, True, half) == 65536
+    )
+    assert (
+        budget_for(1 << 30, narrow, False, half) > budget_for(1 << 30, narrow, True, half) > 20_000
+    )
+    assert budget_for(1 << 30, base, False, half) > 2 * budget_for(
+        1 << 30, large, False, torch.float32
+    )
     assert budget_for(1 << 20, large, True, half) == 1024

@@ -42,7 +42,9 @@ COLUMNS = {
 def kept(want: object, got: object) -> bool:
     """Whether a value is still there: itself, or as text."""
     if isinstance(got, str) and not isinstance(want, str | bytes) and want is not None:
-        type_ = {bool: lambda text: text == "true", datetime.date: datetime.date.fromisoformat}.get(type(want))
+        type_ = {bool: lambda text: text == "true", datetime.date: datetime.date.fromisoformat}.get(
+            type(want)
+        )
         if type_ is None and isinstance(want, datetime.datetime):
             read = datetime.datetime.fromisoformat(got.rstrip("Z")[:26])
             return read == want.replace(tzinfo=None)
@@ -84,7 +86,9 @@ def test_a_later_file_that_does_not_meet_the_output_is_named(tmp_path):
     pq.write_table(pa.table({"text": ["b"], "x": ["word"]}), tmp_path / "b.parquet")
     pq.write_table(pa.table({"text": ["c"], "x": [3], "new": [True]}), tmp_path / "c.parquet")
     corpus = plan(tmp_path, tmp_path / "out", earlier=earlier)
-    assert corpus.broken == {str(tmp_path / "b.parquet"): "column 'x' holds string, where the output has int64"}
+    assert corpus.broken == {
+        str(tmp_path / "b.parquet"): "column 'x' holds string, where the output has int64"
+    }
     assert read_all(corpus, tmp_path, tmp_path)[0].to_pylist() == [
         {"text": "a", "x": 1, "new": None},
         {"text": "c", "x": 3, "new": True},
@@ -107,9 +111,16 @@ def test_a_file_with_a_huge_row_group_is_decoded_once(tmp_path, monkeypatch, for
     for module in (parquet, ipc):
         monkeypatch.setattr(module, "HUGE_ROWS", 1000)
         monkeypatch.setattr(module, "HUGE_BYTES", 1000)
-    rows = pa.table({"text": [f"t{i}" for i in range(5000)], "when": pa.array([TIME] * 5000, pa.timestamp("us"))})
+    rows = pa.table(
+        {
+            "text": [f"t{i}" for i in range(5000)],
+            "when": pa.array([TIME] * 5000, pa.timestamp("us")),
+        }
+    )
     path = tmp_path / f"x.{format_}"
-    pq.write_table(rows, path) if format_ == "parquet" else feather.write_feather(rows, path, chunksize=5000)
+    pq.write_table(rows, path) if format_ == "parquet" else feather.write_feather(
+        rows, path, chunksize=5000
+    )
     corpus = plan(path, tmp_path / "out", shard_rows=512)
     assert all(shard.part for shard in corpus.shards)
     assert read_all(corpus, path, tmp_path / "out")[0].equals(rows)

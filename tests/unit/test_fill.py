@@ -53,7 +53,9 @@ def test_tokens_of_each_mask_in_the_order_of_the_text(tokenizer):
 
 
 @pytest.mark.parametrize(("max_length", "stride"), [(20, 0), (20, 9), (21, 16), (64, 40)])
-def test_a_mask_counts_in_the_window_where_it_has_most_text_on_its_scantier_side(tokenizer, max_length, stride):
+def test_a_mask_counts_in_the_window_where_it_has_most_text_on_its_scantier_side(
+    tokenizer, max_length, stride
+):
     result = task(tokenizer, top_k=2, max_length=max_length, stride=stride)
     text = "".join("[MASK]" if i % 3 == 1 else "b" for i in range(200))
     prediction = said(result, tokenizer, [text, "bd"], counting(result))
@@ -74,7 +76,12 @@ def test_texts_without_a_mask_say_so(tokenizer):
     texts = ["the cat", "the [MASK]", "the " * 50 + "[MASK]", "the [mask]", ""]
     windows = task(tokenizer, max_length=20, long_documents="truncate").encode(tokenizer, texts)
     cut = "text has no [MASK] in the tokens that are read"
-    assert windows.rejected == {0: "text has no [MASK]", 2: cut, 3: "text has no [MASK]", 4: "text has no [MASK]"}
+    assert windows.rejected == {
+        0: "text has no [MASK]",
+        2: cut,
+        3: "text has no [MASK]",
+        4: "text has no [MASK]",
+    }
     assert windows.document.tolist() == [1]
     assert windows.n_tokens.tolist() == [0, 4, 0, 0, 0]
     assert not windows.truncated.any()

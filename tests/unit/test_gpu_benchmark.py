@@ -15,7 +15,10 @@ BENCHMARK = Path(__file__).parents[2] / "benchmarks/gpu.py"
 @pytest.mark.slow
 def test_every_part_runs_dry_and_is_written(tmp_path):
     run = subprocess.run(
-        [sys.executable, BENCHMARK, "--dry", "--out", tmp_path], capture_output=True, text=True, timeout=600
+        [sys.executable, BENCHMARK, "--dry", "--out", tmp_path],
+        capture_output=True,
+        text=True,
+        timeout=600,
     )
     assert run.returncode == 0, run.stdout[-3000:]
     parts = json.loads((tmp_path / "gpu.json").read_text())["parts"]
@@ -31,6 +34,8 @@ def test_every_part_runs_dry_and_is_written(tmp_path):
 
 
 def test_a_machine_without_a_gpu_is_told_so(tmp_path):
-    run = subprocess.run([sys.executable, BENCHMARK, "--out", tmp_path], capture_output=True, text=True, timeout=120)
+    run = subprocess.run(
+        [sys.executable, BENCHMARK, "--out", tmp_path], capture_output=True, text=True, timeout=120
+    )
     assert (run.returncode, run.stdout.split(":")[0]) == (0, "skipped")
     assert not list(tmp_path.iterdir())

@@ -17,7 +17,9 @@ from modernbert.packing import PackedBatch
 
 
 def batch_of(*lengths: int) -> PackedBatch:
-    ids = torch.randint(3, 300, (sum(lengths),), generator=torch.Generator().manual_seed(sum(lengths)))
+    ids = torch.randint(
+        3, 300, (sum(lengths),), generator=torch.Generator().manual_seed(sum(lengths))
+    )
     return PackedBatch.from_lengths(ids, lengths)
 
 
@@ -41,8 +43,13 @@ def test_batches_that_no_graph_fits():
     ids = torch.zeros(2, 5, dtype=torch.int64)
     from modernbert.packing import ModelInputs
 
-    assert size_for(ModelInputs.from_padded(ids, None, position_ids=torch.arange(5) * 3).batch) is None
-    assert size_for(ModelInputs.from_padded(None, None, inputs_embeds=torch.zeros(2, 5, 8)).batch) is None
+    assert (
+        size_for(ModelInputs.from_padded(ids, None, position_ids=torch.arange(5) * 3).batch) is None
+    )
+    assert (
+        size_for(ModelInputs.from_padded(None, None, inputs_embeds=torch.zeros(2, 5, 8)).batch)
+        is None
+    )
 
 
 @pytest.fixture
@@ -54,12 +61,21 @@ def model(monkeypatch):
         lengths = [stop - start for start, stop in pairwise(starts.tolist()) if stop > start]
         rows = slice(0, int(starts[-1]))
         out = torch.full_like(q, float("nan"))
-        out[rows] = varlen_attention(q[rows], k[rows], v[rows], starts, lengths, window, backend=backend)
+        out[rows] = varlen_attention(
+            q[rows], k[rows], v[rows], starts, lengths, window, backend=backend
+        )
         return out
 
     monkeypatch.setattr("modernbert.model.packed_attention", attention)
-    shape = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 2}
-    model = ModernBertModel(ModernBertConfig(vocab_size=300, local_attention=16, pad_token_id=0, **shape)).eval()
+    shape = {
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+    }
+    model = ModernBertModel(
+        ModernBertConfig(vocab_size=300, local_attention=16, pad_token_id=0, **shape)
+    ).eval()
     make_hot(model, 2.5)
     return model
 
@@ -81,14 +97,22 @@ def captures(monkeypatch):
 
 @torch.inference_mode()
 def test_a_batch_in_a_graph_has_the_answers_of_the_batch_alone(model, captures):
-    batches = [batch_of(*lengths) for lengths in ((5,), (3, 60, 2), (90, 7), (128, 128), (1,) * 40, (3, 60, 1))]
+    batches = [
+        batch_of(*lengths)
+        for lengths in ((5,), (3, 60, 2), (90, 7), (128, 128), (1,) * 40, (3, 60, 1))
+    ]
     want = [model.forward_packed(batch) for batch in batches]
     model._graphs = EncoderGraphs(model._encode)
     for batch, expected in zip(batches, want, strict=True):
         got = model.forward_packed(batch)
         assert got.shape == expected.shape
         assert relative_error(got, expected) < 1e-5  # products of other sizes
-    assert captures == [128, 128, 256, 128]  # one for each size: batches of three and of two share one
+    assert captures == [
+        128,
+        128,
+        256,
+        128,
+    ]  # one for each size: batches of three and of two share one
     large = batch_of(*[64] * 65)
     assert relative_error(model.forward_packed(large), model._encode(large)) == 0
     assert len(captures) == 4

@@ -12,10 +12,18 @@ from predictions import random_texts
 from modernbert.files import CheckpointError
 from pipelines import pipeline
 
-SMALL = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 48}
+SMALL = {
+    "num_hidden_layers": 2,
+    "hidden_size": 32,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+}
 MODELS = {
     "text-classification": ("ModernBertForSequenceClassification", {"labels": [*"abcde"]}),
-    "token-classification": ("ModernBertForTokenClassification", {"labels": ["O", "B-X", "I-X", "B-Y", "I-Y"]}),
+    "token-classification": (
+        "ModernBertForTokenClassification",
+        {"labels": ["O", "B-X", "I-X", "B-Y", "I-Y"]},
+    ),
     "question-answering": ("ModernBertForQuestionAnswering", {}),
     "fill-mask": ("ModernBertForMaskedLM", {}),
     "feature-extraction": ("ModernBertModel", {}),
@@ -44,7 +52,10 @@ def answers(pipe, task, texts, **options):
         found = pipe(question=["the"] * len(texts), context=texts, **options)
         return [found] if len(texts) == 1 else found
     if task == "rerank":
-        return [ranked["score"] for ranked in sorted(pipe("the", texts, **options), key=lambda ranked: ranked["index"])]
+        return [
+            ranked["score"]
+            for ranked in sorted(pipe("the", texts, **options), key=lambda ranked: ranked["index"])
+        ]
     if task == "fill-mask":
         found = pipe([text + "[MASK]" for text in texts], **options)
         return [found] if len(texts) == 1 else found
@@ -56,7 +67,10 @@ CASES = [
     ("text-classification", {}),
     ("text-classification", {"max_length": 3}),
     ("text-classification", {**WINDOWS, "max_length": 16, "stride": 0}),
-    ("text-classification", {**WINDOWS, "max_length": 5, "stride": 1, "merge": "max", "top_k": None}),
+    (
+        "text-classification",
+        {**WINDOWS, "max_length": 5, "stride": 1, "merge": "max", "top_k": None},
+    ),
     ("token-classification", {}),
     ("token-classification", {"max_length": 4, "aggregation_strategy": "simple"}),
     ("token-classification", {"max_length": 16, "stride": 12, "aggregation_strategy": "first"}),
@@ -72,7 +86,10 @@ CASES = [
     ("feature-extraction", {"max_length": 40}),
     ("sentence-embedding", {}),
     ("sentence-embedding", {**WINDOWS, "max_length": 16, "stride": 0, "precision": "int8"}),
-    ("sentence-embedding", {**WINDOWS, "max_length": 5, "stride": 1, "precision": "binary", "normalize": True}),
+    (
+        "sentence-embedding",
+        {**WINDOWS, "max_length": 5, "stride": 1, "precision": "binary", "normalize": True},
+    ),
     ("rerank", {}),
     ("rerank", {**WINDOWS, "max_length": 16, "stride": 2}),
     ("rerank", {"max_length": 4}),
@@ -96,7 +113,9 @@ def test_documents_of_a_hundred_thousand_tokens(folders, task):
     long = "the cat sat on the mat. " * 12_500
     windows = {} if task == "feature-extraction" else {**WINDOWS, "max_length": 512}
     pipe = pipeline(task, folders[task])
-    cut, whole, short = (answers(pipe, task, [text], **windows) for text in (long[:150_000], long, long[:3000]))
+    cut, whole, short = (
+        answers(pipe, task, [text], **windows) for text in (long[:150_000], long, long[:3000])
+    )
     assert len(cut) == len(whole) == len(short) == 1
     if task == "token-classification":
         assert whole[0][-1]["end"] > 290_000
@@ -110,26 +129,60 @@ def test_no_texts_no_answers(folders, task):
 
 
 MISTAKES = [
-    ("token-classification", {"aggregation_strategy": "best"}, "aggregation 'best': must be 'none', 'simple', 'first'"),
-    ("token-classification", {"ignore_labels": "PER"}, "ignore_labels 'PER': 'str' instances are not allowed"),
+    (
+        "token-classification",
+        {"aggregation_strategy": "best"},
+        "aggregation 'best': must be 'none', 'simple', 'first'",
+    ),
+    (
+        "token-classification",
+        {"ignore_labels": "PER"},
+        "ignore_labels 'PER': 'str' instances are not allowed",
+    ),
     ("token-classification", {"max_length": 2}, "max_length 2 must be at least 3"),
     ("token-classification", {"stride": -1}, "stride -1 must be at least 0"),
     ("token-classification", {"max_length": "8"}, "max_length '8': must be a valid integer"),
-    ("token-classification", {"top_k": 2}, "top_k is no option of tag; it has max_length, long_documents, stride, agg"),
-    ("token-classification", {"long_documents": "cut"}, "long_documents 'cut': must be 'truncate' or 'windows'"),
-    ("text-classification", {"function_to_apply": "tanh"}, "function 'tanh': must be 'softmax', 'sigmoid' or 'none'"),
+    (
+        "token-classification",
+        {"top_k": 2},
+        "top_k is no option of tag; it has max_length, long_documents, stride, agg",
+    ),
+    (
+        "token-classification",
+        {"long_documents": "cut"},
+        "long_documents 'cut': must be 'truncate' or 'windows'",
+    ),
+    (
+        "text-classification",
+        {"function_to_apply": "tanh"},
+        "function 'tanh': must be 'softmax', 'sigmoid' or 'none'",
+    ),
     ("text-classification", {"merge": "min"}, "merge 'min': must be 'mean' or 'max'"),
     ("text-classification", {"threshold": 0.5}, "threshold is for multi-label models"),
     ("question-answering", {"top_k": 0}, "top_k 0 must be at least 1"),
-    ("question-answering", {"max_seq_len": 9000}, "max_length 9000 is above the model's 8192 positions"),
-    ("question-answering", {"doc_stride": 381}, "stride 381 leaves nothing new in windows of max_length 384"),
-    ("sentence-embedding", {"precision": "int4"}, "precision 'int4': must be 'float32', 'float16', 'int8', 'binary'"),
+    (
+        "question-answering",
+        {"max_seq_len": 9000},
+        "max_length 9000 is above the model's 8192 positions",
+    ),
+    (
+        "question-answering",
+        {"doc_stride": 381},
+        "stride 381 leaves nothing new in windows of max_length 384",
+    ),
+    (
+        "sentence-embedding",
+        {"precision": "int4"},
+        "precision 'int4': must be 'float32', 'float16', 'int8', 'binary'",
+    ),
     ("sentence-embedding", {"dimensions": 3.5}, "dimensions 3.5: must be a valid integer"),
     ("fill-mask", {"top_k": 301}, "top_k 301 must be from 1 to the vocabulary's 300 tokens"),
 ]
 
 
-@pytest.mark.parametrize(("task", "options", "message"), MISTAKES, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(
+    ("task", "options", "message"), MISTAKES, ids=lambda value: str(value)[:40]
+)
 def test_options_that_mean_nothing(folders, task, options, message):
     with pytest.raises(ValueError, match=message):
         answers(pipeline(task, folders[task]), task, ["the cat"], **options)
@@ -217,17 +270,33 @@ def test_truncation_is_asked_for_and_is_not(folders, task):
     assert cut == answers(pipe, task, texts, long_documents="truncate", max_length=16)
     with pytest.raises(ValueError, match="input 1: longer than 16 tokens, and truncation is False"):
         answers(
-            pipe, task, ["cat", "[MASK] " + "the " * 40], truncation=False, max_length=16, long_documents="truncate"
+            pipe,
+            task,
+            ["cat", "[MASK] " + "the " * 40],
+            truncation=False,
+            max_length=16,
+            long_documents="truncate",
         )
-    assert answers(pipe, task, ["cat"], truncation=False, max_length=16) == answers(pipe, task, ["cat"], max_length=16)
+    assert answers(pipe, task, ["cat"], truncation=False, max_length=16) == answers(
+        pipe, task, ["cat"], max_length=16
+    )
 
 
 def test_arguments_of_loading(folders):
     folder = folders["text-classification"]
     want = pipeline("text-classification", folder)("the cat")
     for given in (
-        {"tokenizer": folder, "config": folder, "framework": "pt", "use_fast": False, "trust_remote_code": True},
-        {"model_kwargs": {"attn_implementation": "eager", "torch_dtype": torch.float32}, "token": True},
+        {
+            "tokenizer": folder,
+            "config": folder,
+            "framework": "pt",
+            "use_fast": False,
+            "trust_remote_code": True,
+        },
+        {
+            "model_kwargs": {"attn_implementation": "eager", "torch_dtype": torch.float32},
+            "token": True,
+        },
         {"device_map": "auto", "batch_size": 4, "num_workers": 2, "padding": True},
         {"device_map": {"": "cpu"}, "dtype": "float32", "torch_dtype": torch.float32},
     ):
@@ -244,11 +313,20 @@ REFUSED = [
     ({"model_kwargs": {"num_labels": 3}}, "model_kwargs num_labels is not available"),
     ({"device_map": {"a": 0, "b": 1}}, "a model lies on one device here; give device"),
     ({"device_map": "cpu", "device": -1}, "a model lies on one device here; give device"),
-    ({"dtype": "float32", "torch_dtype": "bfloat16"}, "dtype is given as bfloat16 and float32; give it once"),
-    ({"truncation": "only_first"}, "truncation 'only_first' is not available; it must be True, 'longest_first' or"),
+    (
+        {"dtype": "float32", "torch_dtype": "bfloat16"},
+        "dtype is given as bfloat16 and float32; give it once",
+    ),
+    (
+        {"truncation": "only_first"},
+        "truncation 'only_first' is not available; it must be True, 'longest_first' or",
+    ),
     ({"padding": "max_length"}, "padding 'max_length' is not available"),
     ({"is_split_into_words": True}, "is_split_into_words is no option of classify"),
-    ({"tokenizer_kwargs": {"add_special_tokens": False}}, "add_special_tokens is no option of classify"),
+    (
+        {"tokenizer_kwargs": {"add_special_tokens": False}},
+        "add_special_tokens is no option of classify",
+    ),
 ]
 
 
@@ -262,22 +340,49 @@ INPUTS = [
     ("token-classification", (7,), {}, "inputs must be a text or an iterable of texts, not '7'"),
     ("token-classification", ({"text": "the"},), {}, r"input 0 holds .* \(dict\), not text"),
     ("token-classification", (["the", 1],), {}, r"input 1 holds '1' \(int\), not text"),
-    ("token-classification", (["the", "\udc80"],), {}, r"input 1 holds '\\udc80', half a surrogate pair"),
+    (
+        "token-classification",
+        (["the", "\udc80"],),
+        {},
+        r"input 1 holds '\\udc80', half a surrogate pair",
+    ),
     ("token-classification", ([("the", "cat")],), {}, "input 0 is a pair; tag takes single texts"),
     ("text-classification", ([{"texts": "the"}],), {}, "input must hold text, not"),
-    ("text-classification", (["the", {"text": "a", "text_pair": "b"}],), {}, "texts and pairs cannot be mixed"),
+    (
+        "text-classification",
+        (["the", {"text": "a", "text_pair": "b"}],),
+        {},
+        "texts and pairs cannot be mixed",
+    ),
     ("fill-mask", (["the [MASK]", "the"],), {}, r"input 1: text has no \[MASK\]"),
     ("question-answering", (), {"question": "a"}, "give question and context"),
-    ("question-answering", (), {"question": ["a"], "context": ["b", "c"]}, "1 questions have 2 contexts"),
-    ("question-answering", (), {"question": "", "context": "the cat"}, "input 0: question is empty"),
+    (
+        "question-answering",
+        (),
+        {"question": ["a"], "context": ["b", "c"]},
+        "1 questions have 2 contexts",
+    ),
+    (
+        "question-answering",
+        (),
+        {"question": "", "context": "the cat"},
+        "input 0: question is empty",
+    ),
     ("question-answering", ([{"question": "a", "context": ""}],), {}, "input 0: context is empty"),
     ("question-answering", ({"question": "a"},), {}, "input must hold question and context, not"),
-    ("question-answering", (), {"question": "the " * 500, "context": "b" * 3000}, "too long for overlapping windows"),
+    (
+        "question-answering",
+        (),
+        {"question": "the " * 500, "context": "b" * 3000},
+        "too long for overlapping windows",
+    ),
     ("rerank", ("the", "cat"), {}, "texts must be a list of texts, not 'cat'"),
 ]
 
 
-@pytest.mark.parametrize(("task", "inputs", "named", "message"), INPUTS, ids=lambda value: str(value)[:30])
+@pytest.mark.parametrize(
+    ("task", "inputs", "named", "message"), INPUTS, ids=lambda value: str(value)[:30]
+)
 def test_inputs_that_have_no_answer(folders, task, inputs, named, message):
     with pytest.raises(ValueError, match=message):
         pipeline(task, folders[task])(*inputs, **named)
@@ -285,7 +390,11 @@ def test_inputs_that_have_no_answer(folders, task, inputs, named, message):
 
 def test_lines_that_cannot_be_read_do_not_stop_the_others(folders):
     pipe = pipeline("question-answering", folders["question-answering"])
-    lines = ['{"question": "\\ud800", "context": "the cat"}', "[" * 100_000, '{"question": "a", "context": "the cat"}']
+    lines = [
+        '{"question": "\\ud800", "context": "the cat"}',
+        "[" * 100_000,
+        '{"question": "a", "context": "the cat"}',
+    ]
     surrogate, nested, answered = pipe.predict_lines(lines)
     assert surrogate["error"].startswith("input 0 holds '\\ud800', half a surrogate pair")
     assert nested["error"].startswith("not valid JSON: maximum recursion depth exceeded")
@@ -304,7 +413,9 @@ NO_FIT = [
 def test_label_maps_that_do_not_fit_the_weights(tmp_path, task, labels, message):
     architecture, config = MODELS[task]
     file = write_task(tmp_path, architecture, **SMALL, **config) / "config.json"
-    raw = {name: value for name, value in json.loads(file.read_text()).items() if name != "label2id"}
+    raw = {
+        name: value for name, value in json.loads(file.read_text()).items() if name != "label2id"
+    }
     file.write_text(json.dumps(raw | {"id2label": labels}))
     with pytest.raises((CheckpointError, ValueError), match=message):
         pipeline(task, str(tmp_path))

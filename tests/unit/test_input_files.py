@@ -38,7 +38,9 @@ RECORD = json.dumps({"fingerprint": {}, "attempts": []})
 
 
 @pytest.mark.parametrize("parts", ["", "data"])
-@pytest.mark.parametrize("pattern", ["**/*.parquet", "*/*/*.parquet", "**/*", "labelled*/*/*.parquet", "*/*.parquet"])
+@pytest.mark.parametrize(
+    "pattern", ["**/*.parquet", "*/*/*.parquet", "**/*", "labelled*/*/*.parquet", "*/*.parquet"]
+)
 def test_an_output_is_never_read_by_a_glob(tmp_path, pattern, parts):
     write(tmp_path / "in" / "x" / "a.parquet")
     write(tmp_path / "labelled_by_hand" / "x" / "b.parquet")
@@ -65,7 +67,9 @@ def test_an_output_that_is_given_is_read_and_one_below_it_is_not(tmp_path):
     assert found(tmp_path / "data" / "*.parquet") == ["a.parquet"]
 
 
-@pytest.mark.parametrize("form", ["{0}/in/out", "{0}/link/out", "file://{0}/in/out", "{0}/in/../in/x/../out/deeper"])
+@pytest.mark.parametrize(
+    "form", ["{0}/in/out", "{0}/link/out", "file://{0}/in/out", "{0}/in/../in/x/../out/deeper"]
+)
 def test_an_output_in_the_input_folder_is_refused(tmp_path, form):
     write(tmp_path / "in" / "a.parquet")
     (tmp_path / "link").symlink_to(tmp_path / "in")
@@ -94,7 +98,9 @@ def test_links_are_read_once_whatever_they_lead_to(tmp_path):
     assert found(tmp_path / "in" / "**" / "*.parquet") == want
     assert found(tmp_path / "in" / "latest" / "*.parquet") == ["a.parquet"]
     (tmp_path / "in" / "latest").unlink()
-    (tmp_path / "in" / "latest").symlink_to("2024-01-01")  # the next day: the same files have the same paths
+    (tmp_path / "in" / "latest").symlink_to(
+        "2024-01-01"
+    )  # the next day: the same files have the same paths
     assert found(tmp_path / "in") == want
 
 
@@ -133,7 +139,15 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
 
 
 def test_whatever_may_be_data_and_is_not_read_is_named(tmp_path):
-    for name in ("a.jsonl", "b.jsonlines", "c.ndjson.gz", "_SUCCESS", ".a.jsonl.crc", "README.md", "LICENSE"):
+    for name in (
+        "a.jsonl",
+        "b.jsonlines",
+        "c.ndjson.gz",
+        "_SUCCESS",
+        ".a.jsonl.crc",
+        "README.md",
+        "LICENSE",
+    ):
         write(tmp_path / name)
     left_out = ["archive.tar", "notes.txt", "part-00000", "sheet.xlsx", "table.orc", "x.unknown"]
     for name in left_out:
@@ -144,7 +158,15 @@ def test_whatever_may_be_data_and_is_not_read_is_named(tmp_path):
 
 
 def test_hidden_folders_are_passed_over_but_for_those_of_hive_tables(tmp_path):
-    for name in ("_year=2024/a", "year=2024/_month=5/a", "_temporary/a", ".hidden/a", "x/_a", "x/.a", "x/a"):
+    for name in (
+        "_year=2024/a",
+        "year=2024/_month=5/a",
+        "_temporary/a",
+        ".hidden/a",
+        "x/_a",
+        "x/.a",
+        "x/a",
+    ):
         write(tmp_path / f"{name}.parquet")
     want = ["_year=2024/a.parquet", "x/a.parquet", "year=2024/_month=5/a.parquet"]
     assert found(tmp_path) == want
@@ -158,7 +180,15 @@ def test_hidden_folders_are_passed_over_but_for_those_of_hive_tables(tmp_path):
 
 def test_a_glob_of_object_storage_matches_what_it_matches_on_disk(tmp_path):
     dice = random.Random(3)
-    names = ["a.parquet", "b1.parquet", "[x].parquet", ".h.parquet", "_u.parquet", "é ü.parquet", "a.b^c.parquet"]
+    names = [
+        "a.parquet",
+        "b1.parquet",
+        "[x].parquet",
+        ".h.parquet",
+        "_u.parquet",
+        "é ü.parquet",
+        "a.b^c.parquet",
+    ]
     paths = {"/".join([*dice.choices(["in", "sub", ".dot", "d1", "a.b"], k=dice.randint(0, 3)), dice.choice(names)])
              for _ in range(150)}  # fmt: skip
     mock = fs._MockFileSystem()
@@ -193,7 +223,9 @@ def test_a_glob_of_object_storage_matches_what_it_matches_on_disk(tmp_path):
         remote = {entry.path[2:] for entry in listing.list_glob(mock, "b", f"b/{pattern}").entries}
         assert remote == on_disk, pattern
         local = listing.list_glob(fs.LocalFileSystem(), str(tmp_path), f"{tmp_path}/{pattern}")
-        assert {os.path.relpath(entry.path, tmp_path) for entry in local.entries} == on_disk, pattern
+        assert {os.path.relpath(entry.path, tmp_path) for entry in local.entries} == on_disk, (
+            pattern
+        )
 
 
 @pytest.mark.parametrize(
@@ -210,7 +242,15 @@ def test_a_table_is_refused_by_its_name_wherever_it_is_entered(tmp_path, mark, k
     write(tmp_path / "warehouse" / "other" / "b.parquet")
     (tmp_path / "warehouse" / "t" / mark).parent.mkdir(parents=True)
     (tmp_path / "warehouse" / "t" / mark).write_text("{}")
-    sources = ["", "/t", "/t/data", "/t/data/day=1", "/t/data/*/*.parquet", "/**/*.parquet", "/t/data/day=1/a.parquet"]
+    sources = [
+        "",
+        "/t",
+        "/t/data",
+        "/t/data/day=1",
+        "/t/data/*/*.parquet",
+        "/**/*.parquet",
+        "/t/data/day=1/a.parquet",
+    ]
     for source in sources:
         with pytest.raises(UserError, match=f"holds the files of a {kind} table"):
             found(f"{tmp_path}/warehouse{source}")
@@ -221,7 +261,9 @@ def test_what_datasets_writes_beside_data_is_no_data(tmp_path):
     rows = pa.table({"text": ["a", "b"]})
     for split in ("train", "test"):
         (tmp_path / "saved" / split).mkdir(parents=True)
-        with pa.ipc.new_stream(tmp_path / "saved" / split / "data-00000-of-00001.arrow", rows.schema) as writer:
+        with pa.ipc.new_stream(
+            tmp_path / "saved" / split / "data-00000-of-00001.arrow", rows.schema
+        ) as writer:
             writer.write_table(rows)
         (tmp_path / "saved" / split / "state.json").write_text("{}")
     (tmp_path / "saved" / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')

@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 from checkpoints import make_hot, relative_error
 
-pytest.importorskip("triton", reason="Triton comes with torch's CUDA builds, and with the extra `test`")
+pytest.importorskip(
+    "triton", reason="Triton comes with torch's CUDA builds, and with the extra `test`"
+)
 
 from modernbert import float8, gpu, kernels
 from modernbert.config import ModernBertConfig
@@ -54,7 +56,9 @@ def test_geglu_has_the_exact_erf(width, dtype):
     a, b = y.double().chunk(2, -1)
     got = kernels.geglu(y).double()
     assert relative_error(got, F.gelu(a) * b) < 1.3 * TOLERANCE[dtype]
-    assert relative_error(got, F.gelu(a, approximate="tanh") * b) > 1e-4  # the other function is told apart
+    assert (
+        relative_error(got, F.gelu(a, approximate="tanh") * b) > 1e-4
+    )  # the other function is told apart
 
 
 @pytest.mark.parametrize("skip", [0, 3])
@@ -66,7 +70,9 @@ def test_pooling_equals_the_cpu_path(pooling, dtype, skip):
     lengths = [n + skip for n in LENGTHS]
     x = random(sum(lengths), 100, dtype=dtype)
     got = kernels.pool_sequences(x, starts_of(lengths), pooling, skip)
-    want = torch.stack([_POOLING_FUNCTIONS[pooling](x_LD.double(), skip) for x_LD in x.split(lengths)])
+    want = torch.stack(
+        [_POOLING_FUNCTIONS[pooling](x_LD.double(), skip) for x_LD in x.split(lengths)]
+    )
     assert relative_error(got.double(), want) < 1e-6  # both read the same numbers, and sum in fp32
     alone = kernels.pool_sequences(
         x[lengths[0] : sum(lengths[:2])].contiguous(), starts_of(lengths[1:2]), pooling, skip
@@ -91,7 +97,9 @@ def test_norm_in_float8(width, bias):
     x, weight = random(T, width), random(width, seed=2)
     shift = random(width, seed=3) if bias else None
     values, scales = kernels.norm_float8(x, weight, shift, 1e-5)
-    want = F.layer_norm(x.double(), (width,), weight.double(), None if shift is None else shift.double(), 1e-5)
+    want = F.layer_norm(
+        x.double(), (width,), weight.double(), None if shift is None else shift.double(), 1e-5
+    )
     assert values.dtype == torch.float8_e4m3fn
     assert torch.allclose(scales[:, 0].double(), want.abs().amax(1) / 448, rtol=1e-5)
     assert_float8(values, scales, want)
@@ -129,7 +137,12 @@ SHAPE = {
 }
 CONFIGS = {
     "as published": {},
-    "all biases": {"attention_bias": True, "mlp_bias": True, "norm_bias": True, "classifier_bias": True},
+    "all biases": {
+        "attention_bias": True,
+        "mlp_bias": True,
+        "norm_bias": True,
+        "classifier_bias": True,
+    },
     "mean pooling": {"classifier_pooling": "mean"},
     "another activation": {"hidden_activation": "silu"},
     "narrow heads": {"num_attention_heads": 16},
@@ -137,10 +150,14 @@ CONFIGS = {
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-@pytest.mark.parametrize("model_class", [ModernBertForSequenceClassification, ModernBertForTokenClassification])
+@pytest.mark.parametrize(
+    "model_class", [ModernBertForSequenceClassification, ModernBertForTokenClassification]
+)
 @torch.inference_mode()
 def test_a_model_with_kernels_is_its_twin_without(use_kernels, model_class, config):
-    model = model_class(ModernBertConfig(vocab_size=300, local_attention=16, **SHAPE | config)).eval()
+    model = model_class(
+        ModernBertConfig(vocab_size=300, local_attention=16, **SHAPE | config)
+    ).eval()
     make_hot(model, 2.5)
     model.to(DEVICE)
     batch = PackedBatch.from_lengths(torch.randint(3, 300, (T,), device=DEVICE), LENGTHS)
@@ -151,16 +168,26 @@ def test_a_model_with_kernels_is_its_twin_without(use_kernels, model_class, conf
         logits[on] = model.forward_packed(batch)
         model.model.forward_packed(batch, states[on])
     assert relative_error(logits[True], logits[False]) < 1e-5
-    for got, want in zip(states[True], states[False], strict=True):  # none is overwritten by a later layer
+    for got, want in zip(
+        states[True], states[False], strict=True
+    ):  # none is overwritten by a later layer
         assert relative_error(got, want) < 1e-5
 
 
 @torch.inference_mode()
 def test_given_positions_and_maps_with_kernels(use_kernels):
-    model = ModernBertModel(ModernBertConfig(vocab_size=300, local_attention=16, **SHAPE)).eval().to(DEVICE)
+    model = (
+        ModernBertModel(ModernBertConfig(vocab_size=300, local_attention=16, **SHAPE))
+        .eval()
+        .to(DEVICE)
+    )
     make_hot(model, 2.5)
     ids = torch.randint(3, 300, (2, 40), device=DEVICE)
-    inputs = {"input_ids": ids, "position_ids": torch.arange(40, device=DEVICE) * 7, "output_attentions": True}
+    inputs = {
+        "input_ids": ids,
+        "position_ids": torch.arange(40, device=DEVICE) * 7,
+        "output_attentions": True,
+    }
     use_kernels(False)
     want = model(**inputs)
     use_kernels(True)
@@ -179,7 +206,9 @@ def multiply_in_fp32(x, weight_ED, scales_1E, dtype):
 @torch.inference_mode()
 def test_a_model_in_float8_is_near_its_twin(monkeypatch, use_kernels, config):
     """A product of e4m3 rows is off by 3-4%, a model of four layers by a little more; 1 would be no relation."""
-    model = ModernBertModel(ModernBertConfig(vocab_size=300, local_attention=16, **SHAPE | config)).eval()
+    model = ModernBertModel(
+        ModernBertConfig(vocab_size=300, local_attention=16, **SHAPE | config)
+    ).eval()
     make_hot(model, 1.0)
     model.to(DEVICE)
     batch = PackedBatch.from_lengths(torch.randint(3, 300, (T,), device=DEVICE), LENGTHS)

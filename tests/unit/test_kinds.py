@@ -48,7 +48,9 @@ def test_each_task_on_each_kind_of_checkpoint(folders, task, architecture):
     checkpoint = Checkpoint.open(folders[architecture])
     if TASKS[task] in (None, architecture):
         return task_class(task).check(checkpoint)
-    with pytest.raises(ValueError, match=re.escape(f"is a {architecture}: {FITS[architecture]}; {task} runs a")):
+    with pytest.raises(
+        ValueError, match=re.escape(f"is a {architecture}: {FITS[architecture]}; {task} runs a")
+    ):
         task_class(task).check(checkpoint)
 
 

@@ -24,7 +24,13 @@ from pipelines.serve.config import served_models
 from pipelines.serve.local import LocalModelClient
 from pipelines.serve.protocol import PredictRequest, ServeError
 
-ODD = [*",\n\r\t\x00\x0b\x0c\x1c\x85\u2028\u2029\ufeff\u00a0[]{}\"'\\ é中👍\U0010ffff", "\r\n", "a", "b", '["a"]']
+ODD = [
+    *",\n\r\t\x00\x0b\x0c\x1c\x85\u2028\u2029\ufeff\u00a0[]{}\"'\\ é中👍\U0010ffff",
+    "\r\n",
+    "a",
+    "b",
+    '["a"]',
+]
 """Parts of labels that have ended, joined or split one somewhere."""
 
 
@@ -45,7 +51,11 @@ def random_labels(dice: random.Random) -> list[str]:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     head = "ModernBertForSequenceClassification"
-    return str(write_task(tmp_path_factory.mktemp("nli"), head, labels=["contradiction", "neutral", "entailment"]))
+    return str(
+        write_task(
+            tmp_path_factory.mktemp("nli"), head, labels=["contradiction", "neutral", "entailment"]
+        )
+    )
 
 
 @pytest.fixture(scope="module")
@@ -66,12 +76,20 @@ def test_a_text_of_labels_is_split_by_nothing_but_its_own_rule() -> None:
         lines = [label for label in clean if label and not set(label) & {"\n", "\r"}]
         assert split_labels("".join(f"{label}\n" for label in lines)) == lines
         assert split_labels("".join(f"{label}\r\n" for label in lines)) == lines
-        assert split_labels(str(text)) == [part.strip() for part in str(text).split(",") if part.strip()]
+        assert split_labels(str(text)) == [
+            part.strip() for part in str(text).split(",") if part.strip()
+        ]
 
 
 @pytest.mark.parametrize(
     "values",
-    [pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.dictionary(pa.int32(), pa.string())],
+    [
+        pa.string(),
+        pa.large_string(),
+        pa.string_view(),
+        pa.binary(),
+        pa.dictionary(pa.int32(), pa.string()),
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("lists", [pa.list_, pa.large_list])
@@ -80,7 +98,10 @@ def test_a_column_of_lists(table: pa.Table, lists: Any, values: pa.DataType) -> 
     rows = [None, [], ["a", None], *own]
     encoded = rows
     if pa.types.is_binary(values):
-        encoded = [None if row is None else [None if each is None else each.encode() for each in row] for row in rows]
+        encoded = [
+            None if row is None else [None if each is None else each.encode() for each in row]
+            for row in rows
+        ]
     array = pa.array(encoded, lists(values))
     column = pa.chunked_array([array.slice(0, 9), array.slice(9)])
     texts = pa.chunked_array([pa.array(["a"] * len(rows))])
@@ -100,12 +121,17 @@ def test_a_list_that_is_not_utf_8_is_a_reject() -> None:
 
 def test_lists_are_for_inputs_that_take_them() -> None:
     column = pa.chunked_array([pa.array([["a"]])])
-    with pytest.raises(ValueError, match=r"^text is a column of list<item: string>; it must hold texts$"):
+    with pytest.raises(
+        ValueError, match=r"^text is a column of list<item: string>; it must hold texts$"
+    ):
         valid_documents([column], ("text",))
 
 
 def test_labels_are_never_cut() -> None:
-    texts, own = pa.chunked_array([pa.array(["the cat"])]), pa.chunked_array([pa.array(["politics, sports"])])
+    texts, own = (
+        pa.chunked_array([pa.array(["the cat"])]),
+        pa.chunked_array([pa.array(["politics, sports"])]),
+    )
     ((document,), _, _) = valid_documents([texts, own], ("text", "labels"))
     assert split_labels(cut(document, 3)[1]) == ["politics", "sports"]
     assert cut(document, 3)[0] == "the"
@@ -121,15 +147,26 @@ def test_memory(model: str, table: pa.Table) -> None:
         assert answer == pipe("the cat sat", labels)
 
 
-def test_a_job_and_a_step_of_a_dataset(model: str, table: pa.Table, tmp_path: Path, in_process: None) -> None:
+def test_a_job_and_a_step_of_a_dataset(
+    model: str, table: pa.Table, tmp_path: Path, in_process: None
+) -> None:
     want = pipeline("zero-shot-classification", model)
     pq.write_table(table, tmp_path / "in.parquet")
-    options = {"input": tmp_path / "in.parquet", "model": model, "output": tmp_path / "out", "labels_column": "own"}
+    options = {
+        "input": tmp_path / "in.parquet",
+        "model": model,
+        "output": tmp_path / "out",
+        "labels_column": "own",
+    }
     assert run_job("zero_shot", **options) == 0
     rows = ds.dataset(tmp_path / "out").to_table().sort_by("id").to_pylist()
-    assert [sorted(row["labels"]) for row in rows] == [sorted(labels) for labels in table["own"].to_pylist()]
+    assert [sorted(row["labels"]) for row in rows] == [
+        sorted(labels) for labels in table["own"].to_pylist()
+    ]
     assert [row["label"] for row in rows] == [row["labels"][0] for row in rows]
-    assert [row["labels"] for row in rows] == [want("the cat sat", row["own"])["labels"] for row in rows]
+    assert [row["labels"] for row in rows] == [
+        want("the cat sat", row["own"])["labels"] for row in rows
+    ]
     step = processor("zero_shot", model, "text", "own")
     answered = dataset_step._answer(step, Predict(step.run)(dataset_step._tokenise(step, table)))
     assert answered["error"].null_count == len(table)
@@ -141,7 +178,10 @@ def test_online(model: str, table: pa.Table) -> None:
     models = LocalModelClient([served])
 
     async def ask() -> list[Any]:
-        requests = [PredictRequest(["the cat sat"], {"labels": labels}) for labels in table["own"].to_pylist()]
+        requests = [
+            PredictRequest(["the cat sat"], {"labels": labels})
+            for labels in table["own"].to_pylist()
+        ]
         return [await models.predict("nli", request) for request in requests]
 
     answers = asyncio.run(ask())
@@ -169,7 +209,9 @@ def test_a_label_that_is_there_twice_is_refused_wherever_labels_come_from(
     file = tmp_path / "labels"
     file.write_text("cat\nmat\n cat\n")
     options = {"input": tmp_path / "in.parquet", "model": model, "output": tmp_path / "out"}
-    pq.write_table(pa.table({"text": ["a", "b", "c"], "own": [twice, ["cat"], ["", "b"]]}), options["input"])
+    pq.write_table(
+        pa.table({"text": ["a", "b", "c"], "own": [twice, ["cat"], ["", "b"]]}), options["input"]
+    )
     with pytest.raises(ValueError, match=f"labels_file '.*labels' {TWICE}"):
         run_job("zero_shot", labels_file=str(file), **options)
     with pytest.raises(ValueError, match=TWICE):
@@ -191,14 +233,21 @@ def test_a_label_that_is_there_twice_is_refused_wherever_labels_come_from(
 
 def test_labels_in_a_file(model: str, tmp_path: Path) -> None:
     """Lines end as in files of any system; a byte order mark is no character of the first label."""
-    for content in (b"\xef\xbb\xbfcat\nmat, red\n", b"cat\r\nmat, red\r\n\r\n", b"cat\rmat, red", b"cat\n mat, red "):
+    for content in (
+        b"\xef\xbb\xbfcat\nmat, red\n",
+        b"cat\r\nmat, red\r\n\r\n",
+        b"cat\rmat, red",
+        b"cat\n mat, red ",
+    ):
         (tmp_path / "labels").write_bytes(content)
-        task = pipeline("zero-shot-classification", model, labels_file=str(tmp_path / "labels")).task({})
+        task = pipeline(
+            "zero-shot-classification", model, labels_file=str(tmp_path / "labels")
+        ).task({})
         assert task.labels == ("cat", "mat, red"), content
     (tmp_path / "labels").write_bytes("New\u2028York\x0bCity\n".encode())
-    assert pipeline("zero-shot-classification", model, labels_file=str(tmp_path / "labels")).task({}).labels == (
-        "New\u2028York\x0bCity",
-    )
+    assert pipeline("zero-shot-classification", model, labels_file=str(tmp_path / "labels")).task(
+        {}
+    ).labels == ("New\u2028York\x0bCity",)
 
 
 def test_a_file_of_labels_is_read_once(model: str, tmp_path: Path) -> None:
@@ -218,11 +267,16 @@ def test_a_file_of_labels_is_read_once(model: str, tmp_path: Path) -> None:
         assert sorted(call("a", labels_file=str(other))["labels"]) == ["green", "red"]
         assert sorted(call("a", ["x", "y"])["labels"]) == ["x", "y"]
         models.models["nli"]._task.cache_clear()
-        answer = asyncio.run(models.predict("nli", PredictRequest(["a"], {"top_k": 1 + bool(content)})))
+        answer = asyncio.run(
+            models.predict("nli", PredictRequest(["a"], {"top_k": 1 + bool(content)}))
+        )
         assert {each["label"] for each in answer.results[0]} <= {"cat", "mat"}, content
     models.close()
 
 
 def test_a_text_of_labels_in_an_option_is_comma_separated() -> None:
     """As in transformers, and on the command line: a line end is a character as any other."""
-    assert TASKS["zero_shot"].parse({"labels": "New\nYork, a\u2028b ,"}).labels == ["New\nYork", "a\u2028b"]
+    assert TASKS["zero_shot"].parse({"labels": "New\nYork, a\u2028b ,"}).labels == [
+        "New\nYork",
+        "a\u2028b",
+    ]

@@ -16,7 +16,9 @@ REPOSITORY = Path(__file__).parents[2]
 def loads(module: str, *forbidden: str) -> set[str]:
     """Those of `forbidden` that importing `module` loads in a new process."""
     code = f"import sys, {module}; print(*({set(forbidden)!r} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, cwd=REPOSITORY, capture_output=True, text=True
+    )
     return set(done.stdout.split())
 
 
@@ -48,7 +50,9 @@ def test_loading_a_model_loads_no_compiler(checkpoint):
         "import sys; from modernbert import ModernBertForSequenceClassification as Classifier\n"
         f"Classifier.from_pretrained({str(checkpoint)!r}); print(*({{'torch._dynamo', 'sympy'}} & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, cwd=REPOSITORY, capture_output=True, text=True
+    )
     assert done.stdout.split() == []
 
 
@@ -63,6 +67,8 @@ def test_a_wrong_input_is_told_without_torch_and_ray():
         "sys.argv = ['classify', '--input', '/no/such', '--model', 'x', '--output', 'y']\n"
         "code = run_command('classify'); print(code, *({'torch', 'ray'} & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
     assert done.stdout == "2\n"
     assert done.stderr == "error: --input '/no/such' does not exist\n"

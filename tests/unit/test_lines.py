@@ -15,8 +15,30 @@ from pipelines.corpus import summary
 from pipelines.report import progress
 from pipelines.report.text import json_line, printable, printable_lines, say
 
-HARMFUL = ["\x1b[31m", "\x07", "\r", "\n", "\x9b2J", "\x7f", "\u202e", "\u2066", "\u2028", "\ufeff", "\udce9", "\0"]
-HARMLESS = ["the cat ", "é", "日本語", "👨\u200d👩\u200d👧", "می\u200cخواهم", "\\x1b", "\xa0", "\U000e0100"]
+HARMFUL = [
+    "\x1b[31m",
+    "\x07",
+    "\r",
+    "\n",
+    "\x9b2J",
+    "\x7f",
+    "\u202e",
+    "\u2066",
+    "\u2028",
+    "\ufeff",
+    "\udce9",
+    "\0",
+]
+HARMLESS = [
+    "the cat ",
+    "é",
+    "日本語",
+    "👨\u200d👩\u200d👧",
+    "می\u200cخواهم",
+    "\\x1b",
+    "\xa0",
+    "\U000e0100",
+]
 CONTROLS = "؜\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 
@@ -119,15 +141,22 @@ def test_progress_never_goes_back_and_goes_on_whatever_its_counts_do(monkeypatch
     assert shown_rows == sorted(shown_rows)
 
 
-@pytest.mark.parametrize(("rows", "total", "seconds"), [(0, 0, 0), (0, 10, 5), (1, 10, 0), (20, 10, 1e-9), (0, 10, 0)])
+@pytest.mark.parametrize(
+    ("rows", "total", "seconds"), [(0, 0, 0), (0, 10, 5), (1, 10, 0), (20, 10, 1e-9), (0, 10, 0)]
+)
 def test_progress_of_nothing_and_of_too_much_is_a_line(rows, total, seconds):
     assert "rows/s" in progress.progress_line(rows, total, 0, seconds, bar=True)
 
 
 def test_failures_are_grouped_by_reason_and_few_of_them_are_named():
-    failed = {f"part-{i}": f"reason {i % 20}" if i < 100 else "the disk is full" for i in range(1000)}
+    failed = {
+        f"part-{i}": f"reason {i % 20}" if i < 100 else "the disk is full" for i in range(1000)
+    }
     lines = summary._failures(failed | {"a\x1b[2Jb": "bad\nname"})
-    assert lines[0] == "failed     900 files or shards, part-100, part-101, part-102, …: the disk is full"
+    assert (
+        lines[0]
+        == "failed     900 files or shards, part-100, part-101, part-102, …: the disk is full"
+    )
     assert lines[1] == "failed     5 files or shards, part-0, part-20, part-40, …: reason 0"
     assert len(lines) == 13
     assert lines[-1] == "failed     46 others, for 10 other reasons: see _run.json"

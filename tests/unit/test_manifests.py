@@ -32,7 +32,9 @@ DOCUMENTS = {
     for file in sorted((JOBS / "kubernetes").glob("*.yaml"))
     for document in yaml.safe_load_all(file.read_text())
 }
-RAY = {name: document for name, document in DOCUMENTS.items() if document["apiVersion"] == "ray.io/v1"}
+RAY = {
+    name: document for name, document in DOCUMENTS.items() if document["apiVersion"] == "ray.io/v1"
+}
 RUNTIME_ENV = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "60"}}
 
 
@@ -71,11 +73,31 @@ def at(document: Any, path: str) -> tuple[Any, Any]:
         ("rayjob", "spec.entryPoint", "x", "'entryPoint' was unexpected"),
         ("rayjob", "spec.backoffLimit", "2", "is not of type 'integer'"),
         ("rayjob", "spec.deletionStrategy.deletionRules.0.policy", "Delete", "is not one of"),
-        ("rayjob", "spec.rayClusterSpec.workerGroupSpecs.0.maxReplica", 3, "'maxReplica' was unexpected"),
-        ("rayjob", "spec.rayClusterSpec.headGroupSpec.rayStartParams.num-cpus", 0, "is not of type 'string'"),
-        ("raycluster", "spec.workerGroupSpecs.1.template.spec.containers.0.images", "x", "'images' was unexpected"),
+        (
+            "rayjob",
+            "spec.rayClusterSpec.workerGroupSpecs.0.maxReplica",
+            3,
+            "'maxReplica' was unexpected",
+        ),
+        (
+            "rayjob",
+            "spec.rayClusterSpec.headGroupSpec.rayStartParams.num-cpus",
+            0,
+            "is not of type 'string'",
+        ),
+        (
+            "raycluster",
+            "spec.workerGroupSpecs.1.template.spec.containers.0.images",
+            "x",
+            "'images' was unexpected",
+        ),
         ("raycronjob", "spec.timezone", "UTC", "'timezone' was unexpected"),
-        ("rayservice", "spec.rayClusterConfig.headGroupSpec.template.spec.volumes.0.emptyDir", 1, "is not of type"),
+        (
+            "rayservice",
+            "spec.rayClusterConfig.headGroupSpec.template.spec.volumes.0.emptyDir",
+            1,
+            "is not of type",
+        ),
     ],
 )
 def test_a_mistake_in_a_field_is_found(name, path, value, error):
@@ -91,26 +113,66 @@ def test_a_mistake_in_a_field_is_found(name, path, value, error):
         ("rayjob", {"metadata.generateName": "a" * 43}, "48 characters, a RayJob at most 47"),
         ("raycronjob", {"metadata.name": "a" * 37}, "37 characters, a RayCronJob at most 36"),
         ("raycluster", {"metadata.name": "Jobs"}, "no DNS label"),
-        ("rayjob", {"spec.shutdownAfterJobFinishes": True}, "deletionRules exclude shutdownAfterJobFinishes"),
-        ("rayjob", {"spec.ttlSecondsAfterFinished": 60}, "ttlSecondsAfterFinished needs shutdownAfterJobFinishes"),
+        (
+            "rayjob",
+            {"spec.shutdownAfterJobFinishes": True},
+            "deletionRules exclude shutdownAfterJobFinishes",
+        ),
+        (
+            "rayjob",
+            {"spec.ttlSecondsAfterFinished": 60},
+            "ttlSecondsAfterFinished needs shutdownAfterJobFinishes",
+        ),
         (
             "rayjob",
             {"spec.submissionMode": "SidecarMode", "spec.submitterPodTemplate": {}},
             "SidecarMode excludes submitterPodTemplate",
         ),
-        ("rayjob", {"spec.deletionStrategy.deletionRules.1.condition.ttlSeconds": 1}, "DeleteSelf comes before"),
-        ("rayjob", {"spec.deletionStrategy.deletionRules.1.policy": "DeleteCluster"}, "is there twice for SUCCEEDED"),
-        ("rayjob", {"spec.deletionStrategy.deletionRules.0.condition": {}}, "one of jobStatus and jobDeploymentStatus"),
+        (
+            "rayjob",
+            {"spec.deletionStrategy.deletionRules.1.condition.ttlSeconds": 1},
+            "DeleteSelf comes before",
+        ),
+        (
+            "rayjob",
+            {"spec.deletionStrategy.deletionRules.1.policy": "DeleteCluster"},
+            "is there twice for SUCCEEDED",
+        ),
+        (
+            "rayjob",
+            {"spec.deletionStrategy.deletionRules.0.condition": {}},
+            "one of jobStatus and jobDeploymentStatus",
+        ),
         ("rayjob", {"spec.runtimeEnvYAML": "text"}, "runtimeEnvYAML is no mapping"),
-        ("rayjob", {"spec.rayClusterSpec.workerGroupSpecs.0.minReplicas": 9}, "minReplicas above maxReplicas"),
-        ("rayjob-kueue", {"spec.shutdownAfterJobFinishes": False}, "Kueue needs shutdownAfterJobFinishes"),
+        (
+            "rayjob",
+            {"spec.rayClusterSpec.workerGroupSpecs.0.minReplicas": 9},
+            "minReplicas above maxReplicas",
+        ),
+        (
+            "rayjob-kueue",
+            {"spec.shutdownAfterJobFinishes": False},
+            "Kueue needs shutdownAfterJobFinishes",
+        ),
         ("rayjob-kueue", {"spec.clusterSelector": {"a": "b"}}, "Kueue excludes clusterSelector"),
-        ("rayjob-kueue", {"spec.rayClusterSpec.enableInTreeAutoscaling": True}, "Kueue excludes autoscaling"),
+        (
+            "rayjob-kueue",
+            {"spec.rayClusterSpec.enableInTreeAutoscaling": True},
+            "Kueue excludes autoscaling",
+        ),
         ("raycronjob", {"spec.schedule": "TZ=UTC 0 2 * * *"}, "the time zone is timeZone"),
         ("raycronjob", {"spec.timeZone": "Europe/Nowhere"}, "is unknown"),
-        ("raycluster", {"spec.autoscalerOptions.version": "v1"}, "needs autoscaler v2 and Ray 2.56 for priority"),
+        (
+            "raycluster",
+            {"spec.autoscalerOptions.version": "v1"},
+            "needs autoscaler v2 and Ray 2.56 for priority",
+        ),
         ("raycluster", {"spec.rayVersion": "2.51.0"}, "a token needs Ray 2.52"),
-        ("rayservice", {"spec.rayClusterConfig.workerGroupSpecs.0.template.spec.restartPolicy": "Always"}, "restart"),
+        (
+            "rayservice",
+            {"spec.rayClusterConfig.workerGroupSpecs.0.template.spec.restartPolicy": "Always"},
+            "restart",
+        ),
     ],
 )
 def test_a_broken_rule_of_the_controller_is_found(name, changes, error):
@@ -128,7 +190,9 @@ def definitions() -> dict[str, dict[str, Any]]:
     """The schema of the `spec` of each kind in the folder KUBERAY_CRDS; the test is skipped without it."""
     folder = os.environ.get("KUBERAY_CRDS")
     if not folder:
-        pytest.skip("KUBERAY_CRDS names no folder with KubeRay's definitions (in its Helm chart: crds/)")
+        pytest.skip(
+            "KUBERAY_CRDS names no folder with KubeRay's definitions (in its Helm chart: crds/)"
+        )
     found = {}
     for file in Path(folder).glob("*.yaml"):
         crd = yaml.load(file.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))["spec"]
@@ -142,14 +206,20 @@ def differences(ours: dict[str, Any], theirs: dict[str, Any], path: str) -> list
     if "$ref" in ours:
         return []
     found = [
-        f"{path}: {k}" for k in ("type", "enum", "minimum", "minItems", "minLength") if ours.get(k) != theirs.get(k)
+        f"{path}: {k}"
+        for k in ("type", "enum", "minimum", "minItems", "minLength")
+        if ours.get(k) != theirs.get(k)
     ]
     if set(ours.get("required", [])) != set(theirs.get("required", [])) - DEFAULTED:
         found.append(f"{path}: required {theirs.get('required')}")
     for name, field in ours.get("properties", {}).items():
         known = theirs.get("properties", {}).get(name)
-        found += differences(field, known, f"{path}.{name}") if known else [f"{path}.{name} is unknown"]
-    return found + (differences(ours["items"], theirs["items"], f"{path}[]") if "items" in ours else [])
+        found += (
+            differences(field, known, f"{path}.{name}") if known else [f"{path}.{name} is unknown"]
+        )
+    return found + (
+        differences(ours["items"], theirs["items"], f"{path}[]") if "items" in ours else []
+    )
 
 
 def closed(schema: Any) -> Any:
@@ -165,16 +235,22 @@ def closed(schema: Any) -> Any:
     if isinstance(properties, dict) and schema.get("type") == "object":
         if not schema.get("x-kubernetes-preserve-unknown-fields"):
             schema.setdefault("additionalProperties", False)
-        schema["required"] = [n for n in schema.get("required", []) if "default" not in properties.get(n, {})]
+        schema["required"] = [
+            n for n in schema.get("required", []) if "default" not in properties.get(n, {})
+        ]
     return schema
 
 
 def test_the_fields_are_those_of_the_operators_definitions():
     theirs = definitions()
-    assert [line for kind, ours in KINDS.items() for line in differences(ours, theirs[kind], kind)] == []
+    assert [
+        line for kind, ours in KINDS.items() for line in differences(ours, theirs[kind], kind)
+    ] == []
     for name, document in RAY.items():
         validator = jsonschema.Draft202012Validator(closed(theirs[document["kind"]]))
-        assert [f"{e.json_path}: {e.message}" for e in validator.iter_errors(document["spec"])] == [], name
+        assert [
+            f"{e.json_path}: {e.message}" for e in validator.iter_errors(document["spec"])
+        ] == [], name
 
 
 # ---- command lines
@@ -197,13 +273,21 @@ def submissions() -> dict[str, tuple[list[str], dict[str, Any] | None]]:
     found["label-articles.service"] = submitted(shlex.split(start))
     sky = yaml.safe_load((JOBS / "schedules/sky.yaml").read_text())
     values = sky["envs"] | {"SKYPILOT_NUM_NODES": str(sky["num_nodes"])}
-    run = re.sub(r"\$(\w+)", lambda name: values.get(name[1], name[0]), sky["run"].replace("\\\n", " "))
-    found["sky.yaml"] = submitted(shlex.split(next(line for line in run.splitlines() if " submit " in line)))
+    run = re.sub(
+        r"\$(\w+)", lambda name: values.get(name[1], name[0]), sky["run"].replace("\\\n", " ")
+    )
+    found["sky.yaml"] = submitted(
+        shlex.split(next(line for line in run.splitlines() if " submit " in line))
+    )
     dag = airflow_dag()
     found["airflow_dag.py"] = shlex.split(dag["JOB"]), dag["RUNTIME_ENV"]
     for file in ("README.md", "jobs/README.md"):
-        blocks = "\n".join(re.findall(r"```bash\n(.*?)```", (REPOSITORY / file).read_text(), re.DOTALL))
-        for at, line in enumerate(re.findall(r"^ray job submit .*$", blocks.replace("\\\n", " "), re.MULTILINE)):
+        blocks = "\n".join(
+            re.findall(r"```bash\n(.*?)```", (REPOSITORY / file).read_text(), re.DOTALL)
+        )
+        for at, line in enumerate(
+            re.findall(r"^ray job submit .*$", blocks.replace("\\\n", " "), re.MULTILINE)
+        ):
             found[f"{file}:{at}"] = submitted(shlex.split(line))
     return found
 
@@ -232,7 +316,9 @@ def test_a_submitted_job_is_a_command_of_ours(name):
     """The script exists, its options do, and their values are valid; a job that is stopped has time for its report."""
     (python, script, *arguments), runtime_env = SUBMISSIONS[name]
     assert python == "python"
-    (task,) = re.findall(r'run_command\("(\w+)"', (REPOSITORY / script.removeprefix("/app/")).read_text())
+    (task,) = re.findall(
+        r'run_command\("(\w+)"', (REPOSITORY / script.removeprefix("/app/")).read_text()
+    )
     options = parse(corpus_command_options(task), arguments, {})
     assert all(options.required())
     assert runtime_env == RUNTIME_ENV
@@ -250,7 +336,9 @@ def test_a_job_has_the_actors_of_its_cluster(name):
 
 
 def test_the_cronjob_submits_to_the_cluster_beside_it():
-    (job,) = [document for name, document in DOCUMENTS.items() if name == "cronjob-submits.yaml:CronJob"]
+    (job,) = [
+        document for name, document in DOCUMENTS.items() if name == "cronjob-submits.yaml:CronJob"
+    ]
     (container,) = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
     cluster = manifest("raycluster")
     name = cluster["metadata"]["name"]
@@ -263,8 +351,16 @@ def test_the_cronjob_submits_to_the_cluster_beside_it():
 @pytest.mark.parametrize(
     ("states", "code", "says"),
     [
-        (["x", "x Running RUNNING", "?", "x Complete SUCCEEDED Job finished"], 0, "x Complete SUCCEEDED Job finished"),
-        (["x Running", "x Retrying FAILED", "x Failed FAILED Job entrypoint ended with 2"], 1, "ended with 2"),
+        (
+            ["x", "x Running RUNNING", "?", "x Complete SUCCEEDED Job finished"],
+            0,
+            "x Complete SUCCEEDED Job finished",
+        ),
+        (
+            ["x Running", "x Retrying FAILED", "x Failed FAILED Job entrypoint ended with 2"],
+            1,
+            "ended with 2",
+        ),
         (["x Initializing", "x Failed  The RayJob has passed"], 1, "has passed"),
         (["x Complete STOPPED"], 1, "STOPPED"),
         (["x Running RUNNING", ""], 1, "rayjob.ray.io/x: deleted"),
@@ -272,7 +368,11 @@ def test_the_cronjob_submits_to_the_cluster_beside_it():
 )
 def test_the_cronjob_waits_for_the_rayjob_that_it_creates(states, code, says, tmp_path):
     """The script of the manifest, with a kubectl that tells one state after another; "?" is one that cannot be had."""
-    (job,) = [document for name, document in DOCUMENTS.items() if name == "cronjob-creates-rayjob.yaml:CronJob"]
+    (job,) = [
+        document
+        for name, document in DOCUMENTS.items()
+        if name == "cronjob-creates-rayjob.yaml:CronJob"
+    ]
     (container,) = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
     (tmp_path / "states").write_text("".join(f"{state}\n" for state in states))
     kubectl = f"""#!/bin/sh
@@ -299,7 +399,11 @@ def test_ray_serve_takes_the_service():
     (application,) = ServeDeploySchema.model_validate(config).applications
     (model,) = service_options(application.args).models
     group = manifest("rayservice")["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]
-    assert (model.device, model.replicas, model.max_replicas) == ("cuda", group["minReplicas"], group["maxReplicas"])
+    assert (model.device, model.replicas, model.max_replicas) == (
+        "cuda",
+        group["minReplicas"],
+        group["maxReplicas"],
+    )
     assert config["http_options"]["port"] == 8000  # the port of the service that KubeRay makes
 
 
@@ -308,22 +412,35 @@ def test_systemd_takes_the_timer(tmp_path):
     for name in ("label-articles.service", "label-articles.timer"):
         text = (JOBS / "schedules" / name).read_text()
         # systemd looks for the program and the user
-        text = text.replace("/opt/modernbert-ray/.venv/bin/ray", sys.executable).replace("User=modernbert", "User=root")
+        text = text.replace("/opt/modernbert-ray/.venv/bin/ray", sys.executable).replace(
+            "User=modernbert", "User=root"
+        )
         (tmp_path / name).write_text(text)
     units = [str(tmp_path / name) for name in ("label-articles.service", "label-articles.timer")]
-    done = subprocess.run(["systemd-analyze", "verify", *units], capture_output=True, text=True, timeout=30)
+    done = subprocess.run(
+        ["systemd-analyze", "verify", *units], capture_output=True, text=True, timeout=30
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert "Persistent=true" in (tmp_path / "label-articles.timer").read_text()
 
 
 def test_versions_are_those_of_the_constraints():
     """Ray in the images, in the manifests and for Airflow, and the image's tag."""
-    constraints = dict(re.findall(r"^([\w-]+)==(.*)$", (REPOSITORY / "constraints.txt").read_text(), re.MULTILINE))
-    version = re.search(r'^version = "(.*)"', (REPOSITORY / "pyproject.toml").read_text(), re.MULTILINE)[1]
-    assert {cluster["rayVersion"] for document in RAY.values() for cluster in clusters(document)} == {
-        constraints["ray"]
-    }
-    files = [REPOSITORY / "cluster.yaml", *JOBS.glob("docker/*"), *JOBS.glob("kubernetes/*"), *JOBS.glob("schedules/*")]
+    constraints = dict(
+        re.findall(r"^([\w-]+)==(.*)$", (REPOSITORY / "constraints.txt").read_text(), re.MULTILINE)
+    )
+    version = re.search(
+        r'^version = "(.*)"', (REPOSITORY / "pyproject.toml").read_text(), re.MULTILINE
+    )[1]
+    assert {
+        cluster["rayVersion"] for document in RAY.values() for cluster in clusters(document)
+    } == {constraints["ray"]}
+    files = [
+        REPOSITORY / "cluster.yaml",
+        *JOBS.glob("docker/*"),
+        *JOBS.glob("kubernetes/*"),
+        *JOBS.glob("schedules/*"),
+    ]
     text = "\n".join(file.read_text() for file in files if file.is_file())
     assert set(re.findall(r"rayproject/ray:([\d.]+)", text)) == {constraints["ray"]}
     assert set(re.findall(r"ray\[default\]==([\d.]+)", text)) == {constraints["ray"]}
@@ -332,11 +449,18 @@ def test_versions_are_those_of_the_constraints():
     }  # fmt: skip
 
 
-PLACEHOLDERS = r"registry\.example\.com|your-bucket|192\.0\.2\.|123456789012|ami-0{17}|/opt/modernbert-ray"
+PLACEHOLDERS = (
+    r"registry\.example\.com|your-bucket|192\.0\.2\.|123456789012|ami-0{17}|/opt/modernbert-ray"
+)
 
 
 @pytest.mark.parametrize(
-    "file", ["cluster.yaml", "jobs/cluster.local.yaml", *(f"jobs/{d}/*" for d in ("kubernetes", "schedules"))]
+    "file",
+    [
+        "cluster.yaml",
+        "jobs/cluster.local.yaml",
+        *(f"jobs/{d}/*" for d in ("kubernetes", "schedules")),
+    ],
 )
 def test_what_users_must_change_is_marked(file):
     """A placeholder has "yours" on its line, or a little above it."""
@@ -344,13 +468,19 @@ def test_what_users_must_change_is_marked(file):
         lines = path.read_text().splitlines()
         for at, line in enumerate(lines):
             if re.search(PLACEHOLDERS, line) and not line.startswith("#"):
-                assert any("yours" in near for near in lines[max(at - 9, 0) : at + 1]), f"{path.name}:{at + 1}: {line}"
+                assert any("yours" in near for near in lines[max(at - 9, 0) : at + 1]), (
+                    f"{path.name}:{at + 1}: {line}"
+                )
 
 
 def test_the_dashboard_of_jobs_shows_metrics_that_ray_has():
     ray_folder = Path(ray.__file__).parent
     sources = ("data/_internal/stats.py", "dashboard/modules/reporter/reporter_agent.py")
-    known = {name for source in sources for name in re.findall(r'"([a-z_]+)"', (ray_folder / source).read_text())}
+    known = {
+        name
+        for source in sources
+        for name in re.findall(r'"([a-z_]+)"', (ray_folder / source).read_text())
+    }
     shown = set(re.findall(r"\bray_(\w+)", (REPOSITORY / "jobs/grafana-jobs.json").read_text()))
     assert len(shown) >= 9
     assert shown <= known, shown - known

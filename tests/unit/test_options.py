@@ -34,11 +34,18 @@ def options(*arguments):
 
 def test_command_line_over_environment_over_yaml(tmp_path, monkeypatch):
     file = tmp_path / "job.yaml"
-    file.write_text("max-length: 100\ntop_k: 3\nkeep-columns: [a, b]\nactors: 2\ninput: from-yaml\n")
+    file.write_text(
+        "max-length: 100\ntop_k: 3\nkeep-columns: [a, b]\nactors: 2\ninput: from-yaml\n"
+    )
     monkeypatch.setenv("MODERNBERT_TOP_K", "4")
     monkeypatch.setenv("MODERNBERT_TEXT_COLUMN", "body")
     result = options("--config", str(file), "--max-length", "200")
-    assert (result.max_length, result.top_k, result.text_column, result.actors) == (200, 4, "body", "2")
+    assert (result.max_length, result.top_k, result.text_column, result.actors) == (
+        200,
+        4,
+        "body",
+        "2",
+    )
     assert (result.keep_columns, result.input) == (["a", "b"], "from-yaml")
     monkeypatch.setenv("MODERNBERT_CONFIG", str(file))
     assert options("--keep-columns", "x,y,z").keep_columns == ["x", "y", "z"]
@@ -81,7 +88,11 @@ def test_an_option_with_words_for_its_values(tmp_path, monkeypatch):
     def as_query(*arguments):
         return parse(corpus_command_options("multi_vector"), arguments, DEFAULTS).as_query
 
-    assert [as_query(), as_query("--as", "query"), as_query("--as", "document")] == [False, True, False]
+    assert [as_query(), as_query("--as", "query"), as_query("--as", "document")] == [
+        False,
+        True,
+        False,
+    ]
     (tmp_path / "job.yaml").write_text("as: query\n")
     assert as_query("--config", str(tmp_path / "job.yaml"))
     monkeypatch.setenv("MODERNBERT_AS_QUERY", "true")
@@ -97,7 +108,9 @@ def test_the_other_name_of_an_option_changes_no_precedence(tmp_path, monkeypatch
     file, words = tmp_path / "job.yaml", {"query": "true", "document": "false"}
 
     def as_query(*arguments):
-        return parse(corpus_command_options("sparse"), ["--config", str(file), *arguments], DEFAULTS).as_query
+        return parse(
+            corpus_command_options("sparse"), ["--config", str(file), *arguments], DEFAULTS
+        ).as_query
 
     for yaml in ("as: query", "as: document", "as_query: true", "as-query: false"):
         file.write_text(yaml)
@@ -109,7 +122,9 @@ def test_the_other_name_of_an_option_changes_no_precedence(tmp_path, monkeypatch
             assert as_query("--as", "document") is False
         monkeypatch.delenv(name)
     file.write_text("as: query\nas_query: false")
-    with pytest.raises(UserError, match=r"^--as 'query' and as_query are the same option: give --as alone$"):
+    with pytest.raises(
+        UserError, match=r"^--as 'query' and as_query are the same option: give --as alone$"
+    ):
         as_query()
 
 
@@ -117,7 +132,9 @@ def values_of(name: str, options_class: type[CommandOptions]) -> list[str]:
     """Values to give for an option as text, good and bad ones."""
     field = options_class.model_fields[name]
     words = marker(field, Words)
-    kinds = [kind for kind in get_args(field.annotation) or (field.annotation,) if kind is not type(None)]
+    kinds = [
+        kind for kind in get_args(field.annotation) or (field.annotation,) if kind is not type(None)
+    ]
     values = ["0", "3", "7.5", "", "a, b ,a", "1:2", "é\u2028 {}", "utf-16"]
     for kind in [*kinds, field.annotation]:
         values += get_args(kind) if get_origin(kind) is Literal else ()
@@ -148,7 +165,10 @@ def test_the_environment_gives_every_option_as_the_command_line_does(monkeypatch
         flag, variable = f"--{shown.replace('_', '-')}", f"{ENV_PREFIX}{shown.upper()}"
         flags = {}
         if not words and field.annotation in (bool, bool | None):  # a flag without a value
-            flags = {"true": [flag], "false": [] if field.default is False else [f"--no-{flag[2:]}"]}
+            flags = {
+                "true": [flag],
+                "false": [] if field.default is False else [f"--no-{flag[2:]}"],
+            }
         for value in flags or values_of(name, options_class):
             arguments = flags.get(value, [f"{flag}={value}"])
             want = outcome(lambda arguments=arguments: parse(options_class, arguments, {}))
@@ -161,11 +181,21 @@ def test_the_environment_gives_every_option_as_the_command_line_does(monkeypatch
 
 def test_variables_of_other_commands_and_of_the_service_are_no_mistake(monkeypatch):
     """An environment may serve several jobs."""
-    names = {*OTHER_VARIABLES, "stride", "labels_file", "pool_factor", "as", "as_query", "question_column"}
+    names = {
+        *OTHER_VARIABLES,
+        "stride",
+        "labels_file",
+        "pool_factor",
+        "as",
+        "as_query",
+        "question_column",
+    }
     for options_class in (ServedModel, ServiceOptions, HttpLimits):
         names |= set(options_class.model_fields)
     for task in TASKS:
-        names |= set(option_names(command_options(task))) | set(option_names(corpus_command_options(task)))
+        names |= set(option_names(command_options(task))) | set(
+            option_names(corpus_command_options(task))
+        )
     own = set(option_names(command_options("embed")))
     for name in names - own:
         monkeypatch.setenv(f"{ENV_PREFIX}{name.upper()}", "x")
@@ -177,11 +207,17 @@ def test_what_the_project_reads_from_the_environment_is_known(monkeypatch):
     root = Path(__file__).parents[2]
     files = [root / "cluster.yaml", root / "README.md"]
     for folder in ("pipelines", "modernbert", "jobs", "benchmarks", ".ci"):
-        files += [file for file in (root / folder).rglob("*") if file.suffix not in (".json", ".safetensors")]
+        files += [
+            file
+            for file in (root / folder).rglob("*")
+            if file.suffix not in (".json", ".safetensors")
+        ]
     found = set()
     for file in files:
         if file.is_file():
-            found |= set(re.findall(rf"{ENV_PREFIX}[A-Z][A-Z_]*", file.read_text("utf-8", errors="replace")))
+            found |= set(
+                re.findall(rf"{ENV_PREFIX}[A-Z][A-Z_]*", file.read_text("utf-8", errors="replace"))
+            )
     assert {f"{ENV_PREFIX}API_KEY", f"{ENV_PREFIX}MAX_LENGTH"} <= found
     for name in found:
         monkeypatch.setenv(name, "7")
@@ -191,9 +227,15 @@ def test_what_the_project_reads_from_the_environment_is_known(monkeypatch):
 @pytest.mark.parametrize(
     ("variables", "message"),
     [
-        (["MAX_LENGHT"], "MAX_LENGHT in the environment is not an option (did you mean MODERNBERT_MAX_LENGTH?): "),
+        (
+            ["MAX_LENGHT"],
+            "MAX_LENGHT in the environment is not an option (did you mean MODERNBERT_MAX_LENGTH?): ",
+        ),
         (["ASS"], "ASS in the environment is not an option (did you mean MODERNBERT_AS?): "),
-        (["ZZZ"], "ZZZ in the environment is not an option: correct it or unset it; after MODERNBERT_ stands one of "),
+        (
+            ["ZZZ"],
+            "ZZZ in the environment is not an option: correct it or unset it; after MODERNBERT_ stands one of ",
+        ),
         (
             ["QUESTIONCOLUMN"],
             "QUESTIONCOLUMN in the environment is not an option (did you mean MODERNBERT_QUESTION_COL",
@@ -211,7 +253,9 @@ def test_an_unknown_variable_is_named(monkeypatch, variables, message):
         parse(corpus_command_options("multi_vector"), [], DEFAULTS)
     assert str(caught.value).startswith(f"MODERNBERT_{message}")
     allowed = str(caught.value).rpartition("one of ")[2].split(", ")
-    assert allowed == [name.upper() for name in option_names(corpus_command_options("multi_vector"))]
+    assert allowed == [
+        name.upper() for name in option_names(corpus_command_options("multi_vector"))
+    ]
     assert "\n" not in str(caught.value)
 
 

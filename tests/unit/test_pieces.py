@@ -12,24 +12,44 @@ from checkpoints import write_tokenizer
 from modernbert.text import pieces
 from modernbert.text.tokenizer import Tokenizer
 
-WORDS = "the cat's it's we're they'll I'd I'm can't 'tis sat 12 3.14 =<>; K` e.g. (so) A1b2 don't' ''s" * 3
+WORDS = (
+    "the cat's it's we're they'll I'd I'm can't 'tis sat 12 3.14 =<>; K` e.g. (so) A1b2 don't' ''s"
+    * 3
+)
 ALPHABETS = [
     "abc thecatsat.,!?  \n\u0301é中👍🏽", "  \t\r\n\x0b\x0c\x1c\x1d\x85\u00a0\u2003\u2028\u3000\u200b\u180e ab'st",
     "'s't're've'm'll'dABCsT’ \u0301\u0338=<>", "0123²½Ⅷ٣一二三 1a", "e\u0301n\u1100\u1161ﬁ\u0344 K\u212a;\u037e`\u1fef",
     "אבג\u202eعربيहिन्दी '", "[MASK] [SEP][CLS]", "\U0001f468\u200d\U0001f469\ufe0f x1", "\x00\x01\x07\x7f\x80\x9f a1'",
 ]  # fmt: skip
-ENDS = ["[MASK]", "\n[MASK]", "  ", " " * 30, "'s\u0301", "[MAS\u212a]", "\u2000\u2000", " \u0301", "'s\u1b11a", "'re"]
+ENDS = [
+    "[MASK]",
+    "\n[MASK]",
+    "  ",
+    " " * 30,
+    "'s\u0301",
+    "[MAS\u212a]",
+    "\u2000\u2000",
+    " \u0301",
+    "'s\u1b11a",
+    "'re",
+]
 
 
 def odd_texts(count: int, seed: int) -> list[str]:
     dice = random.Random(seed)
     texts = []
     for _ in range(count):
-        alphabet, length = dice.choice(ALPHABETS) + dice.choice(ALPHABETS), dice.choice((1, 3, 10, 30, 300))
+        alphabet, length = (
+            dice.choice(ALPHABETS) + dice.choice(ALPHABETS),
+            dice.choice((1, 3, 10, 30, 300)),
+        )
         texts.append("".join(dice.choices(alphabet, k=length)))
         if dice.random() < 0.3:
             ascii_ones = dice.choices("ab 1'.s\nTre", k=length)
-            others = [chr(dice.randrange(0x80, 0x2FFF)) if dice.random() < 0.15 else "" for _ in range(length)]
+            others = [
+                chr(dice.randrange(0x80, 0x2FFF)) if dice.random() < 0.15 else ""
+                for _ in range(length)
+            ]
             texts[-1] = "".join(map("".join, zip(ascii_ones, others, strict=True)))
         if dice.random() < 0.2:
             texts[-1] += dice.choice(ENDS) + texts[-1][:5]
@@ -46,7 +66,13 @@ def both(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
     write_tokenizer(folder, 600, WORDS)
     content = json.loads((folder / "tokenizer.json").read_text())
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True, "special": False}
+    flags = {
+        "single_word": False,
+        "lstrip": False,
+        "rstrip": False,
+        "normalized": True,
+        "special": False,
+    }
     content["added_tokens"] += [{"id": 600 + n, "content": " " * n, **flags} for n in range(2, 10)]
     (folder / "tokenizer.json").write_text(json.dumps(content))
     cached, plain = Tokenizer.from_folder(folder), Tokenizer.from_folder(folder)
@@ -97,9 +123,28 @@ def test_it_stays_small(both, monkeypatch):
     "change",
     [
         {"normalizer": {"type": "Lowercase"}},
-        {"normalizer": {"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "Lowercase"}]}},
-        {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}},
-        {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}},
+        {
+            "normalizer": {
+                "type": "Sequence",
+                "normalizers": [{"type": "NFC"}, {"type": "Lowercase"}],
+            }
+        },
+        {
+            "pre_tokenizer": {
+                "type": "ByteLevel",
+                "add_prefix_space": True,
+                "trim_offsets": True,
+                "use_regex": True,
+            }
+        },
+        {
+            "pre_tokenizer": {
+                "type": "ByteLevel",
+                "add_prefix_space": False,
+                "trim_offsets": True,
+                "use_regex": False,
+            }
+        },
         {"pre_tokenizer": {"type": "Whitespace"}},
         {"dropout": 0.1},
         {"added": "é"},
@@ -111,7 +156,9 @@ def test_other_tokenizers_have_none(tmp_path, change):
     if "dropout" in change:
         content["model"] |= change
     elif "added" in change:
-        content["added_tokens"].append(content["added_tokens"][0] | {"id": 300, "content": change["added"]})
+        content["added_tokens"].append(
+            content["added_tokens"][0] | {"id": 300, "content": change["added"]}
+        )
     else:
         content |= change
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))

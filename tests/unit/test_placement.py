@@ -11,8 +11,12 @@ from pipelines.errors import JobError
 from pipelines.raydata import placement
 
 BASE = ModernBertConfig()
-LARGE = ModernBertConfig(hidden_size=1024, intermediate_size=2624, num_hidden_layers=28, num_attention_heads=16)
-SMALL = ModernBertConfig(hidden_size=384, intermediate_size=576, num_hidden_layers=6, num_attention_heads=6)
+LARGE = ModernBertConfig(
+    hidden_size=1024, intermediate_size=2624, num_hidden_layers=28, num_attention_heads=16
+)
+SMALL = ModernBertConfig(
+    hidden_size=384, intermediate_size=576, num_hidden_layers=6, num_attention_heads=6
+)
 
 
 @pytest.fixture
@@ -41,7 +45,9 @@ def test_a_job_waits_for_the_nodes_of_a_cluster_that_starts(monkeypatch, capsys)
     assert capsys.readouterr().err.count("waiting for nodes to join the Ray cluster") == 1
 
 
-@pytest.mark.parametrize(("config", "plain", "details"), [(BASE, 5, 7), (LARGE, 3, 4), (SMALL, 5, 7)])
+@pytest.mark.parametrize(
+    ("config", "plain", "details"), [(BASE, 5, 7), (LARGE, 3, 4), (SMALL, 5, 7)]
+)
 def test_a_gpu_wants_cores_by_its_tokens_a_second(config, plain, details):
     assert placement.cores_per_gpu(config, details=False) == plain
     assert placement.cores_per_gpu(config, details=True) == details
@@ -96,10 +102,16 @@ def test_a_cluster_that_stays_without_cores_is_waited_for_once(monkeypatch, caps
 
 def test_nodes_are_described_by_what_they_have(monkeypatch):
     nodes = [{"CPU": 8.0, "GPU": 1.0}, {"CPU": 8.0, "GPU": 1.0}, {"CPU": 1.0}, {}]
-    monkeypatch.setattr("ray.nodes", lambda: [{"Alive": bool(each), "Resources": each} for each in nodes])
+    monkeypatch.setattr(
+        "ray.nodes", lambda: [{"Alive": bool(each), "Resources": each} for each in nodes]
+    )
     monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 17.0, "GPU": 2.0})
     monkeypatch.setattr("ray.available_resources", lambda: {"CPU": 0.5, "GPU": 1.0})
     kinds = "2 nodes of 8 CPUs and 1 GPU, 1 node of 1 CPU"
     assert placement.describe_nodes() == f"the Ray cluster has 17 CPUs and 2 GPUs ({kinds})"
-    assert placement._describe_room("GPU") == f"the Ray cluster has 2 GPUs, 1 of them free ({kinds})"
-    assert placement._describe_room("CPU") == f"the Ray cluster has 17 CPUs, 0 of them free ({kinds})"
+    assert (
+        placement._describe_room("GPU") == f"the Ray cluster has 2 GPUs, 1 of them free ({kinds})"
+    )
+    assert (
+        placement._describe_room("CPU") == f"the Ray cluster has 17 CPUs, 0 of them free ({kinds})"
+    )

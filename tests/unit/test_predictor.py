@@ -23,21 +23,29 @@ def predictor(checkpoint):
 @pytest.fixture(scope="module")
 def windows():
     lengths = np.random.default_rng(0).integers(1, 200, 50)
-    return np.random.default_rng(1).integers(3, 300, lengths.sum()).astype(np.int32), np.cumsum([0, *lengths])
+    return np.random.default_rng(1).integers(3, 300, lengths.sum()).astype(np.int32), np.cumsum(
+        [0, *lengths]
+    )
 
 
 def test_input_order_and_any_budget(checkpoint, predictor, windows):
     ids, starts = windows
     got = predictor.predict(ids, starts)
-    alone = np.concatenate([predictor.predict(ids[a:b], np.array([0, b - a])).values for a, b in pairwise(starts)])
+    alone = np.concatenate(
+        [predictor.predict(ids[a:b], np.array([0, b - a])).values for a, b in pairwise(starts)]
+    )
     assert np.array_equal(got.values, alone)
     assert got.batches > 5
-    other = Predictor(predictor.checkpoint, predictor.task, budget_tokens=100_000).predict(ids, starts)
+    other = Predictor(predictor.checkpoint, predictor.task, budget_tokens=100_000).predict(
+        ids, starts
+    )
     assert other.batches == 1
     assert np.array_equal(other.values, got.values)
 
 
-def test_out_of_memory_halves_the_batch_and_rejects_only_what_fails_alone(predictor, windows, monkeypatch):
+def test_out_of_memory_halves_the_batch_and_rejects_only_what_fails_alone(
+    predictor, windows, monkeypatch
+):
     ids, starts = windows
     want = predictor.predict(ids, starts).values
     longest = int(np.diff(starts).argmax())
@@ -74,10 +82,14 @@ def test_nothing_to_predict(predictor):
     (False, False, "bfloat16", True), (True, False, "bfloat16", False), (False, True, "bfloat16", False),
     (False, False, "float32", False),
 ])  # fmt: skip
-def test_bfloat16_on_a_cpu_without_it_is_warned_of(monkeypatch, caplog, avx512_bf16, amx, dtype, warned):
+def test_bfloat16_on_a_cpu_without_it_is_warned_of(
+    monkeypatch, caplog, avx512_bf16, amx, dtype, warned
+):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     monkeypatch.setattr(torch.cpu, "_is_avx2_supported", lambda: True)
     warn_of_slow_dtype("cpu", dtype)
     warn_of_slow_dtype("cuda", "bfloat16")
-    assert ["about three times slower than float32" in record.message for record in caplog.records] == [True] * warned
+    assert [
+        "about three times slower than float32" in record.message for record in caplog.records
+    ] == [True] * warned

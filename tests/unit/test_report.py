@@ -72,7 +72,13 @@ class Document(HTMLParser):
 
     def __init__(self, source):
         super().__init__()
-        self.open, self.tags, self.attributes, self.texts, self.headings = [], Counter(), set(), [], []
+        self.open, self.tags, self.attributes, self.texts, self.headings = (
+            [],
+            Counter(),
+            set(),
+            [],
+            [],
+        )
         self.feed(source)
         self.close()
         assert not self.open
@@ -110,7 +116,9 @@ def hostile(value):
         return value + HOSTILE
     if isinstance(value, list):
         return [hostile(item) for item in value]
-    return {name: hostile(item) for name, item in value.items()} if isinstance(value, dict) else value
+    return (
+        {name: hostile(item) for name, item in value.items()} if isinstance(value, dict) else value
+    )
 
 
 def hostile_report():
@@ -125,7 +133,9 @@ def test_the_figures_that_matter():
     assert "Rows labelled 994 of 1,000 rows in 16 shards" in text
     assert "Rejected 0.6% 6 rows, kept in _rejected" in text
     assert "Tokens 129,066 130 for each row labelled" in text
-    assert "Tokens per second 2,602 40 s in 3 attempts" in text  # of the two attempts whose end is known
+    assert (
+        "Tokens per second 2,602 40 s in 3 attempts" in text
+    )  # of the two attempts whose end is known
     assert "Padding saved 54.1% 281,234 tokens in padded batches of 32" in text
     assert "Batch fill 78.8% 40 batches" in text
 
@@ -133,7 +143,10 @@ def test_the_figures_that_matter():
 def test_each_section_explains_what_it_shows():
     text = Document(render(sample())).text
     assert "The dashed line is the mean, 2,602 tokens/s." in text
-    assert "The median window has 64 to 128 tokens, the mean one 130. 12 documents were truncated." in text
+    assert (
+        "The median window has 64 to 128 tokens, the mean one 130. 12 documents were truncated."
+        in text
+    )
     assert "10.1% of answers (100 of 994) score below 0.5." in text
     assert "greeting 500 50.3% question 300 30.2% other 194 19.5%" in text
     assert "text is null 4 66.7% text is empty 2 33.3%" in text
@@ -166,18 +179,29 @@ def test_no_bottleneck_is_named_where_the_waiting_is_not_known():
 
 
 def test_failures_come_before_the_figures():
-    failed = {"b.parquet": "cannot be read: not a Parquet file", "c.parquet": "cannot be committed: disk full"}
+    failed = {
+        "b.parquet": "cannot be read: not a Parquet file",
+        "c.parquet": "cannot be committed: disk full",
+    }
     text = Document(render(sample(complete=False, failed=failed))).text
     assert "Not complete, 2 failed" in text
-    assert "b.parquet cannot be read: not a Parquet file c.parquet cannot be committed: disk full" in text
+    assert (
+        "b.parquet cannot be read: not a Parquet file c.parquet cannot be committed: disk full"
+        in text
+    )
     assert text.index("2 files or shards failed") < text.index("Rows labelled")
     assert "failed" not in Document(render(sample())).text
 
 
 def test_the_error_that_ended_the_last_attempt_comes_first():
-    attempts = [*sample()["attempts"][:2], sample()["attempts"][2] | {"outcome": "error: no space left on /data"}]
+    attempts = [
+        *sample()["attempts"][:2],
+        sample()["attempts"][2] | {"outcome": "error: no space left on /data"},
+    ]
     text = Document(render(sample(complete=False, attempts=attempts))).text
-    assert text.index("The last attempt ended with an error no space left on /data") < text.index("Rows labelled")
+    assert text.index("The last attempt ended with an error no space left on /data") < text.index(
+        "Rows labelled"
+    )
 
 
 def test_values_are_escaped_everywhere():
@@ -223,7 +247,13 @@ def test_an_empty_report():
 
 
 def test_one_row_in_one_shard_is_singular():
-    totals = sample()["totals"] | {"shards": 1, "rows": 1, "labelled": 1, "rejected": 1, "batches": 1}
+    totals = sample()["totals"] | {
+        "shards": 1,
+        "rows": 1,
+        "labelled": 1,
+        "rejected": 1,
+        "batches": 1,
+    }
     text = Document(render(sample(totals=totals, attempts=sample()["attempts"][2:]))).text
     for words in ("of 1 row in 1 shard ", "1 row, kept", "1 batch ", "30 s in 1 attempt "):
         assert words in text
@@ -234,7 +264,13 @@ def test_the_size_is_bounded_and_the_counts_include_what_is_not_shown():
     source = render(
         sample(
             labels=[[f"label {i}" * 100, 20_000 - i] for i in range(10_000)],
-            throughput=[{"seconds": [5 * i for i in many], "tokens_per_s": [float(i) for i in many], "attempt": 2}],
+            throughput=[
+                {
+                    "seconds": [5 * i for i in many],
+                    "tokens_per_s": [float(i) for i in many],
+                    "attempt": 2,
+                }
+            ],
             rejects=[[f"reason {i} " * 1000, 1] for i in range(10_000)],
             slowest=sample()["slowest"] * 100_000,
             failed={f"part-{i}.parquet": f"{i % 1000} {'x' * 10_000}" for i in many},
@@ -251,12 +287,26 @@ def test_the_size_is_bounded_and_the_counts_include_what_is_not_shown():
     assert "100,000 files or shards failed" in text
     assert "part-0.parquet and 99 others 0 x" in text
     assert "… and 98,000 others" in text
-    assert "The last 10 of 9,000. Attempts no. started outcome host ran rows tokens tokens/s 9,000 2026" in text
+    assert (
+        "The last 10 of 9,000. Attempts no. started outcome host ran rows tokens tokens/s 9,000 2026"
+        in text
+    )
 
 
 def test_the_page_refers_to_nothing_elsewhere():
     source = render(sample())
-    for reference in ("http:", "https:", "//", "src=", "href=", "url(", "@import", "<link", "<script", "@font-face"):
+    for reference in (
+        "http:",
+        "https:",
+        "//",
+        "src=",
+        "href=",
+        "url(",
+        "@import",
+        "<link",
+        "<script",
+        "@font-face",
+    ):
         assert reference not in source
     assert "default-src 'none'" in source
 
@@ -274,8 +324,12 @@ def test_many_bins_are_merged_without_changing_the_mean():
     series = {"seconds": list(range(10_007)), "tokens_per_s": values, "attempt": 0}
     source = section(render(sample(throughput=[series], attempts=[])), "Throughput")
     assert 'class="mean"' not in source
-    shown = [float(n.replace(",", "")) for n in re.findall(r"<title>after [^:]*: ([\d,]+) ", source)]
-    widths = [float(n) for n in re.findall(r'class="hit" x="[\d.]+" y="0" width="([\d.]+)"', source)]
+    shown = [
+        float(n.replace(",", "")) for n in re.findall(r"<title>after [^:]*: ([\d,]+) ", source)
+    ]
+    widths = [
+        float(n) for n in re.findall(r'class="hit" x="[\d.]+" y="0" width="([\d.]+)"', source)
+    ]
     assert 200 < len(shown) <= 240
     mean = sum(n * width for n, width in zip(shown, widths, strict=True)) / sum(widths)
     assert mean == pytest.approx(sum(values) / len(values), rel=2e-3)
@@ -295,27 +349,44 @@ def test_what_each_attempt_added_is_compared_with_the_whole_output():
         ["800", "0.5%", "50.4% (+0.1)", "25.3% (-4.9)", "24.4% (+4.9)"],
         ["200", "1.0%", "50.0% (-0.3)", "50.0% (+19.8)", "0% (-19.5)"],
     ]
-    assert "By attempt" not in Document(render(sample(by_attempt=sample()["by_attempt"][:1]))).headings
+    assert (
+        "By attempt" not in Document(render(sample(by_attempt=sample()["by_attempt"][:1]))).headings
+    )
 
 
 def test_an_attempt_is_drawn_from_its_start_to_its_end():
     attempts = [{"seconds": 8.0, "tokens": 56}]
-    source = render(sample(attempts=attempts, throughput=[{"seconds": [2, 4, 6], "tokens_per_s": [9, 10, 8]}]))
-    assert re.findall(r"<title>after (\d+ s: \d+) tokens/s", source) == ["0 s: 0", "2 s: 9", "4 s: 10", "6 s: 8"]
+    source = render(
+        sample(attempts=attempts, throughput=[{"seconds": [2, 4, 6], "tokens_per_s": [9, 10, 8]}])
+    )
+    assert re.findall(r"<title>after (\d+ s: \d+) tokens/s", source) == [
+        "0 s: 0",
+        "2 s: 9",
+        "4 s: 10",
+        "6 s: 8",
+    ]
     attempts = [{"seconds": 7.0, "tokens": 56}]  # it ends in the middle of the last bin
-    source = render(sample(attempts=attempts, throughput=[{"seconds": [2, 4, 6], "tokens_per_s": [9, 10, 8]}]))
-    widths = re.findall(r'class="hit" x="[\d.]+" y="0" width="([\d.]+)"', source.partition("</svg>")[0])
+    source = render(
+        sample(attempts=attempts, throughput=[{"seconds": [2, 4, 6], "tokens_per_s": [9, 10, 8]}])
+    )
+    widths = re.findall(
+        r'class="hit" x="[\d.]+" y="0" width="([\d.]+)"', source.partition("</svg>")[0]
+    )
     assert widths == ["285.7", "285.7", "285.7", "142.9"]
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 7, 9, 10, 11, 99, 100, 101, 1234, 250_000, 987_654_321])
 def test_a_histogram_has_a_few_round_whole_ticks_up_to_its_highest_column(most):
-    source = section(render(sample(lengths={"edges": [1, 2, 4], "windows": [0, most]})), "Window lengths")
+    source = section(
+        render(sample(lengths={"edges": [1, 2, 4], "windows": [0, most]})), "Window lengths"
+    )
     ticks = re.findall(r'class="left" style="bottom:([\d.]+)%">([^<]+)<', source)
     assert ticks[0] == ("0.0", "0")
     assert ticks[-1][0] == "100.0"
     assert 2 <= len(ticks) <= 6
-    highest = max(float(height) for height in re.findall(r'class="count".* height="([\d.]+)"', source))
+    highest = max(
+        float(height) for height in re.findall(r'class="count".* height="([\d.]+)"', source)
+    )
     assert 50 < highest <= 100
     assert not any("." in label and label[-1].isdigit() for _, label in ticks)
 
@@ -331,7 +402,15 @@ def test_bars_are_as_long_as_their_counts(monkeypatch):
 
 @pytest.mark.parametrize(
     ("share", "expected"),
-    [(None, "–"), (0, "0%"), (0.0004, "<0.1%"), (0.006, "0.6%"), (0.9996, ">99.9%"), (1, "100%"), (1.25, "125.0%")],
+    [
+        (None, "–"),
+        (0, "0%"),
+        (0.0004, "<0.1%"),
+        (0.006, "0.6%"),
+        (0.9996, ">99.9%"),
+        (1, "100%"),
+        (1.25, "125.0%"),
+    ],
 )
 def test_percent_never_rounds_to_nothing_or_all(share, expected):
     assert percent(share) == expected
@@ -339,7 +418,15 @@ def test_percent_never_rounds_to_nothing_or_all(share, expected):
 
 @pytest.mark.parametrize(
     ("value", "expected"),
-    [(0, "0"), (999, "999"), (999.7, "1k"), (12_345, "12.3k"), (999_600, "1M"), (1.5e9, "1.5B"), (2e12, "2T")],
+    [
+        (0, "0"),
+        (999, "999"),
+        (999.7, "1k"),
+        (12_345, "12.3k"),
+        (999_600, "1M"),
+        (1.5e9, "1.5B"),
+        (2e12, "2T"),
+    ],
 )
 def test_compact_numbers(value, expected):
     assert compact(value) == expected
@@ -347,12 +434,25 @@ def test_compact_numbers(value, expected):
 
 @pytest.mark.slow
 def test_a_browser_runs_nothing_of_a_hostile_report(tmp_path):
-    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    browser = next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
     if browser is None:
         pytest.skip("needs chromium")
     (tmp_path / "report.html").write_text(render(hostile_report()), encoding="utf-8")
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
-    options += ["--disable-background-networking", "--disable-component-update", f"--user-data-dir={tmp_path / 'user'}"]
+    options = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-sync",
+    ]
+    options += [
+        "--disable-background-networking",
+        "--disable-component-update",
+        f"--user-data-dir={tmp_path / 'user'}",
+    ]
     command = [browser, *options, "--dump-dom", (tmp_path / "report.html").as_uri()]
     seen = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
     assert "<title>classify&lt;/td&gt;" in seen

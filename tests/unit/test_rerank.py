@@ -23,7 +23,9 @@ def task(raw_config=None, **options):
 def test_scores_are_probabilities_unless_raw():
     rows = task().decode(predicted(LOGITS))
     assert rows.type == pa.struct([("score", pa.float32())])
-    assert rows.field("score").to_pylist() == pytest.approx([0.5, 1 / (1 + np.exp(-4)), 0], rel=1e-6)
+    assert rows.field("score").to_pylist() == pytest.approx(
+        [0.5, 1 / (1 + np.exp(-4)), 0], rel=1e-6
+    )
     assert task(raw_scores=True).results(predicted(LOGITS)) == [0, 4, -100]
 
 
@@ -33,7 +35,10 @@ def test_scores_are_probabilities_unless_raw():
         ({}, False),
         ({"sentence_transformers": {"activation_fn": IDENTITY}}, True),
         ({"sbert_ce_default_activation_function": IDENTITY}, True),
-        ({"sentence_transformers": {"activation_fn": "torch.nn.modules.activation.Sigmoid"}}, False),
+        (
+            {"sentence_transformers": {"activation_fn": "torch.nn.modules.activation.Sigmoid"}},
+            False,
+        ),
     ],
 )
 def test_the_model_says_which_unless_told_otherwise(config, raw):
@@ -49,5 +54,7 @@ def test_windows_of_a_long_passage(merge, want):
 
 
 def test_a_classifier_of_several_labels_is_no_reranker():
-    with pytest.raises(ValueError, match="model 'a folder' has 3 labels: it fits classify; rerank runs a"):
+    with pytest.raises(
+        ValueError, match="model 'a folder' has 3 labels: it fits classify; rerank runs a"
+    ):
         Rerank.from_checkpoint(described(num_labels=3), RerankOptions())

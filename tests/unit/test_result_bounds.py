@@ -23,7 +23,10 @@ from pipelines.tasks.base import task_class
 
 HEADS: dict[str, tuple[str, dict[str, Any]]] = {
     "classify": ("ModernBertForSequenceClassification", {"num_labels": 5}),
-    "zero_shot": ("ModernBertForSequenceClassification", {"labels": ["contradiction", "entailment"]}),
+    "zero_shot": (
+        "ModernBertForSequenceClassification",
+        {"labels": ["contradiction", "entailment"]},
+    ),
     "tag": ("ModernBertForTokenClassification", {"labels": ["O", "B-A", "I-A", "B-B"]}),
     "answer": ("ModernBertForQuestionAnswering", {}),
     "fill": ("ModernBertForMaskedLM", {}),
@@ -34,9 +37,20 @@ HEADS: dict[str, tuple[str, dict[str, Any]]] = {
 WINDOWS = {"long_documents": "windows", "max_length": 64, "stride": 4}
 CHOICES: dict[str, dict[str, list[Any]]] = {
     "classify": {"top_k": [None, 1, 3, 5]},
-    "zero_shot": {"labels": [["a"], ["cat", "mat", "b"]], "top_k": [None, 2], "multi_label": [False, True]},
-    "tag": {"aggregation": ["none", "simple", "first", "average", "max"], "ignore_labels": [None, []]},
-    "answer": {"top_k": [None, 1, 2, 40], "no_answer": [False, True], "align_to_words": [False, True]},
+    "zero_shot": {
+        "labels": [["a"], ["cat", "mat", "b"]],
+        "top_k": [None, 2],
+        "multi_label": [False, True],
+    },
+    "tag": {
+        "aggregation": ["none", "simple", "first", "average", "max"],
+        "ignore_labels": [None, []],
+    },
+    "answer": {
+        "top_k": [None, 1, 2, 40],
+        "no_answer": [False, True],
+        "align_to_words": [False, True],
+    },
     "fill": {"top_k": [1, 3, 300], "targets": [None, ["cat", "mat"]]},
     "sparse": {"top_k": [None, 1, 30], "min_weight": [0.0, 0.5]},
     "multi_vector": {"as_query": [False, True]},
@@ -47,7 +61,8 @@ CHOICES: dict[str, dict[str, list[Any]]] = {
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     written = {
-        task: write_task(tmp_path_factory.mktemp(task), head, **config) for task, (head, config) in HEADS.items()
+        task: write_task(tmp_path_factory.mktemp(task), head, **config)
+        for task, (head, config) in HEADS.items()
     }
     written["multi_vector"] = write_multi_vector(tmp_path_factory.mktemp("multi_vector"))
     return {task: str(folder) for task, folder in written.items()}
@@ -61,14 +76,20 @@ def results_in(response: Any) -> int:
         ids, weights = response
         assert len(ids) == len(weights)
         return len(ids)
-    return sum(map(results_in, response)) if isinstance(response, list) else int(response is not None)
+    return (
+        sum(map(results_in, response)) if isinstance(response, list) else int(response is not None)
+    )
 
 
 def documents(task: str, dice: random.Random) -> list[Any]:
     texts = [text or "a" for text in random_texts(dice.randrange(1000), 4, 0, 90)]
     if task == "fill":
         return [text + " [MASK]" * dice.randrange(1, 5) for text in texts]
-    return [("the cat?", text + " the cat sat") for text in texts] if task in ("answer", "rerank") else texts
+    return (
+        [("the cat?", text + " the cat sat") for text in texts]
+        if task in ("answer", "rerank")
+        else texts
+    )
 
 
 @pytest.mark.parametrize("name", [name for name, options in TASKS.items() if options.online])
@@ -101,8 +122,14 @@ async def ask(models: LocalModelClient, texts: list[str]) -> PredictResponse | S
 @pytest.mark.parametrize(
     ("bound", "message"),
     [
-        ("encoding.MOST_RESULTS", r"the answer holds [\d,]+ results; at most 600 are given in a request: send fewer"),
-        ("batcher.MOST_NUMBERS", "the model gives more than the 600 numbers that a request may have: send fewer"),
+        (
+            "encoding.MOST_RESULTS",
+            r"the answer holds [\d,]+ results; at most 600 are given in a request: send fewer",
+        ),
+        (
+            "batcher.MOST_NUMBERS",
+            "the model gives more than the 600 numbers that a request may have: send fewer",
+        ),
     ],
 )
 def test_weights_of_sparse_vectors_are_counted_as_they_come(
@@ -110,7 +137,9 @@ def test_weights_of_sparse_vectors_are_counted_as_they_come(
 ) -> None:
     """Each text has some 200 weights here, and as many ids."""
     monkeypatch.setattr(f"pipelines.serve.{bound}", 600)
-    (served,) = served_models([{"name": "sparse", "task": "sparse", "model": folders["sparse"], "budget_tokens": 64}])
+    (served,) = served_models(
+        [{"name": "sparse", "task": "sparse", "model": folders["sparse"], "budget_tokens": 64}]
+    )
     models = LocalModelClient([served])
 
     async def in_turn() -> list[PredictResponse | ServeError]:
@@ -127,13 +156,17 @@ def test_weights_of_sparse_vectors_are_counted_as_they_come(
         raise refused
 
 
-def test_a_request_that_is_too_large_leaves_the_queue(folders: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_that_is_too_large_leaves_the_queue(
+    folders: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its other windows are not run."""
     monkeypatch.setattr("pipelines.serve.batcher.MOST_NUMBERS", 600)
     checkpoint = Checkpoint.open(folders["sparse"])
     task = task_class("sparse").from_checkpoint(checkpoint, TASKS["sparse"]())
     ran = []
-    batcher = Batcher(Predictor(checkpoint, task, budget_tokens=64), lambda windows, *_: ran.append(windows))
+    batcher = Batcher(
+        Predictor(checkpoint, task, budget_tokens=64), lambda windows, *_: ran.append(windows)
+    )
     windows = task.encode(checkpoint.tokenizer, ["the cat"] * 300)
     with pytest.raises(WindowBudgetError):
         batcher.submit(task, windows.input_ids, windows.cu_seqlens).result(60)

@@ -10,7 +10,12 @@ import json
 import pytest
 import torch
 from checkpoints import write_task
-from sentence_transformers import CrossEncoder, MultiVectorEncoder, SentenceTransformer, SparseEncoder
+from sentence_transformers import (
+    CrossEncoder,
+    MultiVectorEncoder,
+    SentenceTransformer,
+    SparseEncoder,
+)
 from sentence_transformers.base.modules.dense import Dense
 from sentence_transformers.base.modules.normalize import Normalize
 from sentence_transformers.base.modules.router import Router
@@ -31,7 +36,9 @@ def encoder(tmp_path_factory):
 def saved(tmp_path_factory, encoder):
     """A sentence encoder as sentence-transformers writes it."""
     folder = tmp_path_factory.mktemp("saved")
-    SentenceTransformer(modules=[Transformer(str(encoder)), Pooling(64, "mean")], device="cpu").save(str(folder))
+    SentenceTransformer(
+        modules=[Transformer(str(encoder)), Pooling(64, "mean")], device="cpu"
+    ).save(str(folder))
     return folder
 
 
@@ -45,16 +52,22 @@ def modular_reranker(encoder, folder):
 
 def test_a_reranker_of_modules_is_for_rerank(tmp_path, encoder):
     modular_reranker(encoder, tmp_path)
-    with pytest.raises(CheckpointError, match="model_type CrossEncoder: it scores pairs, which is for rerank"):
+    with pytest.raises(
+        CheckpointError, match="model_type CrossEncoder: it scores pairs, which is for rerank"
+    ):
         pipeline("sentence-embedding", str(tmp_path))
-    with pytest.raises(ValueError, match="is a ModernBertModel: it scores pairs, which is for rerank"):
+    with pytest.raises(
+        ValueError, match="is a ModernBertModel: it scores pairs, which is for rerank"
+    ):
         pipeline("text-classification", str(tmp_path))
     assert len(pipeline("rerank", str(tmp_path))("a", ["b", "c"])) == 2
 
 
 def router(encoder, folder):
     transformer = Transformer(str(encoder))
-    branches = Router.for_query_document([transformer, Pooling(64, "cls")], [transformer, Pooling(64, "mean")])
+    branches = Router.for_query_document(
+        [transformer, Pooling(64, "cls")], [transformer, Pooling(64, "mean")]
+    )
     SentenceTransformer(modules=[branches], device="cpu").save(str(folder))
 
 
@@ -75,12 +88,22 @@ def pylate(encoder, folder):
     dense = {"idx": 1, "name": "1", "path": "1_Dense", "type": "pylate.models.Dense.Dense"}
     file.write_text(json.dumps([*json.loads(file.read_text()), dense]))
     file = folder / "config_sentence_transformers.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"query_prefix": "[Q] ", "document_length": 300}))
+    file.write_text(
+        json.dumps(json.loads(file.read_text()) | {"query_prefix": "[Q] ", "document_length": 300})
+    )
 
 
 OTHERS = {
-    "a router": (router, r"router\.Router, which sends queries", r"router\.Router, which sends queries"),
-    "sparse": (sparse, "weights of tokens, which is for sparse", "weights of tokens, which is for sparse"),
+    "a router": (
+        router,
+        r"router\.Router, which sends queries",
+        r"router\.Router, which sends queries",
+    ),
+    "sparse": (
+        sparse,
+        "weights of tokens, which is for sparse",
+        "weights of tokens, which is for sparse",
+    ),
 }
 
 
@@ -96,7 +119,9 @@ def test_checkpoints_of_another_kind(tmp_path, encoder, write, embed, rerank):
 def test_multi_vector_checkpoints_are_for_other_tasks(tmp_path, encoder, write):
     write(encoder, tmp_path / "checkpoint")
     for task in ("sentence-embedding", "sparse-embedding"):
-        with pytest.raises(CheckpointError, match="gives a vector a token, which is for multi_vector"):
+        with pytest.raises(
+            CheckpointError, match="gives a vector a token, which is for multi_vector"
+        ):
             pipeline(task, str(tmp_path / "checkpoint"))
 
 
@@ -104,36 +129,74 @@ def test_the_settings_of_pylate_are_named_even_without_its_module(tmp_path, enco
     pylate(encoder, tmp_path)
     modules = json.loads((tmp_path / "modules.json").read_text())
     (tmp_path / "modules.json").write_text(json.dumps(modules[:1]))
-    with pytest.raises(CheckpointError, match="has document_length, query_prefix: unknown settings"):
+    with pytest.raises(
+        CheckpointError, match="has document_length, query_prefix: unknown settings"
+    ):
         pipeline("sentence-embedding", str(tmp_path))
 
 
 SETTINGS = [
-    ("config_sentence_transformers.json", {"query_expansion": True}, "has query_expansion: unknown settings"),
+    (
+        "config_sentence_transformers.json",
+        {"query_expansion": True},
+        "has query_expansion: unknown settings",
+    ),
     ("config_sentence_transformers.json", {"truncate": False}, "has truncate: unknown settings"),
-    ("config_sentence_transformers.json", {"similarity_fn_name": "MaxSim"}, "has similarity_fn_name MaxSim"),
+    (
+        "config_sentence_transformers.json",
+        {"similarity_fn_name": "MaxSim"},
+        "has similarity_fn_name MaxSim",
+    ),
     ("sentence_bert_config.json", {"query_length": 32}, "has query_length: unknown settings"),
-    ("sentence_bert_config.json", {"processing_kwargs": {"text": {"max_length": 8}}}, "has processing_kwargs: unknown"),
-    ("sentence_bert_config.json", {"tokenizer_args": {"padding_side": "left"}}, "has tokenizer_args padding_side: put"),
-    ("sentence_bert_config.json", {"transformer_task": "fill-mask"}, "has transformer_task 'fill-mask'; it must be"),
+    (
+        "sentence_bert_config.json",
+        {"processing_kwargs": {"text": {"max_length": 8}}},
+        "has processing_kwargs: unknown",
+    ),
+    (
+        "sentence_bert_config.json",
+        {"tokenizer_args": {"padding_side": "left"}},
+        "has tokenizer_args padding_side: put",
+    ),
+    (
+        "sentence_bert_config.json",
+        {"transformer_task": "fill-mask"},
+        "has transformer_task 'fill-mask'; it must be",
+    ),
     ("1_Pooling/config.json", {"pooling_mode": "mode"}, "pooling mode mode is unknown"),
-    ("1_Pooling/config.json", {"module_input_name": "token_embeddings"}, "has module_input_name 'token_embeddings'"),
+    (
+        "1_Pooling/config.json",
+        {"module_input_name": "token_embeddings"},
+        "has module_input_name 'token_embeddings'",
+    ),
     ("modules.json", [{"path": ""}], "must list modules with a path and a type"),
 ]
 
 
-@pytest.mark.parametrize(("name", "setting", "message"), SETTINGS, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(
+    ("name", "setting", "message"), SETTINGS, ids=lambda value: str(value)[:40]
+)
 def test_settings_that_nobody_follows(tmp_path, saved, name, setting, message):
     copy(saved, tmp_path)
     stored = json.loads((tmp_path / name).read_text())
-    (tmp_path / name).write_text(json.dumps(setting if isinstance(setting, list) else stored | setting))
+    (tmp_path / name).write_text(
+        json.dumps(setting if isinstance(setting, list) else stored | setting)
+    )
     with pytest.raises(CheckpointError, match=message):
         SentenceConfig.from_folder(tmp_path)
 
 
 HARMLESS = {
-    "config_sentence_transformers.json": {"similarity_fn_name": "dot", "requirements": {"x": ""}, "query_length": None},
-    "sentence_bert_config.json": {"unpad_inputs": True, "model_args": {"dtype": "float32"}, "max_seq_length": 9},
+    "config_sentence_transformers.json": {
+        "similarity_fn_name": "dot",
+        "requirements": {"x": ""},
+        "query_length": None,
+    },
+    "sentence_bert_config.json": {
+        "unpad_inputs": True,
+        "model_args": {"dtype": "float32"},
+        "max_seq_length": 9,
+    },
 }
 
 
@@ -141,7 +204,9 @@ def test_settings_without_an_effect(tmp_path, saved):
     copy(saved, tmp_path)
     before = SentenceConfig.from_folder(tmp_path)
     for name, settings in HARMLESS.items():
-        (tmp_path / name).write_text(json.dumps(json.loads((tmp_path / name).read_text()) | settings))
+        (tmp_path / name).write_text(
+            json.dumps(json.loads((tmp_path / name).read_text()) | settings)
+        )
     after = SentenceConfig.from_folder(tmp_path)
     assert (before.similarity, after.similarity) == ("cosine", "dot")
     assert (before.max_length, after.max_length) == (None, 9)
@@ -154,14 +219,18 @@ def test_modules_in_another_order(tmp_path, saved, order):
     copy(saved, tmp_path)
     modules = json.loads((saved / "modules.json").read_text())
     kinds = {"Normalize": Normalize, "Dense": Dense}
-    modules += [{"path": f"2_{name}", "type": f"{kind.__module__}.{name}"} for name, kind in kinds.items()]
+    modules += [
+        {"path": f"2_{name}", "type": f"{kind.__module__}.{name}"} for name, kind in kinds.items()
+    ]
     (tmp_path / "modules.json").write_text(json.dumps([modules[i] for i in order]))
     with pytest.raises(CheckpointError, match="a vector a text comes from Transformer, Pooling"):
         SentenceConfig.from_folder(tmp_path)
 
 
 def test_without_modules_settings_are_not_read_and_that_is_said(tmp_path, caplog):
-    (tmp_path / "config_sentence_transformers.json").write_text(json.dumps({"truncate_dim": 3, "activation_fn": "x"}))
+    (tmp_path / "config_sentence_transformers.json").write_text(
+        json.dumps({"truncate_dim": 3, "activation_fn": "x"})
+    )
     assert SentenceConfig.from_folder(tmp_path) == SentenceConfig(tmp_path)
     assert CrossEncoderConfig.from_folder(tmp_path, {}) == CrossEncoderConfig()
     assert "is not read: without modules.json" in caplog.text

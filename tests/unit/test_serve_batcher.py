@@ -26,7 +26,12 @@ from pipelines.tasks.base import task_class
 
 BUDGET = 512
 BAD = 299  # a token whose embedding is no number
-SMALL = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 48}
+SMALL = {
+    "num_hidden_layers": 2,
+    "hidden_size": 32,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+}
 
 
 def make_task(name, checkpoint, **options):
@@ -70,7 +75,9 @@ class Recorded:
 
     def submit(self, lengths, **named):
         ids = np.random.default_rng(sum(lengths)).integers(5, 290, sum(lengths)).astype(np.int32)
-        return self.batcher.submit(named.pop("task", self.task), ids, np.cumsum([0, *lengths]), **named)
+        return self.batcher.submit(
+            named.pop("task", self.task), ids, np.cumsum([0, *lengths]), **named
+        )
 
 
 @pytest.fixture
@@ -88,7 +95,9 @@ def test_an_idle_model_runs_at_once_and_a_busy_one_takes_what_is_there(recorded)
     assert recorded.batches == [[20] * 10]
 
 
-@pytest.mark.parametrize("again", [[20] * 6, [100] * 4 + [BUDGET - 400]], ids=["as many", "a full batch"])
+@pytest.mark.parametrize(
+    "again", [[20] * 6, [100] * 4 + [BUDGET - 400]], ids=["as many", "a full batch"]
+)
 def test_after_a_batch_those_that_ask_again_share_the_next_one(recorded, monkeypatch, again):
     monkeypatch.setattr(batcher, "LINGER", 1e6)
     with recorded.busy():
@@ -215,7 +224,9 @@ def test_options_that_the_forward_pass_does_not_read_share_a_batch(recorded, pre
 def test_options_that_the_forward_pass_reads_do_not(tmp_path):
     folder = write_task(tmp_path, "ModernBertForMaskedLM", **SMALL)
     model = Checkpoint.open(folder)
-    tasks = [make_task("fill", model, **options) for options in ({}, {"top_k": 2}, {"targets": ["t"]})]
+    tasks = [
+        make_task("fill", model, **options) for options in ({}, {"top_k": 2}, {"targets": ["t"]})
+    ]
     recorded = Recorded(Predictor(model, tasks[0], budget_tokens=BUDGET))
     with recorded.busy():
         waiting = [recorded.submit([length], task=task) for length in (20, 30) for task in tasks]
@@ -261,7 +272,9 @@ def folders(tmp_path_factory):
         ("embed", "ModernBertModel", {}),
         ("rerank", "ModernBertForSequenceClassification", {"num_labels": 1}),
     ):
-        predictions[task] = write_task(tmp_path_factory.mktemp(task), architecture, **SMALL, **config)
+        predictions[task] = write_task(
+            tmp_path_factory.mktemp(task), architecture, **SMALL, **config
+        )
     return predictions
 
 
@@ -271,7 +284,9 @@ def serving(folders):
     open_models = []
 
     def serve(task, **options):
-        (served,) = served_models([{"name": task, "task": task, "model": str(folders[task]), **options}])
+        (served,) = served_models(
+            [{"name": task, "task": task, "model": str(folders[task]), **options}]
+        )
         open_models.append(LocalModelClient([served]))
         return open_models[-1]
 
@@ -284,7 +299,9 @@ def ask(models, task, *asks):
     """The answers to `asks` at the same time, errors as values."""
 
     async def together():
-        return await asyncio.gather(*(models.predict(task, one) for one in asks), return_exceptions=True)
+        return await asyncio.gather(
+            *(models.predict(task, one) for one in asks), return_exceptions=True
+        )
 
     return asyncio.run(together())
 
@@ -322,7 +339,10 @@ def test_online_is_offline_to_the_last_bit(serving, folders, task, options, own)
         PredictRequest(texts, options),
     )
     together = got.pop()
-    assert [list(predictions.results[0]) if task == "embed" else predictions.results[0] for predictions in got] == want
+    assert [
+        list(predictions.results[0]) if task == "embed" else predictions.results[0]
+        for predictions in got
+    ] == want
     assert (together.results.tolist() if task == "embed" else together.results) == want
     assert not together.failed
     assert together.truncated == [bool(predictions.truncated[0]) for predictions in got]
@@ -331,7 +351,9 @@ def test_online_is_offline_to_the_last_bit(serving, folders, task, options, own)
 def test_token_vectors_are_those_of_the_feature_pipeline(serving, folders):
     texts = documents("embed")
     want = pipeline("feature-extraction", str(folders["embed"]), max_length=24)(texts)
-    (predictions,) = ask(serving("embed", **WINDOWS), "embed", PredictRequest(texts, token_vectors=True))
+    (predictions,) = ask(
+        serving("embed", **WINDOWS), "embed", PredictRequest(texts, token_vectors=True)
+    )
     assert [vectors.tolist() for vectors in predictions.results] == [vectors for (vectors,) in want]
 
 
@@ -356,7 +378,9 @@ def test_documents_without_an_answer_are_named_beside_the_others(serving, folder
 def test_texts_and_pairs_in_one_request(serving):
     models = serving("classify")
     mixed = ["the cat", ("the cat", "sat"), ("on", "the mat"), "and then", ("a", "b")]
-    together, *alone = ask(models, "classify", PredictRequest(mixed), *(PredictRequest([one]) for one in mixed))
+    together, *alone = ask(
+        models, "classify", PredictRequest(mixed), *(PredictRequest([one]) for one in mixed)
+    )
     assert together.results == [one.results[0] for one in alone]
     assert together.n_tokens == [one.n_tokens[0] for one in alone]
 
@@ -375,14 +399,26 @@ def test_a_failure_of_the_model_is_not_the_texts_fault(serving):
 
 
 MISTAKES = [
-    ("classify", PredictRequest(["a"], {"top_k": 99}), "top_k 99 must be from 1 to the model's 5 labels"),
+    (
+        "classify",
+        PredictRequest(["a"], {"top_k": 99}),
+        "top_k 99 must be from 1 to the model's 5 labels",
+    ),
     ("classify", PredictRequest(["a"], {"top": 1}), "top is no option of classify"),
     ("classify", PredictRequest(["a", ("a", "b"), 7]), r"input 2 holds '7' \(int\), not text"),
     ("classify", PredictRequest([7]), r"input 0 holds '7' \(int\), not text"),
-    ("classify", PredictRequest(["a"], {"max_length": 40}), "max_length 40 is above the 32 that this service reads"),
+    (
+        "classify",
+        PredictRequest(["a"], {"max_length": 40}),
+        "max_length 40 is above the 32 that this service reads",
+    ),
     ("classify", PredictRequest(["a"], token_vectors=True), "token vectors come from embed models"),
     ("tag", PredictRequest([("a", "b")]), "input 0 is a pair"),
-    ("answer", PredictRequest(["a"]), "input 0 is a single text; answer takes question and context"),
+    (
+        "answer",
+        PredictRequest(["a"]),
+        "input 0 is a single text; answer takes question and context",
+    ),
     ("answer", PredictRequest([("a", "")]), "input 0: context is empty"),
 ]
 
@@ -444,8 +480,12 @@ def test_a_deadline_passes_and_a_client_leaves(serving):
     async def late():
         first = asyncio.create_task(models.predict("classify", PredictRequest(["the cat sat"])))
         await asyncio.to_thread(entered.wait, 60)
-        second = asyncio.create_task(models.predict("classify", PredictRequest(["the cat sat"] * 20)))
-        third = asyncio.create_task(models.predict("classify", PredictRequest(["the cat sat"] * 20)))
+        second = asyncio.create_task(
+            models.predict("classify", PredictRequest(["the cat sat"] * 20))
+        )
+        third = asyncio.create_task(
+            models.predict("classify", PredictRequest(["the cat sat"] * 20))
+        )
         await asyncio.sleep(0.05)
         third.cancel()
         error, other, left = await asyncio.gather(first, second, third, return_exceptions=True)
@@ -469,14 +509,20 @@ def test_a_client_holds_half_of_a_queue_and_small_requests_come_in(serving):
 
     async def fill():
         first, second = (
-            asyncio.create_task(models.predict("classify", PredictRequest(many, client=client))) for client in "ab"
+            asyncio.create_task(models.predict("classify", PredictRequest(many, client=client)))
+            for client in "ab"
         )
         await asyncio.sleep(0)
         for client in "abc":
-            with pytest.raises(ServeError, match=r"64 documents .* at most half of them of one client") as full:
+            with pytest.raises(
+                ServeError, match=r"64 documents .* at most half of them of one client"
+            ) as full:
                 await models.predict("classify", PredictRequest(["a"] * 17, client=client))
             assert full.value.error_type == "overloaded"
-        small = [asyncio.create_task(models.predict("classify", PredictRequest(["a"] * 8, client=c))) for c in "ac"]
+        small = [
+            asyncio.create_task(models.predict("classify", PredictRequest(["a"] * 8, client=c)))
+            for c in "ac"
+        ]
         await asyncio.sleep(0)
         models.models["classify"]._window_s = 1e6
         with pytest.raises(ServeError, match="are being answered") as full:
@@ -503,7 +549,9 @@ def test_documents_count_until_their_thread_is_done(serving, monkeypatch, what):
         assert going.wait(60)
         raise ValueError("late")
 
-    monkeypatch.setattr(f"pipelines.serve.model.{'encode_request' if what == 'predict' else what}", stuck)
+    monkeypatch.setattr(
+        f"pipelines.serve.model.{'encode_request' if what == 'predict' else what}", stuck
+    )
     calls = {"predict": PredictRequest(["a"] * 3), "tokenize": ["a"] * 3, "decode": [[5]] * 3}
 
     async def leave():
@@ -535,10 +583,18 @@ def test_options_of_many_characters_are_not_kept(serving):
 
 def test_a_request_has_a_budget_of_tokens(serving):
     models = serving("classify", max_request_tokens=100)
-    fits, over = ask(models, "classify", PredictRequest(["the cat sat"] * 10), PredictRequest(["the cat sat"] * 30))
+    fits, over = ask(
+        models,
+        "classify",
+        PredictRequest(["the cat sat"] * 10),
+        PredictRequest(["the cat sat"] * 30),
+    )
     assert not fits.failed
     assert over.error_type == "too_large"
-    assert "hold more than 100 tokens, the most that a request may have (max_request_tokens); send fewer" in str(over)
+    assert (
+        "hold more than 100 tokens, the most that a request may have (max_request_tokens); send fewer"
+        in str(over)
+    )
 
 
 def test_health_is_a_forward_pass(serving):
@@ -559,7 +615,12 @@ def test_what_is_told_of_models(serving):
         return await models.info(name)
 
     info = asyncio.run(message(serving("classify", max_length=99), "classify"))
-    assert (info.task, info.max_length, info.labels, info.dtype) == ("classify", 99, tuple("abcde"), "float32")
+    assert (info.task, info.max_length, info.labels, info.dtype) == (
+        "classify",
+        99,
+        tuple("abcde"),
+        "float32",
+    )
     assert info.problem_type is None
     info = asyncio.run(message(serving("embed", dimensions=8), "embed"))
     assert (info.dimensions, info.pooling, info.labels) == (8, "mean", ())
@@ -580,12 +641,19 @@ def test_tokens_and_back(serving):
 
 async def _tokens(models, texts):
     bare = await models.tokenize("embed", texts, special=False)
-    return await models.tokenize("embed", texts), await models.decode("embed", [t.ids for t in bare], False)
+    return await models.tokenize("embed", texts), await models.decode(
+        "embed", [t.ids for t in bare], False
+    )
 
 
 def test_errors_cross_processes():
     error = pickle.loads(pickle.dumps(ServeError("overloaded", "full", 2.5)))
-    assert (error.error_type, error.message, error.retry_after_s, str(error)) == ("overloaded", "full", 2.5, "full")
+    assert (error.error_type, error.message, error.retry_after_s, str(error)) == (
+        "overloaded",
+        "full",
+        2.5,
+        "full",
+    )
 
 
 def test_an_unknown_model(serving):

@@ -22,11 +22,21 @@ from pipelines.serve.admission import Admission
 from pipelines.serve.encoding import Abandoned, Work, encode_request, encode_slices
 from pipelines.serve.http.bodies import MOST_ITEMS, Body, json_response
 from pipelines.serve.http.dialects.cohere import CohereRequest
-from pipelines.serve.http.dialects.huggingface import ClassifyRequest, FillRequest, TagRequest, VectorRequest
+from pipelines.serve.http.dialects.huggingface import (
+    ClassifyRequest,
+    FillRequest,
+    TagRequest,
+    VectorRequest,
+)
 from pipelines.serve.http.dialects.jina import JinaRequest
 from pipelines.serve.http.dialects.openai import EmbeddingsRequest
 from pipelines.serve.http.dialects.shared import EmbedRequest, SimilarityRequest
-from pipelines.serve.http.dialects.tei import DecodeRequest, RerankRequest, TeiPredictRequest, TokenizeRequest
+from pipelines.serve.http.dialects.tei import (
+    DecodeRequest,
+    RerankRequest,
+    TeiPredictRequest,
+    TokenizeRequest,
+)
 from pipelines.tasks.base import task_class
 
 N = 300_000
@@ -93,10 +103,15 @@ def test_every_list_of_a_body_has_an_end() -> None:
             for value in schema:
                 yield from lists(value)
 
-    ours = [body for body in bodies(Body) if body.__module__.startswith("pipelines.")]  # other tests have some, too
+    ours = [
+        body for body in bodies(Body) if body.__module__.startswith("pipelines.")
+    ]  # other tests have some, too
     found = [each for body in ours for each in lists(body.__pydantic_core_schema__)]
     assert len(found) > 20
-    assert all(each.get("fail_fast") and each.get("max_length", MOST_ITEMS * 9) <= 1 << 17 for each in found)
+    assert all(
+        each.get("fail_fast") and each.get("max_length", MOST_ITEMS * 9) <= 1 << 17
+        for each in found
+    )
 
 
 def test_null_is_absent_for_every_optional_field() -> None:
@@ -113,7 +128,10 @@ def test_null_is_absent_for_every_optional_field() -> None:
                 checked += 1
                 assert name not in body._count_fields({name: None})
                 allowed = schema["properties"][name]
-                assert "null" in [each.get("type") for each in allowed.get("anyOf", [allowed])], (body, name)
+                assert "null" in [each.get("type") for each in allowed.get("anyOf", [allowed])], (
+                    body,
+                    name,
+                )
     assert checked > 50
 
 
@@ -183,7 +201,9 @@ def test_slices_give_the_windows_of_one_call(
         assert name == "rejected" or found.dtype == value.dtype, name
 
 
-def test_work_that_nobody_waits_for_ends_at_the_next_slice(checkpoints: dict[str, Checkpoint]) -> None:
+def test_work_that_nobody_waits_for_ends_at_the_next_slice(
+    checkpoints: dict[str, Checkpoint],
+) -> None:
     tokenizer, work, encoded = checkpoints["tag"].tokenizer, Work(), []
 
     def encode(texts: Any, first: int) -> Any:
@@ -202,12 +222,19 @@ def test_work_that_nobody_waits_for_ends_at_the_next_slice(checkpoints: dict[str
     (["the cat sat on the mat"] * 5000, WINDOWS),
     (["the cat"] * 40, WINDOWS),
 ])  # fmt: skip
-def test_windows_end_at_the_budget(checkpoints: dict[str, Checkpoint], documents: Any, options: Any) -> None:
+def test_windows_end_at_the_budget(
+    checkpoints: dict[str, Checkpoint], documents: Any, options: Any
+) -> None:
     checkpoint = checkpoints["tag"]
     task = task_class("tag").from_checkpoint(checkpoint, TASKS["tag"].parse(options))
     most = 40
-    with pytest.raises(WindowBudgetError, match=r"hold more than 40 tokens, the most .* \(max_request_tokens\); send"):
-        encode_request(task, checkpoint.tokenizer, documents, truncate=True, most_tokens=most, work=Work())
+    with pytest.raises(
+        WindowBudgetError,
+        match=r"hold more than 40 tokens, the most .* \(max_request_tokens\); send",
+    ):
+        encode_request(
+            task, checkpoint.tokenizer, documents, truncate=True, most_tokens=most, work=Work()
+        )
     with window_budget(1 << 20):
         assert len(task.encode(checkpoint.tokenizer, documents[:1]).input_ids) >= 4
 
@@ -223,7 +250,11 @@ class TestResponses:
 
     def test_iterators_are_lists(self) -> None:
         content = {"data": (iter([i]) for i in range(3)), "none": iter(()), "model": "m"}
-        assert json.loads(bytes(json_response(content).body)) == {"data": [[0], [1], [2]], "none": [], "model": "m"}
+        assert json.loads(bytes(json_response(content).body)) == {
+            "data": [[0], [1], [2]],
+            "none": [],
+            "model": "m",
+        }
 
     def test_large_ones_are_made_in_parts_off_the_event_loop(self) -> None:
         """No more than a part exists at a time, and the event loop is free between two of them."""
@@ -255,6 +286,10 @@ class TestResponses:
             assert made.count(threading.get_ident()) <= begun
 
         asyncio.run(answer())
-        assert json.loads(b"".join(sent)) == {"object": "list", "data": [numbers] * 1000, "model": "m"}
+        assert json.loads(b"".join(sent)) == {
+            "object": "list",
+            "data": [numbers] * 1000,
+            "model": "m",
+        }
         assert max(map(len, sent)) < 80_000
         assert ticks > 40

@@ -17,7 +17,12 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 def entry(**options):
-    return {"name": "intent", "task": "classify", "model": str(REPOSITORY / "jobs/demo/intent-classifier"), **options}
+    return {
+        "name": "intent",
+        "task": "classify",
+        "model": str(REPOSITORY / "jobs/demo/intent-classifier"),
+        **options,
+    }
 
 
 def test_without_a_configuration_the_demos_are_served():
@@ -41,8 +46,14 @@ def test_the_sample_configuration_serves_the_demos(monkeypatch):
 
 def test_a_file_and_what_is_given_beside_it(tmp_path):
     file = tmp_path / "serve.yaml"
-    file.write_text(yaml.safe_dump({"one-process": False, "replicas": 2, "models": [entry(**{"max-length": 64})]}))
-    options = service_options({"config": str(file), "one_process": "true"})  # `serve run` gives strings
+    file.write_text(
+        yaml.safe_dump(
+            {"one-process": False, "replicas": 2, "models": [entry(**{"max-length": 64})]}
+        )
+    )
+    options = service_options(
+        {"config": str(file), "one_process": "true"}
+    )  # `serve run` gives strings
     assert (options.one_process, options.replicas, options.models[0].max_length) == (True, 2, 64)
 
 
@@ -54,7 +65,8 @@ def test_the_environment_of_jobs_does_not_reach_served_models(monkeypatch):
 def test_the_dashboard_shows_every_metric_and_no_other():
     message = (REPOSITORY / "pipelines/serve/metrics.py").read_text()
     shown = re.findall(
-        r"\bray_(modernbert_\w+?)(?:_total|_bucket|_sum|_count)?\b(?!_)", (REPOSITORY / "jobs/grafana.json").read_text()
+        r"\bray_(modernbert_\w+?)(?:_total|_bucket|_sum|_count)?\b(?!_)",
+        (REPOSITORY / "jobs/grafana.json").read_text(),
     )
     assert set(shown) == set(re.findall(r'"(modernbert_\w+)"', message))
     assert len(set(shown)) == 14
@@ -63,25 +75,58 @@ def test_the_dashboard_shows_every_metric_and_no_other():
 MISTAKES = [
     ({"models": []}, "models is empty; name at least one"),
     ({"models": "intent"}, "models 'intent': must be a list, an entry a model"),
-    ({"models": ["intent"]}, r"models\[0\] is 'intent'; it must hold options as 'name: value' lines"),
+    (
+        {"models": ["intent"]},
+        r"models\[0\] is 'intent'; it must hold options as 'name: value' lines",
+    ),
     (
         {"models": [entry(task="label")]},
         r"models\[0\]: task 'label' must be one of classify, zero_shot, tag, answer, fill, embed",
     ),
     ({"models": [entry(name="a b")]}, r"models\[0\]: name 'a b': String should match pattern"),
-    ({"models": [entry(name="http")]}, r"models\[0\]: the name 'http' is the HTTP side's own; choose another"),
-    ({"models": [entry(aliases=["a b"])]}, r"models\[0\]: aliases.0 'a b': String should match pattern"),
-    ({"models": [entry(aliases=["intent"])]}, "models: the alias 'intent' is another name or alias, too; each must"),
-    ({"models": [entry(aliases=["x/y", "x/y"])]}, "models: the alias 'x/y' is another name or alias, too; each must"),
-    ({"models": [entry(openai_truncate=True)]}, r"models\[0\]: openai_truncate is for embed, .* does classify"),
-    ({"models": [entry()], "http": {"max_inputs": 1 << 17}}, "http.max_inputs 131072: must be less than or equal to"),
-    ({"models": [entry(), entry()]}, "models: the name 'intent' is there 2 times; each must differ"),
+    (
+        {"models": [entry(name="http")]},
+        r"models\[0\]: the name 'http' is the HTTP side's own; choose another",
+    ),
+    (
+        {"models": [entry(aliases=["a b"])]},
+        r"models\[0\]: aliases.0 'a b': String should match pattern",
+    ),
+    (
+        {"models": [entry(aliases=["intent"])]},
+        "models: the alias 'intent' is another name or alias, too; each must",
+    ),
+    (
+        {"models": [entry(aliases=["x/y", "x/y"])]},
+        "models: the alias 'x/y' is another name or alias, too; each must",
+    ),
+    (
+        {"models": [entry(openai_truncate=True)]},
+        r"models\[0\]: openai_truncate is for embed, .* does classify",
+    ),
+    (
+        {"models": [entry()], "http": {"max_inputs": 1 << 17}},
+        "http.max_inputs 131072: must be less than or equal to",
+    ),
+    (
+        {"models": [entry(), entry()]},
+        "models: the name 'intent' is there 2 times; each must differ",
+    ),
     ({"models": [entry(top=3)]}, r"models\[0\]: top is no option"),
     ({"models": [entry(aggregation="simple")]}, r"models\[0\]: aggregation is no option"),
-    ({"models": [entry(top_k=0)]}, r"models\[0\]: top_k 0: must be greater than or equal to 1|top_k 0: .*"),
-    ({"models": [entry(device="tpu")]}, r"models\[0\]: device 'tpu': must be 'auto', 'cpu' or 'cuda'"),
+    (
+        {"models": [entry(top_k=0)]},
+        r"models\[0\]: top_k 0: must be greater than or equal to 1|top_k 0: .*",
+    ),
+    (
+        {"models": [entry(device="tpu")]},
+        r"models\[0\]: device 'tpu': must be 'auto', 'cpu' or 'cuda'",
+    ),
     ({"models": [{"name": "a", "task": "tag"}]}, r"models\[0\]: model is missing"),
-    ({"models": [entry(replicas=4, max_replicas=2)]}, r"models\[0\]: max_replicas 2 is below replicas 4"),
+    (
+        {"models": [entry(replicas=4, max_replicas=2)]},
+        r"models\[0\]: max_replicas 2 is below replicas 4",
+    ),
     ({"http": {"max_body": 1}}, "http.max_body is no option"),
     ({"replicas": "many"}, "replicas 'many': must be a valid integer"),
     ({"port": 80}, "port is no option"),

@@ -31,7 +31,9 @@ def scope_of(path: str, root_path: str = "") -> dict[str, Any]:
 def said(path: str, error_type: str, **rest: Any) -> tuple[int, Any, dict[str, str]]:
     """Status, body and headers of an error at `path`."""
     response = error_response(scope_of(path), ApiError(error_type, "no", **rest))
-    headers = {name: value for name, value in response.headers.items() if not name.startswith("content-")}
+    headers = {
+        name: value for name, value in response.headers.items() if not name.startswith("content-")
+    }
     return response.status_code, json.loads(bytes(response.body)), headers
 
 
@@ -47,8 +49,18 @@ def test_every_kind_of_the_engine_can_be_said() -> None:
         ("invalid", (422, "Validation"), (400, "invalid_request_error", None), 400),
         ("too_large", (422, "Validation"), (400, "invalid_request_error", None), 400),
         ("body_too_large", (413, "Validation"), (413, "invalid_request_error", None), 413),
-        ("unauthorized", (401, "Validation"), (401, "invalid_request_error", "invalid_api_key"), 401),
-        ("unknown_model", (404, "Validation"), (404, "invalid_request_error", "model_not_found"), 404),
+        (
+            "unauthorized",
+            (401, "Validation"),
+            (401, "invalid_request_error", "invalid_api_key"),
+            401,
+        ),
+        (
+            "unknown_model",
+            (404, "Validation"),
+            (404, "invalid_request_error", "model_not_found"),
+            404,
+        ),
         ("wrong_task", (424, "Backend"), (400, "invalid_request_error", None), 400),
         ("failed", (424, "Backend"), (500, "server_error", None), 500),
         ("overloaded", (429, "Overloaded"), (429, "rate_limit_error", "rate_limit_exceeded"), 429),
@@ -57,7 +69,9 @@ def test_every_kind_of_the_engine_can_be_said() -> None:
         ("internal", (500, "Backend"), (500, "server_error", None), 500),
     ],
 )
-def test_kinds(kind: str, tei: tuple[int, str], openai: tuple[int, str, str | None], cohere: int) -> None:
+def test_kinds(
+    kind: str, tei: tuple[int, str], openai: tuple[int, str, str | None], cohere: int
+) -> None:
     for path in ("/embed", "/models/pii", "/", "/nope"):
         assert said(path, kind)[:2] == (tei[0], {"error": "no", "error_type": tei[1]})
     for path in ("/v1/embeddings", "/v1/models/x", "/v1/nope"):
@@ -70,7 +84,10 @@ def test_kinds(kind: str, tei: tuple[int, str], openai: tuple[int, str, str | No
 def test_headers_of_refusals() -> None:
     assert said("/embed", "overloaded", retry_after_s=2.1)[2] == {"retry-after": "3"}
     assert said("/embed", "overloaded", retry_after_s=0.01)[2] == {"retry-after": "1"}
-    assert said("/embed", "unauthorized")[2] == {"www-authenticate": "Bearer", "connection": "close"}
+    assert said("/embed", "unauthorized")[2] == {
+        "www-authenticate": "Bearer",
+        "connection": "close",
+    }
     assert said("/embed", "body_too_large")[2] == {"connection": "close"}
     assert said("/embed", "invalid")[2] == {}
 
@@ -103,20 +120,32 @@ class TestKeys:
         monkeypatch.setenv("MODERNBERT_API_KEY", "key")
         (tmp_path / "keys").write_text("old\nnew\n")
         limits = HttpLimits(api_key_file=tmp_path / "keys")
-        assert [limits.admits(f"Bearer {key}") for key in ("old", "new", "key")] == [True, True, False]
+        assert [limits.admits(f"Bearer {key}") for key in ("old", "new", "key")] == [
+            True,
+            True,
+            False,
+        ]
 
     def test_one_a_line(self, tmp_path: Path) -> None:
         (tmp_path / "keys").write_text("\n  one \r\n\ntwo\n")
         limits = HttpLimits(api_key_file=tmp_path / "keys")
-        assert [limits.key_number(f"Bearer {key}") for key in ("one", "two", "", " ")] == [0, 1, None, None]
+        assert [limits.key_number(f"Bearer {key}") for key in ("one", "two", "", " ")] == [
+            0,
+            1,
+            None,
+            None,
+        ]
 
-    @pytest.mark.parametrize("key", ["my long key", "schlüssel", "a\tb", "\ufeffkey", "a\x00b", "fine\nnot fine"])
+    @pytest.mark.parametrize(
+        "key", ["my long key", "schlüssel", "a\tb", "\ufeffkey", "a\x00b", "fine\nnot fine"]
+    )
     def test_what_is_no_key_is_refused_at_the_start(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
     ) -> None:
         (tmp_path / "keys").write_text(key, encoding="utf-8")
         with pytest.raises(
-            ValidationError, match=r"line [12] holds a blank, or what is not ASCII; a key is one line"
+            ValidationError,
+            match=r"line [12] holds a blank, or what is not ASCII; a key is one line",
         ) as e:
             HttpLimits(api_key_file=tmp_path / "keys")
         assert key not in str(e.value)
@@ -125,7 +154,9 @@ class TestKeys:
             with pytest.raises(ValidationError, match="MODERNBERT_API_KEY: line"):
                 HttpLimits()
 
-    def test_a_missing_key_is_no_open_door(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_missing_key_is_no_open_door(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         with pytest.raises(ValidationError, match=r"api_key_file .*none"):
             HttpLimits(api_key_file=tmp_path / "none")
         (tmp_path / "empty").write_text(" \n")
@@ -142,7 +173,8 @@ def test_inputs(good: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", ["", [], [""], [[]], 1, None, True, ["a", 1], [1, "a"], [True], [-1], [1.5], [[1], 2], {}]
+    "wrong",
+    ["", [], [""], [[]], 1, None, True, ["a", 1], [1, "a"], [True], [-1], [1.5], [[1], 2], {}],
 )
 def test_wrong_inputs(wrong: Any) -> None:
     with pytest.raises(ValidationError):
@@ -161,7 +193,9 @@ def test_options_have_our_names() -> None:
     assert TagParameters(aggregation_strategy="max", stride=3).options == {
         "aggregation": "max", "ignore_labels": None, "stride": 3,
     }  # fmt: skip
-    given = AnswerParameters(top_k=2, max_answer_len=3, max_seq_len=30, doc_stride=4, handle_impossible_answer=True)
+    given = AnswerParameters(
+        top_k=2, max_answer_len=3, max_seq_len=30, doc_stride=4, handle_impossible_answer=True
+    )
     assert given.options == {
         "top_k": 2, "max_answer_length": 3, "max_length": 30, "stride": 4, "no_answer": True, "align_to_words": None,
     }  # fmt: skip
@@ -191,12 +225,18 @@ class Echo:
         results: list[Any] = [len(document[1]) for document in ask.documents]
         if model == "one":
             results = [[{"label": "score", "score": 0.5}]] * count
-        return PredictResponse(results, {}, frozenset(), [1] * count, [False] * count, 0.0, 0.0, 0.0, 0.0)
+        return PredictResponse(
+            results, {}, frozenset(), [1] * count, [False] * count, 0.0, 0.0, 0.0, 0.0
+        )
 
 
-def call(models: Any, path: str, body: Any, headers: tuple[tuple[bytes, bytes], ...] = ()) -> tuple[int, Any]:
+def call(
+    models: Any, path: str, body: Any, headers: tuple[tuple[bytes, bytes], ...] = ()
+) -> tuple[int, Any]:
     """Status and body of one request to the application, without a port."""
-    messages: list[Any] = [{"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}]
+    messages: list[Any] = [
+        {"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}
+    ]
     sent: list[Any] = []
 
     async def receive() -> Any:
@@ -224,11 +264,19 @@ def test_rerankers_sort_and_cut() -> None:
     ]
     asked = {"model": "ranker", "query": "q", "documents": documents, "top_n": 2}
     _, cohere = call(models, "/v2/rerank", asked)
-    assert cohere["results"] == [{"index": 2, "relevance_score": 4}, {"index": 0, "relevance_score": 2}]
+    assert cohere["results"] == [
+        {"index": 2, "relevance_score": 4},
+        {"index": 0, "relevance_score": 2},
+    ]
     assert cohere["meta"]["tokens"] == {"input_tokens": 4}
     _, jina = call(models, "/v1/rerank", asked | {"return_documents": False})
     usage = {"prompt_tokens": 4, "total_tokens": 4}
-    assert jina == {"object": "rerank", "model": "ranker", "usage": usage, "results": cohere["results"]}
+    assert jina == {
+        "object": "rerank",
+        "model": "ranker",
+        "usage": usage,
+        "results": cohere["results"],
+    }
     assert [ask.options for ask in models.asked] == [{"raw_scores": False}] * 3
 
 
@@ -245,7 +293,9 @@ def test_a_single_output_is_a_probability() -> None:
 
 
 def test_a_model_of_a_path_is_not_another() -> None:
-    found = call(Echo(), "/models/ranker/rerank", {"query": "q", "documents": ["a"], "model": "one"})
+    found = call(
+        Echo(), "/models/ranker/rerank", {"query": "q", "documents": ["a"], "model": "one"}
+    )
     assert found == (404, {"detail": "model 'one' is not here; this is ranker"})
 
 
@@ -261,7 +311,11 @@ def test_places_of_mistakes() -> None:
             {"query": "q", "documents": ["a", {"text": 1}]},
             {"detail": "documents[1].text must be a valid string"},
         ),
-        ("/predict", {"inputs": [["a"], ["b", ""]]}, {"error": "inputs[1][1] is empty", "error_type": "Validation"}),
+        (
+            "/predict",
+            {"inputs": [["a"], ["b", ""]]},
+            {"error": "inputs[1][1] is empty", "error_type": "Validation"},
+        ),
         ("/predict", {"inputs": []}, {"error": "inputs is empty", "error_type": "Empty"}),
         ("/predict", {}, {"error": "inputs is missing", "error_type": "Validation"}),
         ("/predict", 1, {"error": "the body must be a JSON object", "error_type": "Validation"}),

@@ -22,7 +22,16 @@ def test_padded_tokens_are_those_of_batches_of_32_padded_to_their_longest(count)
 
 
 def test_a_window_is_counted_from_its_power_of_two_on():
-    assert count_windows(np.array([1, 2, 3, 4, 8191, 8192, 10**6]))["lengths"] == [1, 2, 1, *[0] * 9, 1, 1, *[0] * 3, 1]
+    assert count_windows(np.array([1, 2, 3, 4, 8191, 8192, 10**6]))["lengths"] == [
+        1,
+        2,
+        1,
+        *[0] * 9,
+        1,
+        1,
+        *[0] * 3,
+        1,
+    ]
 
 
 def test_scores_that_are_no_probabilities_have_no_histogram():
@@ -34,8 +43,17 @@ def test_scores_that_are_no_probabilities_have_no_histogram():
 def test_receipts_add_up_and_what_a_footer_holds_is_enough_for_the_counts():
     result = ShardStatsBuilder()
     for i in range(1000):
-        counted = count_windows(np.full(3, i + 1)) | {"scores": [i] * 20, "labels": {"a": 2, f"b{i % 2}": 1}}
-        counted |= {"rows": 4, "labelled": 3, "tokens": 3 * i, "truncated": 1, "rejects": {"text is null": 1}}
+        counted = count_windows(np.full(3, i + 1)) | {
+            "scores": [i] * 20,
+            "labels": {"a": 2, f"b{i % 2}": 1},
+        }
+        counted |= {
+            "rows": 4,
+            "labelled": 3,
+            "tokens": 3 * i,
+            "truncated": 1,
+            "rejects": {"text is null": 1},
+        }
         result.add({"name": str(i), **counted, "batches": 1, "room": 4096, "predict_s": 0.5})
     assert len(result.table()) == 1000
     totals = add_up(result.table())
@@ -47,7 +65,10 @@ def test_receipts_add_up_and_what_a_footer_holds_is_enough_for_the_counts():
     assert totals["fill"] == pytest.approx(3 * 499_500 / 4_096_000)
     first = result.table().slice(0, 2).to_pylist()
     maps = [{name: dict(stats[name]) for name in ("labels", "rejects")} for stats in first]
-    kept = [json.loads(shard_stats.footer(stats | counts)) for stats, counts in zip(first, maps, strict=True)]
+    kept = [
+        json.loads(shard_stats.footer(stats | counts))
+        for stats, counts in zip(first, maps, strict=True)
+    ]
     recovered = add_up(shard_stats.table(kept))
     assert (recovered["tokens"], recovered["labels"]) == (3, {"a": 4, "b0": 1, "b1": 1})
     assert recovered["fill"] is None
@@ -55,6 +76,8 @@ def test_receipts_add_up_and_what_a_footer_holds_is_enough_for_the_counts():
 
 
 def test_items_of_lists_are_counted_with_their_bytes():
-    lists = pa.array([[[1.0, 2.0]], [], [[3.0, 4.0], [5.0, 6.0]]], pa.list_(pa.list_(pa.float16(), 2)))
+    lists = pa.array(
+        [[[1.0, 2.0]], [], [[3.0, 4.0], [5.0, 6.0]]], pa.list_(pa.list_(pa.float16(), 2))
+    )
     assert shard_stats.count_items(lists) == {"items": 3, "item_bytes": 3 * 2 * 2}
     assert shard_stats.count_items(lists[:1])["items"] == 1

@@ -46,14 +46,17 @@ def write(folder, kind):
 
 
 @pytest.mark.parametrize(
-    "kind", ["parquet", "one-group.parquet", "arrow", "feather", "csv", "csv.gz", "jsonl", "jsonl.gz"]
+    "kind",
+    ["parquet", "one-group.parquet", "arrow", "feather", "csv", "csv.gz", "jsonl", "jsonl.gz"],
 )
 def test_all_rows_in_order(tmp_path, kind):
     file = write(tmp_path, kind)
     corpus = plan(file, tmp_path, csv_types="infer")
     assert [shard.rows for shard in corpus.shards] == [64] * 15 + [40]
     table, bad = read_all(corpus, file, tmp_path)
-    frame = FRAME.assign(share=FRAME.share.astype(str)) if "csv" in kind else FRAME  # "0.0" is not what 0.0 is written
+    frame = (
+        FRAME.assign(share=FRAME.share.astype(str)) if "csv" in kind else FRAME
+    )  # "0.0" is not what 0.0 is written
     assert table.to_pandas().equals(frame)
     assert bad == []
     assert [shard.name for shard in corpus.shards] == sorted(shard.name for shard in corpus.shards)
@@ -65,10 +68,14 @@ def test_all_rows_in_order(tmp_path, kind):
 def test_text_files_with_blank_lines_and_no_last_newline(tmp_path, newline):
     lines = [json.dumps({"text": f"t{i}"}) for i in range(200)]
     (tmp_path / "a.jsonl").write_bytes((newline + newline).join(lines).encode())
-    (tmp_path / "b.csv").write_bytes(newline.join(["text,n", *(f"t{i},{i}" for i in range(200))]).encode())
+    (tmp_path / "b.csv").write_bytes(
+        newline.join(["text,n", *(f"t{i},{i}" for i in range(200))]).encode()
+    )
     for name in ("a.jsonl", "b.csv"):
         corpus = plan(tmp_path / name, tmp_path)
-        assert read_all(corpus, tmp_path, tmp_path)[0]["text"].to_pylist() == [f"t{i}" for i in range(200)]
+        assert read_all(corpus, tmp_path, tmp_path)[0]["text"].to_pylist() == [
+            f"t{i}" for i in range(200)
+        ]
 
 
 def test_bad_rows_of_text_files_are_set_aside_and_the_others_stay_in_place(tmp_path):
@@ -99,12 +106,17 @@ def test_folders_globs_and_hive_partitions(tmp_path):
         for part in ("a", "b"):
             folder = tmp_path / f"year={year}"
             folder.mkdir(exist_ok=True)
-            pq.write_table(pa.table({"text": [f"{year}{part}{i}" for i in range(70)]}), folder / f"{part}.parquet")
+            pq.write_table(
+                pa.table({"text": [f"{year}{part}{i}" for i in range(70)]}),
+                folder / f"{part}.parquet",
+            )
     (tmp_path / "_metadata.parquet").write_bytes(b"not data")
     (tmp_path / "notes.txt").write_text("not data")
     corpus = plan(tmp_path, tmp_path)
     table, _ = read_all(corpus, tmp_path, tmp_path)
-    assert table["text"].to_pylist() == [f"{y}{p}{i}" for y in (2024, 2025) for p in "ab" for i in range(70)]
+    assert table["text"].to_pylist() == [
+        f"{y}{p}{i}" for y in (2024, 2025) for p in "ab" for i in range(70)
+    ]
     assert table["year"].to_pylist() == [2024] * 140 + [2025] * 140
     assert len({shard.name for shard in corpus.shards}) == len(corpus.shards) == 8
     assert corpus.notes == ["1 files are left out, whose format is not read: notes.txt"]
@@ -113,10 +125,18 @@ def test_folders_globs_and_hive_partitions(tmp_path):
 
 
 def test_files_whose_columns_differ(tmp_path):
-    pq.write_table(pa.table({"text": ["a"], "n": pa.array([1], pa.int32())}), tmp_path / "1.parquet")
-    pq.write_table(pa.table({"n": pa.array([2], pa.int64()), "text": ["b"], "more": [True]}), tmp_path / "2.parquet")
+    pq.write_table(
+        pa.table({"text": ["a"], "n": pa.array([1], pa.int32())}), tmp_path / "1.parquet"
+    )
+    pq.write_table(
+        pa.table({"n": pa.array([2], pa.int64()), "text": ["b"], "more": [True]}),
+        tmp_path / "2.parquet",
+    )
     table, _ = read_all(plan(tmp_path, tmp_path), tmp_path, tmp_path)
-    assert table.to_pylist() == [{"text": "a", "n": 1, "more": None}, {"text": "b", "n": 2, "more": True}]
+    assert table.to_pylist() == [
+        {"text": "a", "n": 1, "more": None},
+        {"text": "b", "n": 2, "more": True},
+    ]
 
 
 def test_what_cannot_be_read_is_named(tmp_path):
@@ -156,5 +176,7 @@ def test_a_dataset_on_the_hub(tmp_path, monkeypatch):
         write(folder, kind)
         corpus = plan(source, tmp_path / "out")
         assert read_all(corpus, source, tmp_path / "out")[0].to_pandas().equals(FRAME)
-    (folder / "data.jsonl").write_text((folder / "data.jsonl").read_text().replace("row 1", "ROW 1"))
+    (folder / "data.jsonl").write_text(
+        (folder / "data.jsonl").read_text().replace("row 1", "ROW 1")
+    )
     assert plan(source, tmp_path / "out").files[0].version != corpus.files[0].version

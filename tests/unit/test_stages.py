@@ -17,7 +17,15 @@ from pipelines.options import corpus_options
 from pipelines.raydata import wire
 
 MODEL = str(REPOSITORY / "jobs/demo/intent-classifier")
-ERRORS = [pa.ArrowNotImplementedError, pa.ArrowInvalid, KeyError, RecursionError, MemoryError, OSError, AssertionError]
+ERRORS = [
+    pa.ArrowNotImplementedError,
+    pa.ArrowInvalid,
+    KeyError,
+    RecursionError,
+    MemoryError,
+    OSError,
+    AssertionError,
+]
 
 
 @pytest.fixture(scope="module")

@@ -112,7 +112,9 @@ def test_every_row_has_an_answer_or_a_reason(seed, outcome, actor, monkeypatch):
     assert got["error"].to_pylist() == want
     assert got["id"].to_pylist() == table["id"].to_pylist()
     for name in ("label", "score", "n_tokens", "n_windows", "truncated"):
-        assert [value is None for value in got[name].to_pylist()] == [reason is not None for reason in want]
+        assert [value is None for value in got[name].to_pylist()] == [
+            reason is not None for reason in want
+        ]
     got.validate(full=True)
     if "text is not valid UTF-8" in want and STORED[seed % 3] is words:
         assert "\ufffd\ufffda" in got["text"].to_pylist()  # Arrow does not validate dictionaries
@@ -122,13 +124,20 @@ def test_columns_of_every_type_come_out_as_they_went_in():
     columns = columns_of_every_type(rows=6)
     table = pa.table({"text": strings([b"hello", None, b"\xff", b"", b"bye", b"hello"]), **columns})
     got = processor("classify", CLASSIFIER, batch_rows=4)(LocalDataset(table)).table
-    assert got["error"].to_pylist()[:4] == [None, "text is null", "text is not valid UTF-8", "text is empty"]
+    assert got["error"].to_pylist()[:4] == [
+        None,
+        "text is null",
+        "text is not valid UTF-8",
+        "text is empty",
+    ]
     for name, column in columns.items():
         assert got[name].type == column.type, name
         assert got[name].to_pylist() == column.to_pylist(), name
 
 
-@pytest.mark.parametrize("name", ["shard", "given", "rows", "values", "splits", "cause", "Error", "rejects"])
+@pytest.mark.parametrize(
+    "name", ["shard", "given", "rows", "values", "splits", "cause", "Error", "rejects"]
+)
 def test_columns_may_have_the_names_of_what_travels_inside(name):
     table = pa.table({"text": ["hello", None], name: [1, 2]})
     got = processor("classify", CLASSIFIER, prefix="p_")(LocalDataset(table)).table
@@ -140,7 +149,10 @@ def test_columns_may_have_the_names_of_what_travels_inside(name):
     ("table", "message"),
     [
         ({"body": ["a"]}, "column 'text' is missing; the dataset has body"),
-        ({"text": ["a"], "label": [1]}, "column 'label' is in the dataset already; give prefix=, or rename it"),
+        (
+            {"text": ["a"], "label": [1]},
+            "column 'label' is in the dataset already; give prefix=, or rename it",
+        ),
         (
             {"text": ["a"], "Label": [1]},
             "column 'Label' is in the dataset already (as 'label' for readers that ignore case); give prefix=, or "
@@ -152,7 +164,10 @@ def test_columns_may_have_the_names_of_what_travels_inside(name):
             "rename it",
         ),
         ({"text": [1]}, "column 'text' holds int64, not text; cast it, or name another"),
-        ({"text": [["a"]]}, "column 'text' holds list<item: string>, not text; cast it, or name another"),
+        (
+            {"text": [["a"]]},
+            "column 'text' holds list<item: string>, not text; cast it, or name another",
+        ),
     ],
 )
 @pytest.mark.parametrize("known", [True, False])
@@ -194,19 +209,47 @@ ALLOWED = "must be a number from 1 on, (MIN, MAX) or 'auto'"
         ((), {"actors": 1.5}, f"actors 1.5 {ALLOWED}"),
         ((), {"actors": (1, 2, 3)}, f"actors (1, 2, 3) {ALLOWED}"),
         ((), {"actors": "4:2"}, f"actors '4:2': MIN 4 is above MAX 2; actors {ALLOWED}"),
-        ((), {"actors": 1, "concurrency": 2}, "concurrency 2 and actors 1 are two names of one option: give one"),
-        ((), {"batch_size": 32}, "batch_size is no option of a step: a packed batch has budget_tokens=, and"),
-        ((), {"num_gpus": 0.5}, 'num_gpus is no option of a step: an actor takes a GPU with device="cuda"; concurr'),
-        ((), {"columns": ["text"]}, "columns is no option of a step: name the columns after the model, one by one"),
+        (
+            (),
+            {"actors": 1, "concurrency": 2},
+            "concurrency 2 and actors 1 are two names of one option: give one",
+        ),
+        (
+            (),
+            {"batch_size": 32},
+            "batch_size is no option of a step: a packed batch has budget_tokens=, and",
+        ),
+        (
+            (),
+            {"num_gpus": 0.5},
+            'num_gpus is no option of a step: an actor takes a GPU with device="cuda"; concurr',
+        ),
+        (
+            (),
+            {"columns": ["text"]},
+            "columns is no option of a step: name the columns after the model, one by one",
+        ),
         ((["text"],), {}, "column ['text'] must be a name; give several one by one: 'a', 'b'"),
-        (("a",), {"text_column": "a"}, "text_column and 'a' both name columns: give the columns in one way"),
+        (
+            ("a",),
+            {"text_column": "a"},
+            "text_column and 'a' both name columns: give the columns in one way",
+        ),
         (("a", "b", "c"), {}, "classify takes 1 or 2 columns of texts, not 3"),
         ((), {"batch_rows": 0}, "batch_rows 0 must be a whole number above 0"),
         ((), {"batch_rows": "8"}, "batch_rows '8' must be a whole number above 0"),
         ((), {"batch_timeout_s": 0}, "batch_timeout_s 0 must be a number above 0"),
         ((), {"prefix": None}, "prefix None must be a text"),
-        ((), {"function_to_apply": "none", "function": "none"}, "function_to_apply and function are two names of one"),
-        ((), {"function_to_apply": "relu"}, "function 'relu': must be 'softmax', 'sigmoid' or 'none'"),
+        (
+            (),
+            {"function_to_apply": "none", "function": "none"},
+            "function_to_apply and function are two names of one",
+        ),
+        (
+            (),
+            {"function_to_apply": "relu"},
+            "function 'relu': must be 'softmax', 'sigmoid' or 'none'",
+        ),
     ],
 )
 def test_a_mistake_is_told_in_one_line_when_the_step_is_made(columns, options, message):
@@ -217,7 +260,9 @@ def test_a_mistake_is_told_in_one_line_when_the_step_is_made(columns, options, m
 
 
 def test_names_of_transformers_and_of_the_job_are_taken(tmp_path):
-    step = processor("text-classification", Path(CLASSIFIER), text_column="body", function_to_apply="SIGMOID")
+    step = processor(
+        "text-classification", Path(CLASSIFIER), text_column="body", function_to_apply="SIGMOID"
+    )
     texts = ["hello", "wake me up at nine"]
     got = step(LocalDataset(pa.table({"body": texts}))).table
     want = pipeline("classify", CLASSIFIER, function="sigmoid")(texts)
@@ -240,7 +285,9 @@ def test_actors_are_asked_for_as_in_ray(given, actors):
 def test_steps_leave_a_whole_core_to_what_reads(seed, cluster):
     """Whatever the cluster, and whatever the least actors: those of eight steps are no reason to wait for ever."""
     dice = np.random.default_rng(seed)
-    nodes = [(int(dice.integers(1, 65)), int(dice.integers(0, 3))) for _ in range(dice.integers(1, 6))]
+    nodes = [
+        (int(dice.integers(1, 65)), int(dice.integers(0, 3))) for _ in range(dice.integers(1, 6))
+    ]
     cluster(*nodes)
     cpus, gpus = (sum(node[i] for node in nodes) for i in (0, 1))
     device = "cuda" if gpus and seed % 2 else "cpu"
@@ -251,7 +298,9 @@ def test_steps_leave_a_whole_core_to_what_reads(seed, cluster):
     assert 0 <= reserved["num_cpus"] <= 1
     assert 8 * least * reserved["num_cpus"] <= max(node[0] for node in nodes) - 1
     assert reserved.get("num_gpus") == (None if device == "cpu" else 1 if gpus > 1 else 1 / 8)
-    with pytest.raises(UserError, match=f"^{there + 1:,} actors need a [CG]PU each; the Ray cluster has "):
+    with pytest.raises(
+        UserError, match=f"^{there + 1:,} actors need a [CG]PU each; the Ray cluster has "
+    ):
         step_pool(Actors(there + 1, None), device)
 
 

@@ -41,7 +41,12 @@ from pipelines.serve.protocol import PredictRequest
 from pipelines.tasks.base import task_class
 
 TEXTS = ["the cat sat on the mat", "and then the other cat"]
-SMALL = {"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 2, "intermediate_size": 48}
+SMALL = {
+    "num_hidden_layers": 2,
+    "hidden_size": 64,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+}
 
 
 def write_sentence(folder: Path) -> None:
@@ -66,7 +71,9 @@ def write_reranker(folder: Path) -> None:
 
     plain = write_task(folder.parent / "plain", "ModernBertModel", **SMALL)
     last = Dense(64, 1, activation_function=torch.nn.Identity(), module_output_name="scores")
-    CrossEncoder(modules=[Transformer(str(plain)), Pooling(64, "cls"), last], device="cpu").save_pretrained(str(folder))
+    CrossEncoder(
+        modules=[Transformer(str(plain)), Pooling(64, "cls"), last], device="cpu"
+    ).save_pretrained(str(folder))
 
 
 def write_static(folder: Path) -> None:
@@ -77,7 +84,9 @@ def write_static(folder: Path) -> None:
 
     plain = write_task(folder.parent / "plain", "ModernBertForMaskedLM", **SMALL)
     transformer = Transformer(str(plain), transformer_task="fill-mask")
-    weights = torch.rand(len(transformer.tokenizer.get_vocab()), generator=torch.Generator().manual_seed(1))
+    weights = torch.rand(
+        len(transformer.tokenizer.get_vocab()), generator=torch.Generator().manual_seed(1)
+    )
     queries = [SparseStaticEmbedding(transformer.tokenizer, weights)]
     modules = [Router.for_query_document(queries, [transformer, SpladePooling("max")])]
     SparseEncoder(modules=modules, device="cpu").save(str(folder))
@@ -92,7 +101,9 @@ def write_stanford(folder: Path) -> None:
     write_task(folder, "ModernBertModel", **SMALL)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"architectures": ["HF_ColBERT"]}))
-    weights = {f"model.{name}": weight for name, weight in load_file(folder / "model.safetensors").items()}
+    weights = {
+        f"model.{name}": weight for name, weight in load_file(folder / "model.safetensors").items()
+    }
     weights["linear.weight"] = torch.randn(32, 64, generator=torch.Generator().manual_seed(0))
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     (folder / "artifact.metadata").write_text(json.dumps({"query_maxlen": 16, "doc_maxlen": 50}))
@@ -114,9 +125,17 @@ def head(name: str, **config: object) -> Callable[[Path], object]:
 
 
 FORMS: dict[str, tuple[Callable[[Path], object], str, list[dict]]] = {
-    "classify": (head("SequenceClassification", labels=[*"abcd"]), "classify", [{"top_k": 2}, {"top_k": 3}]),
+    "classify": (
+        head("SequenceClassification", labels=[*"abcd"]),
+        "classify",
+        [{"top_k": 2}, {"top_k": 3}],
+    ),
     "shards": (write_sharded, "classify", [{"top_k": 2}, {"top_k": 3}]),
-    "tag": (head("TokenClassification", labels=["O", "B-x", "I-x"]), "tag", [{"max_length": 8}, {"max_length": 9}]),
+    "tag": (
+        head("TokenClassification", labels=["O", "B-x", "I-x"]),
+        "tag",
+        [{"max_length": 8}, {"max_length": 9}],
+    ),
     "answer": (head("QuestionAnswering"), "answer", [{"max_length": 16}, {"max_length": 17}]),
     "fill": (head("MaskedLM"), "fill", [{"top_k": 2}, {"top_k": 3}]),
     "zero_shot": (
@@ -125,7 +144,11 @@ FORMS: dict[str, tuple[Callable[[Path], object], str, list[dict]]] = {
         [{"labels": ["cat", "mat"]}, {"labels": ["cat", "the"]}],
     ),
     "embed": (write_sentence, "embed", [{"dimensions": 8}, {"prompt_name": "other"}]),
-    "rerank": (head("SequenceClassification", labels=["a"]), "rerank", [{"raw_scores": True}, {"max_length": 12}]),
+    "rerank": (
+        head("SequenceClassification", labels=["a"]),
+        "rerank",
+        [{"raw_scores": True}, {"max_length": 12}],
+    ),
     "rerank of modules": (write_reranker, "rerank", [{"raw_scores": True}, {"max_length": 12}]),
     "sparse": (write_static, "sparse", [{"as_query": True}, {"top_k": 3}]),
     "multi_vector": (write_colbert, "multi_vector", [{"as_query": True}, {"max_length": 20}]),
@@ -163,7 +186,9 @@ def form(request, written, tmp_path):
 
 
 def model_files(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.rglob("*") if file.suffix in (".json", ".safetensors", ".metadata"))
+    return sorted(
+        file for file in folder.rglob("*") if file.suffix in (".json", ".safetensors", ".metadata")
+    )
 
 
 def changes(folder: Path) -> Iterator[str]:
@@ -173,28 +198,47 @@ def changes(folder: Path) -> Iterator[str]:
         os.utime(file, (1, 1))
     yield "touched"
     for file in files:
-        if file.suffix == ".safetensors":  # as `cp` over the file does it: the same inode, other numbers
+        if (
+            file.suffix == ".safetensors"
+        ):  # as `cp` over the file does it: the same inode, other numbers
             with file.open("r+b") as stream:
                 stream.seek(8 + int.from_bytes(stream.read(8), "little"))
                 length = file.stat().st_size - stream.tell()
-                stream.write(np.random.default_rng(0).normal(size=length // 4 + 1).astype("f4").tobytes()[:length])
+                stream.write(
+                    np.random.default_rng(0)
+                    .normal(size=length // 4 + 1)
+                    .astype("f4")
+                    .tobytes()[:length]
+                )
     yield "other weights"
     for file in files:
         if file.name == "tokenizer.json":
             tokenizer = json.loads(file.read_text())
             vocabulary = tokenizer["model"]["vocab"]
-            tokenizer["model"]["vocab"] = dict(zip(vocabulary, reversed(vocabulary.values()), strict=True))
+            tokenizer["model"]["vocab"] = dict(
+                zip(vocabulary, reversed(vocabulary.values()), strict=True)
+            )
             tokenizer["post_processor"] = None
             file.write_text(json.dumps(tokenizer))
-        elif file.name == "config.json" and "model_type" in (config := json.loads(file.read_text())):
-            labels = {"id2label": {"0": "x", "1": "y"}, "label2id": {"x": 0, "y": 1}, "num_hidden_layers": 1}
+        elif file.name == "config.json" and "model_type" in (
+            config := json.loads(file.read_text())
+        ):
+            labels = {
+                "id2label": {"0": "x", "1": "y"},
+                "label2id": {"x": 0, "y": 1},
+                "num_hidden_layers": 1,
+            }
             file.write_text(json.dumps(config | labels))
         elif file.name == "config.json":
-            file.write_text(json.dumps({"pooling_mode": "max", "in_features": 3, "out_features": 3}))
+            file.write_text(
+                json.dumps({"pooling_mode": "max", "in_features": 3, "out_features": 3})
+            )
         elif file.name == "modules.json":
             file.write_text("[]")
         elif file.name in ("config_sentence_transformers.json", "sentence_bert_config.json"):
-            file.write_text(json.dumps({"prompts": {"query": "x", "other": "y"}, "max_seq_length": 4}))
+            file.write_text(
+                json.dumps({"prompts": {"query": "x", "other": "y"}, "max_seq_length": 4})
+            )
     yield "another tokenizer and other settings"
     for file in files:
         os.truncate(file, file.stat().st_size // 2)
@@ -234,13 +278,18 @@ def test_a_predictor_keeps_its_model(form, dtype, packed, monkeypatch):
     made = task_class(name).from_checkpoint(checkpoint, model_options(name).parse(options[0]))
     loaded = predictor.Predictor(checkpoint, made, dtype=dtype)
     if dtype == "float32":  # oneDNN does not take bfloat16 on all CPUs
-        assert any(isinstance(each, Linear) and each.packed is None for each in loaded.model.modules()) is not packed
+        assert (
+            any(isinstance(each, Linear) and each.packed is None for each in loaded.model.modules())
+            is not packed
+        )
     before = run_values(loaded, name, options)
     assert all(len(values) for values in before)
     weights = {key: tensor.clone() for key, tensor in loaded.model.named_parameters()}
     for step in changes(folder):
         assert same(run_values(loaded, name, options), before), step
-        assert all(torch.equal(tensor, weights[key]) for key, tensor in loaded.model.named_parameters()), step
+        assert all(
+            torch.equal(tensor, weights[key]) for key, tensor in loaded.model.named_parameters()
+        ), step
 
 
 def call_pipeline(call, task: str, options: dict):
@@ -261,17 +310,24 @@ def test_in_memory(form):
     for step in others:
         assert same([call_pipeline(call, name, given) for given in options], before), step
         if step == "other weights":  # opened anew, it is the model that is there now
-            now = [call_pipeline(pipeline(name, str(folder), device="cpu"), name, given) for given in options]
+            now = [
+                call_pipeline(pipeline(name, str(folder), device="cpu"), name, given)
+                for given in options
+            ]
             assert not same(now, before)
 
 
 async def online(client: LocalModelClient, task: str, options: list[dict]) -> list:
     client.models["a"]._task.cache_clear()  # a call's task is made anew
-    answers = [await client.predict("a", PredictRequest(documents(task), options=given)) for given in options]
+    answers = [
+        await client.predict("a", PredictRequest(documents(task), options=given))
+        for given in options
+    ]
     assert not any(answer.failed for answer in answers)
     info, tokens = await client.info("a"), await client.tokenize("a", TEXTS)
     results = [
-        [[*map(np.asarray, each)] if task == "sparse" else each for each in answer.results] for answer in answers
+        [[*map(np.asarray, each)] if task == "sparse" else each for each in answer.results]
+        for answer in answers
     ]
     return [results, [answer.n_tokens for answer in answers], info, [token.ids for token in tokens]]
 
@@ -280,7 +336,9 @@ def test_online(form):
     folder, name, options = form
 
     async def run() -> None:
-        client = LocalModelClient(served_models([{"name": "a", "task": name, "model": str(folder)}]))
+        client = LocalModelClient(
+            served_models([{"name": "a", "task": name, "model": str(folder)}])
+        )
         before = await online(client, name, options)
         for step in changes(folder):
             assert same(await online(client, name, options), before), step
@@ -341,7 +399,9 @@ def test_another_process_refuses_other_files(form, tmp_path):
 
     def flip(file: Path) -> None:
         content = bytearray(file.read_bytes())
-        at = dice.randrange(len(content) // 2, len(content))  # in a file of weights: beyond the header
+        at = dice.randrange(
+            len(content) // 2, len(content)
+        )  # in a file of weights: beyond the header
         content[at] ^= 1
         file.write_bytes(content)
 
@@ -357,7 +417,10 @@ def test_another_process_refuses_other_files(form, tmp_path):
             continue
         for way in ways:
             way(file)
-            with pytest.raises(CheckpointChanged, match=r"has changed since the job began or the service was deployed"):
+            with pytest.raises(
+                CheckpointChanged,
+                match=r"has changed since the job began or the service was deployed",
+            ):
                 load_all(received(run))
             shutil.copy2(tmp_path / "kept" / file.relative_to(folder), file)
         load_all(received(run))
@@ -387,7 +450,9 @@ def test_the_fingerprint_and_the_digests_are_of_the_same_files(written, tmp_path
     shutil.copytree(written("embed"), tmp_path / "model")
     run = run_of(tmp_path / "model", "embed", {})
     before = run.task.fingerprint(run.model)
-    assert before == run_of(written("embed"), "embed", {}).task.fingerprint(Checkpoint.open(written("embed")))
+    assert before == run_of(written("embed"), "embed", {}).task.fingerprint(
+        Checkpoint.open(written("embed"))
+    )
     for _ in zip(range(2), changes(tmp_path / "model"), strict=False):
         pass  # touched, and other weights
     with pytest.raises(CheckpointChanged, match=r"\(.*model\.safetensors\)"):
@@ -415,7 +480,9 @@ def random_tensors(dice: random.Random) -> dict[str, torch.Tensor]:
     tensors = {}
     for i in range(dice.randrange(1, 6)):
         shape = [dice.choice([0, 1, 3, 17]) for _ in range(dice.randrange(4))]
-        tensors[f"{dice.choice('abc')}.{i}"] = torch.randn(shape).to(dice.choice([*DTYPES.values()]))
+        tensors[f"{dice.choice('abc')}.{i}"] = torch.randn(shape).to(
+            dice.choice([*DTYPES.values()])
+        )
     return tensors
 
 
@@ -433,7 +500,9 @@ def test_tensors_are_read_as_the_library_reads_them(tmp_path, seed):
         assert got[name].shape == tensor.shape
         assert torch.equal(got[name], tensor)
     wanted = dice.sample(sorted(tensors), dice.randrange(len(tensors)))
-    assert [name for name, _ in read_tensors(file, wanted)] == [name for name in got if name in wanted]
+    assert [name for name, _ in read_tensors(file, wanted)] == [
+        name for name in got if name in wanted
+    ]
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -461,10 +530,15 @@ def test_broken_files_are_refused_as_the_library_refuses_them(tmp_path, seed):
         try:
             with safe_open(file, "pt") as opened:
                 slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
-                want = {name: (each.get_dtype(), tuple(each.get_shape())) for name, each in slices.items()}
+                want = {
+                    name: (each.get_dtype(), tuple(each.get_shape()))
+                    for name, each in slices.items()
+                }
         except (SafetensorError, OSError):
             refused += 1
-            with pytest.raises(CheckpointError, match=r"is not a readable safetensors file|is stored as"):
+            with pytest.raises(
+                CheckpointError, match=r"is not a readable safetensors file|is stored as"
+            ):
                 dict(read_tensors(file))
         else:
             found: dict[str, StoredTensor] = read_header(file)

@@ -26,7 +26,9 @@ def tokenizer(tmp_path_factory):
 
 
 def task(labels, **options):
-    return Tag.from_checkpoint(described(id2label=dict(enumerate(labels))), TagOptions.parse(options))
+    return Tag.from_checkpoint(
+        described(id2label=dict(enumerate(labels))), TagOptions.parse(options)
+    )
 
 
 def label_at(characters, count):
@@ -72,25 +74,47 @@ def test_ignored_labels_are_named_as_entities_are(tokenizer):
     where = ("abcdefghijk", "12034400000")
     assert found(tokenizer, BIO, *where) == [("PER", "ab"), ("LOC", "def")]
     assert found(tokenizer, BIO, *where, ignore_labels=["O", "LOC"]) == [("PER", "ab")]
-    assert [label for label, _ in found(tokenizer, BIO, *where, ignore_labels=[])] == ["PER", "O", "LOC", "O"]
+    assert [label for label, _ in found(tokenizer, BIO, *where, ignore_labels=[])] == [
+        "PER",
+        "O",
+        "LOC",
+        "O",
+    ]
     tokens = found(tokenizer, BIO, *where, aggregation="none", ignore_labels=["O", "B-LOC"])
     assert tokens == [("B-PER", "a"), ("I-PER", "b"), ("I-LOC", "e"), ("I-LOC", "f")]
 
 
 @pytest.mark.parametrize(
     ("aggregation", "want"),
-    [("simple", [("X", "a", 0.6)]), ("first", [("X", "ab", 0.6)]), ("average", []), ("max", [("X", "ab", 0.6)])],
+    [
+        ("simple", [("X", "a", 0.6)]),
+        ("first", [("X", "ab", 0.6)]),
+        ("average", []),
+        ("max", [("X", "ab", 0.6)]),
+    ],
 )
 def test_a_word_has_one_label(tokenizer, aggregation, want):
     """The mean of both tokens' probabilities is highest for O, of the surest token for X."""
     outputs = task(["O", "X", "Y"], aggregation=aggregation)
     probabilities = {"a": [0.3, 0.6, 0.1], "b": [0.55, 0.1, 0.35]}
-    answer = said(outputs, tokenizer, ["ab"], lambda _: np.log([[1, 1, 1], *probabilities.values(), [1, 1, 1]]))
+    answer = said(
+        outputs,
+        tokenizer,
+        ["ab"],
+        lambda _: np.log([[1, 1, 1], *probabilities.values(), [1, 1, 1]]),
+    )
     got = outputs.decode(answer).to_pylist()[0]["entities"]
-    assert [(entity["label"], entity["text"], pytest.approx(entity["score"])) for entity in got] == want
+    assert [
+        (entity["label"], entity["text"], pytest.approx(entity["score"])) for entity in got
+    ] == want
 
 
-ODD = ["👩‍👩‍👧‍👦 the e\u0301 cat\r\n\r\nsat 🇫🇷", "\u202eאבג the\u200d", "", *random_texts(1, 8, 20, 150)]
+ODD = [
+    "👩‍👩‍👧‍👦 the e\u0301 cat\r\n\r\nsat 🇫🇷",
+    "\u202eאבג the\u200d",
+    "",
+    *random_texts(1, 8, 20, 150),
+]
 
 
 @pytest.mark.parametrize("aggregation", ["none", "simple", "first", "average", "max"])
@@ -98,13 +122,19 @@ ODD = ["👩‍👩‍👧‍👦 the e\u0301 cat\r\n\r\nsat 🇫🇷", "\u202e�
 def test_the_text_of_an_entity_is_where_it_says(tokenizer, aggregation, max_length):
     outputs = task(BIO, aggregation=aggregation, max_length=max_length)
     dice = np.random.default_rng(0)
-    answer = said(outputs, tokenizer, ODD, lambda windows: dice.normal(size=(len(windows.input_ids), 5)))
+    answer = said(
+        outputs, tokenizer, ODD, lambda windows: dice.normal(size=(len(windows.input_ids), 5))
+    )
     rows = outputs.decode(answer)
     assert rows.type == pa.struct([("entities", pa.list_(ENTITY))])
     several = np.bincount(answer.windows.document) > 1
-    for text, row, result, cut in zip(ODD, rows.to_pylist(), outputs.results(answer), several, strict=True):
+    for text, row, result, cut in zip(
+        ODD, rows.to_pylist(), outputs.results(answer), several, strict=True
+    ):
         places = [(entity["start"], entity["end"]) for entity in row["entities"]]
-        assert [entity["text"] for entity in row["entities"]] == [text[start:end] for start, end in places]
+        assert [entity["text"] for entity in row["entities"]] == [
+            text[start:end] for start, end in places
+        ]
         assert all(0 <= start < end <= len(text) for start, end in places)
         assert places == sorted(places)
         assert [(entity["start"], entity["end"]) for entity in result] == places
@@ -116,7 +146,9 @@ def test_entities_of_overlapping_windows_are_those_of_the_whole_text(tokenizer, 
     """They are no longer than what windows share, so each is whole in one window."""
     dice = random.Random(0)
     text = "".join(dice.choices("bdfgijklnp", k=300))  # a token each
-    characters = "".join(dice.choice(["0", "00", "12", "1", "344", "3", "1220"]) for _ in range(300))[:300]
+    characters = "".join(
+        dice.choice(["0", "00", "12", "1", "344", "3", "1220"]) for _ in range(300)
+    )[:300]
     want = found(tokenizer, BIO, text, characters)
     assert len(want) > 50
     assert found(tokenizer, BIO, text, characters, max_length=24, stride=stride) == want
@@ -136,9 +168,15 @@ def test_of_two_windows_the_longer_then_the_surer_entity_is_kept(tokenizer):
         return said(outputs, tokenizer, [text], logits)
 
     def entities(made_of):
-        return [(e["text"], round(e["score"], 2)) for e in outputs.decode(made_of).to_pylist()[0]["entities"]]
+        return [
+            (e["text"], round(e["score"], 2))
+            for e in outputs.decode(made_of).to_pylist()[0]["entities"]
+        ]
 
     assert [text for text, _ in entities(answer([0, 0, 0, 0, 2, 2], [0, 1, 1, 1, 0, 0]))] == ["ijk"]
     assert entities(answer([0, 0, 0, 0, 2, 2], [0, 1, 1, 0, 0, 0])) == [("ij", 0.98)]
     assert entities(answer([0, 0, 0, 0, 1, 1], [0, 2, 2, 0, 0, 0])) == [("ij", 0.98)]
-    assert [text for text, _ in entities(answer([0, 0, 1, 1, 0, 0], [1, 0, 0, 0, 0, 2]))] == ["fg", "n"]
+    assert [text for text, _ in entities(answer([0, 0, 1, 1, 0, 0], [1, 0, 0, 0, 0, 2]))] == [
+        "fg",
+        "n",
+    ]

@@ -61,17 +61,40 @@ def dice():
     return random.Random(seed)
 
 
-BITS = ["a", "b,", '"', '""', "\n", "\r", "\r\n", "é", "日本", " ", 'x"y', "1", "0.5", "", "😀", "\\", ",", "'"]
+BITS = [
+    "a",
+    "b,",
+    '"',
+    '""',
+    "\n",
+    "\r",
+    "\r\n",
+    "é",
+    "日本",
+    " ",
+    'x"y',
+    "1",
+    "0.5",
+    "",
+    "😀",
+    "\\",
+    ",",
+    "'",
+]
 
 
 def random_csv(dice):
     columns, newline = dice.choice([1, 2, 3]), dice.choice(["\n", "\r\n", "\r"])
     out = io.StringIO()
-    writer = csv.writer(out, lineterminator=newline, quoting=dice.choice([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]))
+    writer = csv.writer(
+        out, lineterminator=newline, quoting=dice.choice([csv.QUOTE_MINIMAL, csv.QUOTE_ALL])
+    )
     writer.writerow([f"c{i}" for i in range(columns)])
     for _ in range(dice.randint(1, 30)):
         if dice.random() < 0.85:
-            writer.writerow(["".join(dice.choices(BITS, k=dice.randint(0, 6))) for _ in range(columns)])
+            writer.writerow(
+                ["".join(dice.choices(BITS, k=dice.randint(0, 6))) for _ in range(columns)]
+            )
         else:
             out.write("".join(dice.choices(BITS, k=dice.randint(0, 8))) + newline)
     return out.getvalue() if dice.random() < 0.7 else out.getvalue().rstrip("\r\n")
@@ -93,12 +116,27 @@ def test_random_csv_is_read_as_pythons_csv_reads_it(tmp_path, block_bytes, dice)
             continue
         assert len(good) + len(malformed) == len(want), content
         for i, row in enumerate(want):
-            unclosed = i == len(want) - 1 and i in malformed and malformed[i][0] == csv_files.UNCLOSED
+            unclosed = (
+                i == len(want) - 1 and i in malformed and malformed[i][0] == csv_files.UNCLOSED
+            )
             assert (i in good) == (fits[i] and not unclosed), content
             assert i in malformed or list(good[i].values()) == row, content
 
 
-STRINGS = ["", "a", "日本", "😀", 'x"y', "2024-01-01T00:00:00Z", "\\u00e9", "\n", "1", "true", "\u2028", "null"]
+STRINGS = [
+    "",
+    "a",
+    "日本",
+    "😀",
+    'x"y',
+    "2024-01-01T00:00:00Z",
+    "\\u00e9",
+    "\n",
+    "1",
+    "true",
+    "\u2028",
+    "null",
+]
 VALUES = {
     "string": lambda dice: dice.choice(STRINGS),
     "int": lambda dice: dice.choice([0, 1, -1, 7, 2**53, 2**53 + 1, -(2**63), 2**63 - 1]),
@@ -107,20 +145,35 @@ VALUES = {
     "float": lambda dice: dice.choice([0.5, 1.0, 1e300, -2.5, 1e16]),
     "bool": lambda dice: dice.random() < 0.5,
     "null": lambda dice: None,  # noqa: ARG005
-    "list": lambda dice: [VALUES[dice.choice(["string", "int", "null"])](dice) for _ in range(dice.randint(0, 3))],
-    "object": lambda dice: {k: VALUES[dice.choice(["string", "int", "null"])](dice) for k in dice.sample("xyz", 2)},
+    "list": lambda dice: [
+        VALUES[dice.choice(["string", "int", "null"])](dice) for _ in range(dice.randint(0, 3))
+    ],
+    "object": lambda dice: {
+        k: VALUES[dice.choice(["string", "int", "null"])](dice) for k in dice.sample("xyz", 2)
+    },
 }
 BROKEN = ["[1, 2]", "5", '"x"', "nul", '{"c0": "\\ud800"}', '{"c0": 1} {"c0": 2}', '{"c0": 1} x']
 
 
 def random_json(dice):
     """A file, and its rows by record number; the number of records."""
-    kinds = {f"c{i}": dice.choices(list(VALUES), k=dice.choice([1, 1, 1, 2])) for i in range(dice.randint(1, 4))}
+    kinds = {
+        f"c{i}": dice.choices(list(VALUES), k=dice.choice([1, 1, 1, 2]))
+        for i in range(dice.randint(1, 4))
+    }
     lines, want, records = [], {}, 0
     for _ in range(dice.randint(1, 40)):
-        row = {name: VALUES[dice.choice(each)](dice) for name, each in kinds.items() if dice.random() < 0.9}
+        row = {
+            name: VALUES[dice.choice(each)](dice)
+            for name, each in kinds.items()
+            if dice.random() < 0.9
+        }
         row |= {"late": 1} if dice.random() < 0.02 else {} if lines else {"first": None}
-        line = json.dumps(row, ensure_ascii=dice.random() < 0.5, separators=dice.choice([(",", ":"), (", ", ": ")]))
+        line = json.dumps(
+            row,
+            ensure_ascii=dice.random() < 0.5,
+            separators=dice.choice([(",", ":"), (", ", ": ")]),
+        )
         if lines and dice.random() < 0.08:
             line = dice.choice([*BROKEN, line[: len(line) // 2 or 1]])
         else:
@@ -154,7 +207,12 @@ def test_random_json_lines_are_read_as_pythons_json_reads_them(tmp_path, block_b
         assert len(good) + len(malformed) == count, content
         for i, row in want.items():
             for field in corpus.schema:
-                assert same(row.get(field.name), good[i][field.name], field.type), (block_bytes, content, i, field)
+                assert same(row.get(field.name), good[i][field.name], field.type), (
+                    block_bytes,
+                    content,
+                    i,
+                    field,
+                )
 
 
 def test_an_array_of_objects_is_read_as_lines_are(rows, block_bytes, dice):
@@ -183,7 +241,10 @@ def test_an_array_of_objects_is_read_as_lines_are(rows, block_bytes, dice):
     ],
 )
 def test_compressed_files_are_read_whatever_the_case_of_the_ending(rows, name, compress):
-    assert rows(name, compress(b'{"text": "a"}\n{"text": "b"}\n'))[0] == [{"text": "a"}, {"text": "b"}]
+    assert rows(name, compress(b'{"text": "a"}\n{"text": "b"}\n'))[0] == [
+        {"text": "a"},
+        {"text": "b"},
+    ]
 
 
 def test_values_of_csv_are_as_they_are_written(tmp_path, rows):
@@ -192,7 +253,10 @@ def test_values_of_csv_are_as_they_are_written(tmp_path, rows):
     assert rows("x.csv", content)[0] == written
     typed = "n,zip,share,flag,day,text\n1,02139,0.5,true,2024-05-06,a\n-7,10001,1e3,false,2024-05-07,b\n,1,,,,\n"
     (tmp_path / "x.csv").write_text(typed)
-    types = {field.name: field.type for field in plan(tmp_path / "x.csv", tmp_path / "out", csv_types="infer").schema}
+    types = {
+        field.name: field.type
+        for field in plan(tmp_path / "x.csv", tmp_path / "out", csv_types="infer").schema
+    }
     assert types == {"n": pa.int64(), "flag": pa.bool_(), "day": pa.date32()} | dict.fromkeys(
         ("zip", "share", "text"), pa.string()
     )
@@ -201,9 +265,13 @@ def test_values_of_csv_are_as_they_are_written(tmp_path, rows):
 def test_other_delimiters_quotes_and_escapes(rows):
     want = [{"id": "1", "text": 'he said "hello, world" to me'}]
     assert rows("x.tsv", 'id\ttext\n1\t"he said ""hello, world"" to me"\n')[0] == want
-    assert rows("x.csv", 'id;text\n1;"he said ""hello, world"" to me"\n', csv_delimiter=";")[0] == want
+    assert (
+        rows("x.csv", 'id;text\n1;"he said ""hello, world"" to me"\n', csv_delimiter=";")[0] == want
+    )
     assert rows("x.csv", "id,text\n1,'he said \"hello, world\" to me'\n", csv_quote="'")[0] == want
-    assert rows("x.csv", 'id,text\n1,"he said \\"hello, world\\" to me"\n', csv_escape="\\")[0] == want
+    assert (
+        rows("x.csv", 'id,text\n1,"he said \\"hello, world\\" to me"\n', csv_escape="\\")[0] == want
+    )
 
 
 def test_a_backslash_before_a_quote_is_told(tmp_path):
@@ -223,9 +291,13 @@ def test_a_quote_that_is_never_closed_costs_its_record_alone(rows):
 def test_another_encoding_is_named_and_read_when_it_is_given(rows, encoding):
     content = "id,texté\n1,déjà\n"
     if encoding != "utf-8-sig":
-        with pytest.raises(UserError, match=r"x\.csv: .*is not (utf|UTF)-8.*looks like (cp1252|utf-16)"):
+        with pytest.raises(
+            UserError, match=r"x\.csv: .*is not (utf|UTF)-8.*looks like (cp1252|utf-16)"
+        ):
             rows("x.csv", content.encode(encoding))
-    assert rows("x.csv", content.encode(encoding), encoding=encoding)[0] == [{"id": "1", "texté": "déjà"}]
+    assert rows("x.csv", content.encode(encoding), encoding=encoding)[0] == [
+        {"id": "1", "texté": "déjà"}
+    ]
 
 
 def test_a_zero_byte_is_a_character(rows):
@@ -234,7 +306,9 @@ def test_a_zero_byte_is_a_character(rows):
 
 @pytest.mark.parametrize("name", ["x.csv", "x.jsonl", "x.json"])
 def test_a_byte_order_mark_is_no_part_of_the_first_value(rows, name):
-    content = {"x.csv": "text\na\n", "x.jsonl": '{"text": "a"}\n', "x.json": '[{"text": "a"}]'}[name]
+    content = {"x.csv": "text\na\n", "x.jsonl": '{"text": "a"}\n', "x.json": '[{"text": "a"}]'}[
+        name
+    ]
     assert rows(name, content.encode("utf-8-sig"))[0] == [{"text": "a"}]
 
 
@@ -268,12 +342,25 @@ def test_numbers_stay_exact_and_mixed_columns_become_text(rows):
 
 
 def test_a_column_that_drifts_late_in_a_file_keeps_every_value(rows, block_bytes):
-    for early, late in ((1, "A7"), (1, 2.5), (None, "x"), ("2024-01-01", "word"), ([], ["x"]), (True, "yes")):
-        lines = [{"text": f"t{i}", "x": early} for i in range(50)] + [{"text": "late", "x": late, "new": 1}] * 2
+    for early, late in (
+        (1, "A7"),
+        (1, 2.5),
+        (None, "x"),
+        ("2024-01-01", "word"),
+        ([], ["x"]),
+        (True, "yes"),
+    ):
+        lines = [{"text": f"t{i}", "x": early} for i in range(50)] + [
+            {"text": "late", "x": late, "new": 1}
+        ] * 2
         good, malformed = rows("x.jsonl", "\n".join(map(json.dumps, lines)))
         assert not malformed
         values = [row["x"] for row in good]
-        written = json.dumps(early) if isinstance(late, str) and not isinstance(early, str | None) else early
+        written = (
+            json.dumps(early)
+            if isinstance(late, str) and not isinstance(early, str | None)
+            else early
+        )
         assert values == [written] * 50 + [late] * 2, block_bytes
         assert [row["new"] for row in good] == [None] * 50 + [1, 1]
 
@@ -284,7 +371,9 @@ def test_a_large_file_of_lines_is_staged_in_ranges(tmp_path, monkeypatch, dice):
     monkeypatch.setattr(staging, "RANGED_BYTES", 1000)
     monkeypatch.setattr(staging, "RANGE_BYTES", 700)
     lines = [{"n": i, "text": dice.choice(STRINGS)} for i in range(300)]
-    (tmp_path / "x.jsonl").write_text("\n".join(json.dumps(line, ensure_ascii=False) for line in lines))
+    (tmp_path / "x.jsonl").write_text(
+        "\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
+    )
     corpus = plan(tmp_path / "x.jsonl", tmp_path / "out", shard_rows=64)
     assert len(corpus.files[0].scan.parts) > 5
     table, bad = read_all(corpus, tmp_path / "x.jsonl", tmp_path / "out")
@@ -295,7 +384,9 @@ def test_a_large_file_of_lines_is_staged_in_ranges(tmp_path, monkeypatch, dice):
 
 def test_empty_files_are_zero_rows_and_a_file_of_something_else_is_named(tmp_path):
     for name in ("a.jsonl", "b.jsonl", "c.jsonl"):
-        (tmp_path / name).write_text({"a": '{"text": "a"}', "b": "", "c": "hello\nworld\n"}[name[0]])
+        (tmp_path / name).write_text(
+            {"a": '{"text": "a"}', "b": "", "c": "hello\nworld\n"}[name[0]]
+        )
     (tmp_path / "d.jsonl").write_text("\n \n")
     corpus = plan(tmp_path, tmp_path / "out")
     assert corpus.rows == 1
@@ -308,10 +399,16 @@ def test_zero_bytes_stay_where_they_are_wherever_a_block_ends(rows, block_bytes,
     want = []
     for i in range(400):
         texts = [
-            "".join(dice.choices(["a", "é", "\0", "\0\0", ",", '"', "\n", "\r\n"], k=dice.randint(1, 9))) for _ in "ab"
+            "".join(
+                dice.choices(["a", "é", "\0", "\0\0", ",", '"', "\n", "\r\n"], k=dice.randint(1, 9))
+            )
+            for _ in "ab"
         ]
         want.append({"id": str(i), "text": texts[0], "more": texts[1]})
-    lines = ["id,text,more", *(f"{row['id']},{quoted(row['text'])},{quoted(row['more'])}" for row in want)]
+    lines = [
+        "id,text,more",
+        *(f"{row['id']},{quoted(row['text'])},{quoted(row['more'])}" for row in want),
+    ]
     got, bad = rows("x.csv", "\n".join(lines) + "\n")
     assert (got, bad) == (want, {})
 
@@ -330,7 +427,9 @@ def test_what_is_nested_deeply_becomes_text_or_its_record_is_malformed(tmp_path,
     got, bad = rows("x.json", content)
     if depth == 5000:
         assert [row["id"] for row in got] == [1, 3]
-        assert {row: reason for row, (reason, _) in bad.items()} == {1: "not readable as JSON: nested too deeply"}
+        assert {row: reason for row, (reason, _) in bad.items()} == {
+            1: "not readable as JSON: nested too deeply"
+        }
         return
     assert ([row["id"] for row in got], bad) == ([1, 2, 3], {})
     is_text = isinstance(got[1]["x"], str)
@@ -343,11 +442,17 @@ def test_what_is_nested_deeply_becomes_text_or_its_record_is_malformed(tmp_path,
 
 
 def test_objects_with_ids_for_keys_become_text(rows):
-    records = [{"id": i, "by_id": {f"u{i}_{j}": j for j in range(20)}, "few": {"a": i}} for i in range(4000)]
+    records = [
+        {"id": i, "by_id": {f"u{i}_{j}": j for j in range(20)}, "few": {"a": i}}
+        for i in range(4000)
+    ]
     got, bad = rows("x.jsonl", "".join(json.dumps(record) + "\n" for record in records))
     assert bad == {}
     assert [row | {"by_id": json.loads(row["by_id"])} for row in got] == records
-    nested = [{"id": i, "x": {f"k{j}": {f"m{n}": n for n in range(20)} for j in range(20)}} for i in range(3)]
+    nested = [
+        {"id": i, "x": {f"k{j}": {f"m{n}": n for n in range(20)} for j in range(20)}}
+        for i in range(3)
+    ]
     got, _ = rows("y.jsonl", "".join(json.dumps(record) + "\n" for record in nested))
     assert [json.loads(row["x"]) for row in got] == [record["x"] for record in nested]
 
@@ -396,4 +501,6 @@ def test_a_file_of_something_else_is_named_for_what_it_is(tmp_path, content, mes
 
 
 def test_zero_bytes_in_a_row_are_no_utf16(rows):
-    assert rows("x.csv", "text,more\n" + "\0" * 3001 + ",b\n")[0] == [{"text": "\0" * 3001, "more": "b"}]
+    assert rows("x.csv", "text,more\n" + "\0" * 3001 + ",b\n")[0] == [
+        {"text": "\0" * 3001, "more": "b"}
+    ]

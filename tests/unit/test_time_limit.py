@@ -36,9 +36,13 @@ print("done", flush=True)
 """
 
 
-@pytest.mark.parametrize(("argument", "printed"), [("progress", ["idle", "done"]), ("none", ["idle"])])
+@pytest.mark.parametrize(
+    ("argument", "printed"), [("progress", ["idle", "done"]), ("none", ["idle"])]
+)
 def test_a_process_without_progress_is_ended(argument, printed):
-    run = subprocess.run([sys.executable, "-c", PROCESS, argument], capture_output=True, text=True, timeout=120)
+    run = subprocess.run(
+        [sys.executable, "-c", PROCESS, argument], capture_output=True, text=True, timeout=120
+    )
     assert run.stdout.split() == printed
     assert (run.returncode == 0) == ("done" in printed)
     assert ("Timeout" in run.stderr) == ("done" not in printed)

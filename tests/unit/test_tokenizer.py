@@ -23,7 +23,9 @@ TEXTS = [
 def random_texts(count: int) -> list[str]:
     dice = random.Random(0)
     alphabet = "abc thecatsat.,!?  \n\u0301é中👍🏽"
-    return ["".join(dice.choices(alphabet, k=dice.choice((3, 30, 300, 3000)))) for _ in range(count)]
+    return [
+        "".join(dice.choices(alphabet, k=dice.choice((3, 30, 300, 3000)))) for _ in range(count)
+    ]
 
 
 def split(encoded):
@@ -43,15 +45,25 @@ def test_ids_equal_transformers(both, max_length):
     got = ours.encode(texts, max_length)
     want = theirs(texts, truncation=max_length is not None, max_length=max_length)["input_ids"]
     whole = theirs(texts)["input_ids"]
-    for text, ids, other, full, cut in zip(texts, split(got), want, whole, got.truncated, strict=True):
+    for text, ids, other, full, cut in zip(
+        texts, split(got), want, whole, got.truncated, strict=True
+    ):
         assert ids.tolist() == other, text[:40]
         assert cut == (len(full) > len(other)), text[:40]
-    spans = theirs(texts, truncation=max_length is not None, max_length=max_length, return_offsets_mapping=True)
+    spans = theirs(
+        texts, truncation=max_length is not None, max_length=max_length, return_offsets_mapping=True
+    )
     detailed = ours.encode(texts, max_length, details=True)
     assert detailed.input_ids.tolist() == got.input_ids.tolist()
-    assert list(map(tuple, detailed.offsets.tolist())) == [span for each in spans["offset_mapping"] for span in each]
-    called = ours(texts, truncation=max_length is not None, max_length=max_length, add_special_tokens=False)
-    bare = theirs(texts, truncation=max_length is not None, max_length=max_length, add_special_tokens=False)
+    assert list(map(tuple, detailed.offsets.tolist())) == [
+        span for each in spans["offset_mapping"] for span in each
+    ]
+    called = ours(
+        texts, truncation=max_length is not None, max_length=max_length, add_special_tokens=False
+    )
+    bare = theirs(
+        texts, truncation=max_length is not None, max_length=max_length, add_special_tokens=False
+    )
     assert called.input_ids == bare["input_ids"]
 
 
@@ -81,7 +93,9 @@ def test_long_texts_are_not_encoded_whole(both, monkeypatch):
 @pytest.mark.parametrize("max_length", [None, 8, 64])
 def test_pairs_equal_transformers(both, max_length):
     ours, theirs = both
-    short = [text[:300] for text in TEXTS]  # the library's own time for long pairs grows with their product
+    short = [
+        text[:300] for text in TEXTS
+    ]  # the library's own time for long pairs grows with their product
     pairs = list(zip(short, reversed(short), strict=True))
     got = split(ours.encode(pairs, max_length))
     want = theirs(pairs, truncation=max_length is not None, max_length=max_length)["input_ids"]
@@ -129,7 +143,11 @@ def short(checkpoint, request):
     theirs = transformers.AutoTokenizer.from_pretrained(
         checkpoint, truncation_side=truncation_side, padding_side=padding_side, model_max_length=12
     )
-    settings = {"truncation_side": truncation_side, "padding_side": padding_side, "model_max_length": 12}
+    settings = {
+        "truncation_side": truncation_side,
+        "padding_side": padding_side,
+        "model_max_length": 12,
+    }
     fast = Tokenizer.from_folder(checkpoint)._fast
     return Tokenizer(fast, settings), theirs
 
@@ -139,7 +157,14 @@ def short(checkpoint, request):
 def test_a_call_equals_transformers_in_every_combination(short, shape):
     ours, theirs = short
     dice = random.Random(shape)
-    texts = ["", "c", "the cat", "the cat sat on the mat", "the cat sat " * 30, "é 中文 👍🏽 \u2028 [SEP]"]
+    texts = [
+        "",
+        "c",
+        "the cat",
+        "the cat sat on the mat",
+        "the cat sat " * 30,
+        "é 中文 👍🏽 \u2028 [SEP]",
+    ]
     lengths = [None, 1, 3, 4, 8, 30]
     compared = 0
     for padding, truncation, max_length, special, tensors in itertools.product(
@@ -156,7 +181,9 @@ def test_a_call_equals_transformers_in_every_combination(short, shape):
         }
         want, their_mistake = called(theirs, inputs, options)
         got, our_mistake = called(ours, inputs, options)
-        if "leaves no room" in our_mistake:  # there transformers gives special tokens alone, or does not truncate
+        if (
+            "leaves no room" in our_mistake
+        ):  # there transformers gives special tokens alone, or does not truncate
             assert special
             assert max_length <= 3
             continue
@@ -176,13 +203,25 @@ def test_a_call_equals_transformers_in_every_combination(short, shape):
 @pytest.mark.parametrize(
     ("inputs", "options", "message"),
     [
-        (["a"], {"padding": "longer"}, "padding is 'longer'; it must be one of True, 'longest', 'max_length', False"),
+        (
+            ["a"],
+            {"padding": "longer"},
+            "padding is 'longer'; it must be one of True, 'longest', 'max_length', False",
+        ),
         (["a"], {"padding": 1}, "padding is 1; it must be one of"),
-        (["a"], {"truncation": "only_first"}, "truncation is 'only_first'; it must be one of True, 'longest_first'"),
+        (
+            ["a"],
+            {"truncation": "only_first"},
+            "truncation is 'only_first'; it must be one of True, 'longest_first'",
+        ),
         (["a"], {"max_length": 0}, "max_length is 0; it must be a number of tokens, at least 1"),
         (["a"], {"max_length": "8"}, "max_length is '8'; it must be a number"),
         (["a"], {"return_tensors": "np"}, "return_tensors is 'np'; known is 'pt'"),
-        (["a"], {"return_offsets_mapping": True}, "return_offsets_mapping is not available: arguments are text, "),
+        (
+            ["a"],
+            {"return_offsets_mapping": True},
+            "return_offsets_mapping is not available: arguments are text, ",
+        ),
         (["a"], {"stride": 3}, "stride is not available"),
         (["a", ["b"]], {}, "text and text_pair must both be a text, or both be lists"),
         ([["a"], "b"], {}, "text and text_pair must both be a text, or both be lists"),

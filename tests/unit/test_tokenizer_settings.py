@@ -13,8 +13,22 @@ from modernbert.files import CheckpointError, fingerprint
 from modernbert.text.tokenizer import Tokenizer
 from modernbert.text.tokenizer_settings import CLEAN_UP_BPE
 
-TEXTS = ["the cat", " the cat", "", "THE Cat<x> sat", "a <x>b [MASK] </s> <s> [SEP] zz", "word<extra>y É é", "  the  "]
-PLAIN = {"lstrip": False, "rstrip": False, "normalized": False, "single_word": False, "special": False}
+TEXTS = [
+    "the cat",
+    " the cat",
+    "",
+    "THE Cat<x> sat",
+    "a <x>b [MASK] </s> <s> [SEP] zz",
+    "word<extra>y É é",
+    "  the  ",
+]
+PLAIN = {
+    "lstrip": False,
+    "rstrip": False,
+    "normalized": False,
+    "single_word": False,
+    "special": False,
+}
 CONFIG, SPECIAL, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 FOLLOWED = {
     "an added token": {CONFIG: {"added_tokens_decoder": {"300": {"content": "<x>"} | PLAIN}}},
@@ -50,7 +64,9 @@ def write(tmp_path):
 
     def change(files):
         for name, content in files.items():
-            stored = json.loads((tmp_path / name).read_text()) if (tmp_path / name).is_file() else {}
+            stored = (
+                json.loads((tmp_path / name).read_text()) if (tmp_path / name).is_file() else {}
+            )
             (tmp_path / name).write_text(json.dumps(stored | content))
         return tmp_path
 
@@ -70,11 +86,16 @@ def ids(tokenizer, documents):
 def test_ids_equal_transformers(write, files):
     ours, theirs = both(write(files))
     assert ids(ours, TEXTS) == theirs(TEXTS)["input_ids"]
-    assert ids(ours, list(zip(TEXTS, TEXTS[::-1], strict=True))) == theirs(TEXTS, TEXTS[::-1])["input_ids"]
+    assert (
+        ids(ours, list(zip(TEXTS, TEXTS[::-1], strict=True)))
+        == theirs(TEXTS, TEXTS[::-1])["input_ids"]
+    )
     assert ours.vocab_size == len(theirs)
     assert ours.mask_token_id == theirs.mask_token_id
     for row in theirs(TEXTS)["input_ids"]:
-        assert ours.decode(row, skip_special_tokens=True) == theirs.decode(row, skip_special_tokens=True)
+        assert ours.decode(row, skip_special_tokens=True) == theirs.decode(
+            row, skip_special_tokens=True
+        )
     theirs.backend_tokenizer.normalizer = ours.lowercased._fast.normalizer
     assert ids(ours.lowercased, TEXTS) == theirs(TEXTS)["input_ids"]
 
@@ -103,17 +124,23 @@ def test_a_bert_normalizer_that_tokenizer_config_contradicts(write, setting, sta
     normalizer = {"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": not stated,
                   "strip_accents": not stated, "lowercase": not stated}  # fmt: skip
     write({"tokenizer.json": {"normalizer": normalizer}})
-    with pytest.raises(CheckpointError, match=f"has {setting} {stated}, but tokenizer.json {not stated}"):
+    with pytest.raises(
+        CheckpointError, match=f"has {setting} {stated}, but tokenizer.json {not stated}"
+    ):
         Tokenizer.from_folder(write({CONFIG: {setting: stated}}))
     ours, theirs = both(write({CONFIG: {setting: not stated}}))
     assert ids(ours, TEXTS) == theirs(TEXTS)["input_ids"]
 
 
 @pytest.mark.parametrize(
-    ("longest", "want"), [(-1, None), (0, None), (None, None), (10**30, None), (1e30, None), (512, 512), (64.0, 64)]
+    ("longest", "want"),
+    [(-1, None), (0, None), (None, None), (10**30, None), (1e30, None), (512, 512), (64.0, 64)],
 )
 def test_model_max_length(write, longest, want):
-    assert Tokenizer.from_folder(write({CONFIG: {"model_max_length": longest}})).model_max_length == want
+    assert (
+        Tokenizer.from_folder(write({CONFIG: {"model_max_length": longest}})).model_max_length
+        == want
+    )
 
 
 SPACED = "the cat . ? ! , ' is n't I 'm it 's we 've you 're the end"
@@ -138,8 +165,12 @@ def test_decoding_cleans_up_spaces(write, settings, model):
 TRUNCATION = {"direction": "Left", "max_length": 5, "strategy": "LongestFirst", "stride": 0}
 
 
-@pytest.mark.parametrize("stored", [{}, {"truncation": TRUNCATION}], ids=["", "tokenizer.json left"])
-@pytest.mark.parametrize("stated", [{}, {"truncation_side": "left"}, {"truncation_side": "right"}], ids=str)
+@pytest.mark.parametrize(
+    "stored", [{}, {"truncation": TRUNCATION}], ids=["", "tokenizer.json left"]
+)
+@pytest.mark.parametrize(
+    "stated", [{}, {"truncation_side": "left"}, {"truncation_side": "right"}], ids=str
+)
 def test_the_truncation_side(write, stored, stated):
     ours, theirs = both(write({"tokenizer.json": stored, CONFIG: stated}))
     assert ours.truncation_side == ours.lowercased.truncation_side == theirs.truncation_side

@@ -17,7 +17,15 @@ import pyarrow.tests.strategies as arrow
 import pytest
 from corpora import plan, read_all
 
-from pipelines.input.types import common_type, convert, fits, is_exact, plain_type, stored_type, why_not_stored
+from pipelines.input.types import (
+    common_type,
+    convert,
+    fits,
+    is_exact,
+    plain_type,
+    stored_type,
+    why_not_stored,
+)
 
 DAY, TIME = datetime.date(2024, 5, 6), datetime.datetime(2024, 5, 6, 7, 8, 9, 123456)
 PLAIN = [
@@ -30,18 +38,42 @@ PLAIN = [
     *(pa.duration(unit) for unit in ("s", "ms", "us", "ns")),
     *(pa.string(), pa.large_string(), pa.string_view()),
     *(pa.binary(), pa.large_binary(), pa.binary_view(), pa.binary(4)),
-    *(pa.dictionary(pa.int8(), type_) for type_ in (pa.string(), pa.int64(), pa.string_view(), pa.timestamp("us"))),
+    *(
+        pa.dictionary(pa.int8(), type_)
+        for type_ in (pa.string(), pa.int64(), pa.string_view(), pa.timestamp("us"))
+    ),
     *(pa.run_end_encoded(pa.int32(), pa.string()), pa.uuid(), pa.json_(), pa.bool8()),
 ]
 NESTED = [
-    *(pa.list_(pa.int32()), pa.list_(pa.int64()), pa.list_(pa.float64()), pa.list_(pa.string()), pa.list_(pa.null())),
-    *(pa.large_list(pa.string_view()), pa.list_(pa.int8(), 2), pa.list_(pa.int16(), 2), pa.list_(pa.int8(), 3)),
+    *(
+        pa.list_(pa.int32()),
+        pa.list_(pa.int64()),
+        pa.list_(pa.float64()),
+        pa.list_(pa.string()),
+        pa.list_(pa.null()),
+    ),
+    *(
+        pa.large_list(pa.string_view()),
+        pa.list_(pa.int8(), 2),
+        pa.list_(pa.int16(), 2),
+        pa.list_(pa.int8(), 3),
+    ),
     *(pa.list_view(pa.int64()), pa.large_list_view(pa.string_view())),
-    *(pa.map_(pa.string(), pa.int32()), pa.map_(pa.large_string(), pa.int64()), pa.map_(pa.string_view(), pa.null())),
-    *(pa.struct({"a": pa.int32(), "b": pa.string()}), pa.struct({"b": pa.string_view(), "a": pa.int64()})),
+    *(
+        pa.map_(pa.string(), pa.int32()),
+        pa.map_(pa.large_string(), pa.int64()),
+        pa.map_(pa.string_view(), pa.null()),
+    ),
+    *(
+        pa.struct({"a": pa.int32(), "b": pa.string()}),
+        pa.struct({"b": pa.string_view(), "a": pa.int64()}),
+    ),
     *(pa.struct({"a": pa.int64(), "c": pa.bool_()}), pa.struct({"a": pa.null()})),
     *(pa.list_(pa.list_view(pa.string_view())), pa.list_(pa.struct({"a": pa.list_(pa.int8(), 2)}))),
-    *(pa.struct({"a": pa.map_(pa.string(), pa.list_view(pa.int8()))}), pa.list_(pa.dictionary(pa.int8(), pa.string()))),
+    *(
+        pa.struct({"a": pa.map_(pa.string(), pa.list_view(pa.int8()))}),
+        pa.list_(pa.dictionary(pa.int8(), pa.string())),
+    ),
 ]
 NOT_IN_PARQUET = [
     *(pa.dense_union([pa.field("a", pa.int8())]), pa.sparse_union([pa.field("a", pa.int8())])),
@@ -58,7 +90,9 @@ def value(type_: pa.DataType, number: int) -> Any:
     if pa.types.is_struct(type_):
         return {field.name: value(field.type, number) for field in type_}
     if pa.types.is_map(type_):
-        return [(value(type_.key_type, each), value(type_.item_type, each)) for each in range(number)]
+        return [
+            (value(type_.key_type, each), value(type_.item_type, each)) for each in range(number)
+        ]
     if pa.types.is_nested(type_):
         count = type_.list_size if pa.types.is_fixed_size_list(type_) else number
         return [value(type_.value_type, each) for each in range(count)]
@@ -92,10 +126,14 @@ def column(type_: pa.DataType) -> pa.ChunkedArray:
         storage = pa.array([row and row.bytes for row in rows], pa.binary(16))
         array = pa.ExtensionArray.from_storage(type_, storage)
     elif isinstance(type_, pa.BaseExtensionType):
-        plain = pa.array(rows, pa.bool_() if isinstance(type_, pa.Bool8Type) else type_.storage_type)
+        plain = pa.array(
+            rows, pa.bool_() if isinstance(type_, pa.Bool8Type) else type_.storage_type
+        )
         array = pa.ExtensionArray.from_storage(type_, plain.cast(type_.storage_type))
     elif pa.types.is_run_end_encoded(type_):
-        array = pa.RunEndEncodedArray.from_arrays(pa.array([1, 2, 3, 4], pa.int32()), pa.array(rows, type_.value_type))
+        array = pa.RunEndEncodedArray.from_arrays(
+            pa.array([1, 2, 3, 4], pa.int32()), pa.array(rows, type_.value_type)
+        )
     elif pa.types.is_dictionary(type_):
         array = pa.DictionaryArray.from_arrays(pa.array([0, None, 1, 2], type_.index_type),
                                                pa.array([rows[0], rows[2], rows[3]], type_.value_type))  # fmt: skip
@@ -116,8 +154,12 @@ def test_a_column_of_each_type_comes_out_as_it_went_in(tmp_path, type_):
     assert got["x"].type == stored_type(type_)
     assert got["x"].to_pylist() == rows.to_pylist()
     pq.write_table(got.take(pa.array([3, 0, 1, 2])), tmp_path / "out.parquet")
-    assert pq.read_table(tmp_path / "out.parquet")["x"].to_pylist() == [rows.to_pylist()[i] for i in (3, 0, 1, 2)]
-    if not isinstance(type_, pa.BaseExtensionType) and type_ != pa.decimal256(60, 2):  # which polars does not read
+    assert pq.read_table(tmp_path / "out.parquet")["x"].to_pylist() == [
+        rows.to_pylist()[i] for i in (3, 0, 1, 2)
+    ]
+    if not isinstance(type_, pa.BaseExtensionType) and type_ != pa.decimal256(
+        60, 2
+    ):  # which polars does not read
         assert len(polars.read_parquet(tmp_path / "out.parquet")) == 4
 
 
@@ -128,11 +170,15 @@ def test_what_parquet_cannot_hold_is_refused_when_the_plan_is_made_or_left_out(t
         (tmp_path / name).mkdir()
         with writer(tmp_path / name / "x.arrow", table.schema) as file:
             file.write_table(table)
-        with pytest.raises(ValueError, match=r"column 'x' holds .* which Parquet cannot hold .*--keep-columns"):
+        with pytest.raises(
+            ValueError, match=r"column 'x' holds .* which Parquet cannot hold .*--keep-columns"
+        ):
             plan(tmp_path / name, tmp_path / "out")
         corpus = plan(tmp_path / name, tmp_path / "out", wanted=frozenset({"text"}))
         assert corpus.broken == {}
-        assert read_all(corpus, tmp_path / name, tmp_path / "out", ["text"])[0].to_pylist() == [{"text": "a"}]
+        assert read_all(corpus, tmp_path / name, tmp_path / "out", ["text"])[0].to_pylist() == [
+            {"text": "a"}
+        ]
 
 
 def same_or_text(want: pa.ChunkedArray, got: pa.ChunkedArray) -> bool:
@@ -145,10 +191,15 @@ def same_or_text(want: pa.ChunkedArray, got: pa.ChunkedArray) -> bool:
 
 def _still_there(want: Any, got: Any) -> bool:
     if isinstance(want, dict) and isinstance(got, dict):
-        return all(_still_there(want.get(name), got[name]) for name in got) and want.keys() <= got.keys()
+        return (
+            all(_still_there(want.get(name), got[name]) for name in got)
+            and want.keys() <= got.keys()
+        )
     if isinstance(want, list | tuple) and isinstance(got, list | tuple):
         return len(want) == len(got) and all(map(_still_there, want, got))
-    return want == got or (got is not None and (str(want) == str(got) or str(want).lower() == str(got)))
+    return want == got or (
+        got is not None and (str(want) == str(got) or str(want).lower() == str(got))
+    )
 
 
 @pytest.mark.parametrize("first", [*PLAIN, *NESTED], ids=str)
@@ -186,7 +237,11 @@ def test_two_types_meet_in_one_that_holds_each_value_or_in_none(first):
         (pa.int64(), pa.uint64(), pa.string()),
         (pa.list_(pa.string()), pa.large_list(pa.string()), pa.large_list(pa.string())),
         (pa.list_(pa.int8(), 2), pa.list_(pa.int8(), 3), pa.list_(pa.int8())),
-        (pa.map_(pa.string(), pa.int8()), pa.map_(pa.string(), pa.int64()), pa.map_(pa.string(), pa.int64())),
+        (
+            pa.map_(pa.string(), pa.int8()),
+            pa.map_(pa.string(), pa.int64()),
+            pa.map_(pa.string(), pa.int64()),
+        ),
         (
             pa.struct({"a": pa.int8(), "b": pa.string()}),
             pa.struct({"b": pa.large_string(), "c": pa.bool_()}),
@@ -201,7 +256,9 @@ def test_two_types_meet_in_one_that_holds_each_value_or_in_none(first):
     ids=str,
 )
 def test_where_types_meet(first, second, common):
-    assert common_type(first, second) == common_type(second, first) == common or pa.types.is_struct(first)
+    assert common_type(first, second) == common_type(second, first) == common or pa.types.is_struct(
+        first
+    )
     assert common_type(first, second) == common
 
 
@@ -216,7 +273,9 @@ def test_all_types_of_arrows_own_generator_meet_or_do_not(first, second):
         return
     assert why_not_stored(stored_type(common)) is None
     for type_ in (first, second):
-        with contextlib.suppress(pa.ArrowInvalid):  # a type that takes no null has no column of nulls
+        with contextlib.suppress(
+            pa.ArrowInvalid
+        ):  # a type that takes no null has no column of nulls
             rows = pa.chunked_array([pa.nulls(2, type_)])
             assert convert(rows, stored_type(common)).null_count == 2
 
@@ -290,7 +349,9 @@ def test_bytes_that_are_no_utf8_never_become_strings(tmp_path, first, second):
     want = [cell for rows in files for cell in rows.to_pylist()]
     as_bytes = [cell.encode() if isinstance(cell, str) else cell for cell in want]
     found = got["x"].to_pylist()
-    assert [cell.encode() if isinstance(cell, str) else cell for cell in found] == as_bytes or found == want
+    assert [
+        cell.encode() if isinstance(cell, str) else cell for cell in found
+    ] == as_bytes or found == want
     pq.write_table(got, tmp_path / "out.parquet")
     assert len(polars.read_parquet(tmp_path / "out.parquet")) == len(want)
 
@@ -302,14 +363,18 @@ def test_a_dictionary_with_a_null_among_its_values_is_written(tmp_path, nested):
         "plain": rows,
         "list": pa.ListArray.from_arrays(pa.array([0, 1, 2, 3], pa.int32()), rows),
         "struct": pa.StructArray.from_arrays([rows], names=["a"]),
-        "map": pa.MapArray.from_arrays(pa.array([0, 1, 2, 3], pa.int32()), pa.array(["k"] * 3), rows),
+        "map": pa.MapArray.from_arrays(
+            pa.array([0, 1, 2, 3], pa.int32()), pa.array(["k"] * 3), rows
+        ),
     }[nested]
     table = pa.table({"text": ["t"] * 3, "x": column})
     for name, writer in (("file", pa.ipc.new_file), ("stream", pa.ipc.new_stream)):
         (tmp_path / name).mkdir()
         with writer(tmp_path / name / "x.arrow", table.schema) as file:
             file.write_table(table)
-        got, _ = read_all(plan(tmp_path / name, tmp_path / "out"), tmp_path / name, tmp_path / "out")
+        got, _ = read_all(
+            plan(tmp_path / name, tmp_path / "out"), tmp_path / name, tmp_path / "out"
+        )
         assert got["x"].to_pylist() == column.to_pylist()
         pq.write_table(got, tmp_path / "out.parquet")
         assert pq.read_table(tmp_path / "out.parquet")["x"].to_pylist() == column.to_pylist()
@@ -329,7 +394,11 @@ def write_int96(path: Path, times: list[int | None]) -> None:
     numbers = [time if time is None or fine else time // 1000 for time in times]
     rows = pa.array(numbers, pa.int64()).cast(pa.timestamp("ns" if fine else "us"))
     table = pa.table(
-        {"text": ["t"] * len(times), "x": rows, "lists": pa.array([[row] for row in rows], pa.list_(rows.type))}
+        {
+            "text": ["t"] * len(times),
+            "x": rows,
+            "lists": pa.array([[row] for row in rows], pa.list_(rows.type)),
+        }
     )
     pq.write_table(table, path, use_deprecated_int96_timestamps=True)
 
@@ -347,6 +416,6 @@ def test_times_of_int96_are_as_written_or_their_file_is_named(tmp_path, first, s
     got, _ = read_all(corpus, tmp_path, tmp_path / "out")
     unit = {"us": 1000, "ns": 1}[got["x"].type.unit]
     for column in (got["x"], got["lists"].combine_chunks().flatten()):
-        assert [time if time is None else time * unit for time in column.cast(pa.int64()).to_pylist()] == (
-            want[:2] if corpus.broken else want
-        )
+        assert [
+            time if time is None else time * unit for time in column.cast(pa.int64()).to_pylist()
+        ] == (want[:2] if corpus.broken else want)

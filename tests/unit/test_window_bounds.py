@@ -27,7 +27,9 @@ def tokenizer(tmp_path_factory):
 def checkpoints(tmp_path_factory):
     return {
         task: Checkpoint.open(
-            write_task(tmp_path_factory.mktemp(task), f"ModernBertFor{head}", max_position_embeddings=8192)
+            write_task(
+                tmp_path_factory.mktemp(task), f"ModernBertFor{head}", max_position_embeddings=8192
+            )
         )
         for task, head in HEADS.items()
     }
@@ -39,19 +41,25 @@ def make(checkpoints, task, **options):
 
 @pytest.mark.parametrize("task", HEADS)
 @pytest.mark.parametrize(("length", "most"), [(512, 446), (8192, 7166), (16, 12)])
-def test_a_stride_that_is_refused_where_a_job_is_planned_or_a_model_loaded(checkpoints, task, length, most):
+def test_a_stride_that_is_refused_where_a_job_is_planned_or_a_model_loaded(
+    checkpoints, task, length, most
+):
     windows = {"max_length": length, "long_documents": "windows"}
     assert make(checkpoints, task, stride=most, **windows).stride == most
     for stride in (most + 1, length - 5):
         if stride > most:
-            with pytest.raises(ValueError, match=f"^stride {stride} .* may be at most {most}$|leaves nothing new"):
+            with pytest.raises(
+                ValueError, match=f"^stride {stride} .* may be at most {most}$|leaves nothing new"
+            ):
                 make(checkpoints, task, stride=stride, **windows)
 
 
 @pytest.mark.parametrize("words", [25, 26])
 def test_a_first_text_that_leaves_little_room_is_not_read_again_and_again(tokenizer, words):
     question = "the " * words
-    windows = tokenizer.encode([(question, SHORT), (question, LONG), (question, SHORT)], 32, stride=0)
+    windows = tokenizer.encode(
+        [(question, SHORT), (question, LONG), (question, SHORT)], 32, stride=0
+    )
     assert list(windows.rejected) == [1]
     assert "more than 8 times its tokens" in windows.rejected[1]
     assert windows.document.tolist() == [0, 2]
@@ -77,12 +85,17 @@ def test_a_call_ends_before_its_windows_hold_more_than_is_allowed(tokenizer, opt
     needed = len(tokenizer.encode([LONG, SHORT], **options).input_ids)
     with window_budget(needed):
         assert len(tokenizer.encode([LONG, SHORT], **options).input_ids) == needed
-    with window_budget(needed - 1), pytest.raises(WindowBudgetError, match=f"more than {needed - 1:,} tokens"):
+    with (
+        window_budget(needed - 1),
+        pytest.raises(WindowBudgetError, match=f"more than {needed - 1:,} tokens"),
+    ):
         tokenizer.encode([LONG, SHORT], **options)
 
 
 def test_the_spans_that_are_compared_in_a_window(checkpoints):
     assert make(checkpoints, "answer", max_length=8192, max_answer_length=256)
     assert make(checkpoints, "answer", max_answer_length=10_000)
-    with pytest.raises(ValueError, match=r"max_answer_length 10000 makes 67,108,864 spans .* at most 256 tokens"):
+    with pytest.raises(
+        ValueError, match=r"max_answer_length 10000 makes 67,108,864 spans .* at most 256 tokens"
+    ):
         make(checkpoints, "answer", max_length=8192, max_answer_length=10_000)

@@ -35,26 +35,41 @@ def overflowing(tokenizer, documents, max_length, stride):
 
 
 @pytest.mark.parametrize("documents", [TEXTS, PAIRS], ids=["texts", "pairs"])
-@pytest.mark.parametrize(("max_length", "stride"), [(100, 0), (100, 32), (128, 20), (200, 90), (512, 128)])
+@pytest.mark.parametrize(
+    ("max_length", "stride"), [(100, 0), (100, 32), (128, 20), (200, 90), (512, 128)]
+)
 def test_windows_of_truncation_on_the_left_equal_transformers(both, documents, max_length, stride):
     """They are laid from the end on; transformers gives the last one first, we give all in the order of the text."""
     ours, theirs = both
     theirs.truncation_side = "left"
     want = overflowing(theirs, documents, max_length, stride)
     theirs.truncation_side = "right"
-    windows = list(zip(want["overflow_to_sample_mapping"], want["input_ids"], want["offset_mapping"], strict=True))
-    windows = [each for i in range(len(documents)) for each in [w for w in windows if w[0] == i][::-1]]
+    windows = list(
+        zip(
+            want["overflow_to_sample_mapping"],
+            want["input_ids"],
+            want["offset_mapping"],
+            strict=True,
+        )
+    )
+    windows = [
+        each for i in range(len(documents)) for each in [w for w in windows if w[0] == i][::-1]
+    ]
     got = ours.truncating("left").encode(documents, max_length, stride=stride, details=True)
     cut = got.cu_seqlens[1:-1]
     assert got.document.tolist() == [document for document, _, _ in windows]
-    assert [part.tolist() for part in np.split(got.input_ids, cut)] == [ids for _, ids, _ in windows]
+    assert [part.tolist() for part in np.split(got.input_ids, cut)] == [
+        ids for _, ids, _ in windows
+    ]
     assert [list(map(tuple, spans.tolist())) for spans in np.split(got.offsets, cut)] == [
         spans for *_, spans in windows
     ]
 
 
 @pytest.mark.parametrize("documents", [TEXTS, PAIRS], ids=["texts", "pairs"])
-@pytest.mark.parametrize(("max_length", "stride"), [(100, 0), (100, 32), (128, 20), (200, 90), (512, 128)])
+@pytest.mark.parametrize(
+    ("max_length", "stride"), [(100, 0), (100, 32), (128, 20), (200, 90), (512, 128)]
+)
 def test_windows_equal_transformers(both, documents, max_length, stride):
     ours, theirs = both
     want = overflowing(theirs, documents, max_length, stride)
@@ -63,17 +78,29 @@ def test_windows_equal_transformers(both, documents, max_length, stride):
     assert got.document.tolist() == want["overflow_to_sample_mapping"]
     cut = got.cu_seqlens[1:-1]
     assert [ids.tolist() for ids in np.split(got.input_ids, cut)] == want["input_ids"]
-    assert [list(map(tuple, spans.tolist())) for spans in np.split(got.offsets, cut)] == want["offset_mapping"]
-    words = [[-1 if word is None else word for word in want.word_ids(w)] for w in range(len(got.document))]
+    assert [list(map(tuple, spans.tolist())) for spans in np.split(got.offsets, cut)] == want[
+        "offset_mapping"
+    ]
+    words = [
+        [-1 if word is None else word for word in want.word_ids(w)]
+        for w in range(len(got.document))
+    ]
     assert [part.tolist() for part in np.split(got.word_ids, cut)] == words
-    texts = [[-1 if text is None else text for text in want.sequence_ids(w)] for w in range(len(got.document))]
+    texts = [
+        [-1 if text is None else text for text in want.sequence_ids(w)]
+        for w in range(len(got.document))
+    ]
     assert [part.tolist() for part in np.split(got.sequence_ids, cut)] == texts
-    assert got.n_tokens.tolist() == [len(ids) for ids in theirs(*as_arguments(documents))["input_ids"]]
+    assert got.n_tokens.tolist() == [
+        len(ids) for ids in theirs(*as_arguments(documents))["input_ids"]
+    ]
     assert not got.truncated.any()
 
 
 def as_arguments(documents):
-    return map(list, zip(*documents, strict=True)) if isinstance(documents[0], tuple) else [documents]
+    return (
+        map(list, zip(*documents, strict=True)) if isinstance(documents[0], tuple) else [documents]
+    )
 
 
 @pytest.mark.parametrize("documents", [TEXTS, PAIRS], ids=["texts", "pairs"])
@@ -99,7 +126,12 @@ def test_starts_and_shared_tokens_put_a_document_together_again(both, documents,
 
 def test_documents_that_do_not_fit_overlapping_windows(both):
     ours, _ = both
-    pairs = [("the cat", "sat"), ("the cat " * 50, "sat"), ("the cat", "sat " * 50), ("cat " * 11, "the " * 9)]
+    pairs = [
+        ("the cat", "sat"),
+        ("the cat " * 50, "sat"),
+        ("the cat", "sat " * 50),
+        ("cat " * 11, "the " * 9),
+    ]
     got = ours.encode(pairs, 20, stride=5, details=True)
     assert got.rejected == {
         1: "too long for overlapping windows: its first text has 101 tokens, and 5 are shared",
@@ -111,7 +143,9 @@ def test_documents_that_do_not_fit_overlapping_windows(both):
 
 def test_windows_with_no_room_for_anything_new(both):
     got = both[0].encode(["the", "the cat " * 9], 8, stride=6)
-    assert got.rejected == {1: "too long for overlapping windows: windows have room for 6 tokens, and 6 are shared"}
+    assert got.rejected == {
+        1: "too long for overlapping windows: windows have room for 6 tokens, and 6 are shared"
+    }
     with pytest.raises(ValueError, match="2 of its tokens are special"):
         both[0].encode(["a"], 2, stride=0)
     with pytest.raises(ValueError, match="3 of its tokens are special"):
@@ -146,7 +180,11 @@ def test_calling_equals_transformers(both, options):
     ours, theirs = both
     first, second = random_texts(5, 8, 1, 60), random_texts(6, 8, 1, 60)
     for arguments in ((first,), (first[:1],), (first[0],), (first, second), (first[0], second[0])):
-        if len(arguments) == 2 and not options.get("add_special_tokens", True) and "max_length" in options:
+        if (
+            len(arguments) == 2
+            and not options.get("add_special_tokens", True)
+            and "max_length" in options
+        ):
             continue
         if isinstance(arguments[0], str) and "return_tensors" in options:
             arguments = tuple([text] for text in arguments)

@@ -27,10 +27,18 @@ from pipelines.serve.protocol import ModelClient
 
 DIALECTS: list[Dialect] = [TEI, HUGGING_FACE, OPENAI, COHERE, JINA, VLLM]
 """Every dialect; the first one also answers where no other's prefix fits."""
-_EXPOSED = ("x-request-id", "x-truncated", "x-ignored", "retry-after", "x-compute-tokens", "x-total-time")
-_ABOUT = """ModernBERT models online, for the clients of text-embeddings-inference, Hugging Face, OpenAI (embeddings),
-Cohere, Jina, vLLM and Infinity. Routes that name no model go to the first in the configuration that does the task;
-every model has its own below `/models/{name}`, which serves as the base URL of a client, too."""
+_EXPOSED = (
+    "x-request-id",
+    "x-truncated",
+    "x-ignored",
+    "retry-after",
+    "x-compute-tokens",
+    "x-total-time",
+)
+_ABOUT = """ModernBERT models online, for the clients of text-embeddings-inference, Hugging Face,
+OpenAI (embeddings), Cohere, Jina, vLLM and Infinity. Routes that name no model go to the first in
+the configuration that does the task; every model has its own below `/models/{name}`, which serves
+as the base URL of a client, too."""
 
 
 def create_app(
@@ -49,7 +57,11 @@ def create_app(
     metrics = metrics or HttpMetrics()
     handler = RequestHandler(models, limits, metrics)
     app = FastAPI(
-        title="modernbert-ray", version=version("modernbert-ray"), description=_ABOUT, docs_url=None, redoc_url=None
+        title="modernbert-ray",
+        version=version("modernbert-ray"),
+        description=_ABOUT,
+        docs_url=None,
+        redoc_url=None,
     )
     errors.install(app)
     routers = [_state_routes(handler)]
@@ -60,7 +72,9 @@ def create_app(
             routers += dialect.model_routes(handler, name)
         routers.append(_health_route(handler, name))
     for router in routers:
-        app.router.routes.extend(router.routes)  # include_router would try the routers in turn for each request
+        app.router.routes.extend(
+            router.routes
+        )  # include_router would try the routers in turn for each request
     if limits.has_keys:
         _describe_key(app)
     app.add_middleware(
@@ -99,7 +113,9 @@ def _describe_key(app: FastAPI) -> None:
 
 
 def _state_routes(handler: RequestHandler) -> APIRouter:
-    """Make the routes that need no key: whether the service lives, whether it can answer, and what it has done."""
+    """Make the routes that need no key: whether the service lives, whether it can answer, and what
+    it has done.
+    """
     router = new_router(TEI, tags=["state"])
 
     @router.get("/ping")
@@ -110,7 +126,9 @@ def _state_routes(handler: RequestHandler) -> APIRouter:
     @router.get("/metrics", response_class=Response)
     async def metrics() -> Response:
         """Return the counters of this process as Prometheus text."""
-        return Response(handler.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(
+            handler.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8"
+        )
 
     @router.get("/docs", response_class=Response, include_in_schema=False)
     async def docs() -> Response:
@@ -135,7 +153,9 @@ def _state_routes(handler: RequestHandler) -> APIRouter:
 
 
 def _health_route(handler: RequestHandler, name: str) -> APIRouter:
-    router = new_router(TEI, prefix=f"/models/{name}", tags=[f"model {name}: {handler.models.tasks[name]}"])
+    router = new_router(
+        TEI, prefix=f"/models/{name}", tags=[f"model {name}: {handler.models.tasks[name]}"]
+    )
 
     @router.get("/health", response_model=dict[str, Any])
     async def health() -> Response:
@@ -149,5 +169,7 @@ async def _health(handler: RequestHandler, name: str | None) -> Response:
     unready = await handler.models.unready()
     wrong = {model: reason for model, reason in unready.items() if name in (None, model)}
     if wrong:
-        raise ApiError("unhealthy", "; ".join(f"{model}: {reason}" for model, reason in wrong.items()))
+        raise ApiError(
+            "unhealthy", "; ".join(f"{model}: {reason}" for model, reason in wrong.items())
+        )
     return json_response({"status": "ok"})

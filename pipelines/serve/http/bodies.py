@@ -1,4 +1,6 @@
-"""Bodies and responses of JSON: what a body may hold, counted before it is checked, and answers sent in parts."""
+"""Bodies and responses of JSON: what a body may hold, counted before it is checked, and answers
+sent in parts.
+"""
 
 from __future__ import annotations
 
@@ -35,15 +37,21 @@ MOST_ITEMS = 1 << 16
 _MOST_IDS = 1 << 17  # in a list of token ids: some times what a model reads
 _MOST_FIELDS = 50  # in an object
 _MOST_CONTAINERS = 2 * MOST_ITEMS  # lists and objects in a body
-_STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"?', re.DOTALL)  # one without an end goes on to the end of the body
-_PART_BYTES = 1 << 16  # of a response that is made at once on the event loop, and of the parts of a longer one
+_STRING = re.compile(
+    rb'"(?:[^"\\]|\\.)*+"?', re.DOTALL
+)  # one without an end goes on to the end of the body
+_PART_BYTES = (
+    1 << 16
+)  # of a response that is made at once on the event loop, and of the parts of a longer one
 _NO_NAME = re.compile(r"[^\w.-]", re.ASCII)
 _NAME_LENGTH = 60  # characters of an unknown field that a header shows
 _T = TypeVar("_T")
 
 
 class Body(BaseModel):
-    """An object in the body of a request: types are strict, unknown fields are refused, and null is absent."""
+    """An object in the body of a request: types are strict, unknown fields are refused, and null is
+    absent.
+    """
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
@@ -53,8 +61,14 @@ class Body(BaseModel):
         names = [*(self.model_extra or {})]
         for name in self.model_fields_set:
             value = getattr(self, name, None)
-            first = next((item for item in value if isinstance(item, Body)), None) if isinstance(value, list) else value
-            names += [f"{name}.{below}" for below in first.ignored] if isinstance(first, Body) else []
+            first = (
+                next((item for item in value if isinstance(item, Body)), None)
+                if isinstance(value, list)
+                else value
+            )
+            names += (
+                [f"{name}.{below}" for below in first.ignored] if isinstance(first, Body) else []
+            )
         return names
 
     @model_validator(mode="before")
@@ -64,12 +78,20 @@ class Body(BaseModel):
             return value
         if len(value) > _MOST_FIELDS:
             message = "has {count} fields; an object of a request may have {most}"
-            raise PydanticCustomError("too_many_fields", message, {"count": len(value), "most": _MOST_FIELDS})
-        return {name: given for name, given in value.items() if given is not None or name not in cls.model_fields}
+            raise PydanticCustomError(
+                "too_many_fields", message, {"count": len(value), "most": _MOST_FIELDS}
+            )
+        return {
+            name: given
+            for name, given in value.items()
+            if given is not None or name not in cls.model_fields
+        }
 
 
 class TolerantBody(Body):
-    """An object whose unknown fields are passed over, as the dialect's own server does; the response names them."""
+    """An object whose unknown fields are passed over, as the dialect's own server does; the
+    response names them.
+    """
 
     model_config = ConfigDict(extra="allow")
 
@@ -86,7 +108,9 @@ def _whole_ids(value: Any) -> Any:
 
 
 Many = Annotated[list[_T], Field(fail_fast=True, min_length=1, max_length=MOST_ITEMS)]
-"""A list that holds something; it is checked up to its first mistake, and only so far as it is not too long."""
+"""A list that holds something; it is checked up to its first mistake, and only so far as it is not
+too long.
+"""
 Int = Annotated[int, BeforeValidator(_whole)]
 """A whole number, which in JSON may be written 2.0."""
 Ids = Annotated[
@@ -102,7 +126,13 @@ def _input_tag(value: Any) -> str:
     first = value[0] if isinstance(value, list) and value else value
     if not isinstance(value, list):
         return "<text>"
-    return "<batch>" if isinstance(first, list) else "<ids>" if isinstance(first, int | float) else "<texts>"
+    return (
+        "<batch>"
+        if isinstance(first, list)
+        else "<ids>"
+        if isinstance(first, int | float)
+        else "<texts>"
+    )
 
 
 Inputs = Annotated[
@@ -133,14 +163,18 @@ class JsonRoute(APIRoute):
             self.app = _body_app(endpoint, parameters["body"].annotation, "request" in parameters)
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        """Match as Starlette does, after a look that is enough for most of the routes that a request is tried on."""
+        """Match as Starlette does, after a look that is enough for most of the routes that a
+        request is tried on.
+        """
         if self._is_literal and not scope["path"].endswith(self.path):
             return Match.NONE, {}
         return super().matches(scope)
 
 
 def _body_app(endpoint: Any, annotation: Any, with_request: bool) -> ASGIApp:
-    """Make what runs an endpoint of a body, and of the request where it wants it, without FastAPI's dependencies."""
+    """Make what runs an endpoint of a body, and of the request where it wants it, without FastAPI's
+    dependencies.
+    """
     adapter = TypeAdapter(annotation)
 
     async def run(scope: Scope, receive: Receive, send: Send) -> None:
@@ -152,48 +186,67 @@ def _body_app(endpoint: Any, annotation: Any, with_request: bool) -> ASGIApp:
             body = adapter.validate_python(given)
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
-            raise RequestValidationError([first | {"loc": ("body", *first["loc"])}], body=given) from None
+            raise RequestValidationError(
+                [first | {"loc": ("body", *first["loc"])}], body=given
+            ) from None
         response = await (endpoint(body, request) if with_request else endpoint(body))
         if isinstance(body, Body) and (ignored := body.ignored):
-            response.headers["x-ignored"] = ",".join(_NO_NAME.sub("?", name)[:_NAME_LENGTH] for name in ignored)
+            response.headers["x-ignored"] = ",".join(
+                _NO_NAME.sub("?", name)[:_NAME_LENGTH] for name in ignored
+            )
         await response(scope, receive, send)
 
     return run
 
 
 def new_router(*dialects: Dialect, **options: Any) -> APIRouter:
-    """Make a router whose routes parse strictly and answer errors as `dialects` do; `options` are FastAPI's."""
+    """Make a router whose routes parse strictly and answer errors as `dialects` do; `options` are
+    FastAPI's.
+    """
     return APIRouter(route_class=JsonRoute, responses=error_responses(*dialects), **options)
 
 
 def route_docs(response: Any, example: dict[str, Any], *dialects: Dialect) -> dict[str, Any]:
-    """Describe a route for the OpenAPI document: the type of its response, and an example of a request."""
+    """Describe a route for the OpenAPI document: the type of its response, and an example of a
+    request.
+    """
     body = {"requestBody": {"content": {"application/json": {"example": example}}}}
-    return {"response_model": response, "openapi_extra": body, "responses": error_responses(*dialects)}
+    return {
+        "response_model": response,
+        "openapi_extra": body,
+        "responses": error_responses(*dialects),
+    }
 
 
 def json_response(content: Any, headers: dict[str, str] | None = None) -> Response:
     """Make a response of JSON; floats have the digits that give the same number again.
 
-    Iterators in `content` are lists whose items are made as they are sent. Of a large answer no more than a part is
-    made at a time, and all but the first one in a thread, so that the event loop answers others meanwhile.
+    Iterators in `content` are lists whose items are made as they are sent. Of a large answer no
+    more than a part is made at a time, and all but the first one in a thread, so that the event
+    loop answers others meanwhile.
     """
     parts = _joined(_pieces(content))
     first = next(parts, b"")
     second = next(parts, None)
     if second is None:
         return Response(first, headers=headers, media_type="application/json")
-    return StreamingResponse(chain((first, second), parts), headers=headers, media_type="application/json")
+    return StreamingResponse(
+        chain((first, second), parts), headers=headers, media_type="application/json"
+    )
 
 
 def _pieces(content: Any) -> Iterator[bytes]:
     """Yield the JSON of a value in pieces, each of an item that holds no list of objects."""
-    if isinstance(content, dict) and any(isinstance(value, list | dict | Iterator) for value in content.values()):
+    if isinstance(content, dict) and any(
+        isinstance(value, list | dict | Iterator) for value in content.values()
+    ):
         for i, (name, value) in enumerate(content.items()):
             yield (b"," if i else b"{") + to_json(name) + b":"
             yield from _pieces(value)
         yield b"}"
-    elif isinstance(content, Iterator) or (isinstance(content, list) and content and _is_nested(content[0])):
+    elif isinstance(content, Iterator) or (
+        isinstance(content, list) and content and _is_nested(content[0])
+    ):
         opening = b"["
         for item in content:
             yield opening
@@ -230,9 +283,12 @@ def _containers(body: bytes) -> int:
 
 def _parse(body: bytes) -> Any:
     """Parse JSON; nothing is None, as null is."""
-    # Each is an object of Python, which its garbage collector visits again and again while they are made.
+    # Each is an object of Python, which its garbage collector visits again and again while they are
+    # made.
     if (count := _containers(body)) > _MOST_CONTAINERS:
-        message = f"the body holds {count:,} lists and objects; a request may hold {_MOST_CONTAINERS:,}"
+        message = (
+            f"the body holds {count:,} lists and objects; a request may hold {_MOST_CONTAINERS:,}"
+        )
         raise HTTPException(400, message)
     try:
         return from_json(body, allow_inf_nan=False) if body else None

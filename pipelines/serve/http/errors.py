@@ -50,17 +50,38 @@ _PLAIN = {
     "model_attributes_type": "must be a JSON object",
 }
 _MOST_MESSAGE = 1000  # characters
-_BODY_UNREAD = ("slow", "body_too_large", "bodies_full", "media_type", "misdirected", "unauthorized")
+_BODY_UNREAD = (
+    "slow",
+    "body_too_large",
+    "bodies_full",
+    "media_type",
+    "misdirected",
+    "unauthorized",
+)
 """Errors that come before the body is read: the connection cannot be used again."""
 
 
 class ApiError(Exception):
     """A request that has no answer; `error_type` is one of ERROR_TYPES."""
 
-    def __init__(self, error_type: str, message: str, *, field: str | None = None, retry_after_s: float | None = None):
-        message = message if len(message) <= _MOST_MESSAGE else f"{message[:_MOST_MESSAGE]}…"  # it quotes the request
+    def __init__(
+        self,
+        error_type: str,
+        message: str,
+        *,
+        field: str | None = None,
+        retry_after_s: float | None = None,
+    ):
+        message = (
+            message if len(message) <= _MOST_MESSAGE else f"{message[:_MOST_MESSAGE]}…"
+        )  # it quotes the request
         super().__init__(message)
-        self.error_type, self.message, self.field, self.retry_after_s = error_type, message, field, retry_after_s
+        self.error_type, self.message, self.field, self.retry_after_s = (
+            error_type,
+            message,
+            field,
+            retry_after_s,
+        )
 
 
 def _no_routes(*_: Any) -> Sequence[APIRouter]:
@@ -78,13 +99,16 @@ class Dialect:
     statuses: Mapping[str, int] = field(default_factory=dict)
     """The status codes of error types where they are not those of ERROR_TYPES."""
     prefixes: tuple[str, ...] = ()
-    """The paths, with all below them, whose errors it shapes; the longest prefix of all dialects wins."""
+    """The paths, with all below them, whose errors it shapes; the longest prefix of all dialects
+    wins.
+    """
     routes: Callable[[RequestHandler], Sequence[APIRouter]] = _no_routes
     """Its routes that name no model in their path."""
     model_routes: Callable[[RequestHandler, str], Sequence[APIRouter]] = _no_routes
     """Its routes below /models/{name} for a model."""
     dialect_of_body: Callable[[Any], Dialect | None] | None = None
-    """On paths that it shares with another dialect: the one that a body is of, if it is the other."""
+    """On paths that it shares with another dialect: the one that a body is of, if it is the other.
+    """
 
     def status(self, error_type: str) -> int:
         """Return the status code of an error."""
@@ -108,7 +132,9 @@ def dialect_of(path: str, dialects: Sequence[Dialect]) -> Dialect:
 
 
 def error_response(scope: Scope, error: ApiError) -> Response:
-    """Make the response of an error in the request's dialect, which the middleware puts in `scope`."""
+    """Make the response of an error in the request's dialect, which the middleware puts in
+    `scope`.
+    """
     dialect: Dialect = scope["dialect"]
     headers = {}
     if error.error_type in ("overloaded", "bodies_full", "unhealthy", "timeout"):
@@ -131,7 +157,8 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(ServeError)
     async def serve_error(request: Request, error: ServeError) -> Response:
         return error_response(
-            request.scope, ApiError(error.error_type, error.message, retry_after_s=error.retry_after_s)
+            request.scope,
+            ApiError(error.error_type, error.message, retry_after_s=error.retry_after_s),
         )
 
     @app.exception_handler(RequestValidationError)
@@ -158,7 +185,9 @@ def first_mistake(error: RequestValidationError) -> ApiError:
     first = error.errors()[0]
     # The branches of a union are tagged <so>; the client does not know them.
     parts = [part for part in first["loc"][1:] if not str(part).startswith("<")]
-    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).lstrip(".")
+    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).lstrip(
+        "."
+    )
     field = next((part for part in parts if isinstance(part, str)), None)
     if first["type"] == "extra_forbidden":
         message = f"{path[:100]!r} is no field of this request; /docs lists those it has"
@@ -176,11 +205,16 @@ def first_mistake(error: RequestValidationError) -> ApiError:
 
 
 def error_responses(*dialects: Dialect) -> dict[int | str, dict[str, Any]]:
-    """Describe the errors that a route of these dialects can answer with, for its OpenAPI document."""
+    """Describe the errors that a route of these dialects can answer with, for its OpenAPI
+    document.
+    """
     responses: dict[int | str, dict[str, Any]] = {}
     for error_type in ERROR_TYPES:
         for dialect in dialects:
-            description = {"description": error_type.replace("_", " "), "model": dialect.error_model}
+            description = {
+                "description": error_type.replace("_", " "),
+                "model": dialect.error_model,
+            }
             response = responses.setdefault(dialect.status(error_type), description)
             response["model"] |= dialect.error_model
     return responses

@@ -27,7 +27,16 @@ from pipelines.serve.protocol import (
     Tokens,
 )
 
-__all__ = ["CUT_OFF", "Body", "HandledRequest", "Inputs", "RequestHandler", "Truncation", "json_response", "new_router"]
+__all__ = [
+    "CUT_OFF",
+    "Body",
+    "HandledRequest",
+    "Inputs",
+    "RequestHandler",
+    "Truncation",
+    "json_response",
+    "new_router",
+]
 _UNSPECIFIED = "default/not-specified"  # what Infinity's client sends where no model is named
 _LISTED = 100  # truncated inputs that the header names
 
@@ -70,7 +79,9 @@ class RequestHandler:
         return next((name for name, does in self.models.tasks.items() if does == task), None)
 
     async def pick(self, task: str, name: str | None = None) -> Info:
-        """Return the model called `name`, or the first that does `task`; ApiError if it is missing or does another."""
+        """Return the model called `name`, or the first that does `task`; ApiError if it is missing
+        or does another.
+        """
         tasks = self.models.tasks
         name = None if name == _UNSPECIFIED else self.models.aliases.get(name or "", name)
         fitting = [other for other, does in tasks.items() if does == task]
@@ -84,7 +95,9 @@ class RequestHandler:
             message = f"model {name[:60]!r} is unknown; for {task} there are: {known}"
             raise ApiError("unknown_model", message, field="model")
         if tasks[name] != task:
-            raise ApiError("wrong_task", f"model {name} does {tasks[name]}, not {task}", field="model")
+            raise ApiError(
+                "wrong_task", f"model {name} does {tasks[name]}, not {task}", field="model"
+            )
         return await self.info(name)
 
     async def predict(
@@ -122,24 +135,40 @@ class RequestHandler:
             truncated={i for i, truncated in enumerate(response.truncated) if truncated},
             started=started,
         )
-        self.metrics.record_documents(info.name, len(documents), handled.n_tokens, len(handled.truncated))
+        self.metrics.record_documents(
+            info.name, len(documents), handled.n_tokens, len(handled.truncated)
+        )
         return handled
 
     async def texts(self, info: Info, inputs: str | list[Any], field: str) -> list[str]:
-        """Return the texts that inputs are, or that their token ids stand for; ApiError for ids that no text has."""
+        """Return the texts that inputs are, or that their token ids stand for; ApiError for ids
+        that no text has.
+        """
         if isinstance(inputs, str):
             return [inputs]
         if isinstance(inputs[0], str):
             return inputs
         given: list[list[int]] = [inputs] if isinstance(inputs[0], int) else inputs
         texts = await self.decode(info, given, field)
-        for i, (ids, whole) in enumerate(zip(given, await self.tokenize(info, texts, field), strict=True)):
-            bare = [token for token, span in zip(whole.ids, whole.offsets, strict=True) if span is not None]
+        for i, (ids, whole) in enumerate(
+            zip(given, await self.tokenize(info, texts, field), strict=True)
+        ):
+            bare = [
+                token
+                for token, span in zip(whole.ids, whole.offsets, strict=True)
+                if span is not None
+            ]
             if ids not in (whole.ids, bare):
-                raise ApiError("invalid", f"{field}[{i}]: no text has just these token ids; send the text", field=field)
+                raise ApiError(
+                    "invalid",
+                    f"{field}[{i}]: no text has just these token ids; send the text",
+                    field=field,
+                )
         return texts
 
-    async def tokenize(self, info: Info, texts: Sequence[str], field: str, special: bool = True) -> list[Tokens]:
+    async def tokenize(
+        self, info: Info, texts: Sequence[str], field: str, special: bool = True
+    ) -> list[Tokens]:
         """Return the tokens of each text."""
         with self._counted(texts, field):
             return await self.models.tokenize(info.name, texts, special, CLIENT.get())
@@ -153,7 +182,9 @@ class RequestHandler:
 
     @contextmanager
     def _counted(self, inputs: Sequence[Any], field: str) -> Iterator[None]:
-        """Count inputs as under way; ApiError for too many, in the request or under way, and for too long ones."""
+        """Count inputs as under way; ApiError for too many, in the request or under way, and for
+        too long ones.
+        """
         limits, count, client = self.limits, len(inputs), CLIENT.get()
         if count > (most := min(limits.max_inputs, self._inputs.most_of(client))):
             message = f"{field} holds {count:,} inputs; a request may hold {most:,}"
@@ -161,7 +192,10 @@ class RequestHandler:
         for i, given in enumerate(inputs):
             if (length := _length(given)) > limits.max_characters:
                 what = "ids" if isinstance(given, list) else "characters"
-                message = f"{field}[{i}] has {length:,} {what}; an input may have {limits.max_characters:,}"
+                message = (
+                    f"{field}[{i}] has {length:,} {what}; an input may have "
+                    f"{limits.max_characters:,}"
+                )
                 raise ApiError("invalid", message, field=field)
         ids = sum(len(given) for given in inputs if isinstance(given, list))
         if ids > MOST_RESULTS:
@@ -169,8 +203,13 @@ class RequestHandler:
             raise ApiError("invalid", message, field=field)
         claim = self._inputs.claim(client)
         if not claim.resize(count):
-            message = f"{self._inputs.used:,} inputs are being answered; {limits.max_documents:,} may be at a time"
-            raise ApiError("overloaded", f"{message}, at most half of them of one client", retry_after_s=1)
+            message = (
+                f"{self._inputs.used:,} inputs are being answered; {limits.max_documents:,} may be "
+                "at a time"
+            )
+            raise ApiError(
+                "overloaded", f"{message}, at most half of them of one client", retry_after_s=1
+            )
         try:
             yield
         finally:
@@ -195,7 +234,8 @@ class HandledRequest:
         return (row.tolist() for row in self.response.results)
 
     def reply(self, content: Any) -> Response:
-        """Make a response of JSON with TEI's headers; a document with NaN has failed, so that there is none.
+        """Make a response of JSON with TEI's headers; a document with NaN has failed, so that there
+        is none.
 
         Iterators in `content` are lists whose items are made as they are sent.
         """

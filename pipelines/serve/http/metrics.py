@@ -17,8 +17,13 @@ class HttpMetrics:
         self._registry = CollectorRegistry()
         kept: dict[str, Any] = {"registry": self._registry, "namespace": "modernbert_http"}
         self._requests = Counter("requests", "Requests answered.", ("route", "status"), **kept)
-        self._seconds = Histogram("request_seconds", "From a request's head to its answer.", ("route",),
-                                  buckets=_SECONDS, **kept)  # fmt: skip
+        self._seconds = Histogram(
+            "request_seconds",
+            "From a request's head to its answer.",
+            ("route",),
+            buckets=_SECONDS,
+            **kept,
+        )
         self._documents = Counter("documents", "Inputs answered.", ("model",), **kept)
         self._tokens = Counter("tokens", "Tokens of inputs answered.", ("model",), **kept)
         self._truncated = Counter("truncated", "Inputs that were cut off.", ("model",), **kept)

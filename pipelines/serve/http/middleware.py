@@ -29,7 +29,9 @@ from pipelines.serve.http.tracing import TRACE, Export, Trace
 logger = logging.getLogger(__name__)
 API_KEY = "MODERNBERT_API_KEY"
 PUBLIC = frozenset({"/health", "/ping", "/metrics", "/docs"})
-"""The routes that need no key, as a GET of / does, which is another name of /health. /docs asks for the key itself."""
+"""The routes that need no key, as a GET of / does, which is another name of /health. /docs asks for
+the key itself.
+"""
 CLIENT_CLOSED_REQUEST = 499
 """The status of a request whose client left before its response began, in metrics and the log."""
 CLIENT: ContextVar[str | None] = ContextVar("client", default=None)
@@ -48,22 +50,39 @@ class HttpLimits(BaseModel):
     max_body_bytes: Annotated[int, Field(ge=1, description="bytes in a request's body")] = 8 << 20
     max_bodies_bytes: Annotated[
         int,
-        Field(ge=1, description="bytes in all bodies under way, at most half of them of one client"),
+        Field(
+            ge=1, description="bytes in all bodies under way, at most half of them of one client"
+        ),
     ] = 256 << 20
     max_inputs: Annotated[int, Field(ge=1, le=MOST_ITEMS, description="inputs in a request")] = 2048
     max_characters: Annotated[int, Field(ge=1, description="characters in an input")] = 1_000_000
     max_documents: Annotated[
-        int, Field(ge=1, description="inputs of all requests under way, at most half of them of one client")
+        int,
+        Field(
+            ge=1, description="inputs of all requests under way, at most half of them of one client"
+        ),
     ] = 8192
     timeout_s: Annotated[float, Field(gt=0, description="seconds that a request may take")] = 60.0
-    body_timeout_s: Annotated[float, Field(gt=0, description="seconds that a request's body may take to arrive")] = 30.0
-    cors_origins: Annotated[tuple[str, ...], Field(description="web pages' origins that may ask; '*' for any")] = ()
+    body_timeout_s: Annotated[
+        float, Field(gt=0, description="seconds that a request's body may take to arrive")
+    ] = 30.0
+    cors_origins: Annotated[
+        tuple[str, ...], Field(description="web pages' origins that may ask; '*' for any")
+    ] = ()
     api_key_file: Annotated[
-        Path | None, Field(description=f"file with the key, or several, one a line (default: {API_KEY}, else none)")
+        Path | None,
+        Field(
+            description=f"file with the key, or several, one a line (default: {API_KEY}, else none)"
+        ),
     ] = None
     hosts: Annotated[
         tuple[str, ...],
-        Field(description="names that a service without a key has where a proxy on its machine asks it by 127.0.0.1"),
+        Field(
+            description=(
+                "names that a service without a key has where a proxy on its machine asks it by "
+                "127.0.0.1"
+            )
+        ),
     ] = ()
     _keys: tuple[bytes, ...] = PrivateAttr(())
     """Read once, where the configuration is: no process can serve without the key."""
@@ -81,7 +100,8 @@ class HttpLimits(BaseModel):
         for number, key in enumerate(keys, 1):
             if key and not _KEY.fullmatch(key):
                 raise ValueError(
-                    f"{place}: line {number} holds a blank, or what is not ASCII; a key is one line of visible ASCII"
+                    f"{place}: line {number} holds a blank, or what is not ASCII; a key is one "
+                    "line of visible ASCII"
                 )
         self._keys = tuple(key.encode() for key in keys if key)
         if text is not None and not self._keys:
@@ -171,7 +191,11 @@ class RequestLimitsMiddleware:
             # The message may hold a client's text: only its type and traceback are logged.
             places = "".join(traceback.format_tb(error.__traceback__))
             logger.error("%s %s\n%s", request_id, type(error).__name__, places)
-            await refuse(ApiError("internal", "the service failed; its log has the reason under this x-request-id"))
+            await refuse(
+                ApiError(
+                    "internal", "the service failed; its log has the reason under this x-request-id"
+                )
+            )
         finally:
             claim.release()
             seconds = time.perf_counter() - started
@@ -179,8 +203,12 @@ class RequestLimitsMiddleware:
             self.metrics.record_request(route, status, seconds)
             if self._export_trace and trace:
                 ended = time.time()
-                self._export_trace(trace, headers, scope["method"], route, status, ended - seconds, ended)
-            logger.info("%s %s %s %d %.1f ms", request_id, scope["method"], route, status, seconds * 1e3)
+                self._export_trace(
+                    trace, headers, scope["method"], route, status, ended - seconds, ended
+                )
+            logger.info(
+                "%s %s %s %d %.1f ms", request_id, scope["method"], route, status, seconds * 1e3
+            )
 
     def _client(self, scope: Scope, headers: Headers) -> str | None:
         key = self.limits.key_number(headers.get("authorization", ""))
@@ -191,18 +219,37 @@ class RequestLimitsMiddleware:
         path = path_of(scope)
         public = path in PUBLIC or (path == "/" and scope["method"] == "GET")
         if not public and not self.limits.admits(headers.get("authorization", "")):
-            raise ApiError("unauthorized", "send the service's key as the header 'authorization: Bearer KEY'")
+            raise ApiError(
+                "unauthorized", "send the service's key as the header 'authorization: Bearer KEY'"
+            )
 
     def _check_host(self, scope: Scope, headers: Headers) -> None:
-        """Refuse a name that is not this machine's, where a page from there reaches a loopback address by its DNS."""
+        """Refuse a name that is not this machine's, where a page from there reaches a loopback
+        address by its DNS.
+        """
         server = (scope.get("server") or [""])[0]
         name = _PORT.sub("", headers.get("host", "")).lower().rstrip(".")
-        known = "." not in name or _is_address(name) or name.endswith(".localhost") or name in self.limits.hosts
-        if not known and not self.limits.has_keys and _is_address(server) and ip_address(server).is_loopback:
-            message = f"host {name[:100]!r} is not this machine's; ask 127.0.0.1, set a key, or add it to http: hosts"
+        known = (
+            "." not in name
+            or _is_address(name)
+            or name.endswith(".localhost")
+            or name in self.limits.hosts
+        )
+        if (
+            not known
+            and not self.limits.has_keys
+            and _is_address(server)
+            and ip_address(server).is_loopback
+        ):
+            message = (
+                f"host {name[:100]!r} is not this machine's; ask 127.0.0.1, set a key, or add it "
+                "to http: hosts"
+            )
             raise ApiError("misdirected", message)
 
-    async def _body(self, scope: Scope, headers: Headers, receive: Receive, claim: Claim) -> bytes | None:
+    async def _body(
+        self, scope: Scope, headers: Headers, receive: Receive, claim: Claim
+    ) -> bytes | None:
         """Return the body, counted as it arrives, or None if the client left."""
         most = self.limits.max_body_bytes
         length = headers.get("content-length", "0")
@@ -225,13 +272,24 @@ class RequestLimitsMiddleware:
                     if len(body) > most:
                         raise large
                     if not claim.resize(len(body)):
-                        taken = f"bodies of {self._bodies.used:,} bytes are under way; {self._bodies.most:,} may be"
-                        raise ApiError("bodies_full", f"{taken}, at most half of them of one client", retry_after_s=1)
+                        taken = (
+                            f"bodies of {self._bodies.used:,} bytes are under way; "
+                            f"{self._bodies.most:,} may be"
+                        )
+                        raise ApiError(
+                            "bodies_full",
+                            f"{taken}, at most half of them of one client",
+                            retry_after_s=1,
+                        )
         except TimeoutError:
-            raise ApiError("slow", f"the body did not arrive within {self.limits.body_timeout_s:g} s") from None
+            raise ApiError(
+                "slow", f"the body did not arrive within {self.limits.body_timeout_s:g} s"
+            ) from None
         media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
         if body and scope["method"] == "POST" and media_type != "application/json":
-            raise ApiError("media_type", f"content-type is {media_type[:60]!r}; it must be application/json")
+            raise ApiError(
+                "media_type", f"content-type is {media_type[:60]!r}; it must be application/json"
+            )
         return bytes(body)
 
 

@@ -1,4 +1,6 @@
-"""The pages for browsers: each is one document that needs nothing from elsewhere, as its headers say."""
+"""The pages for browsers: each is one document that needs nothing from elsewhere, as its headers
+say.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,11 @@ def wants_page(accept: str) -> bool:
 def page(name: str) -> Response:
     """Make the response of a page, `name`.html."""
     content, policy = _load(name)
-    headers = {"content-security-policy": policy, "x-content-type-options": "nosniff", "vary": "accept"}
+    headers = {
+        "content-security-policy": policy,
+        "x-content-type-options": "nosniff",
+        "vary": "accept",
+    }
     return Response(content, headers=headers, media_type="text/html")
 
 
@@ -39,7 +45,8 @@ def _load(name: str) -> tuple[bytes, str]:
         for kind, text in _INLINE.findall(html)
     }
     policy = (
-        f"default-src 'none'; script-src {sources['script']}; style-src {sources['style']}; connect-src 'self'; "
+        f"default-src 'none'; script-src {sources['script']}; style-src {sources['style']}; "
+        "connect-src 'self'; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
     return html.encode(), policy

@@ -1,7 +1,8 @@
-"""OpenTelemetry traces of requests: a span for each, with its parts below it. The standard OTEL_* variables decide.
+"""OpenTelemetry traces of requests: a span for each, with its parts below it. The standard OTEL_*
+variables decide.
 
-Times are collected while a request is answered, and become spans when it is over, so that without traces none of this
-costs anything.
+Times are collected while a request is answered, and become spans when it is over, so that without
+traces none of this costs anything.
 """
 
 from __future__ import annotations
@@ -50,14 +51,23 @@ Export = Callable[[Trace, Mapping[str, str], str, str, int, float, float], None]
 
 
 def start_traces() -> Export | None:
-    """Return what exports the spans of requests, or None where OTEL_* or a missing package say that there are none."""
-    if not any(map(os.environ.get, _ENDPOINTS)) or os.environ.get("OTEL_TRACES_EXPORTER", "otlp") != "otlp":
+    """Return what exports the spans of requests, or None where OTEL_* or a missing package say that
+    there are none.
+    """
+    if (
+        not any(map(os.environ.get, _ENDPOINTS))
+        or os.environ.get("OTEL_TRACES_EXPORTER", "otlp") != "otlp"
+    ):
         return None
     if os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return None
     protocol = next(filter(None, map(os.environ.get, _PROTOCOLS)), _PROTOCOL)
     if protocol != _PROTOCOL:
-        logger.warning("there are no traces: the OTLP protocol %s is not supported, only %s", protocol, _PROTOCOL)
+        logger.warning(
+            "there are no traces: the OTLP protocol %s is not supported, only %s",
+            protocol,
+            _PROTOCOL,
+        )
         return None
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -67,7 +77,9 @@ def start_traces() -> Export | None:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
         from opentelemetry.trace import SpanKind, StatusCode, set_span_in_context
     except ImportError as error:
-        logger.warning("there are no traces: %s; pip install 'modernbert-ray[otel]' brings the packages", error)
+        logger.warning(
+            "there are no traces: %s; pip install 'modernbert-ray[otel]' brings the packages", error
+        )
         return None
     resource = Resource({"service.name": "modernbert-ray"}).merge(OTELResourceDetector().detect())
     provider = TracerProvider(resource=resource)
@@ -75,7 +87,13 @@ def start_traces() -> Export | None:
     tracer = provider.get_tracer("pipelines.serve")
 
     def export(
-        trace: Trace, headers: Mapping[str, str], method: str, route: str, status: int, start: float, end: float
+        trace: Trace,
+        headers: Mapping[str, str],
+        method: str,
+        route: str,
+        status: int,
+        start: float,
+        end: float,
     ) -> None:
         known: dict[str, Any] = {
             "http.request.method": method,

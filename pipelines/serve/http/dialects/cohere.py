@@ -41,9 +41,15 @@ class CohereRequest(Body):
     query: NonEmpty
     documents: Many[NonEmpty]
     top_n: Int | None = Field(default=None, ge=1, description="how many results (default: all)")
-    return_documents: bool | None = Field(default=None, description="give each document's text back (default: false)")
-    max_tokens_per_doc: Int | None = Field(default=None, ge=1, description="cut longer documents to so many tokens")
-    priority: Int | None = Field(default=None, description="not used: requests are answered in turn")
+    return_documents: bool | None = Field(
+        default=None, description="give each document's text back (default: false)"
+    )
+    max_tokens_per_doc: Int | None = Field(
+        default=None, ge=1, description="cut longer documents to so many tokens"
+    )
+    priority: Int | None = Field(
+        default=None, description="not used: requests are answered in turn"
+    )
 
 
 class CohereEmbedRequest(Body):
@@ -51,18 +57,26 @@ class CohereEmbedRequest(Body):
 
     model: str
     texts: Many[NonEmpty]
-    input_type: Literal["search_query", "search_document", "classification", "clustering"] | None = Field(
-        default=None, description="the prompt of this name, or query or document, is put before each text"
+    input_type: (
+        Literal["search_query", "search_document", "classification", "clustering"] | None
+    ) = Field(
+        default=None,
+        description="the prompt of this name, or query or document, is put before each text",
     )
-    embedding_types: Annotated[list[EmbeddingType], Field(fail_fast=True, min_length=1, max_length=5)] | None = Field(
-        default=None, description="default: float"
+    embedding_types: (
+        Annotated[list[EmbeddingType], Field(fail_fast=True, min_length=1, max_length=5)] | None
+    ) = Field(default=None, description="default: float")
+    output_dimension: Int | None = Field(
+        default=None, ge=1, description="give only the first numbers of each vector"
     )
-    output_dimension: Int | None = Field(default=None, ge=1, description="give only the first numbers of each vector")
     truncate: Literal["NONE", "START", "END"] | None = Field(
-        default=None, description="where texts that are too long are cut off (default: as the checkpoint says)"
+        default=None,
+        description="where texts that are too long are cut off (default: as the checkpoint says)",
     )
     max_tokens: Int | None = Field(default=None, ge=1, description="cut texts to so many tokens")
-    priority: Int | None = Field(default=None, description="not used: requests are answered in turn")
+    priority: Int | None = Field(
+        default=None, description="not used: requests are answered in turn"
+    )
 
 
 def routes(handler: RequestHandler) -> Sequence[APIRouter]:
@@ -79,10 +93,18 @@ def routes(handler: RequestHandler) -> Sequence[APIRouter]:
             documents, cut = await _first_tokens(handler, info, documents, body.max_tokens_per_doc)
         handled, order = await rerank(handler, info, body.query, documents, "documents")
         handled.truncated |= cut
-        text = (lambda i: {"document": {"text": body.documents[i]}}) if body.return_documents else lambda _: {}
-        results = [{"index": i, "relevance_score": score, **text(i)} for i, score in order[: body.top_n]]
+        text = (
+            (lambda i: {"document": {"text": body.documents[i]}})
+            if body.return_documents
+            else lambda _: {}
+        )
+        results = [
+            {"index": i, "relevance_score": score, **text(i)} for i, score in order[: body.top_n]
+        ]
         meta = _meta(handled, "2", "documents", {"search_units": 1})
-        return handled.reply({"id": request.scope.get("request_id"), "results": results, "meta": meta})
+        return handled.reply(
+            {"id": request.scope.get("request_id"), "results": results, "meta": meta}
+        )
 
     example = {"model": handler.first("embed") or "none here", "texts": ["What is Deep Learning?"]}
     example |= {"input_type": "search_query", "embedding_types": ["float"]}
@@ -91,7 +113,11 @@ def routes(handler: RequestHandler) -> Sequence[APIRouter]:
     async def embed_texts(body: CohereEmbedRequest, request: Request) -> Response:
         """{id, embeddings: {float or another type: vectors}, texts, meta}."""
         handled, vectors = await _embed(handler, body)
-        content = {"id": request.scope.get("request_id"), "embeddings": vectors, "texts": body.texts}
+        content = {
+            "id": request.scope.get("request_id"),
+            "embeddings": vectors,
+            "texts": body.texts,
+        }
         return handled.reply(content | {"meta": _embed_meta(handled, "2")})
 
     @router.post("/v1/embed", **route_docs(dict[str, Any], example, COHERE))
@@ -110,12 +136,16 @@ def routes(handler: RequestHandler) -> Sequence[APIRouter]:
     return [router]
 
 
-async def _embed(handler: RequestHandler, body: CohereEmbedRequest) -> tuple[HandledRequest, dict[str, Iterator[Any]]]:
+async def _embed(
+    handler: RequestHandler, body: CohereEmbedRequest
+) -> tuple[HandledRequest, dict[str, Iterator[Any]]]:
     """Return the handled request, and the vectors of each embedding type."""
     info = await handler.pick("embed", body.model)
     types = [*dict.fromkeys(body.embedding_types or ["float"])]
     side = {"START": "left", "END": "right"}.get(body.truncate or "")
-    prompt = next((name for name in _PROMPTS.get(body.input_type or "", ()) if name in info.prompts), None)
+    prompt = next(
+        (name for name in _PROMPTS.get(body.input_type or "", ()) if name in info.prompts), None
+    )
     most = body.max_tokens
     if most is not None and most > info.max_length:
         most = None  # a wish that is met anyway
@@ -132,24 +162,35 @@ async def _embed(handler: RequestHandler, body: CohereEmbedRequest) -> tuple[Han
             truncation=Truncation(body.truncate != "NONE", side),
             more={**more, "precision": precision},
         )
-    vectors = {each: _vectors(by_precision[_PRECISIONS.get(each, each)], each == "base64") for each in types}
+    vectors = {
+        each: _vectors(by_precision[_PRECISIONS.get(each, each)], each == "base64")
+        for each in types
+    }
     return next(iter(by_precision.values())), vectors
 
 
 def _vectors(handled: HandledRequest, packed: bool) -> Iterator[Any]:
     if not packed:
         return handled.vectors
-    return (base64.b64encode(row.astype("<f4").tobytes()).decode() for row in handled.response.results)
+    return (
+        base64.b64encode(row.astype("<f4").tobytes()).decode() for row in handled.response.results
+    )
 
 
 def _embed_meta(handled: HandledRequest, version: str) -> dict[str, Any]:
     return _meta(handled, version, "texts", {"input_tokens": handled.n_tokens})
 
 
-def _meta(handled: HandledRequest, version: str, field: str, billed: dict[str, int]) -> dict[str, Any]:
+def _meta(
+    handled: HandledRequest, version: str, field: str, billed: dict[str, int]
+) -> dict[str, Any]:
     tokens = {"input_tokens": handled.n_tokens}
     # Cohere's clients do not read an answer without billed_units.
-    meta: dict[str, Any] = {"api_version": {"version": version}, "billed_units": billed, "tokens": tokens}
+    meta: dict[str, Any] = {
+        "api_version": {"version": version},
+        "billed_units": billed,
+        "tokens": tokens,
+    }
     if handled.truncated:
         meta["warnings"] = [f"{field}[{i}] was cut off" for i in sorted(handled.truncated)]
     return meta
@@ -158,7 +199,9 @@ def _meta(handled: HandledRequest, version: str, field: str, billed: dict[str, i
 async def _first_tokens(
     handler: RequestHandler, info: Info, texts: list[str], count: int
 ) -> tuple[list[str], set[int]]:
-    """Cut each text after its first `count` tokens; also return the indices of texts that this shortens."""
+    """Cut each text after its first `count` tokens; also return the indices of texts that this
+    shortens.
+    """
     out, cut = [*texts], set()
     for i, tokens in enumerate(await handler.tokenize(info, texts, "documents", False)):
         if len(tokens.ids) > count:

@@ -1,4 +1,5 @@
-"""Hugging Face's dialect: what huggingface_hub's InferenceClient sends for each task, at a path for each model.
+"""Hugging Face's dialect: what huggingface_hub's InferenceClient sends for each task, at a path for
+each model.
 
 Bodies are {"inputs", "parameters"}. Errors are TEI's. A new task adds its route to TASK_ROUTES.
 """
@@ -14,7 +15,15 @@ from pydantic import Discriminator, Field, Tag
 from starlette.responses import Response
 
 from modernbert.text.windows import Text
-from pipelines.serve.http.bodies import Int, Many, NonEmpty, Texts, TolerantBody, new_router, route_docs
+from pipelines.serve.http.bodies import (
+    Int,
+    Many,
+    NonEmpty,
+    Texts,
+    TolerantBody,
+    new_router,
+    route_docs,
+)
 from pipelines.serve.http.dialects.shared import (
     ClassifyParameters,
     EmbedRequest,
@@ -63,11 +72,16 @@ class ZeroShotParameters(TolerantBody):
 
     candidate_labels: (
         Annotated[
-            list[Annotated[Name, Field(min_length=1)]], Field(fail_fast=True, min_length=1, max_length=_MOST_NAMES)
+            list[Annotated[Name, Field(min_length=1)]],
+            Field(fail_fast=True, min_length=1, max_length=_MOST_NAMES),
         ]
         | None
-    ) = Field(default=None, description="labels to choose from (default: those of the model's entry)")
-    hypothesis_template: Name | None = Field(default=None, description="sentence with {} where the label stands")
+    ) = Field(
+        default=None, description="labels to choose from (default: those of the model's entry)"
+    )
+    hypothesis_template: Name | None = Field(
+        default=None, description="sentence with {} where the label stands"
+    )
     multi_label: bool | None = Field(default=None, description="score each label by itself")
 
     @property
@@ -91,13 +105,21 @@ class TagParameters(TolerantBody):
     """Options of token classification."""
 
     aggregation_strategy: Literal["none", "simple", "first", "average", "max"] | None = None
-    ignore_labels: Annotated[list[Name], Field(fail_fast=True, max_length=_MOST_NAMES)] | None = None
-    stride: Int | None = Field(default=None, ge=0, description="tokens that the windows of a long text share")
+    ignore_labels: Annotated[list[Name], Field(fail_fast=True, max_length=_MOST_NAMES)] | None = (
+        None
+    )
+    stride: Int | None = Field(
+        default=None, ge=0, description="tokens that the windows of a long text share"
+    )
 
     @property
     def options(self) -> dict[str, Any]:
         """The options under the task's own names."""
-        return {"aggregation": self.aggregation_strategy, "ignore_labels": self.ignore_labels, "stride": self.stride}
+        return {
+            "aggregation": self.aggregation_strategy,
+            "ignore_labels": self.ignore_labels,
+            "stride": self.stride,
+        }
 
 
 class TagRequest(TolerantBody):
@@ -111,9 +133,9 @@ class FillParameters(TolerantBody):
     """Options of fill-mask."""
 
     top_k: Int | None = Field(default=None, ge=1, le=1000, description="how many")
-    targets: Annotated[list[Target], Field(fail_fast=True, min_length=1, max_length=_MOST_NAMES)] | None = Field(
-        default=None, description="the only ones to choose from"
-    )
+    targets: (
+        Annotated[list[Target], Field(fail_fast=True, min_length=1, max_length=_MOST_NAMES)] | None
+    ) = Field(default=None, description="the only ones to choose from")
 
     @property
     def options(self) -> dict[str, Any]:
@@ -139,12 +161,24 @@ class AnswerParameters(TolerantBody):
     """Options of question answering."""
 
     top_k: Int | None = Field(default=None, ge=1, le=1000, description="how many answers")
-    max_answer_len: Int | None = Field(default=None, ge=1, le=10_000, description="tokens in an answer at most")
-    max_seq_len: Int | None = Field(default=None, ge=3, description="tokens that the model reads at a time")
-    doc_stride: Int | None = Field(default=None, ge=0, description="tokens that the windows of a long context share")
-    handle_impossible_answer: bool | None = Field(default=None, description="let no answer, an empty one, compete")
-    align_to_words: bool | None = Field(default=None, description="let answers begin and end with whole words")
-    max_question_len: None = Field(default=None, description="not available: questions are read whole")
+    max_answer_len: Int | None = Field(
+        default=None, ge=1, le=10_000, description="tokens in an answer at most"
+    )
+    max_seq_len: Int | None = Field(
+        default=None, ge=3, description="tokens that the model reads at a time"
+    )
+    doc_stride: Int | None = Field(
+        default=None, ge=0, description="tokens that the windows of a long context share"
+    )
+    handle_impossible_answer: bool | None = Field(
+        default=None, description="let no answer, an empty one, compete"
+    )
+    align_to_words: bool | None = Field(
+        default=None, description="let answers begin and end with whole words"
+    )
+    max_question_len: None = Field(
+        default=None, description="not available: questions are read whole"
+    )
 
     @property
     def options(self) -> dict[str, Any]:
@@ -176,36 +210,65 @@ class FeatureRequest(EmbedRequest):
 
 
 VectorRequest = Annotated[
-    Annotated[FeatureRequest, Tag("<features>")] | Annotated[SimilarityRequest, Tag("<similarity>")],
+    Annotated[FeatureRequest, Tag("<features>")]
+    | Annotated[SimilarityRequest, Tag("<similarity>")],
     Discriminator(
-        lambda body: "<similarity>" if isinstance(body, dict) and isinstance(body.get("inputs"), dict) else "<features>"
+        lambda body: (
+            "<similarity>"
+            if isinstance(body, dict) and isinstance(body.get("inputs"), dict)
+            else "<features>"
+        )
     ),
 ]
 
 
-def task_routes(handler: RequestHandler, name: str, path: str, *, shared: bool = False, **options: Any) -> APIRouter:
-    """Make the route of a model at `path`; `shared`: a classifier answers TEI's clients there, too."""
+def task_routes(
+    handler: RequestHandler, name: str, path: str, *, shared: bool = False, **options: Any
+) -> APIRouter:
+    """Make the route of a model at `path`; `shared`: a classifier answers TEI's clients there,
+    too.
+    """
     router = new_router(TEI, **options)
     if add := TASK_ROUTES.get(handler.models.tasks[name]):
         add(router, handler, name, path, shared)
     return router
 
 
-def _add_classify(router: APIRouter, handler: RequestHandler, name: str, path: str, shared: bool) -> None:
-    @router.post(path, **route_docs(list[Any], {"inputs": "Where is my parcel?", "parameters": {"top_k": 3}}))
+def _add_classify(
+    router: APIRouter, handler: RequestHandler, name: str, path: str, shared: bool
+) -> None:
+    @router.post(
+        path, **route_docs(list[Any], {"inputs": "Where is my parcel?", "parameters": {"top_k": 3}})
+    )
     async def text_classification(body: ClassifyRequest) -> Response:
         """[[{label, score}]]: for each input a list from best to worst."""
         info = await handler.pick("classify", name)
         documents: list[Text] = [
-            item if isinstance(item, str) else (item.text, item.text_pair) for item in _many(body.inputs)
+            item if isinstance(item, str) else (item.text, item.text_pair)
+            for item in _many(body.inputs)
         ]
-        handled, labels = await classify(handler, info, documents, body.parameters or ClassifyParameters())
-        flat = shared and "parameters" not in body.model_fields_set and not isinstance(body.inputs, list)
+        handled, labels = await classify(
+            handler, info, documents, body.parameters or ClassifyParameters()
+        )
+        flat = (
+            shared
+            and "parameters" not in body.model_fields_set
+            and not isinstance(body.inputs, list)
+        )
         return handled.reply(labels[0] if flat else labels)
 
 
-def _add_zero_shot(router: APIRouter, handler: RequestHandler, name: str, path: str, shared: bool) -> None:  # noqa: ARG001
-    example = {"inputs": "My parcel has not come.", "parameters": {"candidate_labels": ["delivery", "payment"]}}
+def _add_zero_shot(
+    router: APIRouter,
+    handler: RequestHandler,
+    name: str,
+    path: str,
+    shared: bool,  # noqa: ARG001
+) -> None:
+    example = {
+        "inputs": "My parcel has not come.",
+        "parameters": {"candidate_labels": ["delivery", "payment"]},
+    }
 
     @router.post(path, **route_docs(list[Any], example))
     async def zero_shot_classification(body: ZeroShotRequest) -> Response:
@@ -214,45 +277,84 @@ def _add_zero_shot(router: APIRouter, handler: RequestHandler, name: str, path: 
         given = body.parameters or ZeroShotParameters()
         if not given.candidate_labels and not info.labels:
             raise ApiError("invalid", "parameters.candidate_labels is missing", field="parameters")
-        handled = await handler.predict(info, _many(body.inputs), field="inputs", options=given.options)
+        handled = await handler.predict(
+            info, _many(body.inputs), field="inputs", options=given.options
+        )
         return _reply(handled, body.inputs)
 
 
-def _add_tag(router: APIRouter, handler: RequestHandler, name: str, path: str, shared: bool) -> None:  # noqa: ARG001
+def _add_tag(
+    router: APIRouter,
+    handler: RequestHandler,
+    name: str,
+    path: str,
+    shared: bool,  # noqa: ARG001
+) -> None:
     example = {"inputs": "Call Ada at 555-0100.", "parameters": {"aggregation_strategy": "simple"}}
 
     @router.post(path, **route_docs(list[Any], example))
     async def token_classification(body: TagRequest) -> Response:
-        """[{entity_group or entity, score, word, start, end}] for a text; a list of such lists for several."""
+        """[{entity_group or entity, score, word, start, end}] for a text; a list of such lists for
+        several.
+        """
         info = await handler.pick("tag", name)
         options = (body.parameters or TagParameters()).options
         handled = await handler.predict(info, _many(body.inputs), field="inputs", options=options)
         return _reply(handled, body.inputs)
 
 
-def _add_fill(router: APIRouter, handler: RequestHandler, name: str, path: str, shared: bool) -> None:  # noqa: ARG001
+def _add_fill(
+    router: APIRouter,
+    handler: RequestHandler,
+    name: str,
+    path: str,
+    shared: bool,  # noqa: ARG001
+) -> None:
     @router.post(
-        path, **route_docs(list[Any], {"inputs": "The capital of France is [MASK].", "parameters": {"top_k": 3}})
+        path,
+        **route_docs(
+            list[Any], {"inputs": "The capital of France is [MASK].", "parameters": {"top_k": 3}}
+        ),
     )
     async def fill_mask(body: FillRequest) -> Response:
-        """[{score, token, token_str, sequence}] for a text with one mask; lists of them for several masks or texts."""
+        """[{score, token, token_str, sequence}] for a text with one mask; lists of them for several
+        masks or texts.
+        """
         info = await handler.pick("fill", name)
         given, texts = body.parameters or FillParameters(), _many(body.inputs)
         masks = [text.count(info.mask_token or "[MASK]") for text in texts]
-        size = sum(count * len(text) for count, text in zip(masks, texts, strict=True)) * (given.top_k or 5)
+        size = sum(count * len(text) for count, text in zip(masks, texts, strict=True)) * (
+            given.top_k or 5
+        )
         if size > _MOST_CHARACTERS:
-            message = f"{sum(masks):,} masks would be handled with {size:,} characters; send fewer masks at a time"
+            message = (
+                f"{sum(masks):,} masks would be handled with {size:,} characters; send fewer masks "
+                "at a time"
+            )
             raise ApiError("invalid", message, field="inputs")
         handled = await handler.predict(info, texts, field="inputs", options=given.options)
         return _reply(handled, body.inputs)
 
 
-def _add_answer(router: APIRouter, handler: RequestHandler, name: str, path: str, shared: bool) -> None:  # noqa: ARG001
-    question = {"question": "Where do I live?", "context": "My name is Merve and I live in Istanbul."}
+def _add_answer(
+    router: APIRouter,
+    handler: RequestHandler,
+    name: str,
+    path: str,
+    shared: bool,  # noqa: ARG001
+) -> None:
+    question = {
+        "question": "Where do I live?",
+        "context": "My name is Merve and I live in Istanbul.",
+    }
 
-    @router.post(path, **route_docs(list[Any] | dict[str, Any], {"inputs": question, "parameters": {}}))
+    @router.post(
+        path, **route_docs(list[Any] | dict[str, Any], {"inputs": question, "parameters": {}})
+    )
     async def question_answering(body: AnswerRequest) -> Response:
-        """{answer, score, start, end} of a question, or with top_k a list of them; a list for several questions."""
+        """{answer, score, start, end} of a question, or with top_k a list of them; a list for
+        several questions.
+        """
         info = await handler.pick("answer", name)
         documents: list[Text] = [(item.question, item.context) for item in _many(body.inputs)]
         options = (body.parameters or AnswerParameters()).options
@@ -260,10 +362,20 @@ def _add_answer(router: APIRouter, handler: RequestHandler, name: str, path: str
         return _reply(handled, body.inputs)
 
 
-def _add_embed(router: APIRouter, handler: RequestHandler, name: str, path: str, shared: bool) -> None:  # noqa: ARG001
-    @router.post(path, **route_docs(list[Any], {"inputs": ["What is Deep Learning?"], "normalize": True}))
+def _add_embed(
+    router: APIRouter,
+    handler: RequestHandler,
+    name: str,
+    path: str,
+    shared: bool,  # noqa: ARG001
+) -> None:
+    @router.post(
+        path, **route_docs(list[Any], {"inputs": ["What is Deep Learning?"], "normalize": True})
+    )
     async def feature_extraction(body: VectorRequest) -> Response:
-        """A vector for each input; with inputs {source_sentence, sentences} their cosines: sentence similarity."""
+        """A vector for each input; with inputs {source_sentence, sentences} their cosines: sentence
+        similarity.
+        """
         info = await handler.pick("embed", name)
         if isinstance(body, SimilarityRequest):
             handled, cosines = await similarity(handler, info, body)
@@ -285,7 +397,10 @@ TASK_ROUTES: dict[str, Callable[[APIRouter, RequestHandler, str, str, bool], Non
 def routes(handler: RequestHandler) -> Sequence[APIRouter]:
     """Make the route / of the first model, which SageMaker calls /invocations."""
     first = next(iter(handler.models.tasks))
-    return [task_routes(handler, first, path, shared=True, tags=["Hugging Face"]) for path in ("/", "/invocations")]
+    return [
+        task_routes(handler, first, path, shared=True, tags=["Hugging Face"])
+        for path in ("/", "/invocations")
+    ]
 
 
 def routes_of_model(handler: RequestHandler, name: str) -> Sequence[APIRouter]:
@@ -303,4 +418,6 @@ def _reply(handled: HandledRequest, inputs: Any) -> Response:
     return handled.reply(results if isinstance(inputs, list) else results[0])
 
 
-HUGGING_FACE = replace(TEI, name="Hugging Face", prefixes=("/models",), routes=routes, model_routes=routes_of_model)
+HUGGING_FACE = replace(
+    TEI, name="Hugging Face", prefixes=("/models",), routes=routes, model_routes=routes_of_model
+)

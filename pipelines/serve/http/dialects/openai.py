@@ -17,7 +17,8 @@ from pipelines.serve.http.errors import ApiError, Dialect
 from pipelines.serve.http.handler import RequestHandler, Truncation
 
 _TOKEN_IDS = (
-    "input holds token ids, and nothing tells whether they are of {model}'s tokenizer: send the texts "
+    "input holds token ids, and nothing tells whether they are of {model}'s tokenizer: send the "
+    "texts "
     "(langchain: check_embedding_ctx_length=False), or set openai_token_ids in the model's entry"
 )
 _TYPES = {
@@ -63,10 +64,16 @@ class EmbeddingsRequest(Body):
         default="float", description="base64: of little-endian float32"
     )
     truncate_prompt_tokens: Int | None = Field(
-        default=None, ge=-1, description="vLLM's: cut inputs to so many tokens (-1: to what the model reads)"
+        default=None,
+        ge=-1,
+        description="vLLM's: cut inputs to so many tokens (-1: to what the model reads)",
     )
-    truncation_side: Literal["left", "right"] | None = Field(default=None, description="vLLM's: where they are cut off")
-    modality: Literal["text"] | None = Field(default=None, description="Infinity's: inputs are texts")
+    truncation_side: Literal["left", "right"] | None = Field(
+        default=None, description="vLLM's: where they are cut off"
+    )
+    modality: Literal["text"] | None = Field(
+        default=None, description="Infinity's: inputs are texts"
+    )
     user: str | None = Field(default=None, description="not used")
 
 
@@ -78,9 +85,15 @@ def routes(handler: RequestHandler) -> Sequence[APIRouter]:
     @router.post("/embeddings", include_in_schema=False)
     @router.post("/v1/embeddings", **route_docs(dict[str, Any], example))
     async def embeddings(body: EmbeddingsRequest) -> Response:
-        """{data: [{embedding, index}], model, usage}, vectors of length one; an input that is too long is refused."""
+        """{data: [{embedding, index}], model, usage}, vectors of length one; an input that is too
+        long is refused.
+        """
         info = await handler.pick("embed", body.model)
-        if not isinstance(body.input, str) and not isinstance(body.input[0], str) and not info.openai_token_ids:
+        if (
+            not isinstance(body.input, str)
+            and not isinstance(body.input[0], str)
+            and not info.openai_token_ids
+        ):
             raise ApiError("invalid", _TOKEN_IDS.format(model=info.name), field="input")
         texts = await handler.texts(info, body.input, "input")
         cut, field = body.truncate_prompt_tokens, "truncate_prompt_tokens"
@@ -99,7 +112,10 @@ def routes(handler: RequestHandler) -> Sequence[APIRouter]:
             vectors = (base64.b64encode(row.tobytes()).decode() for row in rows)
         else:
             vectors = handled.vectors
-        data = ({"object": "embedding", "index": i, "embedding": vector} for i, vector in enumerate(vectors))
+        data = (
+            {"object": "embedding", "index": i, "embedding": vector}
+            for i, vector in enumerate(vectors)
+        )
         usage = {"prompt_tokens": handled.n_tokens, "total_tokens": handled.n_tokens}
         return handled.reply({"object": "list", "data": data, "model": info.name, "usage": usage})
 
@@ -114,7 +130,11 @@ def routes(handler: RequestHandler) -> Sequence[APIRouter]:
         """A model online, by its name or another name of it."""
         if model not in handler.models.tasks and model not in handler.models.aliases:
             known = ", ".join(handler.models.tasks)
-            raise ApiError("unknown_model", f"model {model[:60]!r} is unknown; known are {known}", field="model")
+            raise ApiError(
+                "unknown_model",
+                f"model {model[:60]!r} is unknown; known are {known}",
+                field="model",
+            )
         return json_response(_model(handler, model))
 
     return [router]
@@ -123,12 +143,24 @@ def routes(handler: RequestHandler) -> Sequence[APIRouter]:
 def _model(handler: RequestHandler, name: str) -> dict[str, Any]:
     root = handler.models.aliases.get(name, name)  # vLLM has this field, too
     task = handler.models.tasks[root]
-    return {"id": name, "object": "model", "created": 0, "owned_by": "modernbert-ray", "root": root, "task": task}
+    return {
+        "id": name,
+        "object": "model",
+        "created": 0,
+        "owned_by": "modernbert-ray",
+        "root": root,
+        "task": task,
+    }
 
 
 def _format_error(error: ApiError) -> dict[str, Any]:
-    type_, code = _TYPES.get(error.error_type, "invalid_request_error"), _CODES.get(error.error_type)
+    type_, code = (
+        _TYPES.get(error.error_type, "invalid_request_error"),
+        _CODES.get(error.error_type),
+    )
     return {"error": {"message": error.message, "type": type_, "param": error.field, "code": code}}
 
 
-OPENAI = Dialect("OpenAI", OpenAIError, _format_error, prefixes=("/v1", "/embeddings"), routes=routes)
+OPENAI = Dialect(
+    "OpenAI", OpenAIError, _format_error, prefixes=("/v1", "/embeddings"), routes=routes
+)

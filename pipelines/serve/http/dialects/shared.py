@@ -29,7 +29,8 @@ class TruncationParams(TolerantBody):
         default=None, description="false: refuse inputs that are too long; else they are cut off"
     )
     truncation_direction: Direction | None = Field(
-        default=None, description="where inputs too long are cut off (default: as the checkpoint says)"
+        default=None,
+        description="where inputs too long are cut off (default: as the checkpoint says)",
     )
 
     @property
@@ -44,8 +45,12 @@ class EmbedRequest(TruncationParams):
 
     inputs: Inputs
     normalize: bool | None = Field(default=True, description="make vectors of length one")
-    dimensions: Int | None = Field(default=None, ge=1, description="give only the first numbers of each vector")
-    prompt_name: str | None = Field(default=None, description="a prompt of the model's to put before each input")
+    dimensions: Int | None = Field(
+        default=None, ge=1, description="give only the first numbers of each vector"
+    )
+    prompt_name: str | None = Field(
+        default=None, description="a prompt of the model's to put before each input"
+    )
 
 
 class SimilarityParameters(TruncationParams):
@@ -82,19 +87,31 @@ def prompt_options(info: Info, prompt_name: str | None) -> dict[str, Any]:
     if prompt_name is None:
         return {}
     if prompt_name not in info.prompts:
-        message = f"prompt_name {prompt_name[:60]!r} is unknown. Available prompts: {json.dumps(list(info.prompts))}"
+        message = (
+            f"prompt_name {prompt_name[:60]!r} is unknown. Available prompts: "
+            f"{json.dumps(list(info.prompts))}"
+        )
         raise ApiError("invalid", message, field="prompt_name")
     return {"prompt_name": prompt_name}
 
 
 def truncation_options(info: Info, field: str, most: int | None) -> dict[str, Any]:
-    """Return the task's options for inputs cut to `most` tokens, as vLLM means it: -1 is what the model reads."""
+    """Return the task's options for inputs cut to `most` tokens, as vLLM means it: -1 is what the
+    model reads.
+    """
     if most is None or most == -1:
         return {}
     if info.windows:
-        raise ApiError("invalid", f"{field} is not for {info.name}, which reads long texts in windows", field=field)
+        raise ApiError(
+            "invalid",
+            f"{field} is not for {info.name}, which reads long texts in windows",
+            field=field,
+        )
     if not 3 <= most <= info.max_length:
-        message = f"{field} {most} must be -1, or from 3 (special tokens count) to the {info.max_length} of {info.name}"
+        message = (
+            f"{field} {most} must be -1, or from 3 (special tokens count) to the {info.max_length} "
+            f"of {info.name}"
+        )
         raise ApiError("invalid", message, field=field)
     return {"max_length": most}
 
@@ -111,15 +128,25 @@ async def embed(
     truncation: Truncation = CUT_OFF,
     more: Mapping[str, Any] | None = None,
 ) -> HandledRequest:
-    """Embed texts: the response's results are an array (inputs, dimensions); `more` are options of the task."""
-    options: dict[str, Any] = {"normalize": normalize is not False, **prompt_options(info, prompt_name), **(more or {})}
+    """Embed texts: the response's results are an array (inputs, dimensions); `more` are options of
+    the task.
+    """
+    options: dict[str, Any] = {
+        "normalize": normalize is not False,
+        **prompt_options(info, prompt_name),
+        **(more or {}),
+    }
     if dimensions is not None:
         options["dimensions"] = dimensions
     return await handler.predict(info, texts, field=field, options=options, truncation=truncation)
 
 
 async def embed_tokens(
-    handler: RequestHandler, info: Info, texts: Sequence[str], prompt_name: str | None, truncation: Truncation = CUT_OFF
+    handler: RequestHandler,
+    info: Info,
+    texts: Sequence[str],
+    prompt_name: str | None,
+    truncation: Truncation = CUT_OFF,
 ) -> HandledRequest:
     """Embed the tokens of texts: the results are a float32 array (tokens, hidden) per text."""
     options = prompt_options(info, prompt_name)
@@ -146,7 +173,9 @@ async def similarity(
     """Return the handled request, and the cosine of the source sentence with each of the others."""
     texts = [body.inputs.source_sentence, *body.inputs.sentences]
     given = body.parameters or SimilarityParameters()
-    handled = await embed(handler, info, texts, "inputs", prompt_name=given.prompt_name, truncation=given.truncation)
+    handled = await embed(
+        handler, info, texts, "inputs", prompt_name=given.prompt_name, truncation=given.truncation
+    )
     source, *others = np.asarray(handled.response.results)
     return handled, [float(source @ other) for other in others]
 
@@ -162,14 +191,21 @@ async def classify(
     truncation: Truncation = CUT_OFF,
     more: Mapping[str, Any] | None = None,
 ) -> tuple[HandledRequest, list[list[dict[str, Any]]]]:
-    """Return the handled request, and [{label, score}] per document from best to worst; `more` are task options."""
+    """Return the handled request, and [{label, score}] per document from best to worst; `more` are
+    task options.
+    """
     function = "none" if raw else parameters.function_to_apply
     if function is None and len(info.labels) == 1 and info.problem_type is None:
         function = "sigmoid"  # to transformers and TEI a single output is a probability
-    options: dict[str, Any] = {**(more or {}), **({} if function is None else {"function": function})}
+    options: dict[str, Any] = {
+        **(more or {}),
+        **({} if function is None else {"function": function}),
+    }
     if parameters.top_k and len(info.labels) > 1 and info.problem_type != "regression":
         options["top_k"] = min(parameters.top_k, len(info.labels))
-    handled = await handler.predict(info, documents, field=field, options=options, truncation=truncation)
+    handled = await handler.predict(
+        info, documents, field=field, options=options, truncation=truncation
+    )
     return handled, [scores[: parameters.top_k] for scores in handled.response.results]
 
 
@@ -184,7 +220,9 @@ async def rerank(
     truncation: Truncation = CUT_OFF,
     more: Mapping[str, Any] | None = None,
 ) -> tuple[HandledRequest, list[tuple[int, float]]]:
-    """Return the handled request, and the index and score of each text from best to worst; `more` are task options."""
+    """Return the handled request, and the index and score of each text from best to worst; `more`
+    are task options.
+    """
     options = {"raw_scores": raw, **(more or {})}
     handled = await handler.predict(
         info, [(query, text) for text in texts], field=field, options=options, truncation=truncation

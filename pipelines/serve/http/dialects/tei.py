@@ -66,7 +66,9 @@ class EmbedAllRequest(TruncationParams):
 
     inputs: Inputs
     prompt_name: str | None = None
-    normalize: bool | None = Field(default=None, description="not used, though TEI's client sends it")
+    normalize: bool | None = Field(
+        default=None, description="not used, though TEI's client sends it"
+    )
 
 
 class EmbedSparseRequest(TruncationParams):
@@ -94,7 +96,9 @@ class TeiPredictRequest(TruncationParams):
         | Annotated[Many[OneOrPair], Tag("<batch>")],
         Discriminator(_predict_tag),
     ]
-    raw_scores: bool | None = Field(default=False, description="give the model's own numbers, not probabilities")
+    raw_scores: bool | None = Field(
+        default=False, description="give the model's own numbers, not probabilities"
+    )
     parameters: ClassifyParameters | None = Field(
         default=None, description="where it is there, the answer is Hugging Face's"
     )
@@ -105,7 +109,9 @@ class TeiRerankRequest(TruncationParams):
 
     query: NonEmpty
     texts: Many[NonEmpty]
-    raw_scores: bool | None = Field(default=False, description="give the model's own numbers, not their sigmoid")
+    raw_scores: bool | None = Field(
+        default=False, description="give the model's own numbers, not their sigmoid"
+    )
     return_text: bool | None = False
 
 
@@ -132,7 +138,11 @@ class DecodeRequest(TolerantBody):
 
     ids: Annotated[
         Annotated[Ids, Tag("<ids>")] | Annotated[Many[Ids], Tag("<batch>")],
-        Discriminator(lambda ids: "<batch>" if isinstance(ids, list) and ids and isinstance(ids[0], list) else "<ids>"),
+        Discriminator(
+            lambda ids: (
+                "<batch>" if isinstance(ids, list) and ids and isinstance(ids[0], list) else "<ids>"
+            )
+        ),
     ]
     skip_special_tokens: bool | None = True
 
@@ -141,22 +151,34 @@ def embed_routes(handler: RequestHandler, name: str | None, **options: Any) -> A
     """Make the routes of embed models, for the one called `name` or the first."""
     router = new_router(TEI, **options)
 
-    @router.post("/embed", **route_docs(list[list[float]], {"inputs": ["What is Deep Learning?"], "normalize": True}))
+    @router.post(
+        "/embed",
+        **route_docs(list[list[float]], {"inputs": ["What is Deep Learning?"], "normalize": True}),
+    )
     async def embed(body: EmbedRequest) -> Response:
         """A vector for each input."""
         info = await handler.pick("embed", name)
         return await embedded(handler, info, body)
 
-    @router.post("/embed_all", **route_docs(list[list[list[float]]], {"inputs": "What is Deep Learning?"}))
+    @router.post(
+        "/embed_all", **route_docs(list[list[list[float]]], {"inputs": "What is Deep Learning?"})
+    )
     async def embed_all(body: EmbedAllRequest) -> Response:
         """A vector for each token of each input, special tokens included."""
         info = await handler.pick("embed", name)
         texts = await handler.texts(info, body.inputs, "inputs")
-        handled = await embed_tokens(handler, info, texts, body.prompt_name, truncation=body.truncation)
+        handled = await embed_tokens(
+            handler, info, texts, body.prompt_name, truncation=body.truncation
+        )
         results = handled.response.results
         return handled.reply((row.tolist() for row in rows) for rows in results)
 
-    example = {"inputs": {"source_sentence": "Where is my parcel?", "sentences": ["Track my order", "I am hungry"]}}
+    example = {
+        "inputs": {
+            "source_sentence": "Where is my parcel?",
+            "sentences": ["Track my order", "I am hungry"],
+        }
+    }
 
     @router.post("/similarity", **route_docs(list[float], example))
     async def sentence_similarity(body: SimilarityRequest) -> Response:
@@ -172,13 +194,18 @@ def sparse_routes(handler: RequestHandler, name: str | None, **options: Any) -> 
     """Make the route of sparse encoders, for the one called `name` or the first."""
     router = new_router(TEI, **options)
 
-    @router.post("/embed_sparse", **route_docs(list[list[dict[str, Any]]], {"inputs": ["What is Deep Learning?"]}))
+    @router.post(
+        "/embed_sparse",
+        **route_docs(list[list[dict[str, Any]]], {"inputs": ["What is Deep Learning?"]}),
+    )
     async def embed_sparse(body: EmbedSparseRequest) -> Response:
         """The tokens of each input, [{index, value}] from the heaviest on."""
         info = await handler.pick("sparse", name)
         texts = await handler.texts(info, body.inputs, "inputs")
         prompt = prompt_options(info, body.prompt_name)
-        handled = await handler.predict(info, texts, field="inputs", options=prompt, truncation=body.truncation)
+        handled = await handler.predict(
+            info, texts, field="inputs", options=prompt, truncation=body.truncation
+        )
         weights = handled.response.results
         return handled.reply(
             ({"index": i, "value": w} for i, w in zip(ids.tolist(), values.tolist(), strict=True))
@@ -192,7 +219,10 @@ def predict_routes(handler: RequestHandler, name: str | None, **options: Any) ->
     """Make the routes of classifiers, for the one called `name` or the first."""
     router = new_router(TEI, **options)
 
-    @router.post("/predict", **route_docs(list[Any], {"inputs": [["Where is my parcel?"], ["I want my money back"]]}))
+    @router.post(
+        "/predict",
+        **route_docs(list[Any], {"inputs": [["Where is my parcel?"], ["I want my money back"]]}),
+    )
     async def predict(body: TeiPredictRequest) -> Response:
         """[{label, score}] from best to worst for one input; a list of such lists for a batch."""
         info = await handler.pick("classify", name)
@@ -203,7 +233,12 @@ def predict_routes(handler: RequestHandler, name: str | None, **options: Any) ->
         documents: list[Text] = [item[0] if len(item) == 1 else tuple(item) for item in items]
         parameters = body.parameters or ClassifyParameters()
         handled, labels = await classify(
-            handler, info, documents, parameters, raw=bool(body.raw_scores), truncation=body.truncation
+            handler,
+            info,
+            documents,
+            parameters,
+            raw=bool(body.raw_scores),
+            truncation=body.truncation,
         )
         flat = one and "parameters" not in body.model_fields_set
         return handled.reply(labels[0] if flat else labels)
@@ -212,18 +247,28 @@ def predict_routes(handler: RequestHandler, name: str | None, **options: Any) ->
 
 
 def rerank_routes(handler: RequestHandler, name: str | None, **options: Any) -> APIRouter:
-    """Make the route /rerank of a reranker, the first or `name`: TEI's with `texts`, Jina's with `documents`."""
+    """Make the route /rerank of a reranker, the first or `name`: TEI's with `texts`, Jina's with
+    `documents`.
+    """
     router = new_router(TEI, JINA, **options)
 
     @router.post("/rerank", **route_docs(list[dict[str, Any]] | dict[str, Any], _RERANK_EXAMPLE))
     async def rerank_texts(body: RerankRequest, request: Request) -> Response:
-        """TEI: [{index, score, text?}] from best to worst. With `documents` in place of `texts`, as /v1/rerank."""
+        """TEI: [{index, score, text?}] from best to worst. With `documents` in place of `texts`, as
+        /v1/rerank.
+        """
         if isinstance(body, JinaRequest):
             request.scope["dialect"] = JINA
             return await jina_rerank(handler, body, name)
         info = await handler.pick("rerank", name)
         handled, order = await rerank(
-            handler, info, body.query, body.texts, "texts", raw=bool(body.raw_scores), truncation=body.truncation
+            handler,
+            info,
+            body.query,
+            body.texts,
+            "texts",
+            raw=bool(body.raw_scores),
+            truncation=body.truncation,
         )
         text = (lambda i: {"text": body.texts[i]}) if body.return_text else lambda _: {}
         return handled.reply([{"index": i, "score": score, **text(i)} for i, score in order])
@@ -238,22 +283,34 @@ def model_routes(handler: RequestHandler, name: str | None, **options: Any) -> A
     async def model() -> Info:
         return await handler.info(name or next(iter(handler.models.tasks)))
 
-    @router.post("/tokenize", **route_docs(list[list[dict[str, Any]]], {"inputs": "What is Deep Learning?"}))
+    @router.post(
+        "/tokenize", **route_docs(list[list[dict[str, Any]]], {"inputs": "What is Deep Learning?"})
+    )
     async def tokenize(body: TokenizeRequest) -> Response:
-        """The tokens of each text: id, text, and the characters [start, stop) that it stands for."""
+        """The tokens of each text: id, text, and the characters [start, stop) that it stands
+        for.
+        """
         info = await model()
         prompt_options(info, body.prompt_name)
         given = [body.inputs] if isinstance(body.inputs, str) else body.inputs
         texts = [info.prompts.get(body.prompt_name or "", "") + text for text in given]
-        all_tokens = await handler.tokenize(info, texts, "inputs", body.add_special_tokens is not False)
-        return json_response(_tokens(text, each) for text, each in zip(texts, all_tokens, strict=True))
+        all_tokens = await handler.tokenize(
+            info, texts, "inputs", body.add_special_tokens is not False
+        )
+        return json_response(
+            _tokens(text, each) for text, each in zip(texts, all_tokens, strict=True)
+        )
 
-    @router.post("/decode", **route_docs(list[str], {"ids": [[2, 60, 61, 3]], "skip_special_tokens": True}))
+    @router.post(
+        "/decode", **route_docs(list[str], {"ids": [[2, 60, 61, 3]], "skip_special_tokens": True})
+    )
     async def decode(body: DecodeRequest) -> Response:
         """The text of each list of ids."""
         info = await model()
         ids: Any = body.ids if isinstance(body.ids[0], list) else [body.ids]
-        return json_response(await handler.decode(info, ids, "ids", body.skip_special_tokens is not False))
+        return json_response(
+            await handler.decode(info, ids, "ids", body.skip_special_tokens is not False)
+        )
 
     @router.get("/info", response_model=dict[str, Any])
     async def info() -> Response:
@@ -271,7 +328,13 @@ def _tokens(text: str, tokens: Tokens) -> Iterator[dict[str, Any]]:
 def _token(text: str, id_: int, token: str, span: tuple[int, int] | None) -> dict[str, Any]:
     if span is None:
         return {"id": id_, "text": token, "special": True, "start": None, "stop": None}
-    return {"id": id_, "text": text[slice(*span)], "special": False, "start": span[0], "stop": span[1]}
+    return {
+        "id": id_,
+        "text": text[slice(*span)],
+        "special": False,
+        "start": span[0],
+        "stop": span[1],
+    }
 
 
 def _info(info: Info, handler: RequestHandler) -> dict[str, Any]:
@@ -309,10 +372,15 @@ def routes(handler: RequestHandler) -> Sequence[APIRouter]:
 
 
 def routes_of_model(handler: RequestHandler, name: str) -> Sequence[APIRouter]:
-    """Make the routes of a model; those that are not of its task refuse, and are left out of the OpenAPI document."""
+    """Make the routes of a model; those that are not of its task refuse, and are left out of the
+    OpenAPI document.
+    """
     task = handler.models.tasks[name]
     options: dict[str, Any] = {"prefix": f"/models/{name}", "tags": [f"model {name}: {task}"]}
-    routers = [make(handler, name, include_in_schema=does == task, **options) for does, make in _ROUTES_OF_TASK.items()]
+    routers = [
+        make(handler, name, include_in_schema=does == task, **options)
+        for does, make in _ROUTES_OF_TASK.items()
+    ]
     return [*routers, model_routes(handler, name, **options)]
 
 
