@@ -5,8 +5,6 @@ work begins.
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 from uuid import uuid4
@@ -15,37 +13,22 @@ import pyarrow as pa
 
 from pipelines.checkpoints import Checkpoint
 from pipelines.errors import UserError
+from pipelines.inference.documents import ADDED, clashing
+from pipelines.inference.loading import ModelRun, resolve_run
 from pipelines.input.columns import partition, unify
 from pipelines.input.documents import is_text, is_text_list
 from pipelines.input.inspection import Inspection, inspect_input, sample
 from pipelines.input.names import first_portable_name, portable_name
 from pipelines.input.text import TextOptions
 from pipelines.input.types import stored_type
-from pipelines.options import CorpusOptions, ModelOptions, column_option
+from pipelines.options import CorpusOptions, column_option
 from pipelines.output.folder import read_files
 from pipelines.output.record import PARTS, RunRecord, read_record
-from pipelines.raydata.cluster import cluster_resources
-from pipelines.raydata.placement import is_fixed, wait_for_nodes
+from pipelines.raydata.placement import device_of_actors
 from pipelines.storage import Folder, Location
-from pipelines.tasks.base import Task, task_class
+from pipelines.tasks.base import task_class
 
 _SAMPLED_FILES = 16
-ADDED = ("n_tokens", "n_windows", "truncated")
-"""The columns that a job adds beside those of its task."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelRun:
-    """What an actor needs to know: a model, its task, and how it is run."""
-
-    model: Checkpoint
-    task: Task
-    device: str
-    dtype: str
-    budget_tokens: int | None
-    """The most tokens in a packed batch; None: as many as the memory of an actor's GPU allows."""
-    batch_timeout_s: float
-    """The seconds that a packed batch may take before its actor is ended and replaced."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +75,8 @@ def plan_job(
     task_cls = task_class(options.task)
     task_cls.check(checkpoint)
     task = task_cls.from_checkpoint(checkpoint, options)
-    run = resolve_run(options, checkpoint, task, options.batch_timeout_s)
+    device = device_of_actors(options.device)
+    run = resolve_run(options, checkpoint, task, device, options.batch_timeout_s)
     job = Job(
         **{field.name: getattr(run, field.name) for field in fields(run)},
         source=source,
@@ -182,12 +166,6 @@ def _seen_columns(found: Inspection, wanted: list[str]) -> pa.Schema:
     return pa.schema(list(types.items()))
 
 
-def clashing(added: Iterable[str], names: Iterable[str]) -> list[str]:
-    """Return those of `names` that one of `added` has, too, for readers that ignore case."""
-    folded = {name.casefold() for name in added}
-    return [name for name in names if name.casefold() in folded]
-
-
 def _check_added_columns(job: Job, options: CorpusOptions, names: list[str]) -> None:
     added = [job.prefix + name for name in [*job.task.columns.names, *ADDED]]
     kept = names if options.keep_columns is None else options.keep_columns
@@ -209,55 +187,3 @@ def _check_text_columns(options: CorpusOptions, schema: pa.Schema) -> None:
         stored = schema.field(column).type
         if not is_text(stored) and not (name in options.list_inputs and is_text_list(stored)):
             raise UserError(f"column {column!r} holds {stored}, not text (see {flag})")
-
-
-def resolve_run(
-    options: ModelOptions, checkpoint: Checkpoint, task: Task, batch_timeout_s: float
-) -> ModelRun:
-    """Choose device, dtype and token budget; UserError for a device that is missing, or a dtype it
-    does not have.
-    """
-    from pipelines.inference.predictor import (  # with torch: not for all that uses Job
-        CPU_TOKENS,
-        DTYPE,
-        warn_of_slow_dtype,
-    )
-
-    device = _device(options.device)
-    dtype = DTYPE[device] if options.dtype == "auto" else options.dtype
-    if device == "cpu" and dtype in ("float16", "float8"):
-        raise UserError(f"dtype {dtype} is for GPUs; on CPUs use bfloat16 or float32")
-    warn_of_slow_dtype(device, dtype)
-    budget = options.budget_tokens or (CPU_TOKENS if device == "cpu" else None)
-    return ModelRun(
-        model=checkpoint,
-        task=task,
-        device=device,
-        dtype=dtype,
-        budget_tokens=budget,
-        batch_timeout_s=batch_timeout_s,
-    )
-
-
-def _device(device: str) -> str:
-    import torch
-
-    if device == "cpu":
-        return device
-    if torch.cuda.is_available():
-        return "cuda"
-    joined = os.environ.get("RAY_ADDRESS", "local") not in ("", "local")
-    if joined:
-        wait_for_nodes()
-    if (device == "cuda" or joined) and cluster_resources().get("GPU", 0) >= 1:
-        return "cuda"
-    may_start_gpus = (device == "cuda" or joined) and not is_fixed()
-    if device == "cuda" and not may_start_gpus:
-        raise UserError("device cuda: there is no GPU here or in the Ray cluster; use cpu or auto")
-    if device == "auto" and may_start_gpus:
-        raise UserError(
-            "device auto: the Ray cluster has no GPU now, but its autoscaler may start some; say "
-            "cuda to wait for "
-            "them, or cpu"
-        )
-    return device if device == "cuda" else "cpu"

@@ -21,14 +21,15 @@ from ray.data import Dataset
 from modernbert.text.windows import Text
 from pipelines.checkpoints import Checkpoint
 from pipelines.corpus.execute import actor_options
-from pipelines.corpus.plan import ADDED, ModelRun, clashing, resolve_run
+from pipelines.corpus.plan import ADDED, clashing
 from pipelines.corpus.stages import Predict, accepted_documents, answer_columns, encode
 from pipelines.dataset.step_actors import Actors, SayWhatWaits, parse_actors, step_pool
+from pipelines.inference.loading import ModelRun, resolve_run
 from pipelines.input.documents import is_text, is_text_list, readable
 from pipelines.input.shards import Shard
 from pipelines.options import TaskOptions, column_option, from_call, model_options, task_named
 from pipelines.raydata import wire
-from pipelines.raydata.placement import stage_cpus
+from pipelines.raydata.placement import device_of_actors, stage_cpus
 from pipelines.tasks.base import ModelOutputs, task_class
 
 MAX_CHARACTERS = 5_000_000
@@ -210,9 +211,9 @@ def processor(
     task_cls = task_class(name)
     checkpoint = Checkpoint.open(model)
     task_cls.check(checkpoint)
-    run = resolve_run(
-        options, checkpoint, task_cls.from_checkpoint(checkpoint, options), batch_timeout_s
-    )
+    task_of_model = task_cls.from_checkpoint(checkpoint, options)
+    actor_device = device_of_actors(options.device)
+    run = resolve_run(options, checkpoint, task_of_model, actor_device, batch_timeout_s)
     inputs = zip(options_class.input_names(), columns, strict=False)
     return Processor(
         run=run,

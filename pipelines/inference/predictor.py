@@ -6,7 +6,6 @@ Shapes: T packed tokens, W windows, R rows of values, C numbers a row.
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections import deque
@@ -16,28 +15,20 @@ import numpy as np
 import torch
 
 from modernbert.checkpoint import as_dtype
-from modernbert.config import ModernBertConfig
-from modernbert.gpu import bytes_per_token
 from modernbert.linear import prepack
 from modernbert.model import ModernBertModel
 from modernbert.packing import PackedBatch
 from modernbert.text.windows import Text
 from pipelines.checkpoints import Checkpoint
 from pipelines.inference.bucketing import packed_batches
+from pipelines.inference.loading import cpu_budget, gpu_budget, resolve_dtype
 from pipelines.inference.values import ValuesBuilder, ranges
 from pipelines.tasks.base import ModelOutputs, Predictions, Task
 
-logger = logging.getLogger(__name__)
 IN_FLIGHT = 3
 """Packed batches that a GPU is given ahead: one that it computes, one whose values are copied, one
 that waits.
 """
-CPU_TOKENS = 4096
-"""Tokens in a packed batch on a CPU: larger ones are no faster."""
-MOST_TOKENS = 65536
-"""Tokens in a packed batch on a GPU that has the memory: larger ones are no faster."""
-_LEAST_TOKENS = 1024  # on a GPU with next to no memory left: what does not fit is halved
-DTYPE = {"cpu": "float32", "cuda": "bfloat16"}
 
 
 class Predictor:
@@ -69,8 +60,7 @@ class Predictor:
         self.checkpoint, self.task = checkpoint, task
         if budget_tokens is not None and budget_tokens < 1:
             raise ValueError(f"budget_tokens {budget_tokens} must be at least 1")
-        self.dtype = DTYPE[self.device.type] if dtype == "auto" else dtype
-        warn_of_slow_dtype(self.device.type, self.dtype)
+        self.dtype = resolve_dtype(dtype, self.device.type)
         if self.device.type == "cuda":
             torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
             torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
@@ -90,13 +80,13 @@ class Predictor:
         self.budget_tokens = budget_tokens or self._default_budget()
 
     def _default_budget(self) -> int:
-        """Return the most tokens of a packed batch: on a GPU, by the memory that the model leaves
-        free.
-        """
-        if self.device.type == "cpu":
-            return CPU_TOKENS
-        free, _ = torch.cuda.mem_get_info(self.device)
-        return budget_for(free, self.checkpoint.config, self.task.per_token, self.torch_dtype)
+        on_cpu = cpu_budget(self.device.type)
+        if on_cpu is not None:
+            return on_cpu
+        # Only now, with the model loaded, is it known what the GPU has left.
+        free_bytes, _ = torch.cuda.mem_get_info(self.device)
+        config = self.checkpoint.config
+        return gpu_budget(free_bytes, config, self.task.per_token, self.torch_dtype)
 
     def answer(
         self, documents: Sequence[Text], task: Task | None = None
@@ -211,33 +201,3 @@ class Predictor:
             return values.numpy()
 
         return wait
-
-
-def budget_for(
-    free_bytes: int, config: ModernBertConfig, per_token: bool, dtype: torch.dtype
-) -> int:
-    """Return the tokens of a packed batch that half of `free_bytes` of a GPU holds, in thousands,
-    within the limits.
-
-    The other half is left to the batches whose values are copied, to fragments and to whoever else
-    is on the GPU.
-    `per_token`: whether the head runs on each token, and not on each sequence.
-    """
-    tokens = free_bytes // 2 // bytes_per_token(config, per_token, dtype)
-    return min(max(tokens // 1024 * 1024, _LEAST_TOKENS), MOST_TOKENS)
-
-
-def warn_of_slow_dtype(device: str, dtype: str) -> None:
-    """Warn of bfloat16 on an x86 CPU that has no instructions for it: about three times slower than
-    float32.
-    """
-    if (device, dtype) != ("cpu", "bfloat16"):
-        return
-    if torch.cpu._is_avx2_supported() and not (
-        torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    ):
-        logger.warning(
-            "bfloat16 on this CPU, which has neither AVX512_BF16 nor AMX, is about three times "
-            "slower than float32; "
-            "use dtype float32"
-        )

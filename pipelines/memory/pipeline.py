@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from pipelines.checkpoints import Checkpoint
+from pipelines.inference.loading import device_in_memory
 from pipelines.inference.predictor import Predictor
 from pipelines.memory.arguments import check_loading, device_of, dtype_of
 from pipelines.memory.base import Pipeline
@@ -77,18 +78,8 @@ def pipeline(
     dtype_name = dtype_of(
         str(model), dtype=dtype, torch_dtype=torch_dtype, model_kwargs=model_kwargs
     )
-    device = device_of(device, device_map)
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    elif isinstance(device, int):
-        device = f"cuda:{device}" if device >= 0 else "cpu"
-    try:
-        torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"device {device!r} is unknown: {str(error).splitlines()[0]}") from error
-    if str(device).startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device {device}: torch sees no GPU here")
-    load = partial(Predictor, device=str(device), dtype=dtype_name, budget_tokens=budget_tokens)
+    device_name = device_in_memory(device_of(device, device_map))
+    load = partial(Predictor, device=device_name, dtype=dtype_name, budget_tokens=budget_tokens)
     checkpoint = Checkpoint.open(model, revision)
     task_cls.check(checkpoint)
     return task_cls.pipeline_class(checkpoint, task_cls, options, load)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import sys
 import time
 from collections import Counter
@@ -21,6 +22,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 
 from modernbert.config import ModernBertConfig
 from pipelines.errors import JobError, UserError
+from pipelines.inference.loading import device_here, gpu_is_here
 from pipelines.raydata.cluster import cluster_resources, started_here
 from pipelines.report.progress import format_duration, repeated
 from pipelines.report.text import say
@@ -44,6 +46,33 @@ are there.
 """
 _SAID_EVERY_S = 60.0
 logger = logging.getLogger(__name__)
+
+
+def device_of_actors(device: str) -> str:
+    """Return the device of actors, "cpu" or "cuda", that "cpu", "cuda" or "auto" stands for.
+
+    Starts or joins Ray only where this machine does not decide. Raises UserError for a GPU that
+    neither this machine nor the cluster has, and where "auto" depends on what an autoscaler does.
+    """
+    if device == "cpu" or gpu_is_here():
+        return device_here(device)
+    joined = os.environ.get("RAY_ADDRESS", "local") not in ("", "local")
+    if joined:
+        wait_for_nodes()
+    # "auto" without a cluster to join is about this machine, which has no GPU.
+    if device == "auto" and not joined:
+        return "cpu"
+    if cluster_resources().get("GPU", 0) >= 1:
+        return "cuda"
+    may_start_gpus = not is_fixed()
+    if device == "cuda" and not may_start_gpus:
+        raise UserError("device cuda: there is no GPU here or in the Ray cluster; use cpu or auto")
+    if device == "auto" and may_start_gpus:
+        raise UserError(
+            "device auto: the Ray cluster has no GPU now, but its autoscaler may start some; say "
+            "cuda to wait for them, or cpu"
+        )
+    return "cuda" if device == "cuda" else "cpu"
 
 
 def pool_size(actors: str, device: str) -> tuple[int, int | None]:

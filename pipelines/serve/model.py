@@ -18,11 +18,11 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
-import torch
 
 from modernbert.text.tokenizer import Tokenizer
 from modernbert.text.windows import Text, WindowBudgetError, Windows
 from pipelines.checkpoints import Checkpoint
+from pipelines.inference.loading import cpu_budget, device_here
 from pipelines.inference.predictor import Predictor
 from pipelines.serve.admission import Admission, half
 from pipelines.serve.batcher import Batcher
@@ -48,10 +48,6 @@ from pipelines.serve.protocol import (
 from pipelines.tasks.base import ModelOutputs, Predictions, Task, task_class
 
 _THREADS = min(8, max(2, os.cpu_count() or 1))  # for checking, tokenising and decoding
-_BUDGET_TOKENS = {"cpu": 1024}
-"""Less than offline: a CPU gains little from larger batches, and requests wait for the batch before
-theirs.
-"""
 _TASKS_KEPT, _OPTIONS_KEPT = (
     256,
     1024,
@@ -90,14 +86,13 @@ class ModelServer:
         self.task_cls.check(self.checkpoint)
         self.task = self.task_cls.from_checkpoint(self.checkpoint, options)
         self._task = lru_cache(_TASKS_KEPT)(self._make_task)
-        gpu = options.device == "cuda" or (options.device == "auto" and torch.cuda.is_available())
-        device = "cuda" if gpu else "cpu"
+        device = device_here(options.device)
         self.predictor = Predictor(
             self.checkpoint,
             self.task,
             device=device,
             dtype=options.dtype,
-            budget_tokens=options.budget_tokens or _BUDGET_TOKENS.get(device),
+            budget_tokens=options.budget_tokens or cpu_budget(device, online=True),
             threads=max(1, int(options.cpus)),
             graphs=True,
         )

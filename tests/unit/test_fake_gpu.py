@@ -23,7 +23,8 @@ from modernbert.heads import (
 from modernbert.model import ModernBertModel
 from modernbert.packing import PackedBatch
 from pipelines.checkpoints import Checkpoint
-from pipelines.inference.predictor import Predictor, budget_for
+from pipelines.inference.loading import gpu_budget
+from pipelines.inference.predictor import Predictor
 from pipelines.options import ClassifyOptions, FillOptions, TagOptions
 from pipelines.tasks.classify import Classify
 from pipelines.tasks.fill import Fill
@@ -341,12 +342,12 @@ def test_the_default_budget_follows_memory_model_and_task(monkeypatch):
     )
     narrow, half = ModernBertConfig(intermediate_size=512), torch.bfloat16
     assert (
-        budget_for(80 << 30, base, False, half) == budget_for(80 << 30, large, True, half) == 65536
+        gpu_budget(80 << 30, base, False, half) == gpu_budget(80 << 30, large, True, half) == 65536
     )
     assert (
-        budget_for(1 << 30, narrow, False, half) > budget_for(1 << 30, narrow, True, half) > 20_000
+        gpu_budget(1 << 30, narrow, False, half) > gpu_budget(1 << 30, narrow, True, half) > 20_000
     )
-    assert budget_for(1 << 30, base, False, half) > 2 * budget_for(
+    assert gpu_budget(1 << 30, base, False, half) > 2 * gpu_budget(
         1 << 30, large, False, torch.float32
     )
-    assert budget_for(1 << 20, large, True, half) == 1024
+    assert gpu_budget(1 << 20, large, True, half) == 1024

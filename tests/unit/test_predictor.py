@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from pipelines.checkpoints import Checkpoint
-from pipelines.inference.predictor import Predictor, warn_of_slow_dtype
+from pipelines.inference.loading import resolve_dtype
+from pipelines.inference.predictor import Predictor
 from pipelines.options import ClassifyOptions
 from pipelines.tasks.classify import Classify
 
@@ -88,8 +89,8 @@ def test_bfloat16_on_a_cpu_without_it_is_warned_of(
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     monkeypatch.setattr(torch.cpu, "_is_avx2_supported", lambda: True)
-    warn_of_slow_dtype("cpu", dtype)
-    warn_of_slow_dtype("cuda", "bfloat16")
+    resolve_dtype(dtype, "cpu")
+    resolve_dtype("bfloat16", "cuda")
     assert [
         "about three times slower than float32" in record.message for record in caplog.records
     ] == [True] * warned

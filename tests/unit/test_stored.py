@@ -29,12 +29,13 @@ from modernbert.linear import Linear
 from modernbert.stored import CheckpointChanged, CheckpointError, StoredTensor, read_header
 from pipelines import checkpoints, pipeline
 from pipelines.checkpoints import Checkpoint
-from pipelines.corpus.plan import resolve_run
-from pipelines.corpus.stages import Predict, encode
 from pipelines.inference import predictor
+from pipelines.inference.documents import encode
+from pipelines.inference.loading import resolve_run
 from pipelines.input.shards import Shard
 from pipelines.options import model_options
 from pipelines.raydata import wire
+from pipelines.raydata.actor import Predict
 from pipelines.serve.config import served_models
 from pipelines.serve.local import LocalModelClient
 from pipelines.serve.protocol import PredictRequest
@@ -359,7 +360,8 @@ def received(value):
 def run_of(folder: Path, task: str, options: dict):
     made = model_options(task).parse({"model": str(folder), "device": "cpu", **options})
     checkpoint = Checkpoint.open(folder)
-    return resolve_run(made, checkpoint, task_class(task).from_checkpoint(checkpoint, made), 60.0)
+    task_of_model = task_class(task).from_checkpoint(checkpoint, made)
+    return resolve_run(made, checkpoint, task_of_model, made.device, 60.0)
 
 
 def test_a_jobs_processes(form):
