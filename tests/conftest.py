@@ -55,6 +55,7 @@ import psutil
 import pytest
 import torch
 from checkpoints import write_checkpoint, write_tokenizer
+from durations import Durations
 
 REPOSITORY = Path(__file__).parents[1]
 collect_ignore = ["clients"]  # they need an environment of their own: tests/clients/run.py
@@ -63,6 +64,20 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = (
         "1"  # read when Triton is imported: its kernels then run on the CPU
     )
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--durations-json",
+        type=Path,
+        metavar="FILE",
+        help="write what each test file takes, and name those above their budget in tests/durations.json",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if target := config.getoption("--durations-json"):
+        config.pluginmanager.register(Durations(config.invocation_params.dir / target))
 
 
 KILLING = {"test_kills.py", "test_deadly_documents.py", "test_broken_actors.py"}
