@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> int:
         )
         return 0 if arguments[:1] in (["-h"], ["--help"]) else 2
     from pipelines.arguments import parse, prefix_flag
-    from pipelines.options import command_options
+    from pipelines.job_options import command_options
 
     options_class = command_options(task_named(arguments[0]).task)
     try:

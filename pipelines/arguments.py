@@ -9,7 +9,8 @@ from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 from pydantic import ValidationError
 
 from pipelines.errors import UserError
-from pipelines.options import ENV_PREFIX, CommandOptions, Words, marker, plain_message
+from pipelines.job_options import ENV_PREFIX, CommandOptions
+from pipelines.options import Words, marker, plain_message
 from pipelines.report.text import printable
 
 Options = TypeVar("Options", bound=CommandOptions)
@@ -78,7 +79,7 @@ def parse(
             text = f"{text} (default: {field.default})"
         parser.add_argument(flag, metavar=metavar, default=argparse.SUPPRESS, help=text)
     try:
-        options = options_class(**vars(parser.parse_args(arguments)))
+        options = options_class.from_command_line(vars(parser.parse_args(arguments)))
     except ValidationError as error:
         raise UserError("; ".join(_describe(wrong) for wrong in error.errors())) from error
     if any(getattr(options, name, None) is not None for name in ("input", "model")):

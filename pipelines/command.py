@@ -35,7 +35,7 @@ def run_command(task: str, defaults: dict[str, str] | None = None) -> int:
 def _run(task: str, defaults: dict[str, str]) -> int:
     from pipelines.arguments import parse
     from pipelines.input.files import look_up
-    from pipelines.options import corpus_command_options
+    from pipelines.job_options import corpus_command_options
     from pipelines.report.text import log_in_lines, printable_lines, say
     from pipelines.storage import Location
 
@@ -65,7 +65,7 @@ def _say_error(error: Exception, task: str) -> int:
     """
     from pipelines.arguments import prefix_flag
     from pipelines.errors import JobError
-    from pipelines.options import corpus_command_options
+    from pipelines.job_options import corpus_command_options
     from pipelines.report.text import printable_lines, say
     from pipelines.storage import redact
 

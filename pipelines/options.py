@@ -1,26 +1,20 @@
-"""Every option, without torch: one class a task in one registry, and what the faces add to it.
+"""The options of every task, without torch: one class per task, in one registry.
 
-The command line, YAML, the environment, `pipeline`, the corpus job and the served model are all
-made from TASKS. Rules that need no checkpoint are validated here; those that do, by the task's
-`from_checkpoint`.
+The command line, YAML, the environment, `pipeline`, the corpus job (job_options.py) and the served
+model are all made from TASKS. Rules that need no checkpoint are validated here, the others by the
+task's `from_checkpoint`.
 """
 
 from __future__ import annotations
 
-import codecs
-import difflib
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
-from pkgutil import resolve_name
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -31,28 +25,10 @@ from pydantic import (
     model_validator,
 )
 from pydantic.fields import FieldInfo
-from pydantic_settings import (
-    BaseSettings,
-    EnvSettingsSource,
-    InitSettingsSource,
-    NoDecode,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-)
+from pydantic_settings import NoDecode
 
 from pipelines.errors import UserError
 
-ENV_PREFIX = "MODERNBERT_"
-OTHER_VARIABLES = frozenset({"api_key", "ray_dashboard"})
-"""What is read from the environment under ENV_PREFIX and is not an option: the service's key, the
-address of a cluster in jobs/schedules.
-"""
-_ONLINE_OPTIONS = (
-    "pipelines.serve.config:ServiceOptions",
-    "pipelines.serve.config:ServedModel",
-    "pipelines.serve.http.middleware:HttpLimits",
-)
-"""The options of the service, which it does not read from the environment, as "module:class"."""
 Options = TypeVar("Options", bound=BaseModel)
 Marker = TypeVar("Marker")
 LongDocuments = Literal["truncate", "windows"]
@@ -530,223 +506,9 @@ class ModelOptions(BaseModel):
         return split_at_commas(value, strip=commas.strip)
 
 
-class CommandOptions(ModelOptions, BaseSettings):
-    """The options of a command: its command line wins over the environment, which wins over the
-    YAML file.
-    """
-
-    model_config = SettingsConfigDict(
-        env_prefix=ENV_PREFIX, extra="forbid", protected_namespaces=()
-    )
-
-    config: Annotated[Path | None, Field(description="YAML file with any of these options")] = None
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        command_line = init_settings()
-        environment = _Environment(settings_cls)()
-        path = command_line.get("config") or environment.get("config")
-        file = read_yaml(path) if path else {}
-        # Each has names of its own for some options: these are resolved before one source wins over
-        # another.
-        by_precedence = [cls.own_names(values) for values in (command_line, environment, file)]
-        return tuple(InitSettingsSource(settings_cls, values) for values in by_precedence)
-
-
-class _Environment(EnvSettingsSource):
-    """The options in environment variables: those of fields, and those that have another name
-    (`Words`).
-    """
-
-    def __call__(self) -> dict[str, Any]:
-        check_variables(self.settings_cls, os.environ)
-        values = super().__call__()
-        for field in self.settings_cls.model_fields.values():
-            words = marker(field, Words)
-            word = self.env_vars.get(f"{ENV_PREFIX}{words.name}".lower()) if words else None
-            if words and word is not None:
-                values[words.name] = word
-        return values
-
-
-class CorpusOptions(TaskOptions, ModelOptions):
-    """The options that every corpus job has beside its task's."""
-
-    input: Annotated[
-        str | None,
-        Field(
-            description=(
-                "file, folder or glob of Parquet, Arrow, JSON or CSV files; text also as gz, zst, "
-                "bz2, lz4"
-            )
-        ),
-    ] = None
-    output: Annotated[
-        str | None, Field(description="folder or URI for the labelled Parquet files")
-    ] = None
-    keep_columns: Annotated[
-        Names, Field(description="input columns to keep, comma-separated (default: all)")
-    ] = None
-    output_prefix: Annotated[
-        str, Field(description="put before the name of each column that the job adds")
-    ] = ""
-    actors: Annotated[
-        str,
-        Field(
-            pattern=r"^(auto|[1-9]\d*|[1-9]\d*:[1-9]\d*)$",
-            description="model actors: N, MIN:MAX or auto",
-        ),
-    ] = "auto"
-    wait_for_actors_s: Annotated[
-        float, Field(ge=0, description="seconds to wait for a place for them")
-    ] = 600.0
-    if_running: Annotated[
-        Literal["fail", "skip"], Field(description="exit code beside another run: 2 or 0")
-    ] = "fail"
-    max_rejected: Annotated[
-        str | None,
-        Field(
-            pattern=r"^\d+$|^\d+(\.\d+)?%$",
-            description="stop when more rows, or a larger share, are rejected",
-        ),
-    ] = None
-    max_characters: Annotated[
-        int, Field(ge=1, description="longer texts are cut, those read in windows rejected")
-    ] = 5_000_000
-    batch_timeout_s: Annotated[
-        float, Field(gt=0, description="seconds for a packed batch, then its actor is replaced")
-    ] = 600.0
-    csv_delimiter: Annotated[
-        str | None, Field(description="field separator (default: a comma, in .tsv a tab)")
-    ] = None
-    csv_quote: Annotated[str, Field(description="quote character of CSV")] = '"'
-    csv_escape: Annotated[
-        str | None, Field(description="escape character of CSV (default: none)")
-    ] = None
-    csv_types: Annotated[
-        Literal["text", "infer"], Field(description="columns of CSV stay text, or get types")
-    ] = "text"
-    encoding: Annotated[str, Field(description="encoding of text files")] = "utf-8"
-    limit: Annotated[int | None, Field(ge=1, description="label only the first LIMIT rows")] = None
-    overwrite: Annotated[bool, Field(description="replace an earlier output of this job")] = False
-
-    def required(self) -> tuple[str, str, str]:
-        """Return input, model and output; UserError if one is missing."""
-        for name in ("input", "model", "output"):
-            if getattr(self, name) is None:
-                raise UserError(f"--{name} is missing")
-        return self.input, self.model, self.output  # type: ignore[return-value]
-
-    @property
-    def text_columns(self) -> dict[str, str]:
-        """The column of each text of a document by its name, in the order of the task's inputs."""
-        columns = {name: getattr(self, column_option(name)) for name in self.input_names()}
-        return {name: column for name, column in columns.items() if column is not None}
-
-    @field_validator("actors")
-    @classmethod
-    def _ordered(cls, value: str) -> str:
-        low, _, high = value.partition(":")
-        if high and int(low) > int(high):
-            raise ValueError(f"MIN {low} is above MAX {high}")
-        return value
-
-    @field_validator("csv_delimiter", "csv_quote", "csv_escape")
-    @classmethod
-    def _one_sign(cls, value: str | None) -> str | None:
-        value = {"\\t": "\t", "tab": "\t"}.get(value or "", value)
-        if value is not None and (
-            len(value) != 1 or not value.isascii() or value.isalnum() or value in "\r\n"
-        ):
-            raise ValueError(
-                "must be one ASCII character that is no letter, digit or line end (tab for a tab)"
-            )
-        return value
-
-    @field_validator("encoding")
-    @classmethod
-    def _known_encoding(cls, value: str) -> str:
-        try:
-            "a".encode(value)  # a codec of bytes, such as base64, is no encoding of text
-            return codecs.lookup(value).name
-        except LookupError as error:
-            raise ValueError("is no encoding that Python knows") from error
-
-    @field_validator("actors", "max_rejected", mode="before")
-    @classmethod
-    def _number_or_text(cls, value: Any) -> Any:
-        return str(value) if isinstance(value, int) else value
-
-
 def marker(field: FieldInfo, kind: type[Marker]) -> Marker | None:
     """The Commas or Words of an option, if it has one."""
     return next((each for each in field.metadata if isinstance(each, kind)), None)
-
-
-def option_names(options_class: type[BaseModel]) -> list[str]:
-    """The names of the options of a class: those of its fields, and the other name that some of
-    them have.
-    """
-    others = [marker(field, Words) for field in options_class.model_fields.values()]
-    return [*options_class.model_fields, *(words.name for words in others if words)]
-
-
-def check_variables(options_class: type[BaseModel], variables: Iterable[str]) -> None:
-    """Refuse environment variables with ENV_PREFIX that are options of nothing.
-
-    An environment may serve several commands: options of other tasks, and of the service, are
-    passed over.
-
-    Args:
-        options_class: the options of the command that reads the environment.
-        variables: the names of all variables.
-
-    Raises:
-        UserError: for unknown ones. It names each, the option that is most like it, and the options
-            of the command.
-    """
-    own = option_names(options_class)
-    found = {
-        name.lower().removeprefix(ENV_PREFIX.lower()): name for name in variables if _is_ours(name)
-    }
-    others = set(found) - OTHER_VARIABLES - set(own)
-    if not others:
-        return
-    known = [*own, *_options_of_all()]
-    mistakes = []
-    for option in sorted(others - set(known)):
-        similar = difflib.get_close_matches(option, own, n=1) or difflib.get_close_matches(
-            option, known, n=1
-        )
-        hint = f" (did you mean {ENV_PREFIX}{similar[0].upper()}?)" if similar else ""
-        mistakes.append(f"{found[option]} in the environment is not an option{hint}")
-    if mistakes:
-        allowed = ", ".join(name.upper() for name in own)
-        raise UserError(
-            f"{'; '.join(mistakes)}: correct it or unset it; after {ENV_PREFIX} stands one of "
-            f"{allowed}"
-        )
-
-
-def _is_ours(variable: str) -> bool:
-    return variable.upper().startswith(ENV_PREFIX)
-
-
-def _options_of_all() -> list[str]:
-    """The names of the options of all commands, of all tasks, and of the service."""
-    classes: list[type[BaseModel]] = [resolve_name(path) for path in _ONLINE_OPTIONS]
-    for task in TASKS:
-        classes += [corpus_command_options(task), command_options(task)]
-    return list(
-        dict.fromkeys(name for options_class in classes for name in option_names(options_class))
-    )
 
 
 class LabelList(str):
@@ -809,55 +571,6 @@ def column_option(name: str) -> str:
 
 
 @cache
-def corpus_options(task: str) -> type[CorpusOptions]:
-    """The options of the corpus job of a task: the task's, a column for each of its inputs, and the
-    job's own.
-
-    Example: `corpus_options("classify")(input="in/", output="out/", model="my-org/my-modernbert",
-    top_k=3)`
-    """
-    options = TASKS[task]
-    columns: dict[str, Any] = {
-        column_option(name): (Annotated[str, Field(description=f"column with the {content}")], name)
-        for name, content in options.inputs.items()
-    }
-    columns |= {
-        column_option(name): (
-            Annotated[str | None, Field(description=f"column with the {content}")],
-            None,
-        )
-        for name, content in options.optional_inputs.items()
-    }
-    bases: Any = (options, CorpusOptions)
-    return create_model(
-        f"Corpus{options.__name__}", __base__=bases, __doc__=options.purpose, **columns
-    )
-
-
-@cache
-def corpus_command_options(task: str) -> type[CommandOptions]:
-    """The options of the command of a corpus job: the job's, from the command line, the environment
-    or YAML.
-    """
-    options = corpus_options(task)
-    dry_run: Any = (
-        Annotated[bool, Field(description="show what would be done, and do nothing")],
-        False,
-    )
-    bases: Any = (options, CommandOptions)
-    name: Any = f"Command{options.__name__}"
-    return create_model(name, __base__=bases, __doc__=options.__doc__, dry_run=dry_run)
-
-
-@cache
-def command_options(task: str) -> type[CommandOptions]:
-    """The options of `python -m pipelines` for a task: the task's, and how its model is run."""
-    options = TASKS[task]
-    bases: Any = (options, CommandOptions)
-    return create_model(f"Command{options.__name__}", __base__=bases, __doc__=options.__doc__)
-
-
-@cache
 def model_options(task: str) -> type[ModelOptions]:
     """The options of a task and of how its model is run, from nowhere but the call."""
     options = TASKS[task]
@@ -881,19 +594,6 @@ def from_call(options_class: type[Options], values: Mapping[str, Any]) -> Option
             for each in error.errors()
         ]
         raise ValueError("; ".join(wrong)) from None
-
-
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The options in a YAML file: a mapping whose names have hyphens or underscores; UserError for
-    another content.
-    """
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"--config {path}: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"--config {path} must hold options as 'name: value' lines")
-    return {str(name).replace("-", "_"): value for name, value in values.items()}
 
 
 def plain_message(message: str) -> str:

@@ -11,7 +11,7 @@ from pipelines.input.inspection import Inspection, sample
 from pipelines.input.plan import cut, read_shard
 from pipelines.input.shapes import Shape
 from pipelines.input.shards import Scan
-from pipelines.options import CorpusOptions
+from pipelines.job_options import CorpusOptions
 
 _SAMPLED, _SAMPLED_ROWS = 8, 128
 

@@ -21,7 +21,8 @@ from pipelines.input.inspection import Inspection, inspect_input, sample
 from pipelines.input.names import first_portable_name, portable_name
 from pipelines.input.text import TextOptions
 from pipelines.input.types import stored_type
-from pipelines.options import CorpusOptions, column_option
+from pipelines.job_options import CorpusOptions
+from pipelines.options import column_option
 from pipelines.output.folder import read_files
 from pipelines.output.record import PARTS, RunRecord, read_record
 from pipelines.raydata.placement import device_of_actors

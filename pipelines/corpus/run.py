@@ -23,7 +23,8 @@ from pipelines.errors import JobError
 from pipelines.input.inspection import Inspection
 from pipelines.input.plan import cut
 from pipelines.input.staging import remove_staged
-from pipelines.options import CorpusOptions, corpus_options, from_call, task_named
+from pipelines.job_options import CorpusOptions, corpus_options
+from pipelines.options import from_call, task_named
 from pipelines.output import folder as output
 from pipelines.output.lease import Lease, OutputInUse, lease
 from pipelines.output.record import PARTS, RunRecord

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
 from pipelines.errors import UserError
-from pipelines.options import TASKS, ModelOptions, TaskOptions, plain_message, read_yaml
+from pipelines.job_options import read_yaml
+from pipelines.options import TASKS, ModelOptions, TaskOptions, plain_message
 from pipelines.serve.http.middleware import HttpLimits
 
 if TYPE_CHECKING:

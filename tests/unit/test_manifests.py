@@ -23,7 +23,7 @@ from ray.serve.schema import ServeDeploySchema
 from schedules import airflow_dag
 
 from pipelines.arguments import parse
-from pipelines.options import corpus_command_options
+from pipelines.job_options import corpus_command_options
 from pipelines.serve.config import service_options
 
 JOBS = REPOSITORY / "jobs"

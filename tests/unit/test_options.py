@@ -11,17 +11,15 @@ import pytest
 
 from pipelines.arguments import parse
 from pipelines.errors import UserError
-from pipelines.options import (
+from pipelines.job_options import (
     ENV_PREFIX,
     OTHER_VARIABLES,
-    TASKS,
     CommandOptions,
-    Words,
     command_options,
     corpus_command_options,
-    marker,
     option_names,
 )
+from pipelines.options import TASKS, Words, marker
 from pipelines.serve.config import ServedModel, ServiceOptions
 from pipelines.serve.http.middleware import HttpLimits
 

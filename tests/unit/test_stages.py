@@ -13,7 +13,7 @@ from conftest import REPOSITORY
 from pipelines.corpus import stages
 from pipelines.corpus.plan import plan_job, with_columns
 from pipelines.input.plan import cut
-from pipelines.options import corpus_options
+from pipelines.job_options import corpus_options
 from pipelines.raydata import wire
 
 MODEL = str(REPOSITORY / "jobs/demo/intent-classifier")
