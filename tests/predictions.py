@@ -13,7 +13,8 @@ import numpy as np
 from modernbert.config import ModernBertConfig
 from modernbert.text.tokenizer import Tokenizer
 from modernbert.text.windows import Windows
-from pipelines.tasks.base import ModelOutputs, Task
+from pipelines.tasks.base import Task
+from pipelines.tasks.outputs import ModelOutputs
 
 
 def described(tokenizer: Any = None, **config: Any) -> Any:

@@ -22,8 +22,9 @@ from modernbert.text.windows import Text
 from pipelines.checkpoints import Checkpoint
 from pipelines.inference.bucketing import packed_batches
 from pipelines.inference.loading import cpu_budget, gpu_budget, resolve_dtype
-from pipelines.inference.values import ValuesBuilder, ranges
-from pipelines.tasks.base import ModelOutputs, Predictions, Task
+from pipelines.inference.outputs import ValuesBuilder, model_outputs, ranges
+from pipelines.tasks.base import Task
+from pipelines.tasks.outputs import ModelOutputs, Predictions
 
 IN_FLIGHT = 3
 """Packed batches that a GPU is given ahead: one that it computes, one whose values are copied, one
@@ -103,9 +104,10 @@ class Predictor:
         failed = windows.rejected | {
             int(windows.document[w]): reason for w, reason in predictions.failed.items()
         }
-        return ModelOutputs(
-            documents, windows, predictions.values, predictions.splits, tokenizer
-        ), failed
+        outputs = model_outputs(
+            task, tokenizer, documents, windows, predictions.values, predictions.splits
+        )
+        return outputs, failed
 
     @torch.inference_mode()
     def predict(

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from modernbert.text.windows import Windows
 from pipelines.input.shards import Shard
-from pipelines.tasks.base import Predictions
+from pipelines.tasks.outputs import Predictions
 
 REJECT = pa.struct(
     [("row", pa.int64()), ("reason", pa.string()), ("stage", pa.string()), ("raw", pa.string())]

@@ -22,10 +22,11 @@ from concurrent.futures import Future
 import numpy as np
 
 from modernbert.text.windows import WindowBudgetError
+from pipelines.inference.outputs import ValuesBuilder
 from pipelines.inference.predictor import Predictor
-from pipelines.inference.values import ValuesBuilder
 from pipelines.serve.protocol import MOST_NUMBERS
-from pipelines.tasks.base import Predictions, Task
+from pipelines.tasks.base import Task
+from pipelines.tasks.outputs import Predictions
 
 logger = logging.getLogger(__name__)
 TURN_FRACTION = 4

@@ -23,6 +23,7 @@ from modernbert.text.tokenizer import Tokenizer
 from modernbert.text.windows import Text, WindowBudgetError, Windows
 from pipelines.checkpoints import Checkpoint
 from pipelines.inference.loading import cpu_budget, device_here
+from pipelines.inference.outputs import model_outputs
 from pipelines.inference.predictor import Predictor
 from pipelines.serve.admission import Admission, half
 from pipelines.serve.batcher import Batcher
@@ -45,7 +46,8 @@ from pipelines.serve.protocol import (
     ServeError,
     Tokens,
 )
-from pipelines.tasks.base import ModelOutputs, Predictions, Task, task_class
+from pipelines.tasks.base import Task, task_class
+from pipelines.tasks.outputs import ModelOutputs, Predictions
 
 _THREADS = min(8, max(2, os.cpu_count() or 1))  # for checking, tokenising and decoding
 _TASKS_KEPT, _OPTIONS_KEPT = (
@@ -296,8 +298,14 @@ class ModelServer:
         that were not.
         """
         task, windows, at = ready.task, ready.windows, np.flatnonzero(~ready.too_long)
-        values, splits = predictions.values, predictions.splits
-        outputs = ModelOutputs(ready.documents, windows, values, splits, self.checkpoint.tokenizer)
+        outputs = model_outputs(
+            task,
+            self.checkpoint.tokenizer,
+            ready.documents,
+            windows,
+            predictions.values,
+            predictions.splits,
+        )
         failed = {
             int(d): f"text has more than the {task.max_length} tokens that the model reads"
             for d in np.flatnonzero(ready.too_long)

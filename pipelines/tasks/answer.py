@@ -21,7 +21,8 @@ from modernbert.text.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
 from pipelines.memory.base import Pipeline, fields_of, predict_json
 from pipelines.options import AnswerOptions
-from pipelines.tasks.base import ModelOutputs, Task, resolve_windowing
+from pipelines.tasks.base import Task, resolve_windowing
+from pipelines.tasks.outputs import ModelOutputs
 from pipelines.tasks.postprocess import list_array, per_document, softmax
 
 SPAN = pa.struct(

@@ -27,43 +27,13 @@ from modernbert.text.windows import MOST_OVERLAP, Text, Windows
 from pipelines.checkpoints import Checkpoint
 from pipelines.memory.base import Pipeline
 from pipelines.options import TASKS, TaskOptions
+from pipelines.tasks.outputs import ModelOutputs
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """The model's values for windows."""
-
-    values: np.ndarray
-    """(R, C) float32; rows of failed windows are not meaningful."""
-    splits: np.ndarray
-    """(W+1,): the rows of window w are `splits[w]:splits[w + 1]`."""
-    failed: dict[int, str]
-    """Windows without values, with the reason."""
-    batches: int
-    """The number of packed batches that they were in."""
-    seconds: float
-    """From the start of the first of these batches to the end of the last."""
-    queue_s: float = 0.0
-    """The time online in the queue before the first batch."""
-
-
-@dataclass(frozen=True)
-class ModelOutputs:
-    """Documents, their windows, and the model's values for these: what `decode` takes."""
-
-    documents: Sequence[Text]
-    windows: Windows
-    values: np.ndarray
-    """(R, C) float32"""
-    splits: np.ndarray
-    """(W+1,): the rows of window w are `splits[w]:splits[w + 1]`."""
-    tokenizer: Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)

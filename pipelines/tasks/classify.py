@@ -18,7 +18,8 @@ from modernbert.text.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
 from pipelines.memory.base import Pipeline, fields_of
 from pipelines.options import ClassifyOptions, Function, Merge
-from pipelines.tasks.base import ModelOutputs, Task, label_maps, resolve_windowing
+from pipelines.tasks.base import Task, label_maps, resolve_windowing
+from pipelines.tasks.outputs import ModelOutputs
 from pipelines.tasks.postprocess import activation_named, list_array, merged, sigmoid, softmax
 
 

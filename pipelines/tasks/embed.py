@@ -19,7 +19,8 @@ from modernbert.text.tokenizer import Tokenizer
 from modernbert.text.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
 from pipelines.options import EmbedOptions, Precision
-from pipelines.tasks.base import ModelOutputs, Task, resolve_prompt, resolve_windowing
+from pipelines.tasks.base import Task, resolve_prompt, resolve_windowing
+from pipelines.tasks.outputs import ModelOutputs
 from pipelines.tasks.postprocess import STORED_TYPES, merged, normalised, stored
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ import pyarrow as pa
 
 from pipelines.checkpoints import Checkpoint
 from pipelines.options import FeaturesOptions
-from pipelines.tasks.base import ModelOutputs, Task, resolve_windowing
+from pipelines.tasks.base import Task, resolve_windowing
+from pipelines.tasks.outputs import ModelOutputs
 from pipelines.tasks.postprocess import list_array
 
 

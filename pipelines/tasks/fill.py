@@ -19,7 +19,8 @@ from modernbert.text.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
 from pipelines.memory.base import Pipeline
 from pipelines.options import FillOptions
-from pipelines.tasks.base import ModelOutputs, Task, resolve_windowing
+from pipelines.tasks.base import Task, resolve_windowing
+from pipelines.tasks.outputs import ModelOutputs
 from pipelines.tasks.postprocess import list_array, per_document
 
 if TYPE_CHECKING:

@@ -20,7 +20,8 @@ from modernbert.text.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
 from pipelines.memory.base import Pipeline
 from pipelines.options import MultiVectorOptions, Precision
-from pipelines.tasks.base import ModelOutputs, Task, resolve_prompt, resolve_windowing
+from pipelines.tasks.base import Task, resolve_prompt, resolve_windowing
+from pipelines.tasks.outputs import ModelOutputs
 from pipelines.tasks.postprocess import STORED_TYPES, list_array, normalised, stored
 from pipelines.tasks.sparse import PROMPTS
 

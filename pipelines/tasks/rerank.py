@@ -22,9 +22,10 @@ from modernbert.text.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
 from pipelines.memory.base import Pipeline, fields_of, items_of, predict_json
 from pipelines.options import Merge, RerankOptions
-from pipelines.tasks.base import ModelOutputs, Task, label_maps, resolve_prompt, resolve_windowing
+from pipelines.tasks.base import Task, label_maps, resolve_prompt, resolve_windowing
 from pipelines.tasks.maxsim import MaxSim
 from pipelines.tasks.multi_vector import MultiVector
+from pipelines.tasks.outputs import ModelOutputs
 from pipelines.tasks.postprocess import activation_named, merged, sigmoid
 
 if TYPE_CHECKING:

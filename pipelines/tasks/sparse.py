@@ -20,7 +20,8 @@ from modernbert.text.tokenizer import Tokenizer
 from modernbert.text.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
 from pipelines.options import SparseOptions
-from pipelines.tasks.base import ModelOutputs, Task, resolve_prompt, resolve_windowing
+from pipelines.tasks.base import Task, resolve_prompt, resolve_windowing
+from pipelines.tasks.outputs import ModelOutputs
 from pipelines.tasks.postprocess import list_array, per_document
 
 if TYPE_CHECKING:

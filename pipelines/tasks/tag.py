@@ -17,7 +17,8 @@ from modernbert.text.tokenizer import Tokenizer
 from modernbert.text.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
 from pipelines.options import Aggregation, TagOptions
-from pipelines.tasks.base import ModelOutputs, Task, label_maps, resolve_windowing
+from pipelines.tasks.base import Task, label_maps, resolve_windowing
+from pipelines.tasks.outputs import ModelOutputs
 from pipelines.tasks.postprocess import list_array, per_document, softmax
 
 SPECIAL, SUBWORD = -1, 1

@@ -22,8 +22,9 @@ from modernbert.text.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
 from pipelines.memory.base import Pipeline
 from pipelines.options import LabelList, Merge, ZeroShotOptions, label_mistake, split_labels
-from pipelines.tasks.base import ModelOutputs, Task, label_maps, resolve_windowing
+from pipelines.tasks.base import Task, label_maps, resolve_windowing
 from pipelines.tasks.classify import plain_classifier
+from pipelines.tasks.outputs import ModelOutputs
 from pipelines.tasks.postprocess import list_array, sigmoid, softmax
 
 

@@ -12,7 +12,7 @@ from checkpoints import write_task
 from predictions import assert_close, random_texts
 
 from pipelines import pipeline
-from pipelines.tasks.base import ModelOutputs
+from pipelines.tasks.outputs import ModelOutputs
 
 CLASSIFIER = "ModernBertForSequenceClassification"
 NLI = {
