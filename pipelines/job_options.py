@@ -173,7 +173,7 @@ def corpus_options(task: str) -> type[CorpusOptions]:
     for name, content in options.optional_inputs.items():
         described = Field(description=f"column with the {content}")
         columns[column_option(name)] = (Annotated[str | None, described], None)
-    # The task's class comes first: its defaults win over those of every job.
+    # The task's class comes first: its defaults win. (create_model's types know one base alone.)
     bases: Any = (options, CorpusOptions)
     created: type[CorpusOptions] = create_model(
         f"Corpus{options.__name__}", __base__=bases, __doc__=options.purpose, **columns

@@ -45,9 +45,7 @@ PromptName = Annotated[
 
 @dataclass(frozen=True)
 class Commas:
-    """Marks a list that is one comma-separated text on the command line, in the environment and in
-    YAML.
-    """
+    """Marks a list that command line, environment and YAML give as one comma-separated text."""
 
     strip: bool = True
     """Whether blanks around a name are dropped: " cat" is a token of its own."""
@@ -55,12 +53,12 @@ class Commas:
 
 @dataclass(frozen=True)
 class Words:
-    """Marks an option that has another name, and words for its values, on the command line, in the
-    environment and in YAML.
-    """
+    """Marks an option that has another name, and words for its values, outside Python."""
 
     name: str
+    """Its name on the command line, in the environment and in YAML."""
     values: dict[str, Any]
+    """What the words stand for: any value that the option takes."""
 
 
 Names = Annotated[Sequence[str] | None, NoDecode, Commas()]
@@ -90,19 +88,13 @@ class TaskOptions(BaseModel):
     aliases: ClassVar[tuple[str, ...]] = ()
     """Its names in transformers and on the command line."""
     inputs: ClassVar[dict[str, str]] = {"text": "text"}
-    """What the texts of a document are called, and what they hold; a corpus job has a column option
-    for each.
-    """
+    """The names of a document's texts, and what they hold; each has a column option in a job."""
     optional_inputs: ClassVar[dict[str, str]] = {}
     """A text that a document may have beside those; then it is a pair."""
     list_inputs: ClassVar[frozenset[str]] = frozenset()
-    """The inputs that are several texts: a list, whose values they are, or one text, which
-    `split_labels` splits.
-    """
+    """The inputs that are several texts: a list, or one text, which `split_labels` splits."""
     fits: ClassVar[dict[str, str]] = {}
-    """The architectures whose checkpoints it runs, and how a message names them to a user who asks
-    for another task.
-    """
+    """The architectures whose checkpoints it runs, and what a message then names as the task."""
     transformers_names: ClassVar[dict[str, str]] = {}
     """What transformers calls some of the options, and their names here."""
     online: ClassVar[bool] = True
@@ -118,45 +110,46 @@ class TaskOptions(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _none_is_the_default(cls, values: Any) -> Any:
+    def _none_is_the_default(cls, values: Mapping[str, object]) -> dict[str, object]:
         return {name: value for name, value in values.items() if value is not None}
 
     @classmethod
-    def parse(cls, values: Mapping[str, Any]) -> Self:
-        """The options `values`, which Python code gives: each must be one of the task's and of its
-        very type.
+    def parse(cls, values: Mapping[str, object]) -> Self:
+        """Return the options `values`, by name, as Python code gives them.
 
-        Raises ValueError that begins with the option's name.
+        Raises ValueError that begins with the name of an option which the task does not have, or
+        whose value is not of its very type or out of its range.
         """
-        if unknown := sorted(set(values) - set(cls.model_fields)):
-            raise ValueError(
-                f"{unknown[0]} is no option of {cls.task}; it has {', '.join(cls.model_fields)}"
-            )
+        unknown = sorted(set(values) - set(cls.model_fields))
+        if unknown:
+            names = ", ".join(cls.model_fields)
+            raise ValueError(f"{unknown[0]} is not an option of {cls.task}; it has {names}")
         try:
             return cls.model_validate(dict(values), strict=True)
         except ValidationError as error:
             first = error.errors()[0]
             name = str(first["loc"][0])
             if first["type"] == "greater_than_equal":
-                raise ValueError(
-                    f"{name} {first['input']} must be at least {first['ctx']['ge']}"
-                ) from error
+                least = first["ctx"]["ge"]
+                raise ValueError(f"{name} {first['input']} must be at least {least}") from error
             raise ValueError(f"{name} {values[name]!r}: {plain_message(first['msg'])}") from error
 
     @classmethod
     def input_names(cls, count: int | None = None) -> tuple[str, ...]:
-        """The names of the texts of a document that has `count` of them, by default all."""
+        """Return the names of the texts of a document that has `count` of them, by default all."""
         return (*cls.inputs, *cls.optional_inputs)[:count]
 
     def check_inputs(self, names: Collection[str]) -> None:
-        """Raise ValueError, whose message begins with an option's name, where documents with these
-        texts lack one.
+        """Raise ValueError where documents with the texts `names` lack what these options need.
+
+        Its message begins with the name of an option.
         """
 
-    def override(self, values: Mapping[str, Any]) -> TaskOptions:
-        """The options with `values` in place of some; ValueError as `parse` raises it."""
+    def override(self, values: Mapping[str, object]) -> TaskOptions:
+        """Return the options with `values` in place of some; ValueError as `parse` raises it."""
         cls = TASKS[self.task]
-        return cls.parse({name: getattr(self, name) for name in cls.model_fields} | dict(values))
+        own = {name: getattr(self, name) for name in cls.model_fields}
+        return cls.parse(own | dict(values))
 
 
 class ClassifyOptions(TaskOptions):
@@ -199,14 +192,16 @@ class ZeroShotOptions(TaskOptions):
     )
     aliases = ("zero-shot-classification",)
     optional_inputs = {
-        "labels": "labels of each row: a list, or a text, one a line or comma-separated (default: "
-        "--labels for all)"
+        "labels": (
+            "labels of each row: a list, or a text, one per line or comma-separated (default: "
+            "--labels for all)"
+        )
     }
     list_inputs = frozenset({"labels"})
     fits = {"ModernBertForSequenceClassification": "zero_shot with a label of entailment"}
 
     labels: Annotated[Names, Field(description="labels to choose from, comma-separated")] = None
-    labels_file: Annotated[str | None, Field(description="text file with a label a line")] = None
+    labels_file: Annotated[str | None, Field(description="text file with a label per line")] = None
     hypothesis_template: Annotated[
         str, Field(description="sentence that says of a text that label {} fits")
     ] = "This example is {}."
@@ -230,7 +225,7 @@ class ZeroShotOptions(TaskOptions):
 
     @field_validator("labels", mode="before")
     @classmethod
-    def _split_labels(cls, value: Any) -> Any:
+    def _split_labels(cls, value: object) -> object:
         return split_at_commas(value) if isinstance(value, str) else value
 
     @field_validator("labels")
@@ -250,17 +245,19 @@ class ZeroShotOptions(TaskOptions):
         return value
 
     def check_inputs(self, names: Collection[str]) -> None:
-        given = {
-            "labels": self.labels,
-            "labels_file": self.labels_file,
-            "labels_column": "labels" in names or None,
-        }
-        found = [name for name, value in given.items() if value is not None]
-        if len(found) != 1:
-            came = "none of them is" if not found else f"{' and '.join(found)} are"
-            raise ValueError(
-                f"labels come from labels, labels_file or labels_column; {came} given: give one"
-            )
+        sources: list[str] = []
+        if self.labels is not None:
+            sources.append("labels")
+        if self.labels_file is not None:
+            sources.append("labels_file")
+        if "labels" in names:
+            sources.append("labels_column")
+        if len(sources) == 1:
+            return
+        came = f"{' and '.join(sources)} are" if sources else "none of them is"
+        raise ValueError(
+            f"labels come from labels, labels_file or labels_column; {came} given: give one"
+        )
 
 
 class TagOptions(TaskOptions):
@@ -332,7 +329,7 @@ class FillOptions(TaskOptions):
 
     @field_validator("targets", mode="before")
     @classmethod
-    def _one_target(cls, value: Any) -> Any:
+    def _one_target(cls, value: object) -> object:
         return [value] if isinstance(value, str) else value
 
 
@@ -444,11 +441,16 @@ TASKS: dict[str, type[TaskOptions]] = {options.task: options for options in _TAS
 
 
 def task_named(name: str) -> type[TaskOptions]:
-    """The task called `name`, here or in transformers; ValueError where there is none."""
-    names = {alias: options for options in TASKS.values() for alias in options.aliases}
-    if name not in names and name not in TASKS:
-        raise ValueError(f"task {name!r} is unknown; known are {', '.join(names)}")
-    return names.get(name) or TASKS[name]
+    """Return the task called `name`, here or in transformers; ValueError where there is none."""
+    by_alias: dict[str, type[TaskOptions]] = {}
+    for options in TASKS.values():
+        for alias in options.aliases:
+            by_alias[alias] = options
+    if name in by_alias:
+        return by_alias[name]
+    if name in TASKS:
+        return TASKS[name]
+    raise ValueError(f"task {name!r} is unknown; known are {', '.join(by_alias)}")
 
 
 class ModelOptions(BaseModel):
@@ -472,15 +474,14 @@ class ModelOptions(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _as_in_python(cls, values: Any) -> Any:
+    def _as_in_python(cls, values: Mapping[str, object]) -> dict[str, object]:
         return {name: cls._list(name, value) for name, value in cls.own_names(values).items()}
 
     @classmethod
-    def own_names(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+    def own_names(cls, values: Mapping[str, object]) -> dict[str, object]:
         """Return options under the names of fields, with the values that `Words` stand for.
 
-        Raises UserError for a word that is not known, and for an option that is given under both of
-        its names.
+        Raises UserError for a word that is not known, and for an option under both its names.
         """
         named = dict(values)
         for name, field in cls.model_fields.items():
@@ -499,16 +500,22 @@ class ModelOptions(BaseModel):
         return named
 
     @classmethod
-    def _list(cls, name: str, value: Any) -> Any:
-        commas = marker(cls.model_fields[name], Commas) if name in cls.model_fields else None
-        if commas is None or not isinstance(value, str):
+    def _list(cls, name: str, value: object) -> object:
+        """Return the list that a text stands for, where the option is marked with `Commas`."""
+        if name not in cls.model_fields or not isinstance(value, str):
+            return value
+        commas = marker(cls.model_fields[name], Commas)
+        if commas is None:
             return value
         return split_at_commas(value, strip=commas.strip)
 
 
 def marker(field: FieldInfo, kind: type[Marker]) -> Marker | None:
-    """The Commas or Words of an option, if it has one."""
-    return next((each for each in field.metadata if isinstance(each, kind)), None)
+    """Return the Commas or Words of an option, if it has one."""
+    for each in field.metadata:
+        if isinstance(each, kind):
+            return each
+    return None
 
 
 class LabelList(str):
@@ -522,35 +529,37 @@ class LabelList(str):
 
     @classmethod
     def of(cls, labels: Iterable[str]) -> Self:
-        """The text of `labels`."""
+        """Return the text of `labels`."""
         return cls(json.dumps(list(labels), ensure_ascii=False))
 
 
 def split_labels(text: str) -> list[str]:
-    """The labels in a text: those of a LabelList, else one a line, or without a line end
+    """Return the labels in a text: those of a LabelList; else one per line, or in a single line
     comma-separated.
     """
     if isinstance(text, LabelList):
-        return json.loads(text)
-    lines = re.split(
-        r"\r\n|\r|\n", text
-    )  # str.splitlines splits at characters that end no line of a file, too
+        labels: list[str] = json.loads(text)
+        return labels
+    # str.splitlines would split at characters, too, that end no line of a file.
+    lines = re.split(r"\r\n|\r|\n", text)
     if len(lines) == 1:
         return split_at_commas(text)
     return [line.strip() for line in lines if line.strip()]
 
 
 def split_at_commas(text: str, *, strip: bool = True) -> list[str]:
-    """The parts of a comma-separated text that are not blank, by default without the blanks around
-    them.
+    """Return the parts of a comma-separated text that are not blank.
+
+    Without `strip`, they keep the blanks around them.
     """
     parts = [part for part in text.split(",") if part.strip()]
-    return [part.strip() for part in parts] if strip else parts
+    if not strip:
+        return parts
+    return [part.strip() for part in parts]
 
 
 def label_mistake(labels: Sequence[str]) -> str | None:
-    """What is wrong with labels to choose from, to stand behind what gave them; None where nothing
-    is.
+    """Return what is wrong with labels to choose from, the end of a sentence on them, or None.
 
     transformers scores a label that is there twice as two, which share its probability.
     """
@@ -560,42 +569,46 @@ def label_mistake(labels: Sequence[str]) -> str | None:
     if "" in counts:
         return "must not hold an empty label"
     label, count = counts.most_common(1)[0]
-    return (
-        f"must name each label once; {label[:40]!r} is there {count} times" if count > 1 else None
-    )
+    if count > 1:
+        return f"must name each label once; {label[:40]!r} is there {count} times"
+    return None
 
 
 def column_option(name: str) -> str:
-    """The option that names the column of the input `name` of a task."""
+    """Return the option that names the column of the input `name` of a task."""
     return f"{name}_column"
 
 
 @cache
 def model_options(task: str) -> type[ModelOptions]:
-    """The options of a task and of how its model is run, from nowhere but the call."""
+    """Return the options of a task and of how its model is run, which come from the call alone."""
     options = TASKS[task]
-    bases: Any = (options, ModelOptions)
-    return create_model(f"Model{options.__name__}", __base__=bases, __doc__=options.__doc__)
+    bases: Any = (options, ModelOptions)  # create_model's types know one base
+    created: type[ModelOptions] = create_model(
+        f"Model{options.__name__}", __base__=bases, __doc__=options.__doc__
+    )
+    return created
 
 
-def from_call(options_class: type[Options], values: Mapping[str, Any]) -> Options:
-    """The options `values`, which Python code gives by name; ValueError that names each wrong
-    one.
+def from_call(options_class: type[Options], values: Mapping[str, object]) -> Options:
+    """Return the options `values`, which Python code gives by name.
+
+    Raises ValueError that names each wrong one.
     """
-    if unknown := sorted(set(values) - set(options_class.model_fields)):
-        raise ValueError(
-            f"{unknown[0]} is no option; there are {', '.join(options_class.model_fields)}"
-        )
+    unknown = sorted(set(values) - set(options_class.model_fields))
+    if unknown:
+        names = ", ".join(options_class.model_fields)
+        raise ValueError(f"{unknown[0]} is not an option; there are {names}")
     try:
         return options_class.model_validate(values)
     except ValidationError as error:
-        wrong = [
-            f"{each['loc'][0]} {each['input']!r}: {plain_message(each['msg'])}"
-            for each in error.errors()
-        ]
-        raise ValueError("; ".join(wrong)) from None
+        mistakes: list[str] = []
+        for each in error.errors():
+            message = plain_message(each["msg"])
+            mistakes.append(f"{each['loc'][0]} {each['input']!r}: {message}")
+        raise ValueError("; ".join(mistakes)) from None
 
 
 def plain_message(message: str) -> str:
-    """A message of pydantic's in the words of ours: what is allowed, without a preamble."""
+    """Return a message of pydantic's in our words: what is allowed, without a preamble."""
     return message.removeprefix("Value error, ").replace("Input should be", "must be")

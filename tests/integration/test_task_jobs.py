@@ -367,7 +367,7 @@ def assert_as_the_job(
 def test_a_step_with_a_mistake_is_refused_before_anything_runs(models, local_ray):
     model = str(models["classify"])
     for options, message in (
-        ({"top": 3}, "top is no option; there are model, "),
+        ({"top": 3}, "top is not an option; there are model, "),
         ({"device": "tpu"}, "device 'tpu': "),
         ({"top_k": 0}, "top_k 0"),
         ({"batch_rows": 0}, "batch_rows 0"),
@@ -403,7 +403,7 @@ def test_the_example_of_a_job_in_python_runs(local_ray, in_process, tmp_path, mo
     assert 0 < len(sure) < 994
     assert sure["score"].min() > 0.9
     assert set(done.rejects().to_pandas()["_reason"]) >= {"text is null", "text is empty"}
-    with pytest.raises(ValueError, match="top is no option; there are "):
+    with pytest.raises(ValueError, match="top is not an option; there are "):
         run_corpus("classify", input="a", output="b", model="c", top=3)
     with pytest.raises(ValueError, match="actors 'many': "):
         run_corpus("classify", input="a", output="b", model="c", actors="many")

@@ -145,7 +145,7 @@ MISTAKES = [
     (
         "token-classification",
         {"top_k": 2},
-        "top_k is no option of tag; it has max_length, long_documents, stride, agg",
+        "top_k is not an option of tag; it has max_length, long_documents, stride, agg",
     ),
     (
         "token-classification",
@@ -322,10 +322,10 @@ REFUSED = [
         "truncation 'only_first' is not available; it must be True, 'longest_first' or",
     ),
     ({"padding": "max_length"}, "padding 'max_length' is not available"),
-    ({"is_split_into_words": True}, "is_split_into_words is no option of classify"),
+    ({"is_split_into_words": True}, "is_split_into_words is not an option of classify"),
     (
         {"tokenizer_kwargs": {"add_special_tokens": False}},
-        "add_special_tokens is no option of classify",
+        "add_special_tokens is not an option of classify",
     ),
 ]
 

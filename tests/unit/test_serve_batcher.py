@@ -404,7 +404,7 @@ MISTAKES = [
         PredictRequest(["a"], {"top_k": 99}),
         "top_k 99 must be from 1 to the model's 5 labels",
     ),
-    ("classify", PredictRequest(["a"], {"top": 1}), "top is no option of classify"),
+    ("classify", PredictRequest(["a"], {"top": 1}), "top is not an option of classify"),
     ("classify", PredictRequest(["a", ("a", "b"), 7]), r"input 2 holds '7' \(int\), not text"),
     ("classify", PredictRequest([7]), r"input 0 holds '7' \(int\), not text"),
     (
