@@ -56,7 +56,7 @@ ROWS = 32
 
 def install(seconds: float, spans: Path) -> None:
     """Put into this worker a stand-in that takes `seconds` for a shard and answers zeros; it notes when in `spans`."""
-    from pipelines.corpus import stages
+    from pipelines.raydata import actor
     from pipelines.tasks.base import Predictions
 
     class StandIn:
@@ -79,9 +79,9 @@ def install(seconds: float, spans: Path) -> None:
             )
 
     def load(self: Any) -> None:
-        self.predictor = StandIn(self.job.task)
+        self.predictor = StandIn(self.run.task)
 
-    stages.Predict._load = load  # type: ignore[method-assign]
+    actor.Predict._load = load  # type: ignore[method-assign]
 
 
 @contextmanager

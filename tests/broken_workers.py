@@ -17,10 +17,10 @@ PROBE_TOKENS = 3
 
 def install() -> None:
     """Put the faults into this worker, without loading torch: readers and committers go without."""
-    from pipelines.corpus import stages
+    from pipelines.raydata import actor
     from pipelines.tasks.base import Task
 
-    stages.START_PAUSES_S, stages.MAX_STARTS = (0.1, 0.1, 0.1), 2
+    actor.START_PAUSES_S, actor.MAX_STARTS = (0.1, 0.1, 0.1), 2
     load, forward = Task.load, Task.forward
     folder = Path(os.environ[FAULT])
     broken = False

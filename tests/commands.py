@@ -21,6 +21,7 @@ from ray.data import DataContext, Dataset
 from pipelines import signals
 from pipelines.corpus import execute, stages
 from pipelines.corpus.run import run_corpus
+from pipelines.raydata.actor import Predict
 from pipelines.raydata.wire import shard_row
 
 
@@ -65,12 +66,12 @@ def without_ray(patch: pytest.MonkeyPatch) -> None:
     """Run the stages of jobs in this process, without Ray, one shard after the other."""
 
     def run_all(self: execute.Execution, actors: str, wait_s: float) -> None:
-        actor = stages.Predict(self.job) if self.todo else None
+        actor = Predict(self.job) if self.todo else None
         for shard in self.todo:
             table = stages.read_and_tokenise(self.job, pa.Table.from_pylist([shard_row(shard)]))
             committed = stages.commit(self.job, actor(table)).to_pylist()[0]
             assert committed["error"] is None, committed
-            self._add(json.loads(committed["stats"]))
+            self.add_committed(json.loads(committed["stats"]))
 
     patch.setattr(execute.Execution, "run", run_all)
 

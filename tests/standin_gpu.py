@@ -28,7 +28,7 @@ class StandIn:
         return None, {}
 
     def predict(self, input_ids, cu_seqlens, done):
-        from pipelines.tasks.base import Predictions
+        from pipelines.tasks.outputs import Predictions
 
         seconds = len(input_ids) / (GPU_READERS * READER_TOKENS_S)
         with self.device:  # it does one thing at a time, as a GPU does for two threads
@@ -56,9 +56,9 @@ def install() -> None:
 
 def install_quick() -> None:
     """Put the stand-in into this worker, and leave the readers as quick as they are."""
-    from pipelines.corpus import stages
+    from pipelines.raydata import actor
 
     def load(self):
-        self.predictor = StandIn(self.job.task)
+        self.predictor = StandIn(self.run.task)
 
-    stages.Predict._load = load
+    actor.Predict._load = load

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from pipelines.corpus.plan import ADDED, Job, with_columns
+from pipelines.corpus.plan import Job, with_columns
 from pipelines.corpus.summary import describe_budget, long_documents_policy
+from pipelines.inference.documents import ADDED
 from pipelines.input.documents import valid_documents
 from pipelines.input.inspection import Inspection, sample
 from pipelines.input.plan import cut, read_shard

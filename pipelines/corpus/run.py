@@ -165,9 +165,8 @@ def _run(
     known = {shard.path for shard in todo if shard.part} - set(found.unstaged)
     stage_files(job, found, sorted(known), held.check)
     execution = Execution(job, todo, options.max_rejected, held.check)
-    execution.failed |= {
-        path: f"cannot be read: {reason}" for path, reason in corpus.broken.items()
-    }
+    for path, reason in corpus.broken.items():
+        execution.failed[path] = f"cannot be read: {reason}"
     started = time.monotonic()
     missing = set[str]()
     try:

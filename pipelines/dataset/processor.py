@@ -20,17 +20,24 @@ from ray.data import Dataset
 
 from modernbert.text.windows import Text
 from pipelines.checkpoints import Checkpoint
-from pipelines.corpus.execute import actor_options
-from pipelines.corpus.plan import ADDED, clashing
-from pipelines.corpus.stages import Predict, accepted_documents, answer_columns, encode
 from pipelines.dataset.step_actors import Actors, SayWhatWaits, parse_actors, step_pool
+from pipelines.inference.documents import (
+    ADDED,
+    accepted_documents,
+    answer_columns,
+    clashing,
+    encode,
+)
 from pipelines.inference.loading import ModelRun, resolve_run
+from pipelines.inference.outputs import model_outputs
 from pipelines.input.documents import is_text, is_text_list, readable
 from pipelines.input.shards import Shard
 from pipelines.options import TaskOptions, column_option, from_call, model_options, task_named
 from pipelines.raydata import wire
+from pipelines.raydata.actor import Predict
 from pipelines.raydata.placement import device_of_actors, stage_cpus
-from pipelines.tasks.base import ModelOutputs, task_class
+from pipelines.raydata.pools import actor_options
+from pipelines.tasks.base import task_class
 
 MAX_CHARACTERS = 5_000_000
 """Longer texts are cut where long documents are truncated, and have no answer where they are read
@@ -318,7 +325,7 @@ def _answer(step: Processor, table: pa.Table) -> pa.Table:
     error = table["error"][0].as_py()
     error = error and error.partition("\n")[0]  # a traceback may follow
     if error and table["cause"][0].as_py() == wire.START:
-        raise RuntimeError(f"no actor comes up: {error}")
+        raise RuntimeError(f"no actor starts: {error}")
     documents = wire.array_of(table, "rows")
     reasons = {reject["row"]: reject["reason"] for reject in wire.rejects_of(table)}
     if error:
@@ -355,12 +362,10 @@ def _answers(
 ) -> dict[str, Any]:
     """Decode the answers of a batch; `documents`: the number of each row's document, or null."""
     task = step.run.task
-    texts = (
-        _documents(step, given)[0]
-        if task.needs_documents
-        else [""] * len(wire.array_of(table, "rows"))
-    )
-    values = wire.array_of(table, "values").reshape(-1, task.width)
+    documents_of_batch = _documents(step, given)[0] if task.needs_documents else None
+    values = wire.array_of(table, "values")
     splits = wire.array_of(table, "splits")
-    outputs = ModelOutputs(texts, wire.windows_of(table), values, splits, step.run.model.tokenizer)
+    windows = wire.windows_of(table)
+    tokenizer = step.run.model.tokenizer
+    outputs = model_outputs(task, tokenizer, documents_of_batch, windows, values, splits)
     return answer_columns(task, outputs, documents)

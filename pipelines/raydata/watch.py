@@ -1,22 +1,23 @@
-"""What the model actors of a job do, kept outside their processes: what one was at when it ended is
-known here.
+"""What the model actors of a job do, kept in an actor of its own: what one was at when its process
+ended is known here.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
 
 
 class Watch:
-    """The starts of the model actors of a round, the shards that they are at, and how much all have
-    answered.
+    """The starts of the model actors of a round, the shards that they are at, the rows answered.
 
-    All of it begins again where the node of the watch is lost.
+    Each call names its round. One of a new round begins it; one of a past round, in which only
+    actors that are about to end are, changes nothing. All begins again where the node of the watch
+    is lost.
     """
 
     def __init__(self) -> None:
-        self._rows = self._tokens = 0
+        self._rows = 0
+        self._tokens = 0
         self._begin_round(0)
 
     def _begin_round(self, number: int) -> None:
@@ -25,13 +26,10 @@ class Watch:
         self._failing: dict[str, bool] = {}
         self._running: dict[str, str | None] = {}
 
-    def call(self, round_number: int, method: str, *arguments: Any) -> Any:
-        """Call a method for the last round; for an earlier one, which only actors about to end are
-        in, do nothing.
-        """
+    def _is_current(self, round_number: int) -> bool:
         if round_number > self._round:
             self._begin_round(round_number)
-        return getattr(self, method)(*arguments) if round_number == self._round else None
+        return round_number == self._round
 
     def add(self, rows: int, tokens: int) -> None:
         """Count rows and tokens that an actor has answered, in whatever round."""
@@ -42,45 +40,49 @@ class Watch:
         """Return the rows and tokens that were answered in all rounds."""
         return self._rows, self._tokens
 
-    def start(self, actor: str) -> int:
-        """Note that an actor starts, and return how often it has begun to since it was last
-        ready.
-        """
+    def start(self, round_number: int, actor: str) -> int:
+        """Note that an actor starts; return how often it has since it was last ready."""
+        if not self._is_current(round_number):
+            return 1
         self._failing[actor] = False
         self._starts[actor] += 1
         return self._starts[actor]
 
-    def any_start(self) -> bool:
+    def any_start(self, round_number: int) -> bool:
         """Tell whether any actor has had a place, and begun to start."""
-        return bool(self._starts)
+        return self._is_current(round_number) and bool(self._starts)
 
-    def started(self, actor: str) -> None:
+    def started(self, round_number: int, actor: str) -> None:
         """Note that an actor is ready: its model has answered the probe."""
-        self._starts[actor], self._failing[actor] = 0, False
+        if self._is_current(round_number):
+            self._starts[actor] = 0
+            self._failing[actor] = False
 
-    def start_failed(self, actor: str) -> bool:
-        """Note that an actor has failed to start again and again, and tell whether all the others
-        have, too.
-        """
+    def start_failed(self, round_number: int, actor: str) -> bool:
+        """Note that an actor fails to start again and again; tell whether all the others do."""
+        if not self._is_current(round_number):
+            return False
         self._failing[actor] = True
         return all(self._failing.values())
 
-    def begin(self, shard: str) -> None:
+    def begin(self, round_number: int, shard: str) -> None:
         """Note that an actor that is ready begins a shard."""
-        self._running[shard] = None
+        if self._is_current(round_number):
+            self._running[shard] = None
 
-    def end(self, shard: str) -> None:
+    def end(self, round_number: int, shard: str) -> None:
         """Note that the actor has come to the end of the shard: an answer or an error."""
-        self._running.pop(shard, None)
+        if self._is_current(round_number):
+            self._running.pop(shard, None)
 
-    def broke(self, shard: str, reason: str) -> None:
-        """Note why a shard has no answer, before its actor is probed: a process that ends then was
-        broken before.
-        """
-        self._running[shard] = reason
+    def broke(self, round_number: int, shard: str, reason: str) -> None:
+        """Note why a shard has no answer, before its actor is probed.
 
-    def interrupted(self) -> dict[str, str | None]:
-        """Return the shards in whose middle a process ended, with the reason that `broke` has
-        noted, if any.
+        A process that ends during the probe was broken before.
         """
-        return self._running
+        if self._is_current(round_number):
+            self._running[shard] = reason
+
+    def interrupted(self, round_number: int) -> dict[str, str | None]:
+        """Return the shards in whose middle a process ended, with the reasons from `broke`."""
+        return self._running if self._is_current(round_number) else {}

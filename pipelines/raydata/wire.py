@@ -61,7 +61,7 @@ COMMITTED = pa.schema(
     ]
 )
 START, RAISED, NONE_ANSWERED, CHANGED = "start", "raised", "none answered", "changed"
-"""Causes of an error that the driver decides on: no actor comes up; the model raised, and answers
+"""Causes of an error that the driver decides on: no actor starts; the model raised, and answers
 the probe; the model answers the probe, and none of the shard's rows; the model's files are others
 than when the job began. The other errors are the shard's own, and final.
 """

@@ -1,6 +1,6 @@
 """A corpus job in which some documents end, or hang, the process that predicts them: run by test_deadly_documents.py.
 
-python poisoned.py INPUT OUTPUT MODEL [broken: no actor comes up]
+python poisoned.py INPUT OUTPUT MODEL [broken: no actor starts]
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import time
 import ray
 
 from pipelines.command import run_command
-from pipelines.corpus import execute
+from pipelines.corpus import retries
 from pipelines.raydata.cluster import _stderr_closed
 
 
@@ -34,17 +34,17 @@ def poison() -> None:
 
 def break_actors() -> None:
     """In every worker: the model cannot be loaded."""
-    from pipelines.corpus import stages
+    from pipelines.raydata import actor
 
     def fail(self, *_):
         raise RuntimeError("the device is on fire")
 
-    stages.Predict.__init__ = fail
+    actor.Predict.__init__ = fail
 
 
 if __name__ == "__main__":
     os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"
-    execute.MAX_ATTEMPTS, execute.MAX_ATTEMPTS_PER_ROW = (
+    retries.MAX_ATTEMPTS, retries.MAX_ATTEMPTS_PER_ROW = (
         1,
         2,
     )  # each attempt is a round that starts actors

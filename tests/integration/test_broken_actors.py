@@ -6,7 +6,6 @@ import gc
 import json
 import time
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import broken_workers
@@ -19,9 +18,8 @@ from commands import run_job
 from conftest import joined_ray
 
 from modernbert.text.tokenizer import Tokenizer
-from pipelines.corpus import execute
+from pipelines.corpus import execute, retries
 from pipelines.errors import JobError
-from pipelines.input.shards import Shard
 from pipelines.raydata.watch import Watch
 
 ROWS = 10
@@ -48,8 +46,8 @@ def run(folder, checkpoint, tmp_path, monkeypatch):
     assert [i for i, tokens in enumerate(ids) if 277 in tokens] == [4]
     assert min(map(len, ids)) > broken_workers.PROBE_TOKENS
     pq.write_table(pa.table({"id": range(ROWS), "text": texts}), tmp_path / "in.parquet")
-    monkeypatch.setattr(execute, "MAX_ATTEMPTS", 1)  # each round starts actors, which takes seconds
-    monkeypatch.setattr(execute, "MAX_ATTEMPTS_PER_ROW", 1)
+    monkeypatch.setattr(retries, "MAX_ATTEMPTS", 1)  # each round starts actors, which takes seconds
+    monkeypatch.setattr(retries, "MAX_ATTEMPTS_PER_ROW", 1)
 
     def run(fault: str) -> int:
         (folder / "fault").write_text(fault)
@@ -85,7 +83,7 @@ def test_what_passes_costs_no_row(fault, run, folder, tmp_path):
 @pytest.mark.slow
 def test_a_round_has_the_places_of_the_one_before_it_at_once(run, folder, monkeypatch):
     """Whenever Python collects its garbage, in which Ray Data leaves the handles of actors."""
-    pipeline, free = execute.pipeline, []
+    through_stages, free = execute.through_stages, []
 
     def begin(*arguments):
         for _ in range(
@@ -95,9 +93,9 @@ def test_a_round_has_the_places_of_the_one_before_it_at_once(run, folder, monkey
                 break
             time.sleep(0.5)
         free.append(ray.available_resources().get("CPU"))
-        return pipeline(*arguments)
+        return through_stages(*arguments)
 
-    monkeypatch.setattr(execute, "pipeline", begin)
+    monkeypatch.setattr(execute, "through_stages", begin)
     (folder / "broken").unlink(missing_ok=True)
     gc.disable()
     try:
@@ -119,11 +117,11 @@ def test_a_round_has_the_places_of_the_one_before_it_at_once(run, folder, monkey
         ("every text raises", "RuntimeError: Failed to find C++ compiler"),
     ],
 )
-def test_a_job_whose_actors_do_not_come_up_ends_with_one_line(fault, reason, run, tmp_path):
+def test_a_job_whose_actors_do_not_start_ends_with_one_line(fault, reason, run, tmp_path):
     with pytest.raises(JobError) as caught:
         run(fault)
     message, _, log = str(caught.value).partition(" (details in ")
-    assert message == f"no actor comes up: {reason}"
+    assert message == f"no actor starts: {reason}"
     assert f"{reason}\n" in Path(log.removesuffix(")")).read_text()
     assert nothing_is_committed(tmp_path / "out")
     assert list(failed(tmp_path / "out").values()) == [message]
@@ -165,57 +163,26 @@ def test_a_row_that_raises_where_the_probe_is_answered_is_rejected_alone(run, tm
     ]
 
 
-def test_an_actor_gives_up_only_where_no_other_one_comes_up():
+def test_an_actor_gives_up_only_where_no_other_one_starts():
     watch = Watch()
-    assert [watch.start("a"), watch.start("b"), watch.start("a")] == [1, 1, 2]
-    assert not watch.start_failed("a")  # b may come up yet
-    watch.started("b")
-    assert not watch.start_failed("a")
-    assert watch.start("b") == 1  # its process has ended since it was up
-    assert not watch.start_failed("a")
-    assert watch.start_failed("b")
+    assert [watch.start(1, "a"), watch.start(1, "b"), watch.start(1, "a")] == [1, 1, 2]
+    assert not watch.start_failed(1, "a")  # b may start yet
+    watch.started(1, "b")
+    assert not watch.start_failed(1, "a")
+    assert watch.start(1, "b") == 1  # its process has ended since it was ready
+    assert not watch.start_failed(1, "a")
+    assert watch.start_failed(1, "b")
 
 
 def test_what_an_actor_notes_after_its_round_is_passed_over():
     watch = Watch()
-    assert watch.call(1, "start", "a") == 1
-    watch.call(1, "begin", "shard")
-    assert watch.call(2, "interrupted") == {}
-    assert watch.call(1, "start", "a") is None
-    watch.call(1, "begin", "shard")
-    assert watch.call(2, "interrupted") == {}
-    assert not watch.call(2, "any_start")
-
-
-def test_a_shard_that_is_lost_to_the_machines_again_and_again_fails_and_is_not_split():
-    shard = Shard("in-0-000000000-000000064", "in", "parquet", 0, 64)
-    execution = execute.Execution(None, [shard], None, partial(int, 0))
-    for _ in range(execute.MAX_LOSSES - 1):
-        execution._lose(shard.name, "RuntimeError: CUDA error\nTraceback", blamed=False)
-        assert execution._next_round([shard]) == [shard]
-    execution._lose(shard.name, "RuntimeError: CUDA error\nTraceback", blamed=False)
-    assert execution._next_round([shard]) == []
-    assert execution.failed == {shard.name: "cannot be predicted: RuntimeError: CUDA error"}
-
-
-def test_a_shard_that_ends_its_process_is_split_down_to_the_row():
-    """The whole number of attempts, which test_deadly_documents.py makes smaller: of a shard, its parts and a row."""
-    shard, poison = Shard("in-0-000000000-000000064", "in", "parquet", 0, 64), 50
-    execution = execute.Execution(None, [shard], None, partial(int, 0))
-    execution._labelled = 1  # a row of another shard is answered
-    lost, runs = [shard], [shard.count]
-    while lost:
-        for each in lost:
-            execution._lose(each.name, None, blamed=True)
-        again = execution._next_round(lost)
-        lost = [
-            each
-            for each in again
-            if (each.row_range or (0, 64))[0] <= poison < (each.row_range or (0, 64))[1]
-        ]
-        runs += [each.count for each in lost]
-    assert runs == [64, 64, 4, 4, 1, 1, 1]
-    ((held, rejects),) = execution._held.values()
-    assert held.row_range == (poison, poison + 1)
-    assert [(each["row"], each["reason"]) for each in rejects] == [(poison, execute.POISON_ROW)]
-    assert execution.failed == {}
+    assert watch.start(1, "a") == 1
+    watch.begin(1, "shard")
+    assert watch.interrupted(1) == {"shard": None}
+    assert watch.interrupted(2) == {}
+    watch.start(1, "a")
+    watch.begin(1, "shard")
+    watch.broke(1, "shard", "CUDA error")
+    assert not watch.start_failed(1, "a")
+    assert watch.interrupted(2) == {}
+    assert not watch.any_start(2)

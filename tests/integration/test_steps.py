@@ -20,8 +20,8 @@ from ray.data import DataContext, Dataset
 from ray.exceptions import RayTaskError
 
 from pipelines import processor
-from pipelines.corpus.stages import Predict
 from pipelines.dataset import step_actors
+from pipelines.raydata.actor import Predict
 
 pytestmark = pytest.mark.slow
 MODELS = Path(__file__).parents[2] / "jobs/demo"

@@ -16,10 +16,10 @@ from checkpoints import write_task
 from commands import run_job
 
 from pipelines import pipeline, processor
-from pipelines.corpus.stages import Predict
 from pipelines.dataset import processor as dataset_step
 from pipelines.input.documents import cut, longest, valid_documents
 from pipelines.options import TASKS, LabelList, split_labels
+from pipelines.raydata.actor import Predict
 from pipelines.serve.config import served_models
 from pipelines.serve.local import LocalModelClient
 from pipelines.serve.protocol import PredictRequest, ServeError

@@ -15,6 +15,7 @@ from pipelines.corpus.plan import plan_job, with_columns
 from pipelines.input.plan import cut
 from pipelines.job_options import corpus_options
 from pipelines.raydata import wire
+from pipelines.raydata.actor import Predict
 
 MODEL = str(REPOSITORY / "jobs/demo/intent-classifier")
 ERRORS = [
@@ -41,7 +42,7 @@ def planned(tmp_path_factory):
     corpus = cut(found)
     job = with_columns(job, options, corpus.schema)
     job.folder.write_atomic("_lease.json", json.dumps({"run": job.run}).encode())
-    return job, pa.Table.from_pylist([wire.shard_row(corpus.shards[0])]), stages.Predict(job)
+    return job, pa.Table.from_pylist([wire.shard_row(corpus.shards[0])]), Predict(job)
 
 
 def run(planned):

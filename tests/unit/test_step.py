@@ -13,13 +13,13 @@ from arrow_types import columns_of_every_type
 from commands import LocalDataset
 
 from pipelines import pipeline, processor
-from pipelines.corpus.stages import Predict
 from pipelines.dataset import processor as processor_module
 from pipelines.dataset import step_actors
 from pipelines.dataset.processor import _answer, _tokenise
 from pipelines.dataset.step_actors import Actors, parse_actors, step_pool
 from pipelines.errors import UserError
 from pipelines.raydata import wire
+from pipelines.raydata.actor import Predict
 
 MODELS = Path(__file__).parents[2] / "jobs/demo"
 CLASSIFIER = str(MODELS / "intent-classifier")
@@ -102,7 +102,7 @@ def test_every_row_has_an_answer_or_a_reason(seed, outcome, actor, monkeypatch):
     monkeypatch.setattr(actor, "_check_health", lambda *_: None)
     if outcome == wire.START:
         monkeypatch.setattr(actor, "start_error", f"{BROKEN}\nTraceback")
-        with pytest.raises(RuntimeError, match=f"^no actor comes up: {BROKEN}$"):
+        with pytest.raises(RuntimeError, match=f"^no actor starts: {BROKEN}$"):
             _answer(step, actor(row))
         return
     if outcome != "answered":

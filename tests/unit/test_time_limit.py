@@ -9,7 +9,7 @@ import pytest
 
 PROCESS = """
 import sys, threading, time
-from pipelines.corpus.stages import TimeLimit
+from pipelines.raydata.actor import TimeLimit
 
 limit = TimeLimit(2)
 
