@@ -1,29 +1,49 @@
-"""A task on the command line: a text a line on standard input, a result as JSON a line on standard
-output.
+"""The command `modernbert-ray`, also `python -m pipelines`: jobs, lines of text, the service.
 
+    modernbert-ray classify --input articles/ --output labelled/ --model my-org/my-modernbert
+    modernbert-ray serve my-serve.yaml
     echo "Plants create [MASK] through a process known as photosynthesis." |
-        python -m pipelines fill-mask --model answerdotai/ModernBERT-base
+        modernbert-ray fill-mask --model answerdotai/ModernBERT-base
 
-question-answering reads {"question", "context"} as JSON, rerank {"query", "texts"}.
+A task whose input is named, by --input, in the file of --config or in the environment, is run as
+its corpus job. Else each line of standard input is a text, and each line of standard output its
+result as JSON; question-answering reads {"question", "context"} as JSON, rerank {"query", "texts"}.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from itertools import islice
-from typing import Any
+from typing import Any, NoReturn
 
 from pipelines import signals
 
 _LINES = 512  # predicted together
+_SERVICE = "pipelines.serve.deployment:build"
+_NOTE = (
+    "Without an input, the task answers the lines of standard input, with a line of JSON for each."
+)
+
+
+def run() -> NoReturn:
+    """Run the command that sys.argv holds, and end the process with its exit code."""
+    signals.end_process(main(sys.argv[1:]))
 
 
 def main(arguments: list[str]) -> int:
-    """Run the task that the first argument names; the exit code: 0, 1 where lines had no answer, 2
-    for a mistake.
+    """Run the task, or the service, that the first argument names.
 
-    Signals end the process from here on.
+    Signals end the process from here on, but for the service, which `serve run` ends itself.
+
+    Args:
+        arguments: those of the command line, without the program's name.
+
+    Returns:
+        The exit code: 0; 1 where lines had no answer or a job has failures; 2 for a mistake.
     """
+    if arguments[:1] == ["serve"]:
+        return _serve(arguments[1:])
     signals.take_over()
     from pipelines.errors import UserError
     from pipelines.options import TASKS, task_named
@@ -33,31 +53,68 @@ def main(arguments: list[str]) -> int:
     log_in_lines()
     names = dict.fromkeys(name for task in TASKS.values() for name in (task.task, *task.aliases))
     if not arguments or arguments[0] not in names:
-        say(
-            f"usage: python -m pipelines TASK --model MODEL [options]\nTASK: {', '.join(names)}",
-            sys.stderr,
-        )
+        say(_usage(list(names)), sys.stderr)
         return 0 if arguments[:1] in (["-h"], ["--help"]) else 2
     from pipelines.arguments import parse, prefix_flag
-    from pipelines.job_options import command_options
+    from pipelines.job_options import command_options, corpus_command_options
 
-    options_class = command_options(task_named(arguments[0]).task)
+    name, *rest = arguments
+    task = task_named(name).task
+    program = f"{_program()} {name}"
+    options_class = command_options(task)
     try:
-        options = parse(options_class, arguments[1:], {})
+        # The options of a job are those of lines and more, so that its --help has them all.
+        job: Any = parse(corpus_command_options(task), rest, {}, program, _NOTE)
+        if job.input is not None or job.output is not None or job.dry_run:
+            from pipelines.command import run_command
+
+            return run_command(task, arguments=rest)
+        # Parsed once more, so that an option of the job alone is not passed over in silence.
+        options = parse(options_class, rest, {}, program)
         if options.model is None:
             raise UserError("--model is missing")
-        return _predict_lines(arguments[0], options)
+        return _predict_lines(name, options)
     except BrokenPipeError:  # the reader, head for one, has enough
         return 0
     except (ValueError, OSError) as error:
-        say(f"error: {printable_lines(redact(prefix_flag(str(error), options_class)))}", sys.stderr)
+        message = prefix_flag(str(error), corpus_command_options(task))
+        say(f"error: {printable_lines(redact(message))}", sys.stderr)
         return 2 if isinstance(error, ValueError) else 1
 
 
+def _program() -> str:
+    """What the user has called this command by."""
+    script = os.path.basename(sys.argv[0])
+    return "modernbert-ray" if script.startswith("modernbert-ray") else "python -m pipelines"
+
+
+def _usage(names: list[str]) -> str:
+    program = _program()
+    return (
+        f"usage: {program} TASK --model MODEL [options]\n"
+        f"       {program} TASK --model MODEL --input INPUT --output OUTPUT [options]\n"
+        f"       {program} serve [CONFIG] [options of serve run]\n"
+        f"TASK: {', '.join(names)}"
+    )
+
+
+def _serve(arguments: list[str]) -> int:
+    """Run the service in the foreground as `serve run` does, whose arguments it takes.
+
+    Where the first of them is no configuration, it is an option or a name=value of our application.
+    """
+    from ray.serve.scripts import run as serve_run
+
+    has_config = bool(arguments) and not arguments[0].startswith("-") and "=" not in arguments[0]
+    if not has_config:
+        arguments = [_SERVICE, *arguments]
+    serve_run.main(arguments, prog_name=f"{_program()} serve")
+    return 0
+
+
 def _predict_lines(name: str, options: Any) -> int:
-    from pipelines.memory.pipeline import (
-        pipeline,
-    )  # torch takes seconds, which a wrong option should not
+    # torch takes seconds, which a wrong option should not
+    from pipelines.memory.pipeline import pipeline
     from pipelines.options import task_named
     from pipelines.report.text import json_line
 
@@ -81,4 +138,4 @@ def _predict_lines(name: str, options: Any) -> int:
 
 
 if __name__ == "__main__":
-    signals.end_process(main(sys.argv[1:]))
+    run()

@@ -1,11 +1,10 @@
-"""What the commands in jobs/ share. Whatever takes time to import waits until signals are
-handled.
-"""
+"""What the commands in jobs/ share; what takes time to import waits until signals are handled."""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from pipelines import signals
@@ -13,17 +12,24 @@ from pipelines import signals
 _ADVICE = "; the same command goes on where this one stopped"
 
 
-def run_command(task: str, defaults: dict[str, str] | None = None) -> int:
-    """Parse sys.argv, run the corpus job of a task, and return the exit code; signals end the
-    process from here on.
+def run_command(
+    task: str, defaults: dict[str, str] | None = None, arguments: Sequence[str] | None = None
+) -> int:
+    """Run the corpus job of a task; signals end the process from here on.
 
-    `defaults`: the sample input, model and output of a call that names neither input nor model.
+    Args:
+        task: the name of a task, as in TASKS.
+        defaults: the sample input, model and output of a call that names neither input nor model.
+        arguments: the options of the command line, by default those in sys.argv.
+
+    Returns:
+        The exit code.
 
     Example: `end_process(run_command("classify"))`
     """
     signals.take_over(_ADVICE)
     try:
-        return _run(task, defaults or {})
+        return _run(task, defaults or {}, sys.argv[1:] if arguments is None else arguments)
     except (KeyboardInterrupt, signals.Stopped) as error:
         return signals.say_stopped(error)
     except Exception as error:
@@ -32,7 +38,7 @@ def run_command(task: str, defaults: dict[str, str] | None = None) -> int:
         return _say_error(error, task)
 
 
-def _run(task: str, defaults: dict[str, str]) -> int:
+def _run(task: str, defaults: dict[str, str], arguments: Sequence[str]) -> int:
     from pipelines.arguments import parse
     from pipelines.input.files import look_up
     from pipelines.job_options import corpus_command_options
@@ -40,16 +46,17 @@ def _run(task: str, defaults: dict[str, str]) -> int:
     from pipelines.storage import Location
 
     log_in_lines()
+    # Any: its fields are the task's, the job's and the command's, put together at run time.
     options_class: Any = corpus_command_options(task)
-    options = parse(options_class, sys.argv[1:], defaults)
-    source = options.required()[0]
-    look_up(
-        Location(source if "://" in source else os.path.expanduser(source))
-    )  # named as the user names it
-    from pipelines.corpus.run import (
-        dry_run,
-        run_job,
-    )  # torch and Ray take seconds, which a mistake should not
+    options = parse(options_class, arguments, defaults)
+    source, _, _ = options.required()
+    # A missing input is said under the name that the user gave, before anything is loaded.
+    if "://" not in source:
+        source = os.path.expanduser(source)
+    look_up(Location(source))
+
+    # torch and Ray take seconds to import, which a mistake in the options should not cost.
+    from pipelines.corpus.run import dry_run, run_job
 
     if options.dry_run:
         say(printable_lines(dry_run(options)))
@@ -60,8 +67,9 @@ def _run(task: str, defaults: dict[str, str]) -> int:
 
 
 def _say_error(error: Exception, task: str) -> int:
-    """Say what is wrong in one line, without credentials, and return the exit code; raise what is a
-    bug.
+    """Say what is wrong in one line, without credentials, and return the exit code.
+
+    Raises the error itself if it is a bug.
     """
     from pipelines.arguments import prefix_flag
     from pipelines.errors import JobError
@@ -70,11 +78,11 @@ def _say_error(error: Exception, task: str) -> int:
     from pipelines.storage import redact
 
     if isinstance(error, ValueError):
-        message, code = prefix_flag(str(error), corpus_command_options(task)), 2
-    elif isinstance(
-        error, JobError | OSError
-    ):  # an OSError: a folder that cannot be written, a full disk
-        message, code = f"{error}; what is done stays, and the same command goes on from there", 1
+        message = prefix_flag(str(error), corpus_command_options(task))
+        code = 2
+    elif isinstance(error, JobError | OSError):  # OSError: a closed folder, a full disk
+        message = f"{error}; what is done stays, and the same command goes on from there"
+        code = 1
     else:
         raise error
     say(f"error: {printable_lines(redact(message))}", sys.stderr)

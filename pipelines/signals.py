@@ -73,15 +73,17 @@ def take_over(advice: str = "") -> None:
     """Let signals end this process with one line and the exit code 128 + their number; to be called
     first of all.
 
-    Signals that are ignored stay so, as `nohup` wants it. Does nothing where it was called before.
+    Signals that are ignored stay so, as `nohup` wants it. Where it was called before, only
+    the advice is new.
 
     Args:
         advice: what follows "stopped" or "interrupted" in the line.
     """
+    _state.advice = advice or _state.advice
     if _state.is_command:
         return
     _open_missing_streams()
-    _state.is_command, _state.advice = True, advice
+    _state.is_command = True
     _state.stderr = os.dup(2)  # what else is done to it, this line reaches it
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     reader, writer = os.pipe()

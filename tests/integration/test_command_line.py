@@ -1,4 +1,4 @@
-"""python -m pipelines: lines in, JSON lines out, exit codes."""
+"""python -m pipelines: a job where an input is named; else lines in, JSON lines out, exit codes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from checkpoints import write_task
 from commands import run_module
@@ -125,6 +127,11 @@ MISTAKES = {
         "error: --merge 'least': must be 'mean' or 'max'",
     ),
     "another task's": (["rerank", "--model", "x", "--top-k", "2"], "usage: "),
+    "a job's without an input": (["rerank", "--model", "x", "--actors", "2"], "usage: "),
+    "an output without an input": (
+        ["rerank", "--model", "x", "--output", "y"],
+        "error: --input is missing",
+    ),
 }
 
 
@@ -137,6 +144,35 @@ def test_mistakes_end_with_2_and_say_what(arguments, message):
     assert stderr.startswith(message)
     assert "Traceback" not in stderr
     assert len(stderr.splitlines()) == 1 or message.startswith("usage")
+
+
+@pytest.mark.parametrize("named", ["on the command line", "in a file", "in the environment"])
+def test_a_task_with_an_input_is_its_job(named, tmp_path, monkeypatch):
+    """Wherever the input is named; the others read standard input, which this one leaves alone."""
+    pq.write_table(pa.table({"text": ["wake me at six"]}), tmp_path / "in.parquet")
+    arguments = ["classify", "--model", REPOSITORY / "jobs/demo/intent-classifier", "--dry-run"]
+    arguments += ["--output", tmp_path / "out"]
+    if named == "on the command line":
+        arguments += ["--input", tmp_path / "in.parquet"]
+    elif named == "in a file":
+        (tmp_path / "job.yaml").write_text(f"input: {tmp_path}/in.parquet\n")
+        arguments += ["--config", tmp_path / "job.yaml"]
+    else:
+        monkeypatch.setenv("MODERNBERT_INPUT", f"{tmp_path}/in.parquet")
+    done = run_module("pipelines", *arguments)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "1 parquet file(s), 1 rows" in done.stdout
+    assert not (tmp_path / "out").exists()
+
+
+def test_help_of_a_task_has_the_options_of_its_job():
+    done = run_module("pipelines", "classify", "--help")
+    assert done.returncode == 0
+    assert done.stdout.startswith("usage: python -m pipelines classify [options]\n")
+    assert all(flag in done.stdout for flag in ("--input", "--keep-columns", "--top-k"))
+    assert "Without an input, the task answers the lines of standard input" in " ".join(
+        done.stdout.split()
+    )
 
 
 @pytest.mark.slow
