@@ -31,11 +31,11 @@ def parse(
     program: str | None = None,
     note: str = "",
 ) -> Options:
-    """Return the options of `arguments`, of the environment and of the YAML file that --config names.
+    """Return the options of `arguments`, of the environment and of the file that --config names.
 
     An earlier one of these wins. `defaults` name the sample corpus, its model and its output, for a
-    call with neither input nor model. `program` and `note` are for --help: what the user has called,
-    and the last sentence.
+    call with neither input nor model. `program` and `note` are for --help: what the user has
+    called, and the last sentence.
 
     Raises:
         UserError: it names each wrong option.
