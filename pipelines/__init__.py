@@ -20,6 +20,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:  # torch and Ray take seconds, which not every import of this package needs
-        return resolve_name(f"{_HOMES[name]}:{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    """Import a public name when it is first used: torch and Ray take seconds."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = _HOMES[name]
+    return resolve_name(f"{module}:{name}")

@@ -13,12 +13,8 @@ from __future__ import annotations
 
 
 class UserError(ValueError):
-    """A mistake in what the user asked for; shown as one line, without a traceback, with exit code
-    2.
-    """
+    """A mistake in what the user asked for; shown as one line, with exit code 2."""
 
 
 class JobError(RuntimeError):
-    """What keeps a job from going on, though nobody asked for the wrong thing; shown as one line,
-    with exit code 1.
-    """
+    """What keeps a job from going on, though the call is right; one line, with exit code 1."""
