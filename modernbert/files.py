@@ -1,6 +1,4 @@
-"""The files of a checkpoint: found, downloaded and digested, without torch, which only running a
-model needs.
-"""
+"""The files of a checkpoint: found, downloaded and digested, without torch."""
 
 from __future__ import annotations
 
@@ -62,14 +60,14 @@ def resolve(model: str | Path, revision: str | None = None) -> Path:
         return Path(snapshot_download(str(model), revision=revision, allow_patterns=_HUB_FILES))
     except RepositoryNotFoundError as error:
         raise CheckpointError(
-            f"model {str(model)!r} is neither a folder here nor a repository on the hub (a private "
-            "one needs HF_TOKEN)"
+            f"model {str(model)!r} is neither a folder here nor a repository on the hub"
+            " (a private one needs HF_TOKEN)"
         ) from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        reason = str(error).splitlines()[0]
         raise CheckpointError(
-            f"model {str(model)!r} is no folder here, not in the hub's cache, and the hub cannot "
-            "be reached: "
-            f"{str(error).splitlines()[0]}"
+            f"model {str(model)!r} is not a folder here, not in the hub's cache, and the hub cannot"
+            f" be reached: {reason}"
         ) from error
 
 
@@ -79,8 +77,10 @@ def read_json(file: CheckpointPath) -> Any:
     Raises:
         CheckpointError: where it is not JSON.
     """
+    if not file.is_file():
+        return {}
     try:
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        return json.loads(file.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise CheckpointError(f"{file} is not valid JSON: {error}") from error
 
@@ -95,7 +95,8 @@ def weight_files(folder: CheckpointPath) -> Sequence[CheckpointPath]:
     """
     _refuse_adapter(folder)
     index = folder / WEIGHTS_INDEX
-    names = weight_names(index.read_bytes() if index.is_file() else None)
+    index_content = index.read_bytes() if index.is_file() else None
+    names = weight_names(index_content)
     if not names:
         raise CheckpointError(
             f"{index} is not a safetensors index: it has no weight_map with names of files"
@@ -104,10 +105,9 @@ def weight_files(folder: CheckpointPath) -> Sequence[CheckpointPath]:
     missing = [file.name for file in files if not file.is_file()]
     if missing and any(folder.glob("pytorch_model*.bin")):
         raise CheckpointError(
-            f"{folder} holds pytorch_model.bin, a pickle, which can run code and is never loaded. "
-            "Convert it once: "
-            "AutoModel….from_pretrained(folder).save_pretrained(folder, safe_serialization=True) "
-            "with transformers"
+            f"{folder} holds pytorch_model.bin, a pickle, which can run code and is never loaded."
+            " Convert it once: AutoModel….from_pretrained(folder)"
+            ".save_pretrained(folder, safe_serialization=True) with transformers"
         )
     if missing:
         raise CheckpointError(f"{folder} lacks {', '.join(missing)}")
@@ -128,28 +128,23 @@ def load_config(folder: CheckpointPath) -> ModernBertConfig:
 
 
 def fingerprint(folder: CheckpointPath) -> str:
-    """Return a SHA-256 digest (hexadecimal) of what predictions depend on: weights, configuration
-    and tokenizer.
+    """Return a SHA-256 digest (hexadecimal) of all that predictions depend on.
+
+    That is the configuration, the weights and the tokenizer.
     """
+    tokenizer_files = [folder / name for name in TOKENIZER_FILES]
     digest = hashlib.sha256()
-    for file in [
-        folder / "config.json",
-        *weight_files(folder),
-        *(folder / name for name in TOKENIZER_FILES),
-    ]:
+    for file in [folder / "config.json", *weight_files(folder), *tokenizer_files]:
         if file.is_file():
             digest.update(file_digest(file))
     return digest.hexdigest()
 
 
 def _refuse_adapter(folder: CheckpointPath) -> None:
-    """Raise CheckpointError for a folder whose weights are changed by an adapter when transformers
-    loads them.
-    """
+    """Raise CheckpointError for an adapter: transformers would change the weights by it."""
     if (folder / "adapter_config.json").is_file():
         raise CheckpointError(
-            f"{folder} holds adapter_config.json, an adapter of PEFT, which is not loaded. Merge "
-            "it once: "
-            "AutoPeftModelFor….from_pretrained(folder).merge_and_unload().save_pretrained(merged), "
-            "and load that folder"
+            f"{folder} holds adapter_config.json, an adapter of PEFT, which is not loaded. Merge it"
+            " once: AutoPeftModelFor….from_pretrained(folder).merge_and_unload()"
+            ".save_pretrained(merged), and load that folder"
         )

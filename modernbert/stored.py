@@ -14,68 +14,48 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from io import BufferedReader
 from pathlib import Path
-from typing import Any
+
+from modernbert.header import StoredTensor, parse_tensors, raw_header
 
 COLBERT_METADATA = "artifact.metadata"
 """The settings of Stanford's ColBERT, as JSON."""
-WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
-_SMALL_FILES = (
-    *("config.json", "adapter_config.json", WEIGHTS_INDEX, COLBERT_METADATA),
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *(
-        "modules.json",
-        "config_sentence_transformers.json",
-        "sentence_bert_config.json",
-        "router_config.json",
-    ),
-)
-"""All that is read of a checkpoint beside its weights: what is not here is not seen by any reader.
-"""
-_HEADER = ":header"  # behind the name of weights, for the digest of their header
-_LENGTH_BYTES = 8  # of a safetensors file: the length of its header, little-endian
-_MOST_HEADER_BYTES = 100_000_000  # as in the safetensors library
-_ITEM_BYTES = {
-    "F64": 8,
-    "F32": 4,
-    "F16": 2,
-    "BF16": 2,
-    "I64": 8,
-    "I32": 4,
-    "I16": 2,
-    "I8": 1,
-    "U8": 1,
-    "BOOL": 1,
+WEIGHTS = "model.safetensors"
+WEIGHTS_INDEX = "model.safetensors.index.json"
+_SMALL_FILES = {
+    "config.json",
+    "adapter_config.json",
+    WEIGHTS_INDEX,
+    COLBERT_METADATA,
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "modules.json",
+    "config_sentence_transformers.json",
+    "sentence_bert_config.json",
+    "router_config.json",
 }
+"""All that is read of a checkpoint beside its weights: no reader sees any other file."""
+_HEADER = ":header"  # behind the name of weights, for the digest of their header
 
 
 class CheckpointError(ValueError):
-    """Raised for a checkpoint that cannot be loaded; the message says what is there and what is
-    needed.
-    """
+    """A checkpoint cannot be loaded; the message says what is there and what is needed."""
 
 
 class CheckpointChanged(CheckpointError):
-    """Raised where the files of a checkpoint are others than those that it was opened with."""
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """Where a tensor lies in a safetensors file."""
-
-    dtype: str
-    """As the file names it: F32, BF16, …"""
-    shape: tuple[int, ...]
-    start: int
-    """The first byte, counted from the start of the file."""
-    stop: int
+    """The files of a checkpoint are others than those that it was opened with."""
 
 
 class StoredFiles:
     """The files of a checkpoint, in the folders that were read (`read_folder`)."""
 
     def __init__(self, root: Path, expected: Mapping[str, str] | None = None):
-        """`root`: the checkpoint's folder. `expected`: the digests that its files must have
-        (`digests`).
+        """Hold nothing yet.
+
+        Args:
+            root: the checkpoint's folder.
+            expected: the digests that its files must have (`digests`); None: any files will do.
         """
         self.root = root
         self._expected = expected
@@ -91,43 +71,53 @@ class StoredFiles:
             CheckpointError: where a file is there and cannot be read.
         """
         try:
-            self._names[folder] = sorted(os.listdir(folder)) if folder.is_dir() else []
-            for name in set(_SMALL_FILES) & set(self._names[folder]):
-                if (folder / name).is_file():
-                    self._contents[folder / name] = (folder / name).read_bytes()
+            names = sorted(os.listdir(folder)) if folder.is_dir() else []
+            self._names[folder] = names
+            for name in _SMALL_FILES.intersection(names):
+                file = folder / name
+                if file.is_file():
+                    self._contents[file] = file.read_bytes()
             for name in weight_names(self._contents.get(folder / WEIGHTS_INDEX)):
-                if (folder / name).is_file():
-                    with (folder / name).open("rb") as stream:
-                        self._headers[folder / name] = raw_header(stream)
+                file = folder / name
+                if file.is_file():
+                    with file.open("rb") as stream:
+                        self._headers[file] = raw_header(stream)
         except OSError as error:
             raise CheckpointError(f"{folder} cannot be read: {error}") from error
         return StoredPath(folder, self)
 
     def check_small_files(self) -> None:
-        """Raise CheckpointChanged unless the small files, and the headers of weights, are those
-        that are expected.
+        """Compare the small files and the headers of weights with those that are expected.
+
+        Raises:
+            CheckpointChanged: naming the files that differ, that are missing and that are new.
         """
         if self._expected is None:
             return
-        found = self._small_digests()
+        # The weights are not compared here: they are read, and digested, when a model is loaded.
         weights = {name.removesuffix(_HEADER) for name in self._expected if name.endswith(_HEADER)}
-        wanted = {name: digest for name, digest in self._expected.items() if name not in weights}
-        names = {name for name in {*found, *wanted} if found.get(name) != wanted.get(name)}
-        if names:
-            raise self._changed(*sorted({name.removesuffix(_HEADER) for name in names}))
+        expected = {name: digest for name, digest in self._expected.items() if name not in weights}
+        present = self._small_digests()
+        changed = set()
+        for name in {*present, *expected}:
+            if present.get(name) != expected.get(name):
+                changed.add(name.removesuffix(_HEADER))
+        if changed:
+            raise self._changed(*sorted(changed))
 
     def digests(self) -> dict[str, str]:
-        """Return the SHA-256 digest (hexadecimal) of each file by its path in the checkpoint, the
-        same on all machines.
+        """Return the SHA-256 digest (hexadecimal) of each file by its path in the checkpoint.
 
-        Weights that nobody has read yet are read for it; that of their header is beside it.
+        They are the same on all machines. Weights that nobody has read yet are read for it; the
+        digest of their header is beside theirs.
         """
         weights = {self._name(path): self.digest(path) for path in self._headers}
         return self._small_digests() | weights
 
     def digest(self, path: Path) -> str:
-        """Return the SHA-256 digest (hexadecimal) of one file: of weights the one that was found
-        first, or expected.
+        """Return the SHA-256 digest (hexadecimal) of one file.
+
+        That of weights is the one that they had first, or that is expected of them.
         """
         if path in self._contents:
             return hashlib.sha256(self._contents[path]).hexdigest()
@@ -138,19 +128,23 @@ class StoredFiles:
         return self._weight_digests[name]
 
     def has_digest(self, path: Path) -> bool:
-        """Whether weights must have the digest that was found before, or is expected."""
+        """Whether weights must have a digest: one that they had before, or that is expected."""
         return self._name(path) in self._weight_digests
 
     def check_weights(self, path: Path, digest: str) -> None:
-        """Raise CheckpointChanged where weights that have been read have another digest than those
-        before.
+        """Compare weights that have been read with those that were there before.
+
+        Raises:
+            CheckpointChanged: where they had another digest.
         """
         if self._weight_digests.setdefault(self._name(path), digest) != digest:
             raise self._changed(self._name(path))
 
     def open_weights(self, path: Path) -> BufferedReader:
-        """Open weights, the only files that are still on the disk; CheckpointChanged where they are
-        gone.
+        """Open weights, the only files that are still read from the disk.
+
+        Raises:
+            CheckpointChanged: where they are gone.
         """
         try:
             return path.open("rb")
@@ -170,14 +164,11 @@ class StoredFiles:
         return self._names.get(folder, [])
 
     def _small_digests(self) -> dict[str, str]:
-        """Return the digests of the small files, and of the headers of weights with the size of
-        their file.
-        """
+        """Return the digests of the small files, and of each header with the size of its file."""
         digests = {self._name(path): self.digest(path) for path in self._contents}
-        for path, (header, size) in self._headers.items():
-            digests[self._name(path) + _HEADER] = hashlib.sha256(
-                header + str(size).encode()
-            ).hexdigest()
+        for path, (header, file_bytes) in self._headers.items():
+            content = header + str(file_bytes).encode()
+            digests[self._name(path) + _HEADER] = hashlib.sha256(content).hexdigest()
         return digests
 
     def _name(self, path: Path) -> str:
@@ -192,9 +183,7 @@ class StoredFiles:
 
 @dataclass(frozen=True)
 class StoredPath:
-    """A path in a checkpoint that is held in memory, with those methods of a Path that its readers
-    use.
-    """
+    """A path in a checkpoint that is held in memory; its methods are those of a Path."""
 
     path: Path
     files: StoredFiles = field(repr=False, compare=False)
@@ -213,8 +202,8 @@ class StoredPath:
         return self.files.content(self.path) is not None or self.files.header(self.path) is not None
 
     def read_bytes(self) -> bytes:
-        """The content: of a small file as it was when the checkpoint was opened, of weights as they
-        are on the disk.
+        """Return the content: of a small file as it was when the checkpoint was opened, of weights
+        as they are on the disk.
 
         Raises:
             CheckpointChanged: for weights that are others than those that were read before, or are
@@ -236,9 +225,7 @@ class StoredPath:
         return (self / name for name in self.files.names(self.path) if (self / name).is_file())
 
     def glob(self, pattern: str) -> Iterator[StoredPath]:
-        """The paths in this folder whose names fit, whether they are files of a checkpoint or
-        not.
-        """
+        """The paths in this folder whose names fit, be they files of a checkpoint or not."""
         return (self / name for name in self.files.names(self.path) if fnmatch(name, pattern))
 
 
@@ -247,23 +234,23 @@ CheckpointPath = Path | StoredPath
 
 
 def weight_names(index: bytes | None) -> list[str]:
-    """Return the names of the weights' files: those in the content of an index, or the usual one
-    without an index.
+    """Return the names of the weights' files, as an index says; the usual one without an index.
 
     An index that is not valid names none; `files.weight_files` says so.
     """
     if index is None:
         return [WEIGHTS]
     try:
-        return sorted({Path(name).name for name in json.loads(index)["weight_map"].values()})
+        stored_in = json.loads(index)["weight_map"].values()
+        return sorted({Path(name).name for name in stored_in})
     except (ValueError, KeyError, AttributeError, TypeError):
         return []
 
 
 def files_in(folder: CheckpointPath) -> list[CheckpointPath]:
     """Return the files of a checkpoint in one of its folders, in the order of their names."""
-    found: list[CheckpointPath] = [file for file in folder.iterdir() if file.is_file()]
-    return sorted(found, key=str)
+    files: list[CheckpointPath] = [file for file in folder.iterdir() if file.is_file()]
+    return sorted(files, key=str)
 
 
 def file_digest(file: CheckpointPath) -> bytes:
@@ -272,6 +259,13 @@ def file_digest(file: CheckpointPath) -> bytes:
         return bytes.fromhex(file.files.digest(file.path))
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").digest()
+
+
+def open_weights(file: CheckpointPath) -> BufferedReader:
+    """Open a file with weights."""
+    if isinstance(file, StoredPath):
+        return file.files.open_weights(file.path)
+    return file.open("rb")
 
 
 def read_header(file: CheckpointPath) -> dict[str, StoredTensor]:
@@ -287,60 +281,9 @@ def read_header(file: CheckpointPath) -> dict[str, StoredTensor]:
     return parse_header(file, *header)
 
 
-def open_weights(file: CheckpointPath) -> BufferedReader:
-    """Open a file with weights."""
-    return file.files.open_weights(file.path) if isinstance(file, StoredPath) else file.open("rb")
-
-
-def raw_header(stream: BufferedReader) -> tuple[bytes, int]:
-    """Read the bytes before the tensors of an open safetensors file, and return them with the size
-    of the file.
-    """
-    size = os.fstat(stream.fileno()).st_size
-    start = stream.read(_LENGTH_BYTES)
-    length = int.from_bytes(start, "little")
-    return start + stream.read(min(length, _MOST_HEADER_BYTES, size)), size
-
-
-def parse_header(file: CheckpointPath, header: bytes, size: int) -> dict[str, StoredTensor]:
-    """Return the tensors that a header names; CheckpointError where it does not fit a file of
-    `size` bytes.
-    """
+def parse_header(file: CheckpointPath, header: bytes, file_bytes: int) -> dict[str, StoredTensor]:
+    """Return the tensors that the header of `file` names, as `read_header`."""
     try:
-        length = int.from_bytes(header[:_LENGTH_BYTES], "little")
-        if len(header) < _LENGTH_BYTES or len(header) != _LENGTH_BYTES + length:
-            raise ValueError(f"its header has {length} bytes, the file {size}")
-        stored = json.loads(header[_LENGTH_BYTES:].decode("utf-8"))
-        entries = {
-            name: _parse_entry(stored[name], len(header))
-            for name in stored
-            if name != "__metadata__"
-        }
-        tensors = dict(sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)))
-        end = len(header)
-        for name, tensor in tensors.items():
-            if tensor.start != end or tensor.stop < end:
-                raise ValueError(f"{name} does not begin where the tensor before it ends")
-            end = tensor.stop
-        if end != size:
-            raise ValueError(f"its tensors end at byte {end}, the file at {size}")
+        return parse_tensors(header, file_bytes)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{file} is not a readable safetensors file: {error}") from error
-    return tensors
-
-
-def _parse_entry(entry: Mapping[str, Any], first: int) -> StoredTensor:
-    """Read what a header says of a tensor, whose offsets are counted from the end of the header,
-    byte `first`.
-    """
-    dtype, shape, (start, stop) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-    if not isinstance(dtype, str) or not all(
-        type(n) is int and n >= 0 for n in (*shape, start, stop)
-    ):
-        raise ValueError(f"it describes a tensor by {dict(entry)}")
-    items = 1
-    for n in shape:
-        items *= n
-    if dtype in _ITEM_BYTES and stop - start != items * _ITEM_BYTES[dtype]:
-        raise ValueError(f"a tensor of {dtype} {list(shape)} has {stop - start} bytes")
-    return StoredTensor(dtype, shape, first + start, first + stop)

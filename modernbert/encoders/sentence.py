@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modernbert import gpu
-from modernbert.checkpoint import load, read_tensors
+from modernbert.checkpoint import load
 from modernbert.encoders.sentence_config import Dense, Norm, SentenceConfig
-from modernbert.files import CheckpointError
 from modernbert.model import ModernBertModel
 from modernbert.packing import PackedBatch
-from modernbert.stored import CheckpointPath
+from modernbert.stored import CheckpointError, CheckpointPath
+from modernbert.tensors import read_tensors
 
 
 class SentenceEncoder(nn.Module):

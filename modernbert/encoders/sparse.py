@@ -13,11 +13,12 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor, nn
 
-from modernbert.checkpoint import load, read_tensors
+from modernbert.checkpoint import load
 from modernbert.encoders.sparse_config import SparseConfig
-from modernbert.files import CheckpointError
 from modernbert.heads import ModernBertForMaskedLM
 from modernbert.packing import PackedBatch
+from modernbert.stored import CheckpointError
+from modernbert.tensors import read_tensors
 
 CHUNK_ROWS = {"cpu": 128, "cuda": 2048}
 """The tokens whose scores are held at a time, by device: on a CPU 26 MB with ModernBERT's

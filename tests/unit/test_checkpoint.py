@@ -210,7 +210,7 @@ def test_resolve(tmp_path):
     assert resolve(tmp_path) == tmp_path
     with pytest.raises(CheckpointError, match="does not exist"):
         resolve("/no/such/folder")
-    with pytest.raises(CheckpointError, match="no folder here, not in the hub's cache"):
+    with pytest.raises(CheckpointError, match="is not a folder here, not in the hub's cache"):
         resolve("nobody/nothing")
 
 
