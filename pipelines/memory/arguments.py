@@ -7,13 +7,15 @@ followed or refused.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypedDict
 
+import torch
+
+Arguments = Mapping[str, Any]
+"""Keyword arguments of a user's call, of any type until they are checked."""
 _PASSED_OVER = {"batch_size", "num_workers"}
-_TOKENIZER_ARGUMENTS = (
-    "tokenizer_kwargs",
-    "tokenize_kwargs",
-)  # of fill-mask, of feature-extraction
+_TOKENIZER_ARGUMENTS = ("tokenizer_kwargs", "tokenize_kwargs")
+"""Dictionaries of more arguments: of fill-mask, of feature-extraction."""
 _PADDINGS = (None, True, False, "longest", "do_not_pad")
 _TRUNCATIONS = {True: True, "longest_first": True, False: False, "do_not_truncate": False}
 _MODEL_ARGUMENTS = {
@@ -24,52 +26,89 @@ _MODEL_ARGUMENTS = {
 }
 
 
-def call_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of a call that answers depend on, those of tokenizers among them as
-    options of the task.
+class LoadingArguments(TypedDict, total=False):
+    """What transformers' `pipeline` takes to load a model, beside its task, model and device."""
 
-    Of `truncation` it is True or False: whether texts may be cut. Raises ValueError for an argument
-    that would change answers in a way that is not available.
+    torch_dtype: str | torch.dtype | None
+    """The old name of `dtype`."""
+    device_map: str | int | torch.device | Mapping[str, str | int | torch.device] | None
+    """One device, as `device`, or "auto"."""
+    model_kwargs: Arguments | None
+    """`dtype`, and what only steers loading (`attn_implementation`, …)."""
+    tokenizer: object
+    """The model's own, by the same name as `model`."""
+    config: object
+    """The model's own, by the same name as `model`."""
+    framework: str | None
+    """Must be "pt"."""
+    token: str | bool | None
+    """None; a private repository of the hub needs HF_TOKEN in the environment."""
+    use_fast: bool
+    """Without an effect: tokenizers are fast ones."""
+    trust_remote_code: bool | None
+    """Without an effect: no code of a checkpoint runs."""
+
+
+def split_arguments(arguments: Arguments) -> tuple[LoadingArguments, dict[str, Any]]:
+    """Separate what loading takes from the options of the task."""
+    loading = LoadingArguments()
+    options: dict[str, Any] = {}
+    for name, value in arguments.items():
+        if name in LoadingArguments.__annotations__:
+            loading[name] = value  # type: ignore[literal-required]  # one of its names
+        else:
+            options[name] = value
+    return loading, options
+
+
+def check_loading(model: str, loading: LoadingArguments) -> None:
+    """Raise ValueError for a tokenizer, a configuration, a framework or a token that cannot be
+    taken.
     """
-    given = {name: value for name, value in arguments.items() if name not in _PASSED_OVER}
-    for name in _TOKENIZER_ARGUMENTS:
-        given |= given.pop(name, None) or {}
-    padding, truncation = given.pop("padding", None), given.pop("truncation", None)
-    if padding not in _PADDINGS:
-        raise ValueError(
-            f"padding {padding!r} is not available: there is no padding here; leave it out"
-        )
-    if truncation is None:
-        return given
-    if truncation not in _TRUNCATIONS:
-        raise ValueError(
-            f"truncation {truncation!r} is not available; it must be True, 'longest_first' or False"
-        )
-    if _TRUNCATIONS[truncation] and given.get("stride") is None:
-        given = {"long_documents": "truncate"} | given
-    return given | {"truncation": _TRUNCATIONS[truncation]}
+    for name in ("tokenizer", "config"):
+        value = loading.get(name)
+        if value is not None and str(value) != model:
+            raise ValueError(
+                f"{name} must be that of model {model!r}; put its files into a folder with the "
+                "weights"
+            )
+    framework = loading.get("framework")
+    if framework not in (None, "pt"):
+        raise ValueError(f"framework {framework!r} is not available; it must be 'pt'")
+    if isinstance(loading.get("token"), str):
+        raise ValueError("token is read from the environment: set HF_TOKEN")
 
 
-def device_of(device: Any, device_map: Any) -> Any:
-    """Return the one device that `device` and `device_map` name, None where neither does;
-    ValueError for several.
+def device_of(
+    device: int | str | torch.device | None, loading: LoadingArguments
+) -> int | str | torch.device | None:
+    """Return the one device that `device` and `device_map` name, None where neither does.
+
+    Raises ValueError for several.
     """
-    places = list(device_map.values()) if isinstance(device_map, Mapping) else [device_map]
-    if len(places) != 1 or (device is not None and device_map is not None):
+    device_map = loading.get("device_map")
+    if device_map is None:
+        return device
+    devices = list(device_map.values()) if isinstance(device_map, Mapping) else [device_map]
+    if len(devices) != 1 or device is not None:
         raise ValueError(f"device_map {device_map!r}: a model lies on one device here; give device")
-    return device if device_map is None or places[0] == "auto" else places[0]
+    return None if devices[0] == "auto" else devices[0]
 
 
-def dtype_of(
-    model: str, *, dtype: Any, torch_dtype: Any, model_kwargs: Mapping[str, Any] | None
-) -> str:
-    """Return the one dtype that these arguments name, "auto" where none does.
+def dtype_of(model: str, dtype: str | torch.dtype | None, loading: LoadingArguments) -> str:
+    """Return the one dtype that `dtype` and its other names say, "auto" where none does.
 
-    Raises ValueError for what else `model_kwargs` says of `model`, and for dtypes that differ.
+    Raises ValueError for dtypes that differ, and for what else `model_kwargs` says of `model`.
     """
-    given = dict(model_kwargs or {})
-    dtypes = [dtype, torch_dtype, given.pop("dtype", None), given.pop("torch_dtype", None)]
-    if unknown := sorted(set(given) - _MODEL_ARGUMENTS):
+    model_kwargs = dict(loading.get("model_kwargs") or {})
+    dtypes = [
+        dtype,
+        loading.get("torch_dtype"),
+        model_kwargs.pop("dtype", None),
+        model_kwargs.pop("torch_dtype", None),
+    ]
+    unknown = sorted(set(model_kwargs) - _MODEL_ARGUMENTS)
+    if unknown:
         raise ValueError(
             f"model_kwargs {unknown[0]} is not available: model {model!r} is run as its files say"
         )
@@ -79,19 +118,32 @@ def dtype_of(
     return names.pop() if names else "auto"
 
 
-def check_loading(
-    model: str, *, tokenizer: Any, config: Any, framework: str | None, token: Any
-) -> None:
-    """Raise ValueError for a tokenizer, a configuration, a framework or a token that cannot be
-    taken.
+def call_arguments(arguments: Arguments) -> dict[str, Any]:
+    """Return the arguments of a call that answers depend on, those of tokenizers among them as
+    options of the task.
+
+    Of `truncation` it is True or False: whether texts may be cut. Raises ValueError for an argument
+    that would change answers in a way that is not available.
     """
-    for name, value in (("tokenizer", tokenizer), ("config", config)):
-        if value is not None and str(value) != model:
-            raise ValueError(
-                f"{name} must be that of model {model!r}; put its files into a folder with the "
-                "weights"
-            )
-    if framework not in (None, "pt"):
-        raise ValueError(f"framework {framework!r} is not available; it must be 'pt'")
-    if isinstance(token, str):
-        raise ValueError("token is read from the environment: set HF_TOKEN")
+    kept = {name: value for name, value in arguments.items() if name not in _PASSED_OVER}
+    for name in _TOKENIZER_ARGUMENTS:
+        kept |= kept.pop(name, None) or {}
+    # Batches are packed: an argument that only says how to pad them changes nothing.
+    padding = kept.pop("padding", None)
+    if padding not in _PADDINGS:
+        raise ValueError(
+            f"padding {padding!r} is not available: there is no padding here; leave it out"
+        )
+    truncation = kept.pop("truncation", None)
+    if truncation is None:
+        return kept
+    if truncation not in _TRUNCATIONS:
+        raise ValueError(
+            f"truncation {truncation!r} is not available; it must be True, 'longest_first' or False"
+        )
+    may_cut = _TRUNCATIONS[truncation]
+    if may_cut and kept.get("stride") is None:
+        # Texts are cut also by tasks that read long ones in windows, unless the call says how.
+        kept.setdefault("long_documents", "truncate")
+    kept["truncation"] = may_cut
+    return kept

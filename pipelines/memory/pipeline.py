@@ -4,7 +4,6 @@ pipelines.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -13,8 +12,9 @@ import torch
 from pipelines.checkpoints import Checkpoint
 from pipelines.inference.loading import device_in_memory
 from pipelines.inference.predictor import Predictor
-from pipelines.memory.arguments import check_loading, device_of, dtype_of
+from pipelines.memory.arguments import check_loading, device_of, dtype_of, split_arguments
 from pipelines.memory.base import Pipeline
+from pipelines.memory.shapes import SHAPES
 from pipelines.options import task_named
 from pipelines.tasks.base import task_class
 
@@ -26,16 +26,7 @@ def pipeline(
     revision: str | None = None,
     device: int | str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
-    torch_dtype: str | torch.dtype | None = None,
     budget_tokens: int | None = None,
-    device_map: Any = None,
-    model_kwargs: Mapping[str, Any] | None = None,
-    tokenizer: Any = None,
-    config: Any = None,
-    framework: str | None = None,
-    token: str | bool | None = None,
-    use_fast: bool = True,  # noqa: ARG001
-    trust_remote_code: bool | None = None,  # noqa: ARG001
     **options: Any,
 ) -> Pipeline:
     """Load a checkpoint for a task and return what answers texts.
@@ -47,18 +38,12 @@ def pipeline(
         device: a GPU's number, -1 for the CPU, or a torch device; by default a GPU where there is
             one.
         dtype: a torch dtype or its name, by default float32 on CPUs and bfloat16 on GPUs.
-        torch_dtype: the old name of `dtype`.
         budget_tokens: tokens in a packed batch.
-        device_map: one device, as `device`, or "auto".
-        model_kwargs: `dtype`, and what only steers loading (`attn_implementation`, …).
-        tokenizer, config: the model's own, by the same name as `model`.
-        framework: "pt".
-        token: none; a private repository of the hub needs HF_TOKEN in the environment.
-        use_fast, trust_remote_code: without an effect: tokenizers are fast ones, and no code of a
-            checkpoint runs.
         options: those of the task, under our names or transformers'; a call can override them. So
             are `truncation` (False: a text that would be cut is an error) and `return_all_scores`;
             `batch_size`, `num_workers` and `padding` have no effect, since batches are packed.
+            Beside them may be the arguments with which transformers loads a model,
+            `memory.arguments.LoadingArguments`.
 
     Returns:
         A callable whose arguments and results have the shape of transformers' pipeline for the
@@ -73,13 +58,15 @@ def pipeline(
         >>> classify(["wake me up at six"])
         [{'label': 'alarm', 'score': 0.95}]
     """
-    task_cls = task_class(task_named(task).task)
-    check_loading(str(model), tokenizer=tokenizer, config=config, framework=framework, token=token)
-    dtype_name = dtype_of(
-        str(model), dtype=dtype, torch_dtype=torch_dtype, model_kwargs=model_kwargs
-    )
-    device_name = device_in_memory(device_of(device, device_map))
+    name = task_named(task).task
+    task_cls = task_class(name)
+    # Arguments are checked before a checkpoint, which may have to be fetched.
+    loading, task_options = split_arguments(options)
+    check_loading(str(model), loading)
+    dtype_name = dtype_of(str(model), dtype, loading)
+    device_name = device_in_memory(device_of(device, loading))
     load = partial(Predictor, device=device_name, dtype=dtype_name, budget_tokens=budget_tokens)
     checkpoint = Checkpoint.open(model, revision)
     task_cls.check(checkpoint)
-    return task_cls.pipeline_class(checkpoint, task_cls, options, load)
+    shape = SHAPES.get(name, Pipeline)
+    return shape(checkpoint, task_cls, task_options, load)

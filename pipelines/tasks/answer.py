@@ -19,7 +19,6 @@ import pyarrow as pa
 from modernbert.text.tokenizer import Tokenizer
 from modernbert.text.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
-from pipelines.memory.base import Pipeline, fields_of, predict_json
 from pipelines.options import AnswerOptions
 from pipelines.tasks.base import Task, resolve_windowing
 from pipelines.tasks.outputs import ModelOutputs
@@ -48,35 +47,6 @@ class Span:
     end: int
 
 
-class AnswerPipeline(Pipeline):
-    """question-answering: {score, start, end, answer}, or a list of them with a `top_k` above
-    one.
-    """
-
-    def __call__(
-        self, inputs: Any = None, *, question: Any = None, context: Any = None, **options: Any
-    ) -> Any:  # type: ignore[override]
-        """Answer a question from its context, or several.
-
-        Give `question` and `context`, texts or lists of texts (one context may serve all
-        questions), or as `inputs` a {question, context} dictionary, a list of them or an iterator
-        of them.
-        """
-        inputs = _pairs(question, context) if inputs is None else inputs
-        results = super().__call__(inputs, **options)
-        several = not self.is_document(inputs) and isinstance(results, list)
-        return results[0] if several and len(results) == 1 else results
-
-    def document(self, item: Any) -> Any:
-        return item if isinstance(item, tuple) else fields_of(item, *AnswerOptions.inputs)
-
-    def predict_lines(self, lines: Sequence[str]) -> list[Any]:
-        return [
-            predict_json(line, lambda item: self.predict([self.document(item)], {})[0])
-            for line in lines
-        ]
-
-
 @dataclass(frozen=True, kw_only=True)
 class Answer(Task):
     """Spans of the context by the product of their start and end probabilities.
@@ -97,7 +67,6 @@ class Answer(Task):
     options_class = AnswerOptions
     model_class = "modernbert.heads:ModernBertForQuestionAnswering"
     per_token = True
-    pipeline_class = AnswerPipeline
     needs_details = True
     width = 2  # type: ignore[assignment]
 
@@ -261,16 +230,3 @@ class Answer(Task):
         return [
             (int(token_L[begin[i]]), int(token_L[end[i]]), float(scores[i])) for i in order
         ], null
-
-
-def _pairs(question: Any, context: Any) -> list[Text]:
-    if question is None or context is None:
-        raise ValueError("give question and context, or a list of {question, context}")
-    questions = [question] if isinstance(question, str) else list(question)
-    contexts = [context] * len(questions) if isinstance(context, str) else list(context)
-    if len(questions) != len(contexts):
-        raise ValueError(
-            f"{len(questions)} questions have {len(contexts)} contexts; give as many, or one "
-            "context for all"
-        )
-    return list(zip(questions, contexts, strict=True))

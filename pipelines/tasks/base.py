@@ -25,7 +25,6 @@ from modernbert.files import fingerprint
 from modernbert.text.tokenizer import Tokenizer
 from modernbert.text.windows import MOST_OVERLAP, Text, Windows
 from pipelines.checkpoints import Checkpoint
-from pipelines.memory.base import Pipeline
 from pipelines.options import TASKS, TaskOptions
 from pipelines.tasks.outputs import ModelOutputs
 
@@ -56,8 +55,6 @@ class Task(ABC):
     """The model that runs it, as "module:class"; config.json must name the class, unless it is the
     plain encoder.
     """
-    pipeline_class: ClassVar[type[Pipeline]] = Pipeline
-    """What `pipeline` returns for it: the arguments and results of a call in memory."""
     per_token: ClassVar[bool] = False
     """Whether the model's head runs on each token, which takes memory."""
     gives_token_vectors: ClassVar[bool] = False
@@ -169,8 +166,9 @@ class Task(ABC):
         return None
 
     @classmethod
-    def check_documents(cls, documents: Sequence[Any], first: int = 0) -> None:
-        """Raise ValueError that names the first document of a call that the task does not take.
+    def check_documents(cls, documents: Sequence[Any], first: int = 0) -> Sequence[Text]:
+        """Return the documents of a call; ValueError that names the first one that the task does
+        not take.
 
         `first`: the number of the first of `documents` in the call.
         """
@@ -186,6 +184,7 @@ class Task(ABC):
                 raise ValueError(f"input {i}: {reason}")
         if len({isinstance(document, str) for document in documents}) > 1:
             raise ValueError("texts and pairs cannot be mixed in one call")
+        return documents
 
     @classmethod
     def refuse(cls, document: Text) -> str | None:  # noqa: ARG003

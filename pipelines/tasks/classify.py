@@ -6,7 +6,6 @@ Shapes: W windows, D documents, C labels.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,54 +13,12 @@ import numpy as np
 import pyarrow as pa
 
 from modernbert.encoders.sentence_config import CrossEncoderConfig
-from modernbert.text.windows import Text, Windows
+from modernbert.text.windows import Windows
 from pipelines.checkpoints import Checkpoint
-from pipelines.memory.base import Pipeline, fields_of
 from pipelines.options import ClassifyOptions, Function, Merge
 from pipelines.tasks.base import Task, label_maps, resolve_windowing
 from pipelines.tasks.outputs import ModelOutputs
 from pipelines.tasks.postprocess import activation_named, list_array, merged, sigmoid, softmax
-
-
-class ClassifyPipeline(Pipeline):
-    """text-classification: the best label, or with `top_k` a list of the best (of all labels, where
-    it is None).
-    """
-
-    own_arguments = Pipeline.own_arguments | {"return_all_scores"}
-
-    def __call__(self, inputs: Any, **options: Any) -> Any:
-        """Classify texts or {text, text_pair} dictionaries.
-
-        Returns {label, score} per document (for a single text in a list, as transformers does), or
-        with `top_k` a list of them per document. `return_all_scores`, the older name of
-        `top_k=None`, lists them in the labels' order.
-        """
-        results = super().__call__(inputs, **options)
-        return [results] if isinstance(inputs, str) and "top_k" not in options else results
-
-    def is_document(self, inputs: Any) -> bool:
-        return isinstance(inputs, str | dict | tuple)
-
-    def document(self, item: Any) -> Any:
-        if not isinstance(item, dict):
-            return item
-        (text,) = fields_of(item, "text")
-        return (text, item["text_pair"]) if item.get("text_pair") is not None else text
-
-    def run(
-        self, documents: Sequence[Text], options: Mapping[str, Any]
-    ) -> tuple[list[Any], dict[int, str]]:
-        results, failed = super().run(documents, options)
-        given = self.arguments(options)
-        if "top_k" in given:
-            return [scores[: given["top_k"]] for scores in results], failed
-        if given.get("return_all_scores"):
-            labels = [*self.checkpoint.config.id2label.values()]
-            return [
-                sorted(scores, key=lambda score: labels.index(score["label"])) for scores in results
-            ], failed
-        return [scores[0] for scores in results], failed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +41,6 @@ class Classify(Task):
 
     options_class = ClassifyOptions
     model_class = "modernbert.heads:ModernBertForSequenceClassification"
-    pipeline_class = ClassifyPipeline
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint, options: ClassifyOptions) -> Classify:

@@ -17,7 +17,6 @@ import pyarrow as pa
 from modernbert.text.tokenizer import Tokenizer
 from modernbert.text.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
-from pipelines.memory.base import Pipeline
 from pipelines.options import FillOptions
 from pipelines.tasks.base import Task, resolve_windowing
 from pipelines.tasks.outputs import ModelOutputs
@@ -37,18 +36,6 @@ _MASKS_AT_ONCE = (
 FILL = pa.struct([("token", pa.string()), ("token_id", pa.int32()), ("score", pa.float32())])
 
 
-class FillPipeline(Pipeline):
-    """fill-mask: [{score, token, token_str, sequence}] for a text with one mask, a list of such
-    lists for several.
-    """
-
-    def __call__(self, inputs: Any, **options: Any) -> Any:
-        results = super().__call__(inputs, **options)
-        # For a list of one text, transformers gives that text's result.
-        several = not self.is_document(inputs) and isinstance(results, list)
-        return results[0] if several and len(results) == 1 else results
-
-
 @dataclass(frozen=True, kw_only=True)
 class Fill(Task):
     """The likeliest tokens for each mask; documents without a mask among their tokens are
@@ -64,7 +51,6 @@ class Fill(Task):
 
     options_class = FillOptions
     model_class = "modernbert.heads:ModernBertForMaskedLM"
-    pipeline_class = FillPipeline
     columns = pa.schema([("fills", pa.list_(pa.list_(FILL)))])  # type: ignore[assignment]
 
     @classmethod

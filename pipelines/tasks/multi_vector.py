@@ -18,7 +18,6 @@ from modernbert.files import fingerprint
 from modernbert.text.tokenizer import Tokenizer
 from modernbert.text.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
-from pipelines.memory.base import Pipeline
 from pipelines.options import MultiVectorOptions, Precision
 from pipelines.tasks.base import Task, resolve_prompt, resolve_windowing
 from pipelines.tasks.outputs import ModelOutputs
@@ -34,14 +33,6 @@ if TYPE_CHECKING:
 
 PROTECTED_TOKENS = 1
 """The first vectors of a document that are not pooled: that of [CLS]."""
-
-
-class MultiVectorPipeline(Pipeline):
-    """multi-vector: an array (tokens, numbers) for each text."""
-
-    def predict_lines(self, lines: Sequence[str]) -> list[Any]:
-        results = super().predict_lines(lines)
-        return [each.tolist() if isinstance(each, np.ndarray) else each for each in results]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +148,6 @@ class MultiVector(Task):
 
     options_class = MultiVectorOptions
     model_class = "modernbert.model:ModernBertModel"
-    pipeline_class = MultiVectorPipeline
     gives_token_vectors = True
     counted = ("vectors", "vectors")
 

@@ -7,7 +7,7 @@ Shapes: W windows, D pairs.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,6 @@ from modernbert.files import fingerprint
 from modernbert.text.tokenizer import Tokenizer
 from modernbert.text.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
-from pipelines.memory.base import Pipeline, fields_of, items_of, predict_json
 from pipelines.options import Merge, RerankOptions
 from pipelines.tasks.base import Task, label_maps, resolve_prompt, resolve_windowing
 from pipelines.tasks.maxsim import MaxSim
@@ -31,32 +30,6 @@ from pipelines.tasks.postprocess import activation_named, merged, sigmoid
 if TYPE_CHECKING:
     import torch
     from torch import nn
-
-
-class RerankPipeline(Pipeline):
-    """rerank: [{index, score}] from the best text to the worst."""
-
-    def __call__(  # type: ignore[override]
-        self, query: str, texts: Iterable[str], *, return_text: bool = False, **options: Any
-    ) -> Any:
-        """Score the relevance of each of `texts` to `query`; `return_text` puts the texts into the
-        result.
-        """
-        if isinstance(texts, str | dict):
-            raise ValueError(f"texts must be a list of texts, not {str(texts)[:40]!r}")
-        texts = list(items_of(texts))
-        scores = self.predict([(query, text) for text in texts], options)
-        order = sorted(range(len(scores)), key=lambda i: -scores[i])
-        return [
-            {"index": i, "score": scores[i]} | ({"text": texts[i]} if return_text else {})
-            for i in order
-        ]
-
-    def predict_lines(self, lines: Sequence[str]) -> list[Any]:
-        return [
-            predict_json(line, lambda item: self(*fields_of(item, "query", "texts")))
-            for line in lines
-        ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +46,6 @@ class Rerank(Task):
 
     options_class = RerankOptions
     model_class = "modernbert.heads:ModernBertForSequenceClassification"
-    pipeline_class = RerankPipeline
     columns = pa.schema([("score", pa.float32())])  # type: ignore[assignment]
     width = 1  # type: ignore[assignment]
 

@@ -9,7 +9,7 @@ Shapes: W windows, H pairs of a document and a hypothesis, D documents, L labels
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,49 +20,11 @@ import pyarrow as pa
 from modernbert.text.tokenizer import Tokenizer
 from modernbert.text.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
-from pipelines.memory.base import Pipeline
-from pipelines.options import LabelList, Merge, ZeroShotOptions, label_mistake, split_labels
+from pipelines.options import Merge, ZeroShotOptions, label_mistake, split_labels
 from pipelines.tasks.base import Task, label_maps, resolve_windowing
 from pipelines.tasks.classify import plain_classifier
 from pipelines.tasks.outputs import ModelOutputs
 from pipelines.tasks.postprocess import list_array, sigmoid, softmax
-
-
-class ZeroShotPipeline(Pipeline):
-    """zero-shot-classification: {sequence, labels, scores}, from the best label to the worst."""
-
-    def __init__(self, *arguments: Any):
-        super().__init__(*arguments)
-        task: Any = self.predictor.task
-        if self.options.pop("labels_file", None) is not None:  # which is not read again
-            self.options["labels"] = task.labels
-
-    def __call__(self, sequences: Any, candidate_labels: Any = None, **options: Any) -> Any:  # type: ignore[override]
-        """Score `candidate_labels`, a list or a comma-separated text, of a text or of several.
-
-        A text may have labels of its own: (text, labels), a list or a text with a label a line.
-        Labels that are there twice, among which transformers shares a probability, are refused.
-        """
-        return super().__call__(sequences, **options | {"candidate_labels": candidate_labels})
-
-    def document(self, item: Any) -> Any:
-        if not (isinstance(item, tuple) and len(item) == 2 and isinstance(item[1], list | tuple)):
-            return item
-        text, labels = item
-        if not all(isinstance(label, str) for label in labels):
-            return item  # which check_documents refuses, with its number
-        return text, LabelList.of(labels)
-
-    def arguments(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        given = dict(options)
-        labels = given.pop("candidate_labels", None)
-        if labels is not None:
-            given["labels"] = labels
-        elif (
-            given.get("labels_file") is not None
-        ):  # a file of a call comes before the labels of the pipeline
-            given.setdefault("labels", None)
-        return super().arguments(given)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +48,6 @@ class ZeroShot(Task):
 
     options_class = ZeroShotOptions
     model_class = "modernbert.heads:ModernBertForSequenceClassification"
-    pipeline_class = ZeroShotPipeline
     columns = pa.schema(  # type: ignore[assignment]
         [
             ("label", pa.string()),
