@@ -35,7 +35,7 @@ address of a cluster.
 _ONLINE_OPTIONS = (
     "pipelines.serve.config:ServiceOptions",
     "pipelines.serve.config:ServedModel",
-    "pipelines.serve.http.middleware:HttpLimits",
+    "pipelines.serve.http.limits:HttpLimits",
 )
 """The options of the service, which it does not read from the environment, as "module:class"."""
 

@@ -20,7 +20,7 @@ from conftest import REPOSITORY
 
 from pipelines.serve.config import served_models
 from pipelines.serve.http.app import create_app
-from pipelines.serve.http.middleware import HttpLimits
+from pipelines.serve.http.limits import HttpLimits
 from pipelines.serve.local import LocalModelClient
 from pipelines.serve.protocol import ModelClient, PredictRequest, PredictResponse
 

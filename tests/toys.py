@@ -13,8 +13,10 @@ from starlette.responses import Response
 from pipelines.input.shapes import Shape
 from pipelines.input.shards import Block, Format
 from pipelines.options import TaskOptions
-from pipelines.serve.http.errors import Dialect
-from pipelines.serve.http.handler import Body, json_response, new_router
+from pipelines.serve.http.bodies import Body
+from pipelines.serve.http.dialect import Dialect
+from pipelines.serve.http.responses import json_response
+from pipelines.serve.http.routes import new_router
 from pipelines.tasks.base import Task, resolve_windowing
 from pipelines.tasks.postprocess import merged
 
@@ -81,7 +83,7 @@ class LengthRequest(Body):
     inputs: list[str]
 
 
-def add_length(router, handler, name, path, shared):
+def add_length(router, handler, name, path):
     @router.post(path)
     async def length(body: LengthRequest) -> Response:
         info = await handler.pick("length", name)

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pipelines.errors import UserError
 from pipelines.job_options import read_yaml
 from pipelines.options import TASKS, ModelOptions, TaskOptions, plain_message
-from pipelines.serve.http.middleware import HttpLimits
+from pipelines.serve.http.limits import HttpLimits
 
 if TYPE_CHECKING:
     from pipelines.checkpoints import Checkpoint

@@ -21,7 +21,7 @@ from pipelines.job_options import (
 )
 from pipelines.options import TASKS, Words, marker
 from pipelines.serve.config import ServedModel, ServiceOptions
-from pipelines.serve.http.middleware import HttpLimits
+from pipelines.serve.http.limits import HttpLimits
 
 DEFAULTS = {"input": "sample", "model": "demo", "output": "out"}
 

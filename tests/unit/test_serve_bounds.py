@@ -20,7 +20,7 @@ from pipelines.checkpoints import Checkpoint
 from pipelines.options import TASKS
 from pipelines.serve.admission import Admission
 from pipelines.serve.encoding import Abandoned, Work, encode_request, encode_slices
-from pipelines.serve.http.bodies import MOST_ITEMS, Body, json_response
+from pipelines.serve.http.bodies import Body
 from pipelines.serve.http.dialects.cohere import CohereRequest
 from pipelines.serve.http.dialects.huggingface import (
     ClassifyRequest,
@@ -28,15 +28,16 @@ from pipelines.serve.http.dialects.huggingface import (
     TagRequest,
     VectorRequest,
 )
-from pipelines.serve.http.dialects.jina import JinaRequest
+from pipelines.serve.http.dialects.jina import JinaRequest, RerankRequest
 from pipelines.serve.http.dialects.openai import EmbeddingsRequest
 from pipelines.serve.http.dialects.shared import EmbedRequest, SimilarityRequest
 from pipelines.serve.http.dialects.tei import (
     DecodeRequest,
-    RerankRequest,
     TeiPredictRequest,
     TokenizeRequest,
 )
+from pipelines.serve.http.limits import MOST_ITEMS
+from pipelines.serve.http.responses import json_response
 from pipelines.tasks.base import task_class
 
 N = 300_000

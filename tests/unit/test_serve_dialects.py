@@ -12,13 +12,14 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from pipelines.serve.http.app import DIALECTS, create_app
+from pipelines.serve.http.bodies import Inputs
+from pipelines.serve.http.dialect import dialect_of, error_response, path_of
 from pipelines.serve.http.dialects.cohere import CohereRequest
 from pipelines.serve.http.dialects.huggingface import AnswerParameters, TagParameters
 from pipelines.serve.http.dialects.jina import JinaRequest
 from pipelines.serve.http.dialects.tei import TeiPredictRequest
-from pipelines.serve.http.errors import ERROR_TYPES, ApiError, dialect_of, error_response, path_of
-from pipelines.serve.http.handler import Inputs
-from pipelines.serve.http.middleware import HttpLimits
+from pipelines.serve.http.errors import ERROR_TYPES, ApiError
+from pipelines.serve.http.limits import HttpLimits
 from pipelines.serve.protocol import ErrorType, Info, PredictResponse
 
 
@@ -320,5 +321,10 @@ def test_places_of_mistakes() -> None:
         ("/predict", {}, {"error": "inputs is missing", "error_type": "Validation"}),
         ("/predict", 1, {"error": "the body must be a JSON object", "error_type": "Validation"}),
         ("/v2/rerank", {"model": "m", "query": "q"}, {"message": "documents is missing"}),
+        (  # `documents` is Jina's on /rerank alone
+            "/embed",
+            {"documents": ["a"]},
+            {"error": "inputs is missing", "error_type": "Validation"},
+        ),
     ):
         assert call(Echo(), path, body)[1] == message

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 from importlib.metadata import version
-from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
-from pipelines.serve.http import errors
-from pipelines.serve.http.bodies import json_response, new_router
+from pipelines.serve.http.dialect import Dialect, install_error_handlers
 from pipelines.serve.http.dialects.cohere import COHERE
 from pipelines.serve.http.dialects.huggingface import HUGGING_FACE
 from pipelines.serve.http.dialects.jina import JINA
 from pipelines.serve.http.dialects.openai import OPENAI
 from pipelines.serve.http.dialects.tei import TEI
 from pipelines.serve.http.dialects.vllm import VLLM
-from pipelines.serve.http.errors import ApiError, Dialect
+from pipelines.serve.http.errors import ApiError
 from pipelines.serve.http.handler import RequestHandler
+from pipelines.serve.http.limits import HttpLimits
 from pipelines.serve.http.metrics import HttpMetrics
-from pipelines.serve.http.middleware import PUBLIC, HttpLimits, RequestLimitsMiddleware
+from pipelines.serve.http.middleware import PUBLIC, RequestLimitsMiddleware
 from pipelines.serve.http.pages import page, wants_page
+from pipelines.serve.http.responses import JsonObject, json_response
+from pipelines.serve.http.routes import new_router
 from pipelines.serve.http.tracing import start_traces
 from pipelines.serve.protocol import ModelClient
 
@@ -48,10 +49,13 @@ def create_app(
     metrics: HttpMetrics | None = None,
     behind_serve: bool = False,
 ) -> FastAPI:
-    """Make the application over `models`.
+    """Make the application over models.
 
-    `metrics`: where it counts what it does; None: for /metrics alone.
-    `behind_serve`: Ray Serve's proxy stands before it, and names requests.
+    Args:
+        models: the models that it serves.
+        limits: what it takes from clients; None: the default limits.
+        metrics: where it counts what it does; None: for /metrics alone.
+        behind_serve: whether Ray Serve's proxy stands before it, and names requests.
     """
     limits = limits or HttpLimits()
     metrics = metrics or HttpMetrics()
@@ -63,7 +67,7 @@ def create_app(
         docs_url=None,
         redoc_url=None,
     )
-    errors.install(app)
+    install_error_handlers(app)
     routers = [_state_routes(handler)]
     for dialect in DIALECTS:
         routers += dialect.routes(handler)
@@ -71,10 +75,9 @@ def create_app(
         for dialect in DIALECTS:
             routers += dialect.model_routes(handler, name)
         routers.append(_health_route(handler, name))
+    # include_router would try the routers in turn for each request.
     for router in routers:
-        app.router.routes.extend(
-            router.routes
-        )  # include_router would try the routers in turn for each request
+        app.router.routes.extend(router.routes)
     if limits.has_keys:
         _describe_key(app)
     app.add_middleware(
@@ -100,12 +103,14 @@ def _describe_key(app: FastAPI) -> None:
     """Let the OpenAPI document say which routes need the key, so that /docs has a field for it."""
     describe = app.openapi
 
-    def openapi() -> dict[str, Any]:
+    def openapi() -> JsonObject:
         document = describe()
         scheme = {"type": "http", "scheme": "bearer", "description": "the service's key"}
         document["components"]["securitySchemes"] = {"HTTPBearer": scheme}
         for path, operations in document["paths"].items():
-            for operation in operations.values() if path not in PUBLIC else ():
+            if path in PUBLIC:
+                continue
+            for operation in operations.values():
                 operation["security"] = [{"HTTPBearer": []}]
         return document
 
@@ -113,9 +118,7 @@ def _describe_key(app: FastAPI) -> None:
 
 
 def _state_routes(handler: RequestHandler) -> APIRouter:
-    """Make the routes that need no key: whether the service lives, whether it can answer, and what
-    it has done.
-    """
+    """Make the routes of the service's state, and the pages for browsers."""
     router = new_router(TEI, tags=["state"])
 
     @router.get("/ping")
@@ -126,9 +129,8 @@ def _state_routes(handler: RequestHandler) -> APIRouter:
     @router.get("/metrics", response_class=Response)
     async def metrics() -> Response:
         """Return the counters of this process as Prometheus text."""
-        return Response(
-            handler.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8"
-        )
+        media_type = "text/plain; version=0.0.4; charset=utf-8"
+        return Response(handler.metrics.text(), media_type=media_type)
 
     @router.get("/docs", response_class=Response, include_in_schema=False)
     async def docs() -> Response:
@@ -144,7 +146,7 @@ def _state_routes(handler: RequestHandler) -> APIRouter:
         response.headers["vary"] = "accept"
         return response
 
-    @router.get("/health", response_model=dict[str, Any])
+    @router.get("/health", response_model=JsonObject)
     async def health() -> Response:
         """Tell whether every model can answer."""
         return await _health(handler, None)
@@ -153,11 +155,10 @@ def _state_routes(handler: RequestHandler) -> APIRouter:
 
 
 def _health_route(handler: RequestHandler, name: str) -> APIRouter:
-    router = new_router(
-        TEI, prefix=f"/models/{name}", tags=[f"model {name}: {handler.models.tasks[name]}"]
-    )
+    task = handler.models.tasks[name]
+    router = new_router(TEI, prefix=f"/models/{name}", tags=[f"model {name}: {task}"])
 
-    @router.get("/health", response_model=dict[str, Any])
+    @router.get("/health", response_model=JsonObject)
     async def health() -> Response:
         """Tell whether the model can answer."""
         return await _health(handler, name)
@@ -166,10 +167,9 @@ def _health_route(handler: RequestHandler, name: str) -> APIRouter:
 
 
 async def _health(handler: RequestHandler, name: str | None) -> Response:
+    """Answer for a model, or for all; ApiError names those that cannot answer."""
     unready = await handler.models.unready()
-    wrong = {model: reason for model, reason in unready.items() if name in (None, model)}
-    if wrong:
-        raise ApiError(
-            "unhealthy", "; ".join(f"{model}: {reason}" for model, reason in wrong.items())
-        )
+    reasons = [f"{model}: {reason}" for model, reason in unready.items() if name in (None, model)]
+    if reasons:
+        raise ApiError("unhealthy", "; ".join(reasons))
     return json_response({"status": "ok"})

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import base64
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 from starlette.responses import Response
 
 from modernbert.text.windows import Text
 from pipelines.serve.admission import Admission
-from pipelines.serve.http.bodies import Body, Inputs, json_response, new_router
+from pipelines.serve.http.bodies import Inputs
 from pipelines.serve.http.errors import ApiError
+from pipelines.serve.http.limits import CLIENT, HttpLimits
 from pipelines.serve.http.metrics import HttpMetrics
-from pipelines.serve.http.middleware import CLIENT, HttpLimits
+from pipelines.serve.http.responses import json_response
 from pipelines.serve.http.tracing import TRACE
 from pipelines.serve.protocol import (
     MOST_RESULTS,
@@ -27,18 +30,10 @@ from pipelines.serve.protocol import (
     Tokens,
 )
 
-__all__ = [
-    "CUT_OFF",
-    "Body",
-    "HandledRequest",
-    "Inputs",
-    "RequestHandler",
-    "Truncation",
-    "json_response",
-    "new_router",
-]
 _UNSPECIFIED = "default/not-specified"  # what Infinity's client sends where no model is named
 _LISTED = 100  # truncated inputs that the header names
+_Input = Text | Sequence[int]
+"""A text, a pair of texts, or token ids."""
 
 
 @dataclass(frozen=True)
@@ -74,30 +69,30 @@ class RequestHandler:
             self._info[name] = await self.models.info(name)
         return self._info[name]
 
-    def first(self, task: str) -> str | None:
-        """Return the name of the first model that does `task`."""
-        return next((name for name, does in self.models.tasks.items() if does == task), None)
+    def example_model(self, task: str) -> str:
+        """Return the name of the first model that does `task`, for examples of requests."""
+        return next(iter(self._models_for(task)), "none here")
 
     async def pick(self, task: str, name: str | None = None) -> Info:
-        """Return the model called `name`, or the first that does `task`; ApiError if it is missing
-        or does another.
+        """Return what is known of the model called `name`, or of the first that does `task`.
+
+        Raises ApiError where the model is missing or does another task.
         """
         tasks = self.models.tasks
-        name = None if name == _UNSPECIFIED else self.models.aliases.get(name or "", name)
-        fitting = [other for other, does in tasks.items() if does == task]
-        if name is None:
+        fitting = self._models_for(task)
+        if name is None or name == _UNSPECIFIED:
             if not fitting:
                 online = ", ".join(f"{other} ({does})" for other, does in tasks.items())
                 raise ApiError("wrong_task", f"no model here does {task}; online are {online}")
-            name = fitting[0]
+            return await self.info(fitting[0])
+        name = self.models.aliases.get(name, name)
         if name not in tasks:
             known = ", ".join(fitting) or "none"
             message = f"model {name[:60]!r} is unknown; for {task} there are: {known}"
             raise ApiError("unknown_model", message, field="model")
         if tasks[name] != task:
-            raise ApiError(
-                "wrong_task", f"model {name} does {tasks[name]}, not {task}", field="model"
-            )
+            message = f"model {name} does {tasks[name]}, not {task}"
+            raise ApiError("wrong_task", message, field="model")
         return await self.info(name)
 
     async def predict(
@@ -110,23 +105,40 @@ class RequestHandler:
         truncation: Truncation = CUT_OFF,
         token_vectors: bool = False,
     ) -> HandledRequest:
-        """Answer documents; ApiError names the first one without an answer as `field[i]`.
+        """Answer documents.
 
-        `options`: those of the task, None for the model's own.
+        Args:
+            info: of the model.
+            documents: texts or pairs of texts.
+            field: the field of the body that holds them, for messages.
+            options: those of the task; None, or an option that is None: the model's own.
+            truncation: what becomes of documents that are too long.
+            token_vectors: whether an embed model gives a vector for each token.
+
+        Raises:
+            ApiError: names the first document without an answer as `field[i]`.
         """
         started = time.perf_counter()
-        given = {name: value for name, value in (options or {}).items() if value is not None}
-        truncate, side, timeout_s = truncation.truncate, truncation.side, self.limits.timeout_s
-        client = CLIENT.get()
-        request = PredictRequest(documents, given, truncate, side, timeout_s, client, token_vectors)
+        own_options = {name: value for name, value in (options or {}).items() if value is not None}
+        request = PredictRequest(
+            documents,
+            own_options,
+            truncate=truncation.truncate,
+            truncation_side=truncation.side,
+            timeout_s=self.limits.timeout_s,
+            client=CLIENT.get(),
+            token_vectors=token_vectors,
+        )
         with self._counted(documents, field):
             response = await self.models.predict(info.name, request)
-        if trace := TRACE.get():
+        trace = TRACE.get()
+        if trace:
             trace.add_response(info.name, response)
+        # These wire formats have no place for the error of a single input.
         if response.failed:
             i = min(response.failed)
-            message = f"{field}[{i}]: {response.failed[i]}"
-            raise ApiError("invalid" if i in response.invalid else "failed", message, field=field)
+            error_type = "invalid" if i in response.invalid else "failed"
+            raise ApiError(error_type, f"{field}[{i}]: {response.failed[i]}", field=field)
         handled = HandledRequest(
             info=info,
             response=response,
@@ -140,30 +152,26 @@ class RequestHandler:
         )
         return handled
 
-    async def texts(self, info: Info, inputs: str | list[Any], field: str) -> list[str]:
-        """Return the texts that inputs are, or that their token ids stand for; ApiError for ids
-        that no text has.
+    async def texts(self, info: Info, inputs: Inputs, field: str) -> list[str]:
+        """Return the texts that inputs are, or that their token ids stand for.
+
+        Raises ApiError for ids that no text has.
         """
         if isinstance(inputs, str):
             return [inputs]
         if isinstance(inputs[0], str):
             return inputs
-        given: list[list[int]] = [inputs] if isinstance(inputs[0], int) else inputs
-        texts = await self.decode(info, given, field)
-        for i, (ids, whole) in enumerate(
-            zip(given, await self.tokenize(info, texts, field), strict=True)
-        ):
-            bare = [
-                token
-                for token, span in zip(whole.ids, whole.offsets, strict=True)
-                if span is not None
-            ]
-            if ids not in (whole.ids, bare):
-                raise ApiError(
-                    "invalid",
-                    f"{field}[{i}]: no text has just these token ids; send the text",
-                    field=field,
-                )
+        id_lists = cast("list[list[int]]", [inputs] if isinstance(inputs[0], int) else inputs)
+        texts = await self.decode(info, id_lists, field)
+        # The model reads texts. The ids are those of a text where it gives them again, with or
+        # without special tokens.
+        all_tokens = await self.tokenize(info, texts, field)
+        for i, (ids, tokens) in enumerate(zip(id_lists, all_tokens, strict=True)):
+            spans = zip(tokens.ids, tokens.offsets, strict=True)
+            bare_ids = [token for token, span in spans if span is not None]
+            if ids not in (tokens.ids, bare_ids):
+                message = f"{field}[{i}]: no text has just these token ids; send the text"
+                raise ApiError("invalid", message, field=field)
         return texts
 
     async def tokenize(
@@ -180,40 +188,46 @@ class RequestHandler:
         with self._counted(ids, field):
             return await self.models.decode(info.name, ids, skip_special_tokens, CLIENT.get())
 
+    def _models_for(self, task: str) -> list[str]:
+        return [name for name, does in self.models.tasks.items() if does == task]
+
     @contextmanager
-    def _counted(self, inputs: Sequence[Any], field: str) -> Iterator[None]:
-        """Count inputs as under way; ApiError for too many, in the request or under way, and for
-        too long ones.
-        """
-        limits, count, client = self.limits, len(inputs), CLIENT.get()
-        if count > (most := min(limits.max_inputs, self._inputs.most_of(client))):
-            message = f"{field} holds {count:,} inputs; a request may hold {most:,}"
-            raise ApiError("invalid", message, field=field)
-        for i, given in enumerate(inputs):
-            if (length := _length(given)) > limits.max_characters:
-                what = "ids" if isinstance(given, list) else "characters"
-                message = (
-                    f"{field}[{i}] has {length:,} {what}; an input may have "
-                    f"{limits.max_characters:,}"
-                )
-                raise ApiError("invalid", message, field=field)
-        ids = sum(len(given) for given in inputs if isinstance(given, list))
-        if ids > MOST_RESULTS:
-            message = f"{field} holds {ids:,} token ids; a request may hold {MOST_RESULTS:,}"
-            raise ApiError("invalid", message, field=field)
+    def _counted(self, inputs: Sequence[_Input], field: str) -> Iterator[None]:
+        """Count inputs as under way; ApiError where they, or all under way, are too many."""
+        client = CLIENT.get()
+        self._check_size(inputs, field, client)
         claim = self._inputs.claim(client)
-        if not claim.resize(count):
+        if not claim.resize(len(inputs)):
             message = (
-                f"{self._inputs.used:,} inputs are being answered; {limits.max_documents:,} may be "
-                "at a time"
+                f"{self._inputs.used:,} inputs are being answered; {self.limits.max_documents:,} "
+                "may be at a time, at most half of them of one client"
             )
-            raise ApiError(
-                "overloaded", f"{message}, at most half of them of one client", retry_after_s=1
-            )
+            raise ApiError("overloaded", message, retry_after_s=1)
         try:
             yield
         finally:
             claim.release()
+
+    def _check_size(self, inputs: Sequence[_Input], field: str, client: str | None) -> None:
+        """Raise ApiError for too many inputs in a request, and for too long ones."""
+        most_inputs = min(self.limits.max_inputs, self._inputs.most_of(client))
+        if len(inputs) > most_inputs:
+            message = f"{field} holds {len(inputs):,} inputs; a request may hold {most_inputs:,}"
+            raise ApiError("invalid", message, field=field)
+        most_characters = self.limits.max_characters
+        all_ids = 0
+        for i, each in enumerate(inputs):
+            length = _length(each)
+            unit = "characters"
+            if isinstance(each, list):
+                unit = "ids"
+                all_ids += length
+            if length > most_characters:
+                message = f"{field}[{i}] has {length:,} {unit}; an input may have "
+                raise ApiError("invalid", f"{message}{most_characters:,}", field=field)
+        if all_ids > MOST_RESULTS:
+            message = f"{field} holds {all_ids:,} token ids; a request may hold {MOST_RESULTS:,}"
+            raise ApiError("invalid", message, field=field)
 
 
 @dataclass
@@ -233,15 +247,32 @@ class HandledRequest:
         """The vectors of an embed model, each a list as it is sent."""
         return (row.tolist() for row in self.response.results)
 
-    def reply(self, content: Any) -> Response:
-        """Make a response of JSON with TEI's headers; a document with NaN has failed, so that there
-        is none.
+    @property
+    def base64_vectors(self) -> Iterator[str]:
+        """The vectors of an embed model, each as little-endian float32 in base64."""
+        rows = np.asarray(self.response.results, dtype="<f4")
+        return (base64.b64encode(row.tobytes()).decode() for row in rows)
 
-        Iterators in `content` are lists whose items are made as they are sent.
+    @property
+    def token_vectors(self) -> Iterator[Iterator[list[float]]]:
+        """For each input the vectors of its tokens, each a list as it is sent."""
+        return ((row.tolist() for row in vectors) for vectors in self.response.results)
+
+    @property
+    def usage(self) -> dict[str, int]:
+        """The tokens of the request, as OpenAI and Jina count them."""
+        return {"prompt_tokens": self.n_tokens, "total_tokens": self.n_tokens}
+
+    def reply(self, content: object) -> Response:
+        """Make a response of JSON with TEI's headers.
+
+        Iterators in `content` are lists whose items are made as they are sent. A document whose
+        answer holds NaN has failed, so that there is none.
         """
-        response = self.response
-        if trace := TRACE.get():
+        trace = TRACE.get()
+        if trace:
             trace.parts.append(("serialise", time.time(), None))
+        response = self.response
         times = {
             "total": time.perf_counter() - self.started,
             "compute": response.tokenise_s + response.forward_s,
@@ -250,17 +281,22 @@ class HandledRequest:
             "inference": response.forward_s,
         }
         headers = {f"x-{name}-time": str(round(seconds * 1e3)) for name, seconds in times.items()}
-        headers |= {
-            "x-compute-type": "cpu" if self.info.device.startswith("cpu") else "gpu",
-            "x-compute-characters": str(self.characters),
-            "x-compute-tokens": str(self.n_tokens),
-        }
-        if truncated := sorted(self.truncated):
-            more = [f"+{len(truncated) - _LISTED}"] if len(truncated) > _LISTED else []
-            headers["x-truncated"] = ",".join([*map(str, truncated[:_LISTED]), *more])
+        headers["x-compute-type"] = "cpu" if self.info.device.startswith("cpu") else "gpu"
+        headers["x-compute-characters"] = str(self.characters)
+        headers["x-compute-tokens"] = str(self.n_tokens)
+        if self.truncated:
+            headers["x-truncated"] = self._truncated_numbers()
         return json_response(content, headers)
 
+    def _truncated_numbers(self) -> str:
+        """List the inputs that were cut off; of many the rest is counted."""
+        numbers = [str(i) for i in sorted(self.truncated)]
+        listed = numbers[:_LISTED]
+        if len(numbers) > _LISTED:
+            listed.append(f"+{len(numbers) - _LISTED}")
+        return ",".join(listed)
 
-def _length(given: Text | list[int]) -> int:
+
+def _length(document: _Input) -> int:
     """Return the characters of a text or a pair, or the number of ids."""
-    return sum(map(len, given)) if isinstance(given, tuple) else len(given)
+    return sum(map(len, document)) if isinstance(document, tuple) else len(document)

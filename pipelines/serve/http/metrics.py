@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TypedDict
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+
+
+class _Place(TypedDict):
+    registry: CollectorRegistry
+    namespace: str
 
 
 class HttpMetrics:
@@ -15,7 +20,7 @@ class HttpMetrics:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        kept: dict[str, Any] = {"registry": self._registry, "namespace": "modernbert_http"}
+        kept: _Place = {"registry": self._registry, "namespace": "modernbert_http"}
         self._requests = Counter("requests", "Requests answered.", ("route", "status"), **kept)
         self._seconds = Histogram(
             "request_seconds",

@@ -1,6 +1,4 @@
-"""The pages for browsers: each is one document that needs nothing from elsewhere, as its headers
-say.
-"""
+"""The pages for browsers: each needs nothing from elsewhere, and its headers allow nothing more."""
 
 from __future__ import annotations
 
@@ -36,17 +34,22 @@ def page(name: str) -> Response:
 @cache
 def _load(name: str) -> tuple[bytes, str]:
     """Return a page with its scripts in it, and the policy that allows these and no others."""
-    html = _SCRIPT_FILE.sub(
-        lambda found: f"<script>{(_FOLDER / found[1]).read_text(encoding='utf-8')}</script>",
-        (_FOLDER / f"{name}.html").read_text(encoding="utf-8"),
-    )
-    sources = {
-        kind: f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-        for kind, text in _INLINE.findall(html)
-    }
+
+    def inlined(script: re.Match[str]) -> str:
+        code = (_FOLDER / script[1]).read_text(encoding="utf-8")
+        return f"<script>{code}</script>"
+
+    page_file = _FOLDER / f"{name}.html"
+    html = _SCRIPT_FILE.sub(inlined, page_file.read_text(encoding="utf-8"))
+    sources = {kind: _source(text) for kind, text in _INLINE.findall(html)}
     policy = (
         f"default-src 'none'; script-src {sources['script']}; style-src {sources['style']}; "
-        "connect-src 'self'; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
     return html.encode(), policy
+
+
+def _source(text: str) -> str:
+    """Return how a policy names a script or style by its content."""
+    digest = hashlib.sha256(text.encode()).digest()
+    return f"'sha256-{base64.b64encode(digest).decode()}'"

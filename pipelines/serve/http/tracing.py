@@ -12,7 +12,6 @@ import os
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
 
 from pipelines.serve.protocol import PredictResponse
 
@@ -26,7 +25,7 @@ _PROTOCOL = "http/protobuf"
 class Trace:
     """What is known of a request that is being answered; times are in seconds since 1970."""
 
-    attributes: dict[str, Any] = field(default_factory=dict)
+    attributes: dict[str, str | int] = field(default_factory=dict)
     parts: list[tuple[str, float, float | None]] = field(default_factory=list)
     """The name, start and end of each part; without an end: the end of the request."""
 
@@ -37,11 +36,15 @@ class Trace:
             "modernbert.documents": len(response.n_tokens),
             "modernbert.tokens": sum(response.n_tokens),
         }
-        at = response.started
-        for name in ("tokenise", "queue", "forward"):
-            end = at + getattr(response, f"{name}_s")
-            self.parts.append((name, at, end))
-            at = end
+        durations = {
+            "tokenise": response.tokenise_s,
+            "queue": response.queue_s,
+            "forward": response.forward_s,
+        }
+        start = response.started
+        for name, seconds in durations.items():
+            self.parts.append((name, start, start + seconds))
+            start += seconds
 
 
 TRACE: ContextVar[Trace | None] = ContextVar("trace", default=None)
@@ -51,23 +54,18 @@ Export = Callable[[Trace, Mapping[str, str], str, str, int, float, float], None]
 
 
 def start_traces() -> Export | None:
-    """Return what exports the spans of requests, or None where OTEL_* or a missing package say that
-    there are none.
+    """Return what exports the spans of requests.
+
+    None where the variables OTEL_* ask for no traces, or what they ask for is not possible, which
+    is logged.
     """
-    if (
-        not any(map(os.environ.get, _ENDPOINTS))
-        or os.environ.get("OTEL_TRACES_EXPORTER", "otlp") != "otlp"
-    ):
+    if not _is_wanted():
         return None
-    if os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
-        return None
-    protocol = next(filter(None, map(os.environ.get, _PROTOCOLS)), _PROTOCOL)
+    named = (os.environ.get(variable) for variable in _PROTOCOLS)
+    protocol = next(filter(None, named), _PROTOCOL)
     if protocol != _PROTOCOL:
-        logger.warning(
-            "there are no traces: the OTLP protocol %s is not supported, only %s",
-            protocol,
-            _PROTOCOL,
-        )
+        message = "there are no traces: the OTLP protocol %s is not supported, only %s"
+        logger.warning(message, protocol, _PROTOCOL)
         return None
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -77,9 +75,8 @@ def start_traces() -> Export | None:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
         from opentelemetry.trace import SpanKind, StatusCode, set_span_in_context
     except ImportError as error:
-        logger.warning(
-            "there are no traces: %s; pip install 'modernbert-ray[otel]' brings the packages", error
-        )
+        message = "there are no traces: %s; pip install 'modernbert-ray[otel]' brings the packages"
+        logger.warning(message, error)
         return None
     resource = Resource({"service.name": "modernbert-ray"}).merge(OTELResourceDetector().detect())
     provider = TracerProvider(resource=resource)
@@ -95,16 +92,16 @@ def start_traces() -> Export | None:
         start: float,
         end: float,
     ) -> None:
-        known: dict[str, Any] = {
+        attributes: dict[str, str | int] = {
             "http.request.method": method,
             "http.route": route,
             "http.response.status_code": status,
         }
         span = tracer.start_span(
             f"{method} {route}",
-            context=extract(headers),
+            context=extract(headers),  # the client's own span
             kind=SpanKind.SERVER,
-            attributes=known | trace.attributes,
+            attributes=attributes | trace.attributes,
             start_time=_nanoseconds(start),
         )
         if status >= 500:
@@ -116,6 +113,14 @@ def start_traces() -> Export | None:
         span.end(_nanoseconds(end))
 
     return export
+
+
+def _is_wanted() -> bool:
+    """Tell whether the variables of OpenTelemetry ask for traces."""
+    has_endpoint = any(os.environ.get(variable) for variable in _ENDPOINTS)
+    exporter = os.environ.get("OTEL_TRACES_EXPORTER", "otlp")
+    is_disabled = os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true"
+    return has_endpoint and exporter == "otlp" and not is_disabled
 
 
 def _nanoseconds(seconds: float) -> int:

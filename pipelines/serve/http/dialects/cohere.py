@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
-from pipelines.serve.http.bodies import Body, Int, Many, NonEmpty, new_router, route_docs
+from pipelines.serve.http.bodies import Body, Int, Many, NonEmpty
+from pipelines.serve.http.dialect import Dialect
 from pipelines.serve.http.dialects.shared import RERANK_EXAMPLE, embed, rerank, truncation_options
-from pipelines.serve.http.errors import Dialect
 from pipelines.serve.http.handler import HandledRequest, RequestHandler, Truncation
+from pipelines.serve.http.responses import JsonObject
+from pipelines.serve.http.routes import new_router, route_docs
 from pipelines.serve.protocol import Info
 
 EmbeddingType = Literal["float", "int8", "binary", "ubinary", "base64"]
+_Vectors = Iterator[list[float]] | Iterator[str]
 _PRECISIONS: dict[str, str] = {"float": "float32", "base64": "float32"}
 """The precision of each embedding type; of the others it has the same name."""
+_SIDES = {"START": "left", "END": "right"}
+"""Where texts are cut off, by the value of `truncate`."""
 _PROMPTS = {
     "search_query": ("search_query", "query"),
     "search_document": ("search_document", "document", "passage"),
@@ -82,34 +86,46 @@ class CohereEmbedRequest(Body):
 def routes(handler: RequestHandler) -> Sequence[APIRouter]:
     """Make the routes of rerankers and embedders."""
     router = new_router(COHERE, tags=["Cohere"])
-    example = {"model": handler.first("rerank") or "none here", **RERANK_EXAMPLE, "top_n": 1}
+    _add_rerank(router, handler)
+    _add_embed(router, handler)
+    return [router]
 
-    @router.post("/v2/rerank", **route_docs(dict[str, Any], example, COHERE))
+
+def _add_rerank(router: APIRouter, handler: RequestHandler) -> None:
+    example = {"model": handler.example_model("rerank"), **RERANK_EXAMPLE, "top_n": 1}
+
+    @router.post("/v2/rerank", **route_docs(JsonObject, example, COHERE))
     async def cohere(body: CohereRequest, request: Request) -> Response:
         """{id, results: [{index, relevance_score}], meta} from best to worst."""
         info = await handler.pick("rerank", body.model)
-        documents, cut = body.documents, set[int]()
+        documents = body.documents
+        shortened: set[int] = set()
         if body.max_tokens_per_doc is not None:
-            documents, cut = await _first_tokens(handler, info, documents, body.max_tokens_per_doc)
-        handled, order = await rerank(handler, info, body.query, documents, "documents")
-        handled.truncated |= cut
-        text = (
-            (lambda i: {"document": {"text": body.documents[i]}})
-            if body.return_documents
-            else lambda _: {}
-        )
-        results = [
-            {"index": i, "relevance_score": score, **text(i)} for i, score in order[: body.top_n]
-        ]
+            documents, shortened = await _first_tokens(
+                handler, info, documents, body.max_tokens_per_doc
+            )
+        handled, ranked = await rerank(handler, info, body.query, documents, "documents")
+        handled.truncated |= shortened
+        results: list[JsonObject] = []
+        for i, score in ranked[: body.top_n]:
+            result: JsonObject = {"index": i, "relevance_score": score}
+            if body.return_documents:
+                result["document"] = {"text": body.documents[i]}
+            results.append(result)
         meta = _meta(handled, "2", "documents", {"search_units": 1})
-        return handled.reply(
-            {"id": request.scope.get("request_id"), "results": results, "meta": meta}
-        )
+        content = {"id": request.scope.get("request_id"), "results": results, "meta": meta}
+        return handled.reply(content)
 
-    example = {"model": handler.first("embed") or "none here", "texts": ["What is Deep Learning?"]}
-    example |= {"input_type": "search_query", "embedding_types": ["float"]}
 
-    @router.post("/v2/embed", **route_docs(dict[str, Any], example, COHERE))
+def _add_embed(router: APIRouter, handler: RequestHandler) -> None:
+    example = {
+        "model": handler.example_model("embed"),
+        "texts": ["What is Deep Learning?"],
+        "input_type": "search_query",
+        "embedding_types": ["float"],
+    }
+
+    @router.post("/v2/embed", **route_docs(JsonObject, example, COHERE))
     async def embed_texts(body: CohereEmbedRequest, request: Request) -> Response:
         """{id, embeddings: {float or another type: vectors}, texts, meta}."""
         handled, vectors = await _embed(handler, body)
@@ -117,10 +133,11 @@ def routes(handler: RequestHandler) -> Sequence[APIRouter]:
             "id": request.scope.get("request_id"),
             "embeddings": vectors,
             "texts": body.texts,
+            "meta": _embed_meta(handled, "2"),
         }
-        return handled.reply(content | {"meta": _embed_meta(handled, "2")})
+        return handled.reply(content)
 
-    @router.post("/v1/embed", **route_docs(dict[str, Any], example, COHERE))
+    @router.post("/v1/embed", **route_docs(JsonObject, example, COHERE))
     async def embed_texts_v1(body: CohereEmbedRequest, request: Request) -> Response:
         """As /v2/embed; without embedding_types, embeddings are vectors of float themselves."""
         handled, vectors = await _embed(handler, body)
@@ -130,66 +147,61 @@ def routes(handler: RequestHandler) -> Sequence[APIRouter]:
             "response_type": "embeddings_by_type" if by_type else "embeddings_floats",
             "embeddings": vectors if by_type else vectors["float"],
             "texts": body.texts,
+            "meta": _embed_meta(handled, "1"),
         }
-        return handled.reply(content | {"meta": _embed_meta(handled, "1")})
-
-    return [router]
+        return handled.reply(content)
 
 
 async def _embed(
     handler: RequestHandler, body: CohereEmbedRequest
-) -> tuple[HandledRequest, dict[str, Iterator[Any]]]:
+) -> tuple[HandledRequest, dict[str, _Vectors]]:
     """Return the handled request, and the vectors of each embedding type."""
     info = await handler.pick("embed", body.model)
-    types = [*dict.fromkeys(body.embedding_types or ["float"])]
-    side = {"START": "left", "END": "right"}.get(body.truncate or "")
-    prompt = next(
-        (name for name in _PROMPTS.get(body.input_type or "", ()) if name in info.prompts), None
-    )
-    most = body.max_tokens
-    if most is not None and most > info.max_length:
-        most = None  # a wish that is met anyway
-    more = truncation_options(info, "max_tokens", most)
+    side = _SIDES.get(body.truncate or "")
+    truncation = Truncation(body.truncate != "NONE", side)
+    prompts = _PROMPTS.get(body.input_type or "", ())
+    prompt_name = next((name for name in prompts if name in info.prompts), None)
+    # To more tokens than the model reads, texts are cut anyway.
+    most_tokens = body.max_tokens
+    if most_tokens is not None and most_tokens > info.max_length:
+        most_tokens = None
+    more: dict[str, object] = {**truncation_options(info, "max_tokens", most_tokens)}
+    # The model runs once for each precision: float and base64 are the same numbers.
+    types: list[str] = list(dict.fromkeys(body.embedding_types or ["float"]))
     by_precision: dict[str, HandledRequest] = {}
-    for precision in dict.fromkeys(_PRECISIONS.get(each, each) for each in types):
+    for embedding_type in types:
+        precision = _PRECISIONS.get(embedding_type, embedding_type)
+        if precision in by_precision:
+            continue
         by_precision[precision] = await embed(
             handler,
             info,
             body.texts,
             "texts",
-            prompt_name=prompt,
+            prompt_name=prompt_name,
             dimensions=body.output_dimension,
-            truncation=Truncation(body.truncate != "NONE", side),
+            truncation=truncation,
             more={**more, "precision": precision},
         )
-    vectors = {
-        each: _vectors(by_precision[_PRECISIONS.get(each, each)], each == "base64")
-        for each in types
-    }
+    vectors: dict[str, _Vectors] = {}
+    for embedding_type in types:
+        handled = by_precision[_PRECISIONS.get(embedding_type, embedding_type)]
+        is_base64 = embedding_type == "base64"
+        vectors[embedding_type] = handled.base64_vectors if is_base64 else handled.vectors
     return next(iter(by_precision.values())), vectors
 
 
-def _vectors(handled: HandledRequest, packed: bool) -> Iterator[Any]:
-    if not packed:
-        return handled.vectors
-    return (
-        base64.b64encode(row.astype("<f4").tobytes()).decode() for row in handled.response.results
-    )
-
-
-def _embed_meta(handled: HandledRequest, version: str) -> dict[str, Any]:
+def _embed_meta(handled: HandledRequest, version: str) -> JsonObject:
     return _meta(handled, version, "texts", {"input_tokens": handled.n_tokens})
 
 
 def _meta(
-    handled: HandledRequest, version: str, field: str, billed: dict[str, int]
-) -> dict[str, Any]:
-    tokens = {"input_tokens": handled.n_tokens}
-    # Cohere's clients do not read an answer without billed_units.
-    meta: dict[str, Any] = {
+    handled: HandledRequest, version: str, field: str, billed_units: dict[str, int]
+) -> JsonObject:
+    meta: JsonObject = {
         "api_version": {"version": version},
-        "billed_units": billed,
-        "tokens": tokens,
+        "billed_units": billed_units,  # Cohere's clients do not read an answer without them
+        "tokens": {"input_tokens": handled.n_tokens},
     }
     if handled.truncated:
         meta["warnings"] = [f"{field}[{i}] was cut off" for i in sorted(handled.truncated)]
@@ -199,15 +211,20 @@ def _meta(
 async def _first_tokens(
     handler: RequestHandler, info: Info, texts: list[str], count: int
 ) -> tuple[list[str], set[int]]:
-    """Cut each text after its first `count` tokens; also return the indices of texts that this
-    shortens.
+    """Cut each text after its first `count` tokens.
+
+    Also returns the indices of the texts that this shortens.
     """
-    out, cut = [*texts], set()
-    for i, tokens in enumerate(await handler.tokenize(info, texts, "documents", False)):
-        if len(tokens.ids) > count:
-            out[i] = texts[i][: (tokens.offsets[count - 1] or (0, 0))[1]]
-            cut.add(i)
-    return out, cut
+    all_tokens = await handler.tokenize(info, texts, "documents", special=False)
+    shorter = list(texts)
+    shortened = set()
+    for i, tokens in enumerate(all_tokens):
+        if len(tokens.ids) <= count:
+            continue
+        _, end = tokens.offsets[count - 1] or (0, 0)
+        shorter[i] = texts[i][:end]
+        shortened.add(i)
+    return shorter, shortened
 
 
 COHERE = Dialect(

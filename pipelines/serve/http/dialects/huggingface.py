@@ -8,22 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from fastapi import APIRouter
 from pydantic import Discriminator, Field, Tag
 from starlette.responses import Response
 
 from modernbert.text.windows import Text
-from pipelines.serve.http.bodies import (
-    Int,
-    Many,
-    NonEmpty,
-    Texts,
-    TolerantBody,
-    new_router,
-    route_docs,
-)
+from pipelines.serve.http.bodies import Int, Many, NonEmpty, Texts, TolerantBody, as_list
 from pipelines.serve.http.dialects.shared import (
     ClassifyParameters,
     EmbedRequest,
@@ -35,11 +27,14 @@ from pipelines.serve.http.dialects.shared import (
 from pipelines.serve.http.dialects.tei import TEI
 from pipelines.serve.http.errors import ApiError
 from pipelines.serve.http.handler import HandledRequest, RequestHandler
+from pipelines.serve.http.responses import JsonObject
+from pipelines.serve.http.routes import new_router, route_docs
 
 _MOST_NAMES = 1000  # in an option
+_DEFAULT_TOP_K = 5  # of fill
 _MOST_CHARACTERS = 20_000_000  # of the sequences in a fill-mask answer
-
-
+_FIRST_MODEL_PATHS = ("/", "/invocations")
+"""The paths of the first model, where TEI's clients classify, too; SageMaker calls the second."""
 Name = Annotated[str, Field(max_length=256)]
 Target = Annotated[Name, Field(min_length=1)]
 
@@ -85,7 +80,7 @@ class ZeroShotParameters(TolerantBody):
     multi_label: bool | None = Field(default=None, description="score each label by itself")
 
     @property
-    def options(self) -> dict[str, Any]:
+    def options(self) -> dict[str, object]:
         """The options under the task's own names."""
         return {
             "labels": self.candidate_labels,
@@ -113,7 +108,7 @@ class TagParameters(TolerantBody):
     )
 
     @property
-    def options(self) -> dict[str, Any]:
+    def options(self) -> dict[str, object]:
         """The options under the task's own names."""
         return {
             "aggregation": self.aggregation_strategy,
@@ -138,7 +133,7 @@ class FillParameters(TolerantBody):
     ) = Field(default=None, description="the only ones to choose from")
 
     @property
-    def options(self) -> dict[str, Any]:
+    def options(self) -> dict[str, object]:
         """The options under the task's own names."""
         return {"top_k": self.top_k, "targets": self.targets}
 
@@ -181,7 +176,7 @@ class AnswerParameters(TolerantBody):
     )
 
     @property
-    def options(self) -> dict[str, Any]:
+    def options(self) -> dict[str, object]:
         """The options under the task's own names."""
         return {
             "top_k": self.top_k,
@@ -209,181 +204,135 @@ class FeatureRequest(EmbedRequest):
     encoding_format: Literal["float"] | None = None
 
 
+def _vector_tag(body: object) -> str:
+    is_similarity = isinstance(body, dict) and isinstance(body.get("inputs"), dict)
+    return "<similarity>" if is_similarity else "<features>"
+
+
 VectorRequest = Annotated[
     Annotated[FeatureRequest, Tag("<features>")]
     | Annotated[SimilarityRequest, Tag("<similarity>")],
-    Discriminator(
-        lambda body: (
-            "<similarity>"
-            if isinstance(body, dict) and isinstance(body.get("inputs"), dict)
-            else "<features>"
-        )
-    ),
+    Discriminator(_vector_tag),
 ]
 
 
-def task_routes(
-    handler: RequestHandler, name: str, path: str, *, shared: bool = False, **options: Any
-) -> APIRouter:
-    """Make the route of a model at `path`; `shared`: a classifier answers TEI's clients there,
-    too.
-    """
-    router = new_router(TEI, **options)
-    if add := TASK_ROUTES.get(handler.models.tasks[name]):
-        add(router, handler, name, path, shared)
-    return router
+def _add_classify(router: APIRouter, handler: RequestHandler, name: str, path: str) -> None:
+    example = {"inputs": "Where is my parcel?", "parameters": {"top_k": 3}}
 
-
-def _add_classify(
-    router: APIRouter, handler: RequestHandler, name: str, path: str, shared: bool
-) -> None:
-    @router.post(
-        path, **route_docs(list[Any], {"inputs": "Where is my parcel?", "parameters": {"top_k": 3}})
-    )
+    @router.post(path, **route_docs(list[object], example))
     async def text_classification(body: ClassifyRequest) -> Response:
         """[[{label, score}]]: for each input a list from best to worst."""
         info = await handler.pick("classify", name)
-        documents: list[Text] = [
-            item if isinstance(item, str) else (item.text, item.text_pair)
-            for item in _many(body.inputs)
-        ]
-        handled, labels = await classify(
-            handler, info, documents, body.parameters or ClassifyParameters()
-        )
-        flat = (
-            shared
-            and "parameters" not in body.model_fields_set
-            and not isinstance(body.inputs, list)
-        )
-        return handled.reply(labels[0] if flat else labels)
+        items: list[str | TextPair] = as_list(body.inputs)
+        documents: list[Text] = []
+        for item in items:
+            documents.append(item if isinstance(item, str) else (item.text, item.text_pair))
+        parameters = body.parameters or ClassifyParameters()
+        handled, labels = await classify(handler, info, documents, parameters)
+        # TEI's clients, which send no parameters, want the labels of one input without a list
+        # around them.
+        is_tei = path in _FIRST_MODEL_PATHS and "parameters" not in body.model_fields_set
+        if is_tei and not isinstance(body.inputs, list):
+            return handled.reply(labels[0])
+        return handled.reply(labels)
 
 
-def _add_zero_shot(
-    router: APIRouter,
-    handler: RequestHandler,
-    name: str,
-    path: str,
-    shared: bool,  # noqa: ARG001
-) -> None:
+def _add_zero_shot(router: APIRouter, handler: RequestHandler, name: str, path: str) -> None:
     example = {
         "inputs": "My parcel has not come.",
         "parameters": {"candidate_labels": ["delivery", "payment"]},
     }
 
-    @router.post(path, **route_docs(list[Any], example))
+    @router.post(path, **route_docs(list[object], example))
     async def zero_shot_classification(body: ZeroShotRequest) -> Response:
         """[{label, score}] from best to worst for a text; a list of such lists for several."""
         info = await handler.pick("zero_shot", name)
-        given = body.parameters or ZeroShotParameters()
-        if not given.candidate_labels and not info.labels:
+        parameters = body.parameters or ZeroShotParameters()
+        if not parameters.candidate_labels and not info.labels:
             raise ApiError("invalid", "parameters.candidate_labels is missing", field="parameters")
-        handled = await handler.predict(
-            info, _many(body.inputs), field="inputs", options=given.options
-        )
+        texts = as_list(body.inputs)
+        handled = await handler.predict(info, texts, field="inputs", options=parameters.options)
         return _reply(handled, body.inputs)
 
 
-def _add_tag(
-    router: APIRouter,
-    handler: RequestHandler,
-    name: str,
-    path: str,
-    shared: bool,  # noqa: ARG001
-) -> None:
+def _add_tag(router: APIRouter, handler: RequestHandler, name: str, path: str) -> None:
     example = {"inputs": "Call Ada at 555-0100.", "parameters": {"aggregation_strategy": "simple"}}
 
-    @router.post(path, **route_docs(list[Any], example))
+    @router.post(path, **route_docs(list[object], example))
     async def token_classification(body: TagRequest) -> Response:
         """[{entity_group or entity, score, word, start, end}] for a text; a list of such lists for
         several.
         """
         info = await handler.pick("tag", name)
-        options = (body.parameters or TagParameters()).options
-        handled = await handler.predict(info, _many(body.inputs), field="inputs", options=options)
+        parameters = body.parameters or TagParameters()
+        texts = as_list(body.inputs)
+        handled = await handler.predict(info, texts, field="inputs", options=parameters.options)
         return _reply(handled, body.inputs)
 
 
-def _add_fill(
-    router: APIRouter,
-    handler: RequestHandler,
-    name: str,
-    path: str,
-    shared: bool,  # noqa: ARG001
-) -> None:
-    @router.post(
-        path,
-        **route_docs(
-            list[Any], {"inputs": "The capital of France is [MASK].", "parameters": {"top_k": 3}}
-        ),
-    )
+def _add_fill(router: APIRouter, handler: RequestHandler, name: str, path: str) -> None:
+    example = {"inputs": "The capital of France is [MASK].", "parameters": {"top_k": 3}}
+
+    @router.post(path, **route_docs(list[object], example))
     async def fill_mask(body: FillRequest) -> Response:
         """[{score, token, token_str, sequence}] for a text with one mask; lists of them for several
         masks or texts.
         """
         info = await handler.pick("fill", name)
-        given, texts = body.parameters or FillParameters(), _many(body.inputs)
-        masks = [text.count(info.mask_token or "[MASK]") for text in texts]
-        size = sum(count * len(text) for count, text in zip(masks, texts, strict=True)) * (
-            given.top_k or 5
-        )
-        if size > _MOST_CHARACTERS:
-            message = (
-                f"{sum(masks):,} masks would be handled with {size:,} characters; send fewer masks "
-                "at a time"
-            )
-            raise ApiError("invalid", message, field="inputs")
-        handled = await handler.predict(info, texts, field="inputs", options=given.options)
+        parameters = body.parameters or FillParameters()
+        texts = as_list(body.inputs)
+        _check_sequences(texts, info.mask_token or "[MASK]", parameters.top_k or _DEFAULT_TOP_K)
+        handled = await handler.predict(info, texts, field="inputs", options=parameters.options)
         return _reply(handled, body.inputs)
 
 
-def _add_answer(
-    router: APIRouter,
-    handler: RequestHandler,
-    name: str,
-    path: str,
-    shared: bool,  # noqa: ARG001
-) -> None:
+def _check_sequences(texts: Sequence[str], mask_token: str, top_k: int) -> None:
+    """Raise ApiError where the sequences, each a whole text, would be far larger than the texts."""
+    masks = 0
+    characters = 0
+    for text in texts:
+        count = text.count(mask_token)
+        masks += count
+        characters += count * len(text) * top_k
+    if characters > _MOST_CHARACTERS:
+        message = f"{masks:,} masks would be handled with {characters:,} characters"
+        raise ApiError("invalid", f"{message}; send fewer masks at a time", field="inputs")
+
+
+def _add_answer(router: APIRouter, handler: RequestHandler, name: str, path: str) -> None:
     question = {
         "question": "Where do I live?",
         "context": "My name is Merve and I live in Istanbul.",
     }
+    example = {"inputs": question, "parameters": {}}
 
-    @router.post(
-        path, **route_docs(list[Any] | dict[str, Any], {"inputs": question, "parameters": {}})
-    )
+    @router.post(path, **route_docs(list[object] | JsonObject, example))
     async def question_answering(body: AnswerRequest) -> Response:
         """{answer, score, start, end} of a question, or with top_k a list of them; a list for
         several questions.
         """
         info = await handler.pick("answer", name)
-        documents: list[Text] = [(item.question, item.context) for item in _many(body.inputs)]
-        options = (body.parameters or AnswerParameters()).options
-        handled = await handler.predict(info, documents, field="inputs", options=options)
+        documents = [(item.question, item.context) for item in as_list(body.inputs)]
+        parameters = body.parameters or AnswerParameters()
+        handled = await handler.predict(info, documents, field="inputs", options=parameters.options)
         return _reply(handled, body.inputs)
 
 
-def _add_embed(
-    router: APIRouter,
-    handler: RequestHandler,
-    name: str,
-    path: str,
-    shared: bool,  # noqa: ARG001
-) -> None:
-    @router.post(
-        path, **route_docs(list[Any], {"inputs": ["What is Deep Learning?"], "normalize": True})
-    )
+def _add_embed(router: APIRouter, handler: RequestHandler, name: str, path: str) -> None:
+    example = {"inputs": ["What is Deep Learning?"], "normalize": True}
+
+    @router.post(path, **route_docs(list[object], example))
     async def feature_extraction(body: VectorRequest) -> Response:
         """A vector for each input; with inputs {source_sentence, sentences} their cosines: sentence
         similarity.
         """
         info = await handler.pick("embed", name)
         if isinstance(body, SimilarityRequest):
-            handled, cosines = await similarity(handler, info, body)
-            return handled.reply(cosines)
+            return await similarity(handler, info, body)
         return await embedded(handler, info, body)
 
 
-TASK_ROUTES: dict[str, Callable[[APIRouter, RequestHandler, str, str, bool], None]] = {
+TASK_ROUTES: dict[str, Callable[[APIRouter, RequestHandler, str, str], None]] = {
     "classify": _add_classify,
     "zero_shot": _add_zero_shot,
     "tag": _add_tag,
@@ -391,29 +340,32 @@ TASK_ROUTES: dict[str, Callable[[APIRouter, RequestHandler, str, str, bool], Non
     "answer": _add_answer,
     "embed": _add_embed,
 }
-"""By task, what adds its route: (router, handler, model, path, whether TEI's clients share it)."""
+"""By task, what adds its route to a router: (router, handler, name of the model, path)."""
 
 
 def routes(handler: RequestHandler) -> Sequence[APIRouter]:
-    """Make the route / of the first model, which SageMaker calls /invocations."""
+    """Make the routes of the first model that name no model."""
     first = next(iter(handler.models.tasks))
-    return [
-        task_routes(handler, first, path, shared=True, tags=["Hugging Face"])
-        for path in ("/", "/invocations")
-    ]
+    return [_task_route(handler, first, path, "Hugging Face") for path in _FIRST_MODEL_PATHS]
 
 
 def routes_of_model(handler: RequestHandler, name: str) -> Sequence[APIRouter]:
     """Make the route /models/{name} of a model."""
-    tags = [f"model {name}: {handler.models.tasks[name]}"]
-    return [task_routes(handler, name, f"/models/{name}", tags=tags)]
+    tag = f"model {name}: {handler.models.tasks[name]}"
+    return [_task_route(handler, name, f"/models/{name}", tag)]
 
 
-def _many(inputs: Any) -> list[Any]:
-    return inputs if isinstance(inputs, list) else [inputs]
+def _task_route(handler: RequestHandler, name: str, path: str, tag: str) -> APIRouter:
+    """Make the route of a model at `path`; none for a task that Hugging Face's client has not."""
+    router = new_router(TEI, tags=[tag])
+    add = TASK_ROUTES.get(handler.models.tasks[name])
+    if add is not None:
+        add(router, handler, name, path)
+    return router
 
 
-def _reply(handled: HandledRequest, inputs: Any) -> Response:
+def _reply(handled: HandledRequest, inputs: object) -> Response:
+    """Answer several inputs with a list, and one with its result."""
     results = handled.response.results
     return handled.reply(results if isinstance(inputs, list) else results[0])
 

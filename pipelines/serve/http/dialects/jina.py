@@ -1,30 +1,27 @@
-"""Jina's dialect: /v1/multi-vector, and /v1/rerank, which vLLM, Infinity and Cohere's older clients
-speak, too.
+"""Jina's dialect: /v1/multi-vector, /v1/rerank, which vLLM, Infinity and Cohere's older clients
+speak, too, and /rerank, which it shares with TEI.
 
-`raw_scores` is Infinity's alone: where it is there, `document` is a text, as Infinity gives it.
+On /rerank a body with `documents` is Jina's, and one with `texts` TEI's. `raw_scores` is Infinity's
+alone: where it is there, `document` is a text, as Infinity gives it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from fastapi import APIRouter
 from pydantic import BaseModel, Discriminator, Field, Tag
 from starlette.responses import Response
 
-from pipelines.serve.http.bodies import (
-    Int,
-    Many,
-    NonEmpty,
-    Texts,
-    TolerantBody,
-    new_router,
-    route_docs,
-)
+from pipelines.serve.http.bodies import Int, Many, NonEmpty, Texts, TolerantBody, as_list
+from pipelines.serve.http.dialect import Dialect
 from pipelines.serve.http.dialects.shared import RERANK_EXAMPLE, rerank, truncation_options
-from pipelines.serve.http.errors import ApiError, Dialect
+from pipelines.serve.http.dialects.tei import TEI, TeiRerankRequest, tei_rerank
+from pipelines.serve.http.errors import ApiError
 from pipelines.serve.http.handler import RequestHandler, Truncation
+from pipelines.serve.http.responses import JsonObject
+from pipelines.serve.http.routes import new_router, route_docs, shared_path
 
 
 class JinaError(BaseModel):
@@ -43,11 +40,13 @@ class JinaDocument(TolerantBody):
         return []  # documents bring their metadata along
 
 
+def _document_tag(document: object) -> str:
+    return "<object>" if isinstance(document, dict | JinaDocument) else "<text>"
+
+
 TextOrObject = Annotated[
     Annotated[NonEmpty, Tag("<text>")] | Annotated[JinaDocument, Tag("<object>")],
-    Discriminator(
-        lambda document: "<object>" if isinstance(document, dict | JinaDocument) else "<text>"
-    ),
+    Discriminator(_document_tag),
 ]
 
 
@@ -95,99 +94,145 @@ class MultiVectorRequest(TolerantBody):
     )
 
 
-def routes(handler: RequestHandler) -> Sequence[APIRouter]:
-    """Make the routes /v1/rerank and /v1/multi-vector."""
-    router = new_router(JINA, tags=["Jina, vLLM, Infinity"])
-    example = {"model": handler.first("rerank") or "none here", **RERANK_EXAMPLE, "top_n": 1}
+def _is_jina(body: object) -> bool:
+    """Tell Jina's body on /rerank from TEI's."""
+    return isinstance(body, dict) and body.get("documents") is not None
 
-    @router.post("/v1/rerank", **route_docs(dict[str, Any], example, JINA))
+
+RerankRequest = Annotated[
+    Annotated[TeiRerankRequest, Tag("<tei>")] | Annotated[JinaRequest, Tag("<jina>")],
+    Discriminator(lambda body: "<jina>" if _is_jina(body) else "<tei>"),
+]
+
+
+def _add_rerank(router: APIRouter, handler: RequestHandler) -> None:
+    model = handler.example_model("rerank")
+    example = {"model": model, **RERANK_EXAMPLE, "top_n": 1}
+
+    @router.post("/v1/rerank", **route_docs(JsonObject, example, JINA))
     async def jina(body: JinaRequest) -> Response:
         """{model, usage, results: [{index, relevance_score, document: {text}}]} from best to
         worst.
         """
-        return await jina_rerank(handler, body, body.model)
+        return await _rerank(handler, body, body.model)
 
-    example = {
-        "model": handler.first("multi_vector") or "none here",
-        "input": ["Where is my parcel?"],
-    }
 
-    @router.post(
-        "/v1/multi-vector", **route_docs(dict[str, Any], example | {"input_type": "query"}, JINA)
-    )
+def _add_multi_vector(router: APIRouter, handler: RequestHandler) -> None:
+    model = handler.example_model("multi_vector")
+    example = {"model": model, "input": ["Where is my parcel?"], "input_type": "query"}
+
+    @router.post("/v1/multi-vector", **route_docs(JsonObject, example, JINA))
     async def multi_vector(body: MultiVectorRequest) -> Response:
         """{model, usage, data: [{object: embeddings, index, embeddings: a vector for each
         token}]}.
         """
         info = await handler.pick("multi_vector", body.model)
-        texts = [body.input] if isinstance(body.input, str) else body.input
+        texts = as_list(body.input)
         options = {} if body.input_type is None else {"as_query": body.input_type == "query"}
-        truncation = Truncation(body.truncate is not False)
         handled = await handler.predict(
-            info, texts, field="input", options=options, truncation=truncation
+            info,
+            texts,
+            field="input",
+            options=options,
+            truncation=Truncation(body.truncate is not False),
         )
         data = (
-            {"object": "embeddings", "index": i, "embeddings": (row.tolist() for row in vectors)}
-            for i, vectors in enumerate(handled.response.results)
+            {"object": "embeddings", "index": i, "embeddings": vectors}
+            for i, vectors in enumerate(handled.token_vectors)
         )
-        usage = {"prompt_tokens": handled.n_tokens, "total_tokens": handled.n_tokens}
-        return handled.reply({"object": "list", "model": info.name, "usage": usage, "data": data})
+        content = {"object": "list", "model": info.name, "usage": handled.usage, "data": data}
+        return handled.reply(content)
 
+
+def _add_shared_rerank(router: APIRouter, handler: RequestHandler, name: str | None) -> None:
+    """Add /rerank of the model called `name`, or of the first that reranks."""
+    example = {"query": RERANK_EXAMPLE["query"], "texts": RERANK_EXAMPLE["documents"]}
+
+    @router.post("/rerank", **route_docs(list[JsonObject] | JsonObject, example))
+    @shared_path(lambda body: JINA if _is_jina(body) else TEI)
+    async def rerank_texts(body: RerankRequest) -> Response:
+        """TEI: [{index, score, text?}] from best to worst. With `documents` in place of `texts`, as
+        /v1/rerank.
+        """
+        if isinstance(body, JinaRequest):
+            return await _rerank(handler, body, name)
+        return await tei_rerank(handler, body, name)
+
+
+def routes(handler: RequestHandler) -> Sequence[APIRouter]:
+    """Make the routes that name no model in their path."""
+    router = new_router(JINA, tags=["Jina, vLLM, Infinity"])
+    _add_rerank(router, handler)
+    _add_multi_vector(router, handler)
+    shared_router = new_router(TEI, JINA, tags=["text-embeddings-inference"])
+    _add_shared_rerank(shared_router, handler, None)
+    return [router, shared_router]
+
+
+def routes_of_model(handler: RequestHandler, name: str) -> Sequence[APIRouter]:
+    """Make /rerank of a model; where it does another task, it refuses and is not in /docs."""
+    task = handler.models.tasks[name]
+    router = new_router(
+        TEI,
+        JINA,
+        prefix=f"/models/{name}",
+        tags=[f"model {name}: {task}"],
+        include_in_schema=task == "rerank",
+    )
+    _add_shared_rerank(router, handler, name)
     return [router]
 
 
-async def jina_rerank(handler: RequestHandler, body: JinaRequest, name: str | None) -> Response:
+async def _rerank(handler: RequestHandler, body: JinaRequest, name: str | None) -> Response:
     """Answer a request for the model called `name`, or for the first that reranks."""
-    asked = handler.models.aliases.get(body.model or "", body.model)
-    if name and asked not in (None, name, handler.models.aliases.get(name)):
-        raise ApiError(
-            "unknown_model",
-            f"model {str(body.model)[:60]!r} is not here; this is {name}",
-            field="model",
-        )
+    _check_model(handler, body, name)
     info = await handler.pick("rerank", name or body.model)
     texts = [_text(i, document, body.rank_fields) for i, document in enumerate(body.documents)]
-    more = truncation_options(info, "truncate_prompt_tokens", body.truncate_prompt_tokens)
-    handled, order = await rerank(
+    handled, ranked = await rerank(
         handler,
         info,
         body.query,
         texts,
         "documents",
         raw=bool(body.raw_scores),
-        truncation=Truncation(),
-        more=more,
+        more=truncation_options(info, "truncate_prompt_tokens", body.truncate_prompt_tokens),
     )
-    infinity = body.raw_scores is not None
-    shown = body.return_documents if body.return_documents is not None else not infinity
-    results = [
-        {"index": i, "relevance_score": score} | _document(texts[i], shown, infinity)
-        for i, score in order[: body.top_n or None]
-    ]
-    usage = {"prompt_tokens": handled.n_tokens, "total_tokens": handled.n_tokens}
-    return handled.reply(
-        {"object": "rerank", "model": info.name, "usage": usage, "results": results}
-    )
+    # Jina gives documents back unless told otherwise, Infinity only where it is asked to.
+    is_infinity = body.raw_scores is not None
+    with_documents = body.return_documents
+    if with_documents is None:
+        with_documents = not is_infinity
+    results: list[JsonObject] = []
+    for i, score in ranked[: body.top_n or None]:
+        result: JsonObject = {"index": i, "relevance_score": score}
+        if with_documents:
+            result["document"] = texts[i] if is_infinity else {"text": texts[i]}
+        results.append(result)
+    content = {"object": "rerank", "model": info.name, "usage": handled.usage, "results": results}
+    return handled.reply(content)
+
+
+def _check_model(handler: RequestHandler, body: JinaRequest, name: str | None) -> None:
+    """Raise ApiError where the path and the body name different models."""
+    aliases = handler.models.aliases
+    asked = aliases.get(body.model or "", body.model)
+    if name and asked not in (None, name, aliases.get(name)):
+        message = f"model {str(body.model)[:60]!r} is not here; this is {name}"
+        raise ApiError("unknown_model", message, field="model")
 
 
 def _text(number: int, document: str | JinaDocument, rank_fields: list[str] | None) -> str:
     """Return what is ranked of a document; ApiError where it has none of the fields."""
     if isinstance(document, str):
         return document
+    names = rank_fields or ["text"]
     fields = document.model_dump()
-    found = [
-        fields[name]
-        for name in rank_fields or ["text"]
-        if isinstance(fields.get(name), str) and fields[name]
-    ]
-    if not found:
-        wanted = ", ".join((rank_fields or ["text"])[:10])
-        raise ApiError("invalid", f"documents[{number}] has no text in {wanted}", field="documents")
-    return "\n".join(found)
-
-
-def _document(text: str, shown: bool, infinity: bool) -> dict[str, Any]:
-    return {"document": text if infinity else {"text": text}} if shown else {}
+    values = [fields.get(name) for name in names]
+    texts = [value for value in values if isinstance(value, str) and value]
+    if not texts:
+        message = f"documents[{number}] has no text in {', '.join(names[:10])}"
+        raise ApiError("invalid", message, field="documents")
+    return "\n".join(texts)
 
 
 JINA = Dialect(
@@ -196,4 +241,5 @@ JINA = Dialect(
     lambda error: {"detail": error.message},
     prefixes=("/v1/rerank", "/v1/multi-vector"),
     routes=routes,
+    model_routes=routes_of_model,
 )

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
-from pipelines.serve.http.bodies import Body, Inputs, Int, json_response, new_router, route_docs
+from pipelines.serve.http.bodies import Body, Inputs, Int
+from pipelines.serve.http.dialect import Dialect
 from pipelines.serve.http.dialects.shared import embed, truncation_options
-from pipelines.serve.http.errors import ApiError, Dialect
+from pipelines.serve.http.errors import ApiError
 from pipelines.serve.http.handler import RequestHandler, Truncation
+from pipelines.serve.http.responses import JsonObject, json_response
+from pipelines.serve.http.routes import new_router, route_docs
 
 _TOKEN_IDS = (
     "input holds token ids, and nothing tells whether they are of {model}'s tokenizer: send the "
-    "texts "
-    "(langchain: check_embedding_ctx_length=False), or set openai_token_ids in the model's entry"
+    "texts (langchain: check_embedding_ctx_length=False), or set openai_token_ids in the model's "
+    "entry"
 )
 _TYPES = {
     "overloaded": "rate_limit_error",
@@ -80,85 +81,85 @@ class EmbeddingsRequest(Body):
 def routes(handler: RequestHandler) -> Sequence[APIRouter]:
     """Make the routes /v1/embeddings and /v1/models."""
     router = new_router(OPENAI, tags=["OpenAI"])
-    example = {"model": handler.first("embed") or "none here", "input": ["What is Deep Learning?"]}
+    _add_embeddings(router, handler)
+    _add_models(router, handler)
+    return [router]
+
+
+def _add_embeddings(router: APIRouter, handler: RequestHandler) -> None:
+    example = {"model": handler.example_model("embed"), "input": ["What is Deep Learning?"]}
 
     @router.post("/embeddings", include_in_schema=False)
-    @router.post("/v1/embeddings", **route_docs(dict[str, Any], example))
+    @router.post("/v1/embeddings", **route_docs(JsonObject, example))
     async def embeddings(body: EmbeddingsRequest) -> Response:
         """{data: [{embedding, index}], model, usage}, vectors of length one; an input that is too
         long is refused.
         """
         info = await handler.pick("embed", body.model)
-        if (
-            not isinstance(body.input, str)
-            and not isinstance(body.input[0], str)
-            and not info.openai_token_ids
-        ):
+        holds_texts = isinstance(body.input, str) or isinstance(body.input[0], str)
+        if not holds_texts and not info.openai_token_ids:
             raise ApiError("invalid", _TOKEN_IDS.format(model=info.name), field="input")
         texts = await handler.texts(info, body.input, "input")
-        cut, field = body.truncate_prompt_tokens, "truncate_prompt_tokens"
+        # A client that says where to cut wants inputs to be cut.
+        most_tokens = body.truncate_prompt_tokens
+        truncate = info.openai_truncate or most_tokens is not None
         handled = await embed(
             handler,
             info,
             texts,
             "input",
             dimensions=body.dimensions or None,
-            truncation=Truncation(info.openai_truncate or cut is not None, body.truncation_side),
-            more=truncation_options(info, field, cut),
+            truncation=Truncation(truncate, body.truncation_side),
+            more=truncation_options(info, "truncate_prompt_tokens", most_tokens),
         )
-        vectors: Iterator[Any]
+        vectors: Iterator[list[float]] | Iterator[str] = handled.vectors
         if body.encoding_format == "base64":
-            rows = np.asarray(handled.response.results, dtype="<f4")
-            vectors = (base64.b64encode(row.tobytes()).decode() for row in rows)
-        else:
-            vectors = handled.vectors
+            vectors = handled.base64_vectors
         data = (
             {"object": "embedding", "index": i, "embedding": vector}
             for i, vector in enumerate(vectors)
         )
-        usage = {"prompt_tokens": handled.n_tokens, "total_tokens": handled.n_tokens}
-        return handled.reply({"object": "list", "data": data, "model": info.name, "usage": usage})
+        content = {"object": "list", "data": data, "model": info.name, "usage": handled.usage}
+        return handled.reply(content)
 
-    @router.get("/v1/models", response_model=dict[str, Any])
+
+def _add_models(router: APIRouter, handler: RequestHandler) -> None:
+    @router.get("/v1/models", response_model=JsonObject)
     async def models() -> Response:
         """Every model online, then the other names of models."""
         names = [*handler.models.tasks, *handler.models.aliases]
         return json_response({"object": "list", "data": [_model(handler, name) for name in names]})
 
-    @router.get("/v1/models/{model:path}", response_model=dict[str, Any])
+    @router.get("/v1/models/{model:path}", response_model=JsonObject)
     async def model(model: str) -> Response:
         """A model online, by its name or another name of it."""
         if model not in handler.models.tasks and model not in handler.models.aliases:
             known = ", ".join(handler.models.tasks)
-            raise ApiError(
-                "unknown_model",
-                f"model {model[:60]!r} is unknown; known are {known}",
-                field="model",
-            )
+            message = f"model {model[:60]!r} is unknown; known are {known}"
+            raise ApiError("unknown_model", message, field="model")
         return json_response(_model(handler, model))
 
-    return [router]
 
-
-def _model(handler: RequestHandler, name: str) -> dict[str, Any]:
+def _model(handler: RequestHandler, name: str) -> JsonObject:
     root = handler.models.aliases.get(name, name)  # vLLM has this field, too
-    task = handler.models.tasks[root]
     return {
         "id": name,
         "object": "model",
         "created": 0,
         "owned_by": "modernbert-ray",
         "root": root,
-        "task": task,
+        "task": handler.models.tasks[root],
     }
 
 
-def _format_error(error: ApiError) -> dict[str, Any]:
-    type_, code = (
-        _TYPES.get(error.error_type, "invalid_request_error"),
-        _CODES.get(error.error_type),
-    )
-    return {"error": {"message": error.message, "type": type_, "param": error.field, "code": code}}
+def _format_error(error: ApiError) -> JsonObject:
+    details = {
+        "message": error.message,
+        "type": _TYPES.get(error.error_type, "invalid_request_error"),
+        "param": error.field,
+        "code": _CODES.get(error.error_type),
+    }
+    return {"error": details}
 
 
 OPENAI = Dialect(

@@ -1,10 +1,10 @@
-"""Requests that several dialects share: their bodies, and from inputs to a task's plain answers."""
+"""What several dialects share: bodies of requests, and from inputs to a task's plain answers."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from pydantic import Field
@@ -14,12 +14,14 @@ from modernbert.text.windows import Text
 from pipelines.serve.http.bodies import Direction, Inputs, Int, Many, NonEmpty, TolerantBody
 from pipelines.serve.http.errors import ApiError
 from pipelines.serve.http.handler import CUT_OFF, HandledRequest, RequestHandler, Truncation
+from pipelines.serve.http.responses import JsonObject
 from pipelines.serve.protocol import Info
 
 RERANK_EXAMPLE = {
     "query": "Where is my parcel?",
     "documents": ["You can track your order here.", "Our shops open at nine."],
 }
+_LEAST_TOKENS = 3  # that inputs can be cut to: [CLS], one of the text, [SEP]
 
 
 class TruncationParams(TolerantBody):
@@ -82,35 +84,32 @@ class ClassifyParameters(TolerantBody):
     )
 
 
-def prompt_options(info: Info, prompt_name: str | None) -> dict[str, Any]:
+def prompt_options(info: Info, prompt_name: str | None) -> dict[str, str]:
     """Return the task's options for a prompt; ApiError if the model has none of that name."""
     if prompt_name is None:
         return {}
     if prompt_name not in info.prompts:
-        message = (
-            f"prompt_name {prompt_name[:60]!r} is unknown. Available prompts: "
-            f"{json.dumps(list(info.prompts))}"
-        )
+        available = json.dumps(list(info.prompts))
+        message = f"prompt_name {prompt_name[:60]!r} is unknown. Available prompts: {available}"
         raise ApiError("invalid", message, field="prompt_name")
     return {"prompt_name": prompt_name}
 
 
-def truncation_options(info: Info, field: str, most: int | None) -> dict[str, Any]:
-    """Return the task's options for inputs cut to `most` tokens, as vLLM means it: -1 is what the
-    model reads.
+def truncation_options(info: Info, field: str, most: int | None) -> dict[str, int]:
+    """Return the task's options for inputs cut to `most` tokens, as vLLM means it.
+
+    None and -1 are what the model reads. Raises ApiError, naming `field`, for a number that the
+    model does not allow.
     """
     if most is None or most == -1:
         return {}
     if info.windows:
-        raise ApiError(
-            "invalid",
-            f"{field} is not for {info.name}, which reads long texts in windows",
-            field=field,
-        )
-    if not 3 <= most <= info.max_length:
+        message = f"{field} is not for {info.name}, which reads long texts in windows"
+        raise ApiError("invalid", message, field=field)
+    if not _LEAST_TOKENS <= most <= info.max_length:
         message = (
-            f"{field} {most} must be -1, or from 3 (special tokens count) to the {info.max_length} "
-            f"of {info.name}"
+            f"{field} {most} must be -1, or from {_LEAST_TOKENS} (special tokens count) to the "
+            f"{info.max_length} of {info.name}"
         )
         raise ApiError("invalid", message, field=field)
     return {"max_length": most}
@@ -126,58 +125,49 @@ async def embed(
     normalize: bool | None = True,
     dimensions: int | None = None,
     truncation: Truncation = CUT_OFF,
-    more: Mapping[str, Any] | None = None,
+    more: Mapping[str, object] | None = None,
 ) -> HandledRequest:
-    """Embed texts: the response's results are an array (inputs, dimensions); `more` are options of
-    the task.
+    """Embed texts: the response's results are an array (inputs, dimensions).
+
+    `more`: options of the task.
     """
-    options: dict[str, Any] = {
-        "normalize": normalize is not False,
-        **prompt_options(info, prompt_name),
-        **(more or {}),
-    }
-    if dimensions is not None:
-        options["dimensions"] = dimensions
+    options: dict[str, object] = {"normalize": normalize is not False}
+    options |= prompt_options(info, prompt_name)
+    options |= more or {}
+    options["dimensions"] = dimensions
     return await handler.predict(info, texts, field=field, options=options, truncation=truncation)
-
-
-async def embed_tokens(
-    handler: RequestHandler,
-    info: Info,
-    texts: Sequence[str],
-    prompt_name: str | None,
-    truncation: Truncation = CUT_OFF,
-) -> HandledRequest:
-    """Embed the tokens of texts: the results are a float32 array (tokens, hidden) per text."""
-    options = prompt_options(info, prompt_name)
-    return await handler.predict(
-        info, texts, field="inputs", options=options, token_vectors=True, truncation=truncation
-    )
 
 
 async def embedded(handler: RequestHandler, info: Info, body: EmbedRequest) -> Response:
     """Answer a request for vectors with a list of them."""
     texts = await handler.texts(info, body.inputs, "inputs")
-    options: dict[str, Any] = {
-        "prompt_name": body.prompt_name,
-        "normalize": body.normalize,
-        "dimensions": body.dimensions,
-    }
-    handled = await embed(handler, info, texts, "inputs", **options, truncation=body.truncation)
+    handled = await embed(
+        handler,
+        info,
+        texts,
+        "inputs",
+        prompt_name=body.prompt_name,
+        normalize=body.normalize,
+        dimensions=body.dimensions,
+        truncation=body.truncation,
+    )
     return handled.reply(handled.vectors)
 
 
-async def similarity(
-    handler: RequestHandler, info: Info, body: SimilarityRequest
-) -> tuple[HandledRequest, list[float]]:
-    """Return the handled request, and the cosine of the source sentence with each of the others."""
+async def similarity(handler: RequestHandler, info: Info, body: SimilarityRequest) -> Response:
+    """Answer with the cosine of the source sentence with each of the others."""
     texts = [body.inputs.source_sentence, *body.inputs.sentences]
-    given = body.parameters or SimilarityParameters()
+    parameters = body.parameters or SimilarityParameters()
     handled = await embed(
-        handler, info, texts, "inputs", prompt_name=given.prompt_name, truncation=given.truncation
+        handler,
+        info,
+        texts,
+        "inputs",
+        prompt_name=parameters.prompt_name,
+        truncation=parameters.truncation,
     )
     source, *others = np.asarray(handled.response.results)
-    return handled, [float(source @ other) for other in others]
+    return handled.reply([float(source @ other) for other in others])
 
 
 async def classify(
@@ -189,18 +179,21 @@ async def classify(
     field: str = "inputs",
     raw: bool = False,
     truncation: Truncation = CUT_OFF,
-    more: Mapping[str, Any] | None = None,
-) -> tuple[HandledRequest, list[list[dict[str, Any]]]]:
-    """Return the handled request, and [{label, score}] per document from best to worst; `more` are
-    task options.
+    more: Mapping[str, object] | None = None,
+) -> tuple[HandledRequest, list[list[JsonObject]]]:
+    """Return the handled request, and [{label, score}] per document from best to worst.
+
+    `more`: options of the task.
     """
-    function = "none" if raw else parameters.function_to_apply
-    if function is None and len(info.labels) == 1 and info.problem_type is None:
-        function = "sigmoid"  # to transformers and TEI a single output is a probability
-    options: dict[str, Any] = {
-        **(more or {}),
-        **({} if function is None else {"function": function}),
-    }
+    options = dict(more or {})
+    if raw:
+        options["function"] = "none"
+    elif parameters.function_to_apply is not None:
+        options["function"] = parameters.function_to_apply
+    elif len(info.labels) == 1 and info.problem_type is None:
+        # To transformers and TEI a single output is a probability.
+        options["function"] = "sigmoid"
+    # One label, or a regression's outputs, cannot be ranked.
     if parameters.top_k and len(info.labels) > 1 and info.problem_type != "regression":
         options["top_k"] = min(parameters.top_k, len(info.labels))
     handled = await handler.predict(
@@ -218,14 +211,18 @@ async def rerank(
     *,
     raw: bool = False,
     truncation: Truncation = CUT_OFF,
-    more: Mapping[str, Any] | None = None,
+    more: Mapping[str, object] | None = None,
 ) -> tuple[HandledRequest, list[tuple[int, float]]]:
-    """Return the handled request, and the index and score of each text from best to worst; `more`
-    are task options.
+    """Return the handled request, and the index and score of each text from best to worst.
+
+    `more`: options of the task.
     """
+    pairs = [(query, text) for text in texts]
     options = {"raw_scores": raw, **(more or {})}
     handled = await handler.predict(
-        info, [(query, text) for text in texts], field=field, options=options, truncation=truncation
+        info, pairs, field=field, options=options, truncation=truncation
     )
-    scores = handled.response.results
-    return handled, [(i, scores[i]) for i in sorted(range(len(scores)), key=lambda i: -scores[i])]
+    ranked = list(enumerate(handled.response.results))
+    # Sorting is stable: texts with equal scores keep their order.
+    ranked.sort(key=lambda numbered: -numbered[1])
+    return handled, ranked

@@ -1,12 +1,12 @@
-"""The dialect of text-embeddings-inference (TEI), and /rerank, which TEI shares with Jina."""
+"""The dialect of text-embeddings-inference (TEI); its route /rerank is in jina.py."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
-from typing import Annotated, Any
+from typing import Annotated, cast
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from pydantic import BaseModel, Discriminator, Field, Tag
 from starlette.responses import Response
 
@@ -18,29 +18,26 @@ from pipelines.serve.http.bodies import (
     NonEmpty,
     Texts,
     TolerantBody,
-    json_response,
-    new_router,
-    route_docs,
+    as_list,
 )
-from pipelines.serve.http.dialects.jina import JINA, JinaRequest, jina_rerank
+from pipelines.serve.http.dialect import Dialect
 from pipelines.serve.http.dialects.shared import (
-    RERANK_EXAMPLE,
     ClassifyParameters,
     EmbedRequest,
     SimilarityRequest,
     TruncationParams,
     classify,
-    embed_tokens,
     embedded,
     prompt_options,
     rerank,
     similarity,
 )
-from pipelines.serve.http.errors import ApiError, Dialect
+from pipelines.serve.http.errors import ApiError
 from pipelines.serve.http.handler import RequestHandler
+from pipelines.serve.http.responses import JsonObject, json_response
+from pipelines.serve.http.routes import new_router, route_docs
 from pipelines.serve.protocol import Info, Tokens
 
-_RERANK_EXAMPLE = {"query": RERANK_EXAMPLE["query"], "texts": RERANK_EXAMPLE["documents"]}
 _STATUSES = {"invalid": 422, "too_large": 422, "wrong_task": 424, "failed": 424}
 _TYPES = {
     "empty": "Empty",
@@ -81,7 +78,7 @@ class EmbedSparseRequest(TruncationParams):
 OneOrPair = Annotated[list[NonEmpty], Field(fail_fast=True, min_length=1, max_length=2)]
 
 
-def _predict_tag(value: Any) -> str:
+def _predict_tag(value: object) -> str:
     if not isinstance(value, list):
         return "<text>"
     return "<batch>" if value and isinstance(value[0], list) else "<pair>"
@@ -115,16 +112,6 @@ class TeiRerankRequest(TruncationParams):
     return_text: bool | None = False
 
 
-def _is_jina(body: Any) -> bool:
-    return isinstance(body, dict) and body.get("documents") is not None
-
-
-RerankRequest = Annotated[
-    Annotated[TeiRerankRequest, Tag("<tei>")] | Annotated[JinaRequest, Tag("<jina>")],
-    Discriminator(lambda body: "<jina>" if _is_jina(body) else "<tei>"),
-]
-
-
 class TokenizeRequest(TolerantBody):
     """Texts to tokenise."""
 
@@ -133,45 +120,46 @@ class TokenizeRequest(TolerantBody):
     prompt_name: str | None = None
 
 
+def _ids_tag(ids: object) -> str:
+    is_batch = isinstance(ids, list) and bool(ids) and isinstance(ids[0], list)
+    return "<batch>" if is_batch else "<ids>"
+
+
 class DecodeRequest(TolerantBody):
     """Token ids to decode."""
 
     ids: Annotated[
         Annotated[Ids, Tag("<ids>")] | Annotated[Many[Ids], Tag("<batch>")],
-        Discriminator(
-            lambda ids: (
-                "<batch>" if isinstance(ids, list) and ids and isinstance(ids[0], list) else "<ids>"
-            )
-        ),
+        Discriminator(_ids_tag),
     ]
     skip_special_tokens: bool | None = True
 
 
-def embed_routes(handler: RequestHandler, name: str | None, **options: Any) -> APIRouter:
-    """Make the routes of embed models, for the one called `name` or the first."""
-    router = new_router(TEI, **options)
+def _add_embed(router: APIRouter, handler: RequestHandler, name: str | None) -> None:
+    example: JsonObject = {"inputs": ["What is Deep Learning?"], "normalize": True}
 
-    @router.post(
-        "/embed",
-        **route_docs(list[list[float]], {"inputs": ["What is Deep Learning?"], "normalize": True}),
-    )
+    @router.post("/embed", **route_docs(list[list[float]], example))
     async def embed(body: EmbedRequest) -> Response:
         """A vector for each input."""
         info = await handler.pick("embed", name)
         return await embedded(handler, info, body)
 
-    @router.post(
-        "/embed_all", **route_docs(list[list[list[float]]], {"inputs": "What is Deep Learning?"})
-    )
+    example = {"inputs": "What is Deep Learning?"}
+
+    @router.post("/embed_all", **route_docs(list[list[list[float]]], example))
     async def embed_all(body: EmbedAllRequest) -> Response:
         """A vector for each token of each input, special tokens included."""
         info = await handler.pick("embed", name)
         texts = await handler.texts(info, body.inputs, "inputs")
-        handled = await embed_tokens(
-            handler, info, texts, body.prompt_name, truncation=body.truncation
+        handled = await handler.predict(
+            info,
+            texts,
+            field="inputs",
+            options=prompt_options(info, body.prompt_name),
+            token_vectors=True,
+            truncation=body.truncation,
         )
-        results = handled.response.results
-        return handled.reply((row.tolist() for row in rows) for rows in results)
+        return handled.reply(handled.token_vectors)
 
     example = {
         "inputs": {
@@ -184,160 +172,134 @@ def embed_routes(handler: RequestHandler, name: str | None, **options: Any) -> A
     async def sentence_similarity(body: SimilarityRequest) -> Response:
         """The cosine of the source sentence with each of the others."""
         info = await handler.pick("embed", name)
-        handled, cosines = await similarity(handler, info, body)
-        return handled.reply(cosines)
-
-    return router
+        return await similarity(handler, info, body)
 
 
-def sparse_routes(handler: RequestHandler, name: str | None, **options: Any) -> APIRouter:
-    """Make the route of sparse encoders, for the one called `name` or the first."""
-    router = new_router(TEI, **options)
+def _add_sparse(router: APIRouter, handler: RequestHandler, name: str | None) -> None:
+    example = {"inputs": ["What is Deep Learning?"]}
 
-    @router.post(
-        "/embed_sparse",
-        **route_docs(list[list[dict[str, Any]]], {"inputs": ["What is Deep Learning?"]}),
-    )
+    @router.post("/embed_sparse", **route_docs(list[list[JsonObject]], example))
     async def embed_sparse(body: EmbedSparseRequest) -> Response:
         """The tokens of each input, [{index, value}] from the heaviest on."""
         info = await handler.pick("sparse", name)
         texts = await handler.texts(info, body.inputs, "inputs")
-        prompt = prompt_options(info, body.prompt_name)
         handled = await handler.predict(
-            info, texts, field="inputs", options=prompt, truncation=body.truncation
+            info,
+            texts,
+            field="inputs",
+            options=prompt_options(info, body.prompt_name),
+            truncation=body.truncation,
         )
-        weights = handled.response.results
-        return handled.reply(
-            ({"index": i, "value": w} for i, w in zip(ids.tolist(), values.tolist(), strict=True))
-            for ids, values in weights
-        )
-
-    return router
+        results = handled.response.results
+        return handled.reply(_weights(ids.tolist(), values.tolist()) for ids, values in results)
 
 
-def predict_routes(handler: RequestHandler, name: str | None, **options: Any) -> APIRouter:
-    """Make the routes of classifiers, for the one called `name` or the first."""
-    router = new_router(TEI, **options)
+def _weights(ids: list[int], values: list[float]) -> Iterator[JsonObject]:
+    for index, value in zip(ids, values, strict=True):
+        yield {"index": index, "value": value}
 
-    @router.post(
-        "/predict",
-        **route_docs(list[Any], {"inputs": [["Where is my parcel?"], ["I want my money back"]]}),
-    )
+
+def _add_predict(router: APIRouter, handler: RequestHandler, name: str | None) -> None:
+    example = {"inputs": [["Where is my parcel?"], ["I want my money back"]]}
+
+    @router.post("/predict", **route_docs(list[object], example))
     async def predict(body: TeiPredictRequest) -> Response:
         """[{label, score}] from best to worst for one input; a list of such lists for a batch."""
         info = await handler.pick("classify", name)
-        items: Any = [[body.inputs]] if isinstance(body.inputs, str) else body.inputs
-        one = isinstance(body.inputs, str) or isinstance(body.inputs[0], str)
-        if isinstance(items[0], str):
-            items = [items]
-        documents: list[Text] = [item[0] if len(item) == 1 else tuple(item) for item in items]
-        parameters = body.parameters or ClassifyParameters()
+        items, is_batch = _documents(body.inputs)
         handled, labels = await classify(
             handler,
             info,
-            documents,
-            parameters,
+            items,
+            body.parameters or ClassifyParameters(),
             raw=bool(body.raw_scores),
             truncation=body.truncation,
         )
-        flat = one and "parameters" not in body.model_fields_set
-        return handled.reply(labels[0] if flat else labels)
-
-    return router
-
-
-def rerank_routes(handler: RequestHandler, name: str | None, **options: Any) -> APIRouter:
-    """Make the route /rerank of a reranker, the first or `name`: TEI's with `texts`, Jina's with
-    `documents`.
-    """
-    router = new_router(TEI, JINA, **options)
-
-    @router.post("/rerank", **route_docs(list[dict[str, Any]] | dict[str, Any], _RERANK_EXAMPLE))
-    async def rerank_texts(body: RerankRequest, request: Request) -> Response:
-        """TEI: [{index, score, text?}] from best to worst. With `documents` in place of `texts`, as
-        /v1/rerank.
-        """
-        if isinstance(body, JinaRequest):
-            request.scope["dialect"] = JINA
-            return await jina_rerank(handler, body, name)
-        info = await handler.pick("rerank", name)
-        handled, order = await rerank(
-            handler,
-            info,
-            body.query,
-            body.texts,
-            "texts",
-            raw=bool(body.raw_scores),
-            truncation=body.truncation,
-        )
-        text = (lambda i: {"text": body.texts[i]}) if body.return_text else lambda _: {}
-        return handled.reply([{"index": i, "score": score, **text(i)} for i, score in order])
-
-    return router
+        # Hugging Face's client, which sends parameters, wants a list of lists for one input, too.
+        if is_batch or "parameters" in body.model_fields_set:
+            return handled.reply(labels)
+        return handled.reply(labels[0])
 
 
-def model_routes(handler: RequestHandler, name: str | None, **options: Any) -> APIRouter:
-    """Make the routes of any model: its tokenizer, and what it is."""
-    router = new_router(TEI, **options)
+def _documents(inputs: str | list[str] | list[list[str]]) -> tuple[list[Text], bool]:
+    """Return the texts and pairs of a request to classify, and whether it is a batch of them."""
+    if isinstance(inputs, str):
+        return [inputs], False
+    is_batch = isinstance(inputs[0], list)
+    items = cast("list[list[str]]", inputs if is_batch else [inputs])
+    documents = [item[0] if len(item) == 1 else (item[0], item[1]) for item in items]
+    return documents, is_batch
+
+
+async def tei_rerank(handler: RequestHandler, body: TeiRerankRequest, name: str | None) -> Response:
+    """Answer a request for the model called `name`, or for the first that reranks."""
+    info = await handler.pick("rerank", name)
+    handled, ranked = await rerank(
+        handler,
+        info,
+        body.query,
+        body.texts,
+        "texts",
+        raw=bool(body.raw_scores),
+        truncation=body.truncation,
+    )
+    results: list[JsonObject] = [{"index": i, "score": score} for i, score in ranked]
+    if body.return_text:
+        for result in results:
+            result["text"] = body.texts[result["index"]]
+    return handled.reply(results)
+
+
+def _add_model_routes(router: APIRouter, handler: RequestHandler, name: str | None) -> None:
+    """Add the routes of any model: its tokenizer, and what it is."""
 
     async def model() -> Info:
         return await handler.info(name or next(iter(handler.models.tasks)))
 
-    @router.post(
-        "/tokenize", **route_docs(list[list[dict[str, Any]]], {"inputs": "What is Deep Learning?"})
-    )
+    example: JsonObject = {"inputs": "What is Deep Learning?"}
+
+    @router.post("/tokenize", **route_docs(list[list[JsonObject]], example))
     async def tokenize(body: TokenizeRequest) -> Response:
         """The tokens of each text: id, text, and the characters [start, stop) that it stands
         for.
         """
         info = await model()
         prompt_options(info, body.prompt_name)
-        given = [body.inputs] if isinstance(body.inputs, str) else body.inputs
-        texts = [info.prompts.get(body.prompt_name or "", "") + text for text in given]
-        all_tokens = await handler.tokenize(
-            info, texts, "inputs", body.add_special_tokens is not False
-        )
-        return json_response(
-            _tokens(text, each) for text, each in zip(texts, all_tokens, strict=True)
-        )
+        prompt = info.prompts[body.prompt_name] if body.prompt_name is not None else ""
+        texts = [prompt + text for text in as_list(body.inputs)]
+        with_special = body.add_special_tokens is not False
+        all_tokens = await handler.tokenize(info, texts, "inputs", with_special)
+        rows = zip(texts, all_tokens, strict=True)
+        return json_response(_tokens(text, tokens) for text, tokens in rows)
 
-    @router.post(
-        "/decode", **route_docs(list[str], {"ids": [[2, 60, 61, 3]], "skip_special_tokens": True})
-    )
+    example = {"ids": [[2, 60, 61, 3]], "skip_special_tokens": True}
+
+    @router.post("/decode", **route_docs(list[str], example))
     async def decode(body: DecodeRequest) -> Response:
         """The text of each list of ids."""
         info = await model()
-        ids: Any = body.ids if isinstance(body.ids[0], list) else [body.ids]
-        return json_response(
-            await handler.decode(info, ids, "ids", body.skip_special_tokens is not False)
-        )
+        is_batch = isinstance(body.ids[0], list)
+        id_lists = cast("list[list[int]]", body.ids if is_batch else [body.ids])
+        skip_special = body.skip_special_tokens is not False
+        return json_response(await handler.decode(info, id_lists, "ids", skip_special))
 
-    @router.get("/info", response_model=dict[str, Any])
+    @router.get("/info", response_model=JsonObject)
     async def info() -> Response:
         """What the model is, and what it takes."""
         return json_response(_info(await model(), handler))
 
-    return router
+
+def _tokens(text: str, tokens: Tokens) -> Iterator[JsonObject]:
+    for id_, token, span in zip(tokens.ids, tokens.tokens, tokens.offsets, strict=True):
+        if span is None:
+            yield {"id": id_, "text": token, "special": True, "start": None, "stop": None}
+        else:
+            start, stop = span
+            content = text[start:stop]
+            yield {"id": id_, "text": content, "special": False, "start": start, "stop": stop}
 
 
-def _tokens(text: str, tokens: Tokens) -> Iterator[dict[str, Any]]:
-    fields = zip(tokens.ids, tokens.tokens, tokens.offsets, strict=True)
-    return (_token(text, *each) for each in fields)
-
-
-def _token(text: str, id_: int, token: str, span: tuple[int, int] | None) -> dict[str, Any]:
-    if span is None:
-        return {"id": id_, "text": token, "special": True, "start": None, "stop": None}
-    return {
-        "id": id_,
-        "text": text[slice(*span)],
-        "special": False,
-        "start": span[0],
-        "stop": span[1],
-    }
-
-
-def _info(info: Info, handler: RequestHandler) -> dict[str, Any]:
+def _info(info: Info, handler: RequestHandler) -> JsonObject:
     return {
         "model_id": info.model,
         "model_sha": info.revision,
@@ -357,34 +319,41 @@ def _info(info: Info, handler: RequestHandler) -> dict[str, Any]:
     }
 
 
-_ROUTES_OF_TASK: dict[str, Callable[..., APIRouter]] = {
-    "embed": embed_routes,
-    "sparse": sparse_routes,
-    "classify": predict_routes,
-    "rerank": rerank_routes,
+_ADD_ROUTES: dict[str, Callable[[APIRouter, RequestHandler, str | None], None]] = {
+    "embed": _add_embed,
+    "sparse": _add_sparse,
+    "classify": _add_predict,
 }
+"""By task, what adds its routes for the model of a name, or for the first one that does it."""
 
 
 def routes(handler: RequestHandler) -> Sequence[APIRouter]:
     """Make the routes that go to the first model of a task."""
-    tags = ["text-embeddings-inference"]
-    return [make(handler, None, tags=tags) for make in (*_ROUTES_OF_TASK.values(), model_routes)]
+    router = new_router(TEI, tags=["text-embeddings-inference"])
+    for add in (*_ADD_ROUTES.values(), _add_model_routes):
+        add(router, handler, None)
+    return [router]
 
 
 def routes_of_model(handler: RequestHandler, name: str) -> Sequence[APIRouter]:
-    """Make the routes of a model; those that are not of its task refuse, and are left out of the
-    OpenAPI document.
+    """Make the routes of a model.
+
+    Those of other tasks refuse, and are left out of the OpenAPI document.
     """
     task = handler.models.tasks[name]
-    options: dict[str, Any] = {"prefix": f"/models/{name}", "tags": [f"model {name}: {task}"]}
-    routers = [
-        make(handler, name, include_in_schema=does == task, **options)
-        for does, make in _ROUTES_OF_TASK.items()
-    ]
-    return [*routers, model_routes(handler, name, **options)]
+    prefix = f"/models/{name}"
+    tags = [f"model {name}: {task}"]
+    routers = []
+    for does, add in _ADD_ROUTES.items():
+        router = new_router(TEI, prefix=prefix, tags=tags, include_in_schema=does == task)
+        add(router, handler, name)
+        routers.append(router)
+    router = new_router(TEI, prefix=prefix, tags=tags)
+    _add_model_routes(router, handler, name)
+    return [*routers, router]
 
 
-def _format_error(error: ApiError) -> dict[str, Any]:
+def _format_error(error: ApiError) -> JsonObject:
     return {"error": error.message, "error_type": _TYPES.get(error.error_type, "Validation")}
 
 
@@ -395,5 +364,4 @@ TEI = Dialect(
     statuses=_STATUSES,
     routes=routes,
     model_routes=routes_of_model,
-    dialect_of_body=lambda body: JINA if _is_jina(body) else None,
 )

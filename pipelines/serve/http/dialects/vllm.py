@@ -9,24 +9,20 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 from fastapi import APIRouter, Request
 from pydantic import Field
 from starlette.responses import Response
 
-from pipelines.serve.http.bodies import (
-    Int,
-    Texts,
-    TolerantBody,
-    json_response,
-    new_router,
-    route_docs,
-)
+from pipelines.serve.http.bodies import Int, Texts, TolerantBody, as_list
 from pipelines.serve.http.dialects.openai import OPENAI
 from pipelines.serve.http.dialects.shared import ClassifyParameters, classify, truncation_options
 from pipelines.serve.http.errors import ApiError
-from pipelines.serve.http.handler import HandledRequest, RequestHandler, Truncation
+from pipelines.serve.http.handler import CUT_OFF, HandledRequest, RequestHandler, Truncation
+from pipelines.serve.http.responses import JsonObject, json_response
+from pipelines.serve.http.routes import new_router, route_docs
+from pipelines.serve.protocol import Info
 
 
 class VllmRequest(TolerantBody):
@@ -50,6 +46,10 @@ class VllmRequest(TolerantBody):
     def truncation(self) -> Truncation:
         """Inputs that are too long are cut off where that is asked for."""
         return Truncation(self.truncate_prompt_tokens is not None, self.truncation_side)
+
+    def length_options(self, info: Info) -> dict[str, int]:
+        """Return the task's options for the length that inputs are cut to."""
+        return truncation_options(info, "truncate_prompt_tokens", self.truncate_prompt_tokens)
 
 
 class VllmClassifyRequest(VllmRequest):
@@ -86,20 +86,28 @@ class ScoreRequest(VllmRequest):
 
 
 def routes(handler: RequestHandler) -> Sequence[APIRouter]:
-    """Make the routes of classifiers and rerankers."""
+    """Make the routes of classifiers, multi-vector encoders and rerankers, and Infinity's list of
+    models.
+    """
     router = new_router(VLLM, tags=["vLLM, Infinity"])
-    example: dict[str, Any] = {
-        "model": handler.first("classify") or "none here",
-        "input": ["Where is my parcel?"],
-    }
+    _add_classify(router, handler)
+    _add_pooling(router, handler)
+    _add_score(router, handler)
+    _add_models(router, handler)
+    return [router]
 
-    @router.post("/classify", **route_docs(dict[str, Any], example))
+
+def _add_classify(router: APIRouter, handler: RequestHandler) -> None:
+    example = {"model": handler.example_model("classify"), "input": ["Where is my parcel?"]}
+
+    @router.post("/classify", **route_docs(JsonObject, example))
     async def classify_texts(body: VllmClassifyRequest, request: Request) -> Response:
         """{data: [{index, label, probs, num_classes}]}; with raw_scores Infinity's {data: [[{label,
         score}]]}.
         """
         info = await handler.pick("classify", body.model)
-        texts = [body.input] if isinstance(body.input, str) else body.input
+        texts = as_list(body.input)
+        is_infinity = body.raw_scores is not None
         handled, labels = await classify(
             handler,
             info,
@@ -107,67 +115,59 @@ def routes(handler: RequestHandler) -> Sequence[APIRouter]:
             ClassifyParameters(),
             field="input",
             raw=body.use_activation is False or body.raw_scores is True,
-            truncation=body.truncation if body.raw_scores is None else Truncation(),
-            more=truncation_options(info, "truncate_prompt_tokens", body.truncate_prompt_tokens),
+            truncation=CUT_OFF if is_infinity else body.truncation,
+            more=body.length_options(info),
         )
-        if body.raw_scores is not None:
+        if is_infinity:
             return _reply(handled, request, "classify", labels)
-        by_label = [{score["label"]: score["score"] for score in scores} for scores in labels]
-        data = [
-            {
+        data = []
+        for i, scores in enumerate(labels):
+            by_label = {score["label"]: score["score"] for score in scores}
+            item = {
                 "index": i,
-                "label": labels[i][0]["label"],
-                "probs": [scores[label] for label in info.labels],
+                "label": scores[0]["label"],
+                "probs": [by_label[label] for label in info.labels],
                 "num_classes": len(info.labels),
             }
-            for i, scores in enumerate(by_label)
-        ]
+            data.append(item)
         return _reply(handled, request, "list", data)
 
-    example = {
-        "model": handler.first("multi_vector") or "none here",
-        "input": ["Where is my parcel?"],
-    }
 
-    @router.post("/pooling", **route_docs(dict[str, Any], example))
+def _add_pooling(router: APIRouter, handler: RequestHandler) -> None:
+    example = {"model": handler.example_model("multi_vector"), "input": ["Where is my parcel?"]}
+
+    @router.post("/pooling", **route_docs(JsonObject, example))
     async def pooling(body: PoolingRequest, request: Request) -> Response:
         """{data: [{index, object: pooling, data: a vector for each token}]} of a multi-vector
         encoder.
         """
         info = await handler.pick("multi_vector", body.model)
-        texts = [body.input] if isinstance(body.input, str) else body.input
-        options = truncation_options(info, "truncate_prompt_tokens", body.truncate_prompt_tokens)
+        texts = as_list(body.input)
+        options = body.length_options(info)
         handled = await handler.predict(
             info, texts, field="input", options=options, truncation=body.truncation
         )
         data = (
-            {"index": i, "object": "pooling", "data": (row.tolist() for row in vectors)}
-            for i, vectors in enumerate(handled.response.results)
+            {"index": i, "object": "pooling", "data": vectors}
+            for i, vectors in enumerate(handled.token_vectors)
         )
         return _reply(handled, request, "list", data)
 
+
+def _add_score(router: APIRouter, handler: RequestHandler) -> None:
     example = {
-        "model": handler.first("rerank") or "none here",
+        "model": handler.example_model("rerank"),
         "text_1": "Where is my parcel?",
         "text_2": ["Here."],
     }
 
     @router.post("/score", include_in_schema=False)
-    @router.post("/v1/score", **route_docs(dict[str, Any], example))
+    @router.post("/v1/score", **route_docs(JsonObject, example))
     async def score(body: ScoreRequest, request: Request) -> Response:
         """{data: [{index, object: score, score}]}, in the order of the pairs."""
         info = await handler.pick("rerank", body.model)
-        first = _texts("text_1", body.text_1, body.queries, body.data_1)
-        second = _texts("text_2", body.text_2, body.documents, body.items, body.data_2)
-        if len(first) not in (1, len(second)):
-            message = (
-                f"text_1 holds {len(first)} texts and text_2 {len(second)}; send as many of each, "
-                "or one text_1"
-            )
-            raise ApiError("invalid", message, field="text_1")
-        pairs = list(zip(first * len(second) if len(first) == 1 else first, second, strict=True))
-        options: dict[str, Any] = {"raw_scores": body.use_activation is False}
-        options |= truncation_options(info, "truncate_prompt_tokens", body.truncate_prompt_tokens)
+        pairs = _pairs(body)
+        options = {"raw_scores": body.use_activation is False, **body.length_options(info)}
         handled = await handler.predict(
             info, pairs, field="text_2", options=options, truncation=body.truncation
         )
@@ -177,51 +177,65 @@ def routes(handler: RequestHandler) -> Sequence[APIRouter]:
         ]
         return _reply(handled, request, "list", data)
 
+
+def _add_models(router: APIRouter, handler: RequestHandler) -> None:
     @router.get("/models", include_in_schema=False)
     async def models() -> Response:
         """Every model online, as Infinity tells them."""
-        tasks = handler.models.tasks.items()
-        return json_response(
-            {"object": "list", "data": [_model(name, task) for name, task in tasks]}
-        )
-
-    return [router]
+        data = [_model(name, task) for name, task in handler.models.tasks.items()]
+        return json_response({"object": "list", "data": data})
 
 
-def _model(name: str, task: str) -> dict[str, Any]:
-    capabilities = [task] if task in ("embed", "classify", "rerank") else []
-    described = {
+def _model(name: str, task: str) -> JsonObject:
+    return {
         "id": name,
         "object": "model",
-        "owned_by": "infinity",
+        "owned_by": "infinity",  # its client takes no other owner
         "created": 0,
-    }  # its client takes no other owner
-    return described | {"stats": {}, "backend": "modernbert-ray", "capabilities": capabilities}
-
-
-def _texts(name: str, *given: str | list[str] | None) -> list[str]:
-    """Return the texts that stand under one of a field's names; ApiError for none, and for
-    several.
-    """
-    found = [each for each in given if each is not None]
-    if len(found) != 1:
-        message = (
-            f"{name} is missing"
-            if not found
-            else f"{name} and another name of it are both there; send one"
-        )
-        raise ApiError("invalid", message, field=name)
-    return [found[0]] if isinstance(found[0], str) else found[0]
-
-
-def _reply(handled: HandledRequest, request: Request, kind: str, data: Iterable[Any]) -> Response:
-    usage = {
-        "prompt_tokens": handled.n_tokens,
-        "total_tokens": handled.n_tokens,
-        "completion_tokens": 0,
+        "stats": {},
+        "backend": "modernbert-ray",
+        "capabilities": [task] if task in ("embed", "classify", "rerank") else [],
     }
-    content = {"id": request.scope.get("request_id"), "object": kind, "created": int(time.time())}
-    return handled.reply(content | {"model": handled.info.name, "data": data, "usage": usage})
+
+
+def _pairs(body: ScoreRequest) -> list[tuple[str, str]]:
+    """Return the pairs to score: one first text with each second, or as many of each."""
+    first = _texts("text_1", body.text_1, body.queries, body.data_1)
+    second = _texts("text_2", body.text_2, body.documents, body.items, body.data_2)
+    if len(first) not in (1, len(second)):
+        message = (
+            f"text_1 holds {len(first)} texts and text_2 {len(second)}; send as many of each, or "
+            "one text_1"
+        )
+        raise ApiError("invalid", message, field="text_1")
+    if len(first) == 1:
+        first = first * len(second)
+    return list(zip(first, second, strict=True))
+
+
+def _texts(name: str, *values: str | list[str] | None) -> list[str]:
+    """Return the texts that stand under one of a field's names; ApiError for none, or several."""
+    sent = [value for value in values if value is not None]
+    if not sent:
+        raise ApiError("invalid", f"{name} is missing", field=name)
+    if len(sent) > 1:
+        message = f"{name} and another name of it are both there; send one"
+        raise ApiError("invalid", message, field=name)
+    return as_list(sent[0])
+
+
+def _reply(
+    handled: HandledRequest, request: Request, kind: str, data: Iterable[object]
+) -> Response:
+    content = {
+        "id": request.scope.get("request_id"),
+        "object": kind,
+        "created": int(time.time()),
+        "model": handled.info.name,
+        "data": data,
+        "usage": {**handled.usage, "completion_tokens": 0},
+    }
+    return handled.reply(content)
 
 
 VLLM = replace(
