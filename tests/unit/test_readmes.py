@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import re
+import tomllib
 
 import pytest
+import yaml
 from checkpoints import write_task
 from conftest import REPOSITORY
 
 DOCUMENTS = [
     file.relative_to(REPOSITORY)
-    for pattern in ("*.md", "[!.]*/*.md", "pipelines/*/*.md", "jobs/demo/*/*.md")
+    for pattern in (
+        "*.md",
+        "[!.]*/*.md",
+        "pipelines/*/*.md",
+        "jobs/demo/*/*.md",
+    )  # docs/ is in them
     for file in sorted(REPOSITORY.glob(pattern))
 ]
 
@@ -22,6 +29,32 @@ def test_every_test_in_the_table_of_what_can_break_exists():
     assert len(named) > 12
     for file, test in named:
         assert f"def {test}(" in (REPOSITORY / "tests" / file).read_text(), test
+
+
+@pytest.mark.parametrize("document", ["docs/architecture.md", "CONTRIBUTING.md"])
+def test_every_file_that_a_document_on_the_code_names_exists(document):
+    """In its text and figures: a path from the root, or from within pipelines/ or modernbert/."""
+    text = (REPOSITORY / document).read_text()
+    named = {*re.findall(r"\b\w+(?:/\w+)*/\w+\.py\b", text), *re.findall(r"`([\w/]+/)`", text)}
+    assert len(named) > 8
+    places = [REPOSITORY, REPOSITORY / "pipelines", REPOSITORY / "modernbert"]
+    of_the_output = {"data/", "_rejected/"}
+    for path in named - of_the_output:
+        if "length" not in path:  # the toy task that the reader adds
+            assert any(place.joinpath(path).exists() for place in places), path
+
+
+def test_the_version_is_the_same_wherever_it_stands():
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text())
+    changelog = (REPOSITORY / "CHANGELOG.md").read_text()
+    newest = re.search(r"^## \[(\d\S*)\] - (\S+)$", changelog, re.MULTILINE)
+    assert newest, "the newest release has a version and a date"
+    assert project["version"] == citation["version"] == newest[1]
+    assert str(citation["date-released"]) == newest[2]
+    assert citation["title"] == project["name"]
+    assert citation["license"] == project["license"]
+    assert changelog.index("## [Unreleased]") < newest.start()
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=str)
