@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import Counter
 from dataclasses import dataclass, field
 
 from pyarrow import fs
@@ -22,7 +23,7 @@ from pipelines.input.listing import (
     list_local,
     list_remote,
     may_be_data,
-    printable,
+    utf8_path,
 )
 from pipelines.input.tables import table_among, table_around
 from pipelines.input.text import COMPRESSIONS
@@ -70,59 +71,68 @@ def find_files(source: Location, output: Folder | None = None) -> InputFiles:
     try:
         return _find_files(source, output, filesystem, path, info)
     except OSError as error:
-        reason = redact(next(iter(str(error).splitlines()), type(error).__name__))
-        raise UserError(f"input '{source}' cannot be read: {reason}") from error
+        raise _cannot_be_read(source, error) from error
 
 
 def _find_files(
     source: Location, output: Folder | None, filesystem: fs.FileSystem, path: str, info: fs.FileInfo
 ) -> InputFiles:
+    base, listing = _list(filesystem, path, info)
+    # The files of a table may be deleted or superseded, which its log alone says.
+    table = table_around(filesystem, base) or table_among(listing.landmarks)
+    if table is not None:
+        kind, folder = table
+        raise UserError(
+            f"input '{source}' holds the files of a {kind} table ({folder}), among them deleted "
+            "and superseded rows; write a snapshot of the table as Parquet, and give that"
+        )
+
+    files = InputFiles(filesystem, base, {}, broken=listing.broken)
+    entries = _without_outputs(files, listing, source, output)
+    _choose_data(files, entries)
+    if listing.again:
+        files.notes.append(
+            f"{len(listing.again):,} paths are links to what is read already: "
+            f"{_some(files, listing.again)}"
+        )
+    if not files.versions and not files.broken:
+        raise _no_data_file(source, files)
+    formats = {str(file_format(file)) for file in files.versions}
+    if len(formats) > 1:
+        names = ", ".join(sorted(formats))
+        raise UserError(f"input '{source}' mixes {names} files; choose some with a glob")
+
+    # Parts in the input folder would be input of the next run, and of every other reader.
+    if info.type == fs.FileType.Directory and output is not None:
+        input_folder = _real_folder(_shown(source, base))
+        if _real_folder(str(output)).startswith(input_folder):
+            raise UserError(
+                f"output '{output}' lies in the input folder, where whatever reads the input would "
+                "find it, too; name another"
+            )
+    files.splits = _splits(files, entries)
+    return files
+
+
+def _list(filesystem: fs.FileSystem, path: str, info: fs.FileInfo) -> tuple[str, Listing]:
+    """Return the folder that an input's files lie in, and the listing of them."""
     if info.type == fs.FileType.File:
         base = path.rpartition("/")[0]
-        listing = Listing([entry_of(filesystem, info)])
-    elif info.type == fs.FileType.Directory:
+        return base, Listing([entry_of(filesystem, info)])
+    if info.type == fs.FileType.Directory:
         base = path.rstrip("/")
-        listing = (
-            list_local(base)
-            if isinstance(filesystem, fs.LocalFileSystem)
-            else list_remote(filesystem, base)
-        )
-    else:
-        base = WILDCARD.split(path, maxsplit=1)[0].rpartition("/")[0]
-        listing = list_glob(filesystem, base, path)
-    found = InputFiles(filesystem, base, {}, broken=listing.broken)
-    table = table_around(filesystem, base) or table_among(listing.marks)
-    if table:
-        raise _is_table(source, *table)
-    entries = _without_outputs(found, listing, source, output)
-    _choose_data(found, entries)
-    if listing.again:
-        found.notes.append(
-            f"{len(listing.again):,} paths are links to what is read already: "
-            f"{_some(found, listing.again)}"
-        )
-    if not found.versions and not found.broken:
-        raise _no_data_file(source, found)
-    formats = {file_format(file) for file in found.versions}
-    if len(formats) > 1:
-        raise UserError(
-            f"input '{source}' mixes {', '.join(sorted(map(str, formats)))} files; choose some "
-            "with a glob"
-        )
-    is_folder = info.type == fs.FileType.Directory
-    if is_folder and output is not None and _is_within(str(output), _shown(source, base)):
-        raise UserError(
-            f"output '{output}' lies in the input folder, where whatever reads the input would "
-            "find it, too; name "
-            f"another"
-        )
-    found.splits = _splits(found, entries)
-    return found
+        if isinstance(filesystem, fs.LocalFileSystem):
+            return base, list_local(base)
+        return base, list_remote(filesystem, base)
+    before_wildcards = WILDCARD.split(path, maxsplit=1)[0]
+    base = before_wildcards.rpartition("/")[0]
+    return base, list_glob(filesystem, base, path)
 
 
 def look_up(source: Location) -> tuple[fs.FileSystem, str, fs.FileInfo]:
-    """Return an input's file system, its path there, and what that is; UserError if it is missing
-    and no glob.
+    """Return an input's file system, its path there, and what that is.
+
+    Raises UserError if it cannot be read, or is missing and not a glob.
     """
     filesystem, path = source.filesystem_and_path
     if has_empty_part(filesystem, path):
@@ -133,9 +143,7 @@ def look_up(source: Location) -> tuple[fs.FileSystem, str, fs.FileInfo]:
     try:
         info = filesystem.get_file_info(path)
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"input '{source}' cannot be read: {next(iter(str(error).splitlines()), '')}"
-        ) from error
+        raise UserError(f"input '{source}' cannot be read: {_first_line(error)}") from error
     if info.type == fs.FileType.NotFound and not WILDCARD.search(path):
         raise UserError(f"input '{source}' does not exist")
     return filesystem, path, info
@@ -151,48 +159,69 @@ def current_version(filesystem: fs.FileSystem, path: str) -> str | None:
     return _version(entry_of(filesystem, info)) if info.is_file else None
 
 
-def _is_within(inner: str, outer: str) -> bool:
-    """Tell whether a location lies in another one, by real paths where both are on this machine."""
-    if "://" not in inner and "://" not in outer:
-        inner, outer = os.path.realpath(inner), os.path.realpath(outer)
-    return f"{inner.rstrip('/')}/".startswith(f"{outer.rstrip('/')}/")
+def _cannot_be_read(source: Location, error: OSError) -> UserError:
+    reason = redact(_first_line(error) or type(error).__name__)
+    return UserError(f"input '{source}' cannot be read: {reason}")
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).splitlines()
+    return lines[0] if lines else ""
+
+
+def _real_folder(location: str) -> str:
+    """Return a folder by its real path where it is on this machine, with a slash at its end.
+
+    One that begins with another one lies in it.
+    """
+    if "://" not in location:
+        location = os.path.realpath(location)
+    return location.rstrip("/") + "/"
 
 
 def _shown(source: Location, path: str) -> str:
     """Return a path of the input's file system in the form that locations of outputs have."""
     filesystem, _ = source.filesystem_and_path
-    return path if filesystem.type_name == "local" else f"{source.uri.partition('://')[0]}://{path}"
-
-
-def _is_table(source: Location, kind: str, folder: str) -> UserError:
-    return UserError(
-        f"input '{source}' holds the files of a {kind} table ({folder}), among them deleted and "
-        "superseded rows; write "
-        f"a snapshot of the table as Parquet, and give that"
-    )
+    if filesystem.type_name == "local":
+        return path
+    scheme = source.uri.partition("://")[0]
+    return f"{scheme}://{path}"
 
 
 def _without_outputs(
-    found: InputFiles, listing: Listing, source: Location, output: Folder | None
+    files: InputFiles, listing: Listing, source: Location, output: Folder | None
 ) -> list[Entry]:
     """Leave out the files of this job's output, and those of other jobs' outputs below the base."""
-    records = [path for path in listing.marks if path.endswith(f"/{RECORD}")]
-    outputs = {
-        path.rpartition("/")[0] for path in records if _is_record(found.filesystem, path)
-    } - {found.base}
-    inside = dict[str, str]()
-    for folder in folders_of(listing.entries, found.base):
-        other = next((each for each in outputs if f"{folder}/".startswith(f"{each}/")), None)
-        if output is not None and _is_within(_shown(source, folder), str(output)):
-            inside[folder] = str(output)
-        elif other is not None:
-            inside[folder] = other
-    kept = [entry for entry in listing.entries if entry.path.rpartition("/")[0] not in inside]
-    for each in sorted(set(inside.values())):
-        count = sum(inside.get(entry.path.rpartition("/")[0]) == each for entry in listing.entries)
-        found.notes.append(
-            f"{count:,} files of the output {each} are left out: outputs of jobs are not read with "
-            "others"
+    outputs: set[str] = set()
+    for path in listing.landmarks:
+        folder, _, name = path.rpartition("/")
+        # The base itself may be an output: a folder of parts that is named is read.
+        if name == RECORD and folder != files.base and _is_record(files.filesystem, path):
+            outputs.add(folder)
+
+    own_folder = None if output is None else _real_folder(str(output))
+    output_of: dict[str, str] = {}  # by the folder of files
+    for folder in folders_of(listing.entries, files.base):
+        if own_folder is not None and _real_folder(_shown(source, folder)).startswith(own_folder):
+            output_of[folder] = str(output)
+            continue
+        for other in outputs:
+            if f"{folder}/".startswith(f"{other}/"):
+                output_of[folder] = other
+                break
+
+    kept: list[Entry] = []
+    left_out: Counter[str] = Counter()  # files by their output
+    for entry in listing.entries:
+        folder = entry.path.rpartition("/")[0]
+        if folder in output_of:
+            left_out[output_of[folder]] += 1
+        else:
+            kept.append(entry)
+    for name in sorted(set(output_of.values())):
+        files.notes.append(
+            f"{left_out[name]:,} files of the output {name} are left out: outputs of jobs are not "
+            "read with others"
         )
     return kept
 
@@ -207,47 +236,50 @@ def _is_record(filesystem: fs.FileSystem, path: str) -> bool:
     return isinstance(content, dict) and {"fingerprint", "attempts"} <= content.keys()
 
 
-def _choose_data(found: InputFiles, entries: list[Entry]) -> None:
-    """Tell data files from others by their endings, and name those of the others that may hold
-    data.
-    """
-    data = [entry for entry in entries if file_format(entry.path)]
-    other_formats = any(file_format(entry.path) != "json" for entry in data)
+def _choose_data(files: InputFiles, entries: list[Entry]) -> None:
+    """Tell data files from others by their endings, and name those others that may hold data."""
+    formats = {file_format(entry.path) for entry in entries}
+    # In a folder of JSON files, state.json may be one of them; beside other data it is metadata.
+    has_other_formats = bool(formats - {None, "json"})
     for entry in entries:
         name = entry.path.rpartition("/")[2]
-        if len(entries) > 1 and (
-            name == "dataset_infos.json" or (name in _OF_DATASETS and other_formats)
-        ):
+        is_metadata = name == "dataset_infos.json" or (name in _OF_DATASETS and has_other_formats)
+        if is_metadata and len(entries) > 1:
             continue
         if file_format(entry.path):
-            found.versions[entry.path] = _version(entry)
+            files.versions[entry.path] = _version(entry)
         elif entry.size and may_be_data(entry.path):
-            found.left_out.append(found.name(entry.path))
+            files.left_out.append(files.name(entry.path))
 
 
-def _splits(found: InputFiles, entries: list[Entry]) -> frozenset[str]:
+def _splits(files: InputFiles, entries: list[Entry]) -> frozenset[str]:
     """Return the splits of a DatasetDict that datasets has saved."""
-    record = f"{found.base}/dataset_dict.json"
+    record = f"{files.base}/dataset_dict.json"
     if all(entry.path != record for entry in entries):
         return frozenset()
     try:
-        with open_input(found.filesystem, record) as stream:
-            return frozenset(map(str, json.loads(stream.read())["splits"]))
+        with open_input(files.filesystem, record) as stream:
+            content = json.loads(stream.read())
+        return frozenset(str(split) for split in content["splits"])
     except (OSError, ValueError, KeyError, TypeError):
         return frozenset()
 
 
-def _no_data_file(source: Location, found: InputFiles) -> UserError:
-    endings = [
-        s for each in FORMATS.values() for s in each.suffixes if not s.endswith(COMPRESSIONS)
-    ]
-    left_out = f"; left out are {', '.join(found.left_out[:5])}" if found.left_out else ""
-    return UserError(
-        f"input '{source}' holds no data file; known are {', '.join(endings)}, text also with "
-        f"{', '.join(COMPRESSIONS)}{left_out}" + "".join(f"; {note}" for note in found.notes)
+def _no_data_file(source: Location, files: InputFiles) -> UserError:
+    plain_endings: list[str] = []
+    for each in FORMATS.values():
+        plain_endings += [ending for ending in each.suffixes if not ending.endswith(COMPRESSIONS)]
+    message = (
+        f"input '{source}' holds no data file; known are {', '.join(plain_endings)}, text also "
+        f"with {', '.join(COMPRESSIONS)}"
     )
+    if files.left_out:
+        message += f"; left out are {', '.join(files.left_out[:5])}"
+    for note in files.notes:
+        message += f"; {note}"
+    return UserError(message)
 
 
-def _some(found: InputFiles, paths: list[str]) -> str:
-    names = [printable(found.name(path)) for path in paths[:5]]
-    return ", ".join(names) + (", …" if len(paths) > len(names) else "")
+def _some(files: InputFiles, paths: list[str]) -> str:
+    names = ", ".join(utf8_path(files.name(path)) for path in paths[:5])
+    return f"{names}, …" if len(paths) > 5 else names

@@ -1,6 +1,4 @@
-"""Names of parts: from any path of an input file to a name that every file system and every reader
-takes.
-"""
+"""Names of parts: any path of an input file as a name that all file systems and readers take."""
 
 from __future__ import annotations
 
@@ -9,13 +7,9 @@ import re
 from typing import NamedTuple
 
 LONGEST_NAME = 150
-"""The most characters of a file's name; with its version, its rows and the ending a part has at
-most 200.
-"""
+"""The most characters of a file's name; a part's, with version, rows and ending, has 200."""
 _LONGEST_FORMER_NAME = 209
-"""What disks took: 255 bytes with the version, the rows, the ending, and what a temporary name
-adds.
-"""
+"""What disks took: 255 bytes with version, rows and ending, and what a temporary name adds."""
 _DIGEST_CHARACTERS = 16
 _LIKE_A_DIGEST = re.compile(r"-[0-9a-f]{16}$")
 _SHARD = re.compile(r"(?P<file>.+)-(?P<version>[0-9a-f]{8})-(?P<start>\d{9,})-(?P<stop>\d{9,})")
@@ -34,34 +28,34 @@ def portable_name(path: str) -> str:
         name = f"f{name}"
     if name == path and len(name) <= LONGEST_NAME and not _LIKE_A_DIGEST.search(name):
         return name
-    digest = hashlib.sha256(path.encode("utf-8", "surrogatepass")).hexdigest()[:_DIGEST_CHARACTERS]
-    return f"{name[: LONGEST_NAME - 1 - _DIGEST_CHARACTERS]}-{digest}"
+    digest = _digest(path)[:_DIGEST_CHARACTERS]
+    stem = name[: LONGEST_NAME - 1 - _DIGEST_CHARACTERS]
+    return f"{stem}-{digest}"
 
 
 def former_name(path: str) -> str:
-    """Turn a path into its name in outputs that were begun before parts had a folder of their
-    own.
-    """
+    """Turn a path into its name in outputs from before parts had a folder of their own."""
     name = re.sub(r"[^A-Za-z0-9._=-]", "_", path)
     if name == path:
         return name
-    return f"{name}-{hashlib.sha256(path.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
+    return f"{name}-{_digest(path)[:8]}"
 
 
 def first_portable_name(path: str) -> str:
-    """Turn a path into its name in such an output: the former one, but where readers skip it, or it
-    was too long.
-    """
+    """Turn a path into its name in such an output: the former one, if readers and disks take it."""
     name = former_name(path)
-    return (
-        name if name[:1] not in "._" and len(name) <= _LONGEST_FORMER_NAME else portable_name(path)
-    )
+    is_skipped = name[:1] in "._"
+    if is_skipped or len(name) > _LONGEST_FORMER_NAME:
+        return portable_name(path)
+    return name
+
+
+def _digest(path: str) -> str:
+    return hashlib.sha256(path.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def shard_name(file: str, version: str, start: int, stop: int) -> str:
-    """Return the stem of a part's name: its file's name and version, and the range of its rows
-    there.
-    """
+    """Return the stem of a part's name: its file's name and version, and the range of its rows."""
     return f"{file}-{version}-{start:09d}-{stop:09d}"
 
 
@@ -75,10 +69,8 @@ class ShardName(NamedTuple):
 
 
 def split_shard_name(name: str) -> ShardName | None:
-    """Return what `shard_name` was made from; None for a name that it has not made."""
-    found = _SHARD.fullmatch(name)
-    return (
-        ShardName(found["file"], found["version"], int(found["start"]), int(found["stop"]))
-        if found
-        else None
-    )
+    """Return what a shard's name says; None for a name that `shard_name` has not made."""
+    match = _SHARD.fullmatch(name)
+    if match is None:
+        return None
+    return ShardName(match["file"], match["version"], int(match["start"]), int(match["stop"]))
