@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.input.inspection import inspect_input, one_line
+from pipelines.input.inspection import inspect_input, one_line, with_staged
 from pipelines.input.plan import cut, read_shard
 from pipelines.input.shards import Corpus
 from pipelines.input.staging import StagedFile, stage
@@ -26,17 +26,20 @@ def plan(
 ) -> Corpus:
     """Plan an input; files that need it are staged under `output`."""
     options = TextOptions(limit=limit, **reading)
-    found = inspect_input(Location.of_user(str(source)), options, earlier=earlier, wanted=wanted)
-    for path in found.unstaged:
+    inspection = inspect_input(
+        Location.of_user(str(source)), options, earlier=earlier, wanted=wanted
+    )
+    results: dict[str, StagedFile | str] = {}
+    for path in inspection.unstaged:
         staged = StagedFile()
         try:
-            for task in found.stage_tasks(path):
-                staged.add(stage(found.source, Folder.at(str(output)), task, found.options))
+            for task in inspection.stage_tasks(path):
+                staged.add(stage(inspection.source, Folder.at(str(output)), task, options))
         except (pa.ArrowException, OSError, EOFError, ValueError) as error:
-            found.broken[path] = one_line(error)
+            results[path] = one_line(error)
         else:
-            found.add_staged(path, staged)
-    return cut(found, limit, shard_rows)
+            results[path] = staged
+    return cut(with_staged(inspection, results), limit, shard_rows)
 
 
 def read_all(

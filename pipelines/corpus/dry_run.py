@@ -2,104 +2,133 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
 import pyarrow as pa
 
-from pipelines.corpus.plan import Job, with_columns
+from pipelines.corpus.plan import Job, JobPlan, make_job
 from pipelines.corpus.summary import describe_budget, long_documents_policy
 from pipelines.inference.documents import ADDED
 from pipelines.input.documents import valid_documents
 from pipelines.input.inspection import Inspection, sample
 from pipelines.input.plan import cut, read_shard
 from pipelines.input.shapes import Shape
-from pipelines.input.shards import Scan
-from pipelines.job_options import CorpusOptions
+from pipelines.input.shards import Corpus, Scan
 
-_SAMPLED, _SAMPLED_ROWS = 8, 128
+T = TypeVar("T")
+_SAMPLED_FILES = 8
+_SAMPLED_ROWS = 128  # of each file or shard
 
 
-def dry_run_report(
-    job: Job, found: Inspection, options: CorpusOptions, shard_rows: int | None
-) -> str:
-    """Describe what a run would do: its resolved configuration, files, shards, and tokens estimated
-    from a sample.
+@dataclass
+class SampleCounts:
+    """What tokenising a sample has counted."""
+
+    rows: int = 0
+    rejected: int = 0
+    tokens: int = 0
+    truncated: int = 0
+
+
+def dry_run_report(plan: JobPlan, shard_rows: int | None) -> str:
+    """Describe what a run would do: configuration, files, shards, and an estimate of the tokens.
+
+    `shard_rows`: the most rows in a shard of an output that was begun. The rows of files that are
+    still to be staged are estimated, too.
     """
-    about = "about " if found.unstaged else ""
-    tables = _sample_unstaged(found)
-    corpus = cut(found, options.limit, shard_rows)
-    job = with_columns(job, options, corpus.schema)
-    rows = corpus.rows
-    planned = [
-        shard for shard in corpus.shards if shard.path not in found.unstaged and not shard.part
-    ]
-    picked = planned[:: max(-(-len(planned) // _SAMPLED), 1)]
-    wanted = list(dict.fromkeys(job.text_columns))
-    tables += [
-        read_shard(job.source, job.folder, shard, job.schema, wanted).table for shard in picked
-    ]
-    tokens, truncated, rejected, sampled = _count(job, tables)
-    columns = [job.prefix + name for name in (*job.task.columns.names, *ADDED)]
+    unstaged = plan.inspection.unstaged
+    inspection, tables = _estimate_unstaged(plan.inspection)
+    corpus = cut(inspection, plan.options.limit, shard_rows)
+    job = make_job(plan, corpus)
+    tables += _sample_shards(job, corpus, set(unstaged))
+    counts = _tokenise(job, tables)
+    about = "about " if unstaged else ""
+    tokens = counts.tokens / max(counts.rows, 1) * corpus.rows
+    added = [job.prefix + name for name in (*job.task.columns.names, *ADDED)]
     lines = {
-        "input": f"{job.source}: {len(corpus.files)} {corpus.format} file(s), {about}{rows:,} rows",
+        "input": f"{job.source}: {len(corpus.files)} {corpus.format} file(s), "
+        f"{about}{corpus.rows:,} rows",
         "shards": f"{about}{len(corpus.shards)} of at most {corpus.shard_rows:,} rows",
         "output": f"{job.folder}/{job.parts}".rstrip("/"),
         "model": f"{job.model.name}: {job.task.options_class.task}",
         "text columns": ", ".join(job.text_columns),
-        "columns": f"{', '.join(job.keep_columns)} + {', '.join(columns)}",
+        "columns": f"{', '.join(job.keep_columns)} + {', '.join(added)}",
         "device": f"{job.device} in {job.dtype}",
         "long texts": long_documents_policy(job.task),
         "token budget": f"{describe_budget(job)} a packed batch",
-        "tokens": f"about {tokens / max(sampled, 1) * rows:,.0f}, from a sample of {sampled:,} rows"
-        f" ({truncated} of them truncated, {rejected} rejected)",
+        "tokens": f"about {tokens:,.0f}, from a sample of {counts.rows:,} rows "
+        f"({counts.truncated} of them truncated, {counts.rejected} rejected)",
     }
-    notes = [
-        *found.notes,
-        *(f"{path}: cannot be read: {reason}" for path, reason in found.broken.items()),
-    ]
-    described = [f"{name:<13}{value}" for name, value in lines.items()] + [
-        f"note         {note}" for note in notes
-    ]
-    return "\n".join(described) + "\nnothing was done (--dry-run)"
+    described = [f"{name:<13}{value}" for name, value in lines.items()]
+    described += [f"note         {note}" for note in inspection.notes]
+    for path, reason in corpus.broken.items():
+        described.append(f"note         {path}: cannot be read: {reason}")
+    described.append("nothing was done (--dry-run)")
+    return "\n".join(described)
 
 
-def _sample_unstaged(found: Inspection) -> list[pa.Table]:
-    """Read the start of some files that a run would stage, and estimate the rows of all of them
-    from these.
+def _estimate_unstaged(inspection: Inspection) -> tuple[Inspection, list[pa.Table]]:
+    """Read the start of some files that a run would stage, and take all of them for like these.
+
+    Returns the inspection with estimates, and the records that were read.
     """
-    tables, shapes, rows, share = [], dict[str, Shape](), 0.0, 0.0
-    paths = found.unstaged[:: max(-(-len(found.unstaged) // _SAMPLED), 1)]
-    for block, block_shapes in sample(found, paths):
-        if block is not None:
-            found.notes += [block.note] if block.note and block.note not in found.notes else []
-            tables.append(block.table)
-            rows, share = rows + len(block.table) / max(block.share, 1e-9), share + 1
-            shapes |= {
-                name: shapes.get(name, Shape()).merge(shape) for name, shape in block_shapes.items()
-            }
-    for path in found.unstaged:
-        found.scans[path] = Scan(round(rows / share), 0)
-        found.columns[path] = shapes or pa.unify_schemas([table.schema for table in tables])
+    unstaged = inspection.unstaged
+    if not unstaged:
+        return inspection, []
+    tables: list[pa.Table] = []
+    shapes: dict[str, Shape] = {}
+    notes = list(inspection.notes)
+    rows_of_all = 0.0
+    for block, shapes_of_file in sample(inspection, _some(unstaged)):
+        tables.append(block.table)
+        rows_of_all += len(block.table) / max(block.share, 1e-9)
+        for name, shape in shapes_of_file.items():
+            shapes[name] = shapes.get(name, Shape()).merge(shape)
+        if block.note and block.note not in notes:
+            notes.append(block.note)
+    # Where none of the sampled files can be read, the others are taken for empty.
+    scan = Scan(round(rows_of_all / max(len(tables), 1)), 0)
+    columns = shapes or pa.unify_schemas([table.schema for table in tables] or [pa.schema([])])
+    estimated = replace(
+        inspection,
+        scans={**inspection.scans, **dict.fromkeys(unstaged, scan)},
+        columns={**inspection.columns, **dict.fromkeys(unstaged, columns)},
+        unstaged=(),
+        notes=tuple(notes),
+    )
+    return estimated, tables
+
+
+def _sample_shards(job: Job, corpus: Corpus, unstaged: set[str]) -> list[pa.Table]:
+    """Read the texts of some shards of files that are read in place."""
+    in_place = [shard for shard in corpus.shards if shard.path not in unstaged and not shard.part]
+    columns = list(dict.fromkeys(job.text_columns))
+    tables: list[pa.Table] = []
+    for shard in _some(in_place):
+        tables.append(read_shard(job.source, job.folder, shard, job.schema, columns).table)
     return tables
 
 
-def _count(job: Job, tables: list[pa.Table]) -> tuple[int, int, int, int]:
-    """Return (tokens, truncated documents, rejected rows, rows) of a sample over the whole
-    corpus.
-    """
-    tokens = truncated = rejected = sampled = 0
+def _some(things: Sequence[T]) -> Sequence[T]:
+    """Return at most `_SAMPLED_FILES` of some things, spread over all of them."""
+    step = max(-(-len(things) // _SAMPLED_FILES), 1)
+    return things[::step]
+
+
+def _tokenise(job: Job, tables: Sequence[pa.Table]) -> SampleCounts:
+    """Tokenise the first rows of each table that has all text columns."""
+    counts = SampleCounts()
     for table in tables:
-        columns = [
-            table[name].slice(0, _SAMPLED_ROWS)
-            for name in job.text_columns
-            if name in table.column_names
-        ]
-        if len(columns) < len(job.text_columns):
+        if not set(job.text_columns) <= set(table.column_names):
             continue
-        documents, _, rejects = valid_documents(
-            columns, job.task.options_class.input_names(len(columns))
-        )
+        columns = [table[name].slice(0, _SAMPLED_ROWS) for name in job.text_columns]
+        inputs = job.task.options_class.input_names(len(columns))
+        documents, _, rejects = valid_documents(columns, inputs)
         windows = job.task.encode(job.model.tokenizer, documents)
-        tokens += len(windows.input_ids)
-        truncated += int(windows.truncated.sum())
-        rejected += len(rejects) + len(windows.rejected)
-        sampled += len(documents) + len(rejects)
-    return tokens, truncated, rejected, sampled
+        counts.rows += len(documents) + len(rejects)
+        counts.rejected += len(rejects) + len(windows.rejected)
+        counts.tokens += len(windows.input_ids)
+        counts.truncated += int(windows.truncated.sum())
+    return counts

@@ -39,7 +39,7 @@ from pipelines.corpus.retries import (
 from pipelines.corpus.stages import commit, read_and_tokenise, reject_shard
 from pipelines.errors import JobError, UserError
 from pipelines.input.shards import Shard
-from pipelines.output.folder import REJECTED
+from pipelines.output.folder import REJECTED, unwritable
 from pipelines.output.shard_stats import ShardStatsBuilder
 from pipelines.raydata.actor import Predict
 from pipelines.raydata.cluster import describe_cluster, log_ray_data_to_file
@@ -117,7 +117,7 @@ class Execution:
         """
         if not self.todo:
             return
-        check_nodes(self.job)
+        check_nodes(self.job.source, self.job.folder, self.job.run)
         pool = self._plan_pool(actors)
         self._announce(pool)
         watch = start_here(_WATCH)
@@ -200,7 +200,7 @@ class Execution:
     def _receive(self, row: dict[str, Any], shard: Shard, log_file: Path) -> bool:
         """Take in what the commit of a shard reports; tell whether the shard is to be run again."""
         if row["stops"]:
-            raise unwritable(self.job, row["error"])
+            raise unwritable(self.job.folder, row["error"])
         cause = row["cause"]
         error = (row["error"] or "").partition("\n")[0]  # a traceback may follow
         if cause == START:
@@ -233,7 +233,7 @@ class Execution:
         for held in take_held(self.retries):
             committed = reject_shard(self.job, held.shard, held.rejects)
             if committed.stops:
-                raise unwritable(self.job, str(committed.error))
+                raise unwritable(self.job.folder, str(committed.error))
             if committed.stats is None:
                 self.failed[held.shard.name] = str(committed.error)
             else:
@@ -306,11 +306,6 @@ def _context(round_: Round, pool: Pool) -> DataContext:
         # The pool grows where each actor has its task, not only where tasks wait for actors.
         context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
     return context
-
-
-def unwritable(job: Job, reason: str) -> JobError:
-    """The error of an output that can no longer be written."""
-    return JobError(f"output '{job.folder}' cannot be written: {reason}")
 
 
 def _summary(error: RayError) -> str:

@@ -1,5 +1,6 @@
-"""What the nodes of a cluster see of a job's files: an output on a node's own disk would lose what
-is written there.
+"""What the nodes of a cluster see of a job's files.
+
+What a node writes to an output on its own disk would be lost.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from pyarrow import fs
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipelines.corpus.plan import Job
 from pipelines.errors import JobError
 from pipelines.input.inspection import one_line
 from pipelines.input.listing import WILDCARD
@@ -21,24 +21,21 @@ from pipelines.raydata.cluster import cluster_resources
 from pipelines.storage import Folder, Location
 
 _ANSWER_S = 60.0
-"""How long a node has to start a process and look; a slower one is checked at each commit, as all
-are.
-"""
+"""How long a node has to start a process and look; each commit checks slower ones, too."""
 _SEEN_S = 10.0
 """How long a process trusts what it has seen of the lease."""
 _seen: dict[tuple[Folder, str], float] = {}
 _checked_runs: set[str] = set()
 
 
-def check_nodes(job: Job) -> None:
-    """Raise JobError if a node of the cluster does not see the output's lease, or the input: before
-    any work is done.
+def check_nodes(source: Location, output: Folder, run: str) -> None:
+    """Raise JobError, before any work, if a node does not see the input or the output's lease.
 
-    Nodes that join later are checked by each commit (`check_lease`).
+    Looks once for each run. Nodes that join later are checked by each commit (`check_lease`).
     """
-    if job.run in _checked_runs:
+    if run in _checked_runs:
         return
-    _checked_runs.add(job.run)
+    _checked_runs.add(run)
     cluster_resources()
     here = ray.get_runtime_context().get_node_id()
     others = [
@@ -50,12 +47,12 @@ def check_nodes(job: Job) -> None:
     for node in others:
         place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         options = {"num_cpus": 0, "scheduling_strategy": place, "max_retries": 0}
-        reference = _look.options(**options).remote(job.folder, job.run, job.source)
+        reference = _look.options(**options).remote(output, run, source)
         asked[reference] = f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
-    done, _ = (
-        ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_S) if asked else ([], [])
-    )
-    blind = dict[str, str]()
+    if not asked:
+        return
+    done, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_S)
+    blind: dict[str, str] = {}
     for reference in done:
         try:
             reason = ray.get(reference)
@@ -91,21 +88,20 @@ def _look(output: Folder, run: str, source: Location) -> str | None:
     return None
 
 
-def check_lease(job: Job) -> None:
-    """Raise OSError unless this process sees that the job's run holds the output: else its commit
-    would be lost.
+def check_lease(output: Folder, run: str) -> None:
+    """Raise OSError unless this process sees that the run holds the output.
 
-    A run that lost its lease has no business to write either.
+    Else its commit would be lost on a node's own disk, or go into the output of another run.
     """
-    key = job.folder, job.run
-    if time.monotonic() - _seen.get(key, -_SEEN_S) < _SEEN_S:
+    key = output, run
+    seen_at = _seen.get(key)
+    if seen_at is not None and time.monotonic() - seen_at < _SEEN_S:
         return
-    seen = holds(job.folder, job.run)
+    seen = holds(output, run)
     if seen is None:
         raise OSError(
             f"node {socket.gethostname()} does not see the output folder of this job; give one "
-            "that all nodes share, "
-            f"or object storage"
+            "that all nodes share, or object storage"
         )
     if not seen:
         raise OSError("another run has taken it over")

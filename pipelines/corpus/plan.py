@@ -1,11 +1,15 @@
-"""The plan of a corpus job: its options become what workers need, with everything checked before
-work begins.
+"""The plan of a corpus job: its options, and everything that can be checked before work begins.
+
+A job comes about in four values, each made once from the one before: a JobPlan with the Inspection
+of the input, the Inspection with what staging has read (staging.py), the Corpus with its shards
+(input/plan.py), and the Job, which is what workers see.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 from uuid import uuid4
 
@@ -15,10 +19,11 @@ from pipelines.checkpoints import Checkpoint
 from pipelines.errors import UserError
 from pipelines.inference.documents import ADDED, clashing
 from pipelines.inference.loading import ModelRun, resolve_run
-from pipelines.input.columns import partition, unify
+from pipelines.input.columns import corpus_columns
 from pipelines.input.documents import is_text, is_text_list
 from pipelines.input.inspection import Inspection, inspect_input, sample
 from pipelines.input.names import first_portable_name, portable_name
+from pipelines.input.shards import Corpus
 from pipelines.input.text import TextOptions
 from pipelines.input.types import stored_type
 from pipelines.job_options import CorpusOptions
@@ -27,9 +32,27 @@ from pipelines.output.folder import read_files
 from pipelines.output.record import PARTS, RunRecord, read_record
 from pipelines.raydata.placement import device_of_actors
 from pipelines.storage import Folder, Location
-from pipelines.tasks.base import task_class
+from pipelines.tasks.base import Task, task_class
 
 _SAMPLED_FILES = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobPlan:
+    """What is known of a job before any work is done."""
+
+    options: CorpusOptions
+    source: Location
+    folder: Folder
+    """The output."""
+    parts: str
+    """The folder of the parts in the output."""
+    run: str
+    """The identity of this run, which the output's lease has, too."""
+    model: ModelRun
+    inspection: Inspection
+    fingerprint: dict[str, Any]
+    """What the answers depend on, as JSON."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,147 +61,170 @@ class Job(ModelRun):
 
     source: Location
     folder: Folder
+    """The output."""
     parts: str
     """The folder of the parts in the output."""
     run: str
     """The identity of this run, which the output's lease has, too."""
     schema: pa.Schema
+    """The columns of the input."""
     text_columns: list[str]
     keep_columns: list[str]
     prefix: str
     max_characters: int
-    """Longer texts are cut if long documents are truncated, else rejected: none can exhaust the
+    """Longer texts are cut where long documents are truncated, else rejected: none can exhaust the
     memory.
     """
 
 
-def plan_job(
-    options: CorpusOptions, with_weights: bool = True
-) -> tuple[Job, Inspection, dict[str, Any]]:
-    """Check everything that can be checked without work: the input and its columns, the model, the
-    output.
+def plan_job(options: CorpusOptions, with_weights: bool = True) -> JobPlan:
+    """Check everything that can be checked without work: input, columns, model and output.
 
-    Returns the job, still without the columns of its input (`with_columns`), the files of the
-    input, and the
-    fingerprint: what the answers depend on, without the model's weights, which take long to read,
-    unless `with_weights`. Starts no Ray unless the device depends on it. Raises ValueError for a
-    mistake.
+    Starts no Ray unless the device depends on it. Without `with_weights` the fingerprint lacks the
+    model's weights, which take long to read. Raises ValueError for a mistake.
     """
     input_location, model, output_location = options.required()
     options.check_inputs(options.text_columns)
-    source, target = Location.of_user(input_location), Folder.at(output_location)
-    record = None if options.overwrite else read_record(target)
-    parts = record.parts if record else PARTS
-    found = _inspect_input(source, target, record, options)
-    seen = _seen_columns(found, list(options.text_columns.values()))
-    _check_text_columns(options, seen)
+    source = Location.of_user(input_location)
+    folder = Folder.at(output_location)
+    record = None if options.overwrite else read_record(folder)
+
+    inspection = _inspect(source, folder, record, options)
+    # The columns of all files are known only when text files are staged (`make_job`), which is
+    # work; most mistakes show in those that are known, or in the first records.
+    seen_columns = _seen_columns(inspection, list(options.text_columns.values()))
+    _check_text_columns(options, seen_columns)
+
     checkpoint = Checkpoint.open(model)
     task_cls = task_class(options.task)
     task_cls.check(checkpoint)
     task = task_cls.from_checkpoint(checkpoint, options)
+    _check_added_columns(options, task, seen_columns.names)
     device = device_of_actors(options.device)
-    run = resolve_run(options, checkpoint, task, device, options.batch_timeout_s)
-    job = Job(
-        **{field.name: getattr(run, field.name) for field in fields(run)},
+    model_run = resolve_run(options, checkpoint, task, device, options.batch_timeout_s)
+    return JobPlan(
+        options=options,
         source=source,
-        folder=target,
-        parts=parts,
+        folder=folder,
+        parts=record.parts if record else PARTS,
         run=uuid4().hex,
-        schema=seen,
+        model=model_run,
+        inspection=inspection,
+        fingerprint=_fingerprint(options, source, inspection, model_run, with_weights),
+    )
+
+
+def make_job(plan: JobPlan, corpus: Corpus) -> Job:
+    """Make the job of a plan, now that all columns are known; UserError for wrong ones."""
+    options = plan.options
+    names = corpus.schema.names
+    _check_text_columns(options, corpus.schema)
+    keep_columns = names if options.keep_columns is None else list(options.keep_columns)
+    absent = [name for name in keep_columns if name not in names]
+    if absent:
+        raise UserError(
+            f"input has no column {', '.join(absent)}; it has {', '.join(names)} "
+            "(see --keep-columns)"
+        )
+    _check_added_columns(options, plan.model.task, names)
+    of_model = {field.name: getattr(plan.model, field.name) for field in fields(ModelRun)}
+    return Job(
+        **of_model,
+        source=plan.source,
+        folder=plan.folder,
+        parts=plan.parts,
+        run=plan.run,
+        schema=corpus.schema,
         text_columns=list(options.text_columns.values()),
-        keep_columns=[],
+        keep_columns=keep_columns,
         prefix=options.output_prefix,
         max_characters=options.max_characters,
     )
-    _check_added_columns(job, options, seen.names)
-    names = ("text_columns", "prefix", "dtype", "max_characters")
-    fingerprint = {"source": str(source)} | {name: getattr(job, name) for name in names}
-    fingerprint |= {
+
+
+def _fingerprint(
+    options: CorpusOptions,
+    source: Location,
+    inspection: Inspection,
+    model_run: ModelRun,
+    with_weights: bool,
+) -> dict[str, Any]:
+    """Return what the answers depend on, as JSON has it."""
+    fingerprint: dict[str, Any] = {
+        "source": str(source),
+        "text_columns": list(options.text_columns.values()),
+        "prefix": options.output_prefix,
+        "dtype": model_run.dtype,
+        "max_characters": options.max_characters,
         "keep_columns": options.keep_columns,
-        "reading": found.options.changed() or None,
+        "reading": inspection.options.changed() or None,
+        "limit": options.limit,
+        "task": options.task,
+        **asdict(model_run.task),
     }
-    fingerprint |= {"limit": options.limit, "task": options.task, **asdict(task)}
     if with_weights:
-        fingerprint["model"] = task.fingerprint(checkpoint)
-    return job, found, json.loads(json.dumps(fingerprint))
+        fingerprint["model"] = model_run.task.fingerprint(model_run.model)
+    return json.loads(json.dumps(fingerprint))
 
 
-def with_columns(job: Job, options: CorpusOptions, schema: pa.Schema) -> Job:
-    """Return the job with the columns of its input, once these are known of every file; UserError
-    for wrong ones.
-    """
-    _check_text_columns(options, schema)
-    keep = list(options.keep_columns) if options.keep_columns is not None else schema.names
-    if absent := [name for name in keep if name not in schema.names]:
-        known = ", ".join(schema.names)
-        raise UserError(
-            f"input has no column {', '.join(absent)}; it has {known} (see --keep-columns)"
-        )
-    _check_added_columns(job, options, schema.names)
-    return replace(job, schema=schema, keep_columns=keep)
-
-
-def _inspect_input(
-    source: Location, target: Folder, record: RunRecord | None, options: CorpusOptions
+def _inspect(
+    source: Location, folder: Folder, record: RunRecord | None, options: CorpusOptions
 ) -> Inspection:
-    """Find the files of the input; those that an earlier run into the same output knows are not
-    read again.
-    """
-    reading = TextOptions(
-        **{each.name: getattr(options, each.name) for each in fields(TextOptions)}
-    )
-    known = record is not None and record.fingerprint.get("source") == str(source)
-    kept = options.keep_columns
+    """Find the files of the input; those that an earlier run knows are not read again."""
+    reading = {field.name: getattr(options, field.name) for field in fields(TextOptions)}
+    is_same_input = record is not None and record.fingerprint.get("source") == str(source)
+    wanted = None
+    if options.keep_columns is not None:
+        wanted = frozenset([*options.keep_columns, *options.text_columns.values()])
+    has_former_names = record is not None and not record.parts
     return inspect_input(
         source,
-        reading,
-        output=target,
-        wanted=None if kept is None else frozenset([*kept, *options.text_columns.values()]),
-        earlier=read_files(target) if known else None,
-        name_of=first_portable_name if record is not None and not record.parts else portable_name,
+        TextOptions(**reading),
+        output=folder,
+        wanted=wanted,
+        earlier=read_files(folder) if is_same_input else None,
+        name_of=first_portable_name if has_former_names else portable_name,
     )
 
 
-def _seen_columns(found: Inspection, wanted: list[str]) -> pa.Schema:
-    """Return the columns that are known before files are staged: some of these are read from their
-    start.
+def _seen_columns(inspection: Inspection, wanted: Sequence[str]) -> pa.Schema:
+    """Return the columns that are known before files are staged.
+
+    Of some files that are to be staged, the first records are read, until all `wanted` are seen.
     """
-    malformed = ""
-    types = unify(found) | {each.name: each.type for each in partition(found).schema}
-    for block, shapes in sample(found, found.unstaged[:_SAMPLED_FILES]):
-        if block is not None:
-            if block.malformed:
-                _, reason, _ = block.malformed[0]
-                first = f"no record of it is a row of {found.format}: the first {reason}"
-                malformed = malformed or first
+    first_malformed = ""
+    types = {column.name: column.type for column in corpus_columns(inspection).schema}
+    for block, shapes in sample(inspection, inspection.unstaged[:_SAMPLED_FILES]):
+        if block.malformed and not first_malformed:
+            _, reason, _ = block.malformed[0]
+            first_malformed = f"no record of it is a row of {inspection.format}: the first {reason}"
+        for column in block.table.schema:
             # What is text in its first rows says nothing of the others yet.
-            seen = {
-                each.name: pa.string() if shapes else stored_type(each.type)
-                for each in block.table.schema
-            }
-            types |= {name: type_ for name, type_ in seen.items() if name not in types}
+            type_ = pa.string() if shapes else stored_type(column.type)
+            types.setdefault(column.name, type_)
         if all(name in types for name in wanted):
             break
+    if not types and first_malformed:
+        raise UserError(f"input '{inspection.source}' cannot be read: {first_malformed}")
     if not types:
-        raise UserError(
-            f"input '{found.source}' "
-            f"{f'cannot be read: {malformed}' if malformed else 'has no rows'}"
-        )
+        raise UserError(f"input '{inspection.source}' has no rows")
     return pa.schema(list(types.items()))
 
 
-def _check_added_columns(job: Job, options: CorpusOptions, names: list[str]) -> None:
-    added = [job.prefix + name for name in [*job.task.columns.names, *ADDED]]
+def _check_added_columns(options: CorpusOptions, task: Task, names: Sequence[str]) -> None:
+    """Raise UserError where a column that is kept has the name of one that the job adds."""
+    added = [options.output_prefix + name for name in (*task.columns.names, *ADDED)]
     kept = names if options.keep_columns is None else options.keep_columns
-    if clash := clashing(added, [name for name in kept if name in names]):
+    clash = clashing(added, [name for name in kept if name in names])
+    if clash:
         raise UserError(
             f"input already has {', '.join(clash)}, which this job adds: put a prefix before ours "
-            "with "
-            f"--output-prefix, or leave the input's out with --keep-columns"
+            "with --output-prefix, or leave the input's out with --keep-columns"
         )
 
 
 def _check_text_columns(options: CorpusOptions, schema: pa.Schema) -> None:
+    """Raise UserError for a text column that is missing or holds something else."""
     for name, column in options.text_columns.items():
         flag = f"--{column_option(name).replace('_', '-')}"
         if column not in schema.names:
@@ -186,5 +232,6 @@ def _check_text_columns(options: CorpusOptions, schema: pa.Schema) -> None:
                 f"input has no column {column!r}; it has {', '.join(schema.names)} (see {flag})"
             )
         stored = schema.field(column).type
-        if not is_text(stored) and not (name in options.list_inputs and is_text_list(stored)):
+        may_be_list = name in options.list_inputs
+        if not is_text(stored) and not (may_be_list and is_text_list(stored)):
             raise UserError(f"column {column!r} holds {stored}, not text (see {flag})")

@@ -16,23 +16,26 @@ from ray.data import Dataset
 
 from pipelines.corpus import summary
 from pipelines.corpus.dry_run import dry_run_report
-from pipelines.corpus.execute import Execution, unwritable
-from pipelines.corpus.plan import Job, plan_job, with_columns
+from pipelines.corpus.execute import Execution
+from pipelines.corpus.plan import Job, JobPlan, make_job, plan_job
 from pipelines.corpus.staging import stage_files
 from pipelines.errors import JobError
-from pipelines.input.inspection import Inspection
+from pipelines.input.inspection import with_staged
 from pipelines.input.plan import cut
+from pipelines.input.shards import Corpus, Shard
 from pipelines.input.staging import remove_staged
 from pipelines.job_options import CorpusOptions, corpus_options
 from pipelines.options import from_call, task_named
 from pipelines.output import folder as output
 from pipelines.output.lease import Lease, OutputInUse, lease
-from pipelines.output.record import PARTS, RunRecord
+from pipelines.output.record import PARTS, Attempt, RunRecord
 from pipelines.output.shard_stats import add_up
 from pipelines.raydata.cluster import cluster_resources
 from pipelines.report.html import render
 from pipelines.signals import delayed_signals, how_stopped, raised_signals
 from pipelines.storage import Folder
+
+_SHOWN_NAMES = 3
 
 
 @dataclass(frozen=True)
@@ -119,124 +122,182 @@ def run_corpus(task: str, *, input: str, output: str, model: str, **options: Any
 
 def dry_run(options: CorpusOptions) -> str:
     """Describe what `run_job` would do; raises what it raises for mistakes."""
-    job, found, fingerprint = plan_job(options, with_weights=False)
-    record = output.open_output(job.folder, fingerprint, options.overwrite)
-    return dry_run_report(job, found, options, record.shard_rows if record else None)
+    plan = plan_job(options, with_weights=False)
+    record = output.open_output(plan.folder, plan.fingerprint, options.overwrite)
+    return dry_run_report(plan, record.shard_rows if record else None)
 
 
 def run_job(options: CorpusOptions) -> Outcome:
-    """Run a corpus job to its end, as `run_corpus` does; `options`: an instance of
-    `corpus_options(task)`.
+    """Run a corpus job to its end, as `run_corpus` does.
+
+    `options`: an instance of `corpus_options(task)`.
     """
-    job, found, fingerprint = plan_job(options)
-    output.open_output(job.folder, fingerprint, options.overwrite)
+    plan = plan_job(options)
+    output.open_output(plan.folder, plan.fingerprint, options.overwrite)
     try:
-        with delayed_signals(), lease(job.folder, job.run) as held, raised_signals():
-            return _run(options, job, found, fingerprint, held)
+        with delayed_signals(), lease(plan.folder, plan.run) as held, raised_signals():
+            # Again: another run may have written the output until it was ours.
+            record = output.open_output(plan.folder, plan.fingerprint, options.overwrite)
+            staged = stage_files(plan, plan.inspection.unstaged, held.check)
+            inspection = with_staged(plan.inspection, staged)
+            corpus = cut(inspection, options.limit, record.shard_rows if record else None)
+            job = make_job(plan, corpus)
+            run = _begin(plan, job, corpus, record)
+            _stage_again(run, held)
+            _execute(run, held)
+            return _outcome(run)
     except OutputInUse as error:
         if options.if_running == "fail":
             raise
-        return Outcome("skipped", job.folder, summary=f"skipped: {error}")
+        return Outcome("skipped", plan.folder, summary=f"skipped: {error}")
 
 
-def _run(
-    options: CorpusOptions, job: Job, found: Inspection, fingerprint: dict[str, Any], held: Lease
-) -> Outcome:
-    """Run a planned job while its output is held."""
-    record = output.open_output(job.folder, fingerprint, options.overwrite)
-    stage_files(job, found, found.unstaged, held.check)
-    corpus = cut(found, options.limit, record.shard_rows if record else None)
-    job = with_columns(job, options, corpus.schema)
+@dataclass
+class Run:
+    """A run into an output that is held: what there is to do, and what was done."""
+
+    plan: JobPlan
+    job: Job
+    corpus: Corpus
+    record: RunRecord
+    attempt: Attempt
+    todo: list[Shard]
+    """The shards that the output did not hold when the run began."""
+    skipped: int
+    """The shards that it held."""
+    changes: list[str]
+    """How the input has changed, and notes on it, in lines for the terminal."""
+    broken: dict[str, str]
+    """Files that cannot be read, with the reason."""
+    failed: dict[str, str] = field(default_factory=dict)
+    """Files and shards that failed, with the reason."""
+    totals: dict[str, Any] = field(default_factory=dict)
+    """Sums over the shards that the run has committed."""
+
+
+def _begin(plan: JobPlan, job: Job, corpus: Corpus, record: RunRecord | None) -> Run:
+    """Write the record of a run as it begins, and find out what there is to do."""
+    overwrite = plan.options.overwrite
+    # These look at what is there before the run changes it.
+    earlier = output.read_files(job.folder) if record else None
+    foreign = [] if overwrite else output.foreign_files(job.folder, job.parts)
     changes = [f"note       {note}" for note in corpus.notes]
-    changes += summary.input_changes(output.read_files(job.folder) if record else None, corpus)
-    foreign = output.foreign_files(job.folder, job.parts)
-    if foreign and not options.overwrite:
-        shown = ", ".join(foreign[:3])
+    changes += summary.input_changes(earlier, corpus)
+    if foreign:
+        shown = ", ".join(foreign[:_SHOWN_NAMES])
         changes.append(
             f"note       {len(foreign):,} files among the parts are not of this job, and are read "
             f"with them: {shown}"
         )
-    record = record or RunRecord(fingerprint, corpus.shard_rows, parts=job.parts)
+    record = record or RunRecord(plan.fingerprint, corpus.shard_rows, parts=job.parts)
     attempt = summary.start_attempt(job)
     record.attempts.append(attempt)
     record.complete = False
-    done = output.begin_run(job.folder, record, corpus, options.overwrite)
-    todo = [shard for shard in corpus.shards if shard.name not in done]
-    known = {shard.path for shard in todo if shard.part} - set(found.unstaged)
-    stage_files(job, found, sorted(known), held.check)
-    execution = Execution(job, todo, options.max_rejected, held.check)
-    for path, reason in corpus.broken.items():
+    done = output.begin_run(job.folder, record, corpus, overwrite)
+    return Run(
+        plan=plan,
+        job=job,
+        corpus=corpus,
+        record=record,
+        attempt=attempt,
+        todo=[shard for shard in corpus.shards if shard.name not in done],
+        skipped=len(done),
+        changes=changes,
+        broken=dict(corpus.broken),
+    )
+
+
+def _stage_again(run: Run, held: Lease) -> None:
+    """Stage files of which an earlier run knows the rows, but whose staged form may be gone."""
+    staged_now = set(run.plan.inspection.unstaged)
+    staged_before = {shard.path for shard in run.todo if shard.part} - staged_now
+    results = stage_files(run.plan, sorted(staged_before), held.check)
+    for path, result in results.items():
+        if isinstance(result, str):
+            run.broken[path] = result
+
+
+def _execute(run: Run, held: Lease) -> None:
+    """Run the shards, and write what is known of the output however that ends."""
+    options = run.plan.options
+    execution = Execution(run.job, run.todo, options.max_rejected, held.check)
+    for path, reason in run.broken.items():
         execution.failed[path] = f"cannot be read: {reason}"
     started = time.monotonic()
-    missing = set[str]()
+    missing_parts: set[str] = set()
     try:
         execution.run(options.actors, options.wait_for_actors_s)
         held.check()
-        attempt.outcome = "failed" if execution.failed else "complete"
+        run.attempt.outcome = "failed" if execution.failed else "complete"
     except BaseException as error:
-        attempt.outcome = how_stopped(error) or f"error: {error}"
+        run.attempt.outcome = how_stopped(error) or f"error: {error}"
         raise
     finally:
         stats = execution.stats.table()
-        totals = add_up(stats)
-        attempt.seconds = time.monotonic() - started
-        attempt.rows, attempt.tokens = totals["rows"], totals["tokens"]
+        run.failed = execution.failed
+        run.totals = add_up(stats)
+        run.attempt.seconds = time.monotonic() - started
+        run.attempt.rows = run.totals["rows"]
+        run.attempt.tokens = run.totals["tokens"]
         if not held.lost.is_set():  # else the record is another run's
             with delayed_signals():
-                missing = finish(
-                    job, record, stats, execution.failed, {shard.name for shard in todo}
-                )
-    if missing:
+                missing_parts = _write_record(run, stats)
+    if missing_parts:
+        shown = ", ".join(sorted(missing_parts)[:_SHOWN_NAMES])
         raise JobError(
-            f"{len(missing):,} parts that were reported as written are not in the output "
-            f"'{job.folder}': "
-            f"{', '.join(sorted(missing)[:3])}; do all nodes share this folder?"
+            f"{len(missing_parts):,} parts that were reported as written are not in the output "
+            f"'{run.job.folder}': {shown}; do all nodes share this folder?"
         )
-    if set(execution.failed) <= set(corpus.broken):  # all shards are there
-        remove_staged(job.folder)
-    counts = {name: totals[name] for name in ("rows", "labelled", "rejected", "tokens")}
-    shown = summary.format_summary(
-        job, totals, attempt, execution.failed, changes, skipped=len(done)
-    )
-    return Outcome(
-        attempt.outcome,
-        job.folder,
-        job.parts,
-        **counts,
-        seconds=attempt.seconds,
-        failed=execution.failed,
-        summary=shown,
-    )
 
 
-def finish(
-    job: Job, record: RunRecord, stats: pa.Table, failed: dict[str, str], todo: set[str]
-) -> set[str]:
-    """Write what is known of the output after a run: the stats of its shards, the record of its
-    runs, the report.
+def _write_record(run: Run, stats: pa.Table) -> set[str]:
+    """Write the stats of shards, the record of runs and the report.
 
-    `stats` are those of the shards that the driver has heard of, `todo` the names of all that the
-    run was to do. Returns the shards whose commits were reported, but whose parts are not in the
-    output: the run is not complete then.
+    `stats` are those of the shards that the driver has heard of. Returns the shards whose commits
+    were reported, but whose parts are not in the output: the run is not complete then.
     """
+    job, record, attempt = run.job, run.record, run.attempt
+    todo = {shard.name for shard in run.todo}
+
+    def run_of(name: str, written: float) -> str | None:
+        """Return the run that has written a part of which the driver has not heard."""
+        return attempt.run if name in todo else record.run_at(written)
+
     try:
-        attempt = record.attempts[-1]
-
-        def run_of(name: str, written: float) -> str | None:
-            return attempt.run if name in todo else record.run_at(written)
-
         all_stats, missing = output.write_shard_stats(job.folder, job.parts, stats, run_of)
         own = add_up(all_stats.filter(pc.equal(all_stats["run"], attempt.run)))
-        attempt.rows, attempt.tokens = own["rows"], own["tokens"]
+        attempt.rows = own["rows"]
+        attempt.tokens = own["tokens"]
+        failed = run.failed
         if missing:
             attempt.outcome = "failed"
             failed = failed | dict.fromkeys(missing, "its part is not in the output")
-        record.totals, record.failed = add_up(all_stats), failed
+        record.totals = add_up(all_stats)
+        record.failed = failed
         record.complete = attempt.outcome == "complete"
         record.write(job.folder)
-        job.folder.write_atomic(
-            output.REPORT, render(summary.report(job, record, all_stats)).encode()
-        )
+        page = render(summary.report(job, record, all_stats))
+        job.folder.write_atomic(output.REPORT, page.encode())
     except OSError as error:
-        raise unwritable(job, error.strerror or str(error)) from error
+        raise output.unwritable(job.folder, error.strerror or str(error)) from error
     return missing
+
+
+def _outcome(run: Run) -> Outcome:
+    """Remove what is needed no longer, and say what the run did."""
+    if set(run.failed) <= set(run.broken):  # all shards are there
+        remove_staged(run.job.folder)
+    return Outcome(
+        outcome=run.attempt.outcome or "",
+        folder=run.job.folder,
+        parts=run.job.parts,
+        rows=run.totals["rows"],
+        labelled=run.totals["labelled"],
+        rejected=run.totals["rejected"],
+        tokens=run.totals["tokens"],
+        seconds=run.attempt.seconds or 0.0,
+        failed=run.failed,
+        summary=summary.format_summary(
+            run.job, run.totals, run.attempt, run.failed, run.changes, skipped=run.skipped
+        ),
+    )

@@ -85,7 +85,7 @@ def _commit(job: Job, table: pa.Table) -> Committed:
     except OSError as error:  # of the input, which is this shard's alone
         return Committed(shard.name, error=f"cannot be committed: {one_line(error)}")
     try:
-        check_lease(job)
+        check_lease(job.folder, job.run)
         commit_shard(job.folder, job.parts, stats, answered, rejected)
     except OSError as error:
         return Committed(shard.name, error=one_line(error), stops=True)

@@ -1,98 +1,104 @@
-"""The files of an input that must be staged, each by a task of Ray's."""
+"""The files of an input that must be staged, each by tasks of Ray's."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import ray
 from ray.exceptions import RayError
 
-from pipelines.corpus.execute import unwritable
 from pipelines.corpus.nodes import check_nodes
-from pipelines.corpus.plan import Job
+from pipelines.corpus.plan import JobPlan
 from pipelines.errors import JobError
-from pipelines.input.inspection import Inspection, one_line
+from pipelines.input.inspection import one_line
 from pipelines.input.staging import STAGED, StagedFile, StageTask, StagingFailed, read_staged, stage
 from pipelines.input.text import TextOptions
+from pipelines.output.folder import unwritable
 from pipelines.report.text import printable, say
 from pipelines.storage import Folder, Location, redact
 
 _CHECK_S = 1.0
 
 
-def stage_files(job: Job, found: Inspection, paths: list[str], check: Callable[[], None]) -> None:
-    """Stage files whose staged form is not there from an earlier run, and add what is in them to
-    `found`.
+def stage_files(
+    plan: JobPlan, paths: Sequence[str], check: Callable[[], None]
+) -> dict[str, StagedFile | str]:
+    """Stage files whose staged form is not there from an earlier run.
 
     Args:
-        job: the job, whose output takes the staged files.
-        found: the input; files that cannot be read become broken.
+        plan: the job, whose output takes the staged files.
         paths: the files.
         check: called about once a second; may raise.
 
+    Returns:
+        What is in each file, or why it cannot be read.
+
     Raises:
-        JobError: where the output cannot be written.
+        JobError: where the output cannot be written, or Ray fails.
     """
     if not paths:
-        return
-    tasks = {path: found.stage_tasks(path) for path in paths}
-    present = set(job.folder.files(STAGED))
+        return {}
+    inspection = plan.inspection
+    tasks = {path: inspection.stage_tasks(path) for path in paths}
+    all_tasks = [task for tasks_of_file in tasks.values() for task in tasks_of_file]
+    present = set(plan.folder.files(STAGED))
     results: dict[str, StagedFile | str] = {}
-    for task in (task for each in tasks.values() for task in each):
-        if staged := read_staged(job.folder, task, present):
+    todo: list[StageTask] = []
+    for task in all_tasks:
+        staged = read_staged(plan.folder, task, present)
+        if staged is None:
+            todo.append(task)
+        else:
             results[task.name] = staged
-    todo = [task for each in tasks.values() for task in each if task.name not in results]
     if todo:
-        check_nodes(job)
-        say(printable(f"reading {len(todo):,} {found.format} file(s) into {job.folder}/{STAGED}"))
-        results |= _run(job, found, todo, check)
-    for path in paths:
-        _add(found, path, [results[task.name] for task in tasks[path]])
+        check_nodes(plan.source, plan.folder, plan.run)
+        staged_folder = f"{plan.folder}/{STAGED}"
+        say(printable(f"reading {len(todo):,} {inspection.format} file(s) into {staged_folder}"))
+        results |= _run_tasks(plan, todo, check)
+    return {path: _join([results[task.name] for task in tasks[path]]) for path in paths}
 
 
-def _run(
-    job: Job, found: Inspection, tasks: list[StageTask], check: Callable[[], None]
-) -> dict[str, StagedFile | str]:
-    running = {
-        _stage.remote(found.source, job.folder, task, found.options): task.name for task in tasks
-    }
+def _join(results: Sequence[StagedFile | str]) -> StagedFile | str:
+    """Put what the tasks of a file have read together; why one of them cannot read it counts."""
+    staged = StagedFile()
+    for result in results:
+        if isinstance(result, str):
+            return result
+        staged.add(result)
+    return staged
+
+
+def _run_tasks(
+    plan: JobPlan, tasks: Sequence[StageTask], check: Callable[[], None]
+) -> Mapping[str, StagedFile | str]:
+    running = {}
+    for task in tasks:
+        reference = _stage.remote(plan.source, plan.folder, task, plan.inspection.options)
+        running[reference] = task.name
     results: dict[str, StagedFile | str] = {}
     while running:
         done, _ = ray.wait(list(running), timeout=_CHECK_S)
         check()
         for reference in done:
             try:
-                result, stops = ray.get(reference)
+                staged, reason, output_is_at_fault = ray.get(reference)
             except RayError as error:
                 raise JobError(f"Ray: {one_line(error)}") from error
-            if stops:
-                raise unwritable(job, result)
-            results[running.pop(reference)] = (
-                result if result[:1] != "{" else StagedFile.from_json(result)
-            )
+            if output_is_at_fault:
+                raise unwritable(plan.folder, reason)
+            name = running.pop(reference)
+            results[name] = StagedFile.from_json(staged) if staged else reason
     return results
 
 
 @ray.remote(num_cpus=1)
 def _stage(
     source: Location, folder: Folder, task: StageTask, options: TextOptions
-) -> tuple[str, bool]:
-    """Return what was staged as JSON, or the reason why the file is not read; and whether the
-    output is at fault.
-    """
+) -> tuple[str | None, str, bool]:
+    """Return what was staged as JSON, or the reason why not, and whether the output is at fault."""
     try:
-        return stage(source, folder, task, options).to_json(), False
+        return stage(source, folder, task, options).to_json(), "", False
     except StagingFailed as error:
-        return redact(error.strerror or str(error)), True
+        return None, redact(error.strerror or str(error)), True
     except Exception as error:  # whatever it is, it is this file's alone
-        return one_line(error), False
-
-
-def _add(found: Inspection, path: str, results: list[StagedFile | str]) -> None:
-    staged = StagedFile()
-    for result in results:
-        if isinstance(result, str):
-            found.broken[path] = result
-            return
-        staged.add(result)
-    found.add_staged(path, staged)
+        return None, one_line(error), False

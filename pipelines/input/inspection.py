@@ -1,10 +1,13 @@
-"""The files of an input and what is known of them before they are cut into shards."""
+"""The files of an input and what is known of them before they are cut into shards.
+
+An Inspection is a value: what staging reads of more files makes another one (`with_staged`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeAlias
 
@@ -23,49 +26,55 @@ from pipelines.storage import Folder, Location, redact
 
 Columns: TypeAlias = pa.Schema | dict[str, Shape]
 """The columns of a file: their types, or what the text in them is."""
+Fit: TypeAlias = tuple[str, str, pa.DataType]
+"""A file, a column of it, and a type that holds each value there."""
+_SHOWN_FILES = 5
+_THREADS = 16  # that read footers
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class Inspection:
     """The files of an input and what is known of them."""
 
     source: Location
-    found: InputFiles
+    files: InputFiles
     format: str
     options: TextOptions
-    names: dict[str, str]
+    names: Mapping[str, str]
     """The name of each file in the names of its parts; files are in this order."""
     wanted: frozenset[str] | None
     """The columns that the job reads or keeps, None for all: others may have any type."""
     earlier: Corpus | None
     """The plan of an earlier run, whose columns stay as they are."""
     name_of: Callable[[str], str] = portable_name
-    scans: dict[str, Scan] = field(default_factory=dict)
-    columns: dict[str, Columns] = field(default_factory=dict)
+    scans: Mapping[str, Scan] = field(default_factory=dict)
+    """The rows of each file that is known."""
+    columns: Mapping[str, Columns] = field(default_factory=dict)
     """The columns of files that the earlier run did not know."""
-    unstaged: list[str] = field(default_factory=list)
+    unstaged: tuple[str, ...] = ()
     """Files that must be staged before their rows are known."""
-    broken: dict[str, str] = field(default_factory=dict)
+    broken: Mapping[str, str] = field(default_factory=dict)
     """Files that cannot be read, with the reason."""
-    notes: list[str] = field(default_factory=list)
-    fitting: set[tuple[str, str, pa.DataType]] = field(default_factory=set)
-    """Files, columns and types whose values were seen to fit."""
+    notes: tuple[str, ...] = ()
+    """Messages for the user."""
+    known_fits: set[Fit] = field(default_factory=set, compare=False)
+    """What was seen to fit: a cache, since values are read to tell."""
 
     @property
     def versions(self) -> dict[str, str]:
         """The version of each file."""
-        return self.found.versions
+        return self.files.versions
 
     @property
     def has_former_names(self) -> bool:
-        """Whether parts have the names of an output that was begun before they had a folder of
-        their own.
-        """
+        """Whether parts are named as in outputs that have them beside the record."""
         return self.name_of is first_portable_name
 
     def former_name(self, path: str) -> str:
         """Return the name that a file's parts had, where it is another now; else an empty text."""
-        former = former_name(self.found.name(path)) if self.has_former_names else ""
+        if not self.has_former_names:
+            return ""
+        former = former_name(self.files.name(path))
         return former if former != self.names[path] else ""
 
     def is_wanted(self, column: str) -> bool:
@@ -74,19 +83,8 @@ class Inspection:
 
     def stage_tasks(self, path: str) -> list[StageTask]:
         """Return the tasks that stage a file."""
-        return stage_tasks(
-            self.source,
-            path,
-            self.format,
-            f"{self.names[path]}-{self.versions[path]}",
-            self.options,
-        )
-
-    def add_staged(self, path: str, staged: StagedFile) -> None:
-        """Add what staging has found in a file."""
-        self.scans[path] = Scan(staged.rows, staged.size, tuple(staged.parts))
-        self.columns[path] = staged.schema or staged.shapes
-        self.notes += [f"{path} {note}" for note in staged.notes]
+        stem = f"{self.names[path]}-{self.versions[path]}"
+        return stage_tasks(self.source, path, self.format, stem, self.options)
 
 
 def inspect_input(
@@ -113,56 +111,77 @@ def inspect_input(
     """
     files = find_files(source, output)
     names = {path: name_of(files.name(path)) for path in files.versions}
-    files.versions = {
-        path: files.versions[path] for path in sorted(names, key=lambda path: names[path])
-    }
-    format_name = next((file_format(path) for path in files.versions), None) or ""
-    found = Inspection(source, files, format_name, options, names, wanted, earlier, name_of)
-    found.broken |= files.broken
-    found.notes += files.notes
-    if files.left_out:
-        shown = ", ".join(files.left_out[:5]) + (", …" if len(files.left_out) > 5 else "")
-        found.notes.append(
-            f"{len(files.left_out):,} files are left out, whose format is not read: {shown}"
-        )
+    in_order_of_names = sorted(names, key=names.__getitem__)
+    files = replace(files, versions={path: files.versions[path] for path in in_order_of_names})
     if not files.versions:
-        raise unreadable(found)
-    known = (
-        {file.path: file for file in earlier.files}
-        if earlier and earlier.format == format_name
-        else {}
-    )
-    for path, version in files.versions.items():
-        if path not in known or known[path].version != version:
-            continue
-        stem = f"{names[path]}-{version}"
-        if all(
-            part.startswith(stem) for part, _ in known[path].scan.parts
-        ):  # else it was staged under another name
-            found.scans[path] = known[path].scan
-    fresh = [path for path in files.versions if path not in found.scans]
-    with ThreadPoolExecutor(16) as pool:
-        inspected = list(
-            pool.map(partial(inspect_file, FORMATS[format_name], files.filesystem), fresh)
-        )
-    for path, result in zip(fresh, inspected, strict=True):
+        raise unreadable(source, files.broken)
+    format_name = file_format(next(iter(files.versions))) or ""
+
+    scans = _scans_of_earlier_run(earlier, format_name, files.versions, names)
+    columns: dict[str, Columns] = {}
+    unstaged: list[str] = []
+    broken = dict(files.broken)
+    new_files = [path for path in files.versions if path not in scans]
+    inspect_one = partial(inspect_file, FORMATS[format_name], files.filesystem)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        results = list(pool.map(inspect_one, new_files))
+    for path, result in zip(new_files, results, strict=True):
         if result is None:
-            found.unstaged.append(path)
+            unstaged.append(path)
         elif isinstance(result, str):
-            found.broken[path] = result
+            broken[path] = result
         else:
-            found.scans[path], found.columns[path] = result
-    if found.versions.keys() <= found.broken.keys():
-        raise unreadable(found)
-    return found
+            scans[path], columns[path] = result
+    if files.versions.keys() <= broken.keys():
+        raise unreadable(source, broken)
+    return Inspection(
+        source=source,
+        files=files,
+        format=format_name,
+        options=options,
+        names=names,
+        wanted=wanted,
+        earlier=earlier,
+        name_of=name_of,
+        scans=scans,
+        columns=columns,
+        unstaged=tuple(unstaged),
+        broken=broken,
+        notes=_notes(files),
+    )
+
+
+def _notes(files: InputFiles) -> tuple[str, ...]:
+    if not files.left_out:
+        return tuple(files.notes)
+    shown = ", ".join(files.left_out[:_SHOWN_FILES])
+    more = ", …" if len(files.left_out) > _SHOWN_FILES else ""
+    count = len(files.left_out)
+    left_out = f"{count:,} files are left out, whose format is not read: {shown}{more}"
+    return (*files.notes, left_out)
+
+
+def _scans_of_earlier_run(
+    earlier: Corpus | None, format_name: str, versions: Mapping[str, str], names: Mapping[str, str]
+) -> dict[str, Scan]:
+    """Return what an earlier run knows of files that have not changed since."""
+    if earlier is None or earlier.format != format_name:
+        return {}
+    scans: dict[str, Scan] = {}
+    for file in earlier.files:
+        if versions.get(file.path) != file.version:
+            continue
+        # A file that was staged under another name must be staged again.
+        stem = f"{names[file.path]}-{file.version}"
+        if all(part.startswith(stem) for part, _ in file.scan.parts):
+            scans[file.path] = file.scan
+    return scans
 
 
 def inspect_file(
     format_: Format, filesystem: fs.FileSystem, path: str
 ) -> tuple[Scan, pa.Schema] | str | None:
-    """Return a file's rows and columns, the reason why it cannot be read, or None if it must be
-    staged.
-    """
+    """Return a file's rows and columns, or why it cannot be read, or None: it must be staged."""
     if format_.inspect is None:
         return None
     try:
@@ -171,38 +190,61 @@ def inspect_file(
         return one_line(error)
 
 
+def with_staged(inspection: Inspection, results: Mapping[str, StagedFile | str]) -> Inspection:
+    """Return the inspection with what staging has read of files, or why it cannot read them."""
+    scans = dict(inspection.scans)
+    columns = dict(inspection.columns)
+    broken = dict(inspection.broken)
+    notes = list(inspection.notes)
+    for path, staged in results.items():
+        if isinstance(staged, str):
+            broken[path] = staged
+            continue
+        scans[path] = Scan(staged.rows, staged.size, tuple(staged.parts))
+        columns[path] = staged.schema or staged.shapes
+        notes += [f"{path} {note}" for note in staged.notes]
+    return replace(
+        inspection,
+        scans=scans,
+        columns=columns,
+        broken=broken,
+        notes=tuple(notes),
+        unstaged=tuple(path for path in inspection.unstaged if path not in results),
+    )
+
+
 def one_line(error: Exception) -> str:
     """Give an error in one line, with its type unless reading and writing usually raise it."""
     text = redact(next(iter(str(error).splitlines()), ""))
-    usual = text and isinstance(error, pa.ArrowException | OSError | EOFError | ValueError)
-    return text if usual else f"{type(error).__name__}: {text}"
+    if text and isinstance(error, pa.ArrowException | OSError | EOFError | ValueError):
+        return text
+    return f"{type(error).__name__}: {text}"
 
 
-def sample(found: Inspection, paths: list[str]) -> Iterator[tuple[Block | None, dict[str, Shape]]]:
-    """Yield the first records of files that are not staged, and the shapes of their columns; None
-    of unreadable ones.
+def sample(
+    inspection: Inspection, paths: Sequence[str]
+) -> Iterator[tuple[Block, dict[str, Shape]]]:
+    """Yield the first records of files that can be read, and the shapes of their columns.
 
     Raises:
         UserError: where no file of the input can be read.
     """
-    filesystem = found.found.filesystem
     failed: dict[str, str] = {}
+    blocks = FORMATS[inspection.format].blocks
     for path in paths:
-        reading = Reading(filesystem, path, found.options)
+        reading = Reading(inspection.files.filesystem, path, inspection.options)
         try:
-            yield (
-                next(FORMATS[found.format].blocks(reading), Block(pa.table({}), [])),
-                reading.shapes,
-            )
+            block = next(blocks(reading), Block(pa.table({}), []))
         except (pa.ArrowException, OSError, EOFError, ValueError) as error:
             failed[path] = one_line(error)
-            yield None, {}
-    if found.versions.keys() <= failed.keys() | found.broken.keys():
-        found.broken |= failed
-        raise unreadable(found)
+            continue
+        yield block, reading.shapes
+    broken = {**inspection.broken, **failed}
+    if inspection.versions.keys() <= broken.keys():
+        raise unreadable(inspection.source, broken)
 
 
-def unreadable(found: Inspection) -> UserError:
+def unreadable(source: Location, broken: Mapping[str, str]) -> UserError:
     """Make the error of an input none of whose files can be read; it names the first."""
-    path, reason = next(iter(found.broken.items()))
-    return UserError(f"input '{found.source}' cannot be read: {path}: {reason}")
+    path, reason = next(iter(broken.items()))
+    return UserError(f"input '{source}' cannot be read: {path}: {reason}")

@@ -33,7 +33,7 @@ class Partitions:
 
 
 def hive_partitions(
-    found: InputFiles,
+    files: InputFiles,
     paths: list[str],
     earlier: pa.Schema | None = None,
     *,
@@ -42,27 +42,23 @@ def hive_partitions(
     """Read the partition of each file from its folders.
 
     Args:
-        found: the input.
-        paths: its files.
+        files: the input.
+        paths: its files that can be read.
         earlier: the columns of an output that was begun, whose types stay.
         any_digits: whether digits with zeros before them fit a key of numbers, as they did in
             earlier versions.
     """
-    texts = {path: _texts(found, path) for path in paths}
-    types = dict[str, pa.DataType]()
-    for name in sorted({name for values in texts.values() for name in values}):
-        known = earlier.field(name).type if earlier is not None and name in earlier.names else None
-        values = [values[name] for values in texts.values() if values.get(name) is not None]
-        numbers = bool(values) and all(_WHOLE_NUMBER.fullmatch(str(value)) for value in values)
-        types[name] = known or (pa.int64() if numbers else pa.string())
-    partitions = dict[str, Partition]()
-    misfits = dict[str, str]()
+    texts = {path: _texts(files, path) for path in paths}
+    number = _DIGITS if any_digits else _WHOLE_NUMBER
+    types = _types_of_keys(list(texts.values()), earlier)
+    partitions: dict[str, Partition] = {}
+    misfits: dict[str, str] = {}
     for path, by_name in texts.items():
         typed: list[tuple[str, str | int | None]] = []
         for name, value in by_name.items():
             if value is None or not pa.types.is_integer(types[name]):
                 typed.append((name, value))
-            elif (_DIGITS if any_digits else _WHOLE_NUMBER).fullmatch(value):
+            elif number.fullmatch(value):
                 typed.append((name, int(value)))
             else:
                 misfits[path] = (
@@ -72,10 +68,25 @@ def hive_partitions(
     return Partitions(partitions, pa.schema(list(types.items())), misfits)
 
 
-def _texts(found: InputFiles, path: str) -> dict[str, str | None]:
-    folders = found.name(path).split("/")[:-1]
-    texts = dict[str, str | None]()
-    if folders and folders[0] in found.splits:
+def _types_of_keys(
+    texts: list[dict[str, str | None]], earlier: pa.Schema | None
+) -> dict[str, pa.DataType]:
+    """Return the type of each key, decided over all files; that of an output stays."""
+    types: dict[str, pa.DataType] = {}
+    for name in sorted({name for by_name in texts for name in by_name}):
+        if earlier is not None and name in earlier.names:
+            types[name] = earlier.field(name).type
+            continue
+        values = [by_name[name] for by_name in texts if by_name.get(name) is not None]
+        are_numbers = bool(values) and all(_WHOLE_NUMBER.fullmatch(str(value)) for value in values)
+        types[name] = pa.int64() if are_numbers else pa.string()
+    return types
+
+
+def _texts(files: InputFiles, path: str) -> dict[str, str | None]:
+    folders = files.name(path).split("/")[:-1]
+    texts: dict[str, str | None] = {}
+    if folders and folders[0] in files.splits:
         texts[_SPLIT] = folders[0]
     for folder in folders:
         key, equals, value = folder.partition("=")

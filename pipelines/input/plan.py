@@ -6,11 +6,12 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.errors import UserError
-from pipelines.input.columns import check_keys, partition, unify
+from pipelines.input.columns import corpus_columns
 from pipelines.input.files import current_version
 from pipelines.input.formats import FORMATS
 from pipelines.input.inspection import Inspection, unreadable
 from pipelines.input.names import shard_name, split_shard_name
+from pipelines.input.partitions import Partition
 from pipelines.input.shards import MAX_SHARD_ROWS, STRIDE_ROWS, Corpus, DataFile, Rows, Scan, Shard
 from pipelines.input.staging import read_part
 from pipelines.input.types import convert
@@ -20,71 +21,90 @@ _SHARD_BYTES = 32 << 20
 _WANTED_SHARDS = 32
 
 
-def cut(found: Inspection, limit: int | None = None, shard_rows: int | None = None) -> Corpus:
-    """Cut the input into shards of at most `shard_rows` rows; all files must be staged that need
-    it.
+def cut(inspection: Inspection, limit: int | None = None, shard_rows: int | None = None) -> Corpus:
+    """Cut the input into shards; all files must be staged that need it.
 
     Args:
-        found: the files.
+        inspection: the files and what is known of them.
         limit: the number of rows to take, None for all.
-        shard_rows: None for the largest shards with which a small corpus still keeps all actors
-            busy.
+        shard_rows: the most rows in a shard; None for the largest shards with which a small corpus
+            still keeps all actors busy.
 
     Raises:
         UserError: for an input without rows, and for one where no file can be read.
     """
-    types = unify(found)
-    partitions = partition(found)
-    found.broken |= partitions.misfits
+    columns = corpus_columns(inspection)
+    broken = {**inspection.broken, **columns.misfits}
     versions = {
-        path: version for path, version in found.versions.items() if path not in found.broken
+        path: version for path, version in inspection.versions.items() if path not in broken
     }
     if not versions:
-        raise unreadable(found)
-    check_keys(found, types, partitions.schema.names)
-    keys = {each.name: each.type for each in partitions.schema}
-    schema = pa.schema(
-        [*((name, type_) for name, type_ in types.items() if name not in keys), *keys.items()]
-    )
-    total = sum(found.scans[path].rows for path in versions)
-    if not total and found.broken:
-        raise unreadable(found)
-    if not total:
-        raise UserError(f"input '{found.source}' has no rows")
-    size = shard_rows or min(
-        MAX_SHARD_ROWS, -(-total // (_WANTED_SHARDS * STRIDE_ROWS)) * STRIDE_ROWS
-    )
-    left = limit if limit is not None else total
+        raise unreadable(inspection.source, broken)
+    total_rows = sum(inspection.scans[path].rows for path in versions)
+    if not total_rows and broken:
+        raise unreadable(inspection.source, broken)
+    if not total_rows:
+        raise UserError(f"input '{inspection.source}' has no rows")
+
+    shard_rows = shard_rows or largest_shard(total_rows)
+    rows_left = total_rows if limit is None else limit
+    files: list[DataFile] = []
     shards: list[Shard] = []
     for path, version in versions.items():
-        scan, start = found.scans[path], 0
-        step = rows_per_shard(scan, size)
-        for part, part_rows in scan.parts or [("", scan.rows)]:
-            for part_start in range(0, min(part_rows, left), step):
-                rows, first = (
-                    min(step, part_rows - part_start, left - part_start),
-                    start + part_start,
-                )
-                name = shard_name(found.names[path], version, first, first + rows)
-                shards.append(
-                    Shard(
-                        name, path, found.format, first, rows, partitions.of[path], part, part_start
-                    )
-                )
-            start, left = start + part_rows, left - min(part_rows, left)
-    files = [
-        DataFile(path, version, found.scans[path], found.names[path], found.former_name(path))
-        for path, version in versions.items()
-    ]
-    return Corpus(files, found.format, schema, shards, size, found.broken, found.notes)
+        file = DataFile(
+            path,
+            version,
+            inspection.scans[path],
+            inspection.names[path],
+            inspection.former_name(path),
+        )
+        partition = columns.partitions.of[path]
+        new_shards = shards_of_file(file, inspection.format, partition, shard_rows, rows_left)
+        rows_left -= sum(shard.rows for shard in new_shards)
+        files.append(file)
+        shards += new_shards
+    return Corpus(
+        files,
+        inspection.format,
+        columns.schema,
+        shards,
+        shard_rows,
+        broken,
+        list(inspection.notes),
+    )
+
+
+def largest_shard(total_rows: int) -> int:
+    """Return the rows of the largest shards with which a small corpus keeps all actors busy."""
+    strides = -(-total_rows // (_WANTED_SHARDS * STRIDE_ROWS))
+    return min(MAX_SHARD_ROWS, strides * STRIDE_ROWS)
+
+
+def shards_of_file(
+    file: DataFile, format_: str, partition: Partition, shard_rows: int, limit: int
+) -> list[Shard]:
+    """Cut the first `limit` rows of a file into shards of at most `shard_rows` rows."""
+    step = rows_per_shard(file.scan, shard_rows)
+    shards: list[Shard] = []
+    first_row_of_part = 0  # counted from the start of the file
+    # A file that is read in place is one part without a name.
+    for part, part_rows in file.scan.parts or (("", file.scan.rows),):
+        wanted_rows = min(part_rows, limit)
+        for part_start in range(0, wanted_rows, step):
+            rows = min(step, wanted_rows - part_start)
+            start = first_row_of_part + part_start
+            name = shard_name(file.name, file.version, start, start + rows)
+            shards.append(Shard(name, file.path, format_, start, rows, partition, part, part_start))
+        first_row_of_part += part_rows
+        limit -= wanted_rows
+    return shards
 
 
 def rows_per_shard(scan: Scan, rows: int) -> int:
-    """Return `rows`, or a smaller multiple of 64 if a file's rows are so large that a shard would
-    exceed 32 MiB.
-    """
-    fit = _SHARD_BYTES * scan.rows // max(scan.size, 1)
-    return min(rows, max(fit // STRIDE_ROWS, 1) * STRIDE_ROWS)
+    """Return `rows`, or a smaller multiple of 64 where a shard of them would exceed 32 MiB."""
+    rows_that_fit = _SHARD_BYTES * scan.rows // max(scan.size, 1)
+    strides = max(rows_that_fit // STRIDE_ROWS, 1)
+    return min(rows, strides * STRIDE_ROWS)
 
 
 def read_shard(

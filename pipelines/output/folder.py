@@ -28,7 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from pipelines.errors import UserError
+from pipelines.errors import JobError, UserError
 from pipelines.input.names import split_shard_name
 from pipelines.input.shards import Corpus, DataFile, Scan
 from pipelines.input.staging import STAGED
@@ -306,3 +306,8 @@ def _parquet(table: pa.Table, footer: dict[str, str] | None = None) -> pa.Buffer
 
 def _short(value: Any) -> str:
     return str(value)[:12] if isinstance(value, str) and len(value) > 40 else str(value)
+
+
+def unwritable(folder: Folder, reason: str) -> JobError:
+    """Make the error of an output that can no longer be written."""
+    return JobError(f"output '{folder}' cannot be written: {reason}")

@@ -218,8 +218,8 @@ def test_text_files_in_object_storage_are_staged_there(bucket, tmp_path):
     }
     table, bad = read_all(corpus, source, out)
     assert (table.to_pylist(), bad) == (rows * 2, [])
-    found = inspect_input(Location.of_user(source), TextOptions())
-    folder, task = Folder.at(out), found.stage_tasks("bucket/text/a.jsonl")[0]
+    inspection = inspect_input(Location.of_user(source), TextOptions())
+    folder, task = Folder.at(out), inspection.stage_tasks("bucket/text/a.jsonl")[0]
     staged = read_staged(folder, task, set(folder.files(STAGED)))
     assert staged is not None
     assert (staged.rows, staged.parts) == (300, list(corpus.files[0].scan.parts))

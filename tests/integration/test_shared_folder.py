@@ -116,7 +116,7 @@ def test_a_node_without_the_folder_of_a_job_ends_it_before_any_work(hidden, tmp_
 
 def test_parts_that_were_reported_and_are_not_there_fail_the_run(hidden, tmp_path, monkeypatch):
     """What the look at nodes and leases would miss: a receipt is no part."""
-    monkeypatch.setattr("pipelines.corpus.execute.check_nodes", lambda _: None)
+    monkeypatch.setattr("pipelines.corpus.execute.check_nodes", lambda *_: None)
     (hidden / "_lease.json").write_text("{}")
     out = hidden / "unseen"
     with pytest.raises(

@@ -11,7 +11,7 @@ import pytest
 from conftest import REPOSITORY
 
 from pipelines.corpus import stages
-from pipelines.corpus.plan import plan_job, with_columns
+from pipelines.corpus.plan import make_job, plan_job
 from pipelines.input.plan import cut
 from pipelines.job_options import corpus_options
 from pipelines.raydata import wire
@@ -38,9 +38,9 @@ def planned(tmp_path_factory):
     options = corpus_options("classify")(
         input=str(folder / "in.parquet"), output=str(folder / "out"), model=MODEL, device="cpu"
     )
-    job, found, _ = plan_job(options)
-    corpus = cut(found)
-    job = with_columns(job, options, corpus.schema)
+    job_plan = plan_job(options)
+    corpus = cut(job_plan.inspection)
+    job = make_job(job_plan, corpus)
     job.folder.write_atomic("_lease.json", json.dumps({"run": job.run}).encode())
     return job, pa.Table.from_pylist([wire.shard_row(corpus.shards[0])]), Predict(job)
 
