@@ -1,6 +1,4 @@
-"""CSV files with a header, read as text: a record is one row, or malformed with its reason; none
-spoils another.
-"""
+"""CSV files with a header, read as text: a record is a row, or malformed; none spoils another."""
 
 from __future__ import annotations
 
@@ -31,6 +29,8 @@ _BACKSLASH = (
     "'\\'"
 )
 UNCLOSED = "has a quote that is never closed"
+_Malformed = dict[int, tuple[str, str]]
+"""(reason, raw text) of malformed records, by their numbers in the file."""
 
 
 def blocks(reading: Reading) -> Iterator[Block]:
@@ -38,55 +38,58 @@ def blocks(reading: Reading) -> Iterator[Block]:
 
     It is always read from its start: quotes can hold line ends.
     """
-    options, shapes = reading.options, reading.shapes
+    options = reading.options
     # The end mark is a record of its own, unless a quote is still open there.
     end = secrets.token_hex(16)
     watched = b"" if options.csv_escape else b"\\" + options.csv_quote.encode()
-    closing = f"\n{end}\n".encode()
     stream = TextStream(
         reading.filesystem,
         reading.path,
         options.encoding,
-        end=closing,
+        end=f"\n{end}\n".encode(),
         watched=watched,
         map_zeros=True,
     )
-    malformed: dict[int, tuple[str, str]] = {}
+    malformed: _Malformed = {}
 
     def reject(row: pa_csv.InvalidRow) -> str:
-        reason, text = (
-            f"has {row.actual_columns} fields where the header has {row.expected_columns}",
-            row.text or "",
-        )
-        if text.endswith(end) and text != end:
-            reason, text = UNCLOSED, text.removesuffix(f"\n{end}")
-        if text != end:
-            malformed[row.number - 2] = reason, text  # numbers count from 1, and the header is one
+        """Keep what Arrow could not parse, but for the end mark."""
+        reason = f"has {row.actual_columns} fields where the header has {row.expected_columns}"
+        text = row.text or ""
+        if text == end:
+            return "skip"
+        if text.endswith(end):
+            reason = UNCLOSED
+            text = text.removesuffix(f"\n{end}")
+        malformed[row.number - 2] = (reason, text)  # numbers count from 1, and the header is one
         return "skip"
 
-    delimiter = options.csv_delimiter or (
-        "\t" if reading.path.lower().endswith(with_compressions(".tsv")) else ","
-    )
+    delimiter = options.csv_delimiter or _usual_delimiter(reading.path)
     reader = _open(stream, delimiter, options, reject, reading.attempt)
     names = _header(reader.schema.names, end)
-    candidates = {name: list(INFERRED) for name in names} if options.csv_types == "infer" else {}
-    position = 0
+    # The types that the values so far, where written again, give the same characters in.
+    candidates: dict[str, list[str]] = {}
+    if options.csv_types == "infer":
+        candidates = {name: list(INFERRED) for name in names}
+
+    position = 0  # the number of the next record
     for table in _tables(reader, reading.attempt):
         good, unclosed = _without_end(table, end, delimiter)
         good = good.rename_columns(names) if names else good.select([])
         block = _interleave(good, malformed, position)
-        if unclosed is not None:
-            malformed[position + len(block.table) + len(malformed)] = (
-                UNCLOSED,
-                unclosed,
-            )  # the last record
         position += len(block.table)
-        yield _finished(block, stream, shapes, candidates)
+        if unclosed is not None:  # the last record; the malformed ones that are left precede it
+            malformed[position + len(malformed)] = (UNCLOSED, unclosed)
+        yield _finished(block, stream, reading.shapes, candidates)
     if malformed:  # after the last good record
         empty = pa.table({name: pa.array([], pa.string()) for name in names})
-        yield _finished(
-            _interleave(empty, malformed, position, len(malformed)), stream, shapes, candidates
-        )
+        block = _interleave(empty, malformed, position, extra=len(malformed))
+        yield _finished(block, stream, reading.shapes, candidates)
+
+
+def _usual_delimiter(path: str) -> str:
+    is_tsv = path.lower().endswith(with_compressions(".tsv"))
+    return "\t" if is_tsv else ","
 
 
 def _open(
@@ -96,21 +99,19 @@ def _open(
     reject: Callable[[pa_csv.InvalidRow], str],
     attempt: int,
 ) -> pa_csv.CSVStreamingReader:
+    how_to_read = pa_csv.ReadOptions(use_threads=False, block_size=_block_bytes(attempt))
+    how_to_parse = pa_csv.ParseOptions(
+        delimiter=delimiter,
+        quote_char=options.csv_quote,
+        escape_char=options.csv_escape or False,
+        newlines_in_values=True,
+        invalid_row_handler=reject,
+    )
+    as_text = pa_csv.ConvertOptions(
+        default_column_type=pa.string(), check_utf8=False, strings_can_be_null=False
+    )
     try:
-        return pa_csv.open_csv(
-            stream,
-            pa_csv.ReadOptions(use_threads=False, block_size=BLOCK_BYTES << (3 * attempt)),
-            pa_csv.ParseOptions(
-                delimiter=delimiter,
-                quote_char=options.csv_quote,
-                escape_char=options.csv_escape or False,
-                newlines_in_values=True,
-                invalid_row_handler=reject,
-            ),
-            pa_csv.ConvertOptions(
-                default_column_type=pa.string(), check_utf8=False, strings_can_be_null=False
-            ),
-        )
+        return pa_csv.open_csv(stream, how_to_read, how_to_parse, as_text)
     except pa.ArrowInvalid as error:
         raise _too_long(error, attempt) from error
 
@@ -118,21 +119,27 @@ def _open(
 def _tables(reader: pa_csv.CSVStreamingReader, attempt: int) -> Iterator[pa.Table]:
     while True:
         try:
-            yield pa.Table.from_batches([reader.read_next_batch()])
+            batch = reader.read_next_batch()
         except StopIteration:
             return
         except pa.ArrowInvalid as error:
             raise _too_long(error, attempt) from error
+        yield pa.Table.from_batches([batch])
 
 
-def _too_long(error: pa.ArrowInvalid, attempt: int) -> Exception:
+def _block_bytes(attempt: int) -> int:
+    return BLOCK_BYTES << (3 * attempt)
+
+
+def _too_long(error: Exception, attempt: int) -> Exception:
+    """Return what to raise for an error of Arrow's: a record longer than a block is tried again."""
     if "straddl" not in str(error):
         return error
     if attempt + 1 < _MAX_ATTEMPTS:
         return TryAgain()
-    return ValueError(
-        f"has a record of more than {BLOCK_BYTES << (3 * attempt) >> 20} MiB, or {UNCLOSED[4:]}"
-    )
+    most_mib = _block_bytes(attempt) >> 20
+    unclosed = UNCLOSED.removeprefix("has ")
+    return ValueError(f"has a record of more than {most_mib} MiB, or {unclosed}")
 
 
 def _header(names: list[str], end: str) -> list[str]:
@@ -140,21 +147,25 @@ def _header(names: list[str], end: str) -> list[str]:
     if names == [end]:
         return []
     if any(end in name for name in names):
-        raise ValueError("its header has a quote that is never closed")
+        raise ValueError(f"its header {UNCLOSED}")
     for name in names:
-        if (raw := restore(name)) != name.encode():
-            raise ValueError(
-                f"its header is not UTF-8; it looks like {likely_encoding(raw)} (see --encoding)"
-            )
+        raw = restore(name)
+        if raw != name.encode():
+            likely = likely_encoding(raw)
+            raise ValueError(f"its header is not UTF-8; it looks like {likely} (see --encoding)")
     names = _named(names)
-    if twice := [name for i, name in enumerate(names) if name in names[:i]]:
-        raise ValueError(f"its header has the column {twice[0]!r} twice")
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise ValueError(f"its header has the column {name!r} twice")
+        seen.add(name)
     return names
 
 
 def _named(names: list[str]) -> list[str]:
-    """Name the columns of several blank cells, which spreadsheets leave at the end of a header, by
-    their places.
+    """Name columns without a name by their places, where there are several.
+
+    Spreadsheets leave such blank cells at the end of a header.
     """
     if names.count("") < 2:
         return names
@@ -168,40 +179,49 @@ def _named(names: list[str]) -> list[str]:
 
 
 def _without_end(table: pa.Table, end: str, delimiter: str) -> tuple[pa.Table, str | None]:
-    """Remove the end mark, and a last record whose quote is open there, which is returned as
-    text.
+    """Remove the end mark from a block.
+
+    A last record whose quote is open there is removed, too, and returned as text.
     """
     if not len(table):
         return table, None
+    rows_before = len(table) - 1
     last = [column[-1].as_py() for column in table.columns]
     if last == [end]:
-        return table.slice(0, len(table) - 1), None
-    if last[-1].endswith(f"\n{end}\n") or last[-1].endswith(f"\n{end}"):
-        last[-1] = '"' + last[-1].rstrip("\n").removesuffix(f"\n{end}")
-        return table.slice(0, len(table) - 1), delimiter.join(last)
+        return table.slice(0, rows_before), None
+    if last[-1].endswith((f"\n{end}\n", f"\n{end}")):
+        text = last[-1].rstrip("\n").removesuffix(f"\n{end}")
+        last[-1] = f'"{text}'
+        return table.slice(0, rows_before), delimiter.join(last)
     return table, None
 
 
-def _interleave(
-    good: pa.Table, malformed: dict[int, tuple[str, str]], position: int, extra: int = 0
-) -> Block:
-    """Put nulls where records are malformed: those before the last good record, and `extra`
-    more.
+def _interleave(good: pa.Table, malformed: _Malformed, position: int, extra: int = 0) -> Block:
+    """Put nulls where records are malformed, and take these out of `malformed`.
+
+    Args:
+        good: the good records that follow in the file.
+        malformed: the malformed records that are not in a block yet.
+        position: the number of the block's first record.
+        extra: how many of them to take after the last good record.
     """
-    stop, found = position + len(good), list[Malformed]()
+    stop = position + len(good)
+    in_block: list[Malformed] = []
     for record in sorted(malformed):
         if record >= stop + extra:
             break
-        stop += 1
+        stop += 1  # it lies among the good ones, and moves those after it
         reason, text = malformed.pop(record)
-        found.append((record - position, reason, restore(text).decode(errors="replace")))
-    if not found:
+        raw = restore(text).decode(errors="replace")
+        in_block.append((record - position, reason, raw))
+    if not in_block:
         return Block(good, [])
-    index = np.zeros(stop - position, np.int64)
-    bad = np.zeros(len(index), bool)
-    bad[[record for record, _, _ in found]] = True
-    index[~bad] = np.arange(len(good))
-    return Block(good.take(pa.array(index, mask=bad)), found)
+    is_malformed = np.zeros(stop - position, bool)
+    is_malformed[[record for record, _, _ in in_block]] = True
+    source_rows = np.zeros(len(is_malformed), np.int64)
+    source_rows[~is_malformed] = np.arange(len(good))
+    rows = pa.array(source_rows, mask=is_malformed)
+    return Block(good.take(rows), in_block)
 
 
 def _finished(
@@ -210,36 +230,35 @@ def _finished(
     """Restore the file's bytes, and note what can be inferred of the columns."""
     table = block.table
     if stream.invalid or stream.seen_zeros:
-        columns = {
-            name: restored(column.combine_chunks())
-            for name, column in zip(table.column_names, table.columns, strict=True)
-        }
+        columns: dict[str, pa.Array] = {}
+        for name, column in zip(table.column_names, table.columns, strict=True):
+            columns[name] = restored(column.combine_chunks())
         table = pa.table(columns)
     for name in table.column_names:
-        kinds = {"string"}
+        kind = "string"
         if name in candidates:
+            column = table[name]
             candidates[name] = [
-                each for each in candidates[name] if _same_characters(table[name], INFERRED[each])
+                each for each in candidates[name] if _same_characters(column, INFERRED[each])
             ]
-            kinds = set(candidates[name][:1]) or kinds
-        shapes[name] = Shape(kinds)
-    return Block(
-        table,
-        block.malformed,
-        stream.share,
-        stream.note or (_BACKSLASH if stream.seen_watched else None),
-    )
+            if candidates[name]:
+                kind = candidates[name][0]
+        shapes[name] = Shape({kind})
+    note = stream.note
+    if note is None and stream.seen_watched:
+        note = _BACKSLASH
+    return Block(table, block.malformed, stream.share, note)
 
 
 def _same_characters(column: pa.ChunkedArray, type_: pa.DataType) -> bool:
     """Tell whether each value, read as `type_` and written again, gives the same characters."""
     values = column.filter(pc.greater(pc.binary_length(column), 0))
     try:
-        return bool(
-            pc.all(pc.equal(values.cast(type_).cast(values.type), values)).as_py() in (True, None)
-        )
+        written_again = values.cast(type_).cast(values.type)
+        are_same = pc.all(pc.equal(written_again, values)).as_py()
     except pa.ArrowInvalid:
         return False
+    return are_same is not False  # None: there is no value at all
 
 
 CSV = Format("csv", with_compressions(".csv", ".tsv"), blocks=blocks)

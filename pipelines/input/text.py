@@ -17,26 +17,22 @@ BLOCK_BYTES = 8 << 20
 _CODECS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".lz4": "lz4"}
 COMPRESSIONS = tuple(_CODECS)
 """The endings of compressed text files."""
-
-
-def with_compressions(*suffixes: str) -> tuple[str, ...]:
-    """Return the endings of plain and of compressed files."""
-    return tuple(suffix + ending for suffix in suffixes for ending in ("", *COMPRESSIONS))
-
-
-_MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
-_INVALID = 0x10FF00
-"""A byte b that is not UTF-8 is the character of this number + b while a file is parsed, so that
-nothing is lost.
-"""
-_TO_CHARACTERS = {0xDC00 + byte: _INVALID + byte for byte in range(0x80, 0x100)}
-_ZERO = chr(_INVALID)
-"""Stands for a zero byte in a CSV: Arrow's parser loses or invents records where one lies at the
-end of a block.
-"""
-_TO_BYTES = {character: surrogate for surrogate, character in _TO_CHARACTERS.items()} | {
-    _INVALID: 0
+_BYTE_ORDER_MARKS = {
+    codecs.BOM_UTF8: "utf-8",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
 }
+_INVALID = 0x10FF00
+"""While a file is parsed, a byte b that is not UTF-8 is the character of this number + b."""
+_SURROGATE = 0xDC00
+"""Python's surrogateescape decodes such a byte to the character of this number + b."""
+_ZERO = chr(_INVALID)
+"""Stands for a zero byte in a CSV: one at the end of a block makes Arrow's parser lose records, or
+invent some.
+"""
+_TO_CHARACTERS = {_SURROGATE + byte: _INVALID + byte for byte in range(0x80, 0x100)}
+_TO_BYTES = {character: surrogate for surrogate, character in _TO_CHARACTERS.items()}
+_TO_BYTES[_INVALID] = 0
 _OTHER_FORMATS = {
     b"\x1f\x8b": "compressed with gzip: name it .gz",
     b"(\xb5/\xfd": "compressed with zstd: name it .zst",
@@ -46,6 +42,14 @@ _OTHER_FORMATS = {
     b"%PDF-": "a PDF",
 }
 """What files begin with whose names say something else."""
+
+
+def with_compressions(*suffixes: str) -> tuple[str, ...]:
+    """Return the endings of plain and of compressed files."""
+    endings: list[str] = []
+    for suffix in suffixes:
+        endings += [suffix, *(suffix + compression for compression in COMPRESSIONS)]
+    return tuple(endings)
 
 
 @dataclass(frozen=True)
@@ -63,17 +67,14 @@ class TextOptions:
 
     def changed(self) -> dict[str, Any]:
         """Return the options that are not the default."""
-        return {
-            name: value
-            for name, value in asdict(self).items()
-            if value != getattr(TextOptions(), name)
-        }
+        defaults = asdict(TextOptions())
+        return {name: value for name, value in asdict(self).items() if value != defaults[name]}
 
 
 class TextStream(io.RawIOBase):
     """The bytes of a text file as UTF-8, from its start or of a range, and `end` after the last.
 
-    `invalid` is the first block that is not UTF-8; the bytes that are none come back by `restore`.
+    `restore` gives back the bytes that were not UTF-8.
     """
 
     def __init__(
@@ -86,33 +87,44 @@ class TextStream(io.RawIOBase):
         watched: bytes = b"",
         map_zeros: bool = False,
     ):
-        """Open the file; `span` is a range of bytes of a file that is not compressed.
+        """Open a file.
 
-        `seen_watched` tells whether the bytes `watched` were in a block. `map_zeros`: whether zero
-        bytes are mapped to a character, as bytes are that are not UTF-8; `seen_zeros` tells whether
-        there were any.
+        Args:
+            filesystem: where it lies.
+            path: its path there, whose ending says how it is compressed.
+            encoding: the encoding of its text.
+            span: a range of bytes [first, stop) of a file that is not compressed; None for its end.
+            end: bytes to put after the last.
+            watched: bytes to look for; `seen_watched` tells whether a block has them.
+            map_zeros: whether zero bytes become a character, as bytes do that are not UTF-8;
+                `seen_zeros` tells whether there are any.
         """
-        codec = next(
-            (codec for ending, codec in _CODECS.items() if path.lower().endswith(ending)), None
-        )
+        first, stop = span
         self.raw = open_input(filesystem, path)
-        self.raw.seek(span[0])
-        self.stream = pa.CompressedInputStream(self.raw, codec) if codec else self.raw
+        self.raw.seek(first)
         self.size = self.raw.size()
-        self.left = None if span[1] is None else span[1] - span[0]
-        self.encoding, self.end, self.started, self.invalid, self.buffer = (
-            encoding,
-            end,
-            span[0] > 0,
-            b"",
-            b"",
-        )
-        self.watched, self.seen_watched = watched, False
-        self.map_zeros, self.seen_zeros = map_zeros, False
+        self.stream = self.raw
+        for ending, codec in _CODECS.items():
+            if path.lower().endswith(ending):
+                self.stream = pa.CompressedInputStream(self.raw, codec)
+        self.left = None if stop is None else stop - first
+        """The bytes of the range that are not read yet."""
+        self.started = first > 0
+        """Whether the start of the file, with its byte order mark, is behind."""
+        self.buffer = b""
+        """What is decoded and not returned yet."""
+        self.end = end
+        self.watched = watched
+        self.seen_watched = False
+        self.map_zeros = map_zeros
+        self.seen_zeros = False
+        self.invalid = b""
+        """The first block that is not UTF-8."""
+        self.encoding = encoding
         errors = "surrogateescape" if encoding == "utf-8" else "strict"
-        self.decoder: codecs.IncrementalDecoder | None = codecs.getincrementaldecoder(encoding)(
-            errors
-        )
+        new_decoder = codecs.getincrementaldecoder(encoding)
+        self.decoder: codecs.IncrementalDecoder | None = new_decoder(errors)
+        """None when all is decoded."""
 
     def readable(self) -> bool:
         """Return True."""
@@ -123,11 +135,14 @@ class TextStream(io.RawIOBase):
         wanted = BLOCK_BYTES if size is None or size < 0 else size
         while len(self.buffer) < wanted and self.decoder is not None:
             self._fill(wanted)
-        piece, self.buffer = self.buffer[:wanted], self.buffer[wanted:]
-        if piece.endswith(b"\r") and len(piece) > 1 and (self.buffer or self.decoder is not None):
-            # Arrow drops a line feed at the start of a block after a carriage return, in quotes,
-            # too.
-            piece, self.buffer = piece[:-1], b"\r" + self.buffer
+        piece = self.buffer[:wanted]
+        self.buffer = self.buffer[wanted:]
+        goes_on = bool(self.buffer) or self.decoder is not None
+        if piece.endswith(b"\r") and len(piece) > 1 and goes_on:
+            # Arrow drops a line feed at the start of a block after one that ends with a carriage
+            # return, even in quotes: the two stay together.
+            self.buffer = b"\r" + self.buffer
+            piece = piece[:-1]
         return piece
 
     def unread(self, data: bytes) -> None:
@@ -140,11 +155,15 @@ class TextStream(io.RawIOBase):
         return self.raw.tell() / self.size if self.size else 1.0
 
     def _fill(self, wanted: int) -> None:
-        data = self.stream.read(wanted if self.left is None else min(wanted, self.left))
-        if self.left is not None:
+        """Read, decode and encode about `wanted` bytes more, or what stands at the end."""
+        if self.left is None:
+            data = self.stream.read(wanted)
+        else:
+            data = self.stream.read(min(wanted, self.left))
             self.left -= len(data)
-        first, self.started = not self.started, True
-        if first:
+        is_start = not self.started
+        self.started = True
+        if is_start:
             check_encoding(data, self.encoding)
         assert self.decoder is not None
         try:
@@ -154,9 +173,12 @@ class TextStream(io.RawIOBase):
         if self.map_zeros and "\0" in text:
             self.seen_zeros = True
             text = text.replace("\0", _ZERO)
-        block = self._encoded(text.removeprefix("\ufeff") if first else text)
+        if is_start:
+            text = text.removeprefix("\ufeff")
+        block = self._encoded(text)
         self.buffer += block
-        self.seen_watched = self.seen_watched or (bool(self.watched) and self.watched in block)
+        if self.watched and self.watched in block:
+            self.seen_watched = True
         if not data:
             self.buffer += self.end
             self.decoder = None
@@ -174,10 +196,10 @@ class TextStream(io.RawIOBase):
         if not self.invalid:
             return None
         other_letters_are_utf8 = not self.invalid.decode("utf-8", "ignore").isascii()
-        likely = (
-            "" if other_letters_are_utf8 else f"; it looks like {likely_encoding(self.invalid)}"
-        )
-        return f"is not UTF-8 in places{likely} (see --encoding)"
+        if other_letters_are_utf8:  # then it is UTF-8 with damage, in no other encoding
+            return "is not UTF-8 in places (see --encoding)"
+        likely = likely_encoding(self.invalid)
+        return f"is not UTF-8 in places; it looks like {likely} (see --encoding)"
 
 
 def restore(text: str) -> bytes:
@@ -186,34 +208,45 @@ def restore(text: str) -> bytes:
 
 
 def restored(column: pa.Array) -> pa.Array:
-    """Return a column of strings with the bytes that are in the file, where some of these are no
-    UTF-8.
-    """
+    """Return a column of strings with the bytes that are in the file, UTF-8 or not."""
     values = [value if value is None else restore(value) for value in column.to_pylist()]
     return pa.array(values, pa.large_binary()).cast(pa.large_string(), safe=False)
 
 
 def check_encoding(data: bytes, encoding: str) -> None:
-    """Raise ValueError that names what a file that begins with `data` likely is, where it is no
-    text in `encoding`.
+    """Raise ValueError where a file that begins with `data` is not a text in `encoding`.
+
+    Its message names what the file likely is.
     """
-    likely = next((name for mark, name in _MARKS.items() if data.startswith(mark)), None)
-    for begins, described in _OTHER_FORMATS.items():
-        if data.startswith(begins):
-            raise ValueError(f"is no text, but {described}")
-    sample = data[:4096]
-    even, odd = sample[::2].count(0), sample[1::2].count(0)
-    # A text may hold zero bytes, even many in a row; in UTF-16 it is every other one.
-    if likely is None and (even + odd) * 8 > len(sample) and max(even, odd) > 8 * min(even, odd):
-        likely = "utf-16-be" if even > odd else "utf-16-le"
-    if likely and not codecs.lookup(encoding).name.startswith(likely[:6]):
+    for beginning, description in _OTHER_FORMATS.items():
+        if data.startswith(beginning):
+            raise ValueError(f"is not text, but {description}")
+    likely = _unicode_encoding(data)
+    if likely is None:
+        return
+    family = likely[:6]  # "utf-16" of either order of bytes
+    if not codecs.lookup(encoding).name.startswith(family):
         raise ValueError(f"is not {encoding}; it looks like {likely} (see --encoding)")
 
 
+def _unicode_encoding(data: bytes) -> str | None:
+    """Guess the Unicode encoding that the first bytes of a file show; None where they show none."""
+    for mark, name in _BYTE_ORDER_MARKS.items():
+        if data.startswith(mark):
+            return name
+    # A text may hold zero bytes, even many in a row; in UTF-16 it is every other one.
+    sample = data[:4096]
+    even = sample[::2].count(0)
+    odd = sample[1::2].count(0)
+    are_many = (even + odd) * 8 > len(sample)
+    are_on_one_side = max(even, odd) > 8 * min(even, odd)
+    if not (are_many and are_on_one_side):
+        return None
+    return "utf-16-be" if even > odd else "utf-16-le"
+
+
 def likely_encoding(data: bytes) -> str:
-    """Guess the encoding of bytes that are not UTF-8: windows-1252, where all of them are letters
-    or signs of it.
-    """
+    """Guess the encoding of bytes that are not UTF-8: windows-1252 where it has all of them."""
     try:
         data.decode("cp1252")
     except UnicodeDecodeError:
@@ -222,43 +255,52 @@ def likely_encoding(data: bytes) -> str:
 
 
 def lines(stream: TextStream, most: int) -> Iterator[bytes]:
-    """Yield a stream in blocks of whole lines, the first a small one; ValueError for a line of over
-    `most` bytes.
+    """Yield a stream in blocks of whole lines, the first block a small one.
+
+    Raises ValueError for a line of over `most` bytes.
     """
-    pending: list[bytes] = []
-    size, wanted = 0, BLOCK_BYTES // 32
+    pending: list[bytes] = []  # the beginning of a line whose end is not read yet
+    pending_bytes = 0
+    wanted = BLOCK_BYTES // 32
     while block := stream.read(wanted):
         wanted = BLOCK_BYTES
-        cut = block.rfind(b"\n") + 1
-        if not cut:
+        whole_bytes = block.rfind(b"\n") + 1
+        if not whole_bytes:
             pending.append(block)
-            size += len(block)
-            if size > most:
+            pending_bytes += len(block)
+            if pending_bytes > most:
                 raise ValueError(f"has a line of more than {most >> 20} MiB")
             continue
-        yield b"".join([*pending, block[:cut]])
-        pending, size = [block[cut:]], len(block) - cut
-    if size:
+        yield b"".join([*pending, block[:whole_bytes]])
+        pending = [block[whole_bytes:]]
+        pending_bytes = len(block) - whole_bytes
+    if pending_bytes:
         yield b"".join(pending)
 
 
 def lines_file_spans(
     filesystem: fs.FileSystem, path: str, size: int
 ) -> list[tuple[int, int | None]]:
-    """Cut a file of lines into ranges of about `size` bytes that begin at a line; an array of JSON
-    is one range.
+    """Cut a file of lines into ranges of about `size` bytes that begin at a line.
+
+    An array of JSON, whose elements may be on any lines, is one range.
     """
     starts = [0]
     with open_input(filesystem, path) as stream:
-        if stream.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
+        head = stream.read(4096)
+        if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
             return [(0, None)]
         total = stream.size()
         for place in range(size, total, size):
+            # The next range begins after the first line end from here on.
             stream.seek(place)
-            found = place
-            while (block := stream.read(1 << 20)) and b"\n" not in block:
-                found += len(block)
-            found += block.find(b"\n") + 1
-            if block and starts[-1] < found < total:
-                starts.append(found)
-    return list(zip(starts, [*starts[1:], None], strict=True))
+            start = place
+            block = stream.read(1 << 20)
+            while block and b"\n" not in block:
+                start += len(block)
+                block = stream.read(1 << 20)
+            start += block.find(b"\n") + 1
+            if block and starts[-1] < start < total:
+                starts.append(start)
+    stops = [*starts[1:], None]
+    return list(zip(starts, stops, strict=True))
