@@ -12,10 +12,12 @@ from typing import Any
 from tokenizers import AddedToken, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as FastTokenizer
 
-from modernbert.files import CheckpointError, read_json
-from modernbert.stored import CheckpointPath
+from modernbert.files import read_json
+from modernbert.stored import CheckpointError, CheckpointPath
 
-_CONFIG, _SPECIAL, _ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
+_CONFIG = "tokenizer_config.json"
+_SPECIAL = "special_tokens_map.json"
+_ADDED = "added_tokens.json"
 _NAMED = (
     "bos_token",
     "eos_token",
@@ -33,9 +35,7 @@ _BERT_NORMALIZER = {
 }
 
 CLEAN_UP_BPE = "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"
-"""Without this setting, transformers does not apply `clean_up_tokenization_spaces` to BPE
-vocabularies.
-"""
+"""The setting without which `clean_up_tokenization_spaces` means nothing for BPE vocabularies."""
 _CLEAN_UPS = {
     " .": ".",
     " ?": "?",
@@ -50,7 +50,7 @@ _CLEAN_UPS = {
 }
 
 
-def read_settings(folder: CheckpointPath, fast: FastTokenizer) -> dict[str, Any]:
+def read_tokenizer_settings(folder: CheckpointPath, fast: FastTokenizer) -> dict[str, Any]:
     """Read the settings beside tokenizer.json, and add to `fast` the tokens that they name and it
     lacks.
 
@@ -65,17 +65,13 @@ def read_settings(folder: CheckpointPath, fast: FastTokenizer) -> dict[str, Any]
         CheckpointError: for a file that is not valid JSON, a value that is not allowed, and a
             setting that contradicts tokenizer.json.
     """
-    settings = read_json(folder / _CONFIG)
+    settings: dict[str, Any] = read_json(folder / _CONFIG)
     stored = settings.get("added_tokens_decoder") or {}
     added = {int(number): _added_token(token) for number, token in stored.items()}
-    if "added_tokens_decoder" not in settings:  # older files: each kind of token has its own
+    # In older checkpoints, special tokens and added ones have files of their own.
+    if "added_tokens_decoder" not in settings:
         settings |= read_json(folder / _SPECIAL)
-        names = {str(_token(settings[name])) for name in _NAMED if settings.get(name)} | set(
-            map(str, _extra(settings))
-        )
-        for content, number in read_json(folder / _ADDED).items():
-            special = content in names
-            added[number] = AddedToken(content, normalized=not special, special=special)
+        added |= _older_added_tokens(folder, settings)
         added |= fast.get_added_tokens_decoder()
     _validate(folder / _CONFIG, settings, fast)
     _add_tokens(fast, settings, added)
@@ -83,12 +79,22 @@ def read_settings(folder: CheckpointPath, fast: FastTokenizer) -> dict[str, Any]
 
 
 def clean_up_spaces(text: str) -> str:
-    """Return a decoded text without the spaces before punctuation and English suffixes that word
-    pieces leave.
+    """Return a decoded text without the spaces that word pieces leave before punctuation and
+    English suffixes.
     """
-    for found, clean in _CLEAN_UPS.items():
-        text = text.replace(found, clean)
+    for spaced, clean in _CLEAN_UPS.items():
+        text = text.replace(spaced, clean)
     return text
+
+
+def _older_added_tokens(folder: CheckpointPath, settings: dict[str, Any]) -> dict[int, AddedToken]:
+    """Read added_tokens.json; a token is special where the settings name it."""
+    special_tokens = {str(token) for token in [*_named_tokens(settings), *_extra(settings)]}
+    added = {}
+    for content, number in read_json(folder / _ADDED).items():
+        is_special = content in special_tokens
+        added[number] = AddedToken(content, normalized=not is_special, special=is_special)
+    return added
 
 
 def _add_tokens(
@@ -97,30 +103,47 @@ def _add_tokens(
     """Add the tokens that the settings name: those with other flags than in tokenizer.json, then
     special ones.
     """
-    stored = {repr(token) for token in fast.get_added_tokens_decoder().values()}
-    known = {str(token) for token in fast.get_added_tokens_decoder().values()}
-    tokens = [token for _, token in sorted(added.items()) if repr(token) not in stored]
-    known |= set(map(str, tokens))
+    in_tokenizer = fast.get_added_tokens_decoder().values()
+    # The text of a token is its content, its representation has its flags, too.
+    unchanged = {repr(token) for token in in_tokenizer}
+    tokens = [token for _, token in sorted(added.items()) if repr(token) not in unchanged]
+    known = {str(token) for token in in_tokenizer} | {str(token) for token in tokens}
+
+    # Special tokens that are known nowhere else; added ones of the same content have the flags.
+    named = [*_named_tokens(settings), *_other_named_tokens(settings)]
     by_content = {str(token): token for token in added.values()}
-    named = [_token(settings[name]) for name in _NAMED if settings.get(name)]
-    named += [
-        settings[name]
-        for name in settings
-        if name.endswith("_token") and name not in _NAMED and isinstance(settings[name], str)
-    ]
-    for token in [*(by_content.get(str(token), token) for token in named), *_extra(settings)]:
-        if str(token) not in known:
-            known.add(str(token))
-            tokens.append(AddedToken(token, special=True) if isinstance(token, str) else token)
+    with_flags = [by_content.get(str(token), token) for token in named]
+    for token in [*with_flags, *_extra(settings)]:
+        if str(token) in known:
+            continue
+        known.add(str(token))
+        tokens.append(AddedToken(token, special=True) if isinstance(token, str) else token)
+
+    special = {str(token) for token in named}
     for token in tokens:
-        token.special = token.special or str(token) in set(map(str, named))
+        token.special = token.special or str(token) in special
     fast.add_tokens(tokens)
+
+
+def _named_tokens(settings: dict[str, Any]) -> list[str | AddedToken]:
+    """Return the special tokens that every tokenizer of transformers has a name for."""
+    return [_token(settings[name]) for name in _NAMED if settings.get(name)]
+
+
+def _other_named_tokens(settings: dict[str, Any]) -> list[str]:
+    """Return the special tokens with a name that this checkpoint alone has."""
+    tokens = []
+    for name, token in settings.items():
+        if name.endswith("_token") and name not in _NAMED and isinstance(token, str):
+            tokens.append(token)
+    return tokens
 
 
 def _extra(settings: dict[str, Any]) -> list[str | AddedToken]:
     """Return the special tokens without a name of their own, whichever of two keys lists them."""
     extra = settings.get("extra_special_tokens") or settings.get("additional_special_tokens") or []
-    return [_token(token) for token in (extra.values() if isinstance(extra, dict) else extra)]
+    tokens = extra.values() if isinstance(extra, dict) else extra
+    return [_token(token) for token in tokens]
 
 
 def _token(token: Any) -> str | AddedToken:
@@ -133,7 +156,8 @@ def _added_token(token: dict[str, Any]) -> AddedToken:
         raise CheckpointError(
             f"{_CONFIG} or {_SPECIAL} describes a token by {token!r}, which has no content"
         )
-    return AddedToken(**{name: value for name, value in token.items() if name != "__type"})
+    flags = {name: value for name, value in token.items() if name != "__type"}
+    return AddedToken(**flags)
 
 
 def _validate(file: CheckpointPath, settings: dict[str, Any], fast: FastTokenizer) -> None:
@@ -146,21 +170,25 @@ def _validate(file: CheckpointPath, settings: dict[str, Any], fast: FastTokenize
     longest = settings.get("model_max_length")
     if longest is not None and not isinstance(longest, int | float):
         raise CheckpointError(f"{file} has model_max_length {longest!r}; it must be a number")
-    contradictions = []
-    if isinstance(fast.pre_tokenizer, pre_tokenizers.ByteLevel):
-        contradictions.append(("add_prefix_space", fast.pre_tokenizer.add_prefix_space))
-    if isinstance(fast.normalizer, normalizers.BertNormalizer):
-        contradictions += [
-            (name, getattr(fast.normalizer, own)) for name, own in _BERT_NORMALIZER.items()
-        ]
-    elif settings.get("do_lower_case") and not (
-        fast.normalizer and fast.normalizer.normalize_str("A") == "a"
-    ):
-        contradictions.append(("do_lower_case", False))
-    for name, value in contradictions:
+    for name, value in _fixed_by_tokenizer(settings, fast).items():
         if settings.get(name) not in (None, value):
             raise CheckpointError(
-                f"{file} has {name} {settings[name]}, but tokenizer.json {value}: versions of "
-                "transformers differ in"
-                " which of them they follow. Make both the same, as the model was trained"
+                f"{file} has {name} {settings[name]}, but tokenizer.json {value}: versions of"
+                " transformers differ in which of them they follow. Make both the same, as the"
+                " model was trained"
             )
+
+
+def _fixed_by_tokenizer(settings: dict[str, Any], fast: FastTokenizer) -> dict[str, object]:
+    """Return the settings that tokenizer.json has too, with their values there."""
+    fixed: dict[str, object] = {}
+    if isinstance(fast.pre_tokenizer, pre_tokenizers.ByteLevel):
+        fixed["add_prefix_space"] = fast.pre_tokenizer.add_prefix_space
+    if isinstance(fast.normalizer, normalizers.BertNormalizer):
+        for name, own_name in _BERT_NORMALIZER.items():
+            fixed[name] = getattr(fast.normalizer, own_name)
+    elif settings.get("do_lower_case"):
+        lowers = fast.normalizer and fast.normalizer.normalize_str("A") == "a"
+        if not lowers:
+            fixed["do_lower_case"] = False
+    return fixed

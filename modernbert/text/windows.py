@@ -17,10 +17,9 @@ from tokenizers import Encoding
 Text = str | tuple[str, str]
 """A text or a pair of texts."""
 MOST_OVERLAP = 8
-"""The most tokens in the windows of a document, in multiples of its own tokens; one more window is
-allowed.
+"""The most tokens in the windows of a document, in multiples of its own; one more window may be
+added.
 """
-_MARGIN_WORDS = 8  # words beside a cut through a text whose tokens may depend on the rest
 _budget: ContextVar[int] = ContextVar("budget", default=1 << 62)
 
 
@@ -30,9 +29,7 @@ class WindowBudgetError(ValueError):
 
 @contextmanager
 def window_budget(tokens: int) -> Iterator[None]:
-    """Raise WindowBudgetError within the block where the windows of a call would hold more than
-    `tokens`.
-    """
+    """Raise WindowBudgetError within the block where windows of a call hold more than `tokens`."""
     token = _budget.set(tokens)
     try:
         yield
@@ -91,8 +88,11 @@ class Windows:
         return np.diff(self.cu_seqlens)
 
     def with_ids(self, input_ids: np.ndarray, cu_seqlens: np.ndarray) -> Windows:
-        """Return these windows with other tokens, `input_ids` (T,) cut at `cu_seqlens` (W+1,),
-        without details.
+        """Return these windows with other tokens, and without details.
+
+        Args:
+            input_ids: (T,) token ids.
+            cu_seqlens: (W+1,) where each window starts in them, with T at the end.
         """
         return Windows(
             input_ids.astype(np.int32),
@@ -105,7 +105,7 @@ class Windows:
         )
 
 
-class Tokens(NamedTuple):
+class TextTokens(NamedTuple):
     """The tokens of a text, read once: each access to an attribute of an Encoding copies a list."""
 
     ids: list[int]
@@ -113,20 +113,37 @@ class Tokens(NamedTuple):
     word_ids: list[int | None]
 
     @classmethod
-    def from_encoding(cls, encoding: Encoding, details: bool) -> Tokens:
+    def from_encoding(cls, encoding: Encoding, details: bool) -> TextTokens:
         """Read the tokens of an encoding; with `details`, their offsets and word ids too."""
-        return (
-            cls(encoding.ids, encoding.offsets, encoding.word_ids)
-            if details
-            else cls(encoding.ids, [], [])
-        )
+        if details:
+            return cls(encoding.ids, encoding.offsets, encoding.word_ids)
+        return cls(encoding.ids, [], [])
+
+
+class _Position(NamedTuple):
+    """How much a builder holds at some time."""
+
+    ids: int
+    windows: int
+    offsets: int
 
 
 class WindowsBuilder:
-    """Collects windows in lists and turns all of them into arrays at once."""
+    """Collects windows in lists, document by document, and turns all of them into arrays at once.
+
+    A document is `add` for each of its windows and `finish`, or `reject`.
+    """
 
     def __init__(self, template: list[list[int]], details: bool):
-        self.template, self.details, self.budget = template, details, _budget.get()
+        """Start without windows.
+
+        Args:
+            template: the special ids before the first text and behind each text.
+            details: whether to collect offsets, word ids and sequence ids.
+        """
+        self.template = template
+        self.details = details
+        self.budget = _budget.get()
         self.num_special = sum(map(len, template))
         self.ids: list[int] = []
         self.lengths: list[int] = []
@@ -138,18 +155,14 @@ class WindowsBuilder:
         self.offsets: list[np.ndarray] = []
         self.word_ids: list[int] = []
         self.sequence_ids: list[int] = []
-        self._document_start = (0, 0, 0)  # in ids, lengths and offsets
-        self._overlaps = (
-            False  # whether the document's windows hold more than MOST_OVERLAP times its tokens
-        )
+        self._document_start = _Position(0, 0, 0)
+        self._overlaps = False
+        """Whether the document's windows hold more than MOST_OVERLAP times its tokens."""
 
-    def add(
-        self, document: int, parts: Sequence[Tokens], ranges: list[tuple[int, int]], first: int
-    ) -> None:
-        """Add a window of a document.
+    def add(self, parts: Sequence[TextTokens], ranges: list[tuple[int, int]], first: int) -> None:
+        """Add a window of the next document.
 
         Args:
-            document: its number.
             parts: the tokens of its texts, one text or two.
             ranges: for each text, the tokens [start, stop) in the window; special tokens are added
                 around them.
@@ -158,45 +171,46 @@ class WindowsBuilder:
         Raises:
             WindowBudgetError: where the windows would hold more tokens than `window_budget` allows.
         """
-        offset = len(self.ids)
-        if document == len(self.n_tokens) and (not self.document or self.document[-1] != document):
-            self._document_start = offset, len(self.lengths), len(self.offsets)
-        if self._overlaps or offset - self._document_start[0] > MOST_OVERLAP * sum(
-            len(part.ids) for part in parts
-        ):
+        window_start = len(self.ids)
+        document = len(self.n_tokens)
+        if not self.document or self.document[-1] != document:
+            self._document_start = _Position(window_start, len(self.lengths), len(self.offsets))
+
+        # Windows in which little is new would multiply the work: their document is given up.
+        held_tokens = window_start - self._document_start.ids
+        own_tokens = sum(len(part.ids) for part in parts)
+        if self._overlaps or held_tokens > MOST_OVERLAP * own_tokens:
             self._overlaps = True
             return
-        if offset + self.num_special + sum(stop - start for start, stop in ranges) > self.budget:
+        new_tokens = self.num_special + sum(stop - start for start, stop in ranges)
+        if window_start + new_tokens > self.budget:
             raise WindowBudgetError(f"windows hold more than {self.budget:,} tokens")
-        self._add_special(0)
+
+        self._add_special(self.template[0])
         for number, (part, (start, stop)) in enumerate(zip(parts, ranges, strict=True)):
             self.ids += part.ids[start:stop]
             if self.details:
-                self.offsets.append(
-                    np.array(part.offsets[start:stop], dtype=np.int32).reshape(-1, 2)
-                )
-                self.word_ids += [
-                    -1 if word is None else word for word in part.word_ids[start:stop]
-                ]
-                self.sequence_ids += [number] * (stop - start)
-            self._add_special(number + 1)
-        self.lengths.append(len(self.ids) - offset)
+                self._add_details(part, number, start, stop)
+            self._add_special(self.template[number + 1])
+        self.lengths.append(len(self.ids) - window_start)
         self.document.append(document)
         self.start.append(first)
 
     def finish(self, tokens: int, truncated: bool) -> None:
-        """End a document whose windows hold `tokens` of its tokens, each counted once, without
-        special ones.
+        """End a document, or reject it where its windows overlap too much.
 
-        It is rejected where its windows overlap too much.
+        Args:
+            tokens: how many of its tokens its windows hold, each counted once, without special
+                ones.
+            truncated: whether other tokens were cut off.
         """
         if self._overlaps:
             self._overlaps = False
             self._remove_document()
             self.reject(
-                f"too long for overlapping windows: they would hold more than {MOST_OVERLAP} times "
-                "its tokens, since "
-                "little is new in each; lower stride, or shorten the first text of a pair"
+                f"too long for overlapping windows: they would hold more than {MOST_OVERLAP} times"
+                " its tokens, since little is new in each; lower stride, or shorten the first text"
+                " of a pair"
             )
             return
         self.n_tokens.append(tokens + self.num_special)
@@ -224,20 +238,31 @@ class WindowsBuilder:
             sequence_ids=np.array(self.sequence_ids, dtype=np.int8),
         )
 
-    def _remove_document(self) -> None:
-        """Take the windows of the document that is being added out again."""
-        ids, windows, offsets = self._document_start
-        del self.ids[ids:], self.lengths[windows:], self.document[windows:], self.start[windows:]
-        if self.details:
-            del self.offsets[offsets:], self.word_ids[ids:], self.sequence_ids[ids:]
+    def _add_details(self, part: TextTokens, number: int, start: int, stop: int) -> None:
+        offsets = np.array(part.offsets[start:stop], dtype=np.int32)
+        self.offsets.append(offsets.reshape(-1, 2))
+        word_ids = part.word_ids[start:stop]
+        self.word_ids += [-1 if word is None else word for word in word_ids]
+        self.sequence_ids += [number] * (stop - start)
 
-    def _add_special(self, position: int) -> None:
-        ids = self.template[position]
+    def _add_special(self, ids: list[int]) -> None:
         self.ids += ids
         if self.details:
             self.offsets.append(np.zeros((len(ids), 2), dtype=np.int32))
             self.word_ids += [-1] * len(ids)
             self.sequence_ids += [-1] * len(ids)
+
+    def _remove_document(self) -> None:
+        """Take the windows of the document that is being added out again."""
+        start = self._document_start
+        del self.ids[start.ids :]
+        del self.lengths[start.windows :]
+        del self.document[start.windows :]
+        del self.start[start.windows :]
+        if self.details:
+            del self.offsets[start.offsets :]
+            del self.word_ids[start.ids :]
+            del self.sequence_ids[start.ids :]
 
 
 def longest_first(lengths: list[int], max_tokens: int) -> list[int]:
@@ -249,53 +274,31 @@ def longest_first(lengths: list[int], max_tokens: int) -> list[int]:
     """
     if len(lengths) == 1:
         return [min(lengths[0], max_tokens)]
-    shorter, longer = sorted(lengths)
+    shorter = min(lengths)
     longer = shorter if shorter > max_tokens else max(shorter, max_tokens - shorter)
     if shorter + longer > max_tokens:
-        shorter, longer = max_tokens // 2, max_tokens // 2 + max_tokens % 2
+        shorter = max_tokens // 2
+        longer = shorter + max_tokens % 2
     return [shorter, longer] if lengths[0] <= lengths[1] else [longer, shorter]
 
 
 def window_ranges(length: int, capacity: int, stride: int, side: str) -> list[tuple[int, int]]:
-    """Return the tokens [start, stop) of each window, of `capacity` at most, whose neighbours share
-    `stride`.
+    """Return the tokens [start, stop) of each window, whose neighbours share `stride` tokens.
 
     With the truncation side "right" the first window begins at the first token; with "left" the
     last one ends at the last token, as windows of the tokenizers library do.
+
+    Args:
+        length: the tokens of the text.
+        capacity: the most tokens in a window, more than `stride`.
+        stride: the tokens that neighbours share.
+        side: "right" or "left".
     """
-    starts = range(0, length - stride, capacity - stride) if length > capacity else [0]
-    ranges = [(start, min(start + capacity, length)) for start in starts]
-    return (
-        ranges
-        if side == "right"
-        else [(length - stop, length - start) for start, stop in reversed(ranges)]
-    )
-
-
-def text_end(text: str, longest: int) -> str:
-    """Return the end of a text, from the first space of its last `longest` characters on, or all of
-    it without one.
-    """
-    space = text.find(" ", len(text) - longest)
-    return text[space:] if space >= 0 else text
-
-
-def prefix_is_exact(encoding: Encoding, max_tokens: int) -> bool:
-    """Return whether the first `max_tokens` tokens end some words before the cut.
-
-    Words are encoded one by one, so that the text behind the cut cannot change those tokens.
-    """
-    words = encoding.word_ids
-    kept = [word for word in words[:max_tokens] if word is not None]
-    dropped = [word for word in words[max_tokens:] if word is not None]
-    return bool(kept and dropped) and dropped[-1] - kept[-1] > _MARGIN_WORDS
-
-
-def suffix_is_exact(encoding: Encoding, max_tokens: int) -> bool:
-    """Return whether the last `max_tokens` tokens begin some words after the cut, as in
-    `prefix_is_exact`.
-    """
-    words = encoding.word_ids
-    kept = [word for word in words[-max_tokens:] if word is not None]
-    dropped = [word for word in words[:-max_tokens] if word is not None]
-    return bool(kept and dropped) and kept[0] - dropped[0] > _MARGIN_WORDS
+    if length <= capacity:
+        return [(0, length)]
+    ranges = []
+    for start in range(0, length - stride, capacity - stride):
+        ranges.append((start, min(start + capacity, length)))
+    if side == "right":
+        return ranges
+    return [(length - stop, length - start) for start, stop in reversed(ranges)]

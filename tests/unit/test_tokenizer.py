@@ -189,7 +189,7 @@ def test_a_call_equals_transformers_in_every_combination(short, shape):
             continue
         assert bool(our_mistake) == bool(their_mistake) or "rows have from 0 to" in our_mistake
         if our_mistake:  # of rows without tokens beside others transformers makes a list
-            assert "which are no tensor: give padding=True" in our_mistake
+            assert "which cannot be one tensor: give padding=True" in our_mistake
             continue
         compared += 1
         for name in ("input_ids", "attention_mask"):
