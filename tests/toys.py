@@ -17,8 +17,9 @@ from pipelines.serve.http.bodies import Body
 from pipelines.serve.http.dialect import Dialect
 from pipelines.serve.http.responses import json_response
 from pipelines.serve.http.routes import new_router
-from pipelines.tasks.base import Task, resolve_windowing
+from pipelines.tasks.base import Task
 from pipelines.tasks.postprocess import merged
+from pipelines.tasks.resolve import resolve_windowing
 
 
 def lines_of(filesystem, path):
@@ -60,7 +61,8 @@ class Length(Task):
 
     @classmethod
     def from_checkpoint(cls, checkpoint, options):
-        return cls(**resolve_windowing(checkpoint, options), factor=options.factor)
+        windowing = resolve_windowing(checkpoint, options)
+        return cls(max_length=windowing.max_length, stride=windowing.stride, factor=options.factor)
 
     def decode(self, outputs):
         logits = merged(outputs.windows, outputs.values, "mean")[:, 0]

@@ -1,21 +1,30 @@
-"""Documents through a model: which are accepted, their windows, the columns of their answers."""
+"""Documents through a model: which are accepted, their windows, the columns of their answers.
+
+A task refuses documents by one rule, `Task.refusal`: rows of a corpus or a Dataset are rejected
+with its reason, calls in memory and online fail with it.
+
+Shapes: D documents.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
 
 from modernbert.text.windows import Text, Windows
 from pipelines.inference.loading import ModelRun
-from pipelines.input.documents import cut, longest, valid_documents
+from pipelines.input.documents import Reject, cut, longest, valid_documents
 from pipelines.tasks.base import Task
 from pipelines.tasks.outputs import ModelOutputs
 
 ADDED = ("n_tokens", "n_windows", "truncated")
 """The columns that all tasks add beside their own."""
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def clashing(added: Iterable[str], names: Iterable[str]) -> list[str]:
@@ -25,49 +34,93 @@ def clashing(added: Iterable[str], names: Iterable[str]) -> list[str]:
 
 
 def accepted_documents(
-    task: Task, columns: list[pa.ChunkedArray], max_characters: int, too_long: str
-) -> tuple[list[Text], list[int], list[tuple[int, str]]]:
-    """Return the documents in `columns`, their rows, and the rows that hold none or that the task
-    rejects.
+    task: Task, columns: Sequence[pa.ChunkedArray], max_characters: int, too_long: str
+) -> tuple[list[Text], list[int], list[Reject]]:
+    """Return the documents in `columns`, their rows, and the rejected rows with the reason.
 
-    `too_long`: the reason for a document of more than `max_characters`, which is rejected where it
-    is read in windows.
+    Rejected are rows without a document and documents that the task refuses. `too_long`: the reason
+    for a document of more than `max_characters`, which is rejected where it is read in windows:
+    where long documents are truncated, it is cut.
     """
-    documents, rows, rejects = valid_documents(
-        columns, task.options_class.input_names(len(columns))
-    )
-    most = max_characters if task.stride is not None else None
-    long = [too_long if most and longest(document) > most else None for document in documents]
-    reasons = [
-        reason or task.reject(document) for reason, document in zip(long, documents, strict=True)
-    ]
-    rejects += [(row, reason) for row, reason in zip(rows, reasons, strict=True) if reason]
-    kept = [i for i, reason in enumerate(reasons) if not reason]
-    return [documents[i] for i in kept], [rows[i] for i in kept], rejects
+    names = task.options_class.input_names(len(columns))
+    documents, rows, rejects = valid_documents(columns, names)
+    is_read_whole = task.stride is not None
+    accepted: list[Text] = []
+    accepted_rows: list[int] = []
+    for document, row in zip(documents, rows, strict=True):
+        reason = task.refusal(document, of_corpus=True)
+        if is_read_whole and longest(document) > max_characters:
+            reason = too_long
+        if reason:
+            rejects.append((row, reason))
+            continue
+        accepted.append(document)
+        accepted_rows.append(row)
+    return accepted, accepted_rows, rejects
 
 
-def encode(run: ModelRun, documents: list[Text], max_characters: int) -> Windows:
+def check_documents(
+    task: Task | type[Task], documents: Sequence[object], first: int = 0
+) -> Sequence[Text]:
+    """Return the documents of a call in memory or online, which may hold anything.
+
+    `first`: the number of the first of `documents` in the call. Raises ValueError that names the
+    first document that is not one, not of the task's kind, or that the task refuses.
+    """
+    name = task.options_class.task
+    inputs = tuple(task.options_class.inputs)
+    takes_pairs = len(task.options_class.input_names()) == 2
+    takes_only_pairs = len(inputs) == 2
+    for i, document in enumerate(documents, first):
+        check_text(document, i)
+        is_pair = isinstance(document, tuple)
+        if is_pair and not takes_pairs:
+            raise ValueError(f"input {i} is a pair; {name} takes single texts")
+        if takes_only_pairs and not (is_pair and len(cast(Sequence[str], document)) == 2):
+            raise ValueError(f"input {i} is a single text; {name} takes {' and '.join(inputs)}")
+        reason = task.refusal(cast(Text, document), of_corpus=False)
+        if reason:
+            raise ValueError(f"input {i}: {reason}")
+    if len({isinstance(document, str) for document in documents}) > 1:
+        raise ValueError("texts and pairs cannot be mixed in one call")
+    return cast(Sequence[Text], documents)
+
+
+def check_text(document: object, number: int) -> None:
+    """Raise ValueError that names an input which is neither a text nor a tuple of texts."""
+    for text in document if isinstance(document, tuple) else (document,):
+        if not isinstance(text, str):
+            raise ValueError(
+                f"input {number} holds {str(text)[:40]!r} ({type(text).__name__}), not text"
+            )
+        half = None if text.isascii() else _SURROGATE.search(text)
+        if half:
+            raise ValueError(
+                f"input {number} holds {half[0]!r}, half a surrogate pair, which is not text"
+            )
+
+
+def encode(run: ModelRun, documents: Sequence[Text], max_characters: int) -> Windows:
     """Turn documents, cut to `max_characters`, into windows; what is cut counts as truncated."""
-    os.environ.setdefault(
-        "TOKENIZERS_PARALLELISM", "false"
-    )  # a task has a core, and there is a task for each core
-    windows = run.task.encode(
-        run.model.tokenizer, [cut(document, max_characters) for document in documents]
-    )
-    windows.truncated[:] |= np.array(
-        [longest(document) > max_characters for document in documents], dtype=bool
-    )
+    # There is a task for each core, which has no more than its own.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    short_enough = [cut(document, max_characters) for document in documents]
+    windows = run.task.encode(run.model.tokenizer, short_enough)
+    is_cut_D = [longest(document) > max_characters for document in documents]
+    windows.truncated[:] |= np.array(is_cut_D, dtype=bool)
     return windows
 
 
 def answer_columns(task: Task, outputs: ModelOutputs, documents: pa.Array) -> dict[str, pa.Array]:
-    """Decode outputs into the columns of the task and those that all tasks add; `documents`: their
-    numbers, or null.
+    """Decode outputs into the columns of the task and those that all tasks add.
+
+    `documents`: the number of each row's document, or null for a row without an answer.
     """
     windows = outputs.windows
     decoded = task.decode(outputs)
-    counts = np.bincount(windows.document, minlength=len(windows.n_tokens))
+    counts_D = np.bincount(windows.document, minlength=len(windows.n_tokens))
     answers = {name: decoded.field(name) for name in task.columns.names}
-    answers |= {"n_tokens": pa.array(windows.n_tokens), "n_windows": pa.array(counts, pa.int32())}
+    answers["n_tokens"] = pa.array(windows.n_tokens)
+    answers["n_windows"] = pa.array(counts_D, pa.int32())
     answers["truncated"] = pa.array(windows.truncated)
     return {name: values.take(documents) for name, values in answers.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -35,10 +36,12 @@ def valid_documents(
     A document is a text or, with two columns, a pair; `names` name the texts in reasons.
     """
     documents: list[Text] = []
-    rows, rejects = [], []
+    rows: list[int] = []
+    rejects: list[Reject] = []
     parts = [_texts(column, name) for column, name in zip(columns, names, strict=True)]
     for row, cells in enumerate(zip(*parts, strict=True)):
-        if reason := next((reason for _, reason in cells if reason), None):
+        reason = next((reason for _, reason in cells if reason), None)
+        if reason:
             rejects.append((row, reason))
             continue
         texts = [text for text, _ in cells]
@@ -48,72 +51,63 @@ def valid_documents(
 
 
 def _texts(column: pa.ChunkedArray, name: str) -> list[tuple[str, str | None]]:
-    """Return each row's text, and the reason if it is null, empty or not valid UTF-8."""
+    """Return the text of each row, and the reason if there is none."""
     takes_lists = any(name in task.list_inputs for task in TASKS.values())
     if is_text_list(column.type):
         if not takes_lists:
             raise ValueError(f"{name} is a column of {column.type}; it must hold texts")
-        return _lists(column, name)
+        return [_text(items, name) for items in _lists_of_bytes(column)]
     texts = [_text(value, name) for value in _as_bytes(column)]
-    return (
-        [(LabelList.of(split_labels(text)), reason) for text, reason in texts]
-        if takes_lists
-        else texts
-    )
+    if takes_lists:
+        return [(LabelList.of(split_labels(text)), reason) for text, reason in texts]
+    return texts
 
 
-def _text(value: bytes | None, name: str) -> tuple[str, str | None]:
-    if value is None:
+def _text(cell: bytes | list[bytes | None] | None, name: str) -> tuple[str, str | None]:
+    """Return the text of a cell, of a list a LabelList, and the reason if there is none."""
+    if cell is None:
         return "", f"{name} is null"
-    try:
-        text = value.decode("utf-8")
-    except UnicodeDecodeError:
-        return "", f"{name} is not valid UTF-8"
-    return text, f"{name} is empty" if not text or text.isspace() else None
-
-
-def _lists(column: pa.ChunkedArray, name: str) -> list[tuple[str, str | None]]:
-    """Return each row's list, and the reason if it is null or empty, or holds what is no text."""
-    lengths = pc.list_value_length(column).to_pylist()
-    values = iter(_as_bytes(pc.list_flatten(column)))
-    return [
-        _list(None if length is None else [next(values) for _ in range(length)], name)
-        for length in lengths
-    ]
-
-
-def _list(values: list[bytes | None] | None, name: str) -> tuple[str, str | None]:
-    if not values:
-        return "", f"{name} is null" if values is None else f"{name} is empty"
-    texts = []
-    for value in values:
-        if value is None:
+    if isinstance(cell, bytes):
+        try:
+            text = cell.decode("utf-8")
+        except UnicodeDecodeError:
+            return "", f"{name} is not valid UTF-8"
+        is_empty = not text or text.isspace()
+        return text, f"{name} is empty" if is_empty else None
+    items: list[str] = []
+    for item in cell:
+        if item is None:
             return "", f"{name} holds a null"
         try:
-            texts.append(value.decode("utf-8"))
+            items.append(item.decode("utf-8"))
         except UnicodeDecodeError:
             return "", f"{name} holds a text that is not valid UTF-8"
-    return LabelList.of(texts), None
+    return LabelList.of(items), None if items else f"{name} is empty"
+
+
+def _lists_of_bytes(column: pa.ChunkedArray) -> list[list[bytes | None] | None]:
+    """Return the bytes of each text of each list of a column."""
+    lengths: list[int | None] = pc.list_value_length(column).to_pylist()
+    items = iter(_as_bytes(pc.list_flatten(column)))
+    # A null has no items among the flat ones, whatever lies under it.
+    return [None if length is None else [next(items) for _ in range(length)] for length in lengths]
 
 
 def _as_bytes(column: pa.ChunkedArray) -> list[bytes | None]:
     """Return the bytes of each text of a column."""
     type_ = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    return column.cast(type_).cast(pa.large_binary()).to_pylist()
+    values: list[bytes | None] = column.cast(type_).cast(pa.large_binary()).to_pylist()
+    return values
 
 
 def longest(document: Text) -> int:
-    """Return the number of characters of a document's longest text; labels, which are never cut, do
-    not count.
-    """
+    """Return the characters of a document's longest text; labels, never cut, do not count."""
     texts = document if isinstance(document, tuple) else (document,)
     return max(0 if isinstance(text, LabelList) else len(text) for text in texts)
 
 
 def cut(document: Text, most: int) -> Text:
-    """Cut the texts of a document to `most` characters; a label that is cut would be another
-    one.
-    """
+    """Cut the texts of a document to `most` characters, but no label: it would be another one."""
     if isinstance(document, str):
         return document[:most]
     first, second = document
@@ -127,57 +121,72 @@ def readable_columns(columns: dict[str, pa.ChunkedArray]) -> tuple[dict[str, pa.
     A string that is not UTF-8 is against Arrow's and Parquet's own rules: polars, duckdb and Spark
     would refuse the whole output for one.
     """
-    found = dict(columns)
-    replaced = 0
+    valid = dict(columns)
+    total_changed = 0
     for name, column in columns.items():
         try:
             column.validate(full=True)
         except pa.ArrowInvalid:
-            found[name] = readable(column)
-            plain = (
-                column.cast(column.type.value_type)
-                if pa.types.is_dictionary(column.type)
-                else column
-            )
-            pairs = zip(
-                plain.cast(pa.large_binary()).to_pylist(), found[name].to_pylist(), strict=True
-            )
-            replaced += sum(raw is not None and raw != text.encode() for raw, text in pairs)
-    return found, replaced
+            valid[name], changed = _replace(column)
+            total_changed += changed
+    return valid, total_changed
 
 
 def readable(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Replace invalid UTF-8 in a column of strings by U+FFFD, so that every reader opens it.
+    """Replace invalid UTF-8 in a column by U+FFFD, so that every reader opens it.
 
-    The strings may be in lists or in a dictionary.
+    The strings may be in a dictionary, in lists and in structs.
     """
-    type_ = column.type
-    if pa.types.is_dictionary(type_) and _is_string(type_.value_type):
-        chunks = []
-        for chunk in column.chunks:
-            words = readable(pa.chunked_array([chunk.dictionary])).combine_chunks()
-            chunks.append(
-                pa.DictionaryArray.from_arrays(chunk.indices, words, ordered=type_.ordered)
-            )
-        return pa.chunked_array(chunks, type_)
+    valid, _ = _replace(column)
+    return valid
+
+
+def _replace(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, int]:
+    """Return a column with its invalid UTF-8 replaced, and the number of strings that changed."""
+    chunks = []
+    total_changed = 0
+    for chunk in column.chunks:
+        valid, changed = _replace_in_array(chunk)
+        chunks.append(valid)
+        total_changed += changed
+    return pa.chunked_array(chunks, column.type), total_changed
+
+
+def _replace_in_array(array: pa.Array) -> tuple[pa.Array, int]:
+    type_ = array.type
     if _is_string(type_):
-        values = column.cast(pa.large_binary()).to_pylist()
-        return pa.chunked_array([pa.array([_readable(value) for value in values], type_)])
-    if is_text_list(type_) and _is_string(type_.value_type):
-        lists = column.cast(pa.large_list(pa.large_binary())).to_pylist()
-        texts = [
-            None if values is None else [_readable(value) for value in values] for values in lists
-        ]
-        return pa.chunked_array([pa.array(texts, type_)])
-    return column
+        values = array.cast(pa.large_binary()).to_pylist()
+        texts = [_readable(value) for value in values]
+        pairs = zip(values, texts, strict=True)
+        changed = sum(text is not None and value != text.encode() for value, text in pairs)
+        return pa.array(texts, type_), changed
+    if pa.types.is_dictionary(type_):
+        words, changed_words = _replace_in_array(array.dictionary)
+        if not changed_words:
+            return array, 0
+        valid = pa.DictionaryArray.from_arrays(array.indices, words, ordered=type_.ordered)
+        _, changed = _replace_in_array(array.cast(type_.value_type))
+        return valid, changed
+    if pa.types.is_list(type_) or pa.types.is_large_list(type_):
+        # Flat items leave out those under a null and outside a slice: the offsets are others.
+        items, changed = _replace_in_array(pc.list_flatten(array))
+        lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy()
+        offsets = np.concatenate(([0], np.cumsum(lengths)))
+        is_null = np.append(array.is_null().to_numpy(zero_copy_only=False), False)
+        offset_type = pa.int32() if pa.types.is_list(type_) else pa.int64()
+        offsets_or_null = pa.array(offsets, offset_type, mask=is_null)
+        return type(array).from_arrays(offsets_or_null, items, type=type_), changed
+    if pa.types.is_struct(type_) and type_.num_fields:
+        fields = [_replace_in_array(child) for child in array.flatten()]
+        children = [child for child, _ in fields]
+        valid = pa.StructArray.from_arrays(children, fields=list(type_), mask=array.is_null())
+        return valid, sum(changed for _, changed in fields)
+    return array, 0
 
 
 def _is_string(type_: pa.DataType) -> bool:
-    return (
-        pa.types.is_string(type_)
-        or pa.types.is_large_string(type_)
-        or pa.types.is_string_view(type_)
-    )
+    kinds = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    return any(is_kind(type_) for is_kind in kinds)
 
 
 def _readable(value: bytes | None) -> str | None:

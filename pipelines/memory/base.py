@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from modernbert.text.windows import Text
 from pipelines.checkpoints import Checkpoint
+from pipelines.inference.documents import check_documents
 from pipelines.inference.predictor import Predictor
 from pipelines.memory.arguments import Arguments, call_arguments
 from pipelines.tasks.base import Task
@@ -73,7 +74,7 @@ class Pipeline:
 
     def predict_lines(self, lines: Sequence[str]) -> list[Result]:
         """The result for each line of text, or {"error": reason} where it has none."""
-        self.task_cls.check_documents(lines)
+        check_documents(self.task_cls, lines)
         results, failed = self.run(lines, {})
         for i, reason in failed.items():
             results[i] = {"error": reason}
@@ -113,7 +114,7 @@ class Pipeline:
 
         `first`: the number of the first of `documents` in the call.
         """
-        texts = self.task_cls.check_documents(documents, first)
+        texts = check_documents(self.task_cls, documents, first)
         results, failed = self.run(texts, options)
         for document, reason in failed.items():
             raise ValueError(f"input {first + document}: {reason}")

@@ -15,8 +15,9 @@ import numpy as np
 
 from modernbert.text.tokenizer import Tokenizer
 from modernbert.text.windows import Text, WindowBudgetError, Windows, window_budget
+from pipelines.inference.documents import check_documents, check_text
 from pipelines.serve.protocol import MOST_NUMBERS, MOST_RESULTS, MOST_TOKEN_NUMBERS, Tokens
-from pipelines.tasks.base import Task, check_text
+from pipelines.tasks.base import Task
 
 _SLICE_CHARACTERS = 1 << 18  # about 0.1 s of tokenising; a longer document is a slice of its own
 _MOST_WINDOWS = 1 << 14  # of a request: what is done for each takes as long as for some tokens
@@ -77,7 +78,7 @@ def encode_request(
     too_long = np.zeros(len(documents), dtype=bool)
 
     def encode(some: Sequence[Text], first: int) -> Windows:
-        task.check_documents(some, first)
+        check_documents(task, some, first)
         windows = task.encode(tokenizer, some)
         if truncate or not windows.truncated.any():
             return windows

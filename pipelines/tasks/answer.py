@@ -20,9 +20,10 @@ from modernbert.text.tokenizer import Tokenizer
 from modernbert.text.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
 from pipelines.options import AnswerOptions
-from pipelines.tasks.base import Task, resolve_windowing
+from pipelines.tasks.base import Task
 from pipelines.tasks.outputs import ModelOutputs
 from pipelines.tasks.postprocess import list_array, per_document, softmax
+from pipelines.tasks.resolve import resolve_windowing
 
 SPAN = pa.struct(
     [("answer", pa.string()), ("score", pa.float32()), ("start", pa.int32()), ("end", pa.int32())]
@@ -73,7 +74,7 @@ class Answer(Task):
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint, options: AnswerOptions) -> Answer:
         windowing = resolve_windowing(checkpoint, options, DEFAULT_LENGTH)
-        length = windowing["max_length"] or 0
+        length = windowing.max_length
         if (spans := length * min(options.max_answer_length, length)) > _MOST_SPANS:
             raise ValueError(
                 f"max_answer_length {options.max_answer_length} makes {spans:,} spans of a window "
@@ -81,7 +82,8 @@ class Answer(Task):
                 f"at most {_MOST_SPANS // length} tokens of answer are compared there"
             )
         return cls(
-            **windowing,  # type: ignore[arg-type]
+            max_length=windowing.max_length,
+            stride=windowing.stride,
             top_k=options.top_k,
             max_answer_length=options.max_answer_length,
             no_answer=options.no_answer,
@@ -89,15 +91,16 @@ class Answer(Task):
         )
 
     @classmethod
-    def refuse(cls, document: Text) -> str | None:
-        return next(
-            (
-                f"{name} is empty"
-                for name, text in zip(AnswerOptions.inputs, document, strict=True)
-                if not text
-            ),
-            None,
-        )
+    def refusal(cls, document: Text, *, of_corpus: bool) -> str | None:
+        question, context = document[0], document[1]
+        if not question:
+            return "question is empty"
+        if not context:
+            return "context is empty"
+        # In a corpus, most likely the two columns are swapped.
+        if of_corpus and len(context) < len(question):
+            return "context is shorter than the question"
+        return None
 
     def info(self, checkpoint: Checkpoint) -> dict[str, Any]:  # noqa: ARG002
         return {"model_type": {"question_answering": {}}}
@@ -120,13 +123,6 @@ class Answer(Task):
         part = np.where(windows.sequence_ids == 1, CONTEXT, OUTSIDE)
         part[(part == OUTSIDE) & (windows.input_ids == tokenizer.cls_token_id)] = CLS
         return replace(windows, offsets=spans, token_tags=part.astype(np.int8))
-
-    def reject(self, document: Text) -> str | None:
-        # Most likely the two columns are swapped.
-        question, context = document[0], document[1]
-        if len(context) < len(question):
-            return "context is shorter than the question"
-        return None
 
     def rows(self, input_ids: np.ndarray, cu_seqlens: np.ndarray) -> np.ndarray:  # noqa: ARG002
         return np.diff(cu_seqlens)

@@ -4,18 +4,17 @@ that come out.
 A job's readers and committers use tasks without a model: torch is imported only where one is loaded
 or run.
 
-Shapes: T packed tokens, W windows, D documents, R rows of the model's answer, C numbers a row.
+Shapes: T packed tokens, W windows, D documents, R rows of the model's values, C numbers a row.
 """
 
 from __future__ import annotations
 
-import re
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pkgutil import resolve_name
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypedDict, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +22,7 @@ import pyarrow as pa
 from modernbert.encoders.module_files import purpose
 from modernbert.files import fingerprint
 from modernbert.text.tokenizer import Tokenizer
-from modernbert.text.windows import MOST_OVERLAP, Text, Windows
+from modernbert.text.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
 from pipelines.options import TASKS, TaskOptions
 from pipelines.tasks.outputs import ModelOutputs
@@ -32,7 +31,9 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-_SURROGATE = re.compile("[\ud800-\udfff]")
+    from modernbert.packing import PackedBatch
+
+Options = TypeVar("Options", bound=TaskOptions)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +73,7 @@ class Task(ABC):
         """Whether decoding needs the documents themselves."""
         return self.needs_details
 
+    # Options are Any here: they are those of each task's own `options_class`.
     @classmethod
     @abstractmethod
     def from_checkpoint(cls, checkpoint: Checkpoint, options: Any) -> Task:
@@ -89,7 +91,7 @@ class Task(ABC):
         return cls.from_checkpoint(checkpoint, options)
 
     @classmethod
-    def read_files(cls, options: Any) -> Any:
+    def read_files(cls, options: Options) -> Options:
         """Return options that name no file, with the content of one that is named: a service reads
         it once.
         """
@@ -111,6 +113,7 @@ class Task(ABC):
         windows.
         """
 
+    # A result is of any type: a number, a dictionary, a list or an array, as transformers has it.
     @abstractmethod
     def results(self, outputs: ModelOutputs) -> list[Any]:
         """Turn the model's values into one plain Python value per document, as transformers'
@@ -148,10 +151,12 @@ class Task(ABC):
         """Load the model, which has `forward_packed`."""
         from modernbert.checkpoint import load
 
-        return load(resolve_name(self.model_class), checkpoint.encoder, device=device, dtype=dtype)
+        model_class = resolve_name(self.model_class)
+        model: nn.Module = load(model_class, checkpoint.encoder, device=device, dtype=dtype)
+        return model
 
     @property
-    def forward_options(self) -> tuple[Any, ...]:
+    def forward_options(self) -> tuple[object, ...]:
         """The options that `forward` depends on: windows of tasks that agree in them can share a
         packed batch.
         """
@@ -161,35 +166,12 @@ class Task(ABC):
         """Return a digest of the checkpoint's files that answers depend on."""
         return fingerprint(checkpoint.encoder)
 
-    def reject(self, document: Text) -> str | None:  # noqa: ARG002
-        """Return the reason why a corpus job rejects a document that could be encoded, or None."""
-        return None
-
     @classmethod
-    def check_documents(cls, documents: Sequence[Any], first: int = 0) -> Sequence[Text]:
-        """Return the documents of a call; ValueError that names the first one that the task does
-        not take.
+    def refusal(cls, document: Text, *, of_corpus: bool) -> str | None:  # noqa: ARG003
+        """Return the reason why the task has no answer for a document of its kind, or None.
 
-        `first`: the number of the first of `documents` in the call.
-        """
-        name, inputs = cls.options_class.task, tuple(cls.options_class.inputs)
-        pairs = len(cls.options_class.input_names()) == 2
-        for i, document in enumerate(documents, first):
-            check_text(document, i)
-            if isinstance(document, tuple) and not pairs:
-                raise ValueError(f"input {i} is a pair; {name} takes single texts")
-            if len(inputs) == 2 and not (isinstance(document, tuple) and len(document) == 2):
-                raise ValueError(f"input {i} is a single text; {name} takes {' and '.join(inputs)}")
-            if reason := cls.refuse(document):
-                raise ValueError(f"input {i}: {reason}")
-        if len({isinstance(document, str) for document in documents}) > 1:
-            raise ValueError("texts and pairs cannot be mixed in one call")
-        return documents
-
-    @classmethod
-    def refuse(cls, document: Text) -> str | None:  # noqa: ARG003
-        """Return the reason why a call in memory or online with this document is refused, or
-        None.
+        `of_corpus`: whether it is a row of a corpus, which is rejected; else a call in memory or
+        online, which fails.
         """
         return None
 
@@ -234,13 +216,15 @@ class Task(ABC):
         """
         return len(response)
 
-    def forward(self, model: Any, batch: Any, ids: np.ndarray) -> Tensor:  # noqa: ARG002
+    # The model is Any here: it is the one that each task's own `load` returns.
+    def forward(self, model: Any, batch: PackedBatch, ids: np.ndarray) -> Tensor:  # noqa: ARG002
         """Run the model on a packed batch and return its values (R, C), the rows of its windows in
         order.
 
         `ids`: the batch's token ids (T,) on the host.
         """
-        return model.forward_packed(batch)
+        values: Tensor = model.forward_packed(batch)
+        return values
 
     def label_counts(self, answers: pa.StructArray) -> Counter[str]:  # noqa: ARG002
         """Count answers by label, for the summary of a run."""
@@ -248,31 +232,19 @@ class Task(ABC):
 
     def scores(self, answers: pa.StructArray) -> pa.Array:
         """Return the scores of answers, for the report's histogram."""
-        return (
-            answers.field("score") if "score" in self.columns.names else pa.array([], pa.float32())
-        )
+        if "score" in self.columns.names:
+            return answers.field("score")
+        return pa.array([], pa.float32())
 
     @abstractmethod
     def preview(self, answer: dict[str, Any]) -> str:
         """Describe an answer, given by column, in a few words for the terminal."""
 
 
-def check_text(document: Any, number: int) -> None:
-    """Raise ValueError that names an input which is neither a text nor a tuple of texts."""
-    for text in document if isinstance(document, tuple) else (document,):
-        if not isinstance(text, str):
-            raise ValueError(
-                f"input {number} holds {str(text)[:40]!r} ({type(text).__name__}), not text"
-            )
-        if not text.isascii() and (half := _SURROGATE.search(text)):
-            raise ValueError(
-                f"input {number} holds {half[0]!r}, half a surrogate pair, which is no text"
-            )
-
-
 def task_class(name: str) -> type[Task]:
     """Load the class of a task, one of `options.TASKS`."""
-    return resolve_name(TASKS[name].implementation)
+    implementation: type[Task] = resolve_name(TASKS[name].implementation)
+    return implementation
 
 
 def check_architecture(checkpoint: Checkpoint, task: str, architecture: str) -> None:
@@ -281,75 +253,30 @@ def check_architecture(checkpoint: Checkpoint, task: str, architecture: str) -> 
     if configured in (None, architecture):
         return
     tasks = [options.fits[configured] for options in TASKS.values() if configured in options.fits]
-    fits = f"no task here runs a {configured}"
+    advice = f"no task here runs a {configured}"
     if tasks:
-        fits = f"it fits {tasks[0]}" + (f" (or {', '.join(tasks[1:])})" if len(tasks) > 1 else "")
-    fits = purpose(checkpoint.folder) or fits
+        first, *others = tasks
+        advice = f"it fits {first} (or {', '.join(others)})" if others else f"it fits {first}"
+    # Files of sentence-transformers say more than the architecture does.
+    advice = purpose(checkpoint.folder) or advice
     raise ValueError(
-        f"model {str(checkpoint.folder)!r} is a {configured}: {fits}; {task} runs a {architecture}"
+        f"model {str(checkpoint.folder)!r} is a {configured}: {advice}; {task} runs a "
+        f"{architecture}"
     )
 
 
-def label_maps(labels: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """`id2label` and `label2id` of labels in the order of their ids, as text-embeddings-inference
-    gives them.
+class LabelMaps(TypedDict):
+    """Labels by their ids, and ids by their labels."""
+
+    id2label: dict[str, str]
+    label2id: dict[str, int]
+
+
+def label_maps(labels: Sequence[str]) -> LabelMaps:
+    """Return the maps of labels in the order of their ids, as text-embeddings-inference gives
+    them.
     """
     return {
         "id2label": {str(i): label for i, label in enumerate(labels)},
         "label2id": {label: i for i, label in enumerate(labels)},
     }
-
-
-def resolve_windowing(
-    checkpoint: Checkpoint, options: TaskOptions, default_length: int | None = None
-) -> dict[str, int | None]:
-    """Return `max_length` and `stride` of a task; ValueError for options that the model does not
-    allow.
-    """
-    max_length, stride = options.max_length, options.stride
-    longest = checkpoint.config.max_position_embeddings
-    if max_length is not None and max_length > longest:
-        raise ValueError(f"max_length {max_length} is above the model's {longest} positions")
-    configured = checkpoint.tokenizer.model_max_length or longest
-    length = max_length or min(longest, configured, default_length or longest)
-    if options.long_documents == "truncate":
-        if stride is not None:
-            raise ValueError(
-                f"stride {stride} is for overlapping windows: long_documents must be windows, not "
-                "truncate"
-            )
-        return {"max_length": length, "stride": None}
-    most = max(length - 4, 0)
-    stride = min(128, length // 2, most) if stride is None else stride
-    if stride > most:
-        raise ValueError(f"stride {stride} leaves nothing new in windows of max_length {length}")
-    new = -(-length // MOST_OVERLAP)  # tokens that a window must read anew, beside [CLS] and [SEP]
-    if stride > (most := max(length - 2 - new, length // 2)):
-        raise ValueError(
-            f"stride {stride} makes more than {MOST_OVERLAP} windows of max_length {length} read "
-            "the same token; it may"
-            f" be at most {most}"
-        )
-    return {"max_length": length, "stride": stride}
-
-
-def resolve_prompt(options: Any, stored: Any, usual: Sequence[str] = ()) -> str:
-    """Return the text before each document: the options', else the checkpoint's; ValueError for an
-    unknown name.
-
-    `options` has `prompt` and `prompt_name`, `stored` has `prompts` and `default_prompt_name`;
-    `usual`: names of prompts of which the first that the checkpoint has comes before the default
-    one.
-    """
-    if options.prompt is not None:
-        return options.prompt
-    found = next((name for name in usual if name in stored.prompts), stored.default_prompt_name)
-    name = options.prompt_name or found
-    if name is not None and name not in stored.prompts:
-        known = (
-            f"this model has {', '.join(stored.prompts)}"
-            if stored.prompts
-            else "this model has none"
-        )
-        raise ValueError(f"prompt_name {name!r} is unknown; {known}")
-    return stored.prompts[name] if name is not None else ""

@@ -16,9 +16,10 @@ from modernbert.encoders.sentence_config import CrossEncoderConfig
 from modernbert.text.windows import Windows
 from pipelines.checkpoints import Checkpoint
 from pipelines.options import ClassifyOptions, Function, Merge
-from pipelines.tasks.base import Task, label_maps, resolve_windowing
+from pipelines.tasks.base import Task, label_maps
 from pipelines.tasks.outputs import ModelOutputs
 from pipelines.tasks.postprocess import activation_named, list_array, merged, sigmoid, softmax
+from pipelines.tasks.resolve import resolve_windowing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +67,10 @@ class Classify(Task):
             "regression": "none",
             "multi_label_classification": "sigmoid",
         }
+        windowing = resolve_windowing(checkpoint, options, stored.max_length)
         return cls(
-            **resolve_windowing(checkpoint, options, stored.max_length),  # type: ignore[arg-type]
+            max_length=windowing.max_length,
+            stride=windowing.stride,
             labels=tuple(config.id2label[i] for i in range(config.num_labels)),
             kind=kind,
             top_k=top_k,

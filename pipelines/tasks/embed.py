@@ -19,9 +19,10 @@ from modernbert.text.tokenizer import Tokenizer
 from modernbert.text.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
 from pipelines.options import EmbedOptions, Precision
-from pipelines.tasks.base import Task, resolve_prompt, resolve_windowing
+from pipelines.tasks.base import Task
 from pipelines.tasks.outputs import ModelOutputs
 from pipelines.tasks.postprocess import STORED_TYPES, merged, normalised, stored
+from pipelines.tasks.resolve import resolve_prompt, resolve_windowing
 
 if TYPE_CHECKING:
     import torch
@@ -83,13 +84,14 @@ class Embed(Task):
                     "long_documents must be truncate: this model pools without its prompt"
                 )
         windowing = resolve_windowing(checkpoint, options, stored.max_length)
-        if skipped >= (windowing["max_length"] or 0):
+        if skipped >= windowing.max_length:
             raise ValueError(
                 f"prompt {prompt!r} has {skipped} tokens, which this model leaves out: max_length"
-                f" {windowing['max_length']} leaves nothing to pool"
+                f" {windowing.max_length} leaves nothing to pool"
             )
         return cls(
-            **windowing,  # type: ignore[arg-type]
+            max_length=windowing.max_length,
+            stride=windowing.stride,
             pooling=stored.pooling,
             size=size,
             normalize_first=stored.normalize,

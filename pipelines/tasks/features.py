@@ -10,9 +10,10 @@ import pyarrow as pa
 
 from pipelines.checkpoints import Checkpoint
 from pipelines.options import FeaturesOptions
-from pipelines.tasks.base import Task, resolve_windowing
+from pipelines.tasks.base import Task
 from pipelines.tasks.outputs import ModelOutputs
 from pipelines.tasks.postprocess import list_array
+from pipelines.tasks.resolve import resolve_windowing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +31,10 @@ class Features(Task):
             raise ValueError(
                 "long_documents must be truncate: a token's vector depends on the whole window"
             )
+        windowing = resolve_windowing(checkpoint, options)
         return cls(
-            **resolve_windowing(checkpoint, options),  # type: ignore[arg-type]
+            max_length=windowing.max_length,
+            stride=windowing.stride,
             hidden_size=checkpoint.config.hidden_size,
         )
 

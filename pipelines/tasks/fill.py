@@ -18,9 +18,10 @@ from modernbert.text.tokenizer import Tokenizer
 from modernbert.text.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
 from pipelines.options import FillOptions
-from pipelines.tasks.base import Task, resolve_windowing
+from pipelines.tasks.base import Task
 from pipelines.tasks.outputs import ModelOutputs
 from pipelines.tasks.postprocess import list_array, per_document
+from pipelines.tasks.resolve import resolve_windowing
 
 if TYPE_CHECKING:
     import torch
@@ -64,8 +65,10 @@ class Fill(Task):
             raise ValueError(
                 f"top_k {options.top_k} must be from 1 to the vocabulary's {vocab_size} tokens"
             )
+        windowing = resolve_windowing(checkpoint, options)
         return cls(
-            **resolve_windowing(checkpoint, options),  # type: ignore[arg-type]
+            max_length=windowing.max_length,
+            stride=windowing.stride,
             top_k=min(options.top_k, vocab_size if ids is None else len(ids)),
             targets=ids,
             mask_token_id=mask,

@@ -21,10 +21,11 @@ from modernbert.text.tokenizer import Tokenizer
 from modernbert.text.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
 from pipelines.options import RerankOptions
-from pipelines.tasks.base import Task, label_maps, resolve_prompt
+from pipelines.tasks.base import Task, label_maps
 from pipelines.tasks.multi_vector import Side, encoder_fingerprint, load_encoder
 from pipelines.tasks.outputs import ModelOutputs
 from pipelines.tasks.postprocess import merged
+from pipelines.tasks.resolve import resolve_prompt
 from pipelines.tasks.sparse import PROMPTS
 
 if TYPE_CHECKING:

@@ -19,9 +19,10 @@ from modernbert.text.tokenizer import Tokenizer
 from modernbert.text.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
 from pipelines.options import MultiVectorOptions, Precision
-from pipelines.tasks.base import Task, resolve_prompt, resolve_windowing
+from pipelines.tasks.base import Task
 from pipelines.tasks.outputs import ModelOutputs
 from pipelines.tasks.postprocess import STORED_TYPES, list_array, normalised, stored
+from pipelines.tasks.resolve import resolve_prompt, resolve_windowing
 from pipelines.tasks.sparse import PROMPTS
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class Side:
         have.
         """
         tokenizer, expansion = checkpoint.tokenizer, stored.expansion if query else None
-        length = resolve_windowing(checkpoint, options, stored.max_length)["max_length"] or 0
+        length = resolve_windowing(checkpoint, options, stored.max_length).max_length
         own = stored.query_length if query else stored.document_length
         if (
             options.max_length is None and own is not None

@@ -21,11 +21,12 @@ from modernbert.text.tokenizer import Tokenizer
 from modernbert.text.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
 from pipelines.options import Merge, RerankOptions
-from pipelines.tasks.base import Task, label_maps, resolve_prompt, resolve_windowing
+from pipelines.tasks.base import Task, label_maps
 from pipelines.tasks.maxsim import MaxSim
 from pipelines.tasks.multi_vector import MultiVector
 from pipelines.tasks.outputs import ModelOutputs
 from pipelines.tasks.postprocess import activation_named, merged, sigmoid
+from pipelines.tasks.resolve import resolve_prompt, resolve_windowing
 
 if TYPE_CHECKING:
     import torch
@@ -77,8 +78,10 @@ class Rerank(Task):
                 activation_named(stored.activation, ("Sigmoid", "Identity"), "raw_scores")
                 == "Identity"
             )
+        windowing = resolve_windowing(checkpoint, options, stored.max_length)
         return cls(
-            **resolve_windowing(checkpoint, options, stored.max_length),  # type: ignore[arg-type]
+            max_length=windowing.max_length,
+            stride=windowing.stride,
             merge=options.merge,
             raw_scores=raw_scores,
             prompt=resolve_prompt(options, stored),

@@ -20,9 +20,10 @@ from modernbert.text.tokenizer import Tokenizer
 from modernbert.text.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
 from pipelines.options import SparseOptions
-from pipelines.tasks.base import Task, resolve_prompt, resolve_windowing
+from pipelines.tasks.base import Task
 from pipelines.tasks.outputs import ModelOutputs
 from pipelines.tasks.postprocess import list_array, per_document
+from pipelines.tasks.resolve import resolve_prompt, resolve_windowing
 
 if TYPE_CHECKING:
     import torch
@@ -79,8 +80,10 @@ class Sparse(Task):
                 "long_documents must be truncate: this model adds weights up, which windows would "
                 "repeat"
             )
+        windowing = resolve_windowing(checkpoint, options, stored.max_length)
         return cls(
-            **resolve_windowing(checkpoint, options, stored.max_length),  # type: ignore[arg-type]
+            max_length=windowing.max_length,
+            stride=windowing.stride,
             strategy=stored.strategy,
             activation=stored.activation,
             static=static,

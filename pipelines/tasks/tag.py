@@ -17,9 +17,10 @@ from modernbert.text.tokenizer import Tokenizer
 from modernbert.text.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
 from pipelines.options import Aggregation, TagOptions
-from pipelines.tasks.base import Task, label_maps, resolve_windowing
+from pipelines.tasks.base import Task, label_maps
 from pipelines.tasks.outputs import ModelOutputs
 from pipelines.tasks.postprocess import list_array, per_document, softmax
+from pipelines.tasks.resolve import resolve_windowing
 
 SPECIAL, SUBWORD = -1, 1
 """Values of `Windows.token_tags`: not a token of the text; a token that continues the word before
@@ -81,8 +82,10 @@ class Tag(Task):
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint, options: TagOptions) -> Tag:
         config = checkpoint.config
+        windowing = resolve_windowing(checkpoint, options)
         return cls(
-            **resolve_windowing(checkpoint, options),  # type: ignore[arg-type]
+            max_length=windowing.max_length,
+            stride=windowing.stride,
             labels=tuple(config.id2label[i] for i in range(config.num_labels)),
             aggregation=options.aggregation,
             ignore_labels=("O",) if options.ignore_labels is None else tuple(options.ignore_labels),

@@ -21,10 +21,11 @@ from modernbert.text.tokenizer import Tokenizer
 from modernbert.text.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
 from pipelines.options import Merge, ZeroShotOptions, label_mistake, split_labels
-from pipelines.tasks.base import Task, label_maps, resolve_windowing
+from pipelines.tasks.base import Task, label_maps
 from pipelines.tasks.classify import plain_classifier
 from pipelines.tasks.outputs import ModelOutputs
 from pipelines.tasks.postprocess import list_array, sigmoid, softmax
+from pipelines.tasks.resolve import resolve_windowing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +73,10 @@ class ZeroShot(Task):
                 " needs a model of natural language inference whose label2id names it; other "
                 "labels are for classify"
             )
+        windowing = resolve_windowing(checkpoint, options, stored.max_length)
         return cls(
-            **resolve_windowing(checkpoint, options, stored.max_length),  # type: ignore[arg-type]
+            max_length=windowing.max_length,
+            stride=windowing.stride,
             labels=_given_labels(options),
             hypothesis_template=options.hypothesis_template,
             multi_label=options.multi_label,

@@ -146,7 +146,7 @@ def test_an_answer_is_where_it_says(tokenizer, align):
     ],
 )
 def test_a_context_shorter_than_its_question_is_rejected(question, context, reason):
-    assert task().reject((question, context)) == reason
+    assert task().refusal((question, context), of_corpus=True) == reason
 
 
 def test_a_question_that_fills_a_window(tokenizer):
