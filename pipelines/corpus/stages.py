@@ -29,36 +29,39 @@ from pipelines.output.shard_stats import count_items, count_scores, count_window
 from pipelines.raydata import wire
 from pipelines.raydata.wire import Committed
 
+_FIGURES = ("batches", "room", "predict_s", "tokenise_s", "waited_s")
+"""What earlier stages have counted and timed, under the names of the stats."""
+
 
 def read_and_tokenise(job: Job, table: pa.Table) -> pa.Table:
     """Turn a shard's texts into packed windows; rows that cannot be encoded are rejected.
 
     A shard that cannot be read carries its error on: it must not stop the others.
     """
-    started = time.perf_counter()
     shard = wire.shard_of(table)
     try:
-        read = read_shard(
-            job.source, job.folder, shard, job.schema, list(dict.fromkeys(job.text_columns))
-        )
-        documents, rows, rejected = _documents(job, read)
-        windows = encode(job, documents, job.max_characters)
-        rejects = [wire.reject(row, reason, "read", raw) for row, reason, raw in read.bad]
-        rejects += [wire.reject(row, reason, "text") for row, reason in rejected]
-        rejects += [
-            wire.reject(rows[i], reason, "encode") for i, reason in windows.rejected.items()
-        ]
-        return wire.tokenised_row(shard, windows, rows, rejects, time.perf_counter() - started)
+        return _read_and_tokenise(job, shard)
     except CheckpointChanged as error:
         return wire.failed_row(shard, one_line(error), wire.CHANGED)
     except Exception as error:  # whatever it is, it is this shard's alone
         return wire.failed_row(shard, f"cannot be read: {one_line(error)}")
 
 
+def _read_and_tokenise(job: Job, shard: Shard) -> pa.Table:
+    started = time.perf_counter()
+    columns = list(dict.fromkeys(job.text_columns))
+    read = read_shard(job.source, job.folder, shard, job.schema, columns)
+    documents, rows, rejected = _documents(job, read)
+    windows = encode(job, documents, job.max_characters)
+    rejects = [wire.reject(row, reason, "read", raw) for row, reason, raw in read.bad]
+    rejects += [wire.reject(row, reason, "text") for row, reason in rejected]
+    for document, reason in windows.rejected.items():
+        rejects.append(wire.reject(rows[document], reason, "encode"))
+    return wire.tokenised_row(shard, windows, rows, rejects, time.perf_counter() - started)
+
+
 def reject_shard(job: Job, shard: Shard, rejects: list[dict[str, Any]]) -> Committed:
-    """Commit a shard with all its rows rejected, each for the reason in `rejects`
-    (`wire.reject`).
-    """
+    """Commit a shard with all its rows rejected, for the reasons in `rejects` (`wire.reject`)."""
     return _commit(job, wire.rejected_row(shard, rejects))
 
 
@@ -67,15 +70,16 @@ def commit(job: Job, table: pa.Table) -> pa.Table:
     try:
         committed = _commit(job, table)
     except Exception as error:  # whatever it is, it is this shard's alone
-        committed = Committed(
-            wire.shard_of(table).name, error=f"cannot be committed: {one_line(error)}"
-        )
+        name = wire.shard_of(table).name
+        committed = Committed(name, error=f"cannot be committed: {one_line(error)}")
     return committed.to_table()
 
 
 def _commit(job: Job, table: pa.Table) -> Committed:
-    shard, error, cause = wire.shard_of(table), table["error"][0].as_py(), table["cause"][0].as_py()
-    if error:
+    shard = wire.shard_of(table)
+    error = table["error"][0].as_py()
+    cause = table["cause"][0].as_py()
+    if error:  # of an earlier stage: the driver decides what becomes of the shard
         rejects = json.dumps(wire.rejects_of(table)) if cause == wire.NONE_ANSWERED else None
         return Committed(shard.name, error=error, cause=cause, rejects=rejects)
     try:
@@ -87,90 +91,90 @@ def _commit(job: Job, table: pa.Table) -> Committed:
     try:
         check_lease(job.folder, job.run)
         commit_shard(job.folder, job.parts, stats, answered, rejected)
-    except OSError as error:
+    except OSError as error:  # of the output, which no other shard can be written to either
         return Committed(shard.name, error=one_line(error), stops=True)
-    stats |= {
-        name: table[name][0].as_py()
-        for name in ("batches", "room", "predict_s", "tokenise_s", "waited_s")
-    }
-    stats |= {"committed_at": time.time()}
+    for name in _FIGURES:
+        stats[name] = table[name][0].as_py()
+    stats["committed_at"] = time.time()
     return Committed(shard.name, stats=json.dumps(stats))
 
 
 def _answers(job: Job, shard: Shard, table: pa.Table) -> tuple[dict[str, Any], pa.Table, pa.Table]:
     """Decode a shard: its stats, the table of its answered rows and that of its rejected rows."""
-    windows, rows, rejects = (
-        wire.windows_of(table),
-        wire.array_of(table, "rows"),
-        wire.rejects_of(table),
-    )
-    good = np.flatnonzero(~np.isin(rows, [reject["row"] for reject in rejects]))
-    texts = job.text_columns if job.task.needs_documents else []
-    wanted = {*job.keep_columns, *(job.text_columns if rejects else texts)}
-    stored = [name for name in job.schema.names if name in wanted]
-    read = read_shard(job.source, job.folder, shard, job.schema, stored)
-    documents = _documents(job, read)[0] if texts else None
-    splits, values = wire.array_of(table, "splits"), wire.array_of(table, "values")
-    outputs = model_outputs(job.task, job.model.tokenizer, documents, windows, values, splits)
-    answers = answer_columns(job.task, outputs, pa.array(good))
-    decoded = pa.StructArray.from_arrays(
-        [answers[name] for name in job.task.columns.names], fields=list(job.task.columns)
-    )
-    index = {int(position): i for i, position in enumerate(read.positions)}
-    kept = pa.array([index[row] for row in rows[good].tolist()], pa.int64())
-    columns, replaced = readable_columns(
-        {name: read.table[name].take(kept) for name in job.keep_columns}
-    )
-    columns |= {job.prefix + name: values for name, values in answers.items()}
+    task = job.task
+    windows = wire.windows_of(table)
+    rows_of_documents = wire.array_of(table, "rows")
+    rejects = wire.rejects_of(table)
+
+    # What passes through has not travelled to the actors: it is read again, texts only if needed.
+    texts_for_decoding = job.text_columns if task.needs_documents else []
+    texts = job.text_columns if rejects else texts_for_decoding
+    wanted = {*job.keep_columns, *texts}
+    columns = [name for name in job.schema.names if name in wanted]
+    read = read_shard(job.source, job.folder, shard, job.schema, columns)
+    place_of_row = {int(row): place for place, row in enumerate(read.positions)}
+
+    # Rows may have been rejected after they became documents.
+    rejected_rows = [reject["row"] for reject in rejects]
+    answered = np.flatnonzero(~np.isin(rows_of_documents, rejected_rows))
+
+    documents = _documents(job, read)[0] if texts_for_decoding else None
+    splits = wire.array_of(table, "splits")
+    values = wire.array_of(table, "values")
+    outputs = model_outputs(task, job.model.tokenizer, documents, windows, values, splits)
+    answers = answer_columns(task, outputs, pa.array(answered))
+
+    answered_rows = rows_of_documents[answered].tolist()
+    places = pa.array([place_of_row[row] for row in answered_rows], pa.int64())
+    kept = {name: read.table[name].take(places) for name in job.keep_columns}
+    kept, replaced = readable_columns(kept)
+    added = {job.prefix + name: values for name, values in answers.items()}
+
+    of_task = [answers[name] for name in task.columns.names]
+    decoded = pa.StructArray.from_arrays(of_task, fields=list(task.columns))
     stats: dict[str, Any] = {
         "name": shard.name,
         "rows": shard.count,
-        "labelled": len(good),
+        "labelled": len(answered),
         "tokens": len(windows.input_ids),
-        "truncated": int(windows.truncated[good].sum()),
+        "truncated": int(windows.truncated[answered].sum()),
         "replaced": replaced,
         **count_windows(windows.lengths),
-        "scores": count_scores(job.task.scores(decoded).to_numpy(zero_copy_only=False)),
-        "labels": job.task.label_counts(decoded),
+        "scores": count_scores(task.scores(decoded).to_numpy(zero_copy_only=False)),
+        "labels": task.label_counts(decoded),
         "rejects": Counter(reject["reason"] for reject in rejects),
     }
-    if job.task.counted:
-        stats |= count_items(decoded.field(job.task.counted[0]))
-    return stats, pa.table(columns), _rejected(shard, read.table, index, rejects)
+    if task.counted:
+        stats |= count_items(decoded.field(task.counted[0]))
+    return stats, pa.table(kept | added), _rejected(shard, read.table, place_of_row, rejects)
 
 
 def _documents(job: Job, read: Rows) -> tuple[list[Text], np.ndarray, list[tuple[int, str]]]:
-    """Return the documents of a shard, their row numbers, and the rows that hold none or that the
-    task rejects.
-    """
-    columns, most = [read.table[name] for name in job.text_columns], job.max_characters
-    documents, rows, rejects = accepted_documents(
-        job.task, columns, most, f"longer than --max-characters {most}"
-    )
-    return (
-        documents,
-        read.positions[rows],
-        [(int(read.positions[row]), reason) for row, reason in rejects],
-    )
+    """Return the documents of a shard, their rows, and the rows that hold none the task takes."""
+    columns = [read.table[name] for name in job.text_columns]
+    too_long = f"longer than --max-characters {job.max_characters}"
+    documents, places, rejects = accepted_documents(job.task, columns, job.max_characters, too_long)
+    rejected = [(int(read.positions[place]), reason) for place, reason in rejects]
+    return documents, read.positions[places], rejected
 
 
 def _rejected(
-    shard: Shard, table: pa.Table, index: dict[int, int], rejects: list[dict[str, Any]]
+    shard: Shard, table: pa.Table, place_of_row: dict[int, int], rejects: list[dict[str, Any]]
 ) -> pa.Table:
-    """Make the table of rejected rows, in input order: their columns, null if the row could not be
-    read, and why.
+    """Make the table of rejected rows, in input order: why, and their columns.
+
+    These are null where the row could not be read.
     """
     rejects = sorted(rejects, key=lambda reject: reject["row"])
-    rows = pa.array([index.get(reject["row"]) for reject in rejects], pa.int64())
+    places = pa.array([place_of_row.get(reject["row"]) for reject in rejects], pa.int64())
     names = table.column_names if rejects else []
-    clash = clashing(
-        REJECTED_FIELDS.names, names
-    )  # the user's own, of rejected rows that are an input again for one
-    columns = {
-        f"{name}_of_input" if name in clash else name: readable(table[name].take(rows))
-        for name in names
-    }
-    fields = {
+    # Rejected rows that are an input again have these columns already.
+    clash = clashing(REJECTED_FIELDS.names, names)
+    columns = {}
+    for name in names:
+        stored_name = f"{name}_of_input" if name in clash else name
+        columns[stored_name] = readable(table[name].take(places))
+    why = {
         "_reason": [reject["reason"] for reject in rejects],
         "_stage": [reject["stage"] for reject in rejects],
         "_shard": [shard.name] * len(rejects),
@@ -178,7 +182,6 @@ def _rejected(
         "_row": [shard.start + reject["row"] for reject in rejects],
         "_raw": [reject["raw"] for reject in rejects],
     }
-    return pa.table(
-        columns
-        | {field.name: pa.array(fields[field.name], field.type) for field in REJECTED_FIELDS}
-    )
+    for field in REJECTED_FIELDS:
+        columns[field.name] = pa.array(why[field.name], field.type)
+    return pa.table(columns)

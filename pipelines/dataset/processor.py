@@ -60,6 +60,8 @@ _OTHER_NAMES = {
     "accelerator_type": "start Ray on the nodes that have it",
 }
 """What users of ray.data.llm type, and what to do here."""
+_ROWS = "batch"
+"""The column in which the rows of a batch travel."""
 _MEMORY = "; for texts in memory there is pipelines.pipeline"
 
 
@@ -78,11 +80,11 @@ class Processor:
     def __call__(self, dataset: Dataset) -> Dataset:
         """Return, lazily, the rows of `dataset` with their answers, in their order.
 
-        Raises ValueError for what is no Dataset, for columns that do not fit, and for more actors
-        than there can be.
+        Raises ValueError for what is not a Dataset, for columns that do not fit, and for more
+        actors than there can be.
         """
         if not isinstance(dataset, Dataset):
-            raise ValueError(_no_dataset(dataset))
+            raise ValueError(_not_a_dataset(dataset))
         known = dataset.schema(fetch_if_missing=False)
         if known is not None:
             self._check_columns(getattr(known, "base_schema", known))
@@ -91,12 +93,12 @@ class Processor:
         pool = actor_options(device, actors, retries=MAX_TASK_RETRIES) | reserved
         read_cpus, _, answer_cpus = stage_cpus(device)
         one_row: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
-        dataset = dataset.copy(
-            dataset, _deep_copy=True
-        )  # with a context of its own: the caller's stays as it is
+        # With a context of its own: the caller's stays as it is.
+        dataset = dataset.copy(dataset, _deep_copy=True)
         dataset.context.execution_options.preserve_order = True
-        if SayWhatWaits not in dataset.context.custom_execution_callback_classes:
-            dataset.context.custom_execution_callback_classes.append(SayWhatWaits)
+        callbacks = dataset.context.custom_execution_callback_classes
+        if SayWhatWaits not in callbacks:
+            callbacks.append(SayWhatWaits)
         # An actor takes a block at a time: a dataset of one block would keep one actor busy.
         blocks = dataset.repartition(target_num_rows_per_block=self.batch_rows)
         tokenised = blocks.map_batches(
@@ -111,9 +113,7 @@ class Processor:
         return predicted.map_batches(partial(_answer, self), num_cpus=answer_cpus, **one_row)
 
     def _check_columns(self, schema: Any) -> None:
-        """Raise ValueError for columns that do not fit; `schema`: of Arrow, or another with names
-        alone.
-        """
+        """Raise ValueError for columns that do not fit; `schema`: Arrow's, or names alone."""
         missing = [name for name in self.columns if name not in schema.names]
         if missing:
             raise ValueError(
@@ -136,11 +136,12 @@ class Processor:
             )
 
 
-def _no_dataset(given: Any) -> str:
-    """Say what to do with something that is no Dataset."""
-    kind = f"{type(given).__module__.partition('.')[0]}.{type(given).__name__}"
+def _not_a_dataset(given: object) -> str:
+    """Say what to do with something that is not a Dataset."""
+    package = type(given).__module__.partition(".")[0]
+    kind = f"{package}.{type(given).__name__}"
     makers = {"pandas": "from_pandas", "pyarrow": "from_arrow", "datasets": "from_huggingface"}
-    maker = makers.get(kind.partition(".")[0], "from_items")
+    maker = makers.get(package, "from_items")
     return f"a step takes a Dataset of Ray, not a {kind}: make one with ray.data.{maker}{_MEMORY}"
 
 
@@ -196,7 +197,7 @@ def processor(
     name = options_class.task
     for other, advice in _OTHER_NAMES.items():
         if other in task_options:
-            raise ValueError(f"{other} is no option of a step: {advice}")
+            raise ValueError(f"{other} is not an option of a step: {advice}")
     if concurrency is not None and actors is not None:
         raise ValueError(
             f"concurrency {concurrency!r} and actors {actors!r} are two names of one option: give "
@@ -209,8 +210,9 @@ def processor(
         raise ValueError(f"prefix {prefix!r} must be a text")
     columns, task_options = _columns(options_class, columns, task_options)
     model = os.fspath(model)
-    given = {"model": model, "device": device, "dtype": dtype, "budget_tokens": budget_tokens}
-    options: Any = from_call(model_options(name), given | _own_names(options_class, task_options))
+    of_model = {"model": model, "device": device, "dtype": dtype, "budget_tokens": budget_tokens}
+    of_task = _own_names(options_class, task_options)
+    options: Any = from_call(model_options(name), of_model | of_task)
     _check_above_0("batch_timeout_s", batch_timeout_s, int | float)
     if batch_rows is not None:
         _check_above_0("batch_rows", batch_rows, int)
@@ -222,12 +224,11 @@ def processor(
     actor_device = device_of_actors(options.device)
     run = resolve_run(options, checkpoint, task_of_model, actor_device, batch_timeout_s)
     inputs = zip(options_class.input_names(), columns, strict=False)
+    list_columns = {column for text, column in inputs if text in options_class.list_inputs}
     return Processor(
         run=run,
         columns=columns,
-        list_columns=frozenset(
-            column for text, column in inputs if text in options_class.list_inputs
-        ),
+        list_columns=frozenset(list_columns),
         prefix=prefix,
         actors=parsed,
         batch_rows=batch_rows or BATCH_ROWS[run.device],
@@ -239,22 +240,21 @@ def _columns(
 ) -> tuple[tuple[str, ...], dict[str, Any]]:
     """Return the columns of a document's texts, however they are given, and the other options."""
     inputs = options_class.input_names()
-    named = {
-        text: options[column_option(text)] for text in inputs if column_option(text) in options
-    }
-    others = {
-        option: value
-        for option, value in options.items()
-        if option not in map(column_option, inputs)
-    }
+    others = dict(options)
+    named: dict[str, Any] = {}  # by the text that a column holds
+    for text in inputs:
+        if column_option(text) in others:
+            named[text] = others.pop(column_option(text))
     if named and columns:
         option = column_option(next(iter(named)))
         raise ValueError(
             f"{option} and {columns[0]!r} both name columns: give the columns in one way"
         )
     if named:
-        given = {text: text for text in options_class.inputs} | named
-        columns = tuple(given[text] for text in inputs if text in given)
+        # Those that are not named have the name of their text, where the task needs them.
+        usual = {text: text for text in options_class.inputs}
+        column_of = usual | named
+        columns = tuple(column_of[text] for text in inputs if text in column_of)
     columns = columns or tuple(options_class.inputs)
     for column in columns:
         if not isinstance(column, str):
@@ -267,46 +267,48 @@ def _columns(
 
 
 def _own_names(options_class: type[TaskOptions], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return options under our names; values that have a name of transformers' are taken in any
-    case of letters.
+    """Return options under our names.
+
+    Values under a name of transformers' are taken in upper and lower case, as there.
     """
     own: dict[str, Any] = {}
     for name, value in options.items():
-        renamed = options_class.transformers_names.get(name)
-        if renamed in options:
-            raise ValueError(f"{name} and {renamed} are two names of one option: give one")
-        own[renamed or name] = value.lower() if renamed and isinstance(value, str) else value
+        our_name = options_class.transformers_names.get(name)
+        if our_name is None:
+            own[name] = value
+            continue
+        if our_name in options:
+            raise ValueError(f"{name} and {our_name} are two names of one option: give one")
+        own[our_name] = value.lower() if isinstance(value, str) else value
     return own
 
 
 def _check_above_0(name: str, value: Any, kind: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, kind) or not value > 0:
-        raise ValueError(
-            f"{name} {value!r} must be a {'whole ' if kind is int else ''}number above 0"
-        )
+        expected = "whole number" if kind is int else "number"
+        raise ValueError(f"{name} {value!r} must be a {expected} above 0")
 
 
 def _tokenise(step: Processor, table: pa.Table) -> pa.Table:
-    """Turn a batch of rows into one row with their windows, and with the rows themselves as an
-    Arrow stream.
-    """
+    """Turn a batch of rows into one row: their windows, and the rows themselves."""
     step._check_columns(table.schema)
     documents, rows, rejected = _documents(step, table)
     windows = encode(step.run, documents, MAX_CHARACTERS)
     rejects = [wire.reject(row, reason, "text") for row, reason in rejected]
-    rejects += [wire.reject(rows[i], reason, "encode") for i, reason in windows.rejected.items()]
+    for document, reason in windows.rejected.items():
+        rejects.append(wire.reject(rows[document], reason, "encode"))
     batch = Shard(name="batch", path="", format="", start=0, rows=len(table))
     row = wire.tokenised_row(batch, windows, np.array(rows, dtype=np.int64), rejects, 0.0)
-    return row.append_column("given", _as_bytes(table))
+    return row.append_column(_ROWS, _as_bytes(table))
 
 
 def _documents(
     step: Processor, table: pa.Table
 ) -> tuple[list[Text], list[int], list[tuple[int, str]]]:
+    """Return the documents of a batch, their rows, and the rows without one, with the reason."""
     columns = [table[name] for name in step.columns]
-    return accepted_documents(
-        step.run.task, columns, MAX_CHARACTERS, f"longer than {MAX_CHARACTERS} characters"
-    )
+    too_long = f"longer than {MAX_CHARACTERS} characters"
+    return accepted_documents(step.run.task, columns, MAX_CHARACTERS, too_long)
 
 
 def _as_bytes(table: pa.Table) -> pa.Array:
@@ -319,35 +321,48 @@ def _as_bytes(table: pa.Table) -> pa.Array:
     return pa.Array.from_buffers(pa.large_binary(), 1, [None, offsets, content])
 
 
+def _from_bytes(column: pa.ChunkedArray) -> pa.Table:
+    """Return the table in a column that `_as_bytes` has made."""
+    content = column.combine_chunks()[0].as_buffer()
+    return pa.ipc.open_stream(content).read_all()
+
+
 def _answer(step: Processor, table: pa.Table) -> pa.Table:
     """Return the rows of a batch with their answers."""
-    given = pa.ipc.open_stream(table["given"].combine_chunks()[0].as_buffer()).read_all()
+    rows = _from_bytes(table[_ROWS])
     error = table["error"][0].as_py()
-    error = error and error.partition("\n")[0]  # a traceback may follow
+    if error:
+        error = error.partition("\n")[0]  # a traceback may follow
     if error and table["cause"][0].as_py() == wire.START:
         raise RuntimeError(f"no actor starts: {error}")
-    documents = wire.array_of(table, "rows")
+
+    rows_of_documents = wire.array_of(table, "rows")
     reasons = {reject["row"]: reject["reason"] for reject in wire.rejects_of(table)}
     if error:
-        reasons = dict.fromkeys(documents.tolist(), error) | reasons
-    document_of_row = np.full(len(given), -1)
-    document_of_row[documents] = np.arange(len(documents))
+        # Rows that were rejected before keep their own reasons.
+        reasons = dict.fromkeys(rows_of_documents.tolist(), error) | reasons
+    document_of_row = np.full(len(rows), -1)
+    document_of_row[rows_of_documents] = np.arange(len(rows_of_documents))
     document_of_row[list(reasons)] = -1
-    without_answer = document_of_row < 0
-    assert set(np.flatnonzero(without_answer).tolist()) == set(reasons), (
-        "a row has neither an answer nor a reason"
-    )
-    columns = {name: given[name] for name in given.column_names}
-    if reasons:  # a text that is not UTF-8 would break whatever reads the row next
-        columns |= {name: readable(given[name]) for name in step.columns}
+    has_no_answer = document_of_row < 0
+    rows_without_answer = set(np.flatnonzero(has_no_answer).tolist())
+    assert rows_without_answer == set(reasons), "a row has neither an answer nor a reason"
+
+    columns = {name: rows[name] for name in rows.column_names}
+    if reasons:
+        # A text that is not UTF-8 would break whatever reads the row next.
+        for name in step.columns:
+            columns[name] = readable(rows[name])
     if error:
-        answers = _no_answers(step, len(given))
+        answers = _no_answers(step, len(rows))
     else:
-        answers = _answers(
-            step, table, given, pa.array(np.maximum(document_of_row, 0), mask=without_answer)
-        )
-    answers["error"] = pa.array([reasons.get(row) for row in range(len(given))], pa.string())
-    return pa.table(columns | {step.prefix + name: values for name, values in answers.items()})
+        documents = pa.array(np.maximum(document_of_row, 0), mask=has_no_answer)
+        answers = _answers(step, table, rows, documents)
+    reason_of_row = [reasons.get(row) for row in range(len(rows))]
+    answers["error"] = pa.array(reason_of_row, pa.string())
+    for name, values in answers.items():
+        columns[step.prefix + name] = values
+    return pa.table(columns)
 
 
 def _no_answers(step: Processor, rows: int) -> dict[str, Any]:
@@ -358,11 +373,11 @@ def _no_answers(step: Processor, rows: int) -> dict[str, Any]:
 
 
 def _answers(
-    step: Processor, table: pa.Table, given: pa.Table, documents: pa.Array
+    step: Processor, table: pa.Table, rows: pa.Table, documents: pa.Array
 ) -> dict[str, Any]:
     """Decode the answers of a batch; `documents`: the number of each row's document, or null."""
     task = step.run.task
-    documents_of_batch = _documents(step, given)[0] if task.needs_documents else None
+    documents_of_batch = _documents(step, rows)[0] if task.needs_documents else None
     values = wire.array_of(table, "values")
     splits = wire.array_of(table, "splits")
     windows = wire.windows_of(table)

@@ -47,10 +47,13 @@ def parse_actors(value: int | str | Sequence[int], name: str) -> Actors:
     """
     if isinstance(value, str) and value == "auto":
         return Actors(1, None)
-    parts = value.split(":") if isinstance(value, str) else value
-    given = parts if isinstance(parts, list | tuple) else [parts]
-    counts = [count for count in map(_count, given) if count is not None]
-    if len(counts) < len(given) or len(counts) not in (1, 2):
+    parts: Sequence[object] = [value]
+    if isinstance(value, str):
+        parts = value.split(":")
+    elif isinstance(value, list | tuple):
+        parts = value
+    counts = [count for count in map(_count, parts) if count is not None]
+    if len(counts) < len(parts) or len(counts) not in (1, 2):
         raise ValueError(f"{name} {value!r} must be {_ALLOWED}")
     least, most = (1, *counts)[-2:]
     if least > most:
@@ -60,7 +63,7 @@ def parse_actors(value: int | str | Sequence[int], name: str) -> Actors:
     return Actors(least, most)
 
 
-def _count(value: Any) -> int | None:
+def _count(value: object) -> int | None:
     """Return a number from 1 on; None for anything else."""
     if isinstance(value, str) and value.isascii() and value.isdecimal():
         value = int(value)
@@ -70,8 +73,7 @@ def _count(value: Any) -> int | None:
 
 
 def step_pool(actors: Actors, device: str) -> tuple[Actors, dict[str, float]]:
-    """Return the actors of a step, and what each of them reserves: `num_cpus`, and on GPUs
-    `num_gpus`.
+    """Return the actors of a step, and what each reserves: `num_cpus`, and on GPUs `num_gpus`.
 
     Ray starts the least actors of all steps of a pipeline at once, whatever is free, and they hold
     what they reserve until their step is done; Ray Data starts more of them as it finds room.
@@ -96,9 +98,11 @@ def step_pool(actors: Actors, device: str) -> tuple[Actors, dict[str, float]]:
             f"{there:,}"
         )
     most = there if actors.most is None else min(actors.most, there)
-    largest = max(node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"])
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    largest = max(node["Resources"].get("CPU", 0) for node in alive)
     room = max(largest - 1, 0) / (_STEPS_AT_ONCE * actors.least)
-    reserved["num_cpus"] = min(reserved["num_cpus"], math.floor(room * _GRANULARITY) / _GRANULARITY)
+    room = math.floor(room * _GRANULARITY) / _GRANULARITY
+    reserved["num_cpus"] = min(reserved["num_cpus"], room)
     if unit == "GPU" and there == 1:
         reserved["num_gpus"] = 1 / _STEPS_AT_ONCE
     return Actors(actors.least, most), reserved

@@ -61,8 +61,7 @@ def _join_or_start() -> None:
 
 
 def _end_agents() -> None:
-    """End what the raylet of this process has started; the kernel ends the raylet itself with this
-    process.
+    """End what the raylet of this process has started; the raylet itself ends with this process.
 
     Ray's agents would look for it for a minute. To shut Ray down while its threads are at work
     could crash the process.
@@ -75,9 +74,30 @@ def _end_agents() -> None:
 
 
 def _check_reachable() -> None:
-    """Ask the Ray that is to be joined, if any, whether it is there: Ray itself tries in silence
-    for two minutes.
+    """Ask the Ray that is to be joined, if any, whether it is there.
+
+    Ray itself tries in silence for two minutes.
     """
+    from ray._private.services import canonicalize_bootstrap_address
+
+    named = os.environ.get("RAY_ADDRESS", "")
+    if "://" in named:
+        raise UserError(
+            f"RAY_ADDRESS {named} must be host:port of a head, auto or local; to run a job from "
+            "another machine, submit it to the dashboard: ray job submit --address http://…:8265"
+        )
+    try:
+        address = canonicalize_bootstrap_address(None)  # type: ignore[arg-type]
+    except (ValueError, OSError) as error:
+        raise UserError(
+            f"RAY_ADDRESS {named} must be host:port of a head, auto or local: {error}"
+        ) from error
+    if address is not None:  # else one is started here
+        _ask_for_cluster(address, named)
+
+
+def _ask_for_cluster(address: str, named: str) -> None:
+    """Raise JobError unless a Ray answers at `address`; `named`: RAY_ADDRESS, or empty."""
     from grpc import RpcError, StatusCode
     from ray._common.utils import reset_ray_address
     from ray._private.authentication import authentication_token_setup
@@ -86,55 +106,38 @@ def _check_reachable() -> None:
     from ray.core.generated import gcs_service_pb2_grpc
     from ray.core.generated.gcs_service_pb2 import GetClusterIdRequest  # type: ignore[attr-defined]
 
-    named = os.environ.get("RAY_ADDRESS", "")
-    if "://" in named:
-        raise UserError(
-            f"RAY_ADDRESS {named} must be host:port of a head, auto or local; to run a job from "
-            "another machine, "
-            f"submit it to the dashboard: ray job submit --address http://…:8265"
-        )
+    is_of_this_machine = named in ("", "auto")
     try:
-        address = canonicalize_bootstrap_address(None)  # type: ignore[arg-type]
-    except (ValueError, OSError) as error:
-        raise UserError(
-            f"RAY_ADDRESS {named} must be host:port of a head, auto or local: {error}"
-        ) from error
-    if address is None:
-        return  # one is started here
-    try:
-        if named in (
-            "",
-            "auto",
-        ):  # as ray.init does: a token of this machine is not for a Ray that is named
+        # As ray.init does: a token of this machine is not for a Ray that is named.
+        if is_of_this_machine:
             authentication_token_setup.maybe_enable_token_auth_if_token_available(
                 warn_if_disabled=False
             )
         with init_grpc_channel(address) as channel:
-            asks = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
-            asks.GetClusterId(GetClusterIdRequest(), timeout=_ANSWERS_S)
+            head = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
+            head.GetClusterId(GetClusterIdRequest(), timeout=_ANSWERS_S)
+        return
     except (RpcError, AuthenticationError) as error:
-        if isinstance(error, AuthenticationError) or error.code() == StatusCode.UNAUTHENTICATED:
-            raise JobError(
-                f"the Ray at {address} wants its token: set RAY_AUTH_MODE=token, and put it into "
-                "~/.ray/auth_token or "
-                f"RAY_AUTH_TOKEN (`ray get-auth-token` on its head prints it)"
-            ) from error
-        if (
-            not named and error.code() == StatusCode.UNAVAILABLE
-        ):  # it was killed, and left its address here
-            reset_ray_address()
-            if canonicalize_bootstrap_address(None) is None:  # type: ignore[arg-type]
-                return  # else a raylet that still runs here names it, and Ray would try it again
-        whose = (
-            "RAY_ADDRESS names it"
-            if named not in ("", "auto")
-            else "the last one that was started on this machine"
-        )
+        cause = error
+    status = None if isinstance(cause, AuthenticationError) else cause.code()
+    if status in (None, StatusCode.UNAUTHENTICATED):
         raise JobError(
-            f"no Ray answers at {address} ({whose}): start one there (ray start --head), name "
-            "another, or set "
-            f"RAY_ADDRESS=local to start one for this job"
-        ) from error
+            f"the Ray at {address} wants its token: set RAY_AUTH_MODE=token, and put it into "
+            "~/.ray/auth_token or RAY_AUTH_TOKEN (`ray get-auth-token` on its head prints it)"
+        ) from cause
+    if not named and status == StatusCode.UNAVAILABLE:
+        # It was killed, and left its address here. A raylet that still runs here may name it, too;
+        # then Ray would try it again.
+        reset_ray_address()
+        if canonicalize_bootstrap_address(None) is None:  # type: ignore[arg-type]
+            return
+    whose = "RAY_ADDRESS names it"
+    if is_of_this_machine:
+        whose = "the last one that was started on this machine"
+    raise JobError(
+        f"no Ray answers at {address} ({whose}): start one there (ray start --head), name another, "
+        "or set RAY_ADDRESS=local to start one for this job"
+    ) from cause
 
 
 def started_here() -> bool:
@@ -144,40 +147,35 @@ def started_here() -> bool:
 
 
 def describe_cluster() -> str:
-    """Say which Ray the job runs on: started here, or joined at an address, with its nodes, CPUs
-    and GPUs.
-    """
+    """Say which Ray the job runs on, and what it has: nodes, CPUs and GPUs."""
     resources = cluster_resources()
-    where = (
-        "started here" if started_here() else f"joined at {ray.get_runtime_context().gcs_address}"
-    )
-    nodes = sum(each["Alive"] for each in ray.nodes())
-    counts = [
-        (nodes, "node"),
-        (int(resources.get("CPU", 0)), "CPU"),
-        (int(resources.get("GPU", 0)), "GPU"),
+    where = "started here"
+    if not started_here():
+        where = f"joined at {ray.get_runtime_context().gcs_address}"
+    counts = {
+        "node": sum(node["Alive"] for node in ray.nodes()),
+        "CPU": int(resources.get("CPU", 0)),
+        "GPU": int(resources.get("GPU", 0)),
+    }
+    described = [
+        f"{count:,} {unit if count == 1 else f'{unit}s'}" for unit, count in counts.items()
     ]
-    return f"Ray {where}: " + ", ".join(
-        f"{count:,} {unit}{'' if count == 1 else 's'}" for count, unit in counts
-    )
+    return f"Ray {where}: {', '.join(described)}"
 
 
 def log_ray_data_to_file() -> Path:
-    """Send the errors and tracebacks that Ray Data logs to a file, not to the terminal, and return
-    its path.
-    """
+    """Send the errors that Ray Data logs to a file, not to the terminal; return its path."""
     path = Path(tempfile.gettempdir(), f"modernbert-ray-{os.getpid()}.log")
     logger = logging.getLogger("ray.data")
     logger.setLevel(logging.ERROR)
     for handler in list(logger.handlers):
-        if isinstance(handler, logging.StreamHandler) and not isinstance(
-            handler, logging.FileHandler
-        ):
+        is_file = isinstance(handler, logging.FileHandler)
+        if isinstance(handler, logging.StreamHandler) and not is_file:
             logger.removeHandler(handler)
-    if not any(getattr(handler, "baseFilename", None) == str(path) for handler in logger.handlers):
-        handler = logging.FileHandler(
-            path, delay=True, encoding="utf-8"
-        )  # created when there is something to log
+    files = [getattr(handler, "baseFilename", None) for handler in logger.handlers]
+    if str(path) not in files:
+        # The file is created when there is something to log.
+        handler = logging.FileHandler(path, delay=True, encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logger.addHandler(handler)
     return path
@@ -185,9 +183,7 @@ def log_ray_data_to_file() -> Path:
 
 @contextmanager
 def _stderr_closed() -> Iterator[None]:
-    """Drop what the process, native code included, writes to stderr within the block; exceptions
-    are raised as ever.
-    """
+    """Drop what the process, native code included, writes to stderr within the block."""
     with suppress(OSError, ValueError):  # nobody reads it any more
         sys.stderr.flush()
     try:

@@ -1,6 +1,4 @@
-"""Where a job's actors go: how many, with which CPUs and GPUs, and the wait for a place on the
-cluster.
-"""
+"""Where a job's actors go: how many, with which CPUs and GPUs, and the wait for places."""
 
 from __future__ import annotations
 
@@ -27,23 +25,28 @@ from pipelines.raydata.cluster import cluster_resources, started_here
 from pipelines.report.progress import format_duration, repeated
 from pipelines.report.text import say
 
-TOKEN_CPU_S, TOKEN_DETAILS_CPU_S = 2.0e-6, 3.5e-6
-"""The CPU seconds that a token takes to be read, tokenised and committed, without and with its
-place in the text, which taggers and question answering need: the upper figures of
-benchmarks/results/feeding.json, of a busy machine.
+TOKEN_CPU_S = 2.0e-6
+"""The CPU seconds that a token takes to be read, tokenised and committed.
+
+The upper figure of benchmarks/results/feeding.json, of a busy machine; so is the next one.
 """
-GPU_TOKENS_S, GPU_FLOPS = 1.6e6, 4.5e14
-"""What an H100 does at most: tokens a second, which ModernBERT-base reaches, and floating-point
-operations a second in linear layers, which large reaches at 0.65 M tokens/s.
+TOKEN_DETAILS_CPU_S = 3.5e-6
+"""The same with the token's place in the text, which taggers and question answering need."""
+GPU_TOKENS_S = 1.6e6
+"""The most tokens a second on an H100: what ModernBERT-base reaches."""
+GPU_FLOPS = 4.5e14
+"""The most floating-point operations a second in linear layers there.
+
+ModernBERT-large reaches that at 0.65 M tokens/s.
 """
 _STAGE_CPUS = 4
 """The CPUs a GPU from which on a task of each stage takes as many CPUs as it can use."""
 _STATUS_S = 10.0
 """How long after its start a head may not yet have the status from which `is_fixed` reads."""
-_JOIN_S, _STEADY_S = 60.0, 3.0
-"""How long the nodes of a cluster have to join its head, and how long none more must come until all
-are there.
-"""
+_JOIN_S = 60.0
+"""How long the nodes of a cluster have to join its head."""
+_STEADY_S = 3.0
+"""How long no other node must join until all are there."""
 _SAID_EVERY_S = 60.0
 logger = logging.getLogger(__name__)
 
@@ -82,32 +85,34 @@ def pool_size(actors: str, device: str) -> tuple[int, int | None]:
     an autoscaler may add. Raises UserError if the cluster can never have room for the least.
     """
     wait_for_nodes()
-    unit, least = _unit(device), 1 if actors == "auto" else int(actors.partition(":")[0])
+    unit = _unit(device)
     there = int(cluster_resources().get(unit, 0))
+    least = 1 if actors == "auto" else int(actors.partition(":")[0])
     if least > there and is_fixed():
         raise UserError(
             f"--actors {actors} needs {least} {unit}s, one an actor; {describe_nodes()}"
         )
     if actors != "auto":
         return least, int(actors.rpartition(":")[2])
-    return max(min(_free_places(device), there), 1), there if is_fixed() else None
+    free = min(_free_places(device), there)
+    return max(free, 1), there if is_fixed() else None
 
 
 def wait_for_nodes() -> None:
-    """Give the nodes of a cluster that starts time to join, where it has a head without CPUs and
-    GPUs alone.
+    """Give the nodes of a cluster that has only a head without CPUs and GPUs time to join.
 
     A job that is submitted while a cluster starts would otherwise find no room, or no GPUs, and go
     without. Raises JobError if none joins.
     """
 
     def resources() -> list[float]:
-        found = cluster_resources()
-        return [found.get("CPU", 0), found.get("GPU", 0)]
+        there = cluster_resources()
+        return [there.get("CPU", 0), there.get("GPU", 0)]
 
-    seen, until = resources(), time.monotonic() + _JOIN_S
+    seen = resources()
     if any(seen) or not is_fixed():
         return
+    until = time.monotonic() + _JOIN_S
     _say("waiting for nodes to join the Ray cluster, which has a head alone")
     while not any(seen) and time.monotonic() < until:
         time.sleep(0.5)
@@ -115,8 +120,8 @@ def wait_for_nodes() -> None:
     if not any(seen):
         raise JobError(
             f"no node with CPUs or GPUs has joined within {format_duration(_JOIN_S)}: "
-            f"{describe_nodes()}; start "
-            f"workers (ray start --address=…), or the head with --num-cpus"
+            f"{describe_nodes()}; start workers (ray start --address=…), or the head with "
+            "--num-cpus"
         )
     while any(seen):
         time.sleep(_STEADY_S)
@@ -135,17 +140,18 @@ def is_fixed() -> bool:
         return True
     if is_autoscaler_v2():
         return False
+    types = _node_types()
     until = time.monotonic() + _STATUS_S
-    while not (types := _node_types()) and time.monotonic() < until:
+    while not types and time.monotonic() < until:
         time.sleep(0.5)
+        types = _node_types()
     return all(type_ in (f"node_{node}", LOCAL_CLUSTER_NODE_TYPE) for node, type_ in types.items())
 
 
 def _node_types() -> dict[str, str]:
-    report = (
-        json.loads(_internal_kv_get(b"__autoscaling_status") or b"{}").get("autoscaler_report")
-        or {}
-    )
+    """Return the type of each node, by its address, in the last status of the autoscaler."""
+    status = json.loads(_internal_kv_get(b"__autoscaling_status") or b"{}")
+    report = status.get("autoscaler_report") or {}
     return report.get("node_type_mapping") or {}
 
 
@@ -166,8 +172,7 @@ def _free_places(device: str) -> int:
 
 
 def wait_for_places(actors: int, device: str, wait_s: float) -> None:
-    """Wait until `actors` actors have a place, all at once; JobError if they have none within
-    `wait_s`.
+    """Wait until `actors` actors have a place, all at once; JobError if not within `wait_s`.
 
     A line says what is waited for, and another one each minute. A placement group asks for the
     places: autoscalers see it, and unlike `request_resources` it ends with this process, so that no
@@ -175,21 +180,21 @@ def wait_for_places(actors: int, device: str, wait_s: float) -> None:
     """
     if _free_places(device) >= actors:
         return
-    unit, started, waited = _unit(device), time.monotonic(), 0.0
+    unit = _unit(device)
     wanted = f"{actors:,} {_plural(actors, unit)}, one an actor"
+    started = time.monotonic()
+    waited = 0.0
     group = placement_group([_place(device)] * actors)
     try:
-        while not group.wait(0 if not waited else min(_SAID_EVERY_S, wait_s - waited)):
+        # The first look does not wait, so that the line comes before the first minute.
+        while not group.wait(min(_SAID_EVERY_S, wait_s - waited) if waited else 0):
+            room = _describe_room(unit)
             if waited >= wait_s:
                 raise JobError(
-                    f"{wanted}, were not free within {format_duration(wait_s)}: "
-                    f"{_describe_room(unit)}; ask for fewer "
-                    f"with --actors, or wait longer with --wait-for-actors-s"
+                    f"{wanted}, were not free within {format_duration(wait_s)}: {room}; ask for "
+                    "fewer with --actors, or wait longer with --wait-for-actors-s"
                 )
-            _say(
-                f"waiting for {wanted}, up to {format_duration(wait_s - waited)}: "
-                f"{_describe_room(unit)}"
-            )
+            _say(f"waiting for {wanted}, up to {format_duration(wait_s - waited)}: {room}")
             waited = max(time.monotonic() - started, 1e-3)
     finally:
         remove_placement_group(group)
@@ -218,13 +223,13 @@ def _describe_room(unit: str) -> str:
 def describe_nodes() -> str:
     """Say in half a sentence what the nodes of the Ray cluster have."""
     resources = ray.cluster_resources()
-    counts = [int(resources.get(unit, 0)) for unit in ("CPU", "GPU")]
-    room = " and ".join(
-        f"{count:,} {_plural(count, unit)}"
-        for count, unit in zip(counts, ("CPU", "GPU"), strict=True)
+    cpus = int(resources.get("CPU", 0))
+    gpus = int(resources.get("GPU", 0))
+    room = (
+        f"the Ray cluster has {cpus:,} {_plural(cpus, 'CPU')} and {gpus:,} {_plural(gpus, 'GPU')}"
     )
     nodes = _describe_kinds()
-    return f"the Ray cluster has {room} ({nodes})" if nodes else f"the Ray cluster has {room}"
+    return f"{room} ({nodes})" if nodes else room
 
 
 def _describe_kinds() -> str:
@@ -232,17 +237,16 @@ def _describe_kinds() -> str:
     kinds = Counter[tuple[int, int]]()
     for node in ray.nodes():
         if node["Alive"]:
-            found = node["Resources"]
-            kinds[int(found.get("CPU", 0)), int(found.get("GPU", 0))] += 1
+            there = node["Resources"]
+            kinds[int(there.get("CPU", 0)), int(there.get("GPU", 0))] += 1
     if kinds.total() < 2:
         return ""
-    said = []
+    described = []
     for (cpus, gpus), count in sorted(kinds.items(), reverse=True):
         with_gpus = f" and {gpus} {_plural(gpus, 'GPU')}" if gpus else ""
-        said.append(
-            f"{count:,} {_plural(count, 'node')} of {cpus} {_plural(cpus, 'CPU')}{with_gpus}"
-        )
-    return ", ".join(said)
+        nodes = _plural(count, "node")
+        described.append(f"{count:,} {nodes} of {cpus} {_plural(cpus, 'CPU')}{with_gpus}")
+    return ", ".join(described)
 
 
 def _plural(count: int, unit: str) -> str:
@@ -254,34 +258,29 @@ def _say(line: str) -> None:
 
 
 def cores_per_gpu(config: ModernBertConfig, details: bool) -> int:
-    """Return the CPU cores that keep a GPU busy with a model: one for its actor, the others for the
-    other stages.
+    """Return the CPU cores that keep a GPU busy: one for its actor, the others for other stages.
 
-    `details`: whether the task needs the places of tokens in the text.
+    `config`: that of the model; `details`: whether the task needs the places of tokens in the text.
     """
-    hidden, inner = config.hidden_size, config.intermediate_size
-    weights = config.num_hidden_layers * (4 * hidden * hidden + 3 * hidden * inner)
+    hidden = config.hidden_size
+    of_attention = 4 * hidden * hidden
+    of_mlp = 3 * hidden * config.intermediate_size
+    weights = config.num_hidden_layers * (of_attention + of_mlp)
     tokens_s = min(GPU_TOKENS_S, GPU_FLOPS / (2 * weights))
-    return 1 + math.ceil(tokens_s * (TOKEN_DETAILS_CPU_S if details else TOKEN_CPU_S))
+    cpu_s_per_token = TOKEN_DETAILS_CPU_S if details else TOKEN_CPU_S
+    return 1 + math.ceil(tokens_s * cpu_s_per_token)
 
 
 def warn_of_few_cores(gpus: int, cores_each: int) -> None:
     """Warn where the cluster has fewer CPU cores than `gpus` GPUs want, an actor each."""
     cores = int(cluster_resources().get("CPU", 0))
-    if cores < gpus * cores_each:
+    wanted = gpus * cores_each
+    if cores < wanted:
         logger.warning(
-            "the Ray cluster has %d CPU%s for %d GPU%s; to keep as many H100s busy with this model "
-            "and task takes "
-            "%d, %d each: GPUs may wait for texts to be read and tokenised. Add CPUs, or nodes "
-            "without GPUs",
-            *(
-                cores,
-                "" if cores == 1 else "s",
-                gpus,
-                "" if gpus == 1 else "s",
-                gpus * cores_each,
-                cores_each,
-            ),
+            f"the Ray cluster has {cores} {_plural(cores, 'CPU')} for {gpus} "
+            f"{_plural(gpus, 'GPU')}; to keep as many H100s busy with this model and task takes "
+            f"{wanted}, {cores_each} each: GPUs may wait for texts to be read and tokenised. Add "
+            "CPUs, or nodes without GPUs"
         )
 
 
@@ -295,8 +294,10 @@ def stage_cpus(device: str) -> tuple[float, float, float]:
     """
     if device == "cpu":
         return 0.1, 0.9, 0.05
-    cpus, gpus = (cluster_resources().get(unit, 0) for unit in ("CPU", "GPU"))
-    share = (
-        min(1.0, round(cpus / gpus / _STAGE_CPUS, 3)) if cpus and gpus else 1.0
-    )  # nodes may still be added
+    resources = cluster_resources()
+    cpus = resources.get("CPU", 0)
+    gpus = resources.get("GPU", 0)
+    share = 1.0  # also where there are none yet: nodes may still be added
+    if cpus and gpus:
+        share = min(1.0, round(cpus / gpus / _STAGE_CPUS, 3))
     return share, share, share / 2

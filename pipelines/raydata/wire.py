@@ -81,7 +81,9 @@ def shard_of(table: pa.Table) -> Shard:
     """Decode the shard of a row."""
     raw = json.loads(table["shard"][0].as_py())
     raw["partition"] = tuple(map(tuple, raw["partition"]))
-    return Shard(**raw | {"row_range": raw["row_range"] and tuple(raw["row_range"])})
+    if raw["row_range"]:
+        raw["row_range"] = tuple(raw["row_range"])
+    return Shard(**raw)
 
 
 def tokenised_row(
@@ -92,15 +94,19 @@ def tokenised_row(
     tokenise_s: float,
 ) -> pa.Table:
     """Encode a tokenised shard."""
-    arrays = {name: getattr(windows, name).ravel() for name in WINDOWS}
-    return _table(
-        _empty_row(shard) | arrays | {"rows": rows, "rejects": rejects, "tokenise_s": tokenise_s}
-    )
+    row = _empty_row(shard)
+    for name in WINDOWS:
+        row[name] = getattr(windows, name).ravel()
+    row["rows"] = rows
+    row["rejects"] = rejects
+    row["tokenise_s"] = tokenise_s
+    return _table(row)
 
 
 def failed_row(shard: Shard, error: str, cause: str | None = None) -> pa.Table:
-    """Encode a shard that could not be read; `cause` is CHANGED, or None if the error is the
-    shard's own.
+    """Encode a shard that could not be read.
+
+    `cause`: CHANGED, or None if the error is the shard's own.
     """
     return _table(_empty_row(shard) | {"error": error, "cause": cause})
 
@@ -113,17 +119,15 @@ def rejected_row(shard: Shard, rejects: Sequence[dict[str, Any]]) -> pa.Table:
 def unpredicted_row(
     table: pa.Table, error: str, cause: str, rejects: Sequence[dict[str, Any]] | None = None
 ) -> pa.Table:
-    """Encode a tokenised shard that has no answers: `cause` is one of START, RAISED and
-    NONE_ANSWERED.
+    """Encode a tokenised shard that has no answers.
 
-    `rejects`: its rejected rows, None for those that the row has from reading: they keep their own
-    reasons.
+    `cause`: START, RAISED or NONE_ANSWERED; `rejects`: its rejected rows, None for those that the
+    row has from reading, which keep their own reasons.
     """
     if rejects is None:
         rejects = rejects_of(table)
-    table = table.set_column(
-        table.column_names.index("error"), "error", pa.array([error], pa.string())
-    )
+    place = table.column_names.index("error")
+    table = table.set_column(place, "error", pa.array([error], pa.string()))
     return predicted_row(table, _NO_PREDICTIONS, rejects, 0.0, cause)
 
 
@@ -140,23 +144,24 @@ def predicted_row(
     `idle_s`: the time that the actor had nothing to do before; `budget_tokens`: the most tokens in
     its batches.
     """
-    columns = {name: table[name] for name in table.column_names} | {
-        "values": _list(pa.array(predictions.values.ravel())),
-        "splits": _list(pa.array(predictions.splits)),
-        "rejects": _list(pa.array(rejects, REJECT)),
-        "batches": [predictions.batches],
-        "room": [predictions.batches * budget_tokens],
-        "predict_s": [predictions.seconds],
-        "waited_s": [idle_s],
-        "cause": table["cause"] if cause is None else pa.array([cause], pa.string()),
-    }
+    columns = {name: table[name] for name in table.column_names}
+    columns["values"] = _list(pa.array(predictions.values.ravel()))
+    columns["splits"] = _list(pa.array(predictions.splits))
+    columns["rejects"] = _list(pa.array(rejects, REJECT))
+    columns["batches"] = pa.array([predictions.batches])
+    columns["room"] = pa.array([predictions.batches * budget_tokens])
+    columns["predict_s"] = pa.array([predictions.seconds])
+    columns["waited_s"] = pa.array([idle_s])
+    if cause is not None:
+        columns["cause"] = pa.array([cause], pa.string())
     return pa.table(columns)
 
 
 def windows_of(table: pa.Table) -> Windows:
     """Decode the Windows of a row; the documents that they reject are among the row's rejects."""
     arrays = {name: array_of(table, name) for name in WINDOWS}
-    return Windows(**arrays | {"offsets": arrays["offsets"].reshape(-1, 2)}, rejected={})
+    arrays["offsets"] = arrays["offsets"].reshape(-1, 2)
+    return Windows(**arrays, rejected={})
 
 
 def rejects_of(table: pa.Table) -> list[dict[str, Any]]:
@@ -194,21 +199,23 @@ _NO_PREDICTIONS = Predictions(np.empty(0, np.float32), np.zeros(1, np.int64), {}
 
 
 def _empty_row(shard: Shard) -> dict[str, Any]:
-    empty: dict[str, Any] = {name: [] for name in TOKENISED.names}
-    return (
-        empty
-        | shard_row(shard)
-        | {"cu_seqlens": [0], "tokenise_s": 0.0, "error": None, "cause": None}
-    )
+    row: dict[str, Any] = {name: [] for name in TOKENISED.names}
+    row |= shard_row(shard)
+    row["cu_seqlens"] = [0]
+    row["tokenise_s"] = 0.0
+    row["error"] = None
+    row["cause"] = None
+    return row
 
 
 def _table(row: dict[str, Any]) -> pa.Table:
-    columns = [
-        _list(pa.array(row[field.name], field.type.value_type))
-        if pa.types.is_large_list(field.type)
-        else [row[field.name]]
-        for field in TOKENISED
-    ]
+    columns = []
+    for field in TOKENISED:
+        value = row[field.name]
+        if pa.types.is_large_list(field.type):
+            columns.append(_list(pa.array(value, field.type.value_type)))
+        else:
+            columns.append(pa.array([value], field.type))
     return pa.table(columns, schema=TOKENISED)
 
 

@@ -217,17 +217,17 @@ ALLOWED = "must be a number from 1 on, (MIN, MAX) or 'auto'"
         (
             (),
             {"batch_size": 32},
-            "batch_size is no option of a step: a packed batch has budget_tokens=, and",
+            "batch_size is not an option of a step: a packed batch has budget_tokens=, and",
         ),
         (
             (),
             {"num_gpus": 0.5},
-            'num_gpus is no option of a step: an actor takes a GPU with device="cuda"; concurr',
+            'num_gpus is not an option of a step: an actor takes a GPU with device="cuda"; concurr',
         ),
         (
             (),
             {"columns": ["text"]},
-            "columns is no option of a step: name the columns after the model, one by one",
+            "columns is not an option of a step: name the columns after the model, one by one",
         ),
         ((["text"],), {}, "column ['text'] must be a name; give several one by one: 'a', 'b'"),
         (
