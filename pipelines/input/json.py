@@ -1,4 +1,4 @@
-"""JSON files: an object a line, or an array of objects; one malformed line spoils no other.
+"""JSON files: an object per line, or an array of objects; one malformed line spoils no other.
 
 Values become text as they are written; the shapes of the columns say what they are (shapes.py).
 Lines are parsed by Python's json; blocks whose columns are plain and keep their types, by Arrow's
@@ -28,8 +28,9 @@ _DECODER = json.JSONDecoder(parse_float=Number)
 _BLANKS = " \t\r\n"
 _BETWEEN = _BLANKS + ","
 _LONGEST_WORD = len("-Infinity")
-Item = dict[str, Any] | tuple[str, str]
-"""An object, or the reason and the raw text of what is none."""
+_Object = dict[str, Any]  # its values are of any type of JSON
+Item = _Object | tuple[str, str]
+"""An object, or the reason and the raw text of what is not one."""
 
 
 def blocks(reading: Reading) -> Iterator[Block]:
@@ -41,33 +42,37 @@ def blocks(reading: Reading) -> Iterator[Block]:
     shapes = reading.shapes
     stream = TextStream(reading.filesystem, reading.path, reading.options.encoding, reading.span)
     if _is_array(stream):
-        yield from (_block(items, shapes, stream) for items in _elements(stream))
+        for items in _elements(stream):
+            yield _block(items, shapes, stream)
         return
-    by_arrow: set[str] = set()
+
+    floats_by_arrow: set[str] = set()  # columns of which Arrow has parsed floats
     for data in lines(stream, _MAX_LINE_BYTES):
-        table = None if reading.attempt or stream.invalid else _parse_plain(data, shapes)
+        table = None
+        if not reading.attempt and not stream.invalid:
+            table = _parse_plain(data, shapes)
         if table is None:
-            yield _block(
-                [_item(line, bool(stream.invalid)) for line in data.split(b"\n") if line.strip()],
-                shapes,
-                stream,
-            )
-        else:
-            by_arrow |= {name for name, shape in shapes.items() if "float" in shape.kinds}
-            yield Block(table, [], stream.share)
-    if any(pa.types.is_string(shapes[name].type) for name in by_arrow):
+            may_be_invalid = bool(stream.invalid)
+            items = [_item(line, may_be_invalid) for line in data.split(b"\n") if line.strip()]
+            yield _block(items, shapes, stream)
+            continue
+        for name, shape in shapes.items():
+            if "float" in shape.kinds:
+                floats_by_arrow.add(name)
+        yield Block(table, [], stream.share)
+    # Arrow has written floats in its own way; a column that turns out to be text needs the file's.
+    if any(pa.types.is_string(shapes[name].type) for name in floats_by_arrow):
         raise TryAgain
 
 
 def _is_array(stream: TextStream) -> bool:
-    """Tell whether a file is one array: its first line is no value of its own with others after
-    it.
-    """
-    head = stream.read(BLOCK_BYTES)
-    stream.unread(head)
-    if not head.lstrip().startswith(b"["):
+    """Tell whether a file is one array, not lines of which the first is an array."""
+    block = stream.read(BLOCK_BYTES)
+    stream.unread(block)
+    head = block.lstrip()
+    if not head.startswith(b"["):
         return False
-    first, _, rest = head.lstrip().partition(b"\n")
+    first, _, rest = head.partition(b"\n")
     try:
         json.loads(first)
     except ValueError:
@@ -76,9 +81,12 @@ def _is_array(stream: TextStream) -> bool:
 
 
 def _item(line: bytes, may_be_invalid: bool) -> Item:
+    """Parse a line; `may_be_invalid`: whether the file has bytes that are not UTF-8."""
     text = line.decode()
-    if may_be_invalid and (raw := restore(text)) != line:
-        return "is not valid UTF-8", raw.decode(errors="replace")
+    if may_be_invalid:
+        raw = restore(text)
+        if raw != line:
+            return "is not valid UTF-8", raw.decode(errors="replace")
     try:
         row = _DECODER.decode(text)
     except json.JSONDecodeError as error:
@@ -87,12 +95,15 @@ def _item(line: bytes, may_be_invalid: bool) -> Item:
         return "not readable as JSON: nested too deeply", text
     except ValueError:
         return "not readable as JSON: a number with too many digits", text
-    return row if isinstance(row, dict) else (_not_an_object(row), text)
+    if isinstance(row, dict):
+        return row
+    return _not_an_object(row), text
 
 
-def _not_an_object(value: Any) -> str:
+def _not_an_object(value: object) -> str:
     names = {list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
-    return f"a row must be an object, not {names.get(type(value), 'a number')}"
+    name = names.get(type(value), "a number")
+    return f"a row must be an object, not {name}"
 
 
 def _block(items: list[Item], shapes: dict[str, Shape], stream: TextStream) -> Block:
@@ -100,39 +111,47 @@ def _block(items: list[Item], shapes: dict[str, Shape], stream: TextStream) -> B
     try:
         columns = _columns(items, shapes)
     except (UnicodeEncodeError, RecursionError):
+        # One of them cannot be written as text: each is looked at by itself.
         items = [_writable(item) for item in items]
         columns = _columns(items, shapes)
     for name in columns:
-        shapes.setdefault(name, Shape()).observe(
-            [item[name] for item in items if type(item) is dict and name in item]
-        )
+        values = [item[name] for item in items if type(item) is dict and name in item]
+        shapes.setdefault(name, Shape()).observe(values)
     if len(shapes) > _MAX_COLUMNS:
         raise ValueError(f"has more than {_MAX_COLUMNS:,} different fields")
-    malformed: list[Malformed] = [(i, *item) for i, item in enumerate(items) if type(item) is tuple]
-    return Block(
-        pa.table(columns) if columns else _rows_without_columns(len(items)),
-        malformed,
-        stream.share,
-        stream.note,
-    )
+    malformed: list[Malformed] = []
+    for record, item in enumerate(items):
+        if type(item) is tuple:
+            reason, raw = item
+            malformed.append((record, reason, raw))
+    table = pa.table(columns) if columns else _rows_without_columns(len(items))
+    return Block(table, malformed, stream.share, stream.note)
 
 
 def _rows_without_columns(rows: int) -> pa.Table:
-    return pa.Table.from_batches(
-        [pa.RecordBatch.from_struct_array(pa.array([{}] * rows, pa.struct([])))]
-    )
+    structs = pa.array([{}] * rows, pa.struct([]))
+    return pa.Table.from_batches([pa.RecordBatch.from_struct_array(structs)])
 
 
 def _columns(items: list[Item], shapes: dict[str, Shape]) -> dict[str, pa.Array]:
-    rows = [item if type(item) is dict else {} for item in items]
-    names = dict.fromkeys([*shapes, *(name for row in rows for name in row)])
+    """Return the columns of earlier blocks and of these items as text, with nulls where items lack
+    one.
+    """
+    rows: list[_Object] = [item if type(item) is dict else {} for item in items]
+    names = dict.fromkeys(shapes)
+    for row in rows:
+        names.update(dict.fromkeys(row))
     for name in names:
         name.encode()  # half a surrogate pair in it would cost the whole file
-    return {name: pa.array([_text(row.get(name)) for row in rows], pa.string()) for name in names}
+    columns: dict[str, pa.Array] = {}
+    for name in names:
+        columns[name] = pa.array([_text(row.get(name)) for row in rows], pa.string())
+    return columns
 
 
-def _text(value: Any) -> str | None:
-    if value is None or type(value) is str:
+def _text(value: object) -> str | None:
+    """Return a value as it is written; a string as its characters."""
+    if value is None or isinstance(value, str):
         return value
     if type(value) is Number:
         return value.written
@@ -152,7 +171,7 @@ def _writable(item: Item) -> Item:
     return item
 
 
-def _objects(data: bytes) -> int | None:
+def _count_objects(data: bytes) -> int | None:
     """Return the number of lines where each begins and ends as an object, else None."""
     signs = np.frombuffer(data, np.uint8)
     ends = np.flatnonzero(signs == ord("\n"))
@@ -161,8 +180,10 @@ def _objects(data: bytes) -> int | None:
     starts = np.concatenate(([0], ends[:-1] + 1))
     last = ends - 1
     last -= signs[last] == ord("\r")
-    whole = (signs[starts] == ord("{")) & (last > starts) & (signs[last] == ord("}"))
-    return len(ends) if whole.all() else None
+    begins = signs[starts] == ord("{")
+    closes = signs[last] == ord("}")
+    are_objects = begins & (last > starts) & closes
+    return len(ends) if are_objects.all() else None
 
 
 def _parse_plain(data: bytes, shapes: dict[str, Shape]) -> pa.Table | None:
@@ -171,51 +192,63 @@ def _parse_plain(data: bytes, shapes: dict[str, Shape]) -> pa.Table | None:
     A line that begins and ends as an object, where there are as many objects as lines, is exactly
     one object.
     """
-    types = {name: _plain_type(shape) for name, shape in shapes.items()}
-    if not types or None in types.values() or (rows := _objects(data)) is None:
+    types: dict[str, pa.DataType] = {}
+    for name, shape in shapes.items():
+        type_ = _plain_type(shape)
+        if type_ is None:
+            return None
+        types[name] = type_
+    if not types:
         return None
+    rows = _count_objects(data)
+    if rows is None:
+        return None
+
+    in_one_block = pa_json.ReadOptions(use_threads=False, block_size=len(data) + 1)
+    of_these_types = pa_json.ParseOptions(
+        explicit_schema=pa.schema(types), unexpected_field_behavior="error"
+    )
     try:
-        table = pa_json.read_json(
-            io.BytesIO(data),
-            pa_json.ReadOptions(use_threads=False, block_size=len(data) + 1),
-            pa_json.ParseOptions(
-                explicit_schema=pa.schema(types), unexpected_field_behavior="error"
-            ),
-        )
+        table = pa_json.read_json(io.BytesIO(data), in_one_block, of_these_types)
     except pa.ArrowInvalid:
         return None
     if len(table) != rows:
         return None
+
+    # The shapes change only when all columns are known to be right.
     ranges = {
         name: pc.min_max(table[name]).as_py()
         for name, type_ in types.items()
         if pa.types.is_primitive(type_)
     }
-    for name, found in ranges.items():
+    for name, type_ in types.items():
+        if type_ != pa.float64():
+            continue
+        least = ranges[name]["min"] or 0
+        most = ranges[name]["max"] or 0
         # A larger number may have been a whole one that a float64 does not hold.
-        if (
-            types[name] == pa.float64()
-            and max(abs(found["min"] or 0), abs(found["max"] or 0)) >= EXACT_IN_FLOAT
-        ):
+        if max(abs(least), abs(most)) >= EXACT_IN_FLOAT:
             return None
-    for name in types:
+    for name, type_ in types.items():
         if table[name].null_count:
             shapes[name].kinds.add("null")
-        if types[name] == pa.int64() and ranges[name]["min"] is not None:
+        if type_ == pa.int64() and ranges[name]["min"] is not None:
             shapes[name].observe([ranges[name]["min"], ranges[name]["max"]])
     return pa.table({name: table[name].cast(pa.string()) for name in types})
 
 
 def _plain_type(shape: Shape) -> pa.DataType | None:
+    """Return the type that Arrow's parser can read a column as, None where Python's has to."""
     kinds = shape.kinds - {"null"}
     if not kinds:
         return pa.null()
-    plain = (pa.string(), pa.bool_(), pa.int64(), pa.float64())
-    return (
-        shape.type
-        if shape.type in plain and (kinds == {"string"} or not pa.types.is_string(shape.type))
-        else None
-    )
+    type_ = shape.type
+    if type_ not in (pa.string(), pa.bool_(), pa.int64(), pa.float64()):
+        return None
+    # A column of mixed kinds is text, too, as its values are written.
+    if pa.types.is_string(type_) and kinds != {"string"}:
+        return None
+    return type_
 
 
 def _elements(stream: TextStream) -> Iterator[list[Item]]:
@@ -223,12 +256,18 @@ def _elements(stream: TextStream) -> Iterator[list[Item]]:
     line alone.
     """
     decoder = codecs.getincrementaldecoder("utf-8")()
-    text, done, closed = decoder.decode(stream.read()), False, False
-    at = text.index("[") + 1
+    text = decoder.decode(stream.read())
+    at = text.index("[") + 1  # the place in the text, of which what is behind it is dropped
+    done = False  # whether the text goes to the file's end
+    closed = False
     while True:
         items: list[Item] = []
-        while not closed and (at := _skip(text, at)) < len(text):
-            if closed := text[at] == "]":
+        while not closed:
+            at = _skip(text, at)
+            if at >= len(text):
+                break
+            if text[at] == "]":
+                closed = True
                 at += 1
                 break
             item, after = _element(text, at, done)
@@ -248,7 +287,8 @@ def _elements(stream: TextStream) -> Iterator[list[Item]]:
             return
         data = stream.read()
         done = not data
-        text, at = text[at:] + decoder.decode(data, final=done), 0
+        text = text[at:] + decoder.decode(data, final=done)
+        at = 0
 
 
 def _skip(text: str, at: int) -> int:
@@ -259,32 +299,38 @@ def _skip(text: str, at: int) -> int:
 
 
 def _element(text: str, at: int, done: bool) -> tuple[Item, int | None]:
-    """Parse an element and return it with its end; None for the end where more of the file is
-    needed to tell.
+    """Parse an element and return it with its end.
+
+    The end is None where more of the file is needed to tell.
+
+    Raises ValueError for a malformed element that is not on a line of its own.
     """
     try:
         value, after = _DECODER.raw_decode(text, at)
     except json.JSONDecodeError as error:
-        cut_off = (
-            error.msg.startswith("Unterminated string") or error.pos >= len(text) - _LONGEST_WORD
-        )
+        is_open_string = error.msg.startswith("Unterminated string")
+        cut_off = is_open_string or error.pos >= len(text) - _LONGEST_WORD
         if cut_off and not done:
             return {}, None
-        line_end = text.find("\n", at)
-        if line_end < 0 or not _begins_line(text, at):
-            raise ValueError(f"is not a readable array of JSON: {error.msg}") from error
-        return (f"not readable as JSON: {error.msg}", text[at:line_end].rstrip(",\r ")), line_end
+        return _malformed_line(text, at, error.msg, error)
     except RecursionError as error:
-        line_end = text.find("\n", at)
-        if line_end < 0 or not _begins_line(text, at):
-            raise ValueError("is not a readable array of JSON: nested too deeply") from error
-        return (
-            "not readable as JSON: nested too deeply",
-            text[at:line_end].rstrip(",\r "),
-        ), line_end
+        return _malformed_line(text, at, "nested too deeply", error)
     if after >= len(text) and not done:
         return {}, None
-    return value if isinstance(value, dict) else (_not_an_object(value), text[at:after]), after
+    if isinstance(value, dict):
+        return value, after
+    return (_not_an_object(value), text[at:after]), after
+
+
+def _malformed_line(
+    text: str, at: int, reason: str, error: Exception
+) -> tuple[tuple[str, str], int]:
+    """Return a malformed element with the end of its line, if it has one of its own."""
+    line_end = text.find("\n", at)
+    if line_end < 0 or not _begins_line(text, at):
+        raise ValueError(f"is not a readable array of JSON: {reason}") from error
+    raw = text[at:line_end].rstrip(",\r ")
+    return (f"not readable as JSON: {reason}", raw), line_end
 
 
 def _begins_line(text: str, at: int) -> bool:
