@@ -32,6 +32,11 @@ os.environ["RAY_AUTH_MODE"] = (
 )
 
 
+def runs(name: str, *, few: int, many: int) -> int:
+    """How often a random test runs: what the environment variable `name` says, else `many` in the soak, else `few`."""
+    return int(os.environ.get(name, many if SOAK else few))
+
+
 def free_port() -> int:
     """A port of this machine that nobody listens on."""
     with socket.socket() as probe:
@@ -58,6 +63,8 @@ from checkpoints import write_checkpoint, write_tokenizer
 from durations import Durations
 
 REPOSITORY = Path(__file__).parents[1]
+SOAK = bool(os.environ.get("SOAK"))
+"""Whether .ci/soak runs the tests: all cases, and many random runs."""
 collect_ignore = ["clients"]  # they need an environment of their own: tests/clients/run.py
 torch.set_num_threads(1)
 if not torch.cuda.is_available():

@@ -23,14 +23,14 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
-from conftest import REPOSITORY, RayHead
+from conftest import REPOSITORY, RayHead, runs
 from corpora import count_parts
 
 from pipelines.output import shard_stats
 from pipelines.output.lease import LEASE
 
 JOB = REPOSITORY / "jobs" / "classify_corpus.py"
-KILLS = int(os.environ.get("KILLS", "2"))
+KILLS = runs("KILLS", few=2, many=25)
 ROWS = 2000
 SHARDS = 32
 

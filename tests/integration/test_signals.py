@@ -20,12 +20,12 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
-from conftest import REPOSITORY
+from conftest import REPOSITORY, runs
 
 from pipelines.output.lease import LEASE
 
 JOB = REPOSITORY / "jobs" / "classify_corpus.py"
-SIGNALS = int(os.environ.get("SIGNALS", "2"))
+SIGNALS = runs("SIGNALS", few=2, many=100)
 ROWS = 600
 WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "stopped", signal.SIGHUP: "stopped"}
 

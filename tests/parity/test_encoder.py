@@ -6,20 +6,19 @@ transformers' own two attention paths by 1e-5; a window off by one or swapped th
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 import torch
 from checkpoints import relative_error, write_checkpoint
+from conftest import SOAK
 
 from modernbert.checkpoint import load
 from modernbert.heads import ModernBertForSequenceClassification
 from modernbert.linear import prepack
 from modernbert.packing import PackedBatch
 
-BASE_LAYERS = int(os.environ.get("BASE_LAYERS", "6"))
-"""22 of them is the whole model, as in .ci/soak."""
+BASE_LAYERS = 22 if SOAK else 6
 LENGTHS = (1, 2, 63, 64, 65, 66, 127, 128, 129, 130, 130, 300, 1024)
 BIASED = {"attention_bias": True, "mlp_bias": True, "norm_bias": True, "classifier_bias": True}
 LOCAL_FIRST = [
