@@ -1,6 +1,6 @@
 """How long each test file takes, kept as JSON beside a budget for each.
 
-`pytest --durations-json FILE` writes FILE and names the files that took longer than the budget they have in
+`pytest --durations-json=FILE` writes FILE and names the files that took longer than the budget they have in
 tests/durations.json. That is a report: no test fails by the clock. `seconds` is wall time, which other work on the
 machine makes longer; `cpu_seconds` is what the tests' process took, with the processes that it has started and waited
 for.
@@ -39,6 +39,9 @@ class Durations:
         self.budgets = {file: kept["budget_s"] for file, kept in read_kept().items()}
         self.files: dict[str, FileDurations] = {}
         self.cpu_before = cpu_seconds()
+
+    def pytest_collection_finish(self) -> None:
+        self.cpu_before = cpu_seconds()  # what the imports took is no test's
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self):
