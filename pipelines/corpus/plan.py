@@ -164,7 +164,8 @@ def _fingerprint(
     }
     if with_weights:
         fingerprint["model"] = model_run.task.fingerprint(model_run.model)
-    return json.loads(json.dumps(fingerprint))
+    as_stored: dict[str, Any] = json.loads(json.dumps(fingerprint))
+    return as_stored
 
 
 def _inspect(

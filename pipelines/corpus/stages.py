@@ -28,6 +28,7 @@ from pipelines.output.folder import REJECTED_FIELDS, commit_shard
 from pipelines.output.shard_stats import count_items, count_scores, count_windows
 from pipelines.raydata import wire
 from pipelines.raydata.wire import Committed
+from pipelines.tasks.base import Task
 
 _FIGURES = ("batches", "room", "predict_s", "tokenise_s", "waited_s")
 """What earlier stages have counted and timed, under the names of the stats."""
@@ -57,7 +58,8 @@ def _read_and_tokenise(job: Job, shard: Shard) -> pa.Table:
     rejects += [wire.reject(row, reason, "text") for row, reason in rejected]
     for document, reason in windows.rejected.items():
         rejects.append(wire.reject(rows[document], reason, "encode"))
-    return wire.tokenised_row(shard, windows, rows, rejects, time.perf_counter() - started)
+    tokenise_s = time.perf_counter() - started
+    return wire.tokenised_row(shard, windows, rows, rejects, tokenise_s)
 
 
 def reject_shard(job: Job, shard: Shard, rejects: list[dict[str, Any]]) -> Committed:
@@ -130,8 +132,6 @@ def _answers(job: Job, shard: Shard, table: pa.Table) -> tuple[dict[str, Any], p
     kept, replaced = readable_columns(kept)
     added = {job.prefix + name: values for name, values in answers.items()}
 
-    of_task = [answers[name] for name in task.columns.names]
-    decoded = pa.StructArray.from_arrays(of_task, fields=list(task.columns))
     stats: dict[str, Any] = {
         "name": shard.name,
         "rows": shard.count,
@@ -139,14 +139,26 @@ def _answers(job: Job, shard: Shard, table: pa.Table) -> tuple[dict[str, Any], p
         "tokens": len(windows.input_ids),
         "truncated": int(windows.truncated[answered].sum()),
         "replaced": replaced,
-        **count_windows(windows.lengths),
-        "scores": count_scores(task.scores(decoded).to_numpy(zero_copy_only=False)),
-        "labels": task.label_counts(decoded),
         "rejects": Counter(reject["reason"] for reject in rejects),
     }
-    if task.counted:
-        stats |= count_items(decoded.field(task.counted[0]))
+    stats |= count_windows(windows.lengths)
+    stats |= _stats_of_answers(task, answers)
     return stats, pa.table(kept | added), _rejected(shard, read.table, place_of_row, rejects)
+
+
+def _stats_of_answers(task: Task, answers: dict[str, pa.Array]) -> dict[str, Any]:
+    """Count the scores, labels and items of answers."""
+    of_task = [answers[name] for name in task.columns.names]
+    decoded = pa.StructArray.from_arrays(of_task, fields=list(task.columns))
+    scores = task.scores(decoded).to_numpy(zero_copy_only=False)
+    stats: dict[str, Any] = {
+        "scores": count_scores(scores),
+        "labels": task.label_counts(decoded),
+    }
+    if task.counted:
+        column, _ = task.counted
+        stats |= count_items(decoded.field(column))
+    return stats
 
 
 def _documents(job: Job, read: Rows) -> tuple[list[Text], np.ndarray, list[tuple[int, str]]]:

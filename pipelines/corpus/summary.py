@@ -23,9 +23,16 @@ from pipelines.report.progress import format_duration
 from pipelines.report.text import printable
 from pipelines.tasks.base import Task
 
-_SHOWN_LABELS, _SHOWN_ROWS, _SHOWN_WIDTH, _SHOWN_TEXT = 12, 5, 60, 70
-_SHOWN_FAILURES, _SHOWN_NAMES = 12, 3
-_SLOWEST, _BINS, _SHOWN_ATTEMPTS = 10, 120, 20
+_SHOWN_LABELS = 12
+_SHOWN_ROWS = 5
+_SHOWN_WIDTH = 60  # characters of an answer
+_SHOWN_TEXT = 70  # characters of a text
+_SHOWN_FAILURES = 12
+_SHOWN_NAMES = 3
+_SHOWN_ATTEMPTS = 20
+_SLOWEST = 10
+_BINS = 120
+_BIN_S = 5  # the least seconds of throughput in a bin
 _PACKAGES = ("modernbert-ray", "ray", "torch", "tokenizers", "pyarrow", "numpy")
 
 
@@ -33,14 +40,16 @@ def input_changes(earlier: Corpus | None, corpus: Corpus) -> list[str]:
     """Describe how the input has changed since the last run, in lines for the terminal."""
     if earlier is None:
         return []
-    before, now = ({file.path: file.version for file in each.files} for each in (earlier, corpus))
-    changed = sum(path in before and before[path] != version for path, version in now.items())
+    before = {file.path: file.version for file in earlier.files}
+    now = {file.path: file.version for file in corpus.files}
+    new = now.keys() - before.keys()
+    changed = [path for path in now.keys() & before.keys() if now[path] != before[path]]
     missing = sorted(before.keys() - now.keys() - corpus.broken.keys())
     lines = []
-    if new := len(now.keys() - before.keys()):
-        lines.append(f"input      {new:>9,}  new files")
+    if new:
+        lines.append(f"input      {len(new):>9,}  new files")
     if changed:
-        lines.append(f"input      {changed:>9,}  changed files, whose rows are replaced")
+        lines.append(f"input      {len(changed):>9,}  changed files, whose rows are replaced")
     if missing:
         shown = printable(_few(missing))
         lines.append(
@@ -58,40 +67,25 @@ def format_summary(
     changes: list[str],
     skipped: int,
 ) -> str:
-    """Describe what a run did, in lines for the terminal."""
+    """Describe what a run did, in lines for the terminal.
+
+    Args:
+        job: the job.
+        totals: sums over the shards that the run has committed.
+        attempt: the record of the run.
+        failed: the files and shards that failed, with the reason.
+        changes: lines on how the input has changed.
+        skipped: the shards that were in the output already.
+    """
     lines = [printable(change) for change in changes]
     if skipped:
         lines.append(f"{skipped} shards were in the output already")
     if totals["rows"]:
-        seconds, labels, rejects = attempt.seconds or 0.0, totals["labels"], totals["rejects"]
-        lines += [
-            f"rows       {totals['rows']:,}: {totals['labelled']:,} labelled, "
-            f"{totals['rejected']:,} rejected"
-            f" in {format_duration(seconds)}",
-            f"tokens     {totals['tokens']:,}, {totals['tokens'] / seconds:,.0f} tokens/s"
-            f"{_truncated(job.task, totals['truncated'])}",
-            f"batches    {totals['batches']:,}, filled to {totals['fill'] or 0:.1%} of "
-            f"{describe_budget(job)}",
-        ]
-        if job.task.counted and totals["labelled"]:
-            each, bytes_each = (
-                totals[name] / totals["labelled"] for name in ("items", "item_bytes")
-            )
-            lines.append(
-                f"{job.task.counted[1]:<10} {totals['items']:,}: {each:,.1f} a row, "
-                f"{bytes_each:,.0f} bytes"
-            )
-        shown = list(labels.items())[:_SHOWN_LABELS]
-        lines += [f"label      {count:>9,}  {printable(label)}" for label, count in shown]
-        if len(labels) > len(shown):
-            rest = sum(labels.values()) - sum(count for _, count in shown)
-            lines.append(f"           {rest:>9,}  {len(labels) - len(shown)} other labels")
-        reasons = list(rejects.items())[:_SHOWN_LABELS]
-        lines += [f"rejected   {count:>9,}  {printable(reason)}" for reason, count in reasons]
-    if replaced := totals.get("replaced"):
+        lines += _counts(job, totals, attempt.seconds or 0.0)
+    if totals.get("replaced"):
         lines.append(
-            f"replaced   {replaced:>9,}  values of kept columns that are not UTF-8, in part by "
-            "U+FFFD"
+            f"replaced   {totals['replaced']:>9,}  values of kept columns that are not UTF-8, in "
+            "part by U+FFFD"
         )
     lines += _failures(failed)
     lines += _first_rows(job)
@@ -103,23 +97,55 @@ def format_summary(
     return "\n".join(lines)
 
 
+def _counts(job: Job, totals: dict[str, Any], seconds: float) -> list[str]:
+    """Describe what was counted of the rows, tokens, batches, items, labels and rejected rows."""
+    tokens_per_s = totals["tokens"] / seconds
+    fill = totals["fill"] or 0
+    lines = [
+        f"rows       {totals['rows']:,}: {totals['labelled']:,} labelled, "
+        f"{totals['rejected']:,} rejected in {format_duration(seconds)}",
+        f"tokens     {totals['tokens']:,}, {tokens_per_s:,.0f} tokens/s"
+        f"{_truncated(job.task, totals['truncated'])}",
+        f"batches    {totals['batches']:,}, filled to {fill:.1%} of {describe_budget(job)}",
+    ]
+    if job.task.counted and totals["labelled"]:
+        _, items = job.task.counted
+        items_per_row = totals["items"] / totals["labelled"]
+        bytes_per_row = totals["item_bytes"] / totals["labelled"]
+        lines.append(
+            f"{items:<10} {totals['items']:,}: {items_per_row:,.1f} a row, "
+            f"{bytes_per_row:,.0f} bytes"
+        )
+    labels = list(totals["labels"].items())
+    for label, count in labels[:_SHOWN_LABELS]:
+        lines.append(f"label      {count:>9,}  {printable(label)}")
+    other_labels = labels[_SHOWN_LABELS:]
+    if other_labels:
+        count = sum(count for _, count in other_labels)
+        lines.append(f"           {count:>9,}  {len(other_labels)} other labels")
+    reasons = list(totals["rejects"].items())
+    for reason, count in reasons[:_SHOWN_LABELS]:
+        lines.append(f"rejected   {count:>9,}  {printable(reason)}")
+    return lines
+
+
 def _failures(failed: dict[str, str]) -> list[str]:
-    """Describe the files and shards that failed in a line for each reason, the most frequent
-    first.
-    """
+    """Describe what failed in a line for each reason, the most frequent first."""
     groups = group_failures(failed)
     lines = []
     for reason, names in groups[:_SHOWN_FAILURES]:
         number = f"{len(names):,} files or shards, " if len(names) > 1 else ""
         lines.append(f"failed     {number}{printable(_few(names))}: {printable(reason)}")
-    if others := groups[_SHOWN_FAILURES:]:
+    others = groups[_SHOWN_FAILURES:]
+    if others:
         rest = sum(len(names) for _, names in others)
         lines.append(f"failed     {rest:,} others, for {len(others):,} other reasons: see {RUN}")
     return lines
 
 
 def _few(names: list[str]) -> str:
-    return ", ".join(names[:_SHOWN_NAMES]) + (", …" if len(names) > _SHOWN_NAMES else "")
+    more = ", …" if len(names) > _SHOWN_NAMES else ""
+    return ", ".join(names[:_SHOWN_NAMES]) + more
 
 
 def _first_rows(job: Job) -> list[str]:
@@ -127,26 +153,25 @@ def _first_rows(job: Job) -> list[str]:
     first = min(output.committed(job.folder, job.parts), default=None)
     if first is None or not set(job.text_columns) <= set(job.keep_columns):
         return []
-    names = {job.prefix + name: name for name in job.task.columns.names}
-    columns = [*job.text_columns, *names]
+    stored_names = {name: job.prefix + name for name in job.task.columns.names}
+    columns = [*job.text_columns, *stored_names.values()]
     data = pa.BufferReader(job.folder.read(output.part_path(job.parts, first)))
     table = pq.read_table(data, columns=columns, partitioning=None)
     shown = []
     for row in table.slice(0, _SHOWN_ROWS).to_pylist():
-        text = " | ".join(" ".join(str(row[column]).split()) for column in job.text_columns)
-        answer = job.task.preview({name: row[stored] for stored, name in names.items()})
-        shown.append((printable(answer), printable(text[:_SHOWN_TEXT])))
+        texts = [" ".join(str(row[column]).split()) for column in job.text_columns]
+        text = " | ".join(texts)[:_SHOWN_TEXT]
+        answer = job.task.preview({name: row[stored] for name, stored in stored_names.items()})
+        shown.append((printable(answer), printable(text)))
     width = min(max((len(answer) for answer, _ in shown), default=0), _SHOWN_WIDTH)
     return [f"example    {answer:<{width}}  {text}" for answer, text in shown]
 
 
 def describe_budget(job: Job) -> str:
     """Name the most tokens in a packed batch."""
-    return (
-        f"{job.budget_tokens:,} tokens"
-        if job.budget_tokens
-        else "the tokens that a GPU's memory holds"
-    )
+    if job.budget_tokens:
+        return f"{job.budget_tokens:,} tokens"
+    return "the tokens that a GPU's memory holds"
 
 
 def start_attempt(job: Job) -> Attempt:
@@ -170,9 +195,10 @@ def start_attempt(job: Job) -> Attempt:
 
 def report(job: Job, record: RunRecord, stats: pa.Table) -> dict[str, Any]:
     """Return the values that the report shows; `stats` are those of all shards of the output."""
-    totals, attempts = record.totals or {}, [asdict(attempt) for attempt in record.attempts]
+    totals = record.totals or {}
+    attempts = [asdict(attempt) for attempt in record.attempts]
     last = attempts[-1]
-    longest = int(max(np.flatnonzero(totals["lengths"]), default=-1)) + 1
+    lengths = int(max(np.flatnonzero(totals["lengths"]), default=-1)) + 1  # up to the longest
     timed = stats.filter(pc.is_valid(stats["predict_s"]))
     columns = ["name", "rows", "tokens", "tokenise_s", "predict_s"]
     slowest = timed.select(columns).sort_by([("predict_s", "descending")]).slice(0, _SLOWEST)
@@ -194,7 +220,7 @@ def report(job: Job, record: RunRecord, stats: pa.Table) -> dict[str, Any]:
         "totals": totals,
         "throughput": _throughput(stats, attempts),
         "by_attempt": _by_attempt(stats, attempts),
-        "lengths": {"edges": LENGTH_EDGES[: longest + 1], "windows": totals["lengths"][:longest]},
+        "lengths": {"edges": LENGTH_EDGES[: lengths + 1], "windows": totals["lengths"][:lengths]},
         "labels": list(totals["labels"].items()),
         "items": job.task.counted and job.task.counted[1],
         "scores": {"edges": SCORE_EDGES, "counts": totals["scores"]} if totals["scores"] else None,
@@ -205,9 +231,9 @@ def report(job: Job, record: RunRecord, stats: pa.Table) -> dict[str, Any]:
 
 
 def _attempt_of(stats: pa.Table, attempts: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
-    """Return when each attempt began, never before an earlier one, and the number of that which
-    committed each shard.
+    """Return when each attempt began, and for each shard the number of that which committed it.
 
+    An attempt never begins before an earlier one, whatever the clocks have said.
     A shard of an earlier version has no run: it counts for the last attempt that had begun when it
     was committed.
     """
@@ -221,7 +247,8 @@ def _attempt_of(stats: pa.Table, attempts: list[dict[str, Any]]) -> tuple[np.nda
 
 
 def _times(stats: pa.Table) -> np.ndarray:
-    return pc.fill_null(stats["committed_at"], 0.0).to_numpy()
+    times: np.ndarray = pc.fill_null(stats["committed_at"], 0.0).to_numpy()
+    return times
 
 
 def _by_attempt(stats: pa.Table, attempts: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -244,23 +271,25 @@ def _throughput(stats: pa.Table, attempts: list[dict[str, Any]]) -> list[dict[st
     moment.
     """
     starts, attempt_of = _attempt_of(stats, attempts)
-    times, tokens = _times(stats), stats["tokens"].to_numpy()
+    times = _times(stats)
+    tokens = stats["tokens"].to_numpy()
     series = []
     for number, start in enumerate(starts):
-        within = attempt_of == number
-        if not within.any():
+        is_of_attempt = attempt_of == number
+        if not is_of_attempt.any():
             continue
-        seconds = attempts[number]["seconds"] or times[within].max() - start
-        edges = np.linspace(0, max(seconds, 1e-3), min(_BINS, max(int(seconds / 5), 1)) + 1)
-        sums = np.histogram(
-            (times[within] - start).clip(0, edges[-1]), edges, weights=tokens[within]
-        )[0]
-        rates = (sums / np.diff(edges)).round(1)
+        # One whose process died has no length: it lasted at least until its last commit.
+        seconds = attempts[number]["seconds"] or times[is_of_attempt].max() - start
+        bins = min(_BINS, max(int(seconds / _BIN_S), 1))
+        edges = np.linspace(0, max(seconds, 1e-3), bins + 1)
+        since_start = (times[is_of_attempt] - start).clip(0, edges[-1])
+        sums, _ = np.histogram(since_start, edges, weights=tokens[is_of_attempt])
+        rates = sums / np.diff(edges)
         series.append(
             {
                 "attempt": number,
                 "seconds": edges[:-1].round(1).tolist(),
-                "tokens_per_s": rates.tolist(),
+                "tokens_per_s": rates.round(1).tolist(),
             }
         )
     return series
@@ -274,11 +303,9 @@ def _version(package: str) -> str | None:
 
 
 def _truncated(task: Task, documents: int) -> str:
-    return (
-        f"; {documents:,} documents truncated to {task.max_length} tokens"
-        if task.stride is None
-        else ""
-    )
+    if task.stride is not None:
+        return ""
+    return f"; {documents:,} documents truncated to {task.max_length} tokens"
 
 
 def long_documents_policy(task: Task) -> str:

@@ -202,7 +202,8 @@ class Reports:
         """Report that the actor starts; return how often it has since it was last ready."""
         if not self.watch:
             return 1
-        return ray.get(self.watch.start.remote(self.round_number, self._actor))
+        starts: int = ray.get(self.watch.start.remote(self.round_number, self._actor))
+        return starts
 
     def started(self) -> None:
         """Report that the actor is ready."""
@@ -213,7 +214,8 @@ class Reports:
         """Report that the actor fails to start, and tell whether all the others do, too."""
         if not self.watch:
             return True
-        return ray.get(self.watch.start_failed.remote(self.round_number, self._actor))
+        all_fail: bool = ray.get(self.watch.start_failed.remote(self.round_number, self._actor))
+        return all_fail
 
     def begin(self, shard: str) -> None:
         """Report that the actor begins a shard."""

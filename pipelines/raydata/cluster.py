@@ -40,7 +40,8 @@ def cluster_resources() -> dict[str, float]:
                     call_when_stopped(_end_agents)
             except (RayError, OSError, RuntimeError) as error:
                 raise JobError(f"Ray cannot be used: {' '.join(str(error).split())}") from error
-    return ray.cluster_resources()
+    resources: dict[str, float] = ray.cluster_resources()
+    return resources
 
 
 def _join_or_start() -> None:

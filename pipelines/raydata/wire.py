@@ -166,12 +166,14 @@ def windows_of(table: pa.Table) -> Windows:
 
 def rejects_of(table: pa.Table) -> list[dict[str, Any]]:
     """Decode the rejected rows of a shard."""
-    return table["rejects"][0].as_py()
+    rejects: list[dict[str, Any]] = table["rejects"][0].as_py()
+    return rejects
 
 
 def array_of(table: pa.Table, name: str) -> np.ndarray:
     """Decode a list column of a row, without a copy where the type allows it."""
-    return table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    values: np.ndarray = table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return values
 
 
 @dataclass(frozen=True)
