@@ -8,7 +8,7 @@ import os
 import runpy
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,10 @@ from conftest import REPOSITORY
 from ray.data import DataContext, Dataset
 
 from pipelines import signals
-from pipelines.corpus import execute, stages
+from pipelines.corpus import execute, stages, staging
+from pipelines.corpus.plan import JobPlan
 from pipelines.corpus.run import run_corpus
+from pipelines.input.staging import StagedFile, StageTask
 from pipelines.raydata.actor import Predict
 from pipelines.raydata.wire import shard_row
 
@@ -63,7 +65,21 @@ def run_module(
 
 
 def without_ray(patch: pytest.MonkeyPatch) -> None:
-    """Run the stages of jobs in this process, without Ray, one shard after the other."""
+    """Run the stages of jobs in this process, without Ray: one file, then one shard after the other."""
+
+    def stage_all(
+        plan: JobPlan, tasks: Sequence[StageTask], check: Callable[[], None]
+    ) -> dict[str, StagedFile | str]:
+        results: dict[str, StagedFile | str] = {}
+        for task in tasks:
+            check()
+            run_here = staging._stage._function  # what Ray would run elsewhere
+            staged, reason, output_is_at_fault = run_here(
+                plan.source, plan.folder, task, plan.inspection.options
+            )
+            assert not output_is_at_fault, reason
+            results[task.name] = StagedFile.from_json(staged) if staged else reason
+        return results
 
     def run_all(self: execute.Execution, actors: str, wait_s: float) -> None:
         actor = Predict(self.job) if self.todo else None
@@ -73,6 +89,8 @@ def without_ray(patch: pytest.MonkeyPatch) -> None:
             assert committed["error"] is None, committed
             self.add_committed(json.loads(committed["stats"]))
 
+    patch.setattr(staging, "check_nodes", lambda *_: None)  # there is this one
+    patch.setattr(staging, "_run_tasks", stage_all)
     patch.setattr(execute.Execution, "run", run_all)
 
 
