@@ -1,6 +1,4 @@
-"""Arrow IPC files (also called Feather): a shard is a run of rows in record batches; streams are
-staged.
-"""
+"""Arrow IPC files (or Feather): a shard is a run of rows in record batches; streams are staged."""
 
 from __future__ import annotations
 
@@ -32,14 +30,15 @@ def inspect(filesystem: fs.FileSystem, path: str) -> tuple[Scan, pa.Schema] | No
 def blocks(reading: Reading) -> Iterator[Block]:
     """Yield the rows in order."""
     with open_input(reading.filesystem, reading.path) as stream:
-        size, rows = stream.size(), 0
-        is_file = _is_file(stream)
-        reader = pa.ipc.open_file(stream) if is_file else pa.ipc.open_stream(stream)
-        batches = (
-            (reader.get_batch(i) for i in range(reader.num_record_batches))
-            if is_file
-            else iter(reader)
-        )
+        size = stream.size()
+        rows = 0
+        batches: Iterator[pa.RecordBatch]
+        if _is_file(stream):
+            reader = pa.ipc.open_file(stream)
+            batches = _batches(reader)
+        else:
+            reader = pa.ipc.open_stream(stream)
+            batches = iter(reader)
         for batch in batches:
             for first in range(0, batch.num_rows, MAX_SHARD_ROWS):
                 piece = pa.Table.from_batches([batch.slice(first, MAX_SHARD_ROWS)])
@@ -60,14 +59,19 @@ def read(
         present = [name for name in columns if name in reader.schema.names]
         if not present:
             return pa.table({"": pa.nulls(rows)})
-        batches = (reader.get_batch(i).select(present) for i in range(reader.num_record_batches))
+        batches = (batch.select(present) for batch in _batches(reader))
         return pa.Table.from_batches(list(row_range(batches, start, rows)))
 
 
+def _batches(reader: pa.ipc.RecordBatchFileReader) -> Iterator[pa.RecordBatch]:
+    for i in range(reader.num_record_batches):
+        yield reader.get_batch(i)
+
+
 def _is_file(stream: pa.NativeFile) -> bool:
-    begins = stream.read(6)
+    beginning: bytes = stream.read(6)
     stream.seek(0)
-    return begins == b"ARROW1"
+    return beginning == b"ARROW1"
 
 
 IPC = Format("ipc", (".arrow", ".feather", ".ipc"), blocks, inspect, read)

@@ -1,6 +1,4 @@
-"""Parquet files: a shard is a run of rows in one or more row groups; a file with a huge row group
-is staged.
-"""
+"""Parquet files: a shard is a run of rows in row groups; a file with a huge one is staged."""
 
 from __future__ import annotations
 
@@ -19,19 +17,18 @@ HUGE_ROWS, HUGE_BYTES = 8 * MAX_SHARD_ROWS, 16 << 20
 
 
 def inspect(filesystem: fs.FileSystem, path: str) -> tuple[Scan, pa.Schema] | None:
-    """Read the footer."""
+    """Read the footer; None for a file with a huge row group."""
     with open_input(filesystem, path) as stream:
         file = pq.ParquetFile(stream)
         if _int96_columns(file):
             file = _with_unit(stream, file, _int96_unit(stream, file))
-        groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
-        if any(
-            group.num_rows > HUGE_ROWS and group.total_byte_size > HUGE_BYTES for group in groups
-        ):
-            return None
-        return Scan(
-            file.metadata.num_rows, sum(group.total_byte_size for group in groups)
-        ), file.schema_arrow
+        size = 0
+        for i in range(file.metadata.num_row_groups):
+            group = file.metadata.row_group(i)
+            if group.num_rows > HUGE_ROWS and group.total_byte_size > HUGE_BYTES:
+                return None
+            size += group.total_byte_size
+        return Scan(file.metadata.num_rows, size), file.schema_arrow
 
 
 def blocks(reading: Reading) -> Iterator[Block]:
@@ -60,22 +57,24 @@ def read(
         skip, groups = _row_groups(file.metadata, start, rows)
         if set(present).intersection(_int96_columns(file)):
             file = _with_unit(stream, file, _int96_unit(stream, file, groups))
-        batches = file.iter_batches(MAX_SHARD_ROWS, groups, present, use_threads=False)
-        found = list(row_range(batches, skip, rows))
-        table = pa.Table.from_batches(found) if found else file.schema_arrow.empty_table()
-        return table.select(present)
+        group_batches = file.iter_batches(MAX_SHARD_ROWS, groups, present, use_threads=False)
+        batches = list(row_range(group_batches, skip, rows))
+        if not batches:
+            return file.schema_arrow.empty_table().select(present)
+        return pa.Table.from_batches(batches).select(present)
 
 
 def _int96_columns(file: pq.ParquetFile) -> list[str]:
-    """Return the columns that hold INT96, the times of Impala, Hive and Spark, of which Arrow makes
-    nanoseconds.
+    """Return the columns that hold INT96, the times of Impala, Hive and Spark.
+
+    Arrow makes nanoseconds of them.
     """
-    columns = (file.schema.column(i) for i in range(len(file.schema)))
-    return list(
-        dict.fromkeys(
-            column.path.split(".")[0] for column in columns if column.physical_type == "INT96"
-        )
-    )
+    names: dict[str, None] = {}  # each once: a nested column has several leaves
+    for i in range(len(file.schema)):
+        leaf = file.schema.column(i)
+        if leaf.physical_type == "INT96":
+            names[leaf.path.split(".")[0]] = None
+    return list(names)
 
 
 def _with_unit(stream: pa.NativeFile, file: pq.ParquetFile, unit: str) -> pq.ParquetFile:
@@ -85,23 +84,26 @@ def _with_unit(stream: pa.NativeFile, file: pq.ParquetFile, unit: str) -> pq.Par
 def _int96_unit(
     stream: pa.NativeFile, file: pq.ParquetFile, groups: list[int] | None = None
 ) -> str:
-    """Return the unit that holds the INT96 times of some row groups unchanged: "us", or "ns" where
-    they are so fine.
+    """Return the unit that holds the INT96 times of some row groups, by default all, unchanged.
 
-    INT96 holds nanoseconds of any year; 64 bits of nanoseconds hold the years 1677 to 2262, and
-    Arrow wraps all others around. Spark's times are microseconds.
+    It is "us", or "ns" where a time is so fine. INT96 holds nanoseconds of any year; 64 bits of
+    nanoseconds hold the years 1677 to 2262, and Arrow wraps all others around. Spark's times are
+    microseconds.
     """
     if b"org.apache.spark.version" in (file.metadata.metadata or {}):
         return "us"
-    groups = list(range(file.metadata.num_row_groups)) if groups is None else groups
+    if groups is None:
+        groups = list(range(file.metadata.num_row_groups))
     names = _int96_columns(file)
-    files = [_with_unit(stream, file, unit) for unit in ("us", "ns")]
-    batches = [
-        each.iter_batches(MAX_SHARD_ROWS, groups, names, use_threads=False) for each in files
-    ]
-    for coarse, fine in zip(*batches, strict=True):
-        if any(_loses_nanoseconds(a, b) for a, b in zip(coarse.columns, fine.columns, strict=True)):
-            return "ns"
+
+    def batches_in(unit: str) -> Iterator[pa.RecordBatch]:
+        in_unit = _with_unit(stream, file, unit)
+        yield from in_unit.iter_batches(MAX_SHARD_ROWS, groups, names, use_threads=False)
+
+    for coarse, fine in zip(batches_in("us"), batches_in("ns"), strict=True):
+        for coarse_column, fine_column in zip(coarse.columns, fine.columns, strict=True):
+            if _loses_nanoseconds(coarse_column, fine_column):
+                return "ns"
     return "us"
 
 
@@ -111,23 +113,22 @@ def _loses_nanoseconds(coarse: pa.Array, fine: pa.Array) -> bool:
         children = zip(coarse.flatten(), fine.flatten(), strict=True)
         return any(_loses_nanoseconds(a, b) for a, b in children)
     if pa.types.is_map(coarse.type):
-        return any(
-            _loses_nanoseconds(a, b)
-            for a, b in ((coarse.keys, fine.keys), (coarse.items, fine.items))
-        )
+        if _loses_nanoseconds(coarse.keys, fine.keys):
+            return True
+        return _loses_nanoseconds(coarse.items, fine.items)
     if pa.types.is_nested(coarse.type):
         return _loses_nanoseconds(coarse.flatten(), fine.flatten())
     if coarse.type == fine.type:
         return False
+    # Arrow divides towards zero; microseconds of a time before 1970 are those below it.
     fine_ns = fine.cast(pa.int64())
-    whole_us = pc.divide(
-        fine_ns, 1000
-    )  # towards zero, as a time before 1970 is not: such a one has a remainder
-    floor_us = pc.if_else(
-        pc.less(fine_ns, pc.multiply(whole_us, 1000)), pc.subtract(whole_us, 1), whole_us
-    )
+    divided_us = pc.divide(fine_ns, 1000)
+    divided_ns = pc.multiply(divided_us, 1000)
+    is_above = pc.less(fine_ns, divided_ns)
+    floor_us = pc.if_else(is_above, pc.subtract(divided_us, 1), divided_us)
+    # Out of the range of nanoseconds, the two are different times: the coarse one is right.
     in_range = pc.equal(floor_us, coarse.cast(pa.int64()))
-    has_remainder = pc.not_equal(pc.multiply(whole_us, 1000), fine_ns)
+    has_remainder = pc.not_equal(divided_ns, fine_ns)
     return pc.any(pc.and_(in_range, has_remainder)).as_py() is True
 
 
@@ -138,7 +139,8 @@ def row_range(batches: Iterator[pa.RecordBatch], skip: int, rows: int) -> Iterat
             skip -= batch.num_rows
             continue
         piece = batch.slice(skip, rows)
-        skip, rows = 0, rows - piece.num_rows
+        skip = 0
+        rows -= piece.num_rows
         yield piece
         if not rows:
             return
@@ -146,7 +148,9 @@ def row_range(batches: Iterator[pa.RecordBatch], skip: int, rows: int) -> Iterat
 
 def _row_groups(metadata: pq.FileMetaData, start: int, wanted: int) -> tuple[int, list[int]]:
     """Return the rows to skip in the first row group that holds the rows, and the groups."""
-    skip, groups, chosen_rows = start, list[int](), 0
+    skip = start
+    groups: list[int] = []
+    chosen_rows = 0
     for group in range(metadata.num_row_groups):
         rows = metadata.row_group(group).num_rows
         if not groups and skip >= rows:

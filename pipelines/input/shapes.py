@@ -1,5 +1,4 @@
-"""The shape of a text file's column: which kinds of values it holds, over the whole file, and the
-type that fits all.
+"""The shape of a text file's column: the kinds of values in the whole file, and a type for all.
 
 Shapes of files are merged before a type is chosen, so that no type is guessed from the first rows
 and no value changes.
@@ -18,20 +17,18 @@ import pyarrow as pa
 EXACT_IN_FLOAT = 1 << 53
 """Whole numbers up to this are exact in a float64."""
 MAX_DEPTH, MAX_FIELDS = 20, 256
-"""Deeper objects and lists, and objects with more names, such as those that have ids for names, are
-kept as JSON text: readers of Parquet refuse the one, and a column for each name is of no use to
-any.
+"""Deeper values, which readers of Parquet refuse, are kept as JSON text, and so are objects with
+more names: of ids, for example, nobody wants a column each.
 """
 _INT64, _UINT64 = 1 << 63, 1 << 64
+_SIMPLE_KINDS = {str: "string", bool: "bool", type(None): "null"}
 INFERRED = {
     "csv:int64": pa.int64(),
     "csv:double": pa.float64(),
     "csv:bool": pa.bool_(),
     "csv:date32": pa.date32(),
 }
-"""What all values of a CSV column can be read as so that writing them again gives the same
-characters.
-"""
+"""The types as which a CSV column may be read, where writing gives the same characters again."""
 
 
 class Number(float):
@@ -63,39 +60,43 @@ class Shape:
     """The shapes of the fields of objects."""
 
     def observe(self, values: Iterable[Any], depth: int = 0) -> None:
-        """Add the kinds of values as json.loads gives them, floats as `Number`; `depth`: how often
-        they are nested.
+        """Add the kinds of values as json.loads gives them, floats as `Number`.
+
+        `depth`: how often they are nested.
         """
-        by_type: dict[type, list[Any]] = {}
+        by_type: dict[type, list[Any]] = {}  # values of JSON
         for value in values:
             by_type.setdefault(type(value), []).append(value)
-        for type_, found in by_type.items():
+        for type_, group in by_type.items():
             if type_ is int:
-                self._observe_ints(min(found), max(found))
+                self._observe_ints(min(group), max(group))
             elif issubclass(type_, float):
-                overflow = any(math.isinf(value) for value in found) and type_ is Number
-                self.kinds |= {"float", "huge"} if overflow else {"float"}
+                self.kinds.add("float")
+                # NaN and Infinity of Python's JSON are floats, too; a Number is one with digits.
+                if type_ is Number and any(math.isinf(value) for value in group):
+                    self.kinds.add("huge")
             elif type_ in (list, dict) and depth == MAX_DEPTH:
                 self.kinds.add("deep")
             elif type_ is list:
                 self.kinds.add("list")
-                self.items = self.items or Shape()
-                self.items.observe(chain.from_iterable(found), depth + 1)
+                if self.items is None:
+                    self.items = Shape()
+                self.items.observe(chain.from_iterable(group), depth + 1)
             elif type_ is dict:
-                self._observe_objects(found, depth)
+                self._observe_objects(group, depth)
             else:
-                self.kinds.add({str: "string", bool: "bool", type(None): "null"}[type_])
+                self.kinds.add(_SIMPLE_KINDS[type_])
 
-    def _observe_objects(self, found: list[dict[str, Any]], depth: int) -> None:
+    def _observe_objects(self, objects: list[dict[str, Any]], depth: int) -> None:
         self.kinds.add("object")
-        names = dict.fromkeys(chain(self.fields, *found))
+        names = dict.fromkeys(chain(self.fields, *objects))
         if len(names) > MAX_FIELDS:
             self.kinds.add("wide")
         if "wide" in self.kinds:
             self.fields = {}
             return
         for name in names:
-            present = [value[name] for value in found if name in value]
+            present = [value[name] for value in objects if name in value]
             self.fields.setdefault(name, Shape()).observe(present, depth + 1)
 
     def _observe_ints(self, least: int, most: int) -> None:
@@ -111,64 +112,72 @@ class Shape:
 
     def merge(self, other: Shape) -> Shape:
         """Return the shape of a column that holds the values of both."""
-        items = (
-            self.items.merge(other.items)
-            if self.items and other.items
-            else self.items or other.items
-        )
+        items = self.items or other.items
+        if self.items and other.items:
+            items = self.items.merge(other.items)
         names = dict.fromkeys([*self.fields, *other.fields])
         kinds = self.kinds | other.kinds
         if "wide" in kinds or len(names) > MAX_FIELDS:
             return Shape(kinds | {"wide"}, items)
-        fields = {
-            name: self.fields.get(name, Shape()).merge(other.fields.get(name, Shape()))
-            for name in names
-        }
+        fields: dict[str, Shape] = {}
+        for name in names:
+            own = self.fields.get(name, Shape())
+            fields[name] = own.merge(other.fields.get(name, Shape()))
         return Shape(kinds, items, fields)
 
     @property
     def type(self) -> pa.DataType:
-        """The type of the column: the narrowest that holds each value unchanged; a string for mixed
-        kinds.
+        """The type of the column: the narrowest that holds each value, a string for mixed kinds.
 
         A string holds numbers as they were written, and lists and objects as JSON.
         """
-        type_ = _type(self) or pa.string()
-        return type_ if _leaves(type_) <= MAX_FIELDS else pa.string()
+        type_ = _type(self)
+        if type_ is None or _leaves(type_) > MAX_FIELDS:
+            return pa.string()
+        return type_
 
     def fits(self, type_: pa.DataType) -> bool:
         """Tell whether a column of `type_` holds each value unchanged."""
-        if pa.types.is_string(type_) or not self.kinds - {"null"}:
+        if pa.types.is_string(type_) or not self._has_values:
             return True
         if self.kinds <= {"list", "null"} and pa.types.is_list(type_):
-            return (self.items or Shape()).fits(type_.value_type)
+            items = self.items or Shape()
+            return items.fits(type_.value_type)
         if self.kinds <= {"object", "null"} and pa.types.is_struct(type_):
-            empty = {name for name, shape in self.fields.items() if not shape.kinds - {"null"}}
-            return self.fields.keys() - empty <= set(type_.names) and all(
-                shape.fits(type_.field(name).type)
-                for name, shape in self.fields.items()
-                if name in type_.names
-            )
-        return self.type == type_ or self.merge(_shape_of(type_)).type == type_
+            for name, shape in self.fields.items():
+                if name in type_.names:
+                    if not shape.fits(type_.field(name).type):
+                        return False
+                elif shape._has_values:  # of a field that the type lacks
+                    return False
+            return True
+        if self.type == type_:
+            return True
+        with_type = self.merge(_shape_of(type_))
+        return bool(with_type.type == type_)
+
+    @property
+    def _has_values(self) -> bool:
+        return bool(self.kinds - {"null"})
 
     def to_json(self) -> dict[str, Any]:
         """Encode it for a file."""
-        found: dict[str, Any] = {"kinds": sorted(self.kinds)}
+        content: dict[str, Any] = {"kinds": sorted(self.kinds)}
         if self.items:
-            found["items"] = self.items.to_json()
+            content["items"] = self.items.to_json()
         if self.fields:
-            found["fields"] = {name: shape.to_json() for name, shape in self.fields.items()}
-        return found
+            content["fields"] = {name: shape.to_json() for name, shape in self.fields.items()}
+        return content
 
     @classmethod
-    def from_json(cls, found: dict[str, Any]) -> Shape:
+    def from_json(cls, content: dict[str, Any]) -> Shape:
         """Decode what `to_json` has encoded."""
-        items = cls.from_json(found["items"]) if "items" in found else None
-        return cls(
-            set(found["kinds"]),
-            items,
-            {name: cls.from_json(s) for name, s in found.get("fields", {}).items()},
-        )
+        items = None
+        if "items" in content:
+            items = cls.from_json(content["items"])
+        fields = content.get("fields", {})
+        shapes = {name: cls.from_json(shape) for name, shape in fields.items()}
+        return cls(set(content["kinds"]), items, shapes)
 
 
 def _type(shape: Shape) -> pa.DataType | None:
@@ -176,22 +185,31 @@ def _type(shape: Shape) -> pa.DataType | None:
     kinds = shape.kinds - {"null"}
     if not kinds:
         return pa.string()
-    if len(kinds) == 1 and next(iter(kinds)) in INFERRED:
-        return INFERRED[next(iter(kinds))]
+    if len(kinds) == 1:
+        (kind,) = kinds
+        if kind in INFERRED:
+            return INFERRED[kind]
     if kinds <= {"int", "long", "negative"}:
         return pa.int64()
     if kinds <= {"int", "long", "ulong"}:
         return pa.uint64()
     if kinds <= {"int", "negative", "float"}:
         return pa.float64()
-    if kinds in ({"bool"}, {"string"}):
-        return pa.bool_() if kinds == {"bool"} else pa.string()
+    if kinds == {"bool"}:
+        return pa.bool_()
+    if kinds == {"string"}:
+        return pa.string()
     if kinds == {"list"}:
         items = _type(shape.items or Shape())
-        return pa.list_(items) if items else None
+        return None if items is None else pa.list_(items)
     if kinds == {"object"} and shape.fields:
-        types = {name: _type(each) for name, each in shape.fields.items()}
-        return pa.struct(list(types.items())) if all(types.values()) else None
+        fields: list[tuple[str, pa.DataType]] = []
+        for name, each in shape.fields.items():
+            type_ = _type(each)
+            if type_ is None:
+                return None
+            fields.append((name, type_))
+        return pa.struct(fields)
     return None
 
 
@@ -207,7 +225,8 @@ def _shape_of(type_: pa.DataType) -> Shape:
     if pa.types.is_list(type_):
         return Shape({"list"}, _shape_of(type_.value_type))
     if pa.types.is_struct(type_):
-        return Shape({"object"}, None, {each.name: _shape_of(each.type) for each in type_})
+        fields = {each.name: _shape_of(each.type) for each in type_}
+        return Shape({"object"}, None, fields)
     kinds = {
         pa.int64(): "long",
         pa.uint64(): "ulong",
@@ -215,5 +234,7 @@ def _shape_of(type_: pa.DataType) -> Shape:
         pa.bool_(): "bool",
         pa.string(): "string",
     }
+    if type_ in kinds:
+        return Shape({kinds[type_]})
     inferred = {known: name for name, known in INFERRED.items()}
-    return Shape({kinds.get(type_) or inferred.get(type_, "huge")})
+    return Shape({inferred.get(type_, "huge")})
