@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-GPU_TOKENS_S = 2000.0
+GPU_TOKENS_S = 1000.0
 GPU_READERS = 4
 """The readers that wait for each other, where they do: a machine of two cores can have as many."""
 READERS = "STANDIN_READERS"

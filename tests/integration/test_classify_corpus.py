@@ -173,7 +173,7 @@ def test_a_second_run_does_only_what_is_missing_and_gives_the_same_bytes(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("kind", "where"), [("jsonl.gz", "local_ray"), ("csv", "local_ray"), ("feather", "in_process")]
+    ("kind", "where"), [("jsonl.gz", "local_ray"), ("csv", "in_process"), ("feather", "in_process")]
 )
 def test_other_formats_and_multi_label(kind, where, tmp_path, request):
     request.getfixturevalue(where)

@@ -75,7 +75,7 @@ def test_as_many_readers_as_feed_a_gpu_run_beside_it(readers, checkpoint, tmp_pa
     How busy a GPU is then, benchmarks/feeding.py measures.
     """
     (readers / standin_gpu.MEET).touch()
-    shards = 6 * standin_gpu.GPU_READERS
+    shards = 4 * standin_gpu.GPU_READERS
     run(tmp_path, checkpoint, monkeypatch, shards)
     assert len(list((readers / "entries").iterdir())) == shards
     assert not list(readers.glob("starved-*"))
