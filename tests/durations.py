@@ -19,7 +19,7 @@ KEPT = Path(__file__).with_name("durations.json")
 NEW_FILE_BUDGET_S = 15
 
 
-class FileDurations(TypedDict):
+class FileDurations(TypedDict, total=False):
     budget_s: int
     seconds: float
     cpu_seconds: float
