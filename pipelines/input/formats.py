@@ -1,6 +1,4 @@
-"""The file formats that a corpus can have. A new one is a file beside this one and a line in
-FORMATS.
-"""
+"""The file formats that a corpus can have; a new one is a file beside this, and named in FORMATS."""
 
 from __future__ import annotations
 
@@ -15,9 +13,9 @@ FORMATS: dict[str, Format] = {format_.name: format_ for format_ in (PARQUET, IPC
 
 
 def file_format(path: str) -> str | None:
-    """Return the name of the format of a file by its ending, or None for a file that holds no
-    data.
-    """
-    return next(
-        (name for name, format_ in FORMATS.items() if path.lower().endswith(format_.suffixes)), None
-    )
+    """Return the name of a file's format by its ending, None for a file that holds no data."""
+    lower = path.lower()
+    for name, format_ in FORMATS.items():
+        if lower.endswith(format_.suffixes):
+            return name
+    return None

@@ -5,6 +5,7 @@ A shard is a fixed row range of one file: the unit of work, of retry, of commit 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -19,6 +20,7 @@ from pipelines.input.text import TextOptions
 MAX_SHARD_ROWS = 4096
 STRIDE_ROWS = 64
 """Shards start at a multiple of this row number."""
+_MAX_SUBSHARDS = 16
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,9 @@ class Shard:
     """Rows [start, start + rows) of one file."""
 
     name: str
-    """The stem of its output file: the input file's name, its version and the row range; sorts in
-    input order.
+    """The stem of its output file: the input file's name, its version and the row range.
+
+    It sorts in input order.
     """
     path: str
     format: str
@@ -56,18 +59,23 @@ class Shard:
     def subshards(self) -> list[Shard]:
         """The shard cut into at most 16 row ranges, each a shard with a name of its own."""
         first, stop = self.row_range or (0, self.rows)
-        stem, step = self.name.rsplit("-", 2)[0], -(-(stop - first) // 16)
-        parts = [(a, min(a + step, stop)) for a in range(first, stop, step)]
-        names = [f"{stem}-{self.start + a:09d}-{self.start + b:09d}" for a, b in parts]
-        return [
-            replace(self, name=name, row_range=part)
-            for name, part in zip(names, parts, strict=True)
-        ]
+        stem = self.name.rsplit("-", 2)[0]  # without the rows
+        step = math.ceil((stop - first) / _MAX_SUBSHARDS)
+        subshards: list[Shard] = []
+        for begin in range(first, stop, step):
+            end = min(begin + step, stop)
+            # The names count from the start of the file, as those of shards do.
+            name = f"{stem}-{self.start + begin:09d}-{self.start + end:09d}"
+            subshards.append(replace(self, name=name, row_range=(begin, end)))
+        return subshards
 
     @property
     def count(self) -> int:
         """The number of rows in its row range."""
-        return self.row_range[1] - self.row_range[0] if self.row_range else self.rows
+        if self.row_range is None:
+            return self.rows
+        first, stop = self.row_range
+        return stop - first
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +129,7 @@ class Rows:
 
 
 Malformed = tuple[int, str, str]
-"""(record in the block, reason, raw text) of a record that is no row."""
+"""(record in the block, reason, raw text) of a record that is not a row."""
 
 
 class Block(NamedTuple):
@@ -152,16 +160,12 @@ class Reading:
 
 
 class TryAgain(Exception):
-    """Raised by `Format.blocks` where the file must be read again from its start, with the next
-    `attempt`.
-    """
+    """Raised by `Format.blocks` where the file must be read again, with the next `attempt`."""
 
 
 @dataclass(frozen=True)
 class Format:
-    """A file format: how its files are recognised, inspected, read, and staged where they cannot be
-    read by row.
-    """
+    """A file format: how its files are recognised, inspected, read by row, or staged."""
 
     name: str
     """Its name in messages and in the record of an output's input files."""

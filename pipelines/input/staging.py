@@ -1,12 +1,13 @@
-"""Staging: a file that cannot be read by row is read once, in order, into Parquet parts under the
-output.
+"""Staging: a file that cannot be read by row is read once, in order, into Parquet parts.
 
-    OUTPUT/_staged/<file>-<version>[-<range>].json             what was read: parts, shapes of the
-    columns OUTPUT/_staged/<file>-<version>[-<range>]-<part>.parquet   its records; another part
-    begins where columns are added
+They lie in the output:
 
-Every record of a text file is a row, a malformed one with its reason and raw text. Columns are
-strings; they become typed when they are read (`from_text`).
+    OUTPUT/_staged/<file>-<version>[-<range>].json            its parts, and shapes of the columns
+    OUTPUT/_staged/<file>-<version>[-<range>]-<part>.parquet  its records
+
+Another part begins where columns are added. Every record of a text file is a row, a malformed one
+with its reason and raw text. Columns are strings; they become typed when they are read
+(types.convert).
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class StageTask:
 
 @dataclass
 class StagedFile:
-    """What staging has found in a file."""
+    """What staging knows of a file."""
 
     parts: list[tuple[str, int]] = field(default_factory=list)
     """The names of the parts, and their rows."""
@@ -89,59 +90,79 @@ class StagedFile:
         self.parts += other.parts
         self.size += other.size
         self.notes += [note for note in other.notes if note not in self.notes]
-        self.shapes |= {
-            name: self.shapes.get(name, Shape()).merge(shape)
-            for name, shape in other.shapes.items()
-        }
+        for name, shape in other.shapes.items():
+            own = self.shapes.get(name, Shape())
+            self.shapes[name] = own.merge(shape)
         self.schema = self.schema or other.schema
 
     def to_json(self) -> str:
         """Encode it for a file."""
-        schema = base64.b64encode(self.schema.serialize()).decode() if self.schema else None
-        shapes = {name: shape.to_json() for name, shape in self.shapes.items()}
-        values = {"parts": self.parts, "size": self.size, "notes": self.notes, "shapes": shapes}
-        return json.dumps(values | {"schema": schema})
+        schema = None
+        if self.schema:
+            schema = base64.b64encode(self.schema.serialize()).decode()
+        content = {
+            "parts": self.parts,
+            "size": self.size,
+            "notes": self.notes,
+            "shapes": {name: shape.to_json() for name, shape in self.shapes.items()},
+            "schema": schema,
+        }
+        return json.dumps(content)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> StagedFile:
         """Decode what `to_json` has encoded."""
-        found = json.loads(text)
-        shapes = {name: Shape.from_json(shape) for name, shape in found["shapes"].items()}
-        schema = found["schema"] and pa.ipc.read_schema(
-            pa.py_buffer(base64.b64decode(found["schema"]))
+        content = json.loads(text)
+        schema = None
+        if content["schema"]:
+            schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(content["schema"])))
+        return cls(
+            parts=[(name, rows) for name, rows in content["parts"]],
+            size=content["size"],
+            shapes={name: Shape.from_json(shape) for name, shape in content["shapes"].items()},
+            schema=schema,
+            notes=content["notes"],
         )
-        parts = [(name, rows) for name, rows in found["parts"]]
-        return cls(parts, found["size"], shapes, schema, found["notes"])
 
 
 def stage_tasks(
     source: Location, path: str, format_: str, stem: str, options: TextOptions
 ) -> list[StageTask]:
-    """Return the tasks that stage a file: one, or one for each range of a large file of JSON
-    lines.
+    """Return the tasks that stage a file: one, or one for each range of a large file of lines.
+
+    Args:
+        source: the input.
+        path: the file's path there.
+        format_: the name of its format.
+        stem: the stem of the names of its parts; they say, too, how the file was read.
+        options: how text files are read.
     """
     filesystem, _ = source.filesystem_and_path
-    if changed := options.changed():
-        stem += f"-{hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:8]}"
-    plain = (
-        format_ == "json"
-        and not path.lower().endswith(COMPRESSIONS)
-        and options.encoding == "utf-8"
-    )
-    if plain and options.limit is None and file_info(filesystem, path).size > RANGED_BYTES:
-        spans = lines_file_spans(filesystem, path, RANGE_BYTES)
-        return [StageTask(path, format_, f"{stem}-{i:04d}", span) for i, span in enumerate(spans)]
-    return [StageTask(path, format_, stem)]
+    changed = options.changed()
+    if changed:
+        digest = hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()
+        stem = f"{stem}-{digest[:8]}"
+    is_compressed = path.lower().endswith(COMPRESSIONS)
+    has_plain_lines = format_ == "json" and not is_compressed and options.encoding == "utf-8"
+    if not has_plain_lines or options.limit is not None:
+        return [StageTask(path, format_, stem)]
+    if file_info(filesystem, path).size <= RANGED_BYTES:
+        return [StageTask(path, format_, stem)]
+    spans = lines_file_spans(filesystem, path, RANGE_BYTES)
+    return [StageTask(path, format_, f"{stem}-{i:04d}", span) for i, span in enumerate(spans)]
 
 
 def read_staged(folder: Folder, task: StageTask, present: set[str]) -> StagedFile | None:
-    """Return what an earlier run has staged, None where some of it is missing. `present`: the names
-    in _staged.
+    """Return what an earlier run has staged, None where some of it is missing.
+
+    `present`: the names of the files in _staged.
     """
     if f"{task.name}.json" not in present:
         return None
     staged = StagedFile.from_json(folder.read(f"{STAGED}/{task.name}.json"))
-    return staged if {name for name, _ in staged.parts} <= present else None
+    if all(name in present for name, _ in staged.parts):
+        return staged
+    return None
 
 
 def stage(source: Location, folder: Folder, task: StageTask, options: TextOptions) -> StagedFile:
@@ -152,34 +173,34 @@ def stage(source: Location, folder: Folder, task: StageTask, options: TextOption
         ValueError, OSError, EOFError, pa.ArrowException: where the file cannot be read.
     """
     filesystem, _ = source.filesystem_and_path
-    attempt = -1
+    format_ = FORMATS[task.format]
+    attempt = 0
     while True:
-        attempt += 1
         staged = StagedFile()
-        writer = _Writer(folder, task.name, staged, is_text=FORMATS[task.format].inspect is None)
+        writer = _Writer(folder, task.name, staged, is_text=format_.inspect is None)
+        reading = Reading(filesystem, task.path, options, task.span, attempt, staged.shapes)
         try:
-            reading = Reading(filesystem, task.path, options, task.span, attempt, staged.shapes)
-            for block in FORMATS[task.format].blocks(reading):
+            for block in format_.blocks(reading):
                 writer.write(block)
                 if options.limit is not None and writer.rows >= options.limit:
                     break
             writer.close()
         except TryAgain:
             writer.discard()
+            attempt += 1
             continue
         except BaseException:
             writer.discard()
             raise
         _check_records(task, writer)
+        # Written last: it says that all parts are there.
         with _writing():
             folder.write_atomic(f"{STAGED}/{task.name}.json", staged.to_json().encode())
         return staged
 
 
 def _check_records(task: StageTask, writer: _Writer) -> None:
-    """Raise ValueError for a file in which no record is a row: it is something else than its name
-    says.
-    """
+    """Raise ValueError for a file in which no record is a row: its name says the wrong format."""
     if writer.rows and writer.malformed == writer.rows and task.span == (0, None):
         raise ValueError(
             f"no record of it is a row of {task.format}: the first {writer.first_reason}"
@@ -190,35 +211,30 @@ class _Writer:
     """The parts of a staged file as they are written."""
 
     def __init__(self, folder: Folder, name: str, staged: StagedFile, is_text: bool):
-        self.folder, self.name, self.staged, self.is_text = folder, name, staged, is_text
-        self.rows = self.malformed = self.part_rows = 0
-        self.first_reason = ""
-        self.writer: pq.ParquetWriter | None = None
+        self.folder = folder
+        self.name = name
+        self.staged = staged
+        self.is_text = is_text
         self.filesystem, path = folder.filesystem_and_path
         self.path = f"{path}/{STAGED}"
+        self.rows = 0
+        self.malformed = 0
+        self.first_reason = ""
+        self.writer: pq.ParquetWriter | None = None
+        self.part_rows = 0
 
     def write(self, block: Block) -> None:
         """Add records; a part begins where the columns are others."""
-        table = block.table
         if block.note and block.note not in self.staged.notes:
             self.staged.notes.append(block.note)
         if self.is_text:
-            reasons = np.full(len(table), None, object)
-            raws = reasons.copy()
-            for record, reason, raw in block.malformed:
-                reasons[record], raws[record] = reason, raw
+            if block.malformed and not self.first_reason:
+                _, self.first_reason, _ = block.malformed[0]
             self.malformed += len(block.malformed)
-            self.first_reason = self.first_reason or (
-                block.malformed[0][1] if block.malformed else ""
-            )
-            columns = {name: table[name] for name in table.column_names}
-            table = pa.table(
-                columns
-                | {_REASON: pa.array(reasons, pa.string()), _RAW: pa.array(raws, pa.string())}
-            )
+            table = _with_reasons(block)
         else:
-            self.staged.schema = table.schema
-            table = _storable(table)
+            self.staged.schema = block.table.schema
+            table = _storable(block.table)
         self.rows += len(table)
         self.staged.size += table.nbytes
         if self.writer is None or self.writer.schema != table.schema:
@@ -231,9 +247,9 @@ class _Writer:
 
     def _open(self, schema: pa.Schema) -> None:
         self.part = f"{self.name}-{len(self.staged.parts):04d}.parquet"
-        self.written = (
-            f"{self.path}/{temporary_name(self.part) if self.folder.is_local else self.part}"
-        )
+        # An object store shows a file when it is whole; a disk at once.
+        name = temporary_name(self.part) if self.folder.is_local else self.part
+        self.written = f"{self.path}/{name}"
         with _writing():
             if self.folder.is_local:
                 Path(self.path).mkdir(parents=True, exist_ok=True)
@@ -252,7 +268,8 @@ class _Writer:
             if self.folder.is_local:
                 os.replace(self.written, f"{self.path}/{self.part}")
         self.staged.parts.append((self.part, self.part_rows))
-        self.writer, self.part_rows = None, 0
+        self.writer = None
+        self.part_rows = 0
 
     def discard(self) -> None:
         """Leave the part that is being written."""
@@ -261,15 +278,29 @@ class _Writer:
         self.writer = None
 
 
+def _with_reasons(block: Block) -> pa.Table:
+    """Return the records of a text file with the reasons and raw texts of malformed ones."""
+    reasons: list[str | None] = [None] * len(block.table)
+    raws: list[str | None] = [None] * len(block.table)
+    for record, reason, raw in block.malformed:
+        reasons[record] = reason
+        raws[record] = raw
+    columns = {name: block.table[name] for name in block.table.column_names}
+    columns[_REASON] = pa.array(reasons, pa.string())
+    columns[_RAW] = pa.array(raws, pa.string())
+    return pa.table(columns)
+
+
 def _storable(table: pa.Table) -> pa.Table:
-    """Return a table in plain types, without columns that Parquet cannot hold, which the plan
-    refuses or leaves out.
+    """Return a table in plain types, without the columns that Parquet cannot hold.
+
+    The plan refuses these, or leaves them out.
     """
-    columns = {
-        field.name: convert(table.column(i), plain_type(field.type))
-        for i, field in enumerate(table.schema)
-        if why_not_stored(plain_type(field.type)) is None
-    }
+    columns: dict[str, pa.ChunkedArray] = {}
+    for i, column_field in enumerate(table.schema):
+        type_ = plain_type(column_field.type)
+        if why_not_stored(type_) is None:
+            columns[column_field.name] = convert(table.column(i), type_)
     return pa.table(columns) if columns else table.select([])
 
 
@@ -283,18 +314,20 @@ def remove_staged(folder: Folder) -> None:
 def read_part(folder: Folder, shard: Shard, columns: list[str]) -> Rows:
     """Read columns of a shard of a staged file; its malformed records are the bad rows."""
     filesystem, path = folder.filesystem_and_path
-    table = read(
-        filesystem,
-        f"{path}/{STAGED}/{shard.part}",
-        shard.part_start,
-        shard.rows,
-        [*columns, *_RECORD_FIELDS.names],
-    )
+    part = f"{path}/{STAGED}/{shard.part}"
+    names = [*columns, *_RECORD_FIELDS.names]
+    table = read(filesystem, part, shard.part_start, shard.rows, names)
     if _REASON not in table.column_names:
         return Rows(table, np.arange(len(table)), [])
-    reasons, raws = table[_REASON].to_pylist(), table[_RAW].to_pylist()
-    bad: list[BadRow] = [
-        (i, reason, raws[i]) for i, reason in enumerate(reasons) if reason is not None
-    ]
-    good = np.array([i for i, reason in enumerate(reasons) if reason is None], np.int64)
-    return Rows(table.drop_columns([_REASON, _RAW]).take(pa.array(good)), good, bad)
+    reasons = table[_REASON].to_pylist()
+    raws = table[_RAW].to_pylist()
+    good: list[int] = []
+    bad: list[BadRow] = []
+    for row, reason in enumerate(reasons):
+        if reason is None:
+            good.append(row)
+        else:
+            bad.append((row, reason, raws[row]))
+    positions = np.array(good, np.int64)
+    readable = table.drop_columns([_REASON, _RAW]).take(pa.array(positions))
+    return Rows(readable, positions, bad)
