@@ -11,7 +11,7 @@ Shapes: T rows (packed tokens or sequences), D in, E out.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -166,12 +166,32 @@ def map_row_chunks(fn: Callable[..., Tensor], *inputs_TX: Tensor) -> Tensor:
     rows = inputs_TX[0].shape[0]
     if not rows or torch.is_grad_enabled() or inputs_TX[0].device.type != "cpu":
         return fn(*inputs_TX)
+    return compute_in_chunks(fn, inputs_TX, CHUNK_ROWS, ROW_MULTIPLE)
+
+
+def compute_in_chunks(
+    fn: Callable[..., Tensor], inputs_TX: Sequence[Tensor], chunk_rows: int, row_multiple: int
+) -> Tensor:
+    """Compute `fn(*inputs_TX)` in chunks, so that the bits of a row depend on that row alone.
+
+    The bits of a matrix product may depend on its number of rows: the last chunk is padded.
+
+    Args:
+        fn: a function that treats rows independently.
+        inputs_TX: tensors with T rows each, at least 1.
+        chunk_rows: the rows of all chunks but the last.
+        row_multiple: the rows of a chunk, with its padding, are a multiple of it.
+
+    Returns:
+        The result of `fn`, with T rows.
+    """
+    rows = inputs_TX[0].shape[0]
     out: Tensor | None = None
-    for start in range(0, rows, CHUNK_ROWS):
-        stop = min(start + CHUNK_ROWS, rows)
+    for start in range(0, rows, chunk_rows):
+        stop = min(start + chunk_rows, rows)
         chunk = [x[start:stop] for x in inputs_TX]
-        if padding_rows := -(stop - start) % ROW_MULTIPLE:
-            chunk = [torch.cat((x, x.new_zeros(padding_rows, *x.shape[1:]))) for x in chunk]
+        if padding_rows := -(stop - start) % row_multiple:
+            chunk = [_pad_rows(x, padding_rows) for x in chunk]
         y = fn(*chunk)
         if out is None:
             if stop == rows:
@@ -180,3 +200,7 @@ def map_row_chunks(fn: Callable[..., Tensor], *inputs_TX: Tensor) -> Tensor:
         out[start:stop] = y[: stop - start]
     assert out is not None
     return out
+
+
+def _pad_rows(x: Tensor, padding_rows: int) -> Tensor:
+    return torch.cat((x, x.new_zeros(padding_rows, *x.shape[1:])))

@@ -9,47 +9,94 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
-from modernbert.files import CheckpointError, read_json
-from modernbert.stored import CheckpointPath, StoredFiles, StoredPath
+from modernbert.files import read_json
+from modernbert.stored import CheckpointError, CheckpointPath, StoredFiles, StoredPath
 
 logger = logging.getLogger(__name__)
-MODULES, SETTINGS = "modules.json", "config_sentence_transformers.json"
+MODULES = "modules.json"
+SETTINGS = "config_sentence_transformers.json"
 PYLATE_DENSE = "pylate.models.Dense.Dense"
 """PyLate's name of a dense layer on the vectors of tokens."""
 _STANFORD = "HF_ColBERT"  # the architecture that ColBERT's own library writes, without modules
 _KNOWN_SETTINGS = {  # of SETTINGS: followed, or without an effect on answers
-    *("prompts", "default_prompt_name", "truncate_dim", "activation_fn", "model_type"),
-    *("__version__", "similarity_fn_name", "requirements"),
+    "prompts",
+    "default_prompt_name",
+    "truncate_dim",
+    "activation_fn",
+    "model_type",
+    "__version__",
+    "similarity_fn_name",
+    "requirements",
 }
 _TRANSFORMER_SETTINGS = {  # of sentence_bert_config.json
-    *(
-        "max_seq_length",
-        "do_lower_case",
-        "transformer_task",
-        "modality_config",
-        "module_output_name",
-    ),
-    *("unpad_inputs", "model_args", "config_args", "tokenizer_args"),
+    "max_seq_length",
+    "do_lower_case",
+    "transformer_task",
+    "modality_config",
+    "module_output_name",
+    "unpad_inputs",
+    "model_args",
+    "config_args",
+    "tokenizer_args",
 }
-_LOADING_ARGUMENTS = {
+_LOADING_ARGUMENTS = {  # of *_args in sentence_bert_config.json: without an effect on answers
     "trust_remote_code",
     "attn_implementation",
     "torch_dtype",
     "dtype",
     "revision",
 }
-
-
+_UNSET: tuple[object, ...] = (None, [], {})
+"""The values of settings that say nothing."""
+_PER_TOKEN = "it gives a vector per token, which is for multi_vector, or for rerank"
 _DOES = {
-    "SentenceTransformer": "it gives a vector a text, which is for embed",
+    "SentenceTransformer": "it gives a vector per text, which is for embed",
     "CrossEncoder": "it scores pairs, which is for rerank, or for classify",
     "SparseEncoder": "it gives weights of tokens, which is for sparse",
-    "MultiVectorEncoder": "it gives a vector a token, which is for multi_vector, or for rerank",
-    "ColBERT": "it gives a vector a token, which is for multi_vector, or for rerank",
+    "MultiVectorEncoder": _PER_TOKEN,
+    "ColBERT": _PER_TOKEN,
 }
+"""What the kinds of models (`model_type`) give, and the task that runs them."""
+
+
+class Module(TypedDict):
+    """An entry of modules.json."""
+
+    path: str
+    """The module's folder, from that of the checkpoint."""
+    type: str
+    """The name of its class, with its Python module."""
+
+
+class TransformerSettings(TypedDict):
+    """What sentence_bert_config.json says of the texts that an encoder reads."""
+
+    max_length: int | None
+    lower_case: bool
+
+
+class Prompts(TypedDict):
+    """What config_sentence_transformers.json says of prompts."""
+
+    prompts: dict[str, str]
+    default_prompt_name: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSettings:
+    """What a checkpoint says of the texts that it reads, whichever kind of model it is."""
+
+    max_length: int | None = None
+    """The longest input in tokens; None where the checkpoint states none."""
+    lower_case: bool = False
+    """Whether texts are lower-cased, all but special tokens."""
+    prompts: dict[str, str] = field(default_factory=dict)
+    """{name: text that is put before a document, or before the first text of a pair}."""
+    default_prompt_name: str | None = None
 
 
 def open_folder(folder: Path, expected: Mapping[str, str] | None = None) -> StoredPath:
@@ -70,103 +117,63 @@ def open_folder(folder: Path, expected: Mapping[str, str] | None = None) -> Stor
     """
     files = StoredFiles(folder, expected)
     opened = files.read_folder(folder)
-    if expected is not None:  # nothing is parsed before it is compared
-        for name in sorted({str(Path(name).parent) for name in expected}):
-            files.read_folder(folder / name)
+    # Where files are expected, nothing is parsed before it is compared.
+    if expected is not None:
+        for subfolder in sorted({str(Path(name).parent) for name in expected}):
+            files.read_folder(folder / subfolder)
         files.check_small_files()
         return opened
     modules = read_modules(opened)
     while modules:
         module = modules.pop(0)
         files.read_folder(folder / module["path"])
-        if module["type"].endswith("Router"):
-            modules += [inner for route in read_routes(opened, module).values() for inner in route]
+        if _is_router(module):
+            for route in read_routes(opened, module).values():
+                modules += route
     return opened
 
 
 def encoder_folder(folder: CheckpointPath) -> CheckpointPath:
-    """Return the folder of a checkpoint's encoder: the one that modules.json names, or `folder`
-    itself.
+    """Return the folder of a checkpoint's encoder: as modules.json says, or `folder` itself.
 
     Raises:
         CheckpointError: for a Router with an encoder for each kind of text.
     """
     modules = read_modules(folder)
-    for module in modules:
-        if module["type"].endswith("Router"):
-            routes = read_routes(folder, module)
-            encoders = {
-                each["path"]
-                for route in routes.values()
-                for each in route
-                if _is_encoder(each["type"])
-            }
-            if len(encoders) != 1:
-                raise refused_router(folder, module)
-            return folder / encoders.pop()
-    paths = [module["path"] for module in modules if _is_encoder(module["type"])]
+    for router in filter(_is_router, modules):
+        encoders: set[str] = set()
+        for route in read_routes(folder, router).values():
+            encoders.update(module["path"] for module in route if _is_encoder(module))
+        if len(encoders) != 1:
+            raise refused_router(folder, router)
+        return folder / encoders.pop()
+    paths = [module["path"] for module in modules if _is_encoder(module)]
     return folder / paths[0] if paths else folder
 
 
 def purpose(folder: CheckpointPath) -> str | None:
-    """Say what a checkpoint of sentence-transformers gives and which task runs it; None for a plain
+    """Say what a checkpoint of sentence-transformers gives, and the task for it; None for a plain
     one.
     """
     if not read_modules(folder):
         return _DOES["ColBERT"] if is_stanford(folder) else None
-    return _DOES.get(read_json(folder / SETTINGS).get("model_type") or "SentenceTransformer")
+    return _DOES.get(_model_type(read_json(folder / SETTINGS)))
 
 
 def is_stanford(folder: CheckpointPath) -> bool:
     """Whether a checkpoint was written by Stanford's ColBERT."""
     config = read_json(folder / "config.json")
-    stored = (
-        config.get("architectures") if isinstance(config, dict) else None
-    )  # what else is wrong is said elsewhere
-    return isinstance(stored, list) and _STANFORD in stored and not read_modules(folder)
+    # Whatever else is wrong with this file is said where the model's configuration is read.
+    architectures = config.get("architectures") if isinstance(config, dict) else None
+    is_of_colbert = isinstance(architectures, list) and _STANFORD in architectures
+    return is_of_colbert and not read_modules(folder)
 
 
-def read_routes(
-    folder: CheckpointPath, router: Mapping[str, str]
-) -> dict[str, list[dict[str, str]]]:
-    """Read the modules of each route of a Router, with a path and a type as in modules.json."""
-    file = folder / router["path"] / "router_config.json"
-    stored = read_json(file)
-    types, structure, parameters = (
-        stored.get(name) or {} for name in ("types", "structure", "parameters")
-    )
-    if not set(structure) <= {"query", "document"} or parameters.get("route_mappings"):
-        raise CheckpointError(
-            f"{file} has the routes {', '.join(structure)}; known are query and document"
-        )
-    base = f"{router['path']}/" if router["path"] else ""
-    return {
-        route: [{"path": base + name, "type": types.get(name, name)} for name in names]
-        for route, names in structure.items()
-    }
-
-
-def refused_router(folder: CheckpointPath, router: Mapping[str, str]) -> CheckpointError:
-    """The error of a Router that cannot be loaded."""
-    return CheckpointError(
-        f"{folder / MODULES} has a module {router['type']}, which sends queries and documents "
-        "through modules of their"
-        " own; such a checkpoint cannot be loaded. Save the branch that you need as a model of its "
-        "own"
-    )
-
-
-def _is_encoder(type_: str) -> bool:
-    return type_.endswith("Transformer")
-
-
-def read_modules(folder: CheckpointPath) -> list[dict[str, str]]:
+def read_modules(folder: CheckpointPath) -> list[Module]:
     """Read modules.json; a checkpoint without one has no modules."""
-    modules = read_json(folder / MODULES) or []
+    modules: list[Module] = read_json(folder / MODULES) or []
     for module in modules:
-        if not isinstance(module, dict) or not all(
-            isinstance(module.get(key), str) for key in ("path", "type")
-        ):
+        if not _is_module(module):
             raise CheckpointError(
                 f"{folder / MODULES} must list modules with a path and a type, not {module!r}"
             )
@@ -178,55 +185,85 @@ def read_modules(folder: CheckpointPath) -> list[dict[str, str]]:
     return modules
 
 
-def read_settings(
+def read_routes(folder: CheckpointPath, router: Module) -> dict[str, list[Module]]:
+    """Read the modules of each route of a Router, with a path and a type as in modules.json."""
+    file = folder / router["path"] / "router_config.json"
+    stored = read_json(file)
+    types = stored.get("types") or {}
+    structure = stored.get("structure") or {}
+    parameters = stored.get("parameters") or {}
+    if not set(structure) <= {"query", "document"} or parameters.get("route_mappings"):
+        raise CheckpointError(
+            f"{file} has the routes {', '.join(structure)}; known are query and document"
+        )
+    base = f"{router['path']}/" if router["path"] else ""
+    routes: dict[str, list[Module]] = {}
+    for route, names in structure.items():
+        routes[route] = [{"path": base + name, "type": types.get(name, name)} for name in names]
+    return routes
+
+
+def refused_router(folder: CheckpointPath, router: Module) -> CheckpointError:
+    """The error of a Router that cannot be loaded."""
+    return CheckpointError(
+        f"{folder / MODULES} has a module {router['type']}, which sends queries and documents"
+        " through modules of their own; such a checkpoint cannot be loaded. Save the branch that"
+        " you need as a model of its own"
+    )
+
+
+def module_kinds(folder: CheckpointPath, modules: Sequence[Module]) -> list[str]:
+    """Return the class names of modules; CheckpointError for other than sentence-transformers'."""
+    kinds = []
+    for module in modules:
+        type_ = module["type"]
+        if type_ != PYLATE_DENSE and not type_.startswith("sentence_transformers."):
+            raise CheckpointError(
+                f"{folder / MODULES} has a module {type_}, which cannot be run; known are the"
+                " modules of sentence_transformers"
+            )
+        kinds.append(type_.rpartition(".")[2])
+    return kinds
+
+
+def read_model_settings(
     folder: CheckpointPath, *model_types: str, more: Collection[str] = ()
 ) -> dict[str, Any]:
     """Read config_sentence_transformers.json, and check its keys.
 
-    `model_types`: the kinds of models that the caller runs, the usual one first; `more`: keys that
-    these have.
+    Args:
+        folder: the checkpoint.
+        model_types: the kinds of models that the caller runs, the usual one first.
+        more: keys that these have beside the usual ones.
+
+    Raises:
+        CheckpointError: for a model of another kind, and for unknown settings.
     """
     file = folder / SETTINGS
-    settings = read_json(file)
+    settings: dict[str, Any] = read_json(file)
     known = _KNOWN_SETTINGS.union(more)
-    unknown = sorted(key for key in set(settings) - known if settings[key] not in (None, [], {}))
-    stored_type = settings.get("model_type") or "SentenceTransformer"
-    found = f"model_type {stored_type}"
-    similarity = str(settings.get("similarity_fn_name") or "")
-    if similarity.lower() in ("maxsim", "meanmaxsim") and stored_type == "SentenceTransformer":
-        stored_type, found = "MultiVectorEncoder", f"similarity_fn_name {similarity}"
-    if (
-        PYLATE_DENSE in [module["type"] for module in read_modules(folder)]
-        and stored_type == "SentenceTransformer"
-    ):
-        stored_type, found = "MultiVectorEncoder", f"a module {PYLATE_DENSE} in {MODULES}"
-    if stored_type in _DOES and stored_type not in model_types:
-        raise CheckpointError(f"{file} has {found}: {_DOES[stored_type]}")
+    unknown = [key for key in sorted(set(settings) - known) if settings[key] not in _UNSET]
+
+    # Older libraries write no kind of model: what else only multi-vector encoders have shows it.
+    model_type = _model_type(settings)
+    evidence = f"model_type {model_type}"
+    if model_type == "SentenceTransformer":
+        similarity = str(settings.get("similarity_fn_name") or "")
+        module_types = [module["type"] for module in read_modules(folder)]
+        if similarity.lower() in ("maxsim", "meanmaxsim"):
+            model_type = "MultiVectorEncoder"
+            evidence = f"similarity_fn_name {similarity}"
+        elif PYLATE_DENSE in module_types:
+            model_type = "MultiVectorEncoder"
+            evidence = f"a module {PYLATE_DENSE} in {MODULES}"
+
+    if model_type in _DOES and model_type not in model_types:
+        raise CheckpointError(f"{file} has {evidence}: {_DOES[model_type]}")
     if unknown:
-        raise CheckpointError(
-            f"{file} has {', '.join(unknown)}: unknown settings, which may change answers; known "
-            "are"
-            f" {', '.join(sorted(known))}"
-        )
-    if stored_type not in _DOES:
-        raise CheckpointError(f"{file} has {found}: no task here runs such a checkpoint")
+        raise _unknown_settings(file, unknown, known)
+    if model_type not in _DOES:
+        raise CheckpointError(f"{file} has {evidence}: no task here runs such a checkpoint")
     return settings
-
-
-def module_kinds(folder: CheckpointPath, modules: Sequence[Mapping[str, str]]) -> list[str]:
-    """Return the class names of modules; CheckpointError for one that is not of
-    sentence-transformers.
-    """
-    for module in modules:
-        if module["type"] != PYLATE_DENSE and not module["type"].startswith(
-            "sentence_transformers."
-        ):
-            raise CheckpointError(
-                f"{folder / MODULES} has a module {module['type']}, which cannot be run; known are "
-                "the modules of"
-                " sentence_transformers"
-            )
-    return [module["type"].rpartition(".")[2] for module in modules]
 
 
 def transformer_settings(
@@ -236,22 +273,26 @@ def transformer_settings(
     *,
     default_task: str | None = None,
     more: Collection[str] = (),
-) -> dict[str, Any]:
-    """Read sentence_bert_config.json: the longest input and lower-casing; CheckpointError for other
-    settings.
+) -> TransformerSettings:
+    """Read sentence_bert_config.json: the longest input and lower-casing.
 
-    `default_task`: what it means where it names none, if that is not `task`; `more`: keys that the
-    caller follows.
+    Args:
+        folder: the folder of the encoder.
+        task: the transformer_task that it must have.
+        output: what its modality_config must give for texts.
+        default_task: what it means where it names none, if that is not `task`.
+        more: keys that the caller follows.
+
+    Raises:
+        CheckpointError: for other settings.
     """
     file = folder / "sentence_bert_config.json"
-    settings = {key: value for key, value in read_json(file).items() if value not in (None, [], {})}
+    settings = {key: value for key, value in read_json(file).items() if value not in _UNSET}
     if unknown := sorted(set(settings) - _TRANSFORMER_SETTINGS.union(more)):
-        raise CheckpointError(
-            f"{file} has {', '.join(unknown)}: unknown settings, which may change answers;"
-            f" known are {', '.join(sorted(_TRANSFORMER_SETTINGS))}"
-        )
-    if (found := settings.get("transformer_task", default_task or task)) != task:
-        raise CheckpointError(f"{file} has transformer_task {found!r}; it must be {task!r}")
+        raise _unknown_settings(file, unknown, _TRANSFORMER_SETTINGS)
+    stored_task = settings.get("transformer_task", default_task or task)
+    if stored_task != task:
+        raise CheckpointError(f"{file} has transformer_task {stored_task!r}; it must be {task!r}")
     modalities = settings.get("modality_config", {})
     if modalities and modalities.get("text", {}).get("method_output_name") != output:
         raise CheckpointError(
@@ -268,7 +309,37 @@ def transformer_settings(
     }
 
 
-def stored_prompts(settings: Mapping[str, Any]) -> dict[str, Any]:
+def stored_prompts(settings: Mapping[str, Any]) -> Prompts:
     """Read the prompts and the name of the default one; a prompt of null is an empty one."""
-    prompts = {name: prompt or "" for name, prompt in (settings.get("prompts") or {}).items()}
-    return {"prompts": prompts, "default_prompt_name": settings.get("default_prompt_name")}
+    stored = settings.get("prompts") or {}
+    return {
+        "prompts": {name: prompt or "" for name, prompt in stored.items()},
+        "default_prompt_name": settings.get("default_prompt_name"),
+    }
+
+
+def _unknown_settings(
+    file: CheckpointPath, unknown: Sequence[str], known: Collection[str]
+) -> CheckpointError:
+    return CheckpointError(
+        f"{file} has {', '.join(unknown)}: unknown settings, which may change answers; known are"
+        f" {', '.join(sorted(known))}"
+    )
+
+
+def _model_type(settings: Mapping[str, Any]) -> str:
+    return settings.get("model_type") or "SentenceTransformer"
+
+
+def _is_module(module: object) -> bool:
+    if not isinstance(module, dict):
+        return False
+    return isinstance(module.get("path"), str) and isinstance(module.get("type"), str)
+
+
+def _is_router(module: Module) -> bool:
+    return module["type"].endswith("Router")
+
+
+def _is_encoder(module: Module) -> bool:
+    return module["type"].endswith("Transformer")

@@ -14,50 +14,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from modernbert.checkpoint import load
 from modernbert.encoders.multi_vector_config import MultiVectorConfig
 from modernbert.encoders.sentence import load_dense
+from modernbert.encoders.stored_encoder import StoredEncoder
+from modernbert.linear import compute_in_chunks
 from modernbert.model import ModernBertModel
 from modernbert.packing import PackedBatch
 
 _DENSE_ROWS = 64  # always as many: the bits of a matrix product may depend on its number of rows
 
 
-class MultiVectorEncoder(nn.Module):
+class MultiVectorEncoder(StoredEncoder[MultiVectorConfig]):
     """An encoder with dense layers on the vectors of tokens (Khattab and Zaharia 2020,
     arXiv:2004.12832).
     """
 
+    model_class = ModernBertModel
+
     def __init__(self, encoder: ModernBertModel, config: MultiVectorConfig):
         super().__init__()
-        self.encoder, self.config = encoder, config
+        self.encoder = encoder
+        self.config = config
         self.layers = nn.ModuleList(load_dense(dense) for dense in config.dense)
-
-    @classmethod
-    def load(
-        cls,
-        config: MultiVectorConfig,
-        *,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-    ) -> MultiVectorEncoder:
-        """Load a multi-vector encoder for inference: in eval mode, without gradients.
-
-        Args:
-            config: the configuration, which names the folders of the weights
-                (`MultiVectorConfig.from_folder`).
-            device: where the weights are put.
-            dtype: the dtype of the encoder; dense layers always run in fp32.
-
-        Raises:
-            CheckpointError: where a file or a weight is missing or does not fit.
-
-        Example:
-            >>> config = MultiVectorConfig.from_folder(resolve("my-org/modernbert-colbert"))
-            >>> encoder = MultiVectorEncoder.load(config)
-        """
-        encoder = load(ModernBertModel, config.encoder, device=device, dtype=dtype)
-        return cls(encoder, config).to(device).eval().requires_grad_(False)
 
     def forward_packed(
         self, batch: PackedBatch, kept: Tensor, visible: Sequence[int] | None = None
@@ -74,21 +52,23 @@ class MultiVectorEncoder(nn.Module):
         """
         if visible is not None:
             batch = replace(batch, visible=tuple(visible))
-        x_PE = self._project(self.encoder.forward_packed(batch)[kept].float())
+        x_TD = self.encoder.forward_packed(batch)
+        x_PE = self._project(x_TD[kept].float())
         return F.normalize(x_PE, dim=-1) if self.config.normalize else x_PE
 
     def _project(self, x_PD: Tensor) -> Tensor:
         if not self.layers:
             return x_PD
-        out = []
-        for chunk in x_PD.split(_DENSE_ROWS if x_PD.device.type == "cpu" else max(len(x_PD), 1)):
-            rows = len(chunk)
-            if x_PD.device.type == "cpu" and rows < _DENSE_ROWS:
-                chunk = F.pad(chunk, (0, 0, 0, _DENSE_ROWS - rows))
-            for layer in self.layers:
-                chunk = layer(chunk)
-            out.append(chunk[:rows])
-        return torch.cat(out)
+        if x_PD.device.type != "cpu" or not len(x_PD):
+            return self._apply_layers(x_PD)
+        return compute_in_chunks(
+            self._apply_layers, (x_PD,), chunk_rows=_DENSE_ROWS, row_multiple=_DENSE_ROWS
+        )
+
+    def _apply_layers(self, x_PE: Tensor) -> Tensor:
+        for layer in self.layers:
+            x_PE = layer(x_PE)
+        return x_PE
 
 
 def max_similarity(vectors_PE: Tensor, counts: Sequence[int], mean: bool) -> Tensor:

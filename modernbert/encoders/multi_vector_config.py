@@ -6,34 +6,53 @@ from __future__ import annotations
 
 import string
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypedDict
 
 from modernbert.encoders.module_files import (
     MODULES,
     SETTINGS,
+    TextSettings,
     is_stanford,
     module_kinds,
+    read_model_settings,
     read_modules,
-    read_settings,
     stored_prompts,
     transformer_settings,
 )
 from modernbert.encoders.sentence_config import Dense, parse_dense
-from modernbert.files import COLBERT_METADATA, CheckpointError, read_json, weight_files
-from modernbert.stored import CheckpointPath, files_in, read_header
+from modernbert.files import read_json, weight_files
+from modernbert.stored import (
+    COLBERT_METADATA,
+    CheckpointError,
+    CheckpointPath,
+    files_in,
+    read_header,
+)
 
-_KNOBS = {
-    "query_length",
-    "document_length",
-    "query_expansion",
-}  # sentence-transformers has them in the encoder's file
-_PYLATE_SETTINGS = _KNOBS | {
-    *("do_query_expansion", "attend_to_expansion_tokens", "attend_to_mask_tokens"),
-    *("query_prefix", "document_prefix", "skiplist_words"),
+_LENGTH_SETTINGS = {"query_length", "document_length", "query_expansion"}
+"""sentence-transformers has them in the encoder's file, PyLate beside its own settings."""
+_PREFIXES = {"query_prefix": "query", "document_prefix": "document"}
+"""PyLate's settings of prefixes, and the prompts that they are."""
+_PYLATE_SETTINGS = {
+    *_LENGTH_SETTINGS,
+    *_PREFIXES,
+    "do_query_expansion",
+    "attend_to_expansion_tokens",
+    "attend_to_mask_tokens",
+    "skiplist_words",
 }
 _MASK_SETTINGS = {"skiplist_words", "skiplist_tasks", "keep_only_token_ids"}
 _EXPANSION_SETTINGS = {"strategy", "attend", "token", "length"}
+_COLBERT_QUERY_TOKENS = 32  # where a checkpoint of PyLate or Stanford's ColBERT names no length
+
+
+class Mask(TypedDict, total=False):
+    """Which tokens have a vector, as fields of MultiVectorConfig."""
+
+    skipped: tuple[str, ...]
+    skipped_in: tuple[str, ...]
+    only_ids: tuple[int, ...] | None
 
 
 @dataclass(frozen=True)
@@ -51,18 +70,17 @@ class Expansion:
 
 
 @dataclass(frozen=True)
-class MultiVectorConfig:
-    """The content of modules.json and the files that it names."""
+class MultiVectorConfig(TextSettings):
+    """The content of modules.json and the files that it names.
+
+    `max_length` counts where `query_length` or `document_length` says nothing.
+    """
 
     encoder: CheckpointPath
     """The folder with config.json, weights and tokenizer."""
     dense: tuple[Dense, ...] = ()
     normalize: bool = False
     """Whether each vector is scaled to length 1."""
-    max_length: int | None = None
-    """The longest input in tokens where the two below say nothing; None where the checkpoint states
-    none.
-    """
     query_length: int | None = None
     document_length: int | None = None
     expansion: Expansion | None = None
@@ -72,9 +90,6 @@ class MultiVectorConfig:
     """Some of query and document."""
     only_ids: tuple[int, ...] | None = None
     """The only tokens that have a vector in a document; None: all."""
-    lower_case: bool = False
-    prompts: dict[str, str] = field(default_factory=dict)
-    default_prompt_name: str | None = None
     prefixes: tuple[str, ...] = ()
     """The prompts that PyLate puts before texts as tokens."""
     mean: bool = False
@@ -95,71 +110,69 @@ class MultiVectorConfig:
         modules = read_modules(folder)
         if not is_multi_vector(folder):
             raise CheckpointError(
-                f"{folder} is no multi-vector encoder (ColBERT): its {SETTINGS} has no model_type "
-                "MultiVectorEncoder,"
-                " and no settings of PyLate"
+                f"{folder} is not a multi-vector encoder (ColBERT): its {SETTINGS} has no"
+                " model_type MultiVectorEncoder, and no settings of PyLate"
             )
         if not modules:
-            return cls(folder, **_stanford_settings(folder))
+            return _read_stanford(folder)
         kinds = module_kinds(folder, modules)
-        settings = read_settings(
+        settings = read_model_settings(
             folder, "MultiVectorEncoder", "ColBERT", "SentenceTransformer", more=_PYLATE_SETTINGS
         )
-        pylate = bool(_PYLATE_SETTINGS & set(settings)) or settings.get("model_type") == "ColBERT"
         _check_order(folder, kinds)
         encoder = folder / modules[0]["path"]
-        values = transformer_settings(
-            encoder, "feature-extraction", "last_hidden_state", more=_KNOBS
+        texts = transformer_settings(
+            encoder, "feature-extraction", "last_hidden_state", more=_LENGTH_SETTINGS
         )
-        stored = {
-            name: value
-            for name, value in read_json(encoder / "sentence_bert_config.json").items()
-            if name in _KNOBS
-        }
-        if pylate:
-            stored = _pylate_knobs(settings) | stored
-            prefixed = settings.get("model_type") == "ColBERT" or {
-                "query_prefix",
-                "document_prefix",
-            } & set(settings)
-            words = settings.get("skiplist_words")
-            usual = string.punctuation if prefixed else ()
-            values |= {"normalize": True, "skipped": tuple(usual if words is None else words)}
+
+        # What the encoder's file says of lengths counts before PyLate's settings.
+        is_of_pylate = _is_of_pylate(settings)
+        lengths = _pylate_lengths(settings) if is_of_pylate else {}
+        for name, value in read_json(encoder / "sentence_bert_config.json").items():
+            if name in _LENGTH_SETTINGS:
+                lengths[name] = value
+
+        # PyLate has no modules for what it always does: normalising, and skipping some words.
+        normalize = is_of_pylate
+        mask: Mask = {"skipped": _pylate_skipped(settings) if is_of_pylate else ()}
         dense: list[Dense] = []
         for kind, module in zip(kinds[1:], modules[1:], strict=True):
             module_folder = folder / module["path"]
-            content = read_json(module_folder / "config.json")
-            _check_features(module_folder, content, pylate)
+            stored = read_json(module_folder / "config.json")
+            if not is_of_pylate:
+                _check_features(module_folder, stored)
             if kind == "Dense":
-                dense.append(parse_dense(module_folder, content))
+                dense.append(parse_dense(module_folder, stored))
             elif kind == "Normalize":
-                values["normalize"] = True
+                normalize = True
             elif kind == "MultiVectorMask":
-                values |= _mask(module_folder, content)
-        prompts = stored_prompts(settings)
-        for key, name in (("query_prefix", "query"), ("document_prefix", "document")):
-            if key in settings:
-                prefix = settings[key] or ""
-                prompts["prompts"][name] = prefix + prompts["prompts"].get(name, "").removeprefix(
-                    prefix
-                )
-        expansion = _expansion(folder, stored.get("query_expansion"))
-        if expansion and not pylate and "MultiVectorMask" not in kinds:
+                mask = _read_mask(module_folder, stored)
+
+        expansion = _read_expansion(folder, lengths.get("query_expansion"))
+        if expansion and not is_of_pylate and "MultiVectorMask" not in kinds:
             raise CheckpointError(
                 f"{folder / MODULES} has query_expansion without a MultiVectorMask, which scores it"
             )
+
+        # The prefix of a side is the beginning of its prompt, whether or not the prompt repeats it.
+        prompts = stored_prompts(settings)
+        for setting, name in _PREFIXES.items():
+            if setting in settings:
+                prefix = settings[setting] or ""
+                rest = prompts["prompts"].get(name, "").removeprefix(prefix)
+                prompts["prompts"][name] = prefix + rest
         return cls(
             encoder,
-            **values,
+            **texts,
             **prompts,
+            **mask,
             dense=tuple(dense),
-            query_length=stored.get("query_length"),
-            document_length=stored.get("document_length"),
+            normalize=normalize,
+            query_length=lengths.get("query_length"),
+            document_length=lengths.get("document_length"),
             expansion=expansion,
-            prefixes=tuple(
-                settings[key] for key in ("query_prefix", "document_prefix") if settings.get(key)
-            ),
-            mean=str(settings.get("similarity_fn_name")).lower() == "meanmaxsim",
+            prefixes=tuple(settings[setting] for setting in _PREFIXES if settings.get(setting)),
+            mean=_similarity(settings) == "meanmaxsim",
         )
 
     def width(self, hidden_size: int) -> int:
@@ -169,8 +182,11 @@ class MultiVectorConfig:
     @property
     def files(self) -> list[CheckpointPath]:
         """The files of the dense layers, on which vectors depend besides the encoder's."""
-        folders = [dense.folder for dense in self.dense if not dense.beside_encoder]
-        return [file for folder in folders for file in files_in(folder)]
+        files = []
+        for dense in self.dense:
+            if not dense.beside_encoder:
+                files += files_in(dense.folder)
+        return files
 
 
 def is_multi_vector(folder: CheckpointPath) -> bool:
@@ -180,114 +196,142 @@ def is_multi_vector(folder: CheckpointPath) -> bool:
     if is_stanford(folder):
         return True
     settings = read_json(folder / SETTINGS) if read_modules(folder) else {}
-    similarity = str(settings.get("similarity_fn_name") or "").lower()
-    types = settings.get("model_type") in ("MultiVectorEncoder", "ColBERT")
-    pylate = any(settings.get(name) is not None for name in _PYLATE_SETTINGS)
-    return types or pylate or similarity in ("maxsim", "meanmaxsim")
+    if settings.get("model_type") in ("MultiVectorEncoder", "ColBERT"):
+        return True
+    if any(settings.get(name) is not None for name in _PYLATE_SETTINGS):
+        return True
+    return _similarity(settings) in ("maxsim", "meanmaxsim")
 
 
-def _stanford_settings(folder: CheckpointPath) -> dict[str, Any]:
-    """Read what Stanford's ColBERT stores, with its defaults, as fields of MultiVectorConfig."""
+def _similarity(settings: Mapping[str, Any]) -> str:
+    return str(settings.get("similarity_fn_name") or "").lower()
+
+
+def _read_stanford(folder: CheckpointPath) -> MultiVectorConfig:
+    """Read what Stanford's ColBERT stores, with its defaults."""
     stored = read_json(folder / COLBERT_METADATA)
-    prefixes = {
-        "query": f"{stored.get('query_token_id') or '[unused0]'} ",
-        "document": f"{stored.get('doc_token_id') or '[unused1]'} ",
-    }
+    query_prefix = f"{stored.get('query_token_id') or '[unused0]'} "
+    document_prefix = f"{stored.get('doc_token_id') or '[unused1]'} "
+    skips_punctuation = stored.get("mask_punctuation", True)
     file = weight_files(folder)[0]
-    last = read_header(file).get("linear.weight")
-    if last is None or len(last.shape) != 2:
+    last_layer = read_header(file).get("linear.weight")
+    if last_layer is None or len(last_layer.shape) != 2:
         raise CheckpointError(
             f"{file} does not hold linear.weight, a matrix: the last layer of a ColBERT"
         )
-    return {
-        "dense": (Dense(folder, "Identity", False, last.shape[0], beside_encoder=True),),
-        "normalize": True,
-        "document_length": stored.get("doc_maxlen"),
-        "expansion": Expansion(
-            stored.get("query_maxlen") or 32,
-            cut=True,
-            attend=bool(stored.get("attend_to_mask_tokens")),
-            token=None,
-        ),
-        "skipped": tuple(string.punctuation) if stored.get("mask_punctuation", True) else (),
-        "prompts": prefixes,
-        "prefixes": tuple(prefixes.values()),
-    }
+    dense = Dense(
+        folder,
+        activation="Identity",
+        residual=False,
+        out_features=last_layer.shape[0],
+        beside_encoder=True,
+    )
+    expansion = Expansion(
+        stored.get("query_maxlen") or _COLBERT_QUERY_TOKENS,
+        cut=True,
+        attend=bool(stored.get("attend_to_mask_tokens")),
+        token=None,
+    )
+    return MultiVectorConfig(
+        folder,
+        dense=(dense,),
+        normalize=True,
+        document_length=stored.get("doc_maxlen"),
+        expansion=expansion,
+        skipped=tuple(string.punctuation) if skips_punctuation else (),
+        prompts={"query": query_prefix, "document": document_prefix},
+        prefixes=(query_prefix, document_prefix),
+    )
 
 
-def _pylate_knobs(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What PyLate's settings mean, in the words of sentence-transformers."""
-    knobs = {
-        name: settings[name]
-        for name in ("query_length", "document_length")
-        if settings.get(name) is not None
-    }
+def _is_of_pylate(settings: Mapping[str, Any]) -> bool:
+    return bool(_PYLATE_SETTINGS & set(settings)) or settings.get("model_type") == "ColBERT"
+
+
+def _pylate_skipped(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the words that PyLate skips in documents: without a list, punctuation in a ColBERT."""
+    words = settings.get("skiplist_words")
+    if words is not None:
+        return tuple(words)
+    is_colbert = settings.get("model_type") == "ColBERT" or bool(set(_PREFIXES) & set(settings))
+    return tuple(string.punctuation) if is_colbert else ()
+
+
+def _pylate_lengths(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what PyLate's settings mean, in the words of sentence-transformers."""
+    lengths: dict[str, Any] = {}
+    for name in ("query_length", "document_length"):
+        if settings.get(name) is not None:
+            lengths[name] = settings[name]
     if "query_expansion" in settings:
-        return knobs | {"query_expansion": settings["query_expansion"]}
-    if settings.get("do_query_expansion") is False:
-        return knobs
-    attend = settings.get("attend_to_expansion_tokens", settings.get("attend_to_mask_tokens"))
-    length = knobs.pop("query_length", None) or 32
-    return knobs | {
-        "query_expansion": {"strategy": "fixed", "attend": bool(attend), "length": length}
-    }
+        lengths["query_expansion"] = settings["query_expansion"]
+    elif settings.get("do_query_expansion") is not False:
+        # Without a word about it, queries are filled up to their length.
+        attend = settings.get("attend_to_expansion_tokens", settings.get("attend_to_mask_tokens"))
+        lengths["query_expansion"] = {
+            "strategy": "fixed",
+            "attend": bool(attend),
+            "length": lengths.pop("query_length", None) or _COLBERT_QUERY_TOKENS,
+        }
+    return lengths
 
 
-def _expansion(folder: CheckpointPath, stored: Any) -> Expansion | None:
+def _read_expansion(folder: CheckpointPath, stored: object) -> Expansion | None:
     if stored is None:
         return None
-    if (
-        not isinstance(stored, dict)
-        or set(stored) - _EXPANSION_SETTINGS
-        or stored.get("strategy") not in ("fixed", "min")
-    ):
+    is_known = (
+        isinstance(stored, dict)
+        and set(stored) <= _EXPANSION_SETTINGS
+        and stored.get("strategy") in ("fixed", "min")
+    )
+    if not isinstance(stored, dict) or not is_known:
         raise CheckpointError(
             f"{folder} has query_expansion {stored}; its strategy must be fixed or min"
         )
     return Expansion(
         stored["length"],
-        stored["strategy"] == "fixed",
-        bool(stored.get("attend")),
-        stored.get("token"),
+        cut=stored["strategy"] == "fixed",
+        attend=bool(stored.get("attend")),
+        token=stored.get("token"),
     )
 
 
-def _mask(folder: CheckpointPath, stored: Mapping[str, Any]) -> dict[str, Any]:
+def _read_mask(folder: CheckpointPath, stored: Mapping[str, Any]) -> Mask:
     if unknown := sorted(set(stored) - _MASK_SETTINGS):
         raise CheckpointError(
             f"{folder / 'config.json'} has {', '.join(unknown)}: unknown settings"
         )
-    tasks, only = stored.get("skiplist_tasks"), stored.get("keep_only_token_ids")
+    tasks = stored.get("skiplist_tasks")
+    if tasks is None:
+        tasks = ["document"]
+    elif isinstance(tasks, str):
+        tasks = [tasks]
+    only_ids = stored.get("keep_only_token_ids")
     return {
         "skipped": tuple(stored.get("skiplist_words") or ()),
-        "skipped_in": tuple(
-            ["document"] if tasks is None else [tasks] if isinstance(tasks, str) else tasks
-        ),
-        "only_ids": tuple(only) if only else None,
+        "skipped_in": tuple(tasks),
+        "only_ids": tuple(only_ids) if only_ids else None,
     }
 
 
 def _check_order(folder: CheckpointPath, kinds: Sequence[str]) -> None:
     """Raise CheckpointError unless the modules are Transformer, Dense layers, then Normalize; a
-    mask lies anywhere.
+    mask lies anywhere behind the first.
     """
     relevant = [kind for kind in kinds if kind not in ("Dropout", "MultiVectorMask")]
     layers = relevant[1:-1] if relevant[-1:] == ["Normalize"] else relevant[1:]
     if relevant[:1] != ["Transformer"] or kinds[0] != "Transformer" or set(layers) - {"Dense"}:
         raise CheckpointError(
-            f"{folder / MODULES} has the modules {', '.join(kinds)}; a vector a token comes from "
-            "Transformer, any"
-            " number of Dense, MultiVectorMask, and Normalize"
+            f"{folder / MODULES} has the modules {', '.join(kinds)}; a vector per token comes from"
+            " Transformer, any number of Dense, MultiVectorMask, and Normalize"
         )
 
 
-def _check_features(folder: CheckpointPath, stored: Mapping[str, Any], pylate: bool) -> None:
-    """Raise CheckpointError for a layer that works on something other than the vectors of
-    tokens.
-    """
+def _check_features(folder: CheckpointPath, stored: Mapping[str, Any]) -> None:
+    """Raise CheckpointError for a layer that does not work on the vectors of tokens."""
+    known = "token_embeddings"
     for key in ("module_input_name", "module_output_name"):
-        default = "token_embeddings"
-        if stored.get(key, default) not in (None, default) and not pylate:
+        if stored.get(key) not in (None, known):
             raise CheckpointError(
-                f"{folder / 'config.json'} has {key} {stored[key]!r}; it must be {default!r}"
+                f"{folder / 'config.json'} has {key} {stored[key]!r}; it must be {known!r}"
             )

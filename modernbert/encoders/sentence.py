@@ -1,27 +1,26 @@
-"""Sentence encoders as sentence-transformers stores them: an encoder, pooling, dense layers and
-normalisation.
+"""Sentence encoders: an encoder, pooling, dense layers and normalisation.
 
 Shapes: T packed tokens, B sequences, D hidden, E embedding width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modernbert import gpu
-from modernbert.checkpoint import load
 from modernbert.encoders.sentence_config import Dense, Norm, SentenceConfig
+from modernbert.encoders.stored_encoder import StoredEncoder
 from modernbert.model import ModernBertModel
 from modernbert.packing import PackedBatch
 from modernbert.stored import CheckpointError, CheckpointPath
 from modernbert.tensors import read_tensors
 
 
-class SentenceEncoder(nn.Module):
+class SentenceEncoder(StoredEncoder[SentenceConfig]):
     """An encoder with pooling and dense layers: a vector for each sequence.
 
     Example:
@@ -33,39 +32,13 @@ class SentenceEncoder(nn.Module):
         torch.Size([2, 768])
     """
 
+    model_class = ModernBertModel
+
     def __init__(self, encoder: ModernBertModel, config: SentenceConfig):
         super().__init__()
         self.encoder = encoder
         self.config = config
         self.layers = nn.ModuleList(_load_layer(layer) for layer in config.layers)
-
-    @classmethod
-    def load(
-        cls,
-        config: SentenceConfig,
-        *,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-        attention: str = "auto",
-    ) -> SentenceEncoder:
-        """Load a sentence encoder for inference: in eval mode, without gradients.
-
-        Args:
-            config: the configuration, which names the folders of the weights
-                (`SentenceConfig.from_folder`).
-            device: where the weights are put.
-            dtype: the dtype of the encoder; pooling and dense layers always run in fp32.
-            attention: one of `modernbert.attention.BACKENDS`, or "auto" for the best one on
-                `device`.
-
-        Raises:
-            CheckpointError: where a file or a weight is missing or does not fit.
-            ConfigError: for an encoder whose configuration cannot be used.
-        """
-        encoder = load(
-            ModernBertModel, config.encoder, device=device, dtype=dtype, attention=attention
-        )
-        return cls(encoder, config).to(device).eval().requires_grad_(False)
 
     def forward_packed(
         self, batch: PackedBatch, pooling: Sequence[str] = (), prompt_tokens: int = 0
@@ -83,46 +56,45 @@ class SentenceEncoder(nn.Module):
         x_TD = self.encoder.forward_packed(batch)
         modes = pooling or self.config.pooling
         if x_TD.device.type != "cpu":
-            x_BE = torch.cat(
-                [_pool_on_gpu(x_TD, batch, mode, prompt_tokens) for mode in modes], dim=1
-            )
-            return self._apply_dense(x_BE)
-        pooled = [
-            torch.cat([_POOLING_FUNCTIONS[mode](x_LD.float(), prompt_tokens) for mode in modes])
-            for x_LD in x_TD.split(batch.seqlens)
-        ]
-        # One row at a time: the bits of a matrix product may depend on its number of rows.
-        return (
-            torch.stack(pooled)
-            if not self.layers
-            else torch.cat([self._apply_dense(x[None]) for x in pooled])
-        )
+            pooled = [_pool_on_gpu(x_TD, batch, mode, prompt_tokens) for mode in modes]
+            return self._apply_layers(torch.cat(pooled, dim=1))
+        rows = []
+        for x_LD in x_TD.split(batch.seqlens):
+            x_LD = x_LD.float()
+            pooled = [_POOLING_FUNCTIONS[mode](x_LD, prompt_tokens) for mode in modes]
+            rows.append(torch.cat(pooled))
+        if not self.layers:
+            return torch.stack(rows)
+        # One row at a time, each in memory of its own: the bits of a matrix product may depend on
+        # its number of rows, and on where they begin.
+        return torch.cat([self._apply_layers(x_D[None]) for x_D in rows])
 
-    def _apply_dense(self, x_BE: Tensor) -> Tensor:
+    def _apply_layers(self, x_BE: Tensor) -> Tensor:
         for layer in self.layers:
             x_BE = layer(x_BE)
         return x_BE
 
 
 class _Dense(nn.Module):
-    """A dense layer with its activation, and its input added if it is residual: (B, D) to (B,
-    E).
-    """
+    """A dense layer, (B, D) to (B, E), with its activation; its input is added if residual."""
 
     def __init__(self, weights: dict[str, Tensor], activation: str, residual: bool):
         super().__init__()
         out_features, in_features = weights["linear.weight"].shape
         self.linear = nn.Linear(in_features, out_features, bias="linear.bias" in weights)
-        self.activation, self.add_input = getattr(nn, activation)(), residual
+        self.activation = getattr(nn, activation)()
+        self.add_input = residual
         if residual and in_features != out_features:
             self.residual = nn.Linear(in_features, out_features, bias=False)
         self.load_state_dict(weights)
 
     def forward(self, x_BD: Tensor) -> Tensor:
-        y_BE = self.activation(self.linear(x_BD))
+        y_BE: Tensor = self.activation(self.linear(x_BD))
         if not self.add_input:
             return y_BE
-        return y_BE + (self.residual(x_BD) if hasattr(self, "residual") else x_BD)
+        if hasattr(self, "residual"):
+            x_BD = self.residual(x_BD)
+        return y_BE + x_BD
 
 
 class _Normalize(nn.Module):
@@ -139,9 +111,7 @@ def _load_layer(layer: Dense | Norm) -> nn.Module:
 
 
 def _load_norm(folder: CheckpointPath) -> nn.LayerNorm:
-    file = folder / "model.safetensors"
-    if not file.is_file():
-        raise CheckpointError(f"{folder} lacks model.safetensors (pickles are never loaded)")
+    file = _weights_of(folder)
     weights = {name.removeprefix("norm."): weight.float() for name, weight in read_tensors(file)}
     if set(weights) != {"weight", "bias"}:
         raise CheckpointError(f"{file} does not hold a layer norm: it has {', '.join(weights)}")
@@ -150,34 +120,36 @@ def _load_norm(folder: CheckpointPath) -> nn.LayerNorm:
     return norm
 
 
-def load_dense(dense: Dense) -> _Dense:
+def load_dense(dense: Dense) -> nn.Module:
     """Load a dense layer; CheckpointError where its file does not hold one."""
-    file = dense.folder / "model.safetensors"
-    if not file.is_file():
-        raise CheckpointError(f"{dense.folder} lacks model.safetensors (pickles are never loaded)")
+    file = _weights_of(dense.folder)
     names = ["linear.weight"] if dense.beside_encoder else None
     weights = {name: weight.float() for name, weight in read_tensors(file, names)}
     try:
         return _Dense(weights, dense.activation, dense.residual)
     except (KeyError, RuntimeError) as error:
-        raise CheckpointError(
-            f"{file} does not hold a dense layer: {str(error).splitlines()[0]}"
-        ) from error
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"{file} does not hold a dense layer: {reason}") from error
+
+
+def _weights_of(folder: CheckpointPath) -> CheckpointPath:
+    file = folder / "model.safetensors"
+    if not file.is_file():
+        raise CheckpointError(f"{folder} lacks model.safetensors (pickles are never loaded)")
+    return file
 
 
 def _pool_on_gpu(x_TD: Tensor, batch: PackedBatch, mode: str, skip: int) -> Tensor:
-    """Pool all sequences of a batch at once, (B, D) fp32; `_POOLING_FUNCTIONS` one by one where
-    Triton is missing.
-    """
+    """Pool all sequences of a batch at once, (B, D) fp32; one by one where Triton is missing."""
     if mode == "cls":
         return x_TD[batch.cu_seqlens[:-1] + skip].float()
     if mode == "lasttoken":
         return x_TD[batch.cu_seqlens[1:] - 1].float()
     if kernels := gpu.kernels_for(x_TD):
-        return kernels.pool_sequences(x_TD, batch.cu_seqlens, mode, skip)
-    return torch.stack(
-        [_POOLING_FUNCTIONS[mode](x_LD.float(), skip) for x_LD in x_TD.split(batch.seqlens)]
-    )
+        pooled_BD: Tensor = kernels.pool_sequences(x_TD, batch.cu_seqlens, mode, skip)
+        return pooled_BD
+    pool = _POOLING_FUNCTIONS[mode]
+    return torch.stack([pool(x_LD.float(), skip) for x_LD in x_TD.split(batch.seqlens)])
 
 
 def _weighted_mean(x_LD: Tensor, skip: int) -> Tensor:
@@ -188,7 +160,7 @@ def _weighted_mean(x_LD: Tensor, skip: int) -> Tensor:
     return weights @ x_LD[skip:] / weights.sum()
 
 
-_POOLING_FUNCTIONS = {
+_POOLING_FUNCTIONS: dict[str, Callable[[Tensor, int], Tensor]] = {
     "cls": lambda x, skip: x[skip],
     "mean": lambda x, skip: x[skip:].mean(dim=0),
     "max": lambda x, skip: x[skip:].amax(dim=0),
@@ -196,3 +168,4 @@ _POOLING_FUNCTIONS = {
     "weightedmean": _weighted_mean,
     "lasttoken": lambda x, skip: x[-1],  # noqa: ARG005
 }
+"""Poolings of a sequence's hidden states (L, D) but its first `skip`: a vector (D,)."""

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from modernbert.encoders.module_files import (
     MODULES,
+    Module,
+    TextSettings,
+    TransformerSettings,
     is_stanford,
     module_kinds,
     purpose,
+    read_model_settings,
     read_modules,
-    read_settings,
     refused_router,
     stored_prompts,
     transformer_settings,
 )
-from modernbert.files import CheckpointError, read_json
-from modernbert.stored import CheckpointPath, files_in
+from modernbert.files import read_json
+from modernbert.stored import CheckpointError, CheckpointPath, files_in
 
 POOLINGS = ("cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 """The pooling modes, with the names of sentence-transformers."""
@@ -30,7 +33,7 @@ _LEGACY_POOLINGS = {  # before version 6, a flag for each mode
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
-ACTIVATIONS = ("Tanh", "Identity", "ReLU", "GELU", "SiLU", "Sigmoid")
+DENSE_ACTIVATIONS = ("Tanh", "Identity", "ReLU", "GELU", "SiLU", "Sigmoid")
 """The activations of dense layers: names of classes in torch.nn."""
 _EMBEDDING_MODULES = ("Transformer", "Pooling", "Dense", "LayerNorm", "Normalize", "Dropout")
 
@@ -59,10 +62,8 @@ class Norm:
 
 
 @dataclass(frozen=True)
-class SentenceConfig:
-    """The content of modules.json and the files that it names; the defaults are those of a plain
-    encoder.
-    """
+class SentenceConfig(TextSettings):
+    """What modules.json and its files say; the defaults are those of a plain encoder."""
 
     encoder: CheckpointPath
     """The folder with config.json, weights and tokenizer."""
@@ -74,12 +75,6 @@ class SentenceConfig:
     """What follows the pooling, in order."""
     normalize: bool = False
     """Whether vectors are scaled to length 1 in the end."""
-    max_length: int | None = None
-    """The longest input in tokens; None where the checkpoint states none."""
-    lower_case: bool = False
-    prompts: dict[str, str] = field(default_factory=dict)
-    """{name: text that is put before a document}."""
-    default_prompt_name: str | None = None
     truncate_dim: int | None = None
     """How many of a vector's first numbers are kept; None for all."""
     similarity: str | None = None
@@ -107,12 +102,18 @@ class SentenceConfig:
                 )
             return cls(folder)
         kinds = module_kinds(folder, modules)
-        settings = read_settings(folder, "SentenceTransformer")
+        settings = read_model_settings(folder, "SentenceTransformer")
         if "Router" in kinds:
             raise refused_router(folder, modules[kinds.index("Router")])
+        stack = _read_stack(folder, modules, "sentence_embedding")
         return cls(
-            **_read_stack(folder, modules, "sentence_embedding"),
+            stack.encoder,
+            **stack.texts,
             **stored_prompts(settings),
+            pooling=stack.pooling,
+            include_prompt=stack.include_prompt,
+            layers=stack.layers,
+            normalize=stack.normalize,
             truncate_dim=settings.get("truncate_dim"),
             similarity=settings.get("similarity_fn_name"),
         )
@@ -125,21 +126,16 @@ class SentenceConfig:
     @property
     def files(self) -> list[CheckpointPath]:
         """The files of the layers, on which vectors depend besides the encoder's."""
-        return [file for layer in self.layers for file in files_in(layer.folder)]
+        files = []
+        for layer in self.layers:
+            files += files_in(layer.folder)
+        return files
 
 
 @dataclass(frozen=True)
-class CrossEncoderConfig:
-    """What sentence-transformers stores beside a cross-encoder; the defaults are those of a plain
-    classifier.
-    """
+class CrossEncoderConfig(TextSettings):
+    """What is stored beside a cross-encoder; the defaults are those of a plain classifier."""
 
-    max_length: int | None = None
-    """The longest input in tokens; None where the checkpoint states none."""
-    lower_case: bool = False
-    prompts: dict[str, str] = field(default_factory=dict)
-    """{name: text that is put before the first text of a pair}."""
-    default_prompt_name: str | None = None
     activation: str | None = None
     """The path of the class that turns logits into scores ("torch.nn.modules.activation.Sigmoid"),
     or None.
@@ -164,87 +160,107 @@ class CrossEncoderConfig:
             CheckpointError: for modules and settings that a sequence classifier does not have, and
                 a file that is not valid JSON.
         """
-        configured = (raw_config.get("sentence_transformers") or {}).get("activation_fn")
-        configured = configured or raw_config.get("sbert_ce_default_activation_function")
+        older = raw_config.get("sentence_transformers") or {}
+        older_activation = older.get("activation_fn") or raw_config.get(
+            "sbert_ce_default_activation_function"
+        )
         modules = read_modules(folder)
         if not modules:
-            return cls(activation=configured)
+            return cls(activation=older_activation)
         kinds = module_kinds(folder, modules)
-        settings = read_settings(folder, "CrossEncoder", "SentenceTransformer")
+        settings = read_model_settings(folder, "CrossEncoder", "SentenceTransformer")
         if "Router" in kinds:
             raise refused_router(folder, modules[kinds.index("Router")])
         if settings.get("model_type") != "CrossEncoder":
-            return cls(activation=configured)
-        values: dict[str, Any] = stored_prompts(settings) | {
-            "activation": settings.get("activation_fn") or configured
-        }
+            return cls(activation=older_activation)
+
+        prompts = stored_prompts(settings)
+        activation = settings.get("activation_fn") or older_activation
         if kinds == ["Transformer"]:
-            values |= transformer_settings(
-                folder / modules[0]["path"], "sequence-classification", "logits"
-            )
-            return cls(**values)
-        stack = SentenceConfig(**_read_stack(folder, modules, "scores"))
+            classifier = folder / modules[0]["path"]
+            texts = transformer_settings(classifier, "sequence-classification", "logits")
+            return cls(**texts, **prompts, activation=activation)
+        stack = _read_stack(folder, modules, "scores")
         if stack.normalize:
             raise CheckpointError(
                 f"{folder / MODULES} ends with Normalize, which makes every score of a pair one"
             )
-        return cls(**values, max_length=stack.max_length, lower_case=stack.lower_case, stack=stack)
+        scorer = SentenceConfig(
+            stack.encoder,
+            **stack.texts,
+            pooling=stack.pooling,
+            include_prompt=stack.include_prompt,
+            layers=stack.layers,
+        )
+        return cls(**stack.texts, **prompts, activation=activation, stack=scorer)
 
 
-def _read_stack(
-    folder: CheckpointPath, modules: Sequence[Mapping[str, str]], output: str
-) -> dict[str, Any]:
-    """Read an encoder with pooling and layers, as fields of SentenceConfig; `output`: what the last
-    layer gives.
-    """
+@dataclass(frozen=True)
+class _Stack:
+    """An encoder with pooling and layers, as modules.json lists them."""
+
+    encoder: CheckpointPath
+    texts: TransformerSettings
+    pooling: tuple[str, ...]
+    include_prompt: bool
+    layers: tuple[Dense | Norm, ...]
+    normalize: bool
+
+
+def _read_stack(folder: CheckpointPath, modules: Sequence[Module], output: str) -> _Stack:
+    """Read an encoder with pooling and layers; `output`: what the last layer gives."""
     kinds = module_kinds(folder, modules)
     _check_order(folder, modules, kinds)
-    values: dict[str, Any] = {"encoder": folder}
+    encoder = folder
+    texts: TransformerSettings = {"max_length": None, "lower_case": False}
+    pooling: tuple[str, ...] = ()
+    include_prompt = True
     layers: list[Dense | Norm] = []
     for i, (kind, module) in enumerate(zip(kinds, modules, strict=True)):
         module_folder = folder / module["path"]
-        stored = (
-            {} if kind in ("Transformer", "Dropout") else read_json(module_folder / "config.json")
-        )
-        _check_features(
-            module_folder, stored, output if i == len(modules) - 1 else "sentence_embedding"
-        )
+        has_config = kind not in ("Transformer", "Dropout")
+        stored = read_json(module_folder / "config.json") if has_config else {}
+        is_last = i == len(modules) - 1
+        _check_features(module_folder, stored, output if is_last else "sentence_embedding")
         if kind == "Transformer":
-            values |= {"encoder": module_folder}
-            values |= transformer_settings(module_folder, "feature-extraction", "last_hidden_state")
+            encoder = module_folder
+            texts = transformer_settings(encoder, "feature-extraction", "last_hidden_state")
         elif kind == "Pooling":
-            values |= {
-                "pooling": _pooling_modes(stored),
-                "include_prompt": stored.get("include_prompt", True),
-            }
+            pooling = _pooling_modes(stored)
+            include_prompt = stored.get("include_prompt", True)
         elif kind == "Dense":
             layers.append(parse_dense(module_folder, stored))
         elif kind in ("LayerNorm", "Normalize"):
-            layers.append(Norm(module_folder, kind == "LayerNorm"))
-    if layers and isinstance(layers[-1], Norm) and not layers[-1].learned:
-        values["normalize"] = True
-        del layers[-1]
-    return values | {"layers": tuple(layers)}
+            layers.append(Norm(module_folder, learned=kind == "LayerNorm"))
+    # A task normalises after the last layer: after it has put the windows of a document together.
+    last = layers[-1] if layers else None
+    normalize = isinstance(last, Norm) and not last.learned
+    if normalize:
+        layers.pop()
+    return _Stack(encoder, texts, pooling, include_prompt, tuple(layers), normalize)
 
 
 def parse_dense(folder: CheckpointPath, settings: Mapping[str, Any]) -> Dense:
     """Read the configuration of a dense layer; CheckpointError for an unknown activation."""
     activation = settings.get("activation_function", "torch.nn.modules.activation.Tanh")
     name = activation.rpartition(".")[2]
-    if not activation.startswith("torch.nn.") or name not in ACTIVATIONS:
-        raise CheckpointError(
-            f"{folder}: activation {activation} is unknown; known are {', '.join(ACTIVATIONS)}"
-        )
-    return Dense(folder, name, settings.get("use_residual", False), settings["out_features"])
+    if not activation.startswith("torch.nn.") or name not in DENSE_ACTIVATIONS:
+        known = ", ".join(DENSE_ACTIVATIONS)
+        raise CheckpointError(f"{folder}: activation {activation} is unknown; known are {known}")
+    return Dense(
+        folder,
+        activation=name,
+        residual=settings.get("use_residual", False),
+        out_features=settings["out_features"],
+    )
 
 
-def _pooling_modes(settings: dict[str, Any]) -> tuple[str, ...]:
+def _pooling_modes(settings: Mapping[str, Any]) -> tuple[str, ...]:
     """Read the modes of a Pooling module: one, several, or the flags of earlier versions."""
     configured = settings.get("pooling_mode")
     if configured is None:
-        configured = [mode for flag, mode in _LEGACY_POOLINGS.items() if settings.get(flag)] or [
-            "mean"
-        ]
+        flagged = [mode for flag, mode in _LEGACY_POOLINGS.items() if settings.get(flag)]
+        configured = flagged or ["mean"]
     modes = (configured,) if isinstance(configured, str) else tuple(configured)
     if unknown := [mode for mode in modes if mode not in POOLINGS]:
         raise CheckpointError(
@@ -253,29 +269,26 @@ def _pooling_modes(settings: dict[str, Any]) -> tuple[str, ...]:
     return modes
 
 
-def _check_order(
-    folder: CheckpointPath, modules: Sequence[Mapping[str, str]], kinds: list[str]
-) -> None:
+def _check_order(folder: CheckpointPath, modules: Sequence[Module], kinds: list[str]) -> None:
     """Raise CheckpointError unless the modules are Transformer, Pooling, then layers on vectors."""
     for kind, module in zip(kinds, modules, strict=True):
         if kind not in _EMBEDDING_MODULES:
             raise CheckpointError(
-                f"{folder / MODULES} has a module {module['type']}; known are "
-                f"{', '.join(_EMBEDDING_MODULES)}"
+                f"{folder / MODULES} has a module {module['type']}; known are"
+                f" {', '.join(_EMBEDDING_MODULES)}"
             )
     relevant = [kind for kind in kinds if kind != "Dropout"]
-    if relevant[:2] != ["Transformer", "Pooling"] or {"Transformer", "Pooling"} & set(relevant[2:]):
+    first = relevant[:2]
+    layers = relevant[2:]
+    if first != ["Transformer", "Pooling"] or {"Transformer", "Pooling"} & set(layers):
         raise CheckpointError(
-            f"{folder / MODULES} has the modules {', '.join(kinds)}; a vector a text comes from "
-            "Transformer, Pooling,"
-            " then any number of Dense, LayerNorm and Normalize"
+            f"{folder / MODULES} has the modules {', '.join(kinds)}; a vector per text comes from"
+            " Transformer, Pooling, then any number of Dense, LayerNorm and Normalize"
         )
 
 
 def _check_features(folder: CheckpointPath, stored: Mapping[str, Any], output: str) -> None:
-    """Raise CheckpointError for a module that works on something other than the vector of a
-    text.
-    """
+    """Raise CheckpointError for a module that does not work on the vector of a text."""
     allowed = {"module_input_name": "sentence_embedding", "module_output_name": output}
     for key, known in allowed.items():
         if stored.get(key) not in (None, known):

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from itertools import accumulate, pairwise
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from modernbert.checkpoint import load
 from modernbert.encoders.sparse_config import SparseConfig
+from modernbert.encoders.stored_encoder import StoredEncoder
 from modernbert.heads import ModernBertForMaskedLM
 from modernbert.packing import PackedBatch
 from modernbert.stored import CheckpointError
@@ -26,7 +26,7 @@ vocabulary.
 """
 
 
-class SparseEncoder(nn.Module):
+class SparseEncoder(StoredEncoder[SparseConfig]):
     """A masked language model whose scores become a weight for each token of the vocabulary (Formal
     et al. 2021, arXiv:2109.10086): log(1 + max(0, score)), the largest over all positions, or their
     sum.
@@ -34,38 +34,14 @@ class SparseEncoder(nn.Module):
     The scores are computed for a chunk of tokens at a time, so that no matrix (T, V) is held.
     """
 
+    model_class = ModernBertForMaskedLM
     static: Tensor | None
 
     def __init__(self, model: ModernBertForMaskedLM, config: SparseConfig):
         super().__init__()
-        self.model, self.config = model, config
+        self.model = model
+        self.config = config
         self.register_buffer("static", _load_static(config))
-
-    @classmethod
-    def load(
-        cls,
-        config: SparseConfig,
-        *,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-    ) -> SparseEncoder:
-        """Load a sparse encoder for inference: in eval mode, without gradients.
-
-        Args:
-            config: the configuration, which names the folders of the weights
-                (`SparseConfig.from_folder`).
-            device: where the weights are put.
-            dtype: the dtype of the encoder.
-
-        Raises:
-            CheckpointError: where a file or a weight is missing or does not fit.
-
-        Example:
-            >>> config = SparseConfig.from_folder(resolve("my-org/modernbert-splade"))
-            >>> encoder = SparseEncoder.load(config)
-        """
-        model = load(ModernBertForMaskedLM, config.encoder, device=device, dtype=dtype)
-        return cls(model, config).to(device).eval().requires_grad_(False)
 
     def forward_packed(self, batch: PackedBatch, static: bool = False) -> Tensor:
         """Compute the weights of a packed batch that are not zero.
@@ -82,45 +58,48 @@ class SparseEncoder(nn.Module):
         if static:
             return self._look_up(batch)
         x_TD = self.model.model.forward_packed(batch)
-        found: list[Tensor] = []
+        weights: list[Tensor] = []
         pooled_V: Tensor | None = None
         ends = list(accumulate(batch.seqlens))
         sequence = 0
         for start, stop in self._chunks(ends, CHUNK_ROWS[x_TD.device.type]):
-            scores_CV = self._scores(self.model.decode(x_TD[start:stop]))
+            logits_CV = self.model.decode(x_TD[start:stop])
+            scores_CV = self._scores(logits_CV)
+            # A chunk may end some sequences, and hold a part of the next one.
             complete: list[Tensor] = []
-            at = start
-            while at < stop:
+            token = start
+            while token < stop:
                 end = min(ends[sequence], stop)
-                pooled_V = self._pool(pooled_V, scores_CV[at - start : end - start])
+                pooled_V = self._pool(pooled_V, scores_CV[token - start : end - start])
                 if end == ends[sequence]:
                     complete.append(pooled_V)
-                    pooled_V, sequence = None, sequence + 1
-                at = end
-            if complete:  # together: a GPU is waited for each time that weights are counted
-                found.append(
-                    _nonzero(sequence - len(complete), self._weights(torch.stack(complete)))
-                )
-        return torch.cat(found)
+                    pooled_V = None
+                    sequence += 1
+                token = end
+            # Together, since a GPU is waited for each time that weights are counted.
+            if complete:
+                weights_BV = self._weights(torch.stack(complete))
+                weights.append(_nonzero(sequence - len(complete), weights_BV))
+        return torch.cat(weights)
 
     def _chunks(self, ends: list[int], rows: int) -> Iterator[tuple[int, int]]:
-        """Yield the tokens [start, stop) of each chunk; for a sum a chunk begins with each
-        sequence, so that its bits do not depend on the sequences before it.
-        """
-        stretches = [(0, ends[-1])] if self.config.strategy == "max" else list(pairwise([0, *ends]))
+        """Yield the tokens [start, stop) of each chunk, of `rows` at most."""
+        stretches = [(0, ends[-1])]
+        # A chunk begins with each sequence, so that the bits of a sum do not depend on the
+        # sequences before it; those of a maximum never do.
+        if self.config.strategy == "sum":
+            stretches = list(pairwise([0, *ends]))
         for first, last in stretches:
             for start in range(first, last, rows):
                 yield start, min(start + rows, last)
 
     def _scores(self, logits_CV: Tensor) -> Tensor:
         """What is pooled: for a maximum the logits, since all that follows grows with them."""
-        return (
-            logits_CV.float()
-            if self.config.strategy == "max"
-            else self._activate(logits_CV.float())
-        )
+        scores_CV = logits_CV.float()
+        return scores_CV if self.config.strategy == "max" else self._activate(scores_CV)
 
     def _pool(self, pooled_V: Tensor | None, scores_CV: Tensor) -> Tensor:
+        """Pool the scores of tokens, together with what was pooled before them."""
         if self.config.strategy == "max":
             new_V = scores_CV.amax(dim=0)
             return new_V if pooled_V is None else torch.maximum(pooled_V, new_V)
@@ -135,22 +114,23 @@ class SparseEncoder(nn.Module):
         return weights.log1p() if self.config.activation == "log1p_relu" else weights
 
     def _look_up(self, batch: PackedBatch) -> Tensor:
-        sequence_T = torch.repeat_interleave(
-            torch.arange(len(batch.seqlens), device=batch.input_ids.device), batch.cu_seqlens.diff()
-        )
-        unique_R2 = torch.stack((sequence_T, batch.input_ids.long()), dim=1).unique(dim=0)
         assert self.static is not None
-        weights_R = self.static[unique_R2[:, 1]]
-        rows_R3 = torch.cat((unique_R2.float(), weights_R[:, None]), dim=1)
+        sequences_B = torch.arange(len(batch.seqlens), device=batch.input_ids.device)
+        sequence_T = torch.repeat_interleave(sequences_B, batch.cu_seqlens.diff())
+        pairs_T2 = torch.stack((sequence_T, batch.input_ids.long()), dim=1)
+        pairs_R2 = torch.unique(pairs_T2, dim=0)
+        weights_R = self.static[pairs_R2[:, 1]]
+        rows_R3 = torch.cat((pairs_R2.float(), weights_R[:, None]), dim=1)
         return rows_R3[weights_R != 0]
 
 
 def _nonzero(first: int, weights_BV: Tensor) -> Tensor:
     """Return (R, 3): the sequences, counted from `first`, the ids and the weights that are not
-    zero; what is no number stays, too.
+    zero; what is not a number stays, too.
     """
     rows_R, ids_R = weights_BV.nonzero(as_tuple=True)
-    return torch.stack(((rows_R + first).float(), ids_R.float(), weights_BV[rows_R, ids_R]), dim=1)
+    sequences_R = (rows_R + first).float()
+    return torch.stack((sequences_R, ids_R.float(), weights_BV[rows_R, ids_R]), dim=1)
 
 
 def _load_static(config: SparseConfig) -> Tensor | None:

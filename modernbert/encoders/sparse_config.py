@@ -4,59 +4,50 @@ or looked up.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from modernbert.encoders.module_files import (
     MODULES,
+    TextSettings,
     module_kinds,
+    read_model_settings,
     read_modules,
     read_routes,
-    read_settings,
     stored_prompts,
     transformer_settings,
 )
-from modernbert.files import CheckpointError, read_json
-from modernbert.stored import CheckpointPath
+from modernbert.files import read_json
+from modernbert.stored import CheckpointError, CheckpointPath
 
 STRATEGIES = ("max", "sum")
 """How the scores of a token at all positions become its weight."""
-ACTIVATIONS = ("relu", "log1p_relu")
+SCORE_ACTIVATIONS = ("relu", "log1p_relu")
 """relu: log(1 + max(0, x)); log1p_relu: log(1 + log(1 + max(0, x)))."""
-_POOLING_SETTINGS = {  # the last three have no effect on answers
-    *(
-        "pooling_strategy",
-        "activation_function",
-        "embedding_dimension",
-        "word_embedding_dimension",
-        "chunk_size",
-    ),
+_POOLING_SETTINGS = {
+    "pooling_strategy",
+    "activation_function",
+    # without an effect on answers
+    "embedding_dimension",
+    "word_embedding_dimension",
+    "chunk_size",
 }
 
 
 @dataclass(frozen=True)
-class SparseConfig:
-    """The content of modules.json and the files that it names; the defaults are those of a plain
-    masked LM.
-    """
+class SparseConfig(TextSettings):
+    """What modules.json and its files say; the defaults are those of a plain masked LM."""
 
     encoder: CheckpointPath
     """The folder with config.json, weights and tokenizer of the masked language model."""
     strategy: str = "max"
     """One of STRATEGIES."""
     activation: str = "relu"
-    """One of ACTIVATIONS."""
+    """One of SCORE_ACTIVATIONS."""
     static: CheckpointPath | None = None
     """The folder of the weights that queries get without inference; None: queries are read as
     documents are.
     """
-    max_length: int | None = None
-    """The longest input in tokens; None where the checkpoint states none."""
-    lower_case: bool = False
-    prompts: dict[str, str] = field(default_factory=dict)
-    """{name: text that is put before a document}."""
-    default_prompt_name: str | None = None
     max_active_dims: int | None = None
     """How many of the heaviest tokens are kept; None for all."""
 
@@ -75,29 +66,33 @@ class SparseConfig:
         if not modules:
             return cls(folder)
         kinds = module_kinds(folder, modules)
-        settings = read_settings(folder, "SparseEncoder", more=("max_active_dims",))
+        settings = read_model_settings(folder, "SparseEncoder", more=("max_active_dims",))
+
+        # A Router leads queries past the model, to weights that are stored for each token.
         static = None
         if kinds == ["Router"]:
             routes = read_routes(folder, modules[0])
-            modules, queries = routes.get("document", []), routes.get("query", [])
-            if module_kinds(folder, queries) != ["SparseStaticEmbedding"]:
-                raise _wrong_modules(
-                    folder, "query", module_kinds(folder, queries), "SparseStaticEmbedding"
-                )
-            static, kinds = folder / queries[0]["path"], module_kinds(folder, modules)
-        if (
-            len(kinds) != 2
-            or kinds[0] not in ("Transformer", "MLMTransformer")
-            or kinds[1] != "SpladePooling"
-        ):
+            query_modules = routes.get("query", [])
+            query_kinds = module_kinds(folder, query_modules)
+            if query_kinds != ["SparseStaticEmbedding"]:
+                raise _wrong_modules(folder, "query", query_kinds, "SparseStaticEmbedding")
+            static = folder / query_modules[0]["path"]
+            modules = routes.get("document", [])
+            kinds = module_kinds(folder, modules)
+
+        model_kinds = ("Transformer", "MLMTransformer")
+        if len(kinds) != 2 or kinds[0] not in model_kinds or kinds[1] != "SpladePooling":
             raise _wrong_modules(folder, "document", kinds, "Transformer, SpladePooling")
-        default_task = "fill-mask" if kinds[0] == "MLMTransformer" else "feature-extraction"
         encoder = folder / modules[0]["path"]
+        default_task = "fill-mask" if kinds[0] == "MLMTransformer" else "feature-extraction"
+        texts = transformer_settings(encoder, "fill-mask", "logits", default_task=default_task)
+        strategy, activation = _read_pooling(folder / modules[1]["path"])
         return cls(
             encoder,
-            **_pooling(folder / modules[1]["path"]),
-            **transformer_settings(encoder, "fill-mask", "logits", default_task=default_task),
+            **texts,
             **stored_prompts(settings),
+            strategy=strategy,
+            activation=activation,
             static=static,
             max_active_dims=settings.get("max_active_dims"),
         )
@@ -108,30 +103,26 @@ class SparseConfig:
         return self.static and self.static / "model.safetensors"
 
 
-def _pooling(folder: CheckpointPath) -> dict[str, Any]:
-    stored: Mapping[str, Any] = read_json(folder / "config.json")
-    strategy, activation = (
-        stored.get("pooling_strategy", "max"),
-        stored.get("activation_function", "relu"),
-    )
+def _read_pooling(folder: CheckpointPath) -> tuple[str, str]:
+    """Read the strategy and the activation of a SpladePooling."""
+    file = folder / "config.json"
+    stored = read_json(file)
     if unknown := sorted(set(stored) - _POOLING_SETTINGS):
+        raise CheckpointError(f"{file} has {', '.join(unknown)}: unknown settings")
+    strategy = stored.get("pooling_strategy", "max")
+    activation = stored.get("activation_function", "relu")
+    if strategy not in STRATEGIES or activation not in SCORE_ACTIVATIONS:
         raise CheckpointError(
-            f"{folder / 'config.json'} has {', '.join(unknown)}: unknown settings"
+            f"{file} has {strategy} of {activation}; known are {', '.join(STRATEGIES)} of"
+            f" {', '.join(SCORE_ACTIVATIONS)}"
         )
-    if strategy not in STRATEGIES or activation not in ACTIVATIONS:
-        raise CheckpointError(
-            f"{folder / 'config.json'} has {strategy} of {activation}; known are "
-            f"{', '.join(STRATEGIES)} of"
-            f" {', '.join(ACTIVATIONS)}"
-        )
-    return {"strategy": strategy, "activation": activation}
+    return strategy, activation
 
 
 def _wrong_modules(
     folder: CheckpointPath, route: str, kinds: Sequence[str], known: str
 ) -> CheckpointError:
     return CheckpointError(
-        f"{folder / MODULES} has the modules {', '.join(kinds) or 'none'} for a {route}; weights "
-        "of tokens come from"
-        f" {known}"
+        f"{folder / MODULES} has the modules {', '.join(kinds) or 'none'} for a {route}; weights of"
+        f" tokens come from {known}"
     )

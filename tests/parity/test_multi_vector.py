@@ -229,7 +229,7 @@ def test_checkpoints_of_stanford(encoder, tmp_path, metadata):
     for task in ("sentence-embedding", "fill-mask", "sparse-embedding", "text-classification"):
         with pytest.raises(
             ValueError,
-            match=r"which is for multi_vector|is a HF_ColBERT: it gives a vector a token",
+            match=r"which is for multi_vector|is a HF_ColBERT: it gives a vector per token",
         ):
             pipeline(task, str(tmp_path))
     save_file(
@@ -266,7 +266,7 @@ def test_rerank_by_maxsim(both, similarity, expansion):
 
 
 def test_checkpoints_of_another_kind_are_refused(both, encoder, tmp_path):
-    with pytest.raises(CheckpointError, match=r"is no multi-vector encoder \(ColBERT\)"):
+    with pytest.raises(CheckpointError, match=r"is not a multi-vector encoder \(ColBERT\)"):
         pipeline("multi-vector", str(encoder))
     with pytest.raises(
         ValueError, match="expands queries to 90 tokens, of which the last see no token"
@@ -276,6 +276,6 @@ def test_checkpoints_of_another_kind_are_refused(both, encoder, tmp_path):
     with pytest.raises(ValueError, match=r"pool_factor 2 is for documents"):
         ours("a", as_query=True, pool_factor=2.0)
     with pytest.raises(
-        CheckpointError, match="it gives a vector a token, which is for multi_vector"
+        CheckpointError, match="it gives a vector per token, which is for multi_vector"
     ):
         pipeline("sentence-embedding", str(tmp_path))

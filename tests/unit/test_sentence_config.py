@@ -120,7 +120,7 @@ def test_multi_vector_checkpoints_are_for_other_tasks(tmp_path, encoder, write):
     write(encoder, tmp_path / "checkpoint")
     for task in ("sentence-embedding", "sparse-embedding"):
         with pytest.raises(
-            CheckpointError, match="gives a vector a token, which is for multi_vector"
+            CheckpointError, match="gives a vector per token, which is for multi_vector"
         ):
             pipeline(task, str(tmp_path / "checkpoint"))
 
@@ -223,7 +223,7 @@ def test_modules_in_another_order(tmp_path, saved, order):
         {"path": f"2_{name}", "type": f"{kind.__module__}.{name}"} for name, kind in kinds.items()
     ]
     (tmp_path / "modules.json").write_text(json.dumps([modules[i] for i in order]))
-    with pytest.raises(CheckpointError, match="a vector a text comes from Transformer, Pooling"):
+    with pytest.raises(CheckpointError, match="a vector per text comes from Transformer, Pooling"):
         SentenceConfig.from_folder(tmp_path)
 
 
