@@ -178,19 +178,15 @@ def is_error(answer: httpx.Response, path: str, status: int | None = None) -> bo
     return set(body) == SHAPES[path][1]
 
 
-class Held:
+class Held(ModelClient):
     """Real models that answer once `go` is set."""
 
     def __init__(self) -> None:
-        self.models, self.tasks, self.aliases = (
-            all_models(),
-            all_models().tasks,
-            all_models().aliases,
-        )
-        self.go, self.waiting, self.cancelled = threading.Event(), 0, 0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.models, name)
+        models = all_models()
+        super().__init__(models.models, models.tasks, models.aliases)
+        self.go = threading.Event()
+        self.waiting = 0
+        self.cancelled = 0
 
     async def predict(self, model: str, ask: PredictRequest) -> PredictResponse:
         self.waiting += 1
@@ -202,7 +198,7 @@ class Held:
             raise
         finally:
             self.waiting -= 1
-        return await self.models.predict(model, ask)
+        return await super().predict(model, ask)
 
 
 def until(true: Any) -> None:

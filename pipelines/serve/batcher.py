@@ -18,6 +18,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -39,22 +40,64 @@ class PendingRequest:
     """The windows of a request, some of which are still in the queue."""
 
     def __init__(self, task: Task, input_ids: np.ndarray, cu_seqlens: np.ndarray):
-        self.task, self.input_ids, self.cu_seqlens = task, input_ids, cu_seqlens
+        self.task = task
+        self.input_ids = input_ids
+        self.cu_seqlens = cu_seqlens
+        self.windows = len(cu_seqlens) - 1
         self.collected = ValuesBuilder(task, input_ids, cu_seqlens)
         self.failed: dict[int, str] = {}
         self.next = 0  # the first window that is in no batch yet
-        self.unanswered = len(cu_seqlens) - 1
+        self.unanswered = self.windows
         self.arrived = self.started = time.perf_counter()
         self.batches = 0
         self.future: Future[Predictions] = Future()
 
-    def fits(self, room: int, at_least_one: bool) -> int:
-        """Return how many of its next windows have at most `room` tokens; with `at_least_one`, one
-        of any length.
+    @property
+    def tokens_left(self) -> int:
+        """The tokens of the windows that are in no batch yet."""
+        return int(self.cu_seqlens[-1] - self.cu_seqlens[self.next])
+
+    def count_next(self, turn: int, room: int, *, at_least_one: bool) -> int:
+        """Return how many of its next windows a batch takes.
+
+        Args:
+            turn: the tokens of a batch that a request gets before the next one has its turn; a
+                single window may have more.
+            room: the tokens for which the batch still has room.
+            at_least_one: whether it takes a window for which there is no room, too.
         """
+        count = self._count_fitting(min(turn, room))
+        if count == 0 and at_least_one:
+            return 1
+        return count or min(self._count_fitting(room), 1)
+
+    def _count_fitting(self, tokens: int) -> int:
+        """Return how many of its next windows have at most `tokens` together."""
         ends = self.cu_seqlens[self.next :]
-        count = int(np.searchsorted(ends, ends[0] + room, side="right")) - 1
-        return max(count, 1) if at_least_one else count
+        return int(np.searchsorted(ends, ends[0] + tokens, side="right")) - 1
+
+    def take(self, count: int) -> _Part:
+        """Put its next `count` windows into a batch."""
+        if self.next == 0:
+            self.started = time.perf_counter()
+        part = _Part(self, self.next, self.next + count)
+        self.next = part.stop
+        return part
+
+    def finish(self, ended: float) -> None:
+        """Answer, unless it was cancelled."""
+        if not self.future.set_running_or_notify_cancel():
+            return
+        values, splits = self.collected.finish()
+        predictions = Predictions(
+            values,
+            splits,
+            self.failed,
+            self.batches,
+            seconds=ended - self.started,
+            queue_s=self.started - self.arrived,
+        )
+        self.future.set_result(predictions)
 
     def refuse_size(self) -> None:
         """End with WindowBudgetError, unless that is done: the model gives more numbers than a
@@ -63,13 +106,43 @@ class PendingRequest:
         if self.future.done() or not self.future.set_running_or_notify_cancel():
             return
         message = f"the model gives more than the {MOST_NUMBERS:,} numbers that a request may have"
-        self.future.set_exception(
-            WindowBudgetError(f"{message}: send fewer or shorter texts at a time")
-        )
+        error = WindowBudgetError(f"{message}: send fewer or shorter texts at a time")
+        self.future.set_exception(error)
 
 
-_Batch = list[tuple[PendingRequest, int, int]]
-"""The windows from `first` to `stop` of several requests."""
+@dataclass(frozen=True)
+class _Part:
+    """What a batch has of a request: its windows from `first` to `stop`."""
+
+    request: PendingRequest
+    first: int
+    stop: int
+
+    @property
+    def input_ids(self) -> np.ndarray:
+        """The tokens of the windows, end to end."""
+        cu_seqlens = self.request.cu_seqlens
+        return self.request.input_ids[cu_seqlens[self.first] : cu_seqlens[self.stop]]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """The tokens in each window."""
+        return np.diff(self.request.cu_seqlens[self.first : self.stop + 1])
+
+    def collect(self, predictions: Predictions, offset: int) -> None:
+        """Hand the values of its windows, which begin at window `offset` of the batch, to the
+        request.
+        """
+        values = predictions.values
+        splits = predictions.splits
+        for window in range(self.first, self.stop):
+            place = offset + window - self.first
+            reason = predictions.failed.get(place)
+            if reason is None:
+                rows = values[splits[place] : splits[place + 1]]
+                self.request.collected.put_one(window, rows)
+            else:
+                self.request.failed[window] = reason
 
 
 class Batcher:
@@ -79,15 +152,15 @@ class Batcher:
         self, predictor: Predictor, on_batch: Callable[[int, int, float], None] = lambda *_: None
     ):
         """`on_batch(windows, tokens, seconds)` is called after each packed batch."""
-        self.predictor, self._on_batch = predictor, on_batch
+        self.predictor = predictor
+        self._on_batch = on_batch
         self.succeeded = float("-inf")
         """When a batch last succeeded, by time.monotonic()."""
         self._queue: deque[PendingRequest] = deque()
         self._changed = threading.Condition()
         self._closed = False
-        self._wait_until = float(
-            "-inf"
-        )  # when the wait after the last batch is over, by time.perf_counter()
+        # When the wait after the last batch is over, by time.perf_counter().
+        self._wait_until = float("-inf")
         self._answered = 0  # requests that the last batch completed
         # A second thread prepares and launches a batch while the first one waits for the GPU.
         count = 1 if predictor.device.type == "cpu" else 2
@@ -100,24 +173,33 @@ class Batcher:
     def submit(
         self, task: Task, input_ids: np.ndarray, cu_seqlens: np.ndarray, *, first: bool = False
     ) -> Future[Predictions]:
-        """Queue windows laid end to end, `input_ids` (T,) cut at `cu_seqlens` (W+1,).
+        """Queue the windows of a request.
 
-        Cancelling the future takes what has not run out of the queue. It raises WindowBudgetError
-        where the model gives more than MOST_NUMBERS. `first`: before all others. Raises
-        RuntimeError after `close`.
+        Args:
+            task: what is done with them.
+            input_ids: (T,), the tokens of the windows, end to end.
+            cu_seqlens: (W+1,), where each window starts, with T at the end.
+            first: whether they come before all others.
+
+        Returns:
+            A future, whose cancelling takes what has not run out of the queue. It raises
+            WindowBudgetError where the model gives more than MOST_NUMBERS.
+
+        Raises:
+            RuntimeError: after `close`.
         """
-        waiting = PendingRequest(task, input_ids, cu_seqlens)
+        request = PendingRequest(task, input_ids, cu_seqlens)
         with self._changed:
             if self._closed:
                 raise RuntimeError("the batcher is closed")
-            if not waiting.unanswered:
-                waiting.future.set_result(Predictions(*waiting.collected.finish(), {}, 0, 0.0))
+            if request.windows == 0:
+                request.finish(request.started)
             elif first:
-                self._queue.appendleft(waiting)
+                self._queue.appendleft(request)
             else:
-                self._queue.append(waiting)
+                self._queue.append(request)
             self._changed.notify()
-        return waiting.future
+        return request.future
 
     def close(self) -> None:
         """Answer what is in the queue, refuse more, and end the threads."""
@@ -128,17 +210,27 @@ class Batcher:
             thread.join()
 
     def _work(self) -> None:
+        """Run batches until the batcher is closed and its queue empty."""
         while True:
-            with self._changed:
-                while not (batch := self._next_batch()):
-                    if self._closed and not self._queue:
-                        return
-                    self._changed.wait(
-                        max(self._wait_until - time.perf_counter(), 0) if self._queue else None
-                    )
+            batch = self._wait_for_batch()
+            if not batch:
+                return
             self._run(batch)
 
-    def _next_batch(self) -> _Batch:
+    def _wait_for_batch(self) -> list[_Part]:
+        """Return the next batch as soon as there is one; nothing after the end."""
+        with self._changed:
+            while True:
+                batch = self._next_batch()
+                if batch or (self._closed and not self._queue):
+                    return batch
+                # What is in the queue waits for more to share its batch, but not for long.
+                timeout_s = None
+                if self._queue:
+                    timeout_s = max(self._wait_until - time.perf_counter(), 0)
+                self._changed.wait(timeout_s)
+
+    def _next_batch(self) -> list[_Part]:
         """The next batch: requests take turns in the order of arrival, a part of the batch each,
         until it is full.
 
@@ -146,101 +238,101 @@ class Batcher:
         next batch; one that had a turn stands behind all others. Only requests whose forward pass
         is the same share a batch. Nothing where it is better to wait for more.
         """
-        batch: _Batch = []
-        waiting_for_more = time.perf_counter() < self._wait_until and not self._closed
-        if waiting_for_more and len(self._queue) < self._answered and self._room_left():
+        batch: list[_Part] = []
+        if self._is_better_to_wait():
             return batch
-        kept: list[PendingRequest] = []
+        passed_over: list[PendingRequest] = []
         room = self.predictor.budget_tokens
         turn = max(room // TURN_FRACTION, 1)
         while self._queue and room > 0:
-            waiting = self._queue.popleft()
-            if waiting.future.done():  # cancelled, or refused for its size
+            request = self._queue.popleft()
+            # It was cancelled, or refused for its size.
+            if request.future.done():
                 continue
             count = 0
-            if not batch or batch[0][0].task.forward_options == waiting.task.forward_options:
-                count = waiting.fits(min(turn, room), not batch) or min(
-                    waiting.fits(room, False), 1
-                )
-            if not count:
-                kept.append(waiting)
+            if not batch or _share_a_pass(batch[0].request.task, request.task):
+                # A window longer than the budget is a batch of its own.
+                count = request.count_next(turn, room, at_least_one=not batch)
+            if count == 0:
+                passed_over.append(request)
                 continue
-            first, waiting.next = waiting.next, waiting.next + count
-            if first == 0:
-                waiting.started = time.perf_counter()
-            batch.append((waiting, first, waiting.next))
-            room -= int(waiting.cu_seqlens[waiting.next] - waiting.cu_seqlens[first])
-            if waiting.next < len(waiting.cu_seqlens) - 1:
-                self._queue.append(waiting)
-        self._queue.extendleft(reversed(kept))
+            part = request.take(count)
+            batch.append(part)
+            room -= int(request.cu_seqlens[part.stop] - request.cu_seqlens[part.first])
+            if request.next < request.windows:
+                self._queue.append(request)
+        self._queue.extendleft(reversed(passed_over))
         return batch
 
-    def _room_left(self) -> bool:
+    def _is_better_to_wait(self) -> bool:
+        """Tell whether those whom the last batch answered may soon ask again and share the next."""
+        if self._closed or time.perf_counter() >= self._wait_until:
+            return False
+        if len(self._queue) >= self._answered:
+            return False
         room = self.predictor.budget_tokens
-        for waiting in self._queue:
-            room -= int(waiting.cu_seqlens[-1] - waiting.cu_seqlens[waiting.next])
+        for request in self._queue:
+            room -= request.tokens_left
             if room <= 0:
                 return False
         return True
 
-    def _run(self, batch: _Batch) -> None:
+    def _run(self, batch: list[_Part]) -> None:
         """Run a batch and hand its values out; whatever goes wrong is the reason why its windows
         failed.
         """
-        ids = np.concatenate(
-            [w.input_ids[w.cu_seqlens[first] : w.cu_seqlens[stop]] for w, first, stop in batch]
-        )
-        lengths = np.concatenate(
-            [np.diff(w.cu_seqlens[first : stop + 1]) for w, first, stop in batch]
-        )
+        ids = np.concatenate([part.input_ids for part in batch])
+        lengths = np.concatenate([part.lengths for part in batch])
+        windows = len(lengths)
         began = time.perf_counter()
-        try:
-            outputs = self.predictor.predict(
-                ids, np.concatenate(([0], np.cumsum(lengths))), task=batch[0][0].task
-            )
-            failed, values, splits = outputs.failed, outputs.values, outputs.splits
-        except Exception as error:
-            logger.exception(
-                "a packed batch of %d windows and %d tokens failed", len(lengths), len(ids)
-            )
-            message = (
-                f"the model failed: {type(error).__name__}: "
-                f"{next(iter(str(error).splitlines()), '')}"
-            )
-            failed, values, splits = dict.fromkeys(range(len(lengths)), message), None, None
-        if len(failed) < len(lengths):
+        predictions = self._predict(batch[0].request.task, ids, lengths)
+        # A model that fails every window is not healthy.
+        if len(predictions.failed) < windows:
             self.succeeded = time.monotonic()
-        at = 0
-        for waiting, first, stop in batch:
-            for w in range(first, stop):
-                if (reason := failed.get(at + w - first)) is not None:
-                    waiting.failed[w] = reason
-                elif values is not None and splits is not None:
-                    waiting.collected.put_one(
-                        w, values[splits[at + w - first] : splits[at + w - first + 1]]
-                    )
-            at += stop - first
+        offset = 0
+        for part in batch:
+            part.collect(predictions, offset)
+            offset += part.stop - part.first
         ended = time.perf_counter()
-        self._on_batch(len(lengths), len(ids), ended - began)
-        done = []
+        seconds = ended - began
+        self._on_batch(windows, len(ids), seconds)
+        # Another thread may have run other windows of the same requests.
         with self._changed:
-            for waiting, first, stop in batch:
-                waiting.unanswered -= stop - first
-                waiting.batches += 1
-                if waiting.collected.numbers > MOST_NUMBERS:
-                    waiting.refuse_size()
-                elif not waiting.unanswered:
-                    done.append(waiting)
-            self._answered, self._wait_until = len(done), ended + LINGER * (ended - began)
-        for waiting in done:
-            if waiting.future.set_running_or_notify_cancel():
-                queue_s, seconds = waiting.started - waiting.arrived, ended - waiting.started
-                waiting.future.set_result(
-                    Predictions(
-                        *waiting.collected.finish(),
-                        waiting.failed,
-                        waiting.batches,
-                        seconds,
-                        queue_s,
-                    )
-                )
+            completed = _completed(batch)
+            self._answered = len(completed)
+            self._wait_until = ended + LINGER * seconds
+        for request in completed:
+            request.finish(ended)
+
+    def _predict(self, task: Task, ids: np.ndarray, lengths: np.ndarray) -> Predictions:
+        """Return the model's values for windows; where it raises, all have failed."""
+        cu_seqlens = np.concatenate(([0], np.cumsum(lengths)))
+        try:
+            return self.predictor.predict(ids, cu_seqlens, task=task)
+        except Exception as error:
+            windows = len(lengths)
+            message = "a packed batch of %d windows and %d tokens failed"
+            logger.exception(message, windows, len(ids))
+            first_line = next(iter(str(error).splitlines()), "")
+            reason = f"the model failed: {type(error).__name__}: {first_line}"
+            failed = dict.fromkeys(range(windows), reason)
+            no_values = np.empty((0, task.width), np.float32)
+            return Predictions(no_values, np.zeros(windows + 1, np.int64), failed, 1, 0.0)
+
+
+def _share_a_pass(task: Task, other: Task) -> bool:
+    return task.forward_options == other.forward_options
+
+
+def _completed(batch: list[_Part]) -> list[PendingRequest]:
+    """Count the windows of a batch as answered, and return the requests that have no other."""
+    completed = []
+    for part in batch:
+        request = part.request
+        request.unanswered -= part.stop - part.first
+        request.batches += 1
+        if request.collected.numbers > MOST_NUMBERS:
+            request.refuse_size()
+        elif request.unanswered == 0:
+            completed.append(request)
+    return completed

@@ -4,9 +4,10 @@ is loaded.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
@@ -41,7 +42,7 @@ class ServedModel(TaskOptions, ModelOptions):
             ),
         ),
     ] = ()
-    model: Annotated[str, Field(description="checkpoint: a folder or a Hugging Face hub id")]  # type: ignore[assignment]
+    model: Annotated[str, Field(description="checkpoint: a folder or a Hugging Face hub id")]
     revision: Annotated[
         str | None, Field(description="branch, tag or commit of the hub's repository")
     ] = None
@@ -101,12 +102,12 @@ class ServedModel(TaskOptions, ModelOptions):
 
     @model_validator(mode="after")
     def _only_for_embed(self) -> Self:
+        if self.task == "embed":
+            return self
         for name in ("openai_truncate", "openai_token_ids"):
-            if getattr(self, name) and self.task != "embed":
-                raise ValueError(
-                    f"{name} is for embed, whose models /v1/embeddings serves; this one does "
-                    f"{self.task}"
-                )
+            if getattr(self, name):
+                message = f"{name} is for embed, whose models /v1/embeddings serves"
+                raise ValueError(f"{message}; this one does {self.task}")
         return self
 
     @model_validator(mode="after")
@@ -120,11 +121,12 @@ class ServedModel(TaskOptions, ModelOptions):
 def served_model(task: str) -> type[ServedModel]:
     """The options of a model that is served for a task: the task's, and those of its replicas."""
     options = TASKS[task]
-    bases: Any = (options, ServedModel)
-    return create_model(f"Served{options.__name__}", __base__=bases, __doc__=options.__doc__)
+    bases: Any = (options, ServedModel)  # whose type create_model cannot tell
+    cls = create_model(f"Served{options.__name__}", __base__=bases, __doc__=options.__doc__)
+    return cast("type[ServedModel]", cls)
 
 
-_DEMO_MODELS: list[dict[str, Any]] = [  # small: they share a core
+_DEMO_MODELS = [  # small: they share a core
     {"name": "intent", "task": "classify", "model": "intent-classifier", "cpus": 0.25},
     {"name": "pii", "task": "tag", "model": "pii-tagger", "cpus": 0.25},
     {"name": "mask", "task": "fill", "model": "masked-lm", "cpus": 0.25},
@@ -148,23 +150,28 @@ class ServiceOptions(BaseModel):
     replicas: Annotated[int, Field(ge=1, description="copies of the HTTP side")] = 1
 
 
-def service_options(given: dict[str, Any]) -> ServiceOptions:
-    """Check the arguments of `serve run` (config=FILE, or name=value) or the `args` of an
-    application.
+def service_options(arguments: Mapping[str, Any]) -> ServiceOptions:
+    """Check the options of a service.
 
-    Raises UserError that names each wrong option in one line.
+    Args:
+        arguments: those of `serve run` (config=FILE, or name=value), or the `args` of an
+            application.
+
+    Raises:
+        UserError: names each wrong option in one line.
     """
-    given = {str(name).replace("-", "_"): value for name, value in given.items()}
-    if (file := given.pop("config", None)) is not None:
-        given = read_yaml(file) | given
-    models = served_models(given.pop("models", None))
+    options = _python_names(arguments)
+    file = options.pop("config", None)
+    if file is not None:
+        options = read_yaml(file) | options
+    models = served_models(options.pop("models", None))
     try:
-        return ServiceOptions(models=models, **given)
+        return ServiceOptions(models=models, **options)
     except ValidationError as error:
         raise UserError(_format_error(error)) from error
 
 
-def check_checkpoints(models: tuple[ServedModel, ...]) -> dict[str, Checkpoint]:
+def check_checkpoints(models: Sequence[ServedModel]) -> dict[str, Checkpoint]:
     """Open the checkpoint of each model, by its name.
 
     Raises UserError if one is missing, is another task's, or does not allow its options.
@@ -172,90 +179,116 @@ def check_checkpoints(models: tuple[ServedModel, ...]) -> dict[str, Checkpoint]:
     from pipelines.checkpoints import Checkpoint  # torch, which the HTTP process does without
     from pipelines.tasks.base import task_class
 
-    opened = {}
-    for at, options in enumerate(models):
+    checkpoints = {}
+    for number, options in enumerate(models):
         try:
-            checkpoint, task_cls = (
-                Checkpoint.open(options.model, options.revision),
-                task_class(options.task),
-            )
+            checkpoint = Checkpoint.open(options.model, options.revision)
+            task_cls = task_class(options.task)
             task_cls.check(checkpoint)
             task_cls.from_checkpoint(checkpoint, options)
         except ValueError as error:  # CheckpointError, ConfigError
-            raise UserError(f"models[{at}] {options.name!r}: {error}") from error
-        opened[options.name] = checkpoint
-    return opened
+            raise UserError(f"models[{number}] {options.name!r}: {error}") from error
+        checkpoints[options.name] = checkpoint
+    return checkpoints
 
 
-def served_models(given: Any) -> tuple[ServedModel, ...]:
-    """Check the models of a configuration, None for the demo models; UserError names what is wrong
-    in one line.
+def served_models(entries: object) -> tuple[ServedModel, ...]:
+    """Check the models of a configuration, None for the demo models.
+
+    Raises UserError that says in one line what is wrong.
     """
-    models = []
-    if given is not None and not isinstance(given, list):
-        raise UserError(f"models {str(given)[:40]!r}: must be a list, an entry a model")
-    for at, entry in enumerate(_demo_models() if given is None else given):
-        models.append(_served_model(f"models[{at}]", entry))
-    names = [model.name for model in models]
-    if INGRESS_NAME in names:
-        at = names.index(INGRESS_NAME)
-        raise UserError(
-            f"models[{at}]: the name {INGRESS_NAME!r} is the HTTP side's own; choose another"
-        )
-    if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise UserError(
-            f"models: the name {repeated[0]!r} is there {names.count(repeated[0])} times; each "
-            "must differ"
-        )
-    names += [alias for model in models for alias in model.model_aliases]
-    if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise UserError(
-            f"models: the alias {repeated[0]!r} is another name or alias, too; each must differ"
-        )
-    if not models:
+    if entries is None:
+        entries = _demo_models()
+    if not isinstance(entries, list):
+        raise UserError(f"models {str(entries)[:40]!r}: must be a list, an entry a model")
+    if not entries:
         raise UserError(
             "models is empty; name at least one, or leave models out to serve the demos"
         )
+    models = [_served_model(f"models[{number}]", entry) for number, entry in enumerate(entries)]
+    _check_names(models)
     return tuple(models)
 
 
-def _demo_models() -> list[dict[str, Any]]:
+def tasks_of(models: Sequence[ServedModel]) -> dict[str, str]:
+    """Return the task of each model, by its name."""
+    return {model.name: model.task for model in models}
+
+
+def aliases_of(models: Sequence[ServedModel]) -> dict[str, str]:
+    """Return the model of each other name that requests may call it."""
+    return {alias: model.name for model in models for alias in model.model_aliases}
+
+
+def _check_names(models: Sequence[ServedModel]) -> None:
+    """Raise UserError for a name or an alias that another model or the HTTP side has."""
+    names = [model.name for model in models]
+    if INGRESS_NAME in names:
+        place = f"models[{names.index(INGRESS_NAME)}]"
+        message = f"{place}: the name {INGRESS_NAME!r} is the HTTP side's own; choose another"
+        raise UserError(message)
+    repeated = _first_repeated(names)
+    if repeated is not None:
+        count = names.count(repeated)
+        message = f"models: the name {repeated!r} is there {count} times; each must differ"
+        raise UserError(message)
+    aliases = [alias for model in models for alias in model.model_aliases]
+    repeated = _first_repeated(names + aliases)
+    if repeated is not None:
+        message = f"models: the alias {repeated!r} is another name or alias, too; each must differ"
+        raise UserError(message)
+
+
+def _first_repeated(names: Sequence[str]) -> str | None:
+    """Return the first, in alphabetical order, of the names that are there more than once."""
+    repeated = {name for name in names if names.count(name) > 1}
+    return min(repeated, default=None)
+
+
+def _demo_models() -> list[dict[str, object]]:
     if not DEMOS.is_dir():
         raise UserError(
             f"models is missing, and the demo models are not here: they lie in {DEMOS} of the "
-            "repository, whose folder "
-            "the service must be started in; name models of yours under models:"
+            "repository, whose folder the service must be started in; name models of yours under "
+            "models:"
         )
-    return [entry | {"model": str(DEMOS.absolute() / entry["model"])} for entry in _DEMO_MODELS]
+    folder = DEMOS.absolute()
+    return [{**entry, "model": f"{folder}/{entry['model']}"} for entry in _DEMO_MODELS]
 
 
-def _served_model(path: str, entry: Any) -> ServedModel:
+def _served_model(place: str, entry: object) -> ServedModel:
+    """Check an entry of `models`; `place` is where it stands, for messages."""
     if not isinstance(entry, dict):
         raise UserError(
-            f"{path} is {str(entry)[:40]!r}; it must hold options as 'name: value' lines"
+            f"{place} is {str(entry)[:40]!r}; it must hold options as 'name: value' lines"
         )
-    entry = {str(name).replace("-", "_"): value for name, value in entry.items()}
-    task = entry.pop("task", None)
-    tasks = [name for name, options in TASKS.items() if options.online]
+    options = _python_names(entry)
+    task = options.pop("task", None)
+    tasks = [name for name, cls in TASKS.items() if cls.online]
     if task not in tasks:
-        raise UserError(f"{path}: task {task!r} must be one of {', '.join(tasks)}")
+        raise UserError(f"{place}: task {task!r} must be one of {', '.join(tasks)}")
     try:
-        return served_model(task)(**entry)
+        return served_model(task)(**options)
     except ValidationError as error:
-        raise UserError(f"{path}: {_format_error(error)}") from error
+        raise UserError(f"{place}: {_format_error(error)}") from error
+
+
+def _python_names(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options, of any type until they are checked, by their names in Python."""
+    return {str(name).replace("-", "_"): value for name, value in options.items()}
 
 
 def _format_error(error: ValidationError) -> str:
     """Name each wrong option: what came, what is allowed."""
-    wrong = []
-    for e in error.errors():
-        name = ".".join(map(str, e["loc"]))
-        message = plain_message(e["msg"])
-        if e["type"] == "missing":
+    messages = []
+    for mistake in error.errors():
+        name = ".".join(map(str, mistake["loc"]))
+        message = plain_message(mistake["msg"])
+        if mistake["type"] == "missing":
             message = f"{name} is missing"
-        elif e["type"] == "extra_forbidden":
-            message = f"{name} is no option"
+        elif mistake["type"] == "extra_forbidden":
+            message = f"{name} is not an option"
         elif name:
-            message = f"{name} {e['input']!r}: {message}"
-        wrong.append(message)
-    return "; ".join(wrong)
+            message = f"{name} {mistake['input']!r}: {message}"
+        messages.append(message)
+    return "; ".join(messages)

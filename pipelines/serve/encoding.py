@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ class Work:
 
     def __init__(self) -> None:
         self.abandoned = threading.Event()
-        self.thread: Future[Any] | None = None
+        self.thread: Future[Any] | None = None  # of whatever is done in it
 
     def check(self) -> None:
         """Raise Abandoned if nobody waits for the work; threads call it between two parts of it."""
@@ -51,12 +52,14 @@ def encode_slices(
 
     Raises WindowBudgetError before the windows hold more than `most_tokens`, and Abandoned.
     """
-    parts, tokens = [], 0
+    parts = []
+    tokens_left = most_tokens
     for start, stop in _slices(documents):
         work.check()
-        with window_budget(most_tokens - tokens):
-            parts.append(encode(documents[start:stop], start))
-        tokens += len(parts[-1].input_ids)
+        with window_budget(tokens_left):
+            part = encode(documents[start:stop], start)
+        tokens_left -= len(part.input_ids)
+        parts.append(part)
     return parts[0] if len(parts) == 1 else _join(parts)
 
 
@@ -82,17 +85,18 @@ def encode_request(
         windows = task.encode(tokenizer, some)
         if truncate or not windows.truncated.any():
             return windows
+        # Those that would be truncated have no windows: the others are encoded once more.
         too_long[first : first + len(some)] = windows.truncated
-        kept = zip(some, windows.truncated, strict=True)
-        return task.encode(tokenizer, [document for document, long in kept if not long])
+        numbered = zip(some, windows.truncated, strict=True)
+        short = [document for document, is_truncated in numbered if not is_truncated]
+        return task.encode(tokenizer, short)
 
     try:
         return encode_slices(encode, documents, most_tokens, work), too_long
     except WindowBudgetError:
         raise WindowBudgetError(
             f"the windows of the request hold more than {most_tokens:,} tokens, the most that a "
-            "request may have "
-            "(max_request_tokens); send fewer or shorter texts at a time"
+            "request may have (max_request_tokens); send fewer or shorter texts at a time"
         ) from None
 
 
@@ -102,132 +106,158 @@ def check_size(task: Task, windows: Windows) -> None:
     What only the model knows is bounded as it comes: its numbers by the batcher, the results by
     `check_results`.
     """
-    if (count := len(windows.document)) > _MOST_WINDOWS:
+    count = len(windows.document)
+    if count > _MOST_WINDOWS:
         raise WindowBudgetError(
             f"the texts make {count:,} windows; a request may have {_MOST_WINDOWS:,}: send fewer "
-            "or shorter texts at a "
-            "time, or let windows be longer"
+            "or shorter texts at a time, or let windows be longer"
         )
     results = task.most_results(windows)
     if results is not None and results > MOST_RESULTS:
         raise WindowBudgetError(
             f"the answer may hold {results:,} results; at most {MOST_RESULTS:,} are given in a "
-            "request: send fewer or "
-            "shorter texts at a time, or a lower top_k"
+            "request: send fewer or shorter texts at a time, or a lower top_k"
         )
     rows = task.rows(windows.input_ids, windows.cu_seqlens)
     numbers = 0 if rows is None else int(rows.sum()) * task.width
-    if task.gives_token_vectors and numbers > (
-        most := max(MOST_TOKEN_NUMBERS, task.max_length * task.width)
-    ):
-        tokens = len(windows.input_ids)
-        raise WindowBudgetError(
-            f"inputs have {tokens:,} tokens; token vectors are given for {most // task.width:,} in "
-            "a request"
-        )
+    if task.gives_token_vectors:
+        # One document of the model's length is answered, however wide the vectors are.
+        most = max(MOST_TOKEN_NUMBERS, task.max_length * task.width)
+        if numbers > most:
+            raise WindowBudgetError(
+                f"inputs have {len(windows.input_ids):,} tokens; token vectors are given for "
+                f"{most // task.width:,} in a request"
+            )
     if numbers > MOST_NUMBERS:
         raise WindowBudgetError(
             f"the model would give {numbers:,} numbers; a request may have {MOST_NUMBERS:,}: send "
-            "fewer or shorter "
-            "texts at a time"
+            "fewer or shorter texts at a time"
         )
 
 
-def check_results(task: Task, response: Sequence[Any] | np.ndarray) -> None:
+def check_results(task: Task, response: Sequence[object] | np.ndarray) -> None:
     """Raise WindowBudgetError for a response with more results than are given in a request."""
-    if (results := task.count_results(response)) > MOST_RESULTS:
+    results = task.count_results(response)
+    if results > MOST_RESULTS:
         raise WindowBudgetError(
             f"the answer holds {results:,} results; at most {MOST_RESULTS:,} are given in a "
-            "request: send fewer texts"
-            " at a time, or serve the model with a lower top_k"
+            "request: send fewer texts at a time, or serve the model with a lower top_k"
         )
 
 
 def tokenize(tokenizer: Tokenizer, texts: Sequence[str], special: bool, work: Work) -> list[Tokens]:
-    """Return the tokens of each text; ValueError for what is no text, WindowBudgetError for too
-    many tokens.
+    """Return the tokens of each text.
+
+    Raises ValueError for what is no text, WindowBudgetError for too many tokens, and Abandoned.
     """
 
     def encode(some: Sequence[Text], first: int) -> Windows:
-        for i, text in enumerate(some, first):
-            check_text(text, i)
+        for number, text in enumerate(some, first):
+            check_text(text, number)
         return tokenizer.encode(some, details=True)
 
     try:
         windows = encode_slices(encode, texts, MOST_RESULTS, work)
     except WindowBudgetError:
-        message = (
-            f"the texts have more than {MOST_RESULTS:,} tokens, the most that a request may have"
-        )
-        raise WindowBudgetError(f"{message}; send fewer or shorter texts at a time") from None
-    out = []
-    for start, stop in zip(windows.cu_seqlens[:-1], windows.cu_seqlens[1:], strict=True):
+        raise WindowBudgetError(
+            f"the texts have more than {MOST_RESULTS:,} tokens, the most that a request may have; "
+            "send fewer or shorter texts at a time"
+        ) from None
+    all_tokens = []
+    for start, stop in pairwise(windows.cu_seqlens.tolist()):
         work.check()
-        at = [t for t in range(start, stop) if special or windows.sequence_ids[t] >= 0]
-        ids = windows.input_ids[at].tolist()
-        spans = [
-            tuple(windows.offsets[t].tolist()) if windows.sequence_ids[t] >= 0 else None for t in at
-        ]
-        out.append(Tokens(ids, [tokenizer.token(i) for i in ids], spans))
-    return out
+        ids: list[int] = []
+        spans: list[tuple[int, int] | None] = []
+        texts_of_tokens = windows.sequence_ids[start:stop].tolist()
+        offsets = windows.offsets[start:stop].tolist()
+        for token_id, text, offset in zip(
+            windows.input_ids[start:stop].tolist(), texts_of_tokens, offsets, strict=True
+        ):
+            is_special = text < 0
+            if is_special and not special:
+                continue
+            ids.append(token_id)
+            spans.append(None if is_special else (offset[0], offset[1]))
+        all_tokens.append(Tokens(ids, [tokenizer.token(token_id) for token_id in ids], spans))
+    return all_tokens
 
 
 def decode(
     tokenizer: Tokenizer, ids: Sequence[Sequence[int]], skip_special_tokens: bool, work: Work
 ) -> list[str]:
-    """Return the text of each list of ids; ValueError for an id that is none, WindowBudgetError for
-    too many.
+    """Return the text of each list of ids.
+
+    Raises ValueError for an id that the tokenizer does not have, WindowBudgetError for too many
+    ids, and Abandoned.
     """
-    most = tokenizer.vocab_size - 1
-    if (count := sum(map(len, ids))) > MOST_RESULTS:
+    count = sum(map(len, ids))
+    if count > MOST_RESULTS:
         raise WindowBudgetError(f"the request holds {count:,} ids; it may hold {MOST_RESULTS:,}")
-    out = []
-    for at, some in enumerate(ids):
+    size = tokenizer.vocab_size
+    texts = []
+    for number, one_text in enumerate(ids):
         work.check()
-        if wrong := [
-            i for i in some if isinstance(i, bool) or not isinstance(i, int) or not 0 <= i <= most
-        ]:
-            raise ValueError(f"ids {at} hold {str(wrong[0])[:40]}; they must be from 0 to {most}")
-        out.append(tokenizer.decode(some, skip_special_tokens))
-    return out
+        wrong = next((each for each in one_text if not _is_id(each, size)), None)
+        if wrong is not None:
+            message = f"ids {number} hold {str(wrong)[:40]}; they must be from 0 to {size - 1}"
+            raise ValueError(message)
+        texts.append(tokenizer.decode(one_text, skip_special_tokens))
+    return texts
+
+
+def _is_id(value: object, size: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < size
 
 
 def _slices(documents: Sequence[Text]) -> Iterator[tuple[int, int]]:
     """Yield ranges [start, stop) of documents of one kind, texts or pairs, that are short
     together.
     """
-    start = size = 0
-    for stop, document in enumerate(documents):
-        texts = document if isinstance(document, tuple) else (document,)
-        length = sum(len(text) for text in texts if isinstance(text, str))
-        other_kind = isinstance(document, str) != isinstance(documents[start], str)
-        if stop > start and (other_kind or size + length > _SLICE_CHARACTERS):
-            yield start, stop
-            start, size = stop, 0
-        size += length
+    start = 0
+    characters = 0
+    for number, document in enumerate(documents):
+        length = _characters(document)
+        is_other_kind = isinstance(document, str) != isinstance(documents[start], str)
+        is_full = characters + length > _SLICE_CHARACTERS
+        if number > start and (is_other_kind or is_full):
+            yield start, number
+            start = number
+            characters = 0
+        characters += length
     yield start, len(documents)
+
+
+def _characters(document: object) -> int:
+    """Count the characters of a text or a pair; what is no text is refused later."""
+    texts = document if isinstance(document, tuple) else (document,)
+    return sum(len(text) for text in texts if isinstance(text, str))
 
 
 def _join(parts: Sequence[Windows]) -> Windows:
     """Join the windows of documents that follow each other."""
-    first = np.cumsum([0, *(len(part.n_tokens) for part in parts)]).tolist()
-    rejected = {
-        first[i] + d: reason for i, part in enumerate(parts) for d, reason in part.rejected.items()
-    }
+    first = 0
+    document = []
+    rejected = {}
+    for part in parts:
+        document.append(part.document + first)
+        for number, reason in part.rejected.items():
+            rejected[first + number] = reason
+        first += len(part.n_tokens)
     lengths = np.concatenate([part.lengths for part in parts])
-    arrays = (
-        "input_ids",
-        "start",
-        "n_tokens",
-        "truncated",
-        "offsets",
-        "word_ids",
-        "sequence_ids",
-        "token_tags",
-    )
+
+    def joined(name: str) -> np.ndarray:
+        return np.concatenate([getattr(part, name) for part in parts])
+
     return Windows(
+        input_ids=joined("input_ids"),
         cu_seqlens=np.concatenate(([0], np.cumsum(lengths))),
-        document=np.concatenate([part.document + first[i] for i, part in enumerate(parts)]),
+        document=np.concatenate(document),
+        start=joined("start"),
+        n_tokens=joined("n_tokens"),
+        truncated=joined("truncated"),
         rejected=rejected,
-        **{name: np.concatenate([getattr(part, name) for part in parts]) for name in arrays},
+        offsets=joined("offsets"),
+        word_ids=joined("word_ids"),
+        sequence_ids=joined("sequence_ids"),
+        token_tags=joined("token_tags"),
     )

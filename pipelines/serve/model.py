@@ -10,12 +10,12 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 
@@ -50,11 +50,17 @@ from pipelines.tasks.base import Task, task_class
 from pipelines.tasks.outputs import ModelOutputs, Predictions
 
 _THREADS = min(8, max(2, os.cpu_count() or 1))  # for checking, tokenising and decoding
-_TASKS_KEPT, _OPTIONS_KEPT = (
-    256,
-    1024,
-)  # tasks for the options of calls, with the characters of these options
+_TASKS_KEPT = 256  # tasks for the options of calls
+_OPTIONS_KEPT = 1024  # characters of the options of a call whose task is kept
 _RECENT_S = 5.0  # with an answer as recent as this the model is healthy
+_FIRST_WINDOW_S = 0.01  # what a window is thought to take before any has run
+_LATEST_SHARE = 0.1  # of the latest batch, in the mean time that a window takes
+# The seconds after which a refused client is asked to come back.
+_LEAST_WAIT_S = 1.0
+_MOST_WAIT_S = 60.0
+_MOST_WAIT_OF_SMALL_S = 5.0  # small requests have places of their own, which are soon free
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -74,7 +80,7 @@ class _Prepared:
 
 
 class ModelServer:
-    """One model with its queue; its methods are those of ModelClient for one model."""
+    """One model with its queue; its methods are those of OnlineModel."""
 
     def __init__(self, options: ServedModel, checkpoint: Checkpoint | None = None):
         """Load the model; ValueError if checkpoint and options do not fit.
@@ -83,11 +89,12 @@ class ModelServer:
         is now.
         """
         self.task_cls = task_class(options.task)
-        self.options = options = self.task_cls.read_files(options)
+        options = self.task_cls.read_files(options)
+        self.options = options
         self.checkpoint = checkpoint or Checkpoint.open(options.model, options.revision)
         self.task_cls.check(self.checkpoint)
         self.task = self.task_cls.from_checkpoint(self.checkpoint, options)
-        self._task = lru_cache(_TASKS_KEPT)(self._make_task)
+        self._kept_task = lru_cache(_TASKS_KEPT)(self._make_task)
         device = device_here(options.device)
         self.predictor = Predictor(
             self.checkpoint,
@@ -101,17 +108,17 @@ class ModelServer:
         self.metrics = Metrics(options.name)
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="tokenise")
         self._admission = Admission(options.max_queued_documents, SMALL_REQUEST)
-        self._window_s = 0.01  # what a window has taken lately
+        self._window_s = _FIRST_WINDOW_S
         self._probe = self.task.encode(self.checkpoint.tokenizer, [self.task.probe])
-        self.batcher = Batcher(self.predictor, self._ran)
+        self.batcher = Batcher(self.predictor, self._record_batch)
 
     async def predict(self, request: PredictRequest) -> PredictResponse:
         """Answer a request; what the caller cancels leaves the queue."""
         limit_s = min(request.timeout_s or self.options.timeout_s, self.options.timeout_s)
         async with self._admitted(request.client, len(request.documents), limit_s) as work:
-            answers = await self._answer(request, work)
-        self.metrics.record_response(answers)
-        return answers
+            response = await self._answer(request, work)
+        self.metrics.record_response(response)
+        return response
 
     async def check_health(self) -> None:
         """Raise ServeError unless the model has just answered, or answers a probe that goes before
@@ -119,43 +126,44 @@ class ModelServer:
         """
         if time.monotonic() - self.batcher.succeeded < _RECENT_S:
             return
+        name = self.options.name
+        limit_s = self.options.batch_timeout_s
         try:
             probe = self._submit(self.task, self._probe, first=True)
-            predictions = await asyncio.wait_for(
-                asyncio.wrap_future(probe), self.options.batch_timeout_s
-            )
+            predictions = await asyncio.wait_for(asyncio.wrap_future(probe), limit_s)
         except TimeoutError:
-            limit_s = self.options.batch_timeout_s
-            raise ServeError(
-                "unhealthy", f"model {self.options.name} gave no answer within {limit_s:g} s"
-            ) from None
+            message = f"model {name} gave no answer within {limit_s:g} s"
+            raise ServeError("unhealthy", message) from None
         if predictions.failed:
-            raise ServeError("unhealthy", f"model {self.options.name}: {predictions.failed[0]}")
+            raise ServeError("unhealthy", f"model {name}: {predictions.failed[0]}")
 
     async def info(self) -> Info:
+        """Return what is known of the model."""
+        options = self.options
+        is_address = "://" in options.model  # it may hold credentials, which the checkpoint's not
         return Info(
-            name=self.options.name,
-            model=self.checkpoint.name if "://" in self.options.model else self.options.model,
-            revision=self.options.revision,
-            task=self.options.task,
+            name=options.name,
+            model=self.checkpoint.name if is_address else options.model,
+            revision=options.revision,
+            task=options.task,
             device=str(self.predictor.device),
             dtype=self.predictor.dtype,
             max_length=self.task.max_length,
             budget_tokens=self.predictor.budget_tokens,
-            max_documents=half(self.options.max_queued_documents),
+            max_documents=half(options.max_queued_documents),
             windows=self.task.stride is not None,
-            openai_truncate=self.options.openai_truncate,
-            openai_token_ids=self.options.openai_token_ids,
+            openai_truncate=options.openai_truncate,
+            openai_token_ids=options.openai_token_ids,
             **self.task.info(self.checkpoint),
         )
 
     async def tokenize(
         self, texts: Sequence[str], special: bool = True, client: str | None = None
     ) -> list[Tokens]:
+        """Tokenise texts, as OnlineModel does."""
+        tokenizer = self.checkpoint.tokenizer
         async with self._admitted(client, len(texts), self.options.timeout_s) as work:
-            return await self._checked(
-                work, tokenize, self.checkpoint.tokenizer, texts, special, work
-            )
+            return await self._checked(work, tokenize, tokenizer, texts, special, work)
 
     async def decode(
         self,
@@ -163,10 +171,10 @@ class ModelServer:
         skip_special_tokens: bool = True,
         client: str | None = None,
     ) -> list[str]:
+        """Decode lists of token ids, as OnlineModel does."""
+        tokenizer = self.checkpoint.tokenizer
         async with self._admitted(client, len(ids), self.options.timeout_s) as work:
-            return await self._checked(
-                work, decode, self.checkpoint.tokenizer, ids, skip_special_tokens, work
-            )
+            return await self._checked(work, decode, tokenizer, ids, skip_special_tokens, work)
 
     def close(self) -> None:
         """Answer what is in the queue and refuse more."""
@@ -174,7 +182,7 @@ class ModelServer:
         self._pool.shutdown(cancel_futures=True)
 
     @property
-    def _documents(self) -> int:
+    def documents_under_way(self) -> int:
         """The documents that are taken in and not yet answered, or still held by a thread."""
         return self._admission.used
 
@@ -187,23 +195,11 @@ class ModelServer:
         """
         most = self._admission.most_of(client)
         if count > most:
-            raise self._refused(
-                "too_large", f"{count} documents in a request; at most {most} are taken"
-            )
+            message = f"{count} documents in a request; at most {most} are taken"
+            raise self._refused("too_large", message)
         claim = self._admission.claim(client)
         if not claim.resize(count):
-            most, longest_s = (
-                self.options.max_queued_documents,
-                5.0 if count <= SMALL_REQUEST else 60.0,
-            )
-            wait_s = min(max(self._documents * self._window_s, 1.0), longest_s)
-            message = (
-                f"{self._documents} documents are being answered; at most {most} are taken at a "
-                "time"
-            )
-            raise self._refused(
-                "overloaded", f"{message}, at most half of them of one client", wait_s
-            )
+            raise self._refused_as_full(count)
         work = Work()
         try:
             async with asyncio.timeout(limit_s):
@@ -211,23 +207,39 @@ class ModelServer:
         except TimeoutError:
             raise self._refused("timeout", f"no answer within {limit_s:g} s") from None
         finally:
+            # A thread cannot be cancelled: it ends at its next check, and holds the places so long.
             work.abandoned.set()
             if work.thread is None:
                 claim.release()
             else:
                 work.thread.add_done_callback(lambda _: claim.release())
 
+    def _refused_as_full(self, count: int) -> ServeError:
+        """Return the error of a request for which there is no place, with when there may be one."""
+        under_way = self.documents_under_way
+        most = self.options.max_queued_documents
+        message = (
+            f"{under_way} documents are being answered; at most {most} are taken at a time, at "
+            "most half of them of one client"
+        )
+        longest_s = _MOST_WAIT_OF_SMALL_S if count <= SMALL_REQUEST else _MOST_WAIT_S
+        wait_s = max(under_way * self._window_s, _LEAST_WAIT_S)
+        return self._refused("overloaded", message, min(wait_s, longest_s))
+
     def _refused(
         self, error_type: ErrorType, message: str, retry_after_s: float | None = None
     ) -> ServeError:
+        """Count a refusal and return its error."""
         self.metrics.record_refusal(error_type)
         return ServeError(error_type, f"model {self.options.name}: {message}", retry_after_s)
 
     async def _answer(self, request: PredictRequest, work: Work) -> PredictResponse:
-        ready = await self._checked(work, self._prepare, request, work)
+        """Tokenise in a thread, wait for the batches, and decode in a thread."""
+        prepared = await self._checked(work, self._prepare, request, work)
         try:
-            predictions = await asyncio.wrap_future(self._submit(ready.task, ready.windows))
-            return await self._in_thread(work, self._answers, ready, predictions)
+            windows = self._submit(prepared.task, prepared.windows)
+            predictions = await asyncio.wrap_future(windows)
+            return await self._in_thread(work, self._response, prepared, predictions)
         except WindowBudgetError as error:
             raise self._refused("too_large", str(error)) from error
 
@@ -237,45 +249,59 @@ class ModelServer:
         except RuntimeError as error:
             raise self._refused("unhealthy", str(error)) from error
 
-    async def _in_thread(self, work: Work, function: Any, *arguments: Any) -> Any:
-        work.thread = self._pool.submit(function, *arguments)
-        return await asyncio.wrap_future(work.thread)
+    async def _in_thread(
+        self,
+        work: Work,
+        function: Callable[_Arguments, _Result],
+        *arguments: _Arguments.args,
+        **named: _Arguments.kwargs,
+    ) -> _Result:
+        thread = self._pool.submit(function, *arguments, **named)
+        work.thread = thread
+        return await asyncio.wrap_future(thread)
 
-    async def _checked(self, work: Work, function: Any, *arguments: Any) -> Any:
+    async def _checked(
+        self,
+        work: Work,
+        function: Callable[_Arguments, _Result],
+        *arguments: _Arguments.args,
+        **named: _Arguments.kwargs,
+    ) -> _Result:
         """Run a function that refuses what is wrong with the request by a ValueError."""
         try:
-            return await self._in_thread(work, function, *arguments)
+            return await self._in_thread(work, function, *arguments, **named)
         except WindowBudgetError as error:
             raise self._refused("too_large", str(error)) from error
         except ValueError as error:
             raise self._refused("invalid", str(error)) from error
 
-    def _task_with(self, options: dict[str, Any], token_vectors: bool) -> Task:
+    def _task_with(self, options: Mapping[str, object], token_vectors: bool) -> Task:
         """The model's task with the options of a call; those of few characters are kept."""
-        given = json.dumps(options, sort_keys=True)
-        return (self._task if len(given) <= _OPTIONS_KEPT else self._make_task)(
-            given, token_vectors
-        )
+        text = json.dumps(options, sort_keys=True)
+        make_task = self._kept_task if len(text) <= _OPTIONS_KEPT else self._make_task
+        return make_task(text, token_vectors)
 
     def _make_task(self, options: str, token_vectors: bool) -> Task:
-        task = self.task_cls.from_checkpoint(
-            self.checkpoint, self.options.override(json.loads(options))
-        )
+        """Make the task with the options of a call, given as JSON, which a cache can compare."""
+        own_options = self.options.override(json.loads(options))
+        task = self.task_cls.from_checkpoint(self.checkpoint, own_options)
         longest = self.options.max_length
         if longest is not None and task.max_length > longest:
-            raise ValueError(
-                f"max_length {task.max_length} is above the {longest} that this service reads"
-            )
+            message = f"max_length {task.max_length} is above the {longest} that this service reads"
+            raise ValueError(message)
         return task.for_tokens(self.checkpoint) if token_vectors else task
 
     @cached_property
     def _truncating_elsewhere(self) -> Tokenizer:
         """The tokenizer with the truncation side that is not the checkpoint's."""
         tokenizer = self.checkpoint.tokenizer
-        return tokenizer.truncating("right" if tokenizer.truncation_side == "left" else "left")
+        other_side = "right" if tokenizer.truncation_side == "left" else "left"
+        return tokenizer.truncating(other_side)
 
     def _prepare(self, request: PredictRequest, work: Work) -> _Prepared:
-        began, started = time.time(), time.perf_counter()
+        """Check and tokenise a request; ValueError for what is wrong with it."""
+        started = time.time()
+        began = time.perf_counter()
         task = self._task_with(request.options, request.token_vectors)
         tokenizer = self.checkpoint.tokenizer
         if request.truncation_side not in (None, tokenizer.truncation_side):
@@ -289,69 +315,75 @@ class ModelServer:
             work=work,
         )
         check_size(task, windows)
-        kept = zip(request.documents, too_long, strict=True)
-        documents = [document for document, long in kept if not long]
-        return _Prepared(task, documents, windows, too_long, began, time.perf_counter() - started)
+        numbered = zip(request.documents, too_long, strict=True)
+        documents = [document for document, is_too_long in numbered if not is_too_long]
+        seconds = time.perf_counter() - began
+        return _Prepared(task, documents, windows, too_long, started, seconds)
 
-    def _answers(self, ready: _Prepared, predictions: Predictions) -> PredictResponse:
-        """Make the response: the answers of documents that were run, in their places among those
-        that were not.
-        """
-        task, windows, at = ready.task, ready.windows, np.flatnonzero(~ready.too_long)
+    def _response(self, prepared: _Prepared, predictions: Predictions) -> PredictResponse:
+        """Put the answers of documents that were run in their places among those that were not."""
+        task = prepared.task
+        windows = prepared.windows
+        count = len(prepared.too_long)
+        # The place in the request of each document that was run.
+        places = np.flatnonzero(~prepared.too_long)
         outputs = model_outputs(
             task,
             self.checkpoint.tokenizer,
-            ready.documents,
+            prepared.documents,
             windows,
             predictions.values,
             predictions.splits,
         )
-        failed = {
-            int(d): f"text has more than the {task.max_length} tokens that the model reads"
-            for d in np.flatnonzero(ready.too_long)
-        }
-        failed |= {int(at[d]): reason for d, reason in windows.rejected.items()}
+        failed: dict[int, str] = {}
+        for place in np.flatnonzero(prepared.too_long).tolist():
+            failed[place] = f"text has more than the {task.max_length} tokens that the model reads"
+        for document, reason in windows.rejected.items():
+            failed[int(places[document])] = reason
+        # What has failed until here is the text's fault, the rest the model's.
         invalid = frozenset(failed)
-        for w, reason in predictions.failed.items():
-            failed.setdefault(int(at[windows.document[w]]), reason)
-        results = _results(task, outputs, at, failed, len(ready.too_long))
+        for window, reason in predictions.failed.items():
+            document = windows.document[window]
+            failed.setdefault(int(places[document]), reason)
+        results = _results(task, outputs, places, failed, count)
         check_results(task, results)
-        n_tokens, truncated = (
-            np.zeros(len(ready.too_long), np.int64),
-            np.zeros(len(ready.too_long), bool),
-        )
-        n_tokens[at], truncated[at] = windows.n_tokens, windows.truncated
+        n_tokens = np.zeros(count, np.int64)
+        n_tokens[places] = windows.n_tokens
+        truncated = np.zeros(count, bool)
+        truncated[places] = windows.truncated
         return PredictResponse(
             results=results,
             failed=failed,
             invalid=invalid,
             n_tokens=n_tokens.tolist(),
             truncated=truncated.tolist(),
-            started=ready.started,
-            tokenise_s=ready.seconds,
+            started=prepared.started,
+            tokenise_s=prepared.seconds,
             queue_s=predictions.queue_s,
             forward_s=predictions.seconds,
         )
 
-    def _ran(self, windows: int, tokens: int, seconds: float) -> None:
-        self._window_s += 0.1 * (seconds / windows - self._window_s)
+    def _record_batch(self, windows: int, tokens: int, seconds: float) -> None:
+        """Count a packed batch, and learn from it how long a window takes."""
+        latest_s = seconds / windows
+        self._window_s += _LATEST_SHARE * (latest_s - self._window_s)
         self.metrics.record_batch(tokens, tokens / self.predictor.budget_tokens, seconds)
 
 
 def _results(
-    task: Task, outputs: ModelOutputs, at: np.ndarray, failed: dict[int, str], count: int
-) -> Any:
+    task: Task, outputs: ModelOutputs, places: np.ndarray, failed: dict[int, str], count: int
+) -> list[object] | np.ndarray:
     """Put the task's results in their places among `count` documents; failed ones are None, or
     zeros in an array.
     """
     response = task.response(outputs)
     if isinstance(response, np.ndarray):
-        out = np.zeros((count, *response.shape[1:]), response.dtype)
-        out[at] = response
-        out[list(failed)] = 0
-        return out
-    results: list[Any] = [None] * count
-    for place, result in zip(at.tolist(), response, strict=True):
+        rows = np.zeros((count, *response.shape[1:]), response.dtype)
+        rows[places] = response
+        rows[list(failed)] = 0
+        return rows
+    results: list[object] = [None] * count
+    for place, result in zip(places.tolist(), response, strict=True):
         if place not in failed:
             results[place] = result
     return results

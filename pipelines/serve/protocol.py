@@ -1,10 +1,9 @@
-"""The contract between HTTP and the models: requests, responses, errors, and the client that HTTP
-calls.
-"""
+"""The contract between HTTP and the models: requests, responses, errors, and the client."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -29,10 +28,10 @@ class ServeError(Exception):
     """The reason why a request as a whole has no answer."""
 
     def __init__(self, error_type: ErrorType, message: str, retry_after_s: float | None = None):
-        super().__init__(
-            error_type, message, retry_after_s
-        )  # all arguments, so that it can be pickled
-        self.error_type, self.message, self.retry_after_s = error_type, message, retry_after_s
+        super().__init__(error_type, message, retry_after_s)  # all, so that it can be pickled
+        self.error_type = error_type
+        self.message = message
+        self.retry_after_s = retry_after_s
 
     def __str__(self) -> str:
         return self.message
@@ -43,7 +42,7 @@ class PredictRequest:
     """Documents for a model."""
 
     documents: Sequence[Text]
-    options: dict[str, Any] = field(default_factory=dict)
+    options: Mapping[str, object] = field(default_factory=dict)
     """Options of the task for this call, as in `options.TASKS`."""
     truncate: bool = True
     """False: a document that is longer than the model reads has no answer, and is in `failed`."""
@@ -63,7 +62,7 @@ class PredictRequest:
 class PredictResponse:
     """An answer per document, in order."""
 
-    results: Sequence[Any]
+    results: Any  # what the task gives: values of JSON, or arrays
     """In the shape of the task's `results`; for embeddings a float32 array (D, dimensions) (of int8
     or uint8 where `precision` says so). None, or zeros in an array, where failed.
     """
@@ -137,28 +136,64 @@ class Tokens:
     """The characters [start, end) of each token in the text; None for special tokens."""
 
 
-class ModelClient(Protocol):
-    """Calls models by name. Each method raises ServeError, of type unknown_model if there is no
-    such model.
+class OnlineModel(Protocol):
+    """A model in this process or in replicas; each method raises ServeError."""
+
+    async def predict(self, request: PredictRequest) -> PredictResponse:
+        """Answer a request."""
+
+    async def info(self) -> Info:
+        """Return what is known of the model."""
+
+    async def tokenize(
+        self, texts: Sequence[str], special: bool = True, client: str | None = None
+    ) -> list[Tokens]:
+        """Tokenise texts whole, with or without special tokens.
+
+        More than MOST_RESULTS tokens are refused. `client`: who asks, as in PredictRequest.
+        """
+
+    async def decode(
+        self,
+        ids: Sequence[Sequence[int]],
+        skip_special_tokens: bool = True,
+        client: str | None = None,
+    ) -> list[str]:
+        """Decode lists of token ids; those that the model does not have are invalid."""
+
+    async def check_health(self) -> None:
+        """Raise ServeError if the model cannot answer now."""
+
+
+class ModelClient:
+    """Calls models by name, wherever they run.
+
+    Its methods raise ServeError: of type unknown_model where there is no such model, or what the
+    model raises.
     """
 
-    tasks: dict[str, str]
-    """The task of each model, in the order of the configuration."""
-    aliases: dict[str, str]
-    """The model of each other name that requests may call it."""
+    def __init__(
+        self, models: Mapping[str, OnlineModel], tasks: dict[str, str], aliases: dict[str, str]
+    ):
+        self.models = models
+        self.tasks = tasks
+        """The task of each model, in the order of the configuration."""
+        self.aliases = aliases
+        """The model of each other name that requests may call it."""
 
     async def predict(self, model: str, request: PredictRequest) -> PredictResponse:
         """Answer a request."""
+        return await self._named(model).predict(request)
 
     async def info(self, model: str) -> Info:
-        """What is known of a model."""
+        """Return what is known of a model."""
+        return await self._named(model).info()
 
     async def tokenize(
         self, model: str, texts: Sequence[str], special: bool = True, client: str | None = None
     ) -> list[Tokens]:
-        """Tokenise texts whole, with or without special tokens; more than MOST_RESULTS tokens are
-        refused.
-        """
+        """Tokenise texts, as OnlineModel does."""
+        return await self._named(model).tokenize(texts, special, client)
 
     async def decode(
         self,
@@ -167,9 +202,26 @@ class ModelClient(Protocol):
         skip_special_tokens: bool = True,
         client: str | None = None,
     ) -> list[str]:
-        """Decode lists of token ids; an error of type invalid for an id that the model does not
-        have.
-        """
+        """Decode lists of token ids, as OnlineModel does."""
+        return await self._named(model).decode(ids, skip_special_tokens, client)
 
     async def unready(self) -> dict[str, str]:
         """Return the models that cannot answer now, with the reason."""
+        names = list(self.models)
+        reasons = await asyncio.gather(*(_reason_unready(self.models[name]) for name in names))
+        return {name: reason for name, reason in zip(names, reasons, strict=True) if reason}
+
+    def _named(self, model: str) -> OnlineModel:
+        if model not in self.models:
+            known = ", ".join(self.models)
+            message = f"model {model[:80]!r} is unknown; known are {known}"
+            raise ServeError("unknown_model", message)
+        return self.models[model]
+
+
+async def _reason_unready(model: OnlineModel) -> str | None:
+    try:
+        await model.check_health()
+    except ServeError as error:
+        return str(error)
+    return None

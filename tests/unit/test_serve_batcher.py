@@ -492,7 +492,7 @@ def test_a_deadline_passes_and_a_client_leaves(serving):
         assert (error.error_type, other.error_type) == ("timeout", "timeout")
         assert "no answer within 0.2 s" in str(error)
         assert isinstance(left, asyncio.CancelledError)
-        assert model._documents == 0
+        assert model.documents_under_way == 0
         ran = []
         model.batcher._on_batch = lambda windows, *_: ran.append(windows)
         go()
@@ -535,7 +535,7 @@ def test_a_client_holds_half_of_a_queue_and_small_requests_come_in(serving):
 
     with held(models, "classify") as (go, _):
         asyncio.run(fill())
-    assert models.models["classify"]._documents == 0
+    assert models.models["classify"].documents_under_way == 0
 
 
 @pytest.mark.parametrize("what", ["predict", "tokenize", "decode"])
@@ -560,16 +560,16 @@ def test_documents_count_until_their_thread_is_done(serving, monkeypatch, what):
         asked.cancel()
         with pytest.raises(asyncio.CancelledError):
             await asked
-        assert model._documents == 3
+        assert model.documents_under_way == 3
         going.set()
 
     asyncio.run(leave())
     model._pool.submit(int).result(60)
     for _ in range(1000):
-        if not model._documents:
+        if not model.documents_under_way:
             break
         threading.Event().wait(0.01)
-    assert model._documents == 0
+    assert model.documents_under_way == 0
 
 
 def test_options_of_many_characters_are_not_kept(serving):
@@ -578,7 +578,7 @@ def test_options_of_many_characters_are_not_kept(serving):
     for i in range(5):
         options = {"ignore_labels": [f"label {i} {j}" for j in range(500)]}
         assert ask(models, "tag", PredictRequest(["the cat"], options))[0].results
-    assert model._task.cache_info().currsize == 0
+    assert model._kept_task.cache_info().currsize == 0
 
 
 def test_a_request_has_a_budget_of_tokens(serving):

@@ -112,8 +112,8 @@ MISTAKES = [
         {"models": [entry(), entry()]},
         "models: the name 'intent' is there 2 times; each must differ",
     ),
-    ({"models": [entry(top=3)]}, r"models\[0\]: top is no option"),
-    ({"models": [entry(aggregation="simple")]}, r"models\[0\]: aggregation is no option"),
+    ({"models": [entry(top=3)]}, r"models\[0\]: top is not an option"),
+    ({"models": [entry(aggregation="simple")]}, r"models\[0\]: aggregation is not an option"),
     (
         {"models": [entry(top_k=0)]},
         r"models\[0\]: top_k 0: must be greater than or equal to 1|top_k 0: .*",
@@ -127,9 +127,9 @@ MISTAKES = [
         {"models": [entry(replicas=4, max_replicas=2)]},
         r"models\[0\]: max_replicas 2 is below replicas 4",
     ),
-    ({"http": {"max_body": 1}}, "http.max_body is no option"),
+    ({"http": {"max_body": 1}}, "http.max_body is not an option"),
     ({"replicas": "many"}, "replicas 'many': must be a valid integer"),
-    ({"port": 80}, "port is no option"),
+    ({"port": 80}, "port is not an option"),
     ({"config": "no/such.yaml"}, "--config no/such.yaml: .*No such file"),
 ]
 
@@ -142,7 +142,7 @@ def test_mistakes(given, message):
 
 
 NO_FIT = [
-    (entry(model="no/such"), r"models\[0\] 'intent': model 'no/such' is no folder"),
+    (entry(model="no/such"), r"models\[0\] 'intent': model 'no/such' is not a folder"),
     (entry(task="tag"), r"models\[0\] 'intent': .*ForSequenceClassification: it fits classify"),
     (entry(top_k=9999), r"models\[0\] 'intent': top_k 9999 must be from 1 to the model's"),
     (entry(max_length=100_000), r"models\[0\] 'intent': max_length 100000 is above the model's"),
