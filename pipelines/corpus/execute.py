@@ -51,15 +51,14 @@ from pipelines.raydata.placement import (
     waiting_said,
     warn_of_few_cores,
 )
-from pipelines.raydata.pools import actor_options, start_here
-from pipelines.raydata.watch import Watch
+from pipelines.raydata.pools import MapBatches, actor_options, start_watch
+from pipelines.raydata.watch import WatchHandle
 from pipelines.raydata.wire import CHANGED, NONE_ANSWERED, RAISED, START, shard_row
 from pipelines.report.progress import progress_bar
 from pipelines.report.text import say
 
 MAX_BLOCKS = 4096
 """The blocks that shards are dealt out in: the driver keeps statistics of each until the end."""
-_WATCH = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Watch)
 _log = logging.getLogger("ray.data")  # goes to the file that log_ray_data_to_file names
 _SHARE_FROM_ROWS = 1000  # from so many rows on, a share of rejected rows counts
 
@@ -120,7 +119,7 @@ class Execution:
         check_nodes(self.job.source, self.job.folder, self.job.run)
         pool = self._plan_pool(actors)
         self._announce(pool)
-        watch = start_here(_WATCH)
+        watch = start_watch()
         with progress_bar(self._rows, lambda: ray.get(watch.counts.remote())):
             wait_for_places(pool.low, self.job.device, wait_s)
             if self.job.device == "cuda":
@@ -166,7 +165,7 @@ class Execution:
         one_by_one = blocks == shards and self.job.device == "cpu"
         return Round(1, self.todo, blocks, one_by_one)
 
-    def _run_round(self, round_: Round, pool: Pool, watch: Any) -> list[Shard]:
+    def _run_round(self, round_: Round, pool: Pool, watch: WatchHandle) -> list[Shard]:
         """Run shards and take in what becomes of them; return those that have no answer."""
         missing = {shard.name: shard for shard in round_.shards}
         raised: list[Shard] = []
@@ -260,7 +259,7 @@ class Execution:
             )
 
 
-def through_stages(job: Job, round_: Round, pool: Pool, watch: Any) -> Dataset:
+def through_stages(job: Job, round_: Round, pool: Pool, watch: WatchHandle) -> Dataset:
     """Return what the commits of shards report, as the rows of a lazy Dataset.
 
     A block whose process ends is left out, and its actor is started again. An actor on a GPU works
@@ -273,7 +272,7 @@ def through_stages(job: Job, round_: Round, pool: Pool, watch: Any) -> Dataset:
     predict = actor_options(
         job.device, (pool.low, pool.high), retries=0, one_by_one=round_.one_by_one
     )
-    one_shard: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
+    one_shard: MapBatches = {"batch_size": 1, "batch_format": "pyarrow"}
     rows = [shard_row(shard) for shard in round_.shards]
     with DataContext.current(_context(round_, pool)):  # a dataset keeps the one it is made in
         shards = ray.data.from_items(rows, override_num_blocks=round_.blocks)

@@ -13,10 +13,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import Any
 
 from pipelines.input.shards import Shard
-from pipelines.raydata.wire import reject
+from pipelines.raydata.wire import Reject, reject
 
 MAX_SHARDS_TO_SPLIT = 32
 """Where more shards are lost at once it was the machines, not the rows: all are run again whole."""
@@ -57,8 +56,7 @@ class Held:
     """A shard whose rows are all rejected as soon as another row of the run is answered."""
 
     shard: Shard
-    rejects: list[dict[str, Any]]
-    """A value of `wire.REJECT` for each row."""
+    rejects: list[Reject]
 
 
 @dataclass

@@ -27,7 +27,7 @@ from pipelines.input.shards import Rows, Shard
 from pipelines.output.folder import REJECTED_FIELDS, commit_shard
 from pipelines.output.shard_stats import count_items, count_scores, count_windows
 from pipelines.raydata import wire
-from pipelines.raydata.wire import Committed
+from pipelines.raydata.wire import Committed, Reject
 from pipelines.tasks.base import Task
 
 _FIGURES = ("batches", "room", "predict_s", "tokenise_s", "waited_s")
@@ -62,7 +62,7 @@ def _read_and_tokenise(job: Job, shard: Shard) -> pa.Table:
     return wire.tokenised_row(shard, windows, rows, rejects, tokenise_s)
 
 
-def reject_shard(job: Job, shard: Shard, rejects: list[dict[str, Any]]) -> Committed:
+def reject_shard(job: Job, shard: Shard, rejects: list[Reject]) -> Committed:
     """Commit a shard with all its rows rejected, for the reasons in `rejects` (`wire.reject`)."""
     return _commit(job, wire.rejected_row(shard, rejects))
 
@@ -171,7 +171,7 @@ def _documents(job: Job, read: Rows) -> tuple[list[Text], np.ndarray, list[tuple
 
 
 def _rejected(
-    shard: Shard, table: pa.Table, place_of_row: dict[int, int], rejects: list[dict[str, Any]]
+    shard: Shard, table: pa.Table, place_of_row: dict[int, int], rejects: list[Reject]
 ) -> pa.Table:
     """Make the table of rejected rows, in input order: why, and their columns.
 

@@ -36,7 +36,7 @@ from pipelines.options import TaskOptions, column_option, from_call, model_optio
 from pipelines.raydata import wire
 from pipelines.raydata.actor import Predict
 from pipelines.raydata.placement import device_of_actors, stage_cpus
-from pipelines.raydata.pools import actor_options
+from pipelines.raydata.pools import MapBatches, actor_options
 from pipelines.tasks.base import task_class
 
 MAX_CHARACTERS = 5_000_000
@@ -92,7 +92,7 @@ class Processor:
         actors, reserved = step_pool(self.actors, device)
         pool = actor_options(device, actors, retries=MAX_TASK_RETRIES) | reserved
         read_cpus, _, answer_cpus = stage_cpus(device)
-        one_row: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
+        one_row: MapBatches = {"batch_size": 1, "batch_format": "pyarrow"}
         # With a context of its own: the caller's stays as it is.
         dataset = dataset.copy(dataset, _deep_copy=True)
         dataset.context.execution_options.preserve_order = True
@@ -213,9 +213,9 @@ def processor(
     of_model = {"model": model, "device": device, "dtype": dtype, "budget_tokens": budget_tokens}
     of_task = _own_names(options_class, task_options)
     options: Any = from_call(model_options(name), of_model | of_task)
-    _check_above_0("batch_timeout_s", batch_timeout_s, int | float)
+    _check_above_0("batch_timeout_s", batch_timeout_s, whole=False)
     if batch_rows is not None:
-        _check_above_0("batch_rows", batch_rows, int)
+        _check_above_0("batch_rows", batch_rows, whole=True)
     options.check_inputs(options_class.input_names(len(columns)))
     task_cls = task_class(name)
     checkpoint = Checkpoint.open(model)
@@ -236,12 +236,12 @@ def processor(
 
 
 def _columns(
-    options_class: type[TaskOptions], columns: tuple[str, ...], options: Mapping[str, Any]
-) -> tuple[tuple[str, ...], dict[str, Any]]:
+    options_class: type[TaskOptions], columns: tuple[str, ...], options: Mapping[str, object]
+) -> tuple[tuple[str, ...], dict[str, object]]:
     """Return the columns of a document's texts, however they are given, and the other options."""
     inputs = options_class.input_names()
     others = dict(options)
-    named: dict[str, Any] = {}  # by the text that a column holds
+    named: dict[str, object] = {}  # by the text that a column holds
     for text in inputs:
         if column_option(text) in others:
             named[text] = others.pop(column_option(text))
@@ -250,28 +250,32 @@ def _columns(
         raise ValueError(
             f"{option} and {columns[0]!r} both name columns: give the columns in one way"
         )
+    wanted: list[object] = list(columns or options_class.inputs)
     if named:
         # Those that are not named have the name of their text, where the task needs them.
         usual = {text: text for text in options_class.inputs}
         column_of = usual | named
-        columns = tuple(column_of[text] for text in inputs if text in column_of)
-    columns = columns or tuple(options_class.inputs)
-    for column in columns:
+        wanted = [column_of[text] for text in inputs if text in column_of]
+    names: list[str] = []
+    for column in wanted:
         if not isinstance(column, str):
             raise ValueError(f"column {column!r} must be a name; give several one by one: 'a', 'b'")
+        names.append(column)
     counts = len(options_class.inputs), len(inputs)
-    if len(columns) not in counts:
+    if len(names) not in counts:
         takes = " or ".join(map(str, dict.fromkeys(counts)))
-        raise ValueError(f"{options_class.task} takes {takes} columns of texts, not {len(columns)}")
-    return columns, others
+        raise ValueError(f"{options_class.task} takes {takes} columns of texts, not {len(names)}")
+    return tuple(names), others
 
 
-def _own_names(options_class: type[TaskOptions], options: Mapping[str, Any]) -> dict[str, Any]:
+def _own_names(
+    options_class: type[TaskOptions], options: Mapping[str, object]
+) -> dict[str, object]:
     """Return options under our names.
 
     Values under a name of transformers' are taken in upper and lower case, as there.
     """
-    own: dict[str, Any] = {}
+    own: dict[str, object] = {}
     for name, value in options.items():
         our_name = options_class.transformers_names.get(name)
         if our_name is None:
@@ -283,9 +287,10 @@ def _own_names(options_class: type[TaskOptions], options: Mapping[str, Any]) -> 
     return own
 
 
-def _check_above_0(name: str, value: Any, kind: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, kind) or not value > 0:
-        expected = "whole number" if kind is int else "number"
+def _check_above_0(name: str, value: object, *, whole: bool) -> None:
+    kinds = int if whole else int | float
+    if isinstance(value, bool) or not isinstance(value, kinds) or not value > 0:
+        expected = "whole number" if whole else "number"
         raise ValueError(f"{name} {value!r} must be a {expected} above 0")
 
 
@@ -365,7 +370,7 @@ def _answer(step: Processor, table: pa.Table) -> pa.Table:
     return pa.table(columns)
 
 
-def _no_answers(step: Processor, rows: int) -> dict[str, Any]:
+def _no_answers(step: Processor, rows: int) -> dict[str, pa.Array]:
     """Return the columns of answers for rows that have none."""
     types = {field.name: field.type for field in step.run.task.columns}
     types |= {"n_tokens": pa.int32(), "n_windows": pa.int32(), "truncated": pa.bool_()}
@@ -374,7 +379,7 @@ def _no_answers(step: Processor, rows: int) -> dict[str, Any]:
 
 def _answers(
     step: Processor, table: pa.Table, rows: pa.Table, documents: pa.Array
-) -> dict[str, Any]:
+) -> dict[str, pa.Array]:
     """Decode the answers of a batch; `documents`: the number of each row's document, or null."""
     task = step.run.task
     documents_of_batch = _documents(step, rows)[0] if task.needs_documents else None

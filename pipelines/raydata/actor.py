@@ -7,7 +7,7 @@ import os
 import threading
 import time
 import traceback
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +18,7 @@ from modernbert.stored import CheckpointChanged
 from pipelines.inference.loading import ModelRun
 from pipelines.input.inspection import one_line
 from pipelines.raydata import wire
+from pipelines.raydata.watch import WatchHandle
 from pipelines.storage import redact
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class Predict:
     that does not ends its process, and Ray starts another in its place.
     """
 
-    def __init__(self, run: ModelRun, watch: Any = None, round_number: int = 0):
+    def __init__(self, run: ModelRun, watch: WatchHandle | None = None, round_number: int = 0):
         """Load the model on this actor's device, on one thread where that is a CPU.
 
         `watch` is the handle of the job's Watch; without one, the first failure to start is final.
@@ -189,7 +190,7 @@ class Reports:
     A report of a start or a shard is waited for, since the process may end right after.
     """
 
-    def __init__(self, watch: Any, round_number: int):
+    def __init__(self, watch: WatchHandle | None, round_number: int):
         self.watch = watch
         self.round_number = round_number
         self._actor = ray.get_runtime_context().get_actor_id() if watch else None

@@ -5,6 +5,10 @@ ended is known here.
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any, TypeAlias
+
+WatchHandle: TypeAlias = Any
+"""Ray's handle of a Watch, whose methods Ray makes when the program runs."""
 
 
 class Watch:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -19,12 +19,23 @@ from modernbert.text.windows import Windows
 from pipelines.input.shards import Shard
 from pipelines.tasks.outputs import Predictions
 
+
+class Reject(TypedDict):
+    """A rejected row of a shard."""
+
+    row: int
+    """Its number in the shard."""
+    reason: str
+    stage: str
+    """The stage that has rejected it: read, text, encode or predict."""
+    raw: str | None
+    """Its raw text where it could not be parsed."""
+
+
 REJECT = pa.struct(
     [("row", pa.int64()), ("reason", pa.string()), ("stage", pa.string()), ("raw", pa.string())]
 )
-"""A rejected row: its number in the shard, why, in which stage, and its raw text if it could not be
-parsed.
-"""
+"""The Arrow type of a Reject."""
 WINDOWS = {
     "input_ids": pa.int32(),
     "cu_seqlens": pa.int64(),
@@ -67,8 +78,8 @@ than when the job began. The other errors are the shard's own, and final.
 """
 
 
-def reject(row: int, reason: str, stage: str, raw: str | None = None) -> dict[str, Any]:
-    """Make a value of REJECT: a rejected row of a shard."""
+def reject(row: int, reason: str, stage: str, raw: str | None = None) -> Reject:
+    """Make a Reject; `row` may be numpy's."""
     return {"row": int(row), "reason": reason, "stage": stage, "raw": raw}
 
 
@@ -90,7 +101,7 @@ def tokenised_row(
     shard: Shard,
     windows: Windows,
     rows: np.ndarray,
-    rejects: Sequence[dict[str, Any]],
+    rejects: Sequence[Reject],
     tokenise_s: float,
 ) -> pa.Table:
     """Encode a tokenised shard."""
@@ -111,13 +122,13 @@ def failed_row(shard: Shard, error: str, cause: str | None = None) -> pa.Table:
     return _table(_empty_row(shard) | {"error": error, "cause": cause})
 
 
-def rejected_row(shard: Shard, rejects: Sequence[dict[str, Any]]) -> pa.Table:
+def rejected_row(shard: Shard, rejects: Sequence[Reject]) -> pa.Table:
     """Encode a shard without windows, whose rows are all rejected, as if it had been predicted."""
     return predicted_row(_table(_empty_row(shard)), _NO_PREDICTIONS, rejects, 0.0)
 
 
 def unpredicted_row(
-    table: pa.Table, error: str, cause: str, rejects: Sequence[dict[str, Any]] | None = None
+    table: pa.Table, error: str, cause: str, rejects: Sequence[Reject] | None = None
 ) -> pa.Table:
     """Encode a tokenised shard that has no answers.
 
@@ -134,7 +145,7 @@ def unpredicted_row(
 def predicted_row(
     table: pa.Table,
     predictions: Predictions,
-    rejects: Sequence[dict[str, Any]],
+    rejects: Sequence[Reject],
     idle_s: float,
     cause: str | None = None,
     budget_tokens: int = 0,
@@ -164,9 +175,9 @@ def windows_of(table: pa.Table) -> Windows:
     return Windows(**arrays, rejected={})
 
 
-def rejects_of(table: pa.Table) -> list[dict[str, Any]]:
+def rejects_of(table: pa.Table) -> list[Reject]:
     """Decode the rejected rows of a shard."""
-    rejects: list[dict[str, Any]] = table["rejects"][0].as_py()
+    rejects: list[Reject] = table["rejects"][0].as_py()
     return rejects
 
 
@@ -200,8 +211,8 @@ class Committed:
 _NO_PREDICTIONS = Predictions(np.empty(0, np.float32), np.zeros(1, np.int64), {}, 0, 0.0)
 
 
-def _empty_row(shard: Shard) -> dict[str, Any]:
-    row: dict[str, Any] = {name: [] for name in TOKENISED.names}
+def _empty_row(shard: Shard) -> dict[str, object]:
+    row: dict[str, object] = {name: [] for name in TOKENISED.names}
     row |= shard_row(shard)
     row["cu_seqlens"] = [0]
     row["tokenise_s"] = 0.0
@@ -210,7 +221,7 @@ def _empty_row(shard: Shard) -> dict[str, Any]:
     return row
 
 
-def _table(row: dict[str, Any]) -> pa.Table:
+def _table(row: dict[str, object]) -> pa.Table:
     columns = []
     for field in TOKENISED:
         value = row[field.name]
