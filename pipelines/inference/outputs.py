@@ -52,6 +52,7 @@ class ValuesBuilder:
         self.counts = np.zeros(windows, dtype=np.int64) if known_counts is None else known_counts
         """(W,): the rows of each window, 0 for one whose rows are not known yet."""
         self._splits = _splits(self.counts)
+        self._task_width = task.width
         self._values = np.zeros((self._splits[-1], task.width), dtype=np.float32)
         no_rows = self._values[:0]
         # Rows have no place among others until all counts are known: each window keeps its own.
@@ -83,7 +84,8 @@ class ValuesBuilder:
     @property
     def numbers(self) -> int:
         """The numbers that have come, or of all windows where the task knows their rows."""
-        return int(self.counts.sum()) * self._values.shape[1]
+        rows = int(self.counts.sum())
+        return rows * self._task_width
 
     def finish(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the values (R, C) and the splits (W+1,).
@@ -100,8 +102,11 @@ def ranges(splits: np.ndarray, windows: np.ndarray) -> np.ndarray:
     """Return the indices `splits[w]:splits[w + 1]` of windows w, one window after the other."""
     starts = splits[windows]
     counts = splits[windows + 1] - starts
+    # Index i of the result lies in a window whose rows begin at `before` there, `starts` here.
     before = np.cumsum(counts) - counts
-    return np.arange(counts.sum()) + np.repeat(starts - before, counts)
+    shifts = np.repeat(starts - before, counts)
+    indices: np.ndarray = np.arange(len(shifts)) + shifts
+    return indices
 
 
 def _splits(counts: np.ndarray) -> np.ndarray:

@@ -32,9 +32,8 @@ OUTSIDE, CLS, CONTEXT = 0, 1, 2
 """Values of `Windows.token_tags`: not in the softmax; in the softmax but never in an answer; in
 both.
 """
-DEFAULT_LENGTH = (
-    384  # of transformers' pipeline, and of the windows that such models are trained on
-)
+DEFAULT_LENGTH = 384
+"""That of transformers' pipeline, and of the windows that such models are trained on."""
 _MOST_SPANS = 1 << 21  # compared in a window: each takes some 30 bytes
 
 
@@ -69,17 +68,18 @@ class Answer(Task):
     model_class = "modernbert.heads:ModernBertForQuestionAnswering"
     per_token = True
     needs_details = True
-    width = 2  # type: ignore[assignment]
+    width = 2
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint, options: AnswerOptions) -> Answer:
         windowing = resolve_windowing(checkpoint, options, DEFAULT_LENGTH)
         length = windowing.max_length
-        if (spans := length * min(options.max_answer_length, length)) > _MOST_SPANS:
+        spans = length * min(options.max_answer_length, length)
+        if spans > _MOST_SPANS:
             raise ValueError(
                 f"max_answer_length {options.max_answer_length} makes {spans:,} spans of a window "
-                f"of {length} tokens; "
-                f"at most {_MOST_SPANS // length} tokens of answer are compared there"
+                f"of {length} tokens; at most {_MOST_SPANS // length} tokens of answer are "
+                "compared there"
             )
         return cls(
             max_length=windowing.max_length,
@@ -108,48 +108,48 @@ class Answer(Task):
     @property
     def columns(self) -> pa.Schema:
         fields = [*SPAN, pa.field("no_answer_score", pa.float32())]
-        return pa.schema([*fields, *([pa.field("answers", pa.list_(SPAN))] if self.top_k else [])])
+        if self.top_k:
+            fields.append(pa.field("answers", pa.list_(SPAN)))
+        return pa.schema(fields)
 
     def encode(self, tokenizer: Tokenizer, documents: Sequence[Text]) -> Windows:
         windows = super().encode(tokenizer, documents)
         spans = windows.offsets
         if self.align_to_words and len(spans):
-            changes = (np.diff(windows.word_ids) != 0) | (np.diff(windows.sequence_ids) != 0)
-            first = np.flatnonzero(np.append(True, changes))
-            last = np.append(first[1:], len(spans)) - 1
-            of_word = np.repeat(np.arange(len(first)), last - first + 1)
-            spans = np.stack((spans[first, 0], spans[last, 1]), axis=1)[of_word]
-            spans[windows.word_ids < 0] = windows.offsets[windows.word_ids < 0]
-        part = np.where(windows.sequence_ids == 1, CONTEXT, OUTSIDE)
-        part[(part == OUTSIDE) & (windows.input_ids == tokenizer.cls_token_id)] = CLS
-        return replace(windows, offsets=spans, token_tags=part.astype(np.int8))
+            spans = _word_spans(windows)
+        # The question takes no part in the softmax; [CLS], which stands for no answer, does.
+        part_T = np.where(windows.sequence_ids == 1, CONTEXT, OUTSIDE)
+        is_cls = windows.input_ids == tokenizer.cls_token_id
+        part_T[(part_T == OUTSIDE) & is_cls] = CLS
+        return replace(windows, offsets=spans, token_tags=part_T.astype(np.int8))
 
     def rows(self, input_ids: np.ndarray, cu_seqlens: np.ndarray) -> np.ndarray:  # noqa: ARG002
         return np.diff(cu_seqlens)
 
     def decode(self, outputs: ModelOutputs) -> pa.StructArray:
-        found = self.spans(outputs)
-        best = [spans[0] if spans else Span("", 0.0, 0, 0) for spans, _ in found]
-        arrays = [
-            pa.array([getattr(span, field.name) for span in best], field.type) for field in SPAN
-        ]
-        arrays.append(pa.array([null for _, null in found], pa.float32()))
+        spans_of_pairs = self.spans(outputs)
+        best = [spans[0] if spans else Span("", 0.0, 0, 0) for spans, _ in spans_of_pairs]
+        arrays = []
+        for field in SPAN:
+            values = [getattr(span, field.name) for span in best]
+            arrays.append(pa.array(values, field.type))
+        arrays.append(pa.array([no_answer for _, no_answer in spans_of_pairs], pa.float32()))
         if self.top_k:
-            flat = [vars(span) for spans, _ in found for span in spans]
-            arrays.append(
-                list_array(np.array([len(spans) for spans, _ in found]), pa.array(flat, SPAN))
-            )
+            counts_D = np.array([len(spans) for spans, _ in spans_of_pairs])
+            all_spans = [vars(span) for spans, _ in spans_of_pairs for span in spans]
+            arrays.append(list_array(counts_D, pa.array(all_spans, SPAN)))
         return pa.StructArray.from_arrays(arrays, fields=list(self.columns))
 
+    # A result is a dictionary, or a list of several, as in transformers.
     def results(self, outputs: ModelOutputs) -> list[Any]:
-        out = []
+        results: list[Any] = []
         for spans, _ in self.spans(outputs):
             shown = [
-                {"score": s.score, "start": s.start, "end": s.end, "answer": s.answer}
-                for s in spans
+                {"score": span.score, "start": span.start, "end": span.end, "answer": span.answer}
+                for span in spans
             ]
-            out.append(shown[0] if len(shown) == 1 else shown)
-        return out
+            results.append(shown[0] if len(shown) == 1 else shown)
+        return results
 
     def most_results(self, windows: Windows) -> int:
         return len(windows.document) * self._spans_of_window
@@ -161,68 +161,99 @@ class Answer(Task):
         Spans with the same text, regardless of case, count as one whose score is their sum.
         """
         windows = outputs.windows
-        starts, counts = per_document(windows)
-        out = []
-        for document, (first, count) in enumerate(zip(starts, counts, strict=True)):
+        results = []
+        first_windows, counts = per_document(windows)
+        for document, first in enumerate(first_windows.tolist()):
             context = outputs.documents[document][1]
-            found: dict[str, Span] = {}
+            by_text: dict[str, Span] = {}
             no_answer = 1.0
-            for w in range(first, first + count):
+            for w in range(first, first + int(counts[document])):
                 tokens = slice(windows.cu_seqlens[w], windows.cu_seqlens[w + 1])
-                best, null = self._best_spans(outputs.values[tokens], windows.token_tags[tokens])
-                no_answer = min(no_answer, null)
-                for begin, end, score in best:
-                    start, stop = (
-                        int(windows.offsets[tokens][begin, 0]),
-                        int(windows.offsets[tokens][end, 1]),
-                    )
-                    text = context[start:stop]
-                    earlier = found.get(text.lower())
-                    found[text.lower()] = (
-                        replace(earlier, score=earlier.score + score)
-                        if earlier
-                        else Span(text, score, start, stop)
-                    )
-            spans = list(found.values())
-            if self.no_answer and count:
+                best, no_answer_here = self._best_spans(
+                    outputs.values[tokens], windows.token_tags[tokens]
+                )
+                # Each window has something to say against an answer: the least of it counts.
+                no_answer = min(no_answer, no_answer_here)
+                offsets = windows.offsets[tokens]
+                for first_token, last_token, score in best:
+                    start = int(offsets[first_token, 0])
+                    end = int(offsets[last_token, 1])
+                    _add_span(by_text, Span(context[start:end], score, start, end))
+            spans = list(by_text.values())
+            is_read = counts[document] > 0
+            if self.no_answer and is_read:
                 spans.append(Span("", no_answer, 0, 0))
             spans.sort(key=lambda span: -span.score)
-            out.append((spans[: self.top_k or 1], no_answer if count else 0.0))
-        return out
+            results.append((spans[: self.top_k or 1], no_answer if is_read else 0.0))
+        return results
 
     def preview(self, answer: dict[str, Any]) -> str:
         return f"{answer['score']:.2f}  {answer['answer']!r}"
 
     @property
     def _spans_of_window(self) -> int:
-        """The best spans of a window that are looked at: with words, several spans of tokens are
-        one.
-        """
-        return 2 * (self.top_k or 1) + 10 if self.align_to_words else self.top_k or 1
+        """How many of a window's best spans are looked at."""
+        wanted = self.top_k or 1
+        # Where answers are whole words, several spans of tokens are one answer.
+        return 2 * wanted + 10 if self.align_to_words else wanted
 
     def _best_spans(
-        self, logits_L2: np.ndarray, part: np.ndarray
+        self, logits_L2: np.ndarray, part_L: np.ndarray
     ) -> tuple[list[tuple[int, int, float]], float]:
         """Return (first token, last token, score) of a window's best spans, and the score of the
         empty answer.
+
+        `logits_L2`, `part_L`: of all tokens of the window.
         """
-        inside = np.flatnonzero(part != OUTSIDE)
+        inside = np.flatnonzero(part_L != OUTSIDE)
         start_L, end_L = softmax(logits_L2[inside].T)
-        null = float(start_L[0] * end_L[0]) if inside[0] == 0 else 0.0
-        context = part[inside] == CONTEXT
-        start_L, end_L, token_L = start_L[context], end_L[context], inside[context]
-        width = min(self.max_answer_length, len(token_L))
-        if not width:
-            return [], null
-        ends_LA = np.lib.stride_tricks.sliding_window_view(np.pad(end_L, (0, width - 1)), width)
-        scores = (start_L[:, None] * ends_LA).ravel()
-        begin, end = np.divmod(np.arange(len(scores)), width)
-        end += begin
-        real = np.flatnonzero(end < len(token_L))
+        begins_with_cls = inside[0] == 0
+        no_answer = float(start_L[0] * end_L[0]) if begins_with_cls else 0.0
+
+        # [CLS] has had its part in the softmax: answers are tokens of the context alone.
+        is_context = part_L[inside] == CONTEXT
+        token_L = inside[is_context]
+        start_L = start_L[is_context]
+        end_L = end_L[is_context]
+        longest = min(self.max_answer_length, len(token_L))
+        if not longest:
+            return [], no_answer
+
+        # A row for each start, with the ends of the 1, 2, … tokens from there.
+        padded_L = np.pad(end_L, (0, longest - 1))
+        end_LA = np.lib.stride_tricks.sliding_window_view(padded_L, longest)
+        scores = (start_L[:, None] * end_LA).ravel()
+        begin, length = np.divmod(np.arange(len(scores)), longest)
+        end = begin + length
+        candidates = np.flatnonzero(end < len(token_L))
+
+        # A window has up to a million spans, of which some are wanted: only these are sorted.
         wanted = self._spans_of_window
-        if len(real) > wanted:
-            real = real[np.argpartition(-scores[real], wanted - 1)[:wanted]]
-        order = real[np.argsort(-scores[real], kind="stable")]
-        return [
-            (int(token_L[begin[i]]), int(token_L[end[i]]), float(scores[i])) for i in order
-        ], null
+        if len(candidates) > wanted:
+            likeliest = np.argpartition(-scores[candidates], wanted - 1)[:wanted]
+            candidates = candidates[likeliest]
+        order = candidates[np.argsort(-scores[candidates], kind="stable")]
+        best = zip(token_L[begin[order]], token_L[end[order]], scores[order], strict=True)
+        return [(int(first), int(last), float(score)) for first, last, score in best], no_answer
+
+
+def _word_spans(windows: Windows) -> np.ndarray:
+    """Return the characters [start, end) of the word of each token, (T, 2); its own outside
+    words.
+    """
+    other_word = np.diff(windows.word_ids) != 0
+    other_text = np.diff(windows.sequence_ids) != 0
+    first = np.flatnonzero(np.append(True, other_word | other_text))
+    last = np.append(first[1:], len(windows.offsets)) - 1
+    span_of_word = np.stack((windows.offsets[first, 0], windows.offsets[last, 1]), axis=1)
+    spans: np.ndarray = np.repeat(span_of_word, last - first + 1, axis=0)
+    is_outside = windows.word_ids < 0
+    spans[is_outside] = windows.offsets[is_outside]
+    return spans
+
+
+def _add_span(by_text: dict[str, Span], span: Span) -> None:
+    """Add a span to those of other texts, or its score to the span of the same text."""
+    key = span.answer.lower()
+    earlier = by_text.get(key)
+    by_text[key] = replace(earlier, score=earlier.score + span.score) if earlier else span

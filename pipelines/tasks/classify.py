@@ -21,6 +21,11 @@ from pipelines.tasks.outputs import ModelOutputs
 from pipelines.tasks.postprocess import activation_named, list_array, merged, sigmoid, softmax
 from pipelines.tasks.resolve import resolve_windowing
 
+_FUNCTION_OF_KIND: dict[str, Function] = {
+    "regression": "none",
+    "multi_label_classification": "sigmoid",
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Classify(Task):
@@ -45,14 +50,12 @@ class Classify(Task):
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint, options: ClassifyOptions) -> Classify:
-        config, top_k, stored = (
-            checkpoint.config,
-            options.top_k,
-            plain_classifier(checkpoint, "classify"),
-        )
-        kind = config.problem_type or (
-            "regression" if config.num_labels == 1 else "single_label_classification"
-        )
+        config = checkpoint.config
+        top_k = options.top_k
+        stored = plain_classifier(checkpoint, "classify")
+        kind = config.problem_type
+        if not kind:
+            kind = "regression" if config.num_labels == 1 else "single_label_classification"
         if options.threshold is not None and kind != "multi_label_classification":
             raise ValueError(
                 f"threshold is for multi-label models; this one's problem_type is {kind}"
@@ -63,11 +66,8 @@ class Classify(Task):
             raise ValueError(
                 f"top_k {top_k} must be from 1 to the model's {config.num_labels} labels"
             )
-        default: dict[str, Function] = {
-            "regression": "none",
-            "multi_label_classification": "sigmoid",
-        }
         windowing = resolve_windowing(checkpoint, options, stored.max_length)
+        stated = _stated_function(stored, config.num_labels, options)
         return cls(
             max_length=windowing.max_length,
             stride=windowing.stride,
@@ -76,37 +76,34 @@ class Classify(Task):
             top_k=top_k,
             threshold=0.5 if options.threshold is None else options.threshold,
             merge=options.merge,
-            function=_stated_function(stored, config.num_labels, options)
-            or default.get(kind, "softmax"),
+            function=stated or _FUNCTION_OF_KIND.get(kind, "softmax"),
         )
 
     @classmethod
     def for_pipeline(cls, checkpoint: Checkpoint, options: ClassifyOptions) -> Classify:
-        # A single output without a problem_type is a probability to transformers; the pipeline
-        # itself cuts to top_k.
+        # The pipeline itself cuts to top_k.
+        changes: dict[str, object] = {"top_k": None}
         config = checkpoint.config
-        probability = config.num_labels == 1 and config.problem_type is None
-        if probability:
+        if config.num_labels == 1 and config.problem_type is None:
+            # A single output without a problem_type is a probability to transformers.
             stored = CrossEncoderConfig.from_folder(checkpoint.folder, checkpoint.raw_config)
-            probability = _stated_function(stored, config.num_labels, options) is None
-        changes = {"top_k": None} | ({"function": "sigmoid"} if probability else {})
+            if _stated_function(stored, config.num_labels, options) is None:
+                changes["function"] = "sigmoid"
         return cls.from_checkpoint(checkpoint, options.model_copy(update=changes))
 
     def info(self, checkpoint: Checkpoint) -> dict[str, Any]:
-        model_type = {"classifier": label_maps(self.labels)}
         return {
             "labels": self.labels,
             "problem_type": checkpoint.config.problem_type,
-            "model_type": model_type,
+            "model_type": {"classifier": label_maps(self.labels)},
         }
 
     @property
     def lists(self) -> bool:
         """Whether the output has the lists `labels` and `scores`."""
-        multiple_numbers = self.kind == "regression" and len(self.labels) > 1
-        return (
-            self.top_k is not None or self.kind == "multi_label_classification" or multiple_numbers
-        )
+        if self.kind == "regression":
+            return len(self.labels) > 1
+        return self.top_k is not None or self.kind == "multi_label_classification"
 
     @property
     def columns(self) -> pa.Schema:
@@ -123,61 +120,63 @@ class Classify(Task):
         return len(windows.n_tokens) * (self.top_k or len(self.labels))
 
     def decode(self, outputs: ModelOutputs) -> pa.StructArray:
-        # A regression's score is the logit itself; several of them are listed in the labels' order.
         scores_DC = self._scores(merged(outputs.windows, outputs.values, self.merge))
         order_DC = self._order(scores_DC)
-        rows = np.arange(len(scores_DC))
         names = pa.array(self.labels, pa.string())
         best_D = order_DC[:, 0]
-        arrays = [names.take(pa.array(best_D)), pa.array(scores_DC[rows, best_D], pa.float32())]
+        best_scores_D = scores_DC[np.arange(len(scores_DC)), best_D]
+        arrays = [names.take(pa.array(best_D)), pa.array(best_scores_D, pa.float32())]
         if self.lists:
-            kept_DK = order_DC[:, : self.top_k or len(self.labels)]
-            kept_scores_DK = np.take_along_axis(scores_DC, kept_DK, axis=1)
-            shown_DK = np.ones(kept_DK.shape, dtype=bool)
+            listed_DK = order_DC[:, : self.top_k or len(self.labels)]
+            listed_scores_DK = np.take_along_axis(scores_DC, listed_DK, axis=1)
+            is_shown_DK = np.ones(listed_DK.shape, dtype=bool)
             if self.kind == "multi_label_classification":
-                shown_DK = kept_scores_DK >= self.threshold
-            counts = shown_DK.sum(axis=1)
-            arrays.append(list_array(counts, names.take(pa.array(kept_DK[shown_DK]))))
-            arrays.append(list_array(counts, pa.array(kept_scores_DK[shown_DK], pa.float32())))
+                is_shown_DK = listed_scores_DK >= self.threshold
+            counts_D = is_shown_DK.sum(axis=1)
+            labels = names.take(pa.array(listed_DK[is_shown_DK]))
+            scores = pa.array(listed_scores_DK[is_shown_DK], pa.float32())
+            arrays += [list_array(counts_D, labels), list_array(counts_D, scores)]
         return pa.StructArray.from_arrays(arrays, fields=list(self.columns))
 
     def results(self, outputs: ModelOutputs) -> list[list[dict[str, Any]]]:
         scores_DC = self._scores(merged(outputs.windows, outputs.values, self.merge))
         order_DC = np.argsort(-scores_DC, axis=1, kind="stable")[:, : self.top_k]
-        return [
-            [{"label": self.labels[i], "score": float(scores_C[i])} for i in order_C]
-            for scores_C, order_C in zip(scores_DC, order_DC, strict=True)
-        ]
+        results = []
+        for scores_C, order_C in zip(scores_DC, order_DC, strict=True):
+            labels = [{"label": self.labels[i], "score": float(scores_C[i])} for i in order_C]
+            results.append(labels)
+        return results
 
     def label_counts(self, answers: pa.StructArray) -> Counter[str]:
-        return (
-            Counter() if self.kind == "regression" else Counter(answers.field("label").to_pylist())
-        )
+        if self.kind == "regression":
+            return Counter()
+        return Counter(answers.field("label").to_pylist())
 
     def preview(self, answer: dict[str, Any]) -> str:
         return f"{answer['score']:.2f}  {answer['label']}"
 
     def _order(self, scores_DC: np.ndarray) -> np.ndarray:
+        """Return the places of labels, best first; the numbers of a regression have no order."""
         if self.kind == "regression":
             return np.broadcast_to(np.arange(len(self.labels)), scores_DC.shape)
         return np.argsort(-scores_DC, axis=1, kind="stable")
 
     def _scores(self, logits_DC: np.ndarray) -> np.ndarray:
-        if self.function == "none":
-            return logits_DC
-        return {"sigmoid": sigmoid, "softmax": softmax}[self.function](logits_DC)
+        if self.function == "sigmoid":
+            return sigmoid(logits_DC)
+        if self.function == "softmax":
+            return softmax(logits_DC)
+        return logits_DC
 
 
 def plain_classifier(checkpoint: Checkpoint, task: str) -> CrossEncoderConfig:
-    """Return what sentence-transformers stores beside a classifier; ValueError for one that changes
-    its texts.
-    """
+    """Return what is stored beside a classifier that takes texts as they are; else ValueError."""
     stored = CrossEncoderConfig.from_folder(checkpoint.folder, checkpoint.raw_config)
     if stored.lower_case or stored.prompts.get(stored.default_prompt_name or ""):
         raise ValueError(
             f"model {str(checkpoint.folder)!r} changes texts before it reads them "
-            "(default_prompt_name,"
-            f" do_lower_case), which {task} does not; rerank does, for a model with one output"
+            f"(default_prompt_name, do_lower_case), which {task} does not; rerank does, for a "
+            "model with one output"
         )
     if stored.stack:
         raise ValueError(
@@ -199,5 +198,8 @@ def _stated_function(
     if options.function is not None:
         return options.function
     name = activation_named(stored.activation, ("Sigmoid", "Softmax", "Identity"), "function")
-    functions: dict[str | None, Function] = {"Sigmoid": "sigmoid", "Softmax": "softmax"}
-    return "none" if name == "Identity" and num_labels == 1 else functions.get(name)
+    if name == "Sigmoid":
+        return "sigmoid"
+    if name == "Softmax":
+        return "softmax"
+    return "none" if name == "Identity" and num_labels == 1 else None

@@ -21,7 +21,7 @@ from pipelines.checkpoints import Checkpoint
 from pipelines.options import EmbedOptions, Precision
 from pipelines.tasks.base import Task
 from pipelines.tasks.outputs import ModelOutputs
-from pipelines.tasks.postprocess import STORED_TYPES, merged, normalised, stored
+from pipelines.tasks.postprocess import check_packs, merged, normalised, stored, vector_type
 from pipelines.tasks.resolve import resolve_prompt, resolve_windowing
 
 if TYPE_CHECKING:
@@ -59,8 +59,8 @@ class Embed(Task):
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint, options: EmbedOptions) -> Embed:
-        # What a sentence-transformers checkpoint says, unless the options say otherwise; else mean
-        # pooling and no more.
+        # What a sentence-transformers checkpoint says counts, unless the options say otherwise;
+        # without either it is mean pooling and no more.
         stored = SentenceConfig.from_folder(checkpoint.folder)
         if options.pooling is not None:
             stored = replace(stored, pooling=(options.pooling,))
@@ -68,26 +68,23 @@ class Embed(Task):
         dimensions = options.dimensions or min(stored.truncate_dim or size, size)
         if dimensions > size:
             raise ValueError(f"dimensions {dimensions} must be from 1 to the model's {size}")
-        if options.precision in ("binary", "ubinary") and dimensions % 8:
-            raise ValueError(
-                f"precision {options.precision} packs eight dimensions in a byte; {dimensions} is "
-                "no multiple"
-            )
-        prompt, skipped = resolve_prompt(options, stored), 0
+        check_packs(options.precision, dimensions)
+        prompt = resolve_prompt(options, stored)
+        prompt_tokens = 0
         if prompt and not stored.include_prompt:
-            tokenizer = (
-                checkpoint.tokenizer.lowercased if stored.lower_case else checkpoint.tokenizer
-            )
-            skipped = int(tokenizer.encode([prompt]).n_tokens[0]) - 1  # but not [SEP]
+            tokenizer = checkpoint.tokenizer
+            tokenizer = tokenizer.lowercased if stored.lower_case else tokenizer
+            # With [CLS], which is left out, too, but without [SEP].
+            prompt_tokens = int(tokenizer.encode([prompt]).n_tokens[0]) - 1
             if options.long_documents == "windows":
                 raise ValueError(
                     "long_documents must be truncate: this model pools without its prompt"
                 )
         windowing = resolve_windowing(checkpoint, options, stored.max_length)
-        if skipped >= windowing.max_length:
+        if prompt_tokens >= windowing.max_length:
             raise ValueError(
-                f"prompt {prompt!r} has {skipped} tokens, which this model leaves out: max_length"
-                f" {windowing.max_length} leaves nothing to pool"
+                f"prompt {prompt!r} has {prompt_tokens} tokens, which this model leaves out: "
+                f"max_length {windowing.max_length} leaves nothing to pool"
             )
         return cls(
             max_length=windowing.max_length,
@@ -99,26 +96,26 @@ class Embed(Task):
             normalize=options.normalize,
             precision=options.precision,
             prompt=prompt,
-            prompt_tokens=skipped,
+            prompt_tokens=prompt_tokens,
             lower_case=stored.lower_case,
         )
 
     def info(self, checkpoint: Checkpoint) -> dict[str, Any]:
-        pooling = "+".join(self.pooling)
         stored = SentenceConfig.from_folder(checkpoint.folder)
-        model = {"pooling": "last_token" if pooling == "lasttoken" else pooling}
+        pooling = "+".join(self.pooling)
+        # text-embeddings-inference has another name for one of them.
+        model_type = {"pooling": "last_token" if pooling == "lasttoken" else pooling}
         return {
             "dimensions": self.dimensions,
             "pooling": pooling,
             "prompts": dict(stored.prompts),
             "similarity": stored.similarity,
-            "model_type": {"embedding": model},
+            "model_type": {"embedding": model_type},
         }
 
     @property
     def columns(self) -> pa.Schema:
-        width = self.dimensions // 8 if self.precision in ("binary", "ubinary") else self.dimensions
-        return pa.schema([("embedding", pa.list_(STORED_TYPES[self.precision], width))])
+        return pa.schema([("embedding", vector_type(self.dimensions, self.precision))])
 
     @property
     def width(self) -> int:
@@ -127,9 +124,8 @@ class Embed(Task):
     def load(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> nn.Module:
         from modernbert.encoders.sentence import SentenceEncoder
 
-        return SentenceEncoder.load(
-            SentenceConfig.from_folder(checkpoint.folder), device=device, dtype=dtype
-        )
+        stored = SentenceConfig.from_folder(checkpoint.folder)
+        return SentenceEncoder.load(stored, device=device, dtype=dtype)
 
     def forward(self, model: SentenceEncoder, batch: PackedBatch, ids: np.ndarray) -> Tensor:  # noqa: ARG002
         return model.forward_packed(batch, self.pooling, self.prompt_tokens)
@@ -146,7 +142,8 @@ class Embed(Task):
 
     def encode(self, tokenizer: Tokenizer, documents: Sequence[Text]) -> Windows:
         texts = [self.prompt + str(document) for document in documents]
-        return super().encode(tokenizer.lowercased if self.lower_case else tokenizer, texts)
+        tokenizer = tokenizer.lowercased if self.lower_case else tokenizer
+        return super().encode(tokenizer, texts)
 
     def decode(self, outputs: ModelOutputs) -> pa.StructArray:
         type_ = self.columns.field("embedding").type
@@ -155,14 +152,17 @@ class Embed(Task):
         return pa.StructArray.from_arrays([lists], fields=list(self.columns))
 
     def results(self, outputs: ModelOutputs) -> list[list[float]]:
-        return self.vectors(outputs).tolist()
+        vectors: list[list[float]] = self.vectors(outputs).tolist()
+        return vectors
 
     def response(self, outputs: ModelOutputs) -> np.ndarray:
         return self.vectors(outputs)
 
     def for_tokens(self, checkpoint: Checkpoint) -> TokenVectors:
-        kept = {field.name: getattr(self, field.name) for field in fields(self)}
-        return TokenVectors(**kept | {"size": checkpoint.config.hidden_size, "stride": None})
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values["size"] = checkpoint.config.hidden_size
+        values["stride"] = None
+        return TokenVectors(**values)
 
     def preview(self, answer: dict[str, Any]) -> str:
         numbers = ", ".join(f"{float(x):.3g}" for x in answer["embedding"][:4])
@@ -172,10 +172,13 @@ class Embed(Task):
         """Return the vectors (D, E) in `precision`: the mean over a document's windows, weighted by
         tokens.
         """
-        vectors = merged(outputs.windows, outputs.values, "mean", outputs.windows.lengths)
-        vectors = normalised(vectors) if self.normalize_first else vectors
-        vectors = vectors[:, : self.dimensions]
-        return stored(normalised(vectors) if self.normalize else vectors, self.precision)
+        vectors_DE = merged(outputs.windows, outputs.values, "mean", outputs.windows.lengths)
+        if self.normalize_first:
+            vectors_DE = normalised(vectors_DE)
+        vectors_DE = vectors_DE[:, : self.dimensions]
+        if self.normalize:
+            vectors_DE = normalised(vectors_DE)
+        return stored(vectors_DE, self.precision)
 
 
 class TokenVectors(Embed):
@@ -193,10 +196,13 @@ class TokenVectors(Embed):
         return np.diff(cu_seqlens)
 
     def forward(self, model: Any, batch: Any, ids: np.ndarray) -> Tensor:  # noqa: ARG002
-        return model.encoder.forward_packed(batch)
+        vectors_TE: Tensor = model.encoder.forward_packed(batch)
+        return vectors_TE
 
     def results(self, outputs: ModelOutputs) -> list[Any]:
-        return np.split(outputs.values, outputs.splits[1:-1]) if outputs.documents else []
+        if not outputs.documents:
+            return []
+        return np.split(outputs.values, outputs.splits[1:-1])
 
     def response(self, outputs: ModelOutputs) -> list[Any]:  # type: ignore[override]
         return self.results(outputs)

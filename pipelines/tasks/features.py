@@ -50,20 +50,16 @@ class Features(Task):
         return np.diff(cu_seqlens)
 
     def decode(self, outputs: ModelOutputs) -> pa.StructArray:
-        vectors = pa.FixedSizeListArray.from_arrays(
-            pa.array(outputs.values.ravel(), pa.float32()), self.hidden_size
-        )
-        return pa.StructArray.from_arrays(
-            [list_array(np.diff(outputs.splits), vectors)], fields=list(self.columns)
-        )
+        flat = pa.array(outputs.values.ravel(), pa.float32())
+        vectors = pa.FixedSizeListArray.from_arrays(flat, self.hidden_size)
+        lists = list_array(np.diff(outputs.splits), vectors)
+        return pa.StructArray.from_arrays([lists], fields=list(self.columns))
 
     def results(self, outputs: ModelOutputs) -> list[list[list[list[float]]]]:
+        if not outputs.documents:
+            return []
         # A batch of one for each document, as transformers gives it.
-        return (
-            [[rows.tolist()] for rows in np.split(outputs.values, outputs.splits[1:-1])]
-            if outputs.documents
-            else []
-        )
+        return [[rows.tolist()] for rows in np.split(outputs.values, outputs.splits[1:-1])]
 
     def preview(self, answer: dict[str, Any]) -> str:
         return f"{len(answer['vectors'])} vectors"

@@ -31,9 +31,8 @@ if TYPE_CHECKING:
     from modernbert.packing import PackedBatch
 
 logger = logging.getLogger(__name__)
-_MASKS_AT_ONCE = (
-    4096  # whose logits are in memory together: 800 MB with the vocabulary of ModernBERT
-)
+_MASKS_AT_ONCE = 4096
+"""Masks whose logits are in memory together: 800 MB with the vocabulary of ModernBERT."""
 FILL = pa.struct([("token", pa.string()), ("token_id", pa.int32()), ("score", pa.float32())])
 
 
@@ -52,15 +51,16 @@ class Fill(Task):
 
     options_class = FillOptions
     model_class = "modernbert.heads:ModernBertForMaskedLM"
-    columns = pa.schema([("fills", pa.list_(pa.list_(FILL)))])  # type: ignore[assignment]
+    columns = pa.schema([("fills", pa.list_(pa.list_(FILL)))])
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint, options: FillOptions) -> Fill:
-        tokenizer, vocab_size = checkpoint.tokenizer, checkpoint.config.vocab_size
+        tokenizer = checkpoint.tokenizer
+        vocab_size = checkpoint.config.vocab_size
         mask = tokenizer.mask_token_id
         if mask is None:
             raise ValueError(f"model {str(checkpoint.folder)!r}: its tokenizer has no mask token")
-        ids = None if options.targets is None else _target_ids(options.targets, tokenizer)
+        targets = None if options.targets is None else _target_ids(options.targets, tokenizer)
         if options.top_k > vocab_size:
             raise ValueError(
                 f"top_k {options.top_k} must be from 1 to the vocabulary's {vocab_size} tokens"
@@ -69,8 +69,8 @@ class Fill(Task):
         return cls(
             max_length=windowing.max_length,
             stride=windowing.stride,
-            top_k=min(options.top_k, vocab_size if ids is None else len(ids)),
-            targets=ids,
+            top_k=min(options.top_k, vocab_size if targets is None else len(targets)),
+            targets=targets,
             mask_token_id=mask,
             mask_token=tokenizer.token(mask),
         )
@@ -91,12 +91,14 @@ class Fill(Task):
     def encode(self, tokenizer: Tokenizer, documents: Sequence[Text]) -> Windows:
         windows = super().encode(tokenizer, documents)
         masks_W = self.rows(windows.input_ids, windows.cu_seqlens)
-        has_mask = np.bincount(windows.document, masks_W, minlength=len(documents)) > 0
+        masks_D = np.bincount(windows.document, masks_W, minlength=len(documents))
+        has_mask_D = masks_D > 0
         rejected = dict(windows.rejected)
-        for document in np.flatnonzero(~has_mask).tolist():
-            cut = " in the tokens that are read" if windows.truncated[document] else ""
-            rejected.setdefault(document, f"text has no {self.mask_token}{cut}")
-        return keep_windows(replace(windows, rejected=rejected), has_mask[windows.document])
+        for document in np.flatnonzero(~has_mask_D).tolist():
+            where = " in the tokens that are read" if windows.truncated[document] else ""
+            rejected.setdefault(document, f"text has no {self.mask_token}{where}")
+        windows = replace(windows, rejected=rejected)
+        return keep_windows(windows, has_mask_D[windows.document])
 
     def rows(self, input_ids: np.ndarray, cu_seqlens: np.ndarray) -> np.ndarray:
         before = np.concatenate(([0], np.cumsum(input_ids == self.mask_token_id)))
@@ -108,118 +110,147 @@ class Fill(Task):
     def forward(self, model: ModernBertForMaskedLM, batch: PackedBatch, ids: np.ndarray) -> Tensor:
         import torch
 
+        # The host counts the masks, so that nothing waits for the device.
         masks = int((ids == self.mask_token_id).sum())
-        positions = torch.nonzero_static(batch.input_ids == self.mask_token_id, size=masks)[:, 0]
-        x_PD = model.model.forward_packed(batch)[positions]
-        return torch.cat(
-            [self._top(model.decode(chunk_PD)) for chunk_PD in x_PD.split(_MASKS_AT_ONCE)]
-        )
+        is_mask_T = batch.input_ids == self.mask_token_id
+        positions_P = torch.nonzero_static(is_mask_T, size=masks)[:, 0]
+        x_PD = model.model.forward_packed(batch)[positions_P]
+        chunks = torch.split(x_PD, _MASKS_AT_ONCE)
+        tops = [self._top(model.decode(chunk_PD)) for chunk_PD in chunks]
+        return torch.cat(tops)
 
     def _top(self, logits_PV: Tensor) -> Tensor:
         """Return the scores of the likeliest tokens, and after them their ids, (P, 2K)."""
         import torch
 
         logits_PV = logits_PV.float()
-        total = logits_PV.logsumexp(dim=-1, keepdim=True)
+        total_P1 = logits_PV.logsumexp(dim=-1, keepdim=True)
         if self.targets is None:
-            top, tokens = logits_PV.topk(self.top_k)
+            top_PK, tokens_PK = logits_PV.topk(self.top_k)
         else:
             targets = _token_ids(self.targets, logits_PV.device)
-            top, places = logits_PV[:, targets].topk(self.top_k)
-            tokens = targets[places]
-        return torch.cat(((top - total).exp(), tokens.float()), dim=1)
+            top_PK, places_PK = logits_PV[:, targets].topk(self.top_k)
+            tokens_PK = targets[places_PK]
+        scores_PK = (top_PK - total_P1).exp()
+        return torch.cat((scores_PK, tokens_PK.float()), dim=1)
 
     @property
     def forward_options(self) -> tuple[Any, ...]:
         return self.top_k, self.targets
 
     def decode(self, outputs: ModelOutputs) -> pa.StructArray:
-        rows, counts = self._masks(outputs)
-        scores, ids = (
-            outputs.values[rows, : self.top_k].ravel(),
-            outputs.values[rows, self.top_k :].ravel().astype(np.int32),
-        )
-        texts = {i: outputs.tokenizer.decode([i]) for i in set(ids.tolist())}
+        rows_P, counts_D = self._masks(outputs)
+        scores = outputs.values[rows_P, : self.top_k].ravel()
+        ids = outputs.values[rows_P, self.top_k :].ravel().astype(np.int32)
+        # A token is decoded once, however often it is chosen.
+        text_of = {i: outputs.tokenizer.decode([i]) for i in set(ids.tolist())}
         fields = [
-            pa.array([texts[i] for i in ids.tolist()], pa.string()),
+            pa.array([text_of[i] for i in ids.tolist()], pa.string()),
             pa.array(ids),
             pa.array(scores),
         ]
         fills = pa.StructArray.from_arrays(fields, fields=list(FILL))
-        of_mask = list_array(np.full(len(rows), self.top_k), fills)
-        return pa.StructArray.from_arrays([list_array(counts, of_mask)], fields=list(self.columns))
+        of_masks = list_array(np.full(len(rows_P), self.top_k), fills)
+        of_documents = list_array(counts_D, of_masks)
+        return pa.StructArray.from_arrays([of_documents], fields=list(self.columns))
 
+    # A result is a list of candidates, or for several masks a list of such lists.
     def results(self, outputs: ModelOutputs) -> list[Any]:
-        tokenizer, windows = outputs.tokenizer, outputs.windows
-        rows, counts = self._masks(outputs)
-        masks = np.flatnonzero(windows.input_ids == self.mask_token_id)[rows]
-        out = []
-        for first, count in zip(np.cumsum(counts) - counts, counts, strict=True):
-            lists = []
-            for row, mask in zip(
-                rows[first : first + count], masks[first : first + count], strict=True
-            ):
-                w = np.searchsorted(windows.cu_seqlens, mask, side="right") - 1
-                ids = windows.input_ids[windows.cu_seqlens[w] : windows.cu_seqlens[w + 1]].tolist()
-                filled = []
-                for score, token in zip(*np.split(outputs.values[row], 2), strict=True):
-                    ids[mask - windows.cu_seqlens[w]] = int(token)
-                    sequence = tokenizer.decode(ids, skip_special_tokens=count == 1)
-                    token_str = tokenizer.decode([int(token)])
-                    filled.append(
-                        {
-                            "score": float(score),
-                            "token": int(token),
-                            "token_str": token_str,
-                            "sequence": sequence,
-                        }
-                    )
-                lists.append(filled)
-            out.append(lists[0] if count == 1 else lists)
-        return out
+        windows = outputs.windows
+        rows_P, counts_D = self._masks(outputs)
+        places_P = np.flatnonzero(windows.input_ids == self.mask_token_id)[rows_P]
+        results: list[Any] = []
+        first = 0
+        for count in counts_D.tolist():
+            candidates = [
+                self._candidates(outputs, int(place), outputs.values[row], count == 1)
+                for place, row in zip(
+                    places_P[first : first + count], rows_P[first : first + count], strict=True
+                )
+            ]
+            results.append(candidates[0] if count == 1 else candidates)
+            first += count
+        return results
+
+    def _candidates(
+        self, outputs: ModelOutputs, place: int, values: np.ndarray, is_only_mask: bool
+    ) -> list[dict[str, Any]]:
+        """Return the tokens of a mask, each with its window's text in which it is filled in.
+
+        `place`: the mask's among all tokens; `values`: the scores and ids of its tokens, (2K,).
+        """
+        windows = outputs.windows
+        tokenizer = outputs.tokenizer
+        w = np.searchsorted(windows.cu_seqlens, place, side="right") - 1
+        start, end = windows.cu_seqlens[w], windows.cu_seqlens[w + 1]
+        ids = windows.input_ids[start:end].tolist()
+        candidates: list[dict[str, Any]] = []
+        for score, token_id in zip(values[: self.top_k], values[self.top_k :], strict=True):
+            token = int(token_id)
+            ids[place - start] = token
+            # Where other masks are left, transformers shows special tokens, the masks among them.
+            sequence = tokenizer.decode(ids, skip_special_tokens=is_only_mask)
+            candidates.append(
+                {
+                    "score": float(score),
+                    "token": token,
+                    "token_str": tokenizer.decode([token]),
+                    "sequence": sequence,
+                }
+            )
+        return candidates
 
     def preview(self, answer: dict[str, Any]) -> str:
-        shown = ", ".join(
-            f"{fill['token'].strip()} {fill['score']:.2f}" for fill in answer["fills"][0][:4]
-        )
-        return shown + (" …" if len(answer["fills"]) > 1 else "")
+        first_mask, *other_masks = answer["fills"]
+        shown = ", ".join(f"{fill['token'].strip()} {fill['score']:.2f}" for fill in first_mask[:4])
+        return f"{shown} …" if other_masks else shown
 
     def _masks(self, outputs: ModelOutputs) -> tuple[np.ndarray, np.ndarray]:
-        """Return the rows of all masks by document and position, and the number of masks per
+        """Return the rows of all masks by document and position, (P,), and the number of masks per
         document, (D,).
 
         A mask that two windows share counts in the window that leaves it more context on its
         shorter side.
         """
         windows = outputs.windows
-        starts, counts = per_document(windows)
-        tokens = np.flatnonzero(windows.input_ids == self.mask_token_id)
-        window = np.searchsorted(windows.cu_seqlens, tokens, side="right") - 1
-        position = tokens - windows.cu_seqlens[window]
-        at = position + windows.start[window]
-        is_first = window == starts[windows.document[window]]
-        is_last = window == (starts + counts - 1)[windows.document[window]]
-        left = np.where(is_first, np.inf, position)
-        right = np.where(is_last, np.inf, windows.lengths[window] - 1 - position)
-        document = windows.document[window]
-        order = np.lexsort((-np.minimum(left, right), at, document))
-        new = np.ones(len(order), dtype=bool)
-        new[1:] = (np.diff(document[order]) != 0) | (np.diff(at[order]) != 0)
-        rows = order[new]
-        return rows, np.bincount(document[rows], minlength=len(outputs.documents))
+        first_D, counts_D = per_document(windows)
+        last_D = first_D + counts_D - 1
+        tokens_P = np.flatnonzero(windows.input_ids == self.mask_token_id)
+        window_P = np.searchsorted(windows.cu_seqlens, tokens_P, side="right") - 1
+        document_P = windows.document[window_P]
+        in_window_P = tokens_P - windows.cu_seqlens[window_P]
+        in_document_P = in_window_P + windows.start[window_P]
+
+        # Where a document begins or ends, no context is missing.
+        left_P = in_window_P.astype(np.float64)
+        left_P[window_P == first_D[document_P]] = np.inf
+        right_P = (windows.lengths[window_P] - 1 - in_window_P).astype(np.float64)
+        right_P[window_P == last_D[document_P]] = np.inf
+        context_P = np.minimum(left_P, right_P)
+
+        # Of equal masks, those at one place of a document, the first in this order counts.
+        order = np.lexsort((-context_P, in_document_P, document_P))
+        other_document = np.diff(document_P[order]) != 0
+        other_place = np.diff(in_document_P[order]) != 0
+        is_first = np.ones(len(order), dtype=bool)
+        is_first[1:] = other_document | other_place
+        rows_P = order[is_first]
+        return rows_P, np.bincount(document_P[rows_P], minlength=len(outputs.documents))
 
 
 def keep_windows(windows: Windows, keep_W: np.ndarray) -> Windows:
     """Keep some of the windows; the counts of rejected documents become zero."""
     if keep_W.all():
         return windows
-    tokens = np.repeat(keep_W, windows.lengths)
+    keep_T = np.repeat(keep_W, windows.lengths)
     rejected = np.array(sorted(windows.rejected), dtype=np.int64)
-    n_tokens, truncated = windows.n_tokens.copy(), windows.truncated.copy()
-    n_tokens[rejected], truncated[rejected] = 0, False
+    n_tokens = windows.n_tokens.copy()
+    n_tokens[rejected] = 0
+    truncated = windows.truncated.copy()
+    truncated[rejected] = False
     return replace(
         windows,
-        input_ids=windows.input_ids[tokens],
+        input_ids=windows.input_ids[keep_T],
         cu_seqlens=np.concatenate(([0], np.cumsum(windows.lengths[keep_W]))),
         document=windows.document[keep_W],
         start=windows.start[keep_W],
@@ -230,18 +261,14 @@ def keep_windows(windows: Windows, keep_W: np.ndarray) -> Windows:
 
 @lru_cache(maxsize=16)
 def _token_ids(ids: tuple[int, ...], device: torch.device) -> Tensor:
-    """Return ids as a tensor on a device, where they stay: uploading them for each batch would wait
-    for it.
-    """
+    """Return ids as a tensor that stays on a device: an upload for each batch would wait for it."""
     import torch
 
     return torch.tensor(ids, device=device)
 
 
 def _target_ids(targets: Sequence[str], tokenizer: Tokenizer) -> tuple[int, ...]:
-    """The ids of words or tokens; one that the vocabulary lacks counts as its first token, with a
-    warning.
-    """
+    """Return the ids of words or tokens, the first token of one that the vocabulary lacks."""
     ids: list[int] = []
     for target in targets:
         token = tokenizer.token_id(target)

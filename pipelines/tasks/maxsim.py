@@ -50,8 +50,8 @@ class MaxSim(Task):
 
     options_class = RerankOptions
     model_class = "modernbert.model:ModernBertModel"
-    columns = pa.schema([("score", pa.float32())])  # type: ignore[assignment]
-    width = 1  # type: ignore[assignment]
+    columns = pa.schema([("score", pa.float32())])
+    width = 1
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint, options: RerankOptions) -> MaxSim:
@@ -61,11 +61,11 @@ class MaxSim(Task):
             )
         config = MultiVectorConfig.from_folder(checkpoint.folder)
         prompt = resolve_prompt(options, config, PROMPTS[True])
-        own = resolve_prompt(
-            options.model_copy(update={"prompt": None, "prompt_name": None}), config, PROMPTS[False]
-        )
+        # The prompt of the options is for queries: passages have the model's own.
+        without_prompt = options.model_copy(update={"prompt": None, "prompt_name": None})
+        passage_prompt = resolve_prompt(without_prompt, config, PROMPTS[False])
         query = Side.resolve(checkpoint, config, options, query=True, prompt=prompt)
-        passage = Side.resolve(checkpoint, config, options, query=False, prompt=own)
+        passage = Side.resolve(checkpoint, config, options, query=False, prompt=passage_prompt)
         return cls(
             max_length=passage.max_length,
             stride=None,
@@ -90,52 +90,56 @@ class MaxSim(Task):
     def encode(self, tokenizer: Tokenizer, documents: Sequence[Text]) -> Windows:
         queries = self.query.encode(tokenizer, [pair[0] for pair in documents])
         passages = self.passage.encode(tokenizer, [pair[1] for pair in documents])
+        # Each query gets its separator, and behind it the tokens of its passage.
         ids = np.insert(queries.input_ids, queries.cu_seqlens[1:], SEPARATOR)
-        ends = queries.cu_seqlens + np.arange(
-            len(queries.cu_seqlens)
-        )  # of queries with their separators
+        ends = queries.cu_seqlens + np.arange(len(queries.cu_seqlens))
         ids = np.insert(ids, np.repeat(ends[1:], passages.lengths), passages.input_ids)
-        joined = queries.with_ids(ids, ends + passages.cu_seqlens)
+        pairs = queries.with_ids(ids, ends + passages.cu_seqlens)
         return replace(
-            joined,
+            pairs,
             n_tokens=queries.n_tokens + passages.n_tokens,
             truncated=queries.truncated | passages.truncated,
         )
 
-    def forward(self, model: MultiVectorEncoder, batch: PackedBatch, ids: np.ndarray) -> Tensor:  # type: ignore[override]
+    def forward(self, model: MultiVectorEncoder, batch: PackedBatch, ids: np.ndarray) -> Tensor:
         import torch
 
         from modernbert.encoders.multi_vector import max_similarity
         from modernbert.packing import PackedBatch
 
-        stops = np.cumsum(batch.seqlens, dtype=np.int64)
-        middles = np.flatnonzero(ids == SEPARATOR)
-        starts = np.concatenate(([0], stops[:-1]))
-        lengths = np.stack((middles - starts, stops - middles - 1), axis=1).ravel().astype(np.int64)
-        clean = ids[ids != SEPARATOR]
-        ends = np.cumsum(lengths)
-        is_query_T = np.repeat(np.arange(len(lengths)) % 2 == 0, lengths)
-        kept_T = np.where(is_query_T, self.query.kept(clean), self.passage.kept(clean))
-        counts = np.diff(np.concatenate(([0], np.cumsum(kept_T)))[np.concatenate(([0], ends))])
-        device = batch.input_ids.device
-        pairs = PackedBatch.from_arrays(clean, lengths.tolist(), device)
-        visible = self.query.visible(clean, lengths.tolist())
-        if (
-            visible is not None
-        ):  # passages are not expanded: a mask at their end is a token of theirs
-            visible = np.where(np.arange(len(lengths)) % 2 == 0, visible, lengths).tolist()
-        kept = torch.from_numpy(np.flatnonzero(kept_T)).to(device)
-        return max_similarity(
-            model.forward_packed(pairs, kept, visible), counts.tolist(), self.mean
-        )[:, None]
+        # A pair becomes two sequences for the model: a query, then its passage.
+        end_W = np.cumsum(batch.seqlens, dtype=np.int64)
+        start_W = np.concatenate(([0], end_W[:-1]))
+        separator_W = np.flatnonzero(ids == SEPARATOR)
+        query_lengths_W = separator_W - start_W
+        passage_lengths_W = end_W - separator_W - 1
+        lengths = np.stack((query_lengths_W, passage_lengths_W), axis=1).ravel().astype(np.int64)
+        is_query = np.arange(len(lengths)) % 2 == 0
+        own_ids = ids[ids != SEPARATOR]
+        pairs = PackedBatch.from_arrays(own_ids, lengths.tolist(), batch.input_ids.device)
+
+        # Which tokens have vectors depends on the side; the host counts those of each sequence.
+        is_query_T = np.repeat(is_query, lengths)
+        kept_T = np.where(is_query_T, self.query.kept(own_ids), self.passage.kept(own_ids))
+        kept_before = np.concatenate(([0], np.cumsum(kept_T)))
+        splits = np.concatenate(([0], np.cumsum(lengths)))
+        counts = np.diff(kept_before[splits])
+        kept = torch.from_numpy(np.flatnonzero(kept_T)).to(batch.input_ids.device)
+
+        # Passages are not expanded: a mask at the end of one is a token of its own.
+        visible = self.query.visible(own_ids, lengths.tolist())
+        if visible is not None:
+            visible = np.where(is_query, visible, lengths).tolist()
+        vectors = model.forward_packed(pairs, kept, visible)
+        return max_similarity(vectors, counts.tolist(), self.mean)[:, None]
 
     def decode(self, outputs: ModelOutputs) -> pa.StructArray:
-        return pa.StructArray.from_arrays(
-            [pa.array(self._scores(outputs))], fields=list(self.columns)
-        )
+        scores = pa.array(self._scores(outputs))
+        return pa.StructArray.from_arrays([scores], fields=list(self.columns))
 
     def results(self, outputs: ModelOutputs) -> list[float]:
-        return self._scores(outputs).tolist()
+        scores: list[float] = self._scores(outputs).tolist()
+        return scores
 
     def preview(self, answer: dict[str, Any]) -> str:
         return f"{answer['score']:.3f}"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import pyarrow as pa
 
-from modernbert.encoders.multi_vector_config import MultiVectorConfig
+from modernbert.encoders.multi_vector_config import Expansion, MultiVectorConfig
 from modernbert.files import fingerprint
 from modernbert.text.tokenizer import Tokenizer
 from modernbert.text.windows import Text, Windows
@@ -21,7 +21,13 @@ from pipelines.checkpoints import Checkpoint
 from pipelines.options import MultiVectorOptions, Precision
 from pipelines.tasks.base import Task
 from pipelines.tasks.outputs import ModelOutputs
-from pipelines.tasks.postprocess import STORED_TYPES, list_array, normalised, stored
+from pipelines.tasks.postprocess import (
+    check_packs,
+    list_array,
+    normalised,
+    stored,
+    vector_type,
+)
 from pipelines.tasks.resolve import resolve_prompt, resolve_windowing
 from pipelines.tasks.sparse import PROMPTS
 
@@ -66,40 +72,24 @@ class Side:
         """The side of a checkpoint; ValueError for what its tokenizer or its encoder does not
         have.
         """
-        tokenizer, expansion = checkpoint.tokenizer, stored.expansion if query else None
+        expansion = stored.expansion if query else None
+        side = "query" if query else "document"
+        # The side's own length counts before those of the encoder and of the tokenizer.
         length = resolve_windowing(checkpoint, options, stored.max_length).max_length
-        own = stored.query_length if query else stored.document_length
-        if (
-            options.max_length is None and own is not None
-        ):  # it counts before the encoder's and the tokenizer's
-            length = min(own, checkpoint.config.max_position_embeddings)
+        own_length = stored.query_length if query else stored.document_length
+        if options.max_length is None and own_length is not None:
+            length = min(own_length, checkpoint.config.max_position_embeddings)
         if expansion and (expansion.cut or length < expansion.length):
             length = expansion.length
-        filler = tokenizer.mask_token_id
-        if expansion and expansion.token is not None:
-            filler = tokenizer.token_id(expansion.token)
-        if expansion and (filler is None or filler in tokenizer.ending_ids):
-            raise ValueError(
-                f"model {str(checkpoint.folder)!r} expands queries with "
-                f"{expansion.token or 'the mask token'}, which"
-                " its tokenizer does not have, or which ends every text"
-            )
-        seen = checkpoint.config.local_attention // 2
-        if expansion and not expansion.attend and expansion.length > seen + 2:
-            raise ValueError(
-                f"model {str(checkpoint.folder)!r} expands queries to {expansion.length} tokens, "
-                "of which the last see"
-                f" no token of the query within {seen}; at most {seen + 2} can be run"
-            )
-        applies = ("query" if query else "document") in stored.skipped_in
-        skipped = [tokenizer.token_id(word) for word in stored.skipped] if applies else []
+        skipped = stored.skipped if side in stored.skipped_in else ()
+        skipped_ids = {checkpoint.tokenizer.token_id(word) for word in skipped}
         return cls(
             prompt=prompt,
             max_length=length,
             least_length=expansion.length if expansion else 0,
-            expansion_id=filler if expansion and filler is not None else -1,
-            attend=bool(expansion and expansion.attend),
-            skipped_ids=tuple(sorted({i for i in skipped if i is not None})),
+            expansion_id=_expansion_id(checkpoint, expansion) if expansion else -1,
+            attend=expansion is not None and expansion.attend,
+            skipped_ids=tuple(sorted(i for i in skipped_ids if i is not None)),
             only_ids=None if query else stored.only_ids,
             lower_case=stored.lower_case,
         )
@@ -113,16 +103,17 @@ class Side:
         missing_W = np.maximum(self.least_length - windows.lengths, 0)
         if not missing_W.any():
             return windows
-        ids = np.insert(
-            windows.input_ids, np.repeat(windows.cu_seqlens[1:], missing_W), self.expansion_id
-        )
-        cu_seqlens = windows.cu_seqlens + np.concatenate(([0], np.cumsum(missing_W)))
-        return windows.with_ids(ids, cu_seqlens)
+        places = np.repeat(windows.cu_seqlens[1:], missing_W)
+        ids = np.insert(windows.input_ids, places, self.expansion_id)
+        added_before = np.concatenate(([0], np.cumsum(missing_W)))
+        return windows.with_ids(ids, windows.cu_seqlens + added_before)
 
     def kept(self, ids: np.ndarray) -> np.ndarray:
         """Return which tokens have a vector, (T,) bool."""
         kept_T = ~np.isin(ids, self.skipped_ids)
-        return kept_T & np.isin(ids, self.only_ids) if self.only_ids is not None else kept_T
+        if self.only_ids is not None:
+            kept_T &= np.isin(ids, self.only_ids)
+        return kept_T
 
     def visible(self, ids: np.ndarray, lengths: Sequence[int]) -> list[int] | None:
         """Return how many tokens of each text are seen: all but the expansion at its end; None for
@@ -130,10 +121,12 @@ class Side:
         """
         if self.expansion_id < 0 or self.attend:
             return None
-        ends = np.cumsum(lengths, dtype=np.int64)
+        end_B = np.cumsum(lengths, dtype=np.int64)
+        start_B = end_B - lengths
         own_T = np.where(ids != self.expansion_id, np.arange(len(ids)), -1)
-        last_B = np.maximum.reduceat(own_T, ends - lengths)
-        return (last_B + 1 - (ends - lengths)).tolist()
+        last_own_B = np.maximum.reduceat(own_T, start_B)
+        visible_B: list[int] = (last_own_B + 1 - start_B).tolist()
+        return visible_B
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,11 +163,7 @@ class MultiVector(Task):
             )
         config = MultiVectorConfig.from_folder(checkpoint.folder)
         size = config.width(checkpoint.config.hidden_size)
-        if options.precision in ("binary", "ubinary") and size % 8:
-            raise ValueError(
-                f"precision {options.precision} packs eight dimensions in a byte; {size} is no "
-                "multiple"
-            )
+        check_packs(options.precision, size)
         prompt = resolve_prompt(options, config, PROMPTS[options.as_query])
         side = Side.resolve(checkpoint, config, options, query=options.as_query, prompt=prompt)
         return cls(
@@ -202,8 +191,7 @@ class MultiVector(Task):
 
     @property
     def columns(self) -> pa.Schema:
-        width = self.size // 8 if self.precision in ("binary", "ubinary") else self.size
-        return pa.schema([("vectors", pa.list_(pa.list_(STORED_TYPES[self.precision], width)))])
+        return pa.schema([("vectors", pa.list_(vector_type(self.size, self.precision)))])
 
     @property
     def width(self) -> int:
@@ -223,7 +211,7 @@ class MultiVector(Task):
     def most_results(self, windows: Windows) -> int:
         return len(windows.input_ids)
 
-    def forward(self, model: MultiVectorEncoder, batch: PackedBatch, ids: np.ndarray) -> Tensor:  # type: ignore[override]
+    def forward(self, model: MultiVectorEncoder, batch: PackedBatch, ids: np.ndarray) -> Tensor:
         import torch
 
         kept = torch.from_numpy(np.flatnonzero(self.side.kept(ids))).to(batch.input_ids.device)
@@ -232,9 +220,11 @@ class MultiVector(Task):
     def decode(self, outputs: ModelOutputs) -> pa.StructArray:
         vectors = self.vectors(outputs)
         type_ = self.columns.field("vectors").type.value_type
-        flat = np.concatenate([each.ravel() for each in vectors]) if vectors else np.empty(0)
-        lists = pa.FixedSizeListArray.from_arrays(pa.array(flat, type_.value_type), type_.list_size)
-        column = list_array(np.array([len(each) for each in vectors], dtype=np.int64), lists)
+        numbers = np.concatenate([each.ravel() for each in vectors]) if vectors else np.empty(0)
+        flat = pa.array(numbers, type_.value_type)
+        lists = pa.FixedSizeListArray.from_arrays(flat, type_.list_size)
+        counts_D = np.array([len(each) for each in vectors], dtype=np.int64)
+        column = list_array(counts_D, lists)
         return pa.StructArray.from_arrays([column], fields=list(self.columns))
 
     def results(self, outputs: ModelOutputs) -> list[np.ndarray]:
@@ -247,17 +237,39 @@ class MultiVector(Task):
         """Return the vectors (V, E) of each document in `precision`; none for one without a
         window.
         """
-        first = np.searchsorted(outputs.windows.document, np.arange(len(outputs.documents)))
-        last = np.searchsorted(
-            outputs.windows.document, np.arange(len(outputs.documents)), side="right"
+        # A document has one window, or none.
+        documents = np.arange(len(outputs.documents))
+        first_D = np.searchsorted(outputs.windows.document, documents)
+        stop_D = np.searchsorted(outputs.windows.document, documents, side="right")
+        vectors = []
+        for first, stop in zip(outputs.splits[first_D], outputs.splits[stop_D], strict=True):
+            of_document = outputs.values[first:stop]
+            if self.pool_factor > 1:
+                of_document = pooled(of_document, self.pool_factor)
+            vectors.append(stored(of_document, self.precision))
+        return vectors
+
+
+def _expansion_id(checkpoint: Checkpoint, expansion: Expansion) -> int:
+    """Return the token that fills queries up; ValueError for what the model cannot do with it."""
+    tokenizer = checkpoint.tokenizer
+    filler = tokenizer.mask_token_id
+    if expansion.token is not None:
+        filler = tokenizer.token_id(expansion.token)
+    if filler is None or filler in tokenizer.ending_ids:
+        raise ValueError(
+            f"model {str(checkpoint.folder)!r} expands queries with "
+            f"{expansion.token or 'the mask token'}, which its tokenizer does not have, or which "
+            "ends every text"
         )
-        found = [
-            outputs.values[outputs.splits[a] : outputs.splits[b]]
-            for a, b in zip(first, last, strict=True)
-        ]
-        if self.pool_factor > 1:
-            found = [pooled(vectors, self.pool_factor) for vectors in found]
-        return [stored(vectors, self.precision) for vectors in found]
+    # Where no token sees the expansion, this must see a token of the query: by local attention.
+    seen = checkpoint.config.local_attention // 2
+    if not expansion.attend and expansion.length > seen + 2:
+        raise ValueError(
+            f"model {str(checkpoint.folder)!r} expands queries to {expansion.length} tokens, of "
+            f"which the last see no token of the query within {seen}; at most {seen + 2} can be run"
+        )
+    return filler
 
 
 def check_prefixes(checkpoint: Checkpoint) -> None:
@@ -266,19 +278,13 @@ def check_prefixes(checkpoint: Checkpoint) -> None:
     """
     tokenizer = checkpoint.tokenizer
     for prefix in MultiVectorConfig.from_folder(checkpoint.folder).prefixes:
-        token = next(
-            (
-                each
-                for each in (prefix, *prefix.split()[:1])
-                if tokenizer.token_id(each) is not None
-            ),
-            None,
-        )
+        candidates = (prefix, *prefix.split()[:1])
+        tokens = (each for each in candidates if tokenizer.token_id(each) is not None)
+        token = next(tokens, None)
         if token and tokenizer.token_id(token) not in tokenizer.encode([token]).input_ids:
             raise ValueError(
                 f"model {str(checkpoint.folder)!r} has the prefix {prefix!r}, a token that its "
-                "tokenizer does not read"
-                " as one: add it to the special tokens of tokenizer.json"
+                "tokenizer does not read as one: add it to the special tokens of tokenizer.json"
             )
 
 
@@ -310,15 +316,17 @@ def pooled(vectors_VE: np.ndarray, factor: float) -> np.ndarray:
         from scipy.spatial.distance import squareform
     except ImportError as error:
         raise ValueError("pool_factor above 1 needs scipy: pip install scipy") from error
-    first_VE, rest_VE = vectors_VE[:PROTECTED_TOKENS], vectors_VE[PROTECTED_TOKENS:]
+    first_VE = vectors_VE[:PROTECTED_TOKENS]
+    rest_VE = vectors_VE[PROTECTED_TOKENS:]
     clusters = max(int(len(rest_VE) // factor), 1)
     if clusters < len(rest_VE):
         distances = np.clip(1 - rest_VE @ rest_VE.T, 0, 2)
         tree = hierarchy.linkage(squareform(distances, checks=False), method="ward")
-        _, cluster_V = np.unique(
-            hierarchy.fcluster(tree, t=clusters, criterion="maxclust"), return_inverse=True
-        )
-        sums = np.zeros((cluster_V.max() + 1, rest_VE.shape[1]), dtype=np.float32)
-        np.add.at(sums, cluster_V, rest_VE)
-        rest_VE = sums / np.bincount(cluster_V)[:, None].astype(np.float32)
+        numbers_V = hierarchy.fcluster(tree, t=clusters, criterion="maxclust")
+        # Numbers of clusters may have gaps: places do not.
+        _, cluster_V = np.unique(numbers_V, return_inverse=True)
+        sums_VE = np.zeros((cluster_V.max() + 1, rest_VE.shape[1]), dtype=np.float32)
+        np.add.at(sums_VE, cluster_V, rest_VE)
+        counts_V = np.bincount(cluster_V).astype(np.float32)
+        rest_VE = sums_VE / counts_V[:, None]
     return normalised(np.concatenate((first_VE, rest_VE)))

@@ -15,7 +15,7 @@ from modernbert.text.windows import Windows
 from pipelines.options import Precision
 
 Merge = Literal["mean", "max"]
-STORED_TYPES = {
+_STORED_TYPES = {
     "float32": pa.float32(),
     "float16": pa.float16(),
     "int8": pa.int8(),
@@ -23,6 +23,7 @@ STORED_TYPES = {
     "ubinary": pa.uint8(),
 }
 """The type of the numbers of a vector, by the precision in which it is stored."""
+_PACKED = ("binary", "ubinary")
 
 
 def per_document(windows: Windows) -> tuple[np.ndarray, np.ndarray]:
@@ -37,41 +38,59 @@ def merged(
     """Reduce windows to documents, (D, C), by the (weighted) mean or the maximum; zeros where there
     are none.
     """
-    starts, counts = per_document(windows)
-    out = np.zeros((len(counts), values_WC.shape[1]), dtype=np.float32)
-    single = counts == 1
-    out[single] = values_WC[starts[single]]
-    for document in np.flatnonzero(counts > 1):
-        rows = slice(starts[document], starts[document] + counts[document])
+    first_D, counts_D = per_document(windows)
+    merged_DC = np.zeros((len(counts_D), values_WC.shape[1]), dtype=np.float32)
+    # Most documents have one window, whose values are taken as they are.
+    has_one = counts_D == 1
+    merged_DC[has_one] = values_WC[first_D[has_one]]
+    for document in np.flatnonzero(counts_D > 1):
+        rows = slice(first_D[document], first_D[document] + counts_D[document])
         if how == "max":
-            out[document] = values_WC[rows].max(axis=0)
+            merged_DC[document] = values_WC[rows].max(axis=0)
         else:
             weights = None if weights_W is None else weights_W[rows]
-            out[document] = np.average(values_WC[rows], axis=0, weights=weights)
-    return out
+            merged_DC[document] = np.average(values_WC[rows], axis=0, weights=weights)
+    return merged_DC
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
     """Softmax over the last axis, in the array's dtype."""
-    shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return shifted / shifted.sum(axis=-1, keepdims=True)
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    shares: np.ndarray = powers / powers.sum(axis=-1, keepdims=True)
+    return shares
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:
     """Sigmoid 1 / (1 + exp(-x)) without overflow, in the array's dtype."""
-    return np.exp(-np.logaddexp(np.float32(0), -logits))
+    shares: np.ndarray = np.exp(-np.logaddexp(np.float32(0), -logits))
+    return shares
 
 
 def list_array(counts: np.ndarray, values: pa.Array) -> pa.ListArray:
     """Cut `values` into lists of `counts` items."""
-    return pa.ListArray.from_arrays(
-        pa.array(np.concatenate(([0], np.cumsum(counts))), pa.int32()), values
-    )
+    offsets = np.concatenate(([0], np.cumsum(counts)))
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values)
 
 
 def normalised(vectors: np.ndarray) -> np.ndarray:
     """Scale vectors (D, E) to length 1; zeros stay zeros."""
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(min=1e-12)
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    scaled: np.ndarray = vectors / lengths.clip(min=1e-12)
+    return scaled
+
+
+def check_packs(precision: Precision, size: int) -> None:
+    """Raise ValueError for vectors of `size` numbers that a precision cannot pack into bytes."""
+    if precision in _PACKED and size % 8:
+        raise ValueError(
+            f"precision {precision} packs eight dimensions in a byte; {size} is not a multiple"
+        )
+
+
+def vector_type(size: int, precision: Precision) -> pa.DataType:
+    """Return the type of a stored vector of `size` numbers."""
+    width = size // 8 if precision in _PACKED else size
+    return pa.list_(_STORED_TYPES[precision], width)
 
 
 def stored(vectors: np.ndarray, precision: Precision) -> np.ndarray:
@@ -82,12 +101,15 @@ def stored(vectors: np.ndarray, precision: Precision) -> np.ndarray:
     """
     if precision == "int8":
         largest = np.abs(vectors).max(axis=1, keepdims=True, initial=1e-30)
-        return np.round(vectors * (127 / largest)).astype(np.int8)
+        scaled = np.round(vectors * (127 / largest))
+        return scaled.astype(np.int8)
     if precision == "ubinary":
         return np.packbits(vectors > 0, axis=1)
     if precision == "binary":
-        return (np.packbits(vectors > 0, axis=1).astype(np.int16) - 128).astype(np.int8)
-    return vectors.astype(precision)
+        bits = np.packbits(vectors > 0, axis=1).astype(np.int16)
+        return (bits - 128).astype(np.int8)
+    numbers: np.ndarray = vectors.astype(precision)
+    return numbers
 
 
 def activation_named(path: str | None, known: Sequence[str], option: str) -> str | None:

@@ -47,16 +47,18 @@ class Rerank(Task):
 
     options_class = RerankOptions
     model_class = "modernbert.heads:ModernBertForSequenceClassification"
-    columns = pa.schema([("score", pa.float32())])  # type: ignore[assignment]
-    width = 1  # type: ignore[assignment]
+    columns = pa.schema([("score", pa.float32())])
+    width = 1
 
     @classmethod
     def check(cls, checkpoint: Checkpoint) -> None:
         if is_multi_vector(checkpoint.folder):
-            return MultiVector.check(checkpoint)
+            MultiVector.check(checkpoint)
+            return
         stored = CrossEncoderConfig.from_folder(checkpoint.folder, checkpoint.raw_config)
         if stored.stack and cls is not StackRerank:
-            return StackRerank.check(checkpoint)
+            StackRerank.check(checkpoint)
+            return
         super().check(checkpoint)
 
     @classmethod
@@ -66,18 +68,18 @@ class Rerank(Task):
         stored = CrossEncoderConfig.from_folder(checkpoint.folder, checkpoint.raw_config)
         labels = checkpoint.config.num_labels
         if stored.stack:
-            cls, labels = StackRerank, stored.stack.width(checkpoint.config.hidden_size)
+            cls = StackRerank
+            labels = stored.stack.width(checkpoint.config.hidden_size)
         if labels != 1:
             raise ValueError(
                 f"model {str(checkpoint.folder)!r} has {labels} labels: it fits classify; rerank"
                 " runs a ModernBertForSequenceClassification with one output"
             )
         raw_scores = options.raw_scores
-        if raw_scores is None:  # as the checkpoint says, else the sigmoid
-            raw_scores = (
-                activation_named(stored.activation, ("Sigmoid", "Identity"), "raw_scores")
-                == "Identity"
-            )
+        if raw_scores is None:
+            # As the checkpoint says, else the sigmoid.
+            known = ("Sigmoid", "Identity")
+            raw_scores = activation_named(stored.activation, known, "raw_scores") == "Identity"
         windowing = resolve_windowing(checkpoint, options, stored.max_length)
         return cls(
             max_length=windowing.max_length,
@@ -100,7 +102,8 @@ class Rerank(Task):
         return pa.StructArray.from_arrays([scores], fields=list(self.columns))
 
     def results(self, outputs: ModelOutputs) -> list[float]:
-        return self._scores(outputs).tolist()
+        scores: list[float] = self._scores(outputs).tolist()
+        return scores
 
     def preview(self, answer: dict[str, Any]) -> str:
         return f"{answer['score']:.3f}"

@@ -54,18 +54,19 @@ class Sparse(Task):
 
     options_class = SparseOptions
     model_class = "modernbert.heads:ModernBertForMaskedLM"
-    columns = pa.schema([("sparse", pa.list_(_WEIGHT))])  # type: ignore[assignment]
-    width = 2  # type: ignore[assignment]
+    columns = pa.schema([("sparse", pa.list_(_WEIGHT))])
+    width = 2
     counted = ("sparse", "weights")
 
     @classmethod
     def check(cls, checkpoint: Checkpoint) -> None:
         stored = SparseConfig.from_folder(checkpoint.folder)
         super().check(checkpoint)
-        if (
-            stored.static
-            and Tokenizer.from_folder(stored.static).vocabulary != checkpoint.tokenizer.vocabulary
-        ):
+        if not stored.static:
+            return
+        # Queries and documents are compared by the ids of their tokens.
+        vocabulary = Tokenizer.from_folder(stored.static).vocabulary
+        if vocabulary != checkpoint.tokenizer.vocabulary:
             raise ValueError(
                 f"{stored.static} has another vocabulary than {stored.encoder}: one is needed for "
                 "both"
@@ -100,7 +101,7 @@ class Sparse(Task):
             SparseConfig.from_folder(checkpoint.folder), device=device, dtype=dtype
         )
 
-    def forward(self, model: SparseEncoder, batch: PackedBatch, ids: np.ndarray) -> Tensor:  # type: ignore[override]  # noqa: ARG002
+    def forward(self, model: SparseEncoder, batch: PackedBatch, ids: np.ndarray) -> Tensor:  # noqa: ARG002
         return model.forward_packed(batch, self.static)
 
     @property
@@ -122,68 +123,69 @@ class Sparse(Task):
         tokenizer = tokenizer.lowercased if self.lower_case else tokenizer
         if not self.static:
             return super().encode(tokenizer, texts)
+        # A text without tokens has no window, and no weights.
         windows = super().encode(tokenizer.without_special_tokens, texts)
-        some = windows.lengths > 0  # a text without tokens has no window, and no weights
-        cu_seqlens = np.append(0, windows.cu_seqlens[1:][some])
+        has_tokens_W = windows.lengths > 0
         return replace(
             windows,
-            cu_seqlens=cu_seqlens,
-            document=windows.document[some],
-            start=windows.start[some],
+            cu_seqlens=np.append(0, windows.cu_seqlens[1:][has_tokens_W]),
+            document=windows.document[has_tokens_W],
+            start=windows.start[has_tokens_W],
         )
 
     def rows(self, input_ids: np.ndarray, cu_seqlens: np.ndarray) -> np.ndarray | None:  # noqa: ARG002
         return None
 
     def most_results(self, windows: Windows) -> None:  # noqa: ARG002
-        return (
-            None  # a text may have a weight for each token of the vocabulary, and has some hundred
-        )
+        # A text may have a weight for each token of the vocabulary, and has some hundred.
+        return None
 
-    def count_results(self, response: Sequence[Weights | None]) -> int:  # type: ignore[override]
+    def count_results(self, response: Sequence[Weights | None] | np.ndarray) -> int:
         return sum(len(weights[0]) for weights in response if weights is not None)
 
     def decode(self, outputs: ModelOutputs) -> pa.StructArray:
         weights = self.weights(outputs)
-        ids = np.concatenate([np.empty(0, np.int32), *(ids for ids, _ in weights)])
-        distinct, place = np.unique(ids, return_inverse=True)
+        # Arrays of no weights come first, since there may be no documents.
+        ids_R = np.concatenate([np.empty(0, np.int32), *(ids for ids, _ in weights)])
+        values_R = np.concatenate([np.empty(0, np.float32), *(values for _, values in weights)])
+        # A token is spelt once, however many documents have it.
+        distinct, place_R = np.unique(ids_R, return_inverse=True)
         names = pa.array([outputs.tokenizer.token(i) for i in distinct.tolist()], pa.string())
-        values = np.concatenate([np.empty(0, np.float32), *(values for _, values in weights)])
-        structs = pa.StructArray.from_arrays(
-            [pa.array(ids), names.take(pa.array(place)), pa.array(values)], fields=list(_WEIGHT)
-        )
-        lists = list_array(np.array([len(ids) for ids, _ in weights], dtype=np.int64), structs)
+        fields = [pa.array(ids_R), names.take(pa.array(place_R)), pa.array(values_R)]
+        structs = pa.StructArray.from_arrays(fields, fields=list(_WEIGHT))
+        counts_D = np.array([len(ids) for ids, _ in weights], dtype=np.int64)
+        lists = list_array(counts_D, structs)
         return pa.StructArray.from_arrays([lists], fields=list(self.columns))
 
     def results(self, outputs: ModelOutputs) -> list[list[dict[str, Any]]]:
         token = outputs.tokenizer.token
-        return [
-            [
-                {"token_id": i, "token": token(i), "weight": w}
-                for i, w in zip(ids.tolist(), ws.tolist(), strict=True)
-            ]
-            for ids, ws in self.weights(outputs)
-        ]
+        results = []
+        for ids, values in self.weights(outputs):
+            pairs = zip(ids.tolist(), values.tolist(), strict=True)
+            results.append([{"token_id": i, "token": token(i), "weight": w} for i, w in pairs])
+        return results
 
     def response(self, outputs: ModelOutputs) -> list[Weights]:
         return self.weights(outputs)
 
     def preview(self, answer: dict[str, Any]) -> str:
-        shown = " ".join(f"{each['token']}:{each['weight']:.2f}" for each in answer["sparse"][:4])
-        return f"{len(answer['sparse'])} tokens: {shown}"
+        weights = answer["sparse"]
+        shown = " ".join(f"{each['token']}:{each['weight']:.2f}" for each in weights[:4])
+        return f"{len(weights)} tokens: {shown}"
 
     def weights(self, outputs: ModelOutputs) -> list[Weights]:
         """Return the weights of each document: of its windows the largest of each token."""
-        starts, counts = per_document(outputs.windows)
-        out = []
-        for start, count in zip(starts.tolist(), counts.tolist(), strict=True):
-            rows = outputs.values[outputs.splits[start] : outputs.splits[start + count]]
-            ids, weights = rows[:, 0].astype(np.int32), rows[:, 1]
+        first_D, counts_D = per_document(outputs.windows)
+        weights = []
+        for first, count in zip(first_D.tolist(), counts_D.tolist(), strict=True):
+            rows = outputs.values[outputs.splits[first] : outputs.splits[first + count]]
+            ids = rows[:, 0].astype(np.int32)
+            values = rows[:, 1]
             if count > 1:
                 ids, place = np.unique(ids, return_inverse=True)
-                weights = np.zeros(len(ids), np.float32)
-                np.maximum.at(weights, place, rows[:, 1])
-            order = np.argsort(-weights, kind="stable")[: self.top_k]
-            order = order[weights[order] >= self.min_weight]
-            out.append((ids[order], weights[order]))
-        return out
+                values = np.zeros(len(ids), np.float32)
+                np.maximum.at(values, place, rows[:, 1])
+            heaviest = np.argsort(-values, kind="stable")[: self.top_k]
+            kept = heaviest[values[heaviest] >= self.min_weight]
+            weights.append((ids[kept], values[kept]))
+        return weights

@@ -55,9 +55,12 @@ class Entities:
 
     def take(self, rows: np.ndarray) -> Entities:
         """Return the entities at `rows`."""
-        label = [self.label[i] for i in rows]
         return Entities(
-            self.document[rows], label, self.score[rows], self.span[rows], self.tokens[rows]
+            document=self.document[rows],
+            label=[self.label[i] for i in rows],
+            score=self.score[rows],
+            span=self.span[rows],
+            tokens=self.tokens[rows],
         )
 
 
@@ -77,26 +80,26 @@ class Tag(Task):
     model_class = "modernbert.heads:ModernBertForTokenClassification"
     per_token = True
     needs_details = True
-    columns = pa.schema([("entities", pa.list_(ENTITY))])  # type: ignore[assignment]
+    columns = pa.schema([("entities", pa.list_(ENTITY))])
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint, options: TagOptions) -> Tag:
         config = checkpoint.config
         windowing = resolve_windowing(checkpoint, options)
+        ignored = ("O",) if options.ignore_labels is None else tuple(options.ignore_labels)
         return cls(
             max_length=windowing.max_length,
             stride=windowing.stride,
             labels=tuple(config.id2label[i] for i in range(config.num_labels)),
             aggregation=options.aggregation,
-            ignore_labels=("O",) if options.ignore_labels is None else tuple(options.ignore_labels),
+            ignore_labels=ignored,
         )
 
     @classmethod
     def for_pipeline(cls, checkpoint: Checkpoint, options: TagOptions) -> Tag:
-        given = "aggregation" in options.model_fields_set
-        return cls.from_checkpoint(
-            checkpoint, options if given else options.model_copy(update={"aggregation": "none"})
-        )
+        if "aggregation" not in options.model_fields_set:
+            options = options.model_copy(update={"aggregation": "none"})
+        return cls.from_checkpoint(checkpoint, options)
 
     def info(self, checkpoint: Checkpoint) -> dict[str, Any]:  # noqa: ARG002
         return {"labels": self.labels, "model_type": {"token_classifier": label_maps(self.labels)}}
@@ -106,13 +109,13 @@ class Tag(Task):
         return len(self.labels)
 
     def encode(self, tokenizer: Tokenizer, documents: Sequence[Text]) -> Windows:
-        # The rules of transformers' pipeline for what goes on with a word.
+        # As in transformers' pipeline: a token goes on with a word where the tokenizer spells it so
+        # ("##ing"), or where it has no such spelling, where no space is before it.
         windows = super().encode(tokenizer, documents)
         if tokenizer.continuing_subword_prefix:
-            spelt = np.array(
-                [len(tokenizer.token(i)) for i in windows.input_ids.tolist()], dtype=np.int32
-            )
-            tags_T = (spelt != np.diff(windows.offsets, axis=1)[:, 0]).astype(np.int32)
+            spelt = [len(tokenizer.token(i)) for i in windows.input_ids.tolist()]
+            read_T = np.diff(windows.offsets, axis=1)[:, 0]
+            tags_T = (np.array(spelt, dtype=np.int32) != read_T).astype(np.int32)
         else:
             tags_T = _inside_words([str(document) for document in documents], windows)
         tags_T[windows.input_ids == tokenizer.unk_token_id] = 0
@@ -126,81 +129,81 @@ class Tag(Task):
         return len(windows.input_ids)
 
     def decode(self, outputs: ModelOutputs) -> pa.StructArray:
-        found = self.entities(outputs.windows, outputs.values)
-        texts = [
-            str(outputs.documents[d])[a:b]
-            for d, (a, b) in zip(found.document, found.span.tolist(), strict=True)
-        ]
+        entities = self.entities(outputs.windows, outputs.values)
+        texts = []
+        for document, (start, end) in zip(entities.document, entities.span.tolist(), strict=True):
+            texts.append(str(outputs.documents[document])[start:end])
         fields = [
-            pa.array(found.label, pa.string()),
-            pa.array(found.score, pa.float32()),
-            pa.array(found.span[:, 0], pa.int32()),
-            pa.array(found.span[:, 1], pa.int32()),
+            pa.array(entities.label, pa.string()),
+            pa.array(entities.score, pa.float32()),
+            pa.array(entities.span[:, 0], pa.int32()),
+            pa.array(entities.span[:, 1], pa.int32()),
             pa.array(texts, pa.string()),
         ]
-        counts = np.bincount(found.document, minlength=len(outputs.documents))
-        lists = list_array(counts, pa.StructArray.from_arrays(fields, fields=list(ENTITY)))
+        structs = pa.StructArray.from_arrays(fields, fields=list(ENTITY))
+        counts_D = np.bincount(entities.document, minlength=len(outputs.documents))
+        lists = list_array(counts_D, structs)
         return pa.StructArray.from_arrays([lists], fields=list(self.columns))
 
     def results(self, outputs: ModelOutputs) -> list[list[dict[str, Any]]]:
-        found = self.entities(outputs.windows, outputs.values)
-        out: list[list[dict[str, Any]]] = [[] for _ in outputs.documents]
-        spans = zip(found.span.tolist(), found.tokens.tolist(), strict=True)
-        for i, ((start, end), (first, last)) in enumerate(spans):
-            answer: dict[str, Any] = {"score": float(found.score[i])}
-            text = str(outputs.documents[found.document[i]])
+        entities = self.entities(outputs.windows, outputs.values)
+        window_starts = outputs.windows.cu_seqlens
+        by_document: list[list[dict[str, Any]]] = [[] for _ in outputs.documents]
+        for i, document in enumerate(entities.document.tolist()):
+            start, end = entities.span[i].tolist()
+            first, last = entities.tokens[i].tolist()
+            entity: dict[str, Any] = {"score": float(entities.score[i])}
             if self.aggregation == "none":
-                starts = outputs.windows.cu_seqlens
-                window = np.searchsorted(starts, first, side="right") - 1
-                answer |= {"entity": found.label[i], "index": int(first - starts[window])}
+                window = np.searchsorted(window_starts, first, side="right") - 1
+                entity["entity"] = entities.label[i]
+                entity["index"] = int(first - window_starts[window])
             else:
-                answer["entity_group"] = found.label[i]
-            answer |= {"word": self._word(outputs, text, first, last), "start": start, "end": end}
-            out[found.document[i]].append(answer)
-        return out
+                entity["entity_group"] = entities.label[i]
+            entity["word"] = self._word(outputs, str(outputs.documents[document]), first, last)
+            entity["start"] = start
+            entity["end"] = end
+            by_document[document].append(entity)
+        return by_document
 
     def entities(self, windows: Windows, logits_TC: np.ndarray) -> Entities:
-        """Find every entity that is not ignored; where two windows overlap, the longest, then the
-        most probable one.
+        """Find every entity that is not ignored.
+
+        Where two windows overlap, the longest one counts, then the most probable one.
         """
+        # Special tokens are in no entity: from here on, T are the tokens of the texts alone.
         real_T = np.flatnonzero(windows.token_tags != SPECIAL)
         window_T = np.repeat(np.arange(len(windows.document)), windows.lengths)[real_T]
         scores_TC = softmax(logits_TC[real_T])
-        begins_unit = np.ones(len(real_T), dtype=bool)
-        if self.aggregation in ("first", "average", "max"):
-            begins_unit[1:] = (windows.token_tags[real_T][1:] != SUBWORD) | (np.diff(window_T) > 0)
-        first_U, last_U = _runs(begins_unit)
+
+        # Tokens make units: words, or each token its own.
+        first_U, last_U = _runs(self._begins_unit(windows.token_tags[real_T], window_T))
         scores_UC = self._unit_scores(scores_TC, first_U, last_U)
-        label_U = scores_UC.argmax(axis=1) if len(scores_UC) else np.empty(0, np.int64)
+        label_U = scores_UC.argmax(axis=1)
         score_U = scores_UC[np.arange(len(label_U)), label_U]
-        begins_group = np.ones(len(label_U), dtype=bool)
-        if self.aggregation != "none" and len(label_U):
-            tag, begins, ends = self._scheme
-            previous, this = label_U[:-1], label_U[1:]
-            begins_group[1:] = (tag[previous] != tag[this]) | begins[this] | ends[previous]
-            begins_group[1:] |= np.diff(window_T[first_U]) > 0
-        first_G, last_G = _runs(begins_group)
-        score_G = score_U
-        if len(first_G):
-            score_G = np.add.reduceat(score_U, first_G, dtype=np.float64) / (last_G - first_G + 1)
-        names = (
-            self.labels
-            if self.aggregation == "none"
-            else [_type(label, self._prefixed) for label in self.labels]
-        )
+
+        # Units make groups, the entities: neighbours of one type, or each unit its own.
+        first_G, last_G = _runs(self._begins_group(label_U, window_T[first_U]))
         label_G = label_U[first_G]
-        kept = ~np.array([name in self.ignore_labels for name in names])[label_G]
-        tokens = np.stack(
-            (real_T[first_U[first_G[kept]]], real_T[last_U[last_G[kept]]]), axis=1
-        ).reshape(-1, 2)
-        found = Entities(
-            windows.document[window_T[first_U[first_G[kept]]]],
-            [names[i] for i in label_G[kept]],
-            score_G[kept].astype(np.float32),
-            np.stack((windows.offsets[tokens[:, 0], 0], windows.offsets[tokens[:, 1], 1]), axis=1),
-            tokens,
+        score_G = _run_means(score_U, first_G, last_G)
+
+        # Most are no entity at all (O), so that the rest is done for those that are kept.
+        names = self._entity_names
+        is_ignored_C = np.array([name in self.ignore_labels for name in names])
+        kept = ~is_ignored_C[label_G]
+        first_unit = first_G[kept]
+        last_unit = last_G[kept]
+        first_token = real_T[first_U[first_unit]]
+        last_token = real_T[last_U[last_unit]]
+        start = windows.offsets[first_token, 0]
+        end = windows.offsets[last_token, 1]
+        entities = Entities(
+            document=windows.document[window_T[first_U[first_unit]]],
+            label=[names[i] for i in label_G[kept]],
+            score=score_G[kept].astype(np.float32),
+            span=np.stack((start, end), axis=1),
+            tokens=np.stack((first_token, last_token), axis=1),
         )
-        return _without_overlaps(found, windows)
+        return _without_overlaps(entities, windows)
 
     def label_counts(self, answers: pa.StructArray) -> Counter[str]:
         return Counter(answers.field("entities").flatten().field("label").to_pylist())
@@ -209,12 +212,11 @@ class Tag(Task):
         return answers.field("entities").flatten().field("score")
 
     def preview(self, answer: dict[str, Any]) -> str:
-        found = [f"{entity['label']} {entity['text']!r}" for entity in answer["entities"][:4]]
-        return (
-            ", ".join(found) + (", …" if len(answer["entities"]) > 4 else "")
-            if found
-            else "(nothing found)"
-        )
+        entities = answer["entities"]
+        if not entities:
+            return "(nothing found)"
+        shown = ", ".join(f"{entity['label']} {entity['text']!r}" for entity in entities[:4])
+        return f"{shown}, …" if len(entities) > 4 else shown
 
     @property
     def _prefixed(self) -> bool:
@@ -224,40 +226,66 @@ class Tag(Task):
         return any(label.startswith(("B-", "I-")) for label in self.labels)
 
     @property
-    def _scheme(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return, per label, the number of its type, whether it begins an entity, and whether it
-        ends one.
-        """
-        types = [_type(label, self._prefixed) for label in self.labels]
-        tag = np.array([types.index(type_) for type_ in types])
-        prefixed = self._prefixed
-        begins = np.array([prefixed and label.startswith(_BEGINS) for label in self.labels])
-        ends = np.array([prefixed and label.startswith(_ENDS) for label in self.labels])
-        return tag, begins, ends
+    def _entity_names(self) -> list[str]:
+        """What entities are called, per label: the label of a token, else the type in it."""
+        if self.aggregation == "none":
+            return list(self.labels)
+        return [_type(label, self._prefixed) for label in self.labels]
+
+    def _begins_unit(self, tags_T: np.ndarray, window_T: np.ndarray) -> np.ndarray:
+        """Return which tokens begin a unit, (T,) bool; `window_T`: their windows."""
+        begins_T = np.ones(len(tags_T), dtype=bool)
+        if self.aggregation in ("first", "average", "max"):
+            begins_word = tags_T[1:] != SUBWORD
+            begins_window = np.diff(window_T) > 0
+            begins_T[1:] = begins_word | begins_window
+        return begins_T
+
+    def _begins_group(self, label_U: np.ndarray, window_U: np.ndarray) -> np.ndarray:
+        """Return which units begin an entity, (U,) bool."""
+        begins_U = np.ones(len(label_U), dtype=bool)
+        if self.aggregation == "none":
+            return begins_U
+        type_of_name = {name: number for number, name in enumerate(self._entity_names)}
+        type_C = np.array([type_of_name[name] for name in self._entity_names])
+        begins_C = np.array([self._prefixed and label.startswith(_BEGINS) for label in self.labels])
+        ends_C = np.array([self._prefixed and label.startswith(_ENDS) for label in self.labels])
+        before = label_U[:-1]
+        this = label_U[1:]
+        is_other_type = type_C[before] != type_C[this]
+        begins_window = np.diff(window_U) > 0
+        begins_U[1:] = is_other_type | begins_C[this] | ends_C[before] | begins_window
+        return begins_U
 
     def _unit_scores(
         self, scores_TC: np.ndarray, first_U: np.ndarray, last_U: np.ndarray
     ) -> np.ndarray:
-        if self.aggregation == "average" and len(first_U):
-            return np.add.reduceat(scores_TC, first_U, axis=0) / (last_U - first_U + 1)[
-                :, None
-            ].astype(np.float32)
-        if self.aggregation == "max" and len(first_U):
-            unit_T = np.repeat(np.arange(len(first_U)), last_U - first_U + 1)
-            order = np.lexsort((-scores_TC.max(axis=1), unit_T))  # stable: of equals the first
-            return scores_TC[order[first_U]]
-        return scores_TC[first_U]
+        """Return the scores of units, (U, C)."""
+        if not len(first_U):
+            return scores_TC
+        lengths_U = last_U - first_U + 1
+        if self.aggregation == "average":
+            sums_UC = np.add.reduceat(scores_TC, first_U, axis=0)
+            means_UC: np.ndarray = sums_UC / lengths_U[:, None].astype(np.float32)
+            return means_UC
+        if self.aggregation == "max":
+            # The order is stable: of equally probable tokens the first counts.
+            unit_T = np.repeat(np.arange(len(first_U)), lengths_U)
+            order_T = np.lexsort((-scores_TC.max(axis=1), unit_T))
+            first_U = order_T[first_U]
+        scores_UC: np.ndarray = scores_TC[first_U]
+        return scores_UC
 
     def _word(self, outputs: ModelOutputs, text: str, first: int, last: int) -> str:
-        """Spell the entity as the tokenizer does; with word aggregation word by word, as
-        transformers does.
-        """
-        windows, tokenizer = outputs.windows, outputs.tokenizer
+        """Spell the entity as the tokenizer does, by words where transformers does."""
+        windows = outputs.windows
+        tokenizer = outputs.tokenizer
         words: list[list[str]] = []
         for t in range(first, last + 1):
             token = tokenizer.token(int(windows.input_ids[t]))
             if windows.input_ids[t] == tokenizer.unk_token_id:
-                token = text[windows.offsets[t, 0] : windows.offsets[t, 1]]
+                start, end = windows.offsets[t]
+                token = text[start:end]
             if words and windows.token_tags[t] == SUBWORD:
                 words[-1].append(token)
             else:
@@ -273,47 +301,63 @@ def _inside_words(texts: list[str], windows: Windows) -> np.ndarray:
     """Tag tokens with SUBWORD if neither their first character nor the one before it is a space,
     else with 0.
     """
-    starts, counts = per_document(windows)
+    first_windows, counts = per_document(windows)
     tags_T = np.zeros(len(windows.input_ids), dtype=np.int32)
     for document in np.flatnonzero(counts):
-        codes = np.frombuffer(texts[document].encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
-        space = np.append(codes == ord(" "), False)
-        first = windows.cu_seqlens[starts[document]]
-        tokens = slice(first, windows.cu_seqlens[starts[document] + counts[document]])
-        start_T = windows.offsets[tokens, 0]
-        tags_T[tokens] = SUBWORD * ((start_T > 0) & ~space[start_T - 1] & ~space[start_T])
+        code_points = texts[document].encode("utf-32-le", "surrogatepass")
+        is_space = np.frombuffer(code_points, dtype=np.uint32) == ord(" ")
+        is_space = np.append(is_space, False)  # the end of the text, where a token may be empty
+        first_window = first_windows[document]
+        begin, end = windows.cu_seqlens[[first_window, first_window + counts[document]]]
+        start_T = windows.offsets[begin:end, 0]
+        is_inside = (start_T > 0) & ~is_space[start_T - 1] & ~is_space[start_T]
+        tags_T[begin:end] = SUBWORD * is_inside
     return tags_T
 
 
 def _runs(begins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the first and last index of each run; `begins` is true where a run begins."""
     first = np.flatnonzero(begins)
-    return first, np.append(first[1:], len(begins))[: len(first)] - 1
+    after = np.append(first[1:], len(begins))[: len(first)]
+    return first, after - 1
+
+
+def _run_means(values: np.ndarray, first: np.ndarray, last: np.ndarray) -> np.ndarray:
+    """Return the mean of each run of values, float64."""
+    if not len(first):
+        return np.empty(0)
+    means: np.ndarray = np.add.reduceat(values, first, dtype=np.float64) / (last - first + 1)
+    return means
 
 
 def _type(label: str, prefixed: bool) -> str:
     return label[2:] if prefixed and label.startswith(_PREFIXES) else label
 
 
-def _without_overlaps(found: Entities, windows: Windows) -> Entities:
+def _without_overlaps(entities: Entities, windows: Windows) -> Entities:
     """Drop entities that a neighbouring window also found, whole or in part: transformers' rule for
     a stride.
     """
-    several = np.bincount(windows.document, minlength=len(windows.n_tokens)) > 1
-    if not several.any():
-        return found
+    has_several_D = np.bincount(windows.document, minlength=len(windows.n_tokens)) > 1
+    if not has_several_D.any():
+        return entities
+    start = entities.span[:, 0]
+    document_of = entities.document.tolist()
+    span_of = entities.span.tolist()
     kept: list[int] = []
-    for i in np.lexsort((found.span[:, 0], found.document)).tolist():
-        document, (start, end) = found.document[i], found.span[i]
-        if (
-            not kept
-            or not several[document]
-            or found.document[kept[-1]] != document
-            or (start >= found.span[kept[-1], 1] or start < found.span[kept[-1], 0])
-        ):
+    for i in np.lexsort((start, entities.document)).tolist():
+        if not kept or not has_several_D[document_of[i]] or document_of[kept[-1]] != document_of[i]:
             kept.append(i)
             continue
-        length, before = end - start, found.span[kept[-1], 1] - found.span[kept[-1], 0]
-        if length > before or (length == before and found.score[i] > found.score[kept[-1]]):
+        start_before, end_before = span_of[kept[-1]]
+        start_here, end_here = span_of[i]
+        if not start_before <= start_here < end_before:
+            kept.append(i)
+            continue
+        # The two overlap: the longer one stays, of equal ones the more probable, else the first.
+        length_before = end_before - start_before
+        length_here = end_here - start_here
+        is_likelier = entities.score[i] > entities.score[kept[-1]]
+        if length_here > length_before or (length_here == length_before and is_likelier):
             kept[-1] = i
-    return found.take(np.array(kept, dtype=np.int64))
+    return entities.take(np.array(kept, dtype=np.int64))

@@ -21,7 +21,7 @@ from modernbert.text.tokenizer import Tokenizer
 from modernbert.text.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
 from pipelines.options import Merge, ZeroShotOptions, label_mistake, split_labels
-from pipelines.tasks.base import Task, label_maps
+from pipelines.tasks.base import Options, Task, label_maps
 from pipelines.tasks.classify import plain_classifier
 from pipelines.tasks.outputs import ModelOutputs
 from pipelines.tasks.postprocess import list_array, sigmoid, softmax
@@ -49,7 +49,7 @@ class ZeroShot(Task):
 
     options_class = ZeroShotOptions
     model_class = "modernbert.heads:ModernBertForSequenceClassification"
-    columns = pa.schema(  # type: ignore[assignment]
+    columns = pa.schema(
         [
             ("label", pa.string()),
             ("score", pa.float32()),
@@ -60,36 +60,27 @@ class ZeroShot(Task):
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint, options: ZeroShotOptions) -> ZeroShot:
-        config, stored = checkpoint.config, plain_classifier(checkpoint, "zero_shot")
-        names = [config.id2label[i] for i in range(config.num_labels)]
-        label2id = checkpoint.raw_config.get("label2id") or {
-            name: i for i, name in enumerate(names)
-        }
-        entailing = [int(i) for name, i in label2id.items() if name.lower().startswith("entail")]
-        if not entailing or config.num_labels < 2 or not 0 <= entailing[0] < config.num_labels:
-            raise ValueError(
-                f"model {str(checkpoint.folder)!r} has the labels {', '.join(names)}: none is "
-                "entailment; zero_shot"
-                " needs a model of natural language inference whose label2id names it; other "
-                "labels are for classify"
-            )
+        config = checkpoint.config
+        stored = plain_classifier(checkpoint, "zero_shot")
+        entailment = _entailment_id(checkpoint)
         windowing = resolve_windowing(checkpoint, options, stored.max_length)
         return cls(
             max_length=windowing.max_length,
             stride=windowing.stride,
-            labels=_given_labels(options),
+            labels=_labels_of(options),
             hypothesis_template=options.hypothesis_template,
             multi_label=options.multi_label,
             top_k=options.top_k,
             threshold=options.threshold or 0.0,
             merge=options.merge,
             num_labels=config.num_labels,
-            entailment=entailing[0],
+            entailment=entailment,
         )
 
     @classmethod
-    def read_files(cls, options: Any) -> Any:
-        return options.model_copy(update={"labels": _given_labels(options), "labels_file": None})
+    def read_files(cls, options: Options) -> Options:
+        assert isinstance(options, ZeroShotOptions)
+        return options.model_copy(update={"labels": _labels_of(options), "labels_file": None})
 
     def info(self, checkpoint: Checkpoint) -> dict[str, Any]:
         names = [checkpoint.config.id2label[i] for i in range(self.num_labels)]
@@ -108,7 +99,7 @@ class ZeroShot(Task):
         return self.num_labels
 
     def encode(self, tokenizer: Tokenizer, documents: Sequence[Text]) -> Windows:
-        texts = [document[0] if isinstance(document, tuple) else document for document in documents]
+        texts: list[str] = []
         hypotheses: list[list[str]] = []
         mistakes: dict[int, str] = {}
         for i, document in enumerate(documents):
@@ -119,6 +110,7 @@ class ZeroShot(Task):
                     f"its labels {mistake}" if labels else "it has no labels to choose from"
                 )
                 labels = ()
+            texts.append(_text_of(document))
             hypotheses.append([self.hypothesis_template.replace("{}", label) for label in labels])
         windows = tokenizer.encode_crossed(texts, hypotheses, self.max_length, stride=self.stride)
         return replace(windows, rejected=windows.rejected | mistakes)
@@ -127,45 +119,48 @@ class ZeroShot(Task):
         return len(windows.document)
 
     def decode(self, outputs: ModelOutputs) -> pa.StructArray:
-        answers = list(self._answers(outputs))
-        kept = [self._kept(scores) for _, scores in answers]
-        counts = np.array([len(each) for each in kept], dtype=np.int64)
-        pairs = list(zip(answers, kept, strict=True))
-        labels = [labels[i] for (labels, _), each in pairs for i in each]
-        scores = [np.sort(scores)[::-1][: len(each)] for (_, scores), each in pairs]
-        best = [labels[int(scores.argmax())] if len(scores) else None for labels, scores in answers]
-        top = [float(scores.max()) if len(scores) else 0.0 for _, scores in answers]
+        best_labels: list[str | None] = []
+        best_scores: list[float] = []
+        counts: list[int] = []
+        labels: list[str] = []
+        scores = [np.empty(0, np.float32)]
+        for labels_L, scores_L in self._answers(outputs):
+            order_L = np.argsort(-scores_L, kind="stable")
+            best_labels.append(labels_L[order_L[0]] if len(order_L) else None)
+            best_scores.append(float(scores_L[order_L[0]]) if len(order_L) else 0.0)
+            kept = self._kept(scores_L)
+            counts.append(len(kept))
+            labels += [labels_L[i] for i in kept]
+            scores.append(scores_L[kept])
+        counts_D = np.array(counts, dtype=np.int64)
         arrays = [
-            pa.array(best, pa.string()),
-            pa.array(top, pa.float32()),
-            list_array(counts, pa.array(labels, pa.string())),
-            list_array(
-                counts, pa.array(np.concatenate([np.empty(0, np.float32), *scores]), pa.float32())
-            ),
+            pa.array(best_labels, pa.string()),
+            pa.array(best_scores, pa.float32()),
+            list_array(counts_D, pa.array(labels, pa.string())),
+            list_array(counts_D, pa.array(np.concatenate(scores), pa.float32())),
         ]
         return pa.StructArray.from_arrays(arrays, fields=list(self.columns))
 
     def results(self, outputs: ModelOutputs) -> list[dict[str, Any]]:
-        out = []
-        for document, (labels, scores) in zip(
-            outputs.documents, self._answers(outputs), strict=True
-        ):
+        results: list[dict[str, Any]] = []
+        answers = self._answers(outputs)
+        for document, (labels, scores) in zip(outputs.documents, answers, strict=True):
             kept = self._kept(scores)
-            text = document[0] if isinstance(document, tuple) else document
-            out.append(
+            results.append(
                 {
-                    "sequence": text,
+                    "sequence": _text_of(document),
                     "labels": [labels[i] for i in kept],
                     "scores": scores[kept].tolist(),
                 }
             )
-        return out
+        return results
 
     def response(self, outputs: ModelOutputs) -> list[list[dict[str, Any]]]:
-        return [
-            [{"label": labels[i], "score": float(scores[i])} for i in self._kept(scores)]
-            for labels, scores in self._answers(outputs)
-        ]
+        response = []
+        for labels, scores in self._answers(outputs):
+            kept = self._kept(scores)
+            response.append([{"label": labels[i], "score": float(scores[i])} for i in kept])
+        return response
 
     def label_counts(self, answers: pa.StructArray) -> Counter[str]:
         return Counter(answers.field("label").drop_null().to_pylist())
@@ -185,21 +180,27 @@ class ZeroShot(Task):
         """Yield the labels of each document and their scores, (L,) float32; both empty where it has
         no windows.
         """
-        windows, entailment_W = outputs.windows, outputs.values[:, self.entailment]
-        margin_W = entailment_W - outputs.values[:, -1 if self.entailment == 0 else 0]
+        windows = outputs.windows
+        # An answer is against contradiction, which is the model's last label, or its first.
+        contradiction = -1 if self.entailment == 0 else 0
+        entailment_W = outputs.values[:, self.entailment]
+        margin_W = entailment_W - outputs.values[:, contradiction]
         starts_H = self._hypothesis_starts(windows)
-        entailment_H, margin_H = (self._merged(each, starts_H) for each in (entailment_W, margin_W))
-        counts = np.bincount(windows.document[starts_H], minlength=len(windows.n_tokens))
-        ends = np.cumsum(counts)
-        for document, start, end in zip(outputs.documents, ends - counts, ends, strict=True):
-            labels = self._candidates(document) if end > start else ()
+        entailment_H = self._merged(entailment_W, starts_H)
+        margin_H = self._merged(margin_W, starts_H)
+        counts_D = np.bincount(windows.document[starts_H], minlength=len(windows.n_tokens))
+        ends_D = np.cumsum(counts_D)
+        starts_D = ends_D - counts_D
+        for document, start, end in zip(outputs.documents, starts_D, ends_D, strict=True):
+            if start == end:
+                yield (), np.empty(0, np.float32)
+                continue
+            labels = self._candidates(document)
+            # A single label has no others to share a probability with.
             if self.multi_label or len(labels) == 1:
                 yield labels, sigmoid(margin_H[start:end])
             else:
-                yield (
-                    labels,
-                    softmax(entailment_H[start:end]) if labels else np.empty(0, np.float32),
-                )
+                yield labels, softmax(entailment_H[start:end])
 
     def _hypothesis_starts(self, windows: Windows) -> np.ndarray:
         """Return the first window of each hypothesis: a text is read from its start to its end with
@@ -207,7 +208,9 @@ class ZeroShot(Task):
         """
         begins = np.ones(len(windows.document), dtype=bool)
         if self.stride is not None:
-            begins[1:] = (np.diff(windows.document) > 0) | (np.diff(windows.start) <= 0)
+            begins_document = np.diff(windows.document) > 0
+            begins_anew = np.diff(windows.start) <= 0
+            begins[1:] = begins_document | begins_anew
         return np.flatnonzero(begins)
 
     def _merged(self, values_W: np.ndarray, starts_H: np.ndarray) -> np.ndarray:
@@ -216,22 +219,49 @@ class ZeroShot(Task):
         if self.merge == "max":
             return np.maximum.reduceat(values_W, starts_H)
         counts_H = np.diff(np.append(starts_H, len(values_W)))
-        return (np.add.reduceat(values_W, starts_H) / counts_H).astype(np.float32)
+        means_H = np.add.reduceat(values_W, starts_H) / counts_H
+        return means_H.astype(np.float32)
 
 
-def _given_labels(options: ZeroShotOptions) -> tuple[str, ...] | None:
+def _text_of(document: Text) -> str:
+    """Return a document without labels of its own."""
+    return document[0] if isinstance(document, tuple) else document
+
+
+def _entailment_id(checkpoint: Checkpoint) -> int:
+    """Return the id of the label that stands for entailment; ValueError where there is none."""
+    config = checkpoint.config
+    names = [config.id2label[i] for i in range(config.num_labels)]
+    label2id = checkpoint.raw_config.get("label2id")
+    if not label2id:
+        label2id = {name: i for i, name in enumerate(names)}
+    entailing = [int(i) for name, i in label2id.items() if name.lower().startswith("entail")]
+    if not entailing or config.num_labels < 2 or not 0 <= entailing[0] < config.num_labels:
+        raise ValueError(
+            f"model {str(checkpoint.folder)!r} has the labels {', '.join(names)}: none is "
+            "entailment; zero_shot needs a model of natural language inference whose label2id "
+            "names it; other labels are for classify"
+        )
+    return entailing[0]
+
+
+def _labels_of(options: ZeroShotOptions) -> tuple[str, ...] | None:
     """Return the labels of the options, or else of the file that they name; None without either."""
-    if options.labels is not None or options.labels_file is None:
-        return None if options.labels is None else tuple(options.labels)
+    if options.labels is not None:
+        return tuple(options.labels)
+    if options.labels_file is None:
+        return None
     try:
         text = Path(options.labels_file).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"labels_file {options.labels_file!r} cannot be read: {error}") from error
+    # With the end of a line, a single label is not split at its commas.
     labels = tuple(split_labels(text + "\n"))
     if not labels:
         raise ValueError(
             f"labels_file {options.labels_file!r} holds no label; it must have one a line"
         )
-    if mistake := label_mistake(labels):
+    mistake = label_mistake(labels)
+    if mistake:
         raise ValueError(f"labels_file {options.labels_file!r} {mistake}")
     return labels

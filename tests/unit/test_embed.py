@@ -138,7 +138,7 @@ def test_prompts(tmp_path, include_prompt):
         ({"dimensions": 5}, "dimensions 5 must be from 1 to the model's 4"),
         (
             {"precision": "binary"},
-            "precision binary packs eight dimensions in a byte; 4 is no multiple",
+            "precision binary packs eight dimensions in a byte; 4 is not a multiple",
         ),
         ({"prompt_name": "query"}, "prompt_name 'query' is unknown; this model has none"),
         (
