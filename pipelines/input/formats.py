@@ -1,4 +1,4 @@
-"""The file formats that a corpus can have; a new one is a file beside this, and named in FORMATS."""
+"""The file formats that a corpus can have; a new one is a file beside this, named in FORMATS."""
 
 from __future__ import annotations
 
