@@ -1,14 +1,14 @@
-"""The output folder: part files committed whole, rejected rows beside them, and the record of the
-runs.
+"""The output folder: parts committed whole, rejected rows beside them, and the record of the runs.
 
     OUTPUT/data/<shard>.parquet        labelled rows, in input order
     OUTPUT/_rejected/<shard>.parquet   rows that could not be labelled, with the reason
     OUTPUT/_run.json                   fingerprint, counts, and each attempt (record.py)
     OUTPUT/_report.html                the same, to look at
     OUTPUT/_shards.arrow               what is known of each shard (shard_stats.py)
-    OUTPUT/_files.arrow                the input files as they were planned, so that only new ones
-    are read again OUTPUT/_staged/                    files that cannot be read by row, until the
-    run is complete (input/staging.py) OUTPUT/_lease.json                 who is writing now
+    OUTPUT/_files.arrow                the input files as planned; only new ones are read again
+    OUTPUT/_staged/                    files that cannot be read by row (input/staging.py), until
+                                       the run is complete
+    OUTPUT/_lease.json                 who is writing now
 
 OUTPUT/data reads as one table in every library: nothing else is in it. An output that was begun
 before there was such a folder has its parts in OUTPUT itself, and goes on so.
@@ -35,6 +35,7 @@ from pipelines.input.staging import STAGED
 from pipelines.output import shard_stats
 from pipelines.output.lease import LEASE
 from pipelines.output.record import PARTS, RunRecord, read_record
+from pipelines.output.shard_stats import Stats
 from pipelines.storage import Folder, is_temporary
 
 REPORT, SHARDS, FILES, REJECTED = "_report.html", "_shards.arrow", "_files.arrow", "_rejected"
@@ -57,13 +58,11 @@ _THREADS = 16
 def open_output(folder: Folder, fingerprint: dict[str, Any], overwrite: bool) -> RunRecord | None:
     """Check that `folder` can take this run, and return the record that the run continues, if any.
 
-    Raises UserError if it holds something else, or answers whose fingerprint differs.
+    Raises UserError if it holds something else, or an output whose fingerprint differs.
     """
     record = read_record(folder)
     if record is None:
-        if (folder.is_local and Path(folder.uri).is_file()) or any(
-            not _may_be_left(name) for name in folder.files()
-        ):
+        if _holds_something_else(folder):
             raise UserError(
                 f"output '{folder}' holds something else than an output of this job; name another "
                 "folder"
@@ -71,15 +70,15 @@ def open_output(folder: Folder, fingerprint: dict[str, Any], overwrite: bool) ->
         return None
     if overwrite:
         return None
-    differing = [key for key in fingerprint if record.fingerprint.get(key) != fingerprint[key]]
-    if differing:
-        shown = ", ".join(
-            f"{key} {_short(record.fingerprint.get(key))}, not {_short(fingerprint[key])}"
-            for key in differing
-        )
+    differences: list[str] = []
+    for key, value in fingerprint.items():
+        earlier = record.fingerprint.get(key)
+        if earlier != value:
+            differences.append(f"{key} {_short(earlier)}, not {_short(value)}")
+    if differences:
         raise UserError(
-            f"output '{folder}' was begun with {shown}; name another folder, or replace it with "
-            "--overwrite"
+            f"output '{folder}' was begun with {', '.join(differences)}; name another folder, or "
+            "replace it with --overwrite"
         )
     return record
 
@@ -92,40 +91,49 @@ def begin_run(folder: Folder, record: RunRecord, corpus: Corpus, overwrite: bool
     changed since. Raises UserError if the output cannot be written.
     """
     try:
-        _remove_temporary(folder)
-        if overwrite:
-            _remove_output(folder)
-        present = set(committed(folder, record.parts))
-        planned = {shard.name for shard in corpus.shards}
-        split, subshards = _split_shards(present - planned, corpus)
-        files = {file.name for file in corpus.files} | {
-            file.former for file in corpus.files if file.former
-        }
-        stale = [name for name in present - planned - subshards if _file_of(name) in files]
-        # The rejected rows first: without its part, nobody looks for them again.
-        _remove(folder, [f"{REJECTED}/{name}.parquet" for name in stale])
-        _remove(folder, [part_path(record.parts, name) for name in stale])
-        record.write(folder)
-        folder.write_atomic(FILES, _files(corpus))
-        return (present & planned) | split
+        return _begin_run(folder, record, corpus, overwrite)
     except OSError as error:
-        raise UserError(
-            f"output '{folder}' cannot be written: {error.strerror or error}"
-        ) from error
+        reason = error.strerror or error
+        raise UserError(f"output '{folder}' cannot be written: {reason}") from error
+
+
+def _begin_run(folder: Folder, record: RunRecord, corpus: Corpus, overwrite: bool) -> set[str]:
+    _remove_temporary(folder)
+    if overwrite:
+        _remove_output(folder)
+    present = set(committed(folder, record.parts))
+    planned = {shard.name for shard in corpus.shards}
+    split, subshards = _split_shards(present - planned, corpus)
+
+    # A part of a file of this corpus that is in nobody's plan is of an earlier version of it.
+    file_names = {file.name for file in corpus.files}
+    file_names |= {file.former for file in corpus.files if file.former}
+    unplanned = present - planned - subshards
+    stale = [name for name in unplanned if _file_of(name) in file_names]
+    # The rejected rows first: without its part, nobody looks for them again.
+    _remove(folder, [_rejected_path(name) for name in stale])
+    _remove(folder, [part_path(record.parts, name) for name in stale])
+
+    record.write(folder)
+    folder.write_atomic(FILES, _encode_files(corpus))
+    return (present & planned) | split
 
 
 def part_path(parts: str, shard: str) -> str:
-    """Return the path of a shard's part in an output; `parts`: the folder of the parts there
-    (RunRecord.parts).
-    """
-    return f"{parts}/{shard}.parquet" if parts else f"{shard}.parquet"
+    """Return the path of a shard's part in an output; `parts` is the folder there (RunRecord)."""
+    return f"{parts}/{shard}{_ENDING}" if parts else f"{shard}{_ENDING}"
+
+
+def _rejected_path(shard: str) -> str:
+    return f"{REJECTED}/{shard}{_ENDING}"
 
 
 def _remove_output(folder: Folder) -> None:
     """Remove an earlier output, whichever folder its parts are in."""
     for parts in ("", PARTS):
         _remove(folder, [part_path(parts, name) for name in committed(folder, parts)])
-    _remove(folder, [REPORT, SHARDS, *(f"{REJECTED}/{name}" for name in folder.files(REJECTED))])
+    rejected = [f"{REJECTED}/{name}" for name in folder.files(REJECTED)]
+    _remove(folder, [REPORT, SHARDS, *rejected])
 
 
 def _remove_temporary(folder: Folder) -> None:
@@ -133,10 +141,8 @@ def _remove_temporary(folder: Folder) -> None:
     if not folder.is_local:
         return
     for below in ("", PARTS, REJECTED, STAGED):
-        _remove(
-            folder,
-            [f"{below}/{name}".lstrip("/") for name in folder.files(below) if is_temporary(name)],
-        )
+        temporary = [name for name in folder.files(below) if is_temporary(name)]
+        _remove(folder, [f"{below}/{name}".lstrip("/") for name in temporary])
 
 
 def _remove(folder: Folder, names: list[str]) -> None:
@@ -144,9 +150,14 @@ def _remove(folder: Folder, names: list[str]) -> None:
         list(pool.map(folder.remove, names))
 
 
-def _may_be_left(name: str) -> bool:
-    """Tell whether a run that has only just begun leaves a file of this name."""
-    return name in (FILES, LEASE, STAGED) or name.startswith(".")
+def _holds_something_else(folder: Folder) -> bool:
+    """Tell whether an output without a record is not what a run leaves that has only just begun."""
+    if folder.is_local and Path(folder.uri).is_file():
+        return True
+    for name in folder.files():
+        if name not in (FILES, LEASE, STAGED) and not name.startswith("."):
+            return True
+    return False
 
 
 def read_files(folder: Folder) -> Corpus | None:
@@ -156,35 +167,42 @@ def read_files(folder: Folder) -> Corpus | None:
         columns = [table[name].to_pylist() for name in ("path", "version", "rows", "size", "parts")]
     except (OSError, pa.ArrowException, KeyError):  # it saves work, and no more
         return None
-    name, schema = table.schema.metadata[b"format"].decode(), table.schema.metadata[b"schema"]
-    files = [
-        DataFile(
-            path, version, Scan(rows, size, tuple((part["name"], part["rows"]) for part in parts))
-        )
-        for path, version, rows, size, parts in zip(*columns, strict=True)
-    ]
-    return Corpus(files, name, pa.ipc.read_schema(pa.py_buffer(schema)), [], 0)
+    files: list[DataFile] = []
+    for path, version, rows, size, parts in zip(*columns, strict=True):
+        staged_parts = tuple((part["name"], part["rows"]) for part in parts)
+        files.append(DataFile(path, version, Scan(rows, size, staged_parts)))
+    metadata = table.schema.metadata
+    schema = pa.ipc.read_schema(pa.py_buffer(metadata[b"schema"]))
+    return Corpus(files, metadata[b"format"].decode(), schema, [], 0)
 
 
 def _split_shards(names: set[str], corpus: Corpus) -> tuple[set[str], set[str]]:
-    """Return the shards that were split and whose rows are all there, and the names of their
-    parts.
+    """Return the shards that were split and whose rows are all there, and the names of their parts.
+
+    `names`: the parts of the output that no shard is named after.
     """
-    parts: dict[str, list[tuple[int, int, str]]] = {}
+    parts_of_file: dict[str, list[tuple[int, int, str]]] = {}  # (start, stop, name), by version
     for name in names:
-        if found := split_shard_name(name):
-            parts.setdefault(name.rsplit("-", 2)[0], []).append((found.start, found.stop, name))
-    whole, subshards = set(), set()
-    for shard in corpus.shards if parts else []:
-        first, last = shard.start, shard.start + shard.rows
-        inside = [
-            part
-            for part in parts.get(shard.name.rsplit("-", 2)[0], [])
-            if first <= part[0] and part[1] <= last
-        ]
-        if sum(stop - start for start, stop, _ in inside) == shard.rows:
+        shard_name = split_shard_name(name)
+        if shard_name is not None:
+            parts = parts_of_file.setdefault(name.rsplit("-", 2)[0], [])
+            parts.append((shard_name.start, shard_name.stop, name))
+    whole: set[str] = set()
+    subshards: set[str] = set()
+    if not parts_of_file:
+        return whole, subshards
+
+    for shard in corpus.shards:
+        shard_stop = shard.start + shard.rows
+        inside: list[str] = []
+        rows_inside = 0
+        for start, stop, name in parts_of_file.get(shard.name.rsplit("-", 2)[0], []):
+            if shard.start <= start and stop <= shard_stop:
+                inside.append(name)
+                rows_inside += stop - start
+        if rows_inside == shard.rows:
             whole.add(shard.name)
-            subshards |= {name for _, _, name in inside}
+            subshards.update(inside)
     return whole, subshards
 
 
@@ -193,26 +211,25 @@ def _file_of(name: str) -> str:
     return name.rsplit("-", 3)[0]
 
 
-def _files(corpus: Corpus) -> pa.Buffer:
+def _encode_files(corpus: Corpus) -> pa.Buffer:
+    """Encode the input files as planned, for `read_files`."""
+    files = corpus.files
     columns = {
-        "path": [file.path for file in corpus.files],
-        "version": [file.version for file in corpus.files],
-        "rows": pa.array([file.scan.rows for file in corpus.files], pa.int64()),
-        "size": pa.array([file.scan.size for file in corpus.files], pa.int64()),
-        "parts": pa.array([list(file.scan.parts) for file in corpus.files], _STAGED_PARTS),
+        "path": [file.path for file in files],
+        "version": [file.version for file in files],
+        "rows": pa.array([file.scan.rows for file in files], pa.int64()),
+        "size": pa.array([file.scan.size for file in files], pa.int64()),
+        "parts": pa.array([list(file.scan.parts) for file in files], _STAGED_PARTS),
     }
-    described = {"format": corpus.format, "schema": corpus.schema.serialize().to_pybytes()}
-    return _packed(pa.table(columns).replace_schema_metadata(described))
+    metadata = {"format": corpus.format, "schema": corpus.schema.serialize().to_pybytes()}
+    return _packed(pa.table(columns).replace_schema_metadata(metadata))
 
 
 def _packed(table: pa.Table) -> pa.Buffer:
-    """Encode a table as Arrow IPC: OUTPUT/*.parquet is what users read, in duckdb and polars
-    whatever the name.
-    """
+    """Encode a table as Arrow IPC: duckdb and polars read any *.parquet as a part of the output."""
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(
-        sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")
-    ) as writer:
+    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    with pa.ipc.new_file(sink, table.schema, options=options) as writer:
         writer.write_table(table)
     return sink.getvalue()
 
@@ -222,36 +239,47 @@ def _unpacked(data: bytes) -> pa.Table:
 
 
 def committed(folder: Folder, parts: str) -> dict[str, fs.FileInfo]:
-    """Return the shards whose parts are in an output, by name, from one listing; other files there
-    are none.
+    """Return the shards whose parts are in an output, by name, from one listing.
+
+    Files whose names are not those of parts are passed over.
     """
-    names = {
-        name.removesuffix(_ENDING): info
-        for name, info in folder.files(parts).items()
-        if name.endswith(_ENDING)
-    }
-    return {name: info for name, info in names.items() if split_shard_name(name)}
+    shards: dict[str, fs.FileInfo] = {}
+    for file, info in folder.files(parts).items():
+        name = file.removesuffix(_ENDING)
+        if file.endswith(_ENDING) and split_shard_name(name):
+            shards[name] = info
+    return shards
 
 
 def foreign_files(folder: Folder, parts: str) -> list[str]:
-    """Return the names of data files among the parts that are no parts, which whoever reads these
-    reads, too.
-    """
-    names = [name for name in folder.files(parts) if name.endswith(_ENDING) and name[0] not in "._"]
-    return sorted(name for name in names if not split_shard_name(name.removesuffix(_ENDING)))
+    """Return the names of data files beside the parts: whoever reads these reads them, too."""
+    foreign: list[str] = []
+    for file in folder.files(parts):
+        is_read = file.endswith(_ENDING) and file[0] not in "._"
+        if is_read and not split_shard_name(file.removesuffix(_ENDING)):
+            foreign.append(file)
+    return sorted(foreign)
 
 
 def commit_shard(
-    folder: Folder, parts: str, stats: dict[str, Any], answered: pa.Table, rejected: pa.Table
+    folder: Folder, parts: str, stats: Stats, answered: pa.Table, rejected: pa.Table
 ) -> None:
-    """Write a shard's rejected rows, then its answered ones, each file whole or not at all. A retry
-    overwrites.
+    """Write a shard's rejected rows, then its labelled ones, each file whole or not at all.
+
+    A retry overwrites.
+
+    Args:
+        folder: the output.
+        parts: the folder of the parts there (RunRecord.parts).
+        stats: those of the shard (shard_stats.py), which the footer keeps.
+        answered: the labelled rows, in input order.
+        rejected: the rejected rows, in the columns of REJECTED_FIELDS.
     """
+    name = stats["name"]
     if len(rejected):
-        folder.write_atomic(f"{REJECTED}/{stats['name']}.parquet", _parquet(rejected))
-    folder.write_atomic(
-        part_path(parts, stats["name"]), _parquet(answered, {_FOOTER: shard_stats.footer(stats)})
-    )
+        folder.write_atomic(_rejected_path(name), _parquet(rejected))
+    footer = {_FOOTER: shard_stats.footer(stats)}
+    folder.write_atomic(part_path(parts, name), _parquet(answered, footer))
 
 
 def write_shard_stats(
@@ -262,37 +290,48 @@ def write_shard_stats(
     Returns the stats of all parts in the folder, and the names of shards of the run that are not
     there, although their commits were reported. The stats of a run that was killed are read from
     the footers of its parts.
+
+    Args:
+        folder: the output.
+        parts: the folder of the parts there (RunRecord.parts).
+        new: the stats of the shards of this run.
+        run_of: returns the run that has committed a shard, from its name and the time of its part.
     """
-    present, names, tables = committed(folder, parts), set(new["name"].to_pylist()), [new]
+    present = committed(folder, parts)
+    new_names = set(new["name"].to_pylist())
+    tables = [new]
     with suppress(FileNotFoundError):
         earlier = _unpacked(folder.read(SHARDS))
-        tables.append(
-            earlier.filter(
-                pa.array([name not in names for name in earlier["name"].to_pylist()], pa.bool_())
-            )
-        )
-    known = {name for table in tables for name in table["name"].to_pylist()}
+        is_other = [name not in new_names for name in earlier["name"].to_pylist()]
+        tables.append(earlier.filter(pa.array(is_other, pa.bool_())))
+
+    # What neither knows was committed by a run that was killed before it could report.
+    known: set[str] = set()
+    for table in tables:
+        known.update(table["name"].to_pylist())
     unknown = sorted(present.keys() - known)
+    times = [present[name].mtime_ns / 1e9 for name in unknown]
+    paths = [part_path(parts, name) for name in unknown]
     with ThreadPoolExecutor(_THREADS) as pool:
-        times = [present[name].mtime_ns / 1e9 for name in unknown]
-        paths = [part_path(parts, name) for name in unknown]
         recovered = list(pool.map(partial(_recovered, folder), unknown, paths, times))
-    recovered = [
-        stats | {"run": run_of(stats["name"], stats["committed_at"])} for stats in recovered
-    ]
-    stats = pa.concat_tables([*tables, shard_stats.table(recovered)], promote_options="default")
-    stats = stats.filter(
-        pa.array([name in present for name in stats["name"].to_pylist()], pa.bool_())
-    ).sort_by("name")
+    for shard in recovered:
+        shard["run"] = run_of(shard["name"], shard["committed_at"])
+    tables.append(shard_stats.table(recovered))
+
+    stats = pa.concat_tables(tables, promote_options="default")
+    is_present = [name in present for name in stats["name"].to_pylist()]
+    stats = stats.filter(pa.array(is_present, pa.bool_())).sort_by("name")
     folder.write_atomic(SHARDS, _packed(stats))
-    return stats, names - present.keys()
+    return stats, new_names - present.keys()
 
 
-def _recovered(folder: Folder, name: str, part: str, written: float) -> dict[str, Any]:
+def _recovered(folder: Folder, name: str, part: str, written: float) -> Stats:
+    """Return what the footer of a part keeps of its shard's stats."""
     filesystem, path = folder.filesystem_and_path
     with filesystem.open_input_file(f"{path}/{part}") as stream:
-        kept = (pq.read_metadata(stream).metadata or {}).get(_FOOTER.encode(), b"{}")
-    return {"name": name, "committed_at": written} | json.loads(kept)
+        metadata = pq.read_metadata(stream).metadata or {}
+    footer: Stats = json.loads(metadata.get(_FOOTER.encode(), b"{}"))
+    return {"name": name, "committed_at": written} | footer
 
 
 def _parquet(table: pa.Table, footer: dict[str, str] | None = None) -> pa.Buffer:
@@ -304,8 +343,11 @@ def _parquet(table: pa.Table, footer: dict[str, str] | None = None) -> pa.Buffer
     return sink.getvalue()
 
 
-def _short(value: Any) -> str:
-    return str(value)[:12] if isinstance(value, str) and len(value) > 40 else str(value)
+def _short(value: object) -> str:
+    """Return a value for a message; of a digest, the beginning."""
+    text = str(value)
+    is_digest = isinstance(value, str) and len(text) > 40
+    return text[:12] if is_digest else text
 
 
 def unwritable(folder: Folder, reason: str) -> JobError:

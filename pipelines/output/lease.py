@@ -1,6 +1,4 @@
-"""The lease on an output: one run writes there at a time, and a dead run does not block it for
-ever.
-"""
+"""The lease on an output: one run at a time writes there, and a dead run does not block others."""
 
 from __future__ import annotations
 
@@ -24,9 +22,7 @@ from pipelines.storage import Folder
 LEASE = "_lease.json"
 _RENEWED_S, _EXPIRES_S = 10.0, 60.0
 _SETTLED_S = {True: 0.2, False: 2.0}
-"""By whether the folder is local: the seconds after which all runs that begin at once have written
-their lease.
-"""
+"""By whether the folder is local: seconds until all runs that begin at once have written theirs."""
 
 
 class OutputInUse(UserError):
@@ -37,62 +33,65 @@ class Lease:
     """A lease that this process holds until `lost` is set, when another run has taken it over."""
 
     def __init__(self, folder: Folder):
-        self.folder, self.lost = folder, threading.Event()
+        self.folder = folder
+        self.lost = threading.Event()
 
     def check(self) -> None:
         """Raise JobError if the lease is lost."""
         if self.lost.is_set():
             raise JobError(
                 f"output '{self.folder}' was taken over by another run, since this one had not "
-                "renewed its lease for "
-                f"{_EXPIRES_S:.0f} s"
+                f"renewed its lease for {_EXPIRES_S:.0f} s"
             )
 
 
 @contextmanager
 def lease(folder: Folder, run: str = "") -> Iterator[Lease]:
-    """Hold the output for this process, so that no second run writes to it; OutputInUse if another
-    run holds it.
+    """Hold the output for this process, so that no second run writes to it.
 
     The lease is a file that is written again every ten seconds. It is a dead run's if it is older
-    than a minute by the clock of the storage, or if its process is gone from this machine. The last
-    of several runs that begin at once has the lease: each checks after a moment whether it is still
-    its own, and again whenever it renews it. `run`: the identity of the run, by which its workers
-    know the lease (`holds`).
+    than a minute by the clock of the storage, or if its process is gone from this machine.
+
+    Args:
+        folder: the output.
+        run: the identity of the run, by which its workers know the lease (`holds`).
+
+    Raises:
+        OutputInUse: if another run holds it.
+        UserError: if the output cannot be written.
     """
-    content = {"host": socket.gethostname(), "process": os.getpid(), "processes": _processes()}
-    content["run"] = run or uuid4().hex
-    mine = json.dumps(content).encode()
-    held, stop = Lease(folder), threading.Event()
+    content = {
+        "host": socket.gethostname(),
+        "process": os.getpid(),
+        "processes": _processes(),
+        "run": run or uuid4().hex,
+    }
+    own = json.dumps(content).encode()
     try:
-        holder = _holder(folder)
-        if holder is None:
-            folder.write_atomic(LEASE, mine)
-            time.sleep(_SETTLED_S[folder.is_local])
-            holder = None if _read(folder) == mine else json.loads(_read(folder) or "{}")
+        holder = _take(folder, own)
     except OSError as error:
-        raise UserError(
-            f"output '{folder}' cannot be written: {error.strerror or error}"
-        ) from error
+        reason = error.strerror or error
+        raise UserError(f"output '{folder}' cannot be written: {reason}") from error
     if holder is not None:
         raise OutputInUse(
             f"output '{folder}' is being written by process {holder.get('process')} on "
-            f"{holder.get('host')}; wait for "
-            f"it to end (a dead run's lease expires after {_EXPIRES_S:.0f} s), or name another "
-            "folder"
+            f"{holder.get('host')}; wait for it to end (a dead run's lease expires after "
+            f"{_EXPIRES_S:.0f} s), or name another folder"
         )
+    held = Lease(folder)
+    stop = threading.Event()
 
     def renew() -> None:
         while not stop.wait(_RENEWED_S) and not held.lost.is_set():
             with suppress(OSError):
-                if _read(folder) == mine:
-                    folder.write_atomic(LEASE, mine)
+                if _read(folder) == own:
+                    folder.write_atomic(LEASE, own)
                 else:
                     held.lost.set()
 
     def release() -> None:
         with suppress(OSError):
-            if _read(folder) == mine:
+            if _read(folder) == own:
                 folder.remove(LEASE)
 
     thread = threading.Thread(target=renew, daemon=True)
@@ -106,17 +105,34 @@ def lease(folder: Folder, run: str = "") -> Iterator[Lease]:
         release()
 
 
-def holds(folder: Folder, run: str) -> bool | None:
-    """Tell whether a run holds the lease as this process sees the folder; None where it sees no
-    lease at all.
+def _take(folder: Folder, own: bytes) -> dict[str, Any] | None:
+    """Write a lease, and return who holds the output, None if it is this process.
+
+    The last of several runs that begin at once has the lease: each looks after a moment whether it
+    is still its own, and again whenever it renews it.
     """
+    holder = _holder(folder)
+    if holder is not None:
+        return holder
+    folder.write_atomic(LEASE, own)
+    time.sleep(_SETTLED_S[folder.is_local])
+    content = _read(folder)
+    if content == own:
+        return None
+    other: dict[str, Any] = json.loads(content or "{}")
+    return other
+
+
+def holds(folder: Folder, run: str) -> bool | None:
+    """Tell whether a run holds the lease as this process sees the folder; None if it sees none."""
     content = _read(folder)
     if content is None:
         return None
     try:
-        return json.loads(content).get("run") == run
+        lease_content = json.loads(content)
     except json.JSONDecodeError:
         return False
+    return bool(lease_content.get("run") == run)
 
 
 def _read(folder: Folder) -> bytes | None:
@@ -129,15 +145,18 @@ def _read(folder: Folder) -> bytes | None:
 def _holder(folder: Folder) -> dict[str, Any] | None:
     """Return who holds the lease, or None if nobody or a dead run does."""
     written = _written_at(folder, LEASE)
-    found = _read(folder)
-    if written is None or found is None:
+    data = _read(folder)
+    if written is None or data is None:
         return None
-    try:
-        content = json.loads(found)
-    except json.JSONDecodeError:
-        content = {}
-    dead = content.get("processes") == _processes() and not _alive(content["process"])
-    return None if dead or _now(folder) - written > _EXPIRES_S else content
+    content: dict[str, Any] = {}  # of a lease that cannot be read, until it expires
+    with suppress(json.JSONDecodeError):
+        content = json.loads(data)
+    is_of_this_machine = content.get("processes") == _processes()
+    if is_of_this_machine and not _alive(content["process"]):
+        return None
+    if _now(folder) - written > _EXPIRES_S:
+        return None
+    return content
 
 
 def _now(folder: Folder) -> float:
@@ -152,21 +171,20 @@ def _now(folder: Folder) -> float:
 def _written_at(folder: Folder, name: str) -> float | None:
     """Return when a file was written, by the clock of the storage; None if it is not there."""
     filesystem, path = folder.filesystem_and_path
-    found = filesystem.get_file_info(f"{path}/{name}")
-    return None if found.type == fs.FileType.NotFound else found.mtime_ns / 1e9
+    info = filesystem.get_file_info(f"{path}/{name}")
+    if info.type == fs.FileType.NotFound:
+        return None
+    return float(info.mtime_ns / 1e9)
 
 
 def _processes() -> str:
-    """Identify the process table that our process ids are of: this machine since it booted, and
-    this container.
-    """
+    """Identify what our process ids are of: this machine since it booted, and this container."""
     try:
-        return (
-            f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} "
-            f"{os.stat('/proc/self/ns/pid').st_ino}"
-        )
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        container = os.stat("/proc/self/ns/pid").st_ino
     except OSError:  # not Linux: a dead run's lease has to expire
         return uuid4().hex
+    return f"{boot} {container}"
 
 
 def _alive(process: int) -> bool:

@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 from pipelines.errors import UserError
 from pipelines.storage import Folder
@@ -14,9 +14,7 @@ from pipelines.storage import Folder
 RUN = "_run.json"
 _LISTED_FAILURES = 1000
 PARTS = "data"
-"""The folder of the parts in outputs that are begun now; those begun before version 0.2 have them
-beside the record.
-"""
+"""The folder of the parts; outputs begun before version 0.2 have them beside the record."""
 
 
 @dataclass
@@ -38,9 +36,7 @@ class Attempt:
     """None: by the memory of each actor's GPU."""
     versions: dict[str, str | None]
     run: str | None = None
-    """Its identity, which the stats of its shards have, too; None in outputs of versions before
-    0.2.
-    """
+    """Its identity, which the stats of its shards have, too; None in outputs before 0.2."""
 
 
 @dataclass
@@ -56,28 +52,30 @@ class RunRecord:
     totals: dict[str, Any] | None = None
     """Sums over all shards (output/shard_stats.py), once a run has ended."""
     failed: dict[str, str] | None = None
-    """Files and shards that failed in the last run, with the reason; the file has the first
-    thousand, and their number as `failed_count`.
+    """Files and shards that failed in the last run, with the reason.
+
+    The file has the first thousand, and their number as `failed_count`.
     """
     parts: str = ""
     """The folder of the parts in the output; empty: the output itself."""
 
     def run_at(self, written: float) -> str | None:
-        """Return the run that has probably written a part of which no run knows, from the time of
-        its file.
+        """Return the run that has probably written a part of which no run knows.
 
-        It is one since the last that ended by itself, which knew of all parts before it.
+        `written`: the time of the part's file, in seconds since 1970.
         """
-        ended = [
-            number
-            for number, attempt in enumerate(self.attempts[:-1])
-            if attempt.outcome is not None
-        ]
-        possible = self.attempts[ended[-1] if ended else 0 :]
-        begun = [
-            each for each in possible if datetime.fromisoformat(each.started).timestamp() <= written
-        ]
-        return (begun or possible[:1])[-1].run
+        # One that ended by itself knew of all parts before it: it is that one, or a later one.
+        last_ended = 0
+        for number, attempt in enumerate(self.attempts[:-1]):
+            if attempt.outcome is not None:
+                last_ended = number
+        possible = self.attempts[last_ended:]
+        # Of these, the last that had begun then.
+        likeliest = possible[0]
+        for attempt in possible:
+            if datetime.fromisoformat(attempt.started).timestamp() <= written:
+                likeliest = attempt
+        return likeliest.run
 
     def write(self, folder: Folder) -> None:
         """Replace the record in `folder`."""
@@ -88,17 +86,23 @@ class RunRecord:
         folder.write_atomic(RUN, (json.dumps(content, indent=2) + "\n").encode())
 
 
+Record = TypeVar("Record", Attempt, RunRecord)
+
+
 def read_record(folder: Folder) -> RunRecord | None:
     """Read the record in `folder`, None if there is none; UserError if it cannot be read."""
     try:
         content = json.loads(folder.read(RUN))
         attempts = [_build(Attempt, attempt) for attempt in content["attempts"]]
-        return _build(RunRecord, content | {"attempts": attempts})
+        content["attempts"] = attempts
+        return _build(RunRecord, content)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
         raise UserError(f"{folder}/{RUN} cannot be read: {error}") from error
 
 
-def _build(cls: type, content: dict[str, Any]) -> Any:
-    return cls(**{each.name: content[each.name] for each in fields(cls) if each.name in content})
+def _build(cls: type[Record], content: dict[str, Any]) -> Record:
+    """Make a record of what JSON holds of it; other versions have fields more or less."""
+    names = [each.name for each in fields(cls)]
+    return cls(**{name: content[name] for name in names if name in content})

@@ -8,7 +8,6 @@ column names are in files that users read.
 from __future__ import annotations
 
 import json
-from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -20,17 +19,12 @@ LENGTH_EDGES = [2**i for i in range(18)]
 SCORE_EDGES = [i / 20 for i in range(21)]
 PADDED_ROWS = 32
 """The windows in a padded batch, in input order, that packed batches are compared with."""
+Stats = dict[str, Any]
+"""The stats of a shard, or of all: SHARD_STATS by name, as JSON; those that are not known lack."""
 _AT_ONCE = 256
 SUMS = (
-    "rows",
-    "labelled",
-    "tokens",
-    "windows",
-    "truncated",
-    "padded_tokens",
-    "items",
-    "item_bytes",
-    "replaced",
+    *("rows", "labelled", "tokens", "windows", "truncated", "padded_tokens"),
+    *("items", "item_bytes", "replaced"),
 )
 KEPT = (*SUMS, "lengths", "scores", "labels", "rejects")
 """The stats in a part's footer."""
@@ -53,20 +47,20 @@ since 1970; `run`: the attempt of `_run.json` that committed it, null in outputs
 """
 
 
-def count_windows(lengths: np.ndarray) -> dict[str, Any]:
-    """Return `windows`, `lengths` and `padded_tokens` for windows of the given lengths in
-    tokens.
-    """
-    full = np.concatenate((lengths, np.zeros(-len(lengths) % PADDED_ROWS, lengths.dtype))).reshape(
-        -1, PADDED_ROWS
-    )
-    last = len(lengths) % PADDED_ROWS or PADDED_ROWS
-    rows = np.full(len(full), PADDED_ROWS)
-    rows[-1:] = last
+def count_windows(lengths: np.ndarray) -> Stats:
+    """Return `windows`, `lengths` and `padded_tokens` of windows, from their lengths in tokens."""
+    missing = -len(lengths) % PADDED_ROWS
+    filled = np.concatenate((lengths, np.zeros(missing, lengths.dtype)))
+    batches = filled.reshape(-1, PADDED_ROWS)
+    longest = batches.max(axis=1, initial=0)
+    # The last padded batch has what is left of the windows.
+    rows = np.full(len(batches), PADDED_ROWS)
+    rows[-1:] = PADDED_ROWS - missing
+    counts, _ = np.histogram(lengths, [*LENGTH_EDGES, np.inf])
     return {
         "windows": len(lengths),
-        "lengths": np.histogram(lengths, [*LENGTH_EDGES, np.inf])[0].tolist(),
-        "padded_tokens": int((full.max(axis=1, initial=0) * rows).sum()),
+        "lengths": counts.tolist(),
+        "padded_tokens": int((longest * rows).sum()),
     }
 
 
@@ -75,35 +69,35 @@ def count_scores(scores: np.ndarray) -> list[int]:
     finite = scores[~np.isnan(scores)]
     if not len(finite) or finite.min() < 0 or finite.max() > 1:
         return []
-    return np.histogram(finite, SCORE_EDGES)[0].tolist()
+    bins, _ = np.histogram(finite, SCORE_EDGES)
+    counts: list[int] = bins.tolist()
+    return counts
 
 
 def count_items(lists: pa.Array) -> dict[str, int]:
-    """Return `items` and `item_bytes` of a column of lists: what they hold together, and the bytes
-    that this takes.
-    """
+    """Return `items` and `item_bytes` of a column of lists: what they hold, and its bytes."""
     values = lists.flatten()
     return {"items": len(values), "item_bytes": values.nbytes}
 
 
-def table(shard_stats: list[dict[str, Any]]) -> pa.Table:
-    """Make a table of stats."""
-    columns = {name: [stats.get(name) for stats in shard_stats] for name in SHARD_STATS.names}
-    for name in ("labels", "rejects"):
+def table(shard_stats: list[Stats]) -> pa.Table:
+    """Make a table of stats, in the columns of SHARD_STATS."""
+    columns: dict[str, list[Any]] = {}  # of the types of SHARD_STATS
+    for name in SHARD_STATS.names:
+        columns[name] = [stats.get(name) for stats in shard_stats]
+    for name in ("labels", "rejects"):  # a map of Arrow is made of pairs
         columns[name] = [list((counts or {}).items()) for counts in columns[name]]
     return pa.table(columns, SHARD_STATS)
 
 
 class ShardStatsBuilder:
-    """Collects the stats of a run's shards, perhaps a hundred thousand, as tables: a tenth of the
-    memory of dicts.
-    """
+    """Collects the stats of a run's shards as tables, which take a tenth of the memory of dicts."""
 
     def __init__(self) -> None:
         self._tables: list[pa.Table] = []
-        self._recent: list[dict[str, Any]] = []
+        self._recent: list[Stats] = []
 
-    def add(self, stats: dict[str, Any]) -> None:
+    def add(self, stats: Stats) -> None:
         """Add the stats of a shard."""
         self._recent.append(stats)
         if len(self._recent) == _AT_ONCE:
@@ -115,35 +109,34 @@ class ShardStatsBuilder:
         return pa.concat_tables([*self._tables, table(self._recent)])
 
 
-def footer(stats: dict[str, Any]) -> str:
+def footer(stats: Stats) -> str:
     """Return the stats that the part itself keeps in its footer, as JSON."""
     return json.dumps({name: stats[name] for name in KEPT if name in stats})
 
 
-def add_up(shard_stats: pa.Table) -> dict[str, Any]:
+def add_up(shard_stats: pa.Table) -> Stats:
     """Add stats up: sums, counts by label and by reason, histograms."""
-    totals: dict[str, Any] = {"shards": len(shard_stats)}
+    totals: Stats = {"shards": len(shard_stats)}
     for name in (*SUMS, "batches", "tokenise_s", "predict_s", "waited_s"):
         totals[name] = pc.sum(shard_stats[name]).as_py() or 0
-    capacity_tokens, known = (
-        pc.sum(shard_stats["room"]).as_py(),
-        shard_stats.filter(pc.is_valid(shard_stats["room"])),
-    )
-    totals["fill"] = pc.sum(known["tokens"]).as_py() / capacity_tokens if capacity_tokens else None
+    # Shards of a killed run have tokens and no batches: they do not count for the fill.
+    with_batches = shard_stats.filter(pc.is_valid(shard_stats["room"]))
+    capacity_tokens = pc.sum(with_batches["room"]).as_py()
+    totals["fill"] = None
+    if capacity_tokens:
+        totals["fill"] = pc.sum(with_batches["tokens"]).as_py() / capacity_tokens
     totals["rejected"] = totals["rows"] - totals["labelled"]
     for name in ("labels", "rejects"):
-        entries = shard_stats[name].combine_chunks()
-        grouped = (
-            pa.table({"key": entries.keys, "n": entries.items})
-            .group_by("key")
-            .aggregate([("n", "sum")])
-        )
-        counts: Counter[str] = Counter(
-            dict(zip(grouped["key"].to_pylist(), grouped["n_sum"].to_pylist(), strict=True))
-        )
-        totals[name] = dict(sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])))
+        totals[name] = _count_by_key(shard_stats[name].combine_chunks())
     for name in ("lengths", "scores"):
-        lists = shard_stats[name].drop_null()
-        full = [row for row in lists.to_pylist() if row]
-        totals[name] = np.sum(full, axis=0).tolist() if full else []
+        counts = [row for row in shard_stats[name].drop_null().to_pylist() if row]
+        totals[name] = np.sum(counts, axis=0).tolist() if counts else []
     return totals
+
+
+def _count_by_key(maps: pa.MapArray) -> dict[str, int]:
+    """Add up counts by their keys, the most frequent first."""
+    entries = pa.table({"key": maps.keys, "n": maps.items})
+    sums = entries.group_by("key").aggregate([("n", "sum")])
+    pairs = zip(sums["key"].to_pylist(), sums["n_sum"].to_pylist(), strict=True)
+    return dict(sorted(pairs, key=lambda pair: (-pair[1], pair[0])))
