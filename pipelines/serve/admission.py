@@ -1,5 +1,4 @@
-"""Admission: places that requests share, so that neither large requests nor one client keep all
-others out.
+"""Admission: places that requests share, so that neither large ones nor one client keep others out.
 
 The places are for whatever is counted: documents, or bytes of bodies.
 """
@@ -16,12 +15,14 @@ class _Pool:
     """Places of which a client holds at most half, rounded up; who has no name holds any."""
 
     def __init__(self, most: int):
-        self.most, self.used = most, 0
+        self.most = most
+        self.used = 0
         self.held: Counter[str] = Counter()
 
     def has_room(self, client: str | None, count: int) -> bool:
-        mine = client is None or self.held[client] + count <= half(self.most)
-        return mine and self.used + count <= self.most
+        if client is not None and self.held[client] + count > half(self.most):
+            return False
+        return self.used + count <= self.most
 
     def add(self, client: str | None, count: int) -> None:
         self.used += count
@@ -43,7 +44,9 @@ class Admission:
     """
 
     def __init__(self, most: int, small: int):
-        self.most, self.small = most, small
+        self.most = most
+        self.small = small
+        # Small requests may use either, the others the first alone.
         self._pools = [_Pool(most), _Pool(most // _SMALL_SHARE)]
         self._lock = threading.Lock()
 
@@ -57,8 +60,9 @@ class Admission:
         return self.most if client is None else half(self.most)
 
     def claim(self, client: str | None) -> Claim:
-        """Return the claim of a request, which holds nothing yet. A client is its key or address;
-        None: not known.
+        """Return the claim of a request, which holds nothing yet.
+
+        `client`: its key or address; None: not known.
         """
         return Claim(self, client)
 
@@ -67,7 +71,8 @@ class Claim:
     """The places of a request; any thread may change them."""
 
     def __init__(self, admission: Admission, client: str | None):
-        self._admission, self._client = admission, client
+        self._admission = admission
+        self._client = client
         self._pool: _Pool | None = None
         self._count = 0
 
@@ -75,12 +80,15 @@ class Claim:
         """Hold `count` places in all; False where they are taken, and then what was held stays."""
         admission = self._admission
         with admission._lock:
+            # Its own places are free for it; where there is no room, it takes them back.
             if self._pool:
                 self._pool.add(self._client, -self._count)
-            pools = admission._pools if count <= admission.small else admission._pools[:1]
+            is_small = count <= admission.small
+            pools = admission._pools if is_small else admission._pools[:1]
             fitting = next((pool for pool in pools if pool.has_room(self._client, count)), None)
             if fitting:
-                self._pool, self._count = fitting, count
+                self._pool = fitting
+                self._count = count
             if self._pool:
                 self._pool.add(self._client, self._count)
         return fitting is not None

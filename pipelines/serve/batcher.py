@@ -100,9 +100,7 @@ class PendingRequest:
         self.future.set_result(predictions)
 
     def refuse_size(self) -> None:
-        """End with WindowBudgetError, unless that is done: the model gives more numbers than a
-        request may have.
-        """
+        """End with WindowBudgetError: the model gives more numbers than a request may have."""
         if self.future.done() or not self.future.set_running_or_notify_cancel():
             return
         message = f"the model gives more than the {MOST_NUMBERS:,} numbers that a request may have"
@@ -130,9 +128,7 @@ class _Part:
         return np.diff(self.request.cu_seqlens[self.first : self.stop + 1])
 
     def collect(self, predictions: Predictions, offset: int) -> None:
-        """Hand the values of its windows, which begin at window `offset` of the batch, to the
-        request.
-        """
+        """Hand the values of its windows, from window `offset` of the batch on, to the request."""
         values = predictions.values
         splits = predictions.splits
         for window in range(self.first, self.stop):
@@ -278,9 +274,7 @@ class Batcher:
         return True
 
     def _run(self, batch: list[_Part]) -> None:
-        """Run a batch and hand its values out; whatever goes wrong is the reason why its windows
-        failed.
-        """
+        """Run a batch and hand its values, or the reasons why there are none, to its requests."""
         ids = np.concatenate([part.input_ids for part in batch])
         lengths = np.concatenate([part.lengths for part in batch])
         windows = len(lengths)

@@ -287,9 +287,7 @@ def _keep_texts_out_of_logs() -> None:
 
 
 def _placed(options: ServiceOptions) -> ServiceOptions:
-    """Resolve device auto by what the cluster has: the process that builds may run where no GPU
-    is.
-    """
+    """Resolve device auto by what the cluster has, since the GPUs may be on other machines."""
     if ray.is_initialized():
         has_gpu = ray.cluster_resources().get("GPU", 0) > 0
     else:
@@ -322,9 +320,7 @@ def _scaling(model: ServedModel) -> dict[str, Any]:
 
 
 def _common(options: ServiceOptions) -> dict[str, Any]:
-    """Let a replica that is to end answer what it has, and replace one that does not answer a
-    probe.
-    """
+    """Let a replica that ends answer what it has, and replace one that answers no probe."""
     longest_s = max(model.timeout_s for model in options.models)
     longest_batch_s = max(model.batch_timeout_s for model in options.models)
     return {

@@ -210,9 +210,7 @@ def _is_id(value: object, size: int) -> bool:
 
 
 def _slices(documents: Sequence[Text]) -> Iterator[tuple[int, int]]:
-    """Yield ranges [start, stop) of documents of one kind, texts or pairs, that are short
-    together.
-    """
+    """Yield ranges [start, stop) of documents of one kind that are short together."""
     start = 0
     characters = 0
     for number, document in enumerate(documents):

@@ -121,9 +121,7 @@ class ModelServer:
         return response
 
     async def check_health(self) -> None:
-        """Raise ServeError unless the model has just answered, or answers a probe that goes before
-        all others.
-        """
+        """Raise ServeError unless the model has just answered, or answers a probe at once."""
         if time.monotonic() - self.batcher.succeeded < _RECENT_S:
             return
         name = self.options.name
@@ -190,9 +188,7 @@ class ModelServer:
     async def _admitted(
         self, client: str | None, count: int, limit_s: float
     ) -> AsyncIterator[Work]:
-        """Hold places for documents until they are answered and no thread is busy with them;
-        ServeError without.
-        """
+        """Hold places for documents while they are worked on; ServeError where there are none."""
         most = self._admission.most_of(client)
         if count > most:
             message = f"{count} documents in a request; at most {most} are taken"
@@ -373,9 +369,7 @@ class ModelServer:
 def _results(
     task: Task, outputs: ModelOutputs, places: np.ndarray, failed: dict[int, str], count: int
 ) -> list[object] | np.ndarray:
-    """Put the task's results in their places among `count` documents; failed ones are None, or
-    zeros in an array.
-    """
+    """Put results in their places among `count` documents; failed ones are None, or zeros."""
     response = task.response(outputs)
     if isinstance(response, np.ndarray):
         rows = np.zeros((count, *response.shape[1:]), response.dtype)

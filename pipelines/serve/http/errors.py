@@ -71,7 +71,8 @@ def first_mistake(error: RequestValidationError) -> ApiError:
     mistake = first["type"]
     # The branches of a union are tagged <so>; the client does not know them.
     parts = [part for part in first["loc"][1:] if not str(part).startswith("<")]
-    field = next((part for part in parts if isinstance(part, str)), None)
+    names = [part for part in parts if isinstance(part, str)]
+    field = names[0] if names else None
     path = _path(parts)
     place = path or "the body"
     if mistake == "extra_forbidden":
@@ -79,9 +80,11 @@ def first_mistake(error: RequestValidationError) -> ApiError:
     elif mistake == "missing":
         message = f"{place} is missing"
     elif mistake == "too_long":
-        message = f"{place} holds more than {first['ctx']['max_length']:,} items"
+        most = first["ctx"]["max_length"]
+        message = f"{place} holds more than {most:,} items"
     elif mistake == "string_too_long":
-        message = f"{place} has more than {first['ctx']['max_length']:,} characters"
+        most = first["ctx"]["max_length"]
+        message = f"{place} has more than {most:,} characters"
     else:
         phrase = _PHRASES.get(mistake) or first["msg"].replace("Input should be", "must be")
         message = f"{place} {phrase}"

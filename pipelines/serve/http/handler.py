@@ -64,7 +64,7 @@ class RequestHandler:
         self.metrics.documents_in_flight = lambda: self._inputs.used
 
     async def info(self, name: str) -> Info:
-        """Return what is known of a model; it is asked once."""
+        """Return what is known of a model, which is looked up once."""
         if name not in self._info:
             self._info[name] = await self.models.info(name)
         return self._info[name]
@@ -82,8 +82,9 @@ class RequestHandler:
         fitting = self._models_for(task)
         if name is None or name == _UNSPECIFIED:
             if not fitting:
-                online = ", ".join(f"{other} ({does})" for other, does in tasks.items())
-                raise ApiError("wrong_task", f"no model here does {task}; online are {online}")
+                online = [f"{other} ({does})" for other, does in tasks.items()]
+                message = f"no model here does {task}; online are {', '.join(online)}"
+                raise ApiError("wrong_task", message)
             return await self.info(fitting[0])
         name = self.models.aliases.get(name, name)
         if name not in tasks:
@@ -161,7 +162,8 @@ class RequestHandler:
             return [inputs]
         if isinstance(inputs[0], str):
             return inputs
-        id_lists = cast("list[list[int]]", [inputs] if isinstance(inputs[0], int) else inputs)
+        is_one_text = isinstance(inputs[0], int)
+        id_lists = cast("list[list[int]]", [inputs] if is_one_text else inputs)
         texts = await self.decode(info, id_lists, field)
         # The model reads texts. The ids are those of a text where it gives them again, with or
         # without special tokens.

@@ -147,9 +147,7 @@ class RequestLimitsMiddleware:
             raise ApiError("unauthorized", message)
 
     def _check_host(self, scope: Scope, headers: Headers) -> None:
-        """Refuse a name that is not this machine's, where a page from there reaches a loopback
-        address by its DNS.
-        """
+        """Refuse a foreign host name: a web page may have pointed it to a loopback address."""
         # A page does not know the key.
         if self.limits.has_keys:
             return

@@ -43,9 +43,7 @@ class JsonRoute(APIRoute):
             self.app = _body_app(endpoint, TypeAdapter(annotation), "request" in parameters)
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        """Match as Starlette does, after a look that is enough for most of the routes that a
-        request is tried on.
-        """
+        """Match as Starlette does, after a look that rules most of the routes out."""
         if self._is_literal and not scope["path"].endswith(self.path):
             return Match.NONE, {}
         return super().matches(scope)

@@ -98,12 +98,8 @@ def _add_rerank(router: APIRouter, handler: RequestHandler) -> None:
     async def cohere(body: CohereRequest, request: Request) -> Response:
         """{id, results: [{index, relevance_score}], meta} from best to worst."""
         info = await handler.pick("rerank", body.model)
-        documents = body.documents
-        shortened: set[int] = set()
-        if body.max_tokens_per_doc is not None:
-            documents, shortened = await _first_tokens(
-                handler, info, documents, body.max_tokens_per_doc
-            )
+        most_tokens = body.max_tokens_per_doc
+        documents, shortened = await _first_tokens(handler, info, body.documents, most_tokens)
         handled, ranked = await rerank(handler, info, body.query, documents, "documents")
         handled.truncated |= shortened
         results: list[JsonObject] = []
@@ -209,12 +205,14 @@ def _meta(
 
 
 async def _first_tokens(
-    handler: RequestHandler, info: Info, texts: list[str], count: int
+    handler: RequestHandler, info: Info, texts: list[str], count: int | None
 ) -> tuple[list[str], set[int]]:
-    """Cut each text after its first `count` tokens.
+    """Cut each text after its first `count` tokens; None: not at all.
 
     Also returns the indices of the texts that this shortens.
     """
+    if count is None:
+        return texts, set()
     all_tokens = await handler.tokenize(info, texts, "documents", special=False)
     shorter = list(texts)
     shortened = set()

@@ -224,9 +224,7 @@ def _add_classify(router: APIRouter, handler: RequestHandler, name: str, path: s
         """[[{label, score}]]: for each input a list from best to worst."""
         info = await handler.pick("classify", name)
         items: list[str | TextPair] = as_list(body.inputs)
-        documents: list[Text] = []
-        for item in items:
-            documents.append(item if isinstance(item, str) else (item.text, item.text_pair))
+        documents = [_document(item) for item in items]
         parameters = body.parameters or ClassifyParameters()
         handled, labels = await classify(handler, info, documents, parameters)
         # TEI's clients, which send no parameters, want the labels of one input without a list
@@ -235,6 +233,12 @@ def _add_classify(router: APIRouter, handler: RequestHandler, name: str, path: s
         if is_tei and not isinstance(body.inputs, list):
             return handled.reply(labels[0])
         return handled.reply(labels)
+
+
+def _document(item: str | TextPair) -> Text:
+    if isinstance(item, str):
+        return item
+    return item.text, item.text_pair
 
 
 def _add_zero_shot(router: APIRouter, handler: RequestHandler, name: str, path: str) -> None:
@@ -356,7 +360,7 @@ def routes_of_model(handler: RequestHandler, name: str) -> Sequence[APIRouter]:
 
 
 def _task_route(handler: RequestHandler, name: str, path: str, tag: str) -> APIRouter:
-    """Make the route of a model at `path`; none for a task that Hugging Face's client has not."""
+    """Make the route of a model at `path`; none for a task that the client does not have."""
     router = new_router(TEI, tags=[tag])
     add = TASK_ROUTES.get(handler.models.tasks[name])
     if add is not None:

@@ -215,8 +215,8 @@ async def _rerank(handler: RequestHandler, body: JinaRequest, name: str | None) 
 def _check_model(handler: RequestHandler, body: JinaRequest, name: str | None) -> None:
     """Raise ApiError where the path and the body name different models."""
     aliases = handler.models.aliases
-    asked = aliases.get(body.model or "", body.model)
-    if name and asked not in (None, name, aliases.get(name)):
+    body_model = aliases.get(body.model or "", body.model)
+    if name and body_model not in (None, name, aliases.get(name)):
         message = f"model {str(body.model)[:60]!r} is not here; this is {name}"
         raise ApiError("unknown_model", message, field="model")
 

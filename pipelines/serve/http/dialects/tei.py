@@ -251,11 +251,17 @@ async def tei_rerank(handler: RequestHandler, body: TeiRerankRequest, name: str 
 
 
 def _add_model_routes(router: APIRouter, handler: RequestHandler, name: str | None) -> None:
-    """Add the routes of any model: its tokenizer, and what it is."""
+    """Add the routes of a model of any task, the one called `name` or the first of all."""
+    model = name or next(iter(handler.models.tasks))
+    _add_tokenizer(router, handler, model)
 
-    async def model() -> Info:
-        return await handler.info(name or next(iter(handler.models.tasks)))
+    @router.get("/info", response_model=JsonObject)
+    async def info() -> Response:
+        """What the model is, and what it takes."""
+        return json_response(_info(await handler.info(model), handler))
 
+
+def _add_tokenizer(router: APIRouter, handler: RequestHandler, model: str) -> None:
     example: JsonObject = {"inputs": "What is Deep Learning?"}
 
     @router.post("/tokenize", **route_docs(list[list[JsonObject]], example))
@@ -263,7 +269,7 @@ def _add_model_routes(router: APIRouter, handler: RequestHandler, name: str | No
         """The tokens of each text: id, text, and the characters [start, stop) that it stands
         for.
         """
-        info = await model()
+        info = await handler.info(model)
         prompt_options(info, body.prompt_name)
         prompt = info.prompts[body.prompt_name] if body.prompt_name is not None else ""
         texts = [prompt + text for text in as_list(body.inputs)]
@@ -277,16 +283,12 @@ def _add_model_routes(router: APIRouter, handler: RequestHandler, name: str | No
     @router.post("/decode", **route_docs(list[str], example))
     async def decode(body: DecodeRequest) -> Response:
         """The text of each list of ids."""
-        info = await model()
+        info = await handler.info(model)
         is_batch = isinstance(body.ids[0], list)
         id_lists = cast("list[list[int]]", body.ids if is_batch else [body.ids])
         skip_special = body.skip_special_tokens is not False
-        return json_response(await handler.decode(info, id_lists, "ids", skip_special))
-
-    @router.get("/info", response_model=JsonObject)
-    async def info() -> Response:
-        """What the model is, and what it takes."""
-        return json_response(_info(await model(), handler))
+        texts = await handler.decode(info, id_lists, "ids", skip_special)
+        return json_response(texts)
 
 
 def _tokens(text: str, tokens: Tokens) -> Iterator[JsonObject]:

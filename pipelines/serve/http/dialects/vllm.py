@@ -86,9 +86,7 @@ class ScoreRequest(VllmRequest):
 
 
 def routes(handler: RequestHandler) -> Sequence[APIRouter]:
-    """Make the routes of classifiers, multi-vector encoders and rerankers, and Infinity's list of
-    models.
-    """
+    """Make the routes of vLLM and Infinity."""
     router = new_router(VLLM, tags=["vLLM, Infinity"])
     _add_classify(router, handler)
     _add_pooling(router, handler)
