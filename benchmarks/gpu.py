@@ -586,7 +586,7 @@ def graphs() -> dict[str, Any]:
     for n in (16, 64) if DRY else (16, 128, 512, 2048, 4096):
         batch = batch_of([n])
         synchronize()
-        plain = wall_seconds(lambda b=batch: model._encode(b))
+        plain = wall_seconds(lambda b=batch: model.run_layers(b))
         model.enable_graphs()
         graphed = wall_seconds(lambda b=batch: model.forward_packed(b))
         result[str(n)] = {"launched_us": plain * 1e6, "graph_us": graphed * 1e6}

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from modernbert import gpu
+from modernbert.layers import ModernBertEncoderLayer
 from modernbert.linear import GatedLinear, Linear
-from modernbert.model import ModernBertEncoderLayer, ModernBertModel
+from modernbert.model import ModernBertModel
 
 _LARGEST = torch.finfo(torch.float8_e4m3fn).max
 

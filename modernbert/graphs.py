@@ -33,11 +33,12 @@ class EncoderGraphs:
     for results.
     """
 
-    def __init__(self, encode: Callable[[PackedBatch], Tensor]):
-        """`encode`: the encoder's forward pass in half precision, (T, D), which must read nothing
-        back.
+    def __init__(self, run_layers: Callable[[PackedBatch], Tensor]):
+        """Hold no graphs yet.
+
+        `run_layers`: the encoder in half precision, (T, D), which must read nothing back.
         """
-        self._encode = encode
+        self._run_layers = run_layers
         self._replays: dict[Size, tuple[PackedBatch, Callable[[], Tensor]]] = {}
         self._pool: Any = None
         self._failed = False
@@ -54,7 +55,7 @@ class EncoderGraphs:
                 padded = pad_to(size, batch)
                 copy_into(padded, batch)
                 self._pool = self._pool or torch.cuda.graph_pool_handle()
-                self._replays[size] = padded, capture(lambda: self._encode(padded), self._pool)
+                self._replays[size] = padded, capture(lambda: self._run_layers(padded), self._pool)
             except RuntimeError as error:
                 logger.warning(
                     "no CUDA graphs, small batches take longer: %s", str(error).splitlines()[0]

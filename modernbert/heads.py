@@ -18,9 +18,11 @@ from torch import Tensor, nn
 from modernbert import gpu
 from modernbert.checkpoint import PreTrained, init_weights
 from modernbert.config import ConfigError, ModernBertConfig
+from modernbert.inputs import ModelInputs
+from modernbert.layers import layer_norm
 from modernbert.linear import Linear, activation_function, map_row_chunks
 from modernbert.losses import classification_loss, position_loss
-from modernbert.model import ModernBertModel, layer_norm, to_output
+from modernbert.model import ModernBertModel, to_output
 from modernbert.outputs import (
     MaskedLMOutput,
     ModelOutput,
@@ -28,8 +30,9 @@ from modernbert.outputs import (
     QuestionAnsweringModelOutput,
     SequenceClassifierOutput,
     TokenClassifierOutput,
+    Traces,
 )
-from modernbert.packing import ModelInputs, PackedBatch
+from modernbert.packing import PackedBatch
 
 
 class ModernBertPredictionHead(nn.Module):
@@ -46,9 +49,9 @@ class ModernBertPredictionHead(nn.Module):
             self.compile(dynamic=True)
 
     def forward(self, x_BD: Tensor) -> Tensor:
-        return self.norm(
-            self.act(self.dense(x_BD.to(self.norm.weight.dtype)))
-        )  # a head may be fp32 on a bf16 encoder
+        x_BD = x_BD.to(self.norm.weight.dtype)  # a head may be fp32 on a bf16 encoder
+        out_BD: Tensor = self.norm(self.act(self.dense(x_BD)))
+        return out_BD
 
 
 class _Head(PreTrained):
@@ -74,8 +77,8 @@ class _Head(PreTrained):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-        **ignored: Any,
-    ) -> Any:
+        **ignored: object,
+    ) -> Any:  # an output object or a tuple, as return_dict says
         """Compute the logits, and the loss if `labels` are given.
 
         Args:
@@ -86,7 +89,7 @@ class _Head(PreTrained):
         Returns:
             The output object of the class, or a tuple of its values with `return_dict=False`.
         """
-        inputs, x_TD, traces = self.model.encode(
+        inputs, x_TD, traces = self.model.run(
             input_ids,
             attention_mask,
             sliding_window_mask,
@@ -101,12 +104,11 @@ class _Head(PreTrained):
             output_hidden_states,
             ignored,
         )
-        return to_output(
-            self._compute_output(inputs, x_TD, labels, traces), return_dict, self.config
-        )
+        output = self._compute_output(inputs, x_TD, labels, traces)
+        return to_output(output, return_dict, self.config)
 
     def _compute_output(
-        self, inputs: ModelInputs, x_TD: Tensor, labels: Tensor | None, traces: dict[str, Any]
+        self, inputs: ModelInputs, x_TD: Tensor, labels: Tensor | None, traces: Traces
     ) -> ModelOutput:
         """Compute the output from the last hidden states; `traces` are its `hidden_states` and
         `attentions`.
@@ -162,27 +164,25 @@ class ModernBertForMaskedLM(_Head):
         return map_row_chunks(self._decode, x_PD)
 
     def _decode(self, x_PD: Tensor) -> Tensor:
-        return self.decoder(self.head(x_PD))
+        logits_PV: Tensor = self.decoder(self.head(x_PD))
+        return logits_PV
 
     def _compute_output(
-        self, inputs: ModelInputs, x_TD: Tensor, labels: Tensor | None, traces: dict[str, Any]
+        self, inputs: ModelInputs, x_TD: Tensor, labels: Tensor | None, traces: Traces
     ) -> MaskedLMOutput:
         if labels is None:
-            return MaskedLMOutput(logits=inputs.pad(map_row_chunks(self._decode, x_TD)), **traces)
+            return MaskedLMOutput(logits=inputs.pad(self.decode(x_TD)), **traces)
         labels_T = inputs.unpad(labels)
         if self.config.sparse_prediction:
             labelled_T = labels_T != self.config.sparse_pred_ignore_index
-            logits = map_row_chunks(self._decode, x_TD[labelled_T])
-            return MaskedLMOutput(
-                loss=F.cross_entropy(logits.float(), labels_T[labelled_T]), logits=logits, **traces
-            )
-        logits = map_row_chunks(self._decode, x_TD)
-        loss = F.cross_entropy(logits.float(), labels_T)
-        return MaskedLMOutput(
-            loss=loss,
-            logits=inputs.pad(logits if self.config.repad_logits_with_grad else logits.detach()),
-            **traces,
-        )
+            logits_PV = self.decode(x_TD[labelled_T])
+            loss = F.cross_entropy(logits_PV.float(), labels_T[labelled_T])
+            return MaskedLMOutput(loss=loss, logits=logits_PV, **traces)
+        logits_TV = self.decode(x_TD)
+        loss = F.cross_entropy(logits_TV.float(), labels_T)
+        if not self.config.repad_logits_with_grad:
+            logits_TV = logits_TV.detach()
+        return MaskedLMOutput(loss=loss, logits=inputs.pad(logits_TV), **traces)
 
 
 class _Classifier(_Head):
@@ -200,10 +200,12 @@ class _Classifier(_Head):
         init_weights(self)
 
     def _classify(self, x_BD: Tensor) -> Tensor:
-        return self.classifier(self.drop(self.head(x_BD)))
+        logits_BC: Tensor = self.classifier(self.drop(self.head(x_BD)))
+        return logits_BC
 
     def _classify_pooled(self, x_TD: Tensor, batch: PackedBatch) -> Tensor:
-        return map_row_chunks(self._classify, pool(x_TD, batch, self.config.classifier_pooling))
+        pooled_BD = pool(x_TD, batch, self.config.classifier_pooling)
+        return map_row_chunks(self._classify, pooled_BD)
 
 
 class ModernBertForSequenceClassification(_Classifier):
@@ -231,14 +233,12 @@ class ModernBertForSequenceClassification(_Classifier):
         return self._classify_pooled(self.model.forward_packed(batch), batch)
 
     def _compute_output(
-        self, inputs: ModelInputs, x_TD: Tensor, labels: Tensor | None, traces: dict[str, Any]
+        self, inputs: ModelInputs, x_TD: Tensor, labels: Tensor | None, traces: Traces
     ) -> SequenceClassifierOutput:
         logits = self._classify_pooled(x_TD, inputs.batch)
-        loss = (
-            None
-            if labels is None
-            else classification_loss(logits, labels, self.config.problem_type)
-        )
+        loss = None
+        if labels is not None:
+            loss = classification_loss(logits, labels, self.config.problem_type)
         return SequenceClassifierOutput(loss=loss, logits=logits, **traces)
 
 
@@ -264,7 +264,7 @@ class ModernBertForTokenClassification(_Classifier):
         return map_row_chunks(self._classify, self.model.forward_packed(batch))
 
     def _compute_output(
-        self, inputs: ModelInputs, x_TD: Tensor, labels: Tensor | None, traces: dict[str, Any]
+        self, inputs: ModelInputs, x_TD: Tensor, labels: Tensor | None, traces: Traces
     ) -> TokenClassifierOutput:
         logits = map_row_chunks(self._classify, x_TD)
         loss = None if labels is None else F.cross_entropy(logits, inputs.unpad(labels))
@@ -293,7 +293,7 @@ class ModernBertForMultipleChoice(_Classifier):
         """
         return self._classify_pooled(self.model.forward_packed(batch), batch)
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -309,8 +309,8 @@ class ModernBertForMultipleChoice(_Classifier):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-        **ignored: Any,
-    ) -> Any:
+        **ignored: object,
+    ) -> Any:  # an output object or a tuple, as return_dict says
         """Compute a score for each choice, and the loss if `labels` are given.
 
         Args:
@@ -330,23 +330,23 @@ class ModernBertForMultipleChoice(_Classifier):
         if source is None or (cu_seqlens is None and source.dim() < 3):
             raise ValueError("multiple choice needs input of the shape (batch, choices, sequence)")
         if cu_seqlens is None:
-            questions, sequences = source.shape[0], source.shape[0] * source.shape[1]
-            input_ids, attention_mask, position_ids, inputs_embeds, sliding_window_mask = (
-                x if x is None or x.dim() != dims else x.flatten(0, 1)
-                for x, dims in zip(
-                    (input_ids, attention_mask, position_ids, inputs_embeds, sliding_window_mask),
-                    (3, 3, 3, 4, 3),
-                    strict=True,
-                )
-            )
+            questions = source.shape[0]
+            sequences = questions * source.shape[1]
+            input_ids = _flat_choices(input_ids, 3)
+            attention_mask = _flat_choices(attention_mask, 3)
+            position_ids = _flat_choices(position_ids, 3)
+            inputs_embeds = _flat_choices(inputs_embeds, 4)
+            sliding_window_mask = _flat_choices(sliding_window_mask, 3)
         else:
-            questions, sequences = batch_size or 1, len(cu_seqlens) - 1
+            questions = batch_size or 1
+            sequences = len(cu_seqlens) - 1
         if batch_size not in (None, questions) or sequences % questions:
             raise ValueError(
                 f"batch_size {batch_size} does not fit {sequences} choices of {questions} questions"
             )
+        # For the encoder, each choice is a sequence.
         batch_size = batch_size and sequences
-        inputs, x_TD, traces = self.model.encode(
+        inputs, x_TD, traces = self.model.run(
             input_ids,
             attention_mask,
             sliding_window_mask,
@@ -363,9 +363,8 @@ class ModernBertForMultipleChoice(_Classifier):
         )
         logits = self._classify_pooled(x_TD, inputs.batch).view(questions, -1)
         loss = None if labels is None else F.cross_entropy(logits, labels)
-        return to_output(
-            MultipleChoiceModelOutput(loss=loss, logits=logits, **traces), return_dict, self.config
-        )
+        output = MultipleChoiceModelOutput(loss=loss, logits=logits, **traces)
+        return to_output(output, return_dict, self.config)
 
 
 class ModernBertForQuestionAnswering(_Classifier):
@@ -413,8 +412,8 @@ class ModernBertForQuestionAnswering(_Classifier):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         inputs_embeds: Tensor | None = None,
-        **ignored: Any,
-    ) -> Any:
+        **ignored: object,
+    ) -> Any:  # an output object or a tuple, as return_dict says
         """Compute start and end logits, and the loss if both positions are given.
 
         Args:
@@ -428,7 +427,7 @@ class ModernBertForQuestionAnswering(_Classifier):
         Returns:
             A `QuestionAnsweringModelOutput`, or a tuple of its values with `return_dict=False`.
         """
-        inputs, x_TD, traces = self.model.encode(
+        inputs, x_TD, traces = self.model.run(
             input_ids,
             attention_mask,
             sliding_window_mask,
@@ -448,12 +447,22 @@ class ModernBertForQuestionAnswering(_Classifier):
         loss = None
         if start_positions is not None and end_positions is not None:
             start_loss = position_loss(inputs, start_T, start_positions, minimum)
-            loss = (start_loss + position_loss(inputs, end_T, end_positions, minimum)) / 2
-        start, end = inputs.pad(start_T, minimum), inputs.pad(end_T, minimum)
-        result = QuestionAnsweringModelOutput(
-            loss=loss, start_logits=start, end_logits=end, **traces
+            end_loss = position_loss(inputs, end_T, end_positions, minimum)
+            loss = (start_loss + end_loss) / 2
+        output = QuestionAnsweringModelOutput(
+            loss=loss,
+            start_logits=inputs.pad(start_T, minimum),
+            end_logits=inputs.pad(end_T, minimum),
+            **traces,
         )
-        return to_output(result, return_dict, self.config)
+        return to_output(output, return_dict, self.config)
+
+
+def _flat_choices(x: Tensor | None, dims: int) -> Tensor | None:
+    """Return an argument of `dims` dimensions, which begin (B, C), as (B * C, …); others as they
+    are.
+    """
+    return x if x is None or x.dim() != dims else x.flatten(0, 1)
 
 
 def pool(hidden_TD: Tensor, batch: PackedBatch, pooling: str) -> Tensor:
@@ -467,5 +476,6 @@ def pool(hidden_TD: Tensor, batch: PackedBatch, pooling: str) -> Tensor:
     if pooling == "cls":
         return hidden_TD[batch.cu_seqlens[:-1]]
     if kernels := gpu.kernels_for(hidden_TD):
-        return kernels.pool_sequences(hidden_TD, batch.cu_seqlens, pooling)
+        pooled_BD: Tensor = kernels.pool_sequences(hidden_TD, batch.cu_seqlens, pooling)
+        return pooled_BD
     return torch.stack([x_LD.mean(dim=0) for x_LD in hidden_TD.split(batch.seqlens)])

@@ -29,7 +29,8 @@ _FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": F.tanh,
 }
 _FUSED = {"gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh")}
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+_M_TRIM_THRESHOLD = -1  # malloc.h
+_M_MMAP_THRESHOLD = -3
 CHUNK_ROWS = 512
 """Rows computed at a time, so that the activations of a layer stay in cache."""
 ROW_MULTIPLE = 16
@@ -39,10 +40,10 @@ computed with it.
 
 
 def activation_function(activation: Activation) -> Callable[[Tensor], Tensor]:
-    """Return the activation function called `activation`, or `activation` itself where it is a
-    function.
-    """
-    return _FUNCTIONS[ACTIVATIONS[activation]] if isinstance(activation, str) else activation
+    """Return the function called `activation`, or `activation` itself where it is one."""
+    if isinstance(activation, str):
+        return _FUNCTIONS[ACTIVATIONS[activation]]
+    return activation
 
 
 class Linear(nn.Linear):
@@ -60,9 +61,7 @@ class Linear(nn.Linear):
         self.weight = None  # type: ignore[assignment]
 
     def forward(self, x_TD: Tensor, residual_TE: Tensor | None = None) -> Tensor:
-        """Compute `x W^T + b`, plus `residual_TE` (T, E) if given, which a GPU in inference
-        overwrites: (T, E).
-        """
+        """Compute `x W^T + b`, (T, E), plus `residual_TE`, which a GPU in inference overwrites."""
         if self.packed is None and residual_TE is not None and gpu.kernels_for(x_TD):
             residual_TE.addmm_(x_TD, self.weight.t())
             return residual_TE if self.bias is None else residual_TE.add_(self.bias)
@@ -70,9 +69,12 @@ class Linear(nn.Linear):
             y_TE = F.linear(x_TD, self.weight, self.bias)
             return y_TE if residual_TE is None else y_TE + residual_TE
         linear = torch.ops.mkldnn._linear_pointwise
+        out_TE: Tensor
         if residual_TE is None:
-            return linear(x_TD, self.packed, self.bias, "none", [], "")
-        return linear.binary(x_TD, residual_TE, self.packed, self.bias, "add")
+            out_TE = linear(x_TD, self.packed, self.bias, "none", [], "")
+        else:
+            out_TE = linear.binary(x_TD, residual_TE, self.packed, self.bias, "add")
+        return out_TE
 
 
 class GatedLinear(Linear):
@@ -93,21 +95,26 @@ class GatedLinear(Linear):
             self.fused = None
             return super().prepack()
         biases = (None, None) if self.bias is None else self.bias.chunk(2)
-        self.halves = [
-            (torch.ops.mkldnn._reorder_linear_weight(weight.contiguous()), bias)
-            for weight, bias in zip(self.weight.detach().chunk(2), biases, strict=True)
-        ]
+        weights = self.weight.detach().chunk(2)
+        self.halves = []
+        for weight, bias in zip(weights, biases, strict=True):
+            packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
+            self.halves.append((packed, bias))
         self.weight = None  # type: ignore[assignment]
 
     def forward(self, x_TD: Tensor) -> Tensor:  # type: ignore[override]
+        out_TE: Tensor
         if self.weight is None and self.fused is not None:
             (value, value_bias), (gate, gate_bias) = self.halves
             linear = torch.ops.mkldnn._linear_pointwise
-            a_TE = linear(x_TD, value, value_bias, self.fused[0], [], self.fused[1])
-            return linear.binary(x_TD, a_TE, gate, gate_bias, "mul")
+            name, variant = self.fused
+            a_TE = linear(x_TD, value, value_bias, name, [], variant)
+            out_TE = linear.binary(x_TD, a_TE, gate, gate_bias, "mul")
+            return out_TE
         y_TF = super().forward(x_TD)
         if self.act is F.gelu and (kernels := gpu.kernels_for(x_TD)):
-            return kernels.geglu(y_TF)
+            out_TE = kernels.geglu(y_TF)
+            return out_TE
         a_TE, b_TE = y_TF.chunk(2, dim=-1)
         return self.act(a_TE) * b_TE
 
@@ -125,20 +132,18 @@ def prepack(model: nn.Module) -> None:
         >>> model = ModernBertModel.from_pretrained("answerdotai/ModernBERT-base", dtype="bfloat16")
         >>> prepack(model)
     """
-    if any(module._compiled_call_impl for module in model.modules()) or not _prepackable(
-        next(model.parameters())
-    ):
+    is_compiled = any(module._compiled_call_impl for module in model.modules())
+    if is_compiled or not _prepackable(next(model.parameters())):
         return
     for module in model.modules():  # parents before children
-        if callable(prepack_module := getattr(module, "prepack", None)):
+        prepack_module = getattr(module, "prepack", None)
+        if callable(prepack_module):
             prepack_module()
     _keep_freed_memory()
 
 
 def _keep_freed_memory() -> None:
-    """Tell glibc to keep freed memory: page faults on large activations cost about 5% of CPU
-    inference.
-    """
+    """Tell glibc to keep freed memory: page faults of activations cost about 5% of the time."""
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
         libc.mallopt(_M_TRIM_THRESHOLD, 1 << 30)

@@ -7,11 +7,18 @@ vocabulary. For packed input without `indices`, outputs are (T, …) in place of
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, TypedDict
 
 from torch import Tensor
 
 _TRACES = ("hidden_states", "attentions")
+
+
+class Traces(TypedDict, total=False):
+    """The fields that all outputs have, as far as they are asked for."""
+
+    hidden_states: tuple[Tensor, ...]
+    attentions: tuple[Tensor, ...]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -32,11 +39,10 @@ class ModelOutput:
         attentions.
         """
         names = [field.name for field in fields(self) if field.name not in _TRACES]
-        return tuple(
-            value for name in (*names, *_TRACES) if (value := getattr(self, name)) is not None
-        )
+        values = [getattr(self, name) for name in (*names, *_TRACES)]
+        return tuple(value for value in values if value is not None)
 
-    def __getitem__(self, key: str | int | slice) -> Any:
+    def __getitem__(self, key: str | int | slice) -> Any:  # a field, or a tuple of some
         return getattr(self, key) if isinstance(key, str) else self.to_tuple()[key]
 
 

@@ -27,23 +27,28 @@ def rope_table(
     Returns:
         cos and sin, each (positions, H/2), fp32.
     """
-    frequencies = 1.0 / (theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim))
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
+    frequencies = 1.0 / (theta**exponents)
     angles = torch.outer(torch.arange(positions, dtype=torch.float32), frequencies)
     return angles.cos().to(device), angles.sin().to(device)
 
 
 def apply_rope(qk_TGNH: Tensor, cos_TH: Tensor, sin_TH: Tensor) -> Tensor:
-    """Rotate the pairs (i, i + H/2) of queries and keys (T, 2, N, H) by the angles of their tokens,
-    in fp32.
+    """Rotate the pairs (i, i + H/2) of queries and keys by the angles of their tokens, in fp32.
 
-    `cos_TH` and `sin_TH`, (T, H/2) fp32, are the rows of `rope_table` at the tokens' positions.
-    Returns a tensor of the shape and dtype of `qk_TGNH`.
+    Args:
+        qk_TGNH: queries and keys (T, 2, N, H).
+        cos_TH: (T, H/2) fp32, the rows of `rope_table` at the tokens' positions.
+        sin_TH: (T, H/2) fp32, likewise.
+
+    Returns:
+        A tensor of the shape and dtype of `qk_TGNH`.
     """
-    cos, sin = cos_TH[:, None, None], sin_TH[:, None, None]
+    cos = cos_TH[:, None, None]
+    sin = sin_TH[:, None, None]
     first, second = qk_TGNH.float().chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(
-        qk_TGNH.dtype
-    )
+    rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    return rotated.to(qk_TGNH.dtype)
 
 
 def apply_rope_interleaved_(qk_TGNH: Tensor, cos_TH: Tensor, sin_TH: Tensor) -> None:
@@ -61,5 +66,5 @@ def interleave_pairs(weight_OD: Tensor, heads: int) -> Tensor:
 
     Attention scores stay the same, since queries and keys are reordered alike.
     """
-    halves = weight_OD.unflatten(0, (heads, 2, -1))
+    halves: Tensor = weight_OD.unflatten(0, (heads, 2, -1))
     return halves.transpose(1, 2).flatten(0, 2)

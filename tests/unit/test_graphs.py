@@ -41,7 +41,7 @@ def test_sizes(lengths, size):
 
 def test_batches_that_no_graph_fits():
     ids = torch.zeros(2, 5, dtype=torch.int64)
-    from modernbert.packing import ModelInputs
+    from modernbert.inputs import ModelInputs
 
     assert (
         size_for(ModelInputs.from_padded(ids, None, position_ids=torch.arange(5) * 3).batch) is None
@@ -102,7 +102,7 @@ def test_a_batch_in_a_graph_has_the_answers_of_the_batch_alone(model, captures):
         for lengths in ((5,), (3, 60, 2), (90, 7), (128, 128), (1,) * 40, (3, 60, 1))
     ]
     want = [model.forward_packed(batch) for batch in batches]
-    model._graphs = EncoderGraphs(model._encode)
+    model._graphs = EncoderGraphs(model.run_layers)
     for batch, expected in zip(batches, want, strict=True):
         got = model.forward_packed(batch)
         assert got.shape == expected.shape
@@ -114,7 +114,7 @@ def test_a_batch_in_a_graph_has_the_answers_of_the_batch_alone(model, captures):
         128,
     ]  # one for each size: batches of three and of two share one
     large = batch_of(*[64] * 65)
-    assert relative_error(model.forward_packed(large), model._encode(large)) == 0
+    assert relative_error(model.forward_packed(large), model.run_layers(large)) == 0
     assert len(captures) == 4
 
 
@@ -127,7 +127,7 @@ def test_a_capture_that_fails_is_warned_of_once(model, monkeypatch, caplog):
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
     batch = batch_of(5, 9)
     want = model.forward_packed(batch)
-    model._graphs = EncoderGraphs(model._encode)
+    model._graphs = EncoderGraphs(model.run_layers)
     assert all(torch.equal(model.forward_packed(batch), want) for _ in range(2))
     assert [record.message for record in caplog.records] == [
         "no CUDA graphs, small batches take longer: operation not permitted when stream is capturing"
