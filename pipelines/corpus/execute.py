@@ -40,7 +40,7 @@ from pipelines.corpus.stages import commit, read_and_tokenise, reject_shard
 from pipelines.errors import JobError, UserError
 from pipelines.input.shards import Shard
 from pipelines.output.folder import REJECTED, unwritable
-from pipelines.output.shard_stats import ShardStatsBuilder
+from pipelines.output.shard_stats import ShardStatsBuilder, Stats
 from pipelines.raydata.actor import Predict
 from pipelines.raydata.cluster import describe_cluster, log_ray_data_to_file
 from pipelines.raydata.placement import (
@@ -238,7 +238,7 @@ class Execution:
             else:
                 self.add_committed(json.loads(committed.stats))
 
-    def add_committed(self, stats: dict[str, Any]) -> None:
+    def add_committed(self, stats: Stats) -> None:
         """Count a committed shard; UserError where too many rows are rejected by now."""
         # The clocks of workers may differ from the driver's, and that one may be set meanwhile.
         committed_at = self._epoch + time.monotonic()

@@ -29,7 +29,7 @@ from pipelines.options import from_call, task_named
 from pipelines.output import folder as output
 from pipelines.output.lease import Lease, OutputInUse, lease
 from pipelines.output.record import PARTS, Attempt, RunRecord
-from pipelines.output.shard_stats import add_up
+from pipelines.output.shard_stats import Stats, add_up
 from pipelines.raydata.cluster import cluster_resources
 from pipelines.report.html import render
 from pipelines.signals import delayed_signals, how_stopped, raised_signals
@@ -171,7 +171,7 @@ class Run:
     """Files that cannot be read, with the reason."""
     failed: dict[str, str] = field(default_factory=dict)
     """Files and shards that failed, with the reason."""
-    totals: dict[str, Any] = field(default_factory=dict)
+    totals: Stats = field(default_factory=dict)
     """Sums over the shards that the run has committed."""
 
 

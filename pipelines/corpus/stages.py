@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +24,7 @@ from pipelines.input.inspection import one_line
 from pipelines.input.plan import read_shard
 from pipelines.input.shards import Rows, Shard
 from pipelines.output.folder import REJECTED_FIELDS, commit_shard
-from pipelines.output.shard_stats import count_items, count_scores, count_windows
+from pipelines.output.shard_stats import Stats, count_items, count_scores, count_windows
 from pipelines.raydata import wire
 from pipelines.raydata.wire import Committed, Reject
 from pipelines.tasks.base import Task
@@ -101,7 +100,7 @@ def _commit(job: Job, table: pa.Table) -> Committed:
     return Committed(shard.name, stats=json.dumps(stats))
 
 
-def _answers(job: Job, shard: Shard, table: pa.Table) -> tuple[dict[str, Any], pa.Table, pa.Table]:
+def _answers(job: Job, shard: Shard, table: pa.Table) -> tuple[Stats, pa.Table, pa.Table]:
     """Decode a shard: its stats, the table of its answered rows and that of its rejected rows."""
     task = job.task
     windows = wire.windows_of(table)
@@ -132,7 +131,7 @@ def _answers(job: Job, shard: Shard, table: pa.Table) -> tuple[dict[str, Any], p
     kept, replaced = readable_columns(kept)
     added = {job.prefix + name: values for name, values in answers.items()}
 
-    stats: dict[str, Any] = {
+    stats: Stats = {
         "name": shard.name,
         "rows": shard.count,
         "labelled": len(answered),
@@ -146,12 +145,12 @@ def _answers(job: Job, shard: Shard, table: pa.Table) -> tuple[dict[str, Any], p
     return stats, pa.table(kept | added), _rejected(shard, read.table, place_of_row, rejects)
 
 
-def _stats_of_answers(task: Task, answers: dict[str, pa.Array]) -> dict[str, Any]:
+def _stats_of_answers(task: Task, answers: dict[str, pa.Array]) -> Stats:
     """Count the scores, labels and items of answers."""
     of_task = [answers[name] for name in task.columns.names]
     decoded = pa.StructArray.from_arrays(of_task, fields=list(task.columns))
     scores = task.scores(decoded).to_numpy(zero_copy_only=False)
-    stats: dict[str, Any] = {
+    stats: Stats = {
         "scores": count_scores(scores),
         "labels": task.label_counts(decoded),
     }

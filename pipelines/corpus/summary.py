@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -17,7 +18,7 @@ from pipelines.corpus.plan import Job
 from pipelines.input.shards import Corpus
 from pipelines.output import folder as output
 from pipelines.output.record import RUN, Attempt, RunRecord
-from pipelines.output.shard_stats import LENGTH_EDGES, SCORE_EDGES, add_up
+from pipelines.output.shard_stats import LENGTH_EDGES, SCORE_EDGES, Stats, add_up
 from pipelines.report.html import group_failures
 from pipelines.report.progress import format_duration
 from pipelines.report.text import printable
@@ -61,7 +62,7 @@ def input_changes(earlier: Corpus | None, corpus: Corpus) -> list[str]:
 
 def format_summary(
     job: Job,
-    totals: dict[str, Any],
+    totals: Stats,
     attempt: Attempt,
     failed: dict[str, str],
     changes: list[str],
@@ -97,7 +98,7 @@ def format_summary(
     return "\n".join(lines)
 
 
-def _counts(job: Job, totals: dict[str, Any], seconds: float) -> list[str]:
+def _counts(job: Job, totals: Stats, seconds: float) -> list[str]:
     """Describe what was counted of the rows, tokens, batches, items, labels and rejected rows."""
     tokens_per_s = totals["tokens"] / seconds
     fill = totals["fill"] or 0
@@ -196,7 +197,7 @@ def start_attempt(job: Job) -> Attempt:
 def report(job: Job, record: RunRecord, stats: pa.Table) -> dict[str, Any]:
     """Return the values that the report shows; `stats` are those of all shards of the output."""
     totals = record.totals or {}
-    attempts = [asdict(attempt) for attempt in record.attempts]
+    attempts = record.attempts
     last = attempts[-1]
     lengths = int(max(np.flatnonzero(totals["lengths"]), default=-1)) + 1  # up to the longest
     timed = stats.filter(pc.is_valid(stats["predict_s"]))
@@ -211,12 +212,12 @@ def report(job: Job, record: RunRecord, stats: pa.Table) -> dict[str, Any]:
             "input": str(job.source),
             "text columns": ", ".join(job.text_columns),
             "model": job.model.name,
-            "device": last["device"],
+            "device": last.device,
             "token budget": f"{describe_budget(job)} a packed batch",
             "long texts": long_documents_policy(job.task),
         },
-        "versions": last["versions"],
-        "attempts": attempts,
+        "versions": last.versions,
+        "attempts": [asdict(attempt) for attempt in attempts],
         "totals": totals,
         "throughput": _throughput(stats, attempts),
         "by_attempt": _by_attempt(stats, attempts),
@@ -230,16 +231,16 @@ def report(job: Job, record: RunRecord, stats: pa.Table) -> dict[str, Any]:
     }
 
 
-def _attempt_of(stats: pa.Table, attempts: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+def _attempt_of(stats: pa.Table, attempts: Sequence[Attempt]) -> tuple[np.ndarray, np.ndarray]:
     """Return when each attempt began, and for each shard the number of that which committed it.
 
     An attempt never begins before an earlier one, whatever the clocks have said.
     A shard of an earlier version has no run: it counts for the last attempt that had begun when it
     was committed.
     """
-    started = [datetime.fromisoformat(each["started"]).timestamp() for each in attempts]
+    started = [datetime.fromisoformat(attempt.started).timestamp() for attempt in attempts]
     starts = np.maximum.accumulate(started)  # a clock may have been set back
-    numbers = {each["run"]: number for number, each in enumerate(attempts) if each["run"]}
+    numbers = {attempt.run: number for number, attempt in enumerate(attempts) if attempt.run}
     by_time = np.searchsorted(starts, _times(stats), side="right") - 1
     runs = stats["run"].to_pylist()
     known = [numbers.get(run, number) for run, number in zip(runs, by_time.tolist(), strict=True)]
@@ -251,20 +252,20 @@ def _times(stats: pa.Table) -> np.ndarray:
     return times
 
 
-def _by_attempt(stats: pa.Table, attempts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _by_attempt(stats: pa.Table, attempts: Sequence[Attempt]) -> list[dict[str, Any]]:
     """Add up what each of the last attempts that committed something added to the output."""
     _, attempt_of = _attempt_of(stats, attempts)
     numbers = sorted(set(attempt_of.tolist()))[-_SHOWN_ATTEMPTS:]
     sums = [(number, add_up(stats.filter(pa.array(attempt_of == number)))) for number in numbers]
     names = ("rows", "rejected", "labels")
     return [
-        {"attempt": number, "started": attempts[number]["started"]}
+        {"attempt": number, "started": attempts[number].started}
         | {name: totals[name] for name in names}
         for number, totals in sums
     ]
 
 
-def _throughput(stats: pa.Table, attempts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _throughput(stats: pa.Table, attempts: Sequence[Attempt]) -> list[dict[str, Any]]:
     """Compute tokens a second over the time of each attempt that committed something.
 
     Times outside of their attempt, which another clock has given, count for its first or last
@@ -279,7 +280,7 @@ def _throughput(stats: pa.Table, attempts: list[dict[str, Any]]) -> list[dict[st
         if not is_of_attempt.any():
             continue
         # One whose process died has no length: it lasted at least until its last commit.
-        seconds = attempts[number]["seconds"] or times[is_of_attempt].max() - start
+        seconds = attempts[number].seconds or times[is_of_attempt].max() - start
         bins = min(_BINS, max(int(seconds / _BIN_S), 1))
         edges = np.linspace(0, max(seconds, 1e-3), bins + 1)
         since_start = (times[is_of_attempt] - start).clip(0, edges[-1])

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from ray.data import Dataset
+from ray.data import Dataset, Schema
 
 from modernbert.text.windows import Text
 from pipelines.checkpoints import Checkpoint
@@ -112,7 +112,7 @@ class Processor:
         )
         return predicted.map_batches(partial(_answer, self), num_cpus=answer_cpus, **one_row)
 
-    def _check_columns(self, schema: Any) -> None:
+    def _check_columns(self, schema: pa.Schema | Schema) -> None:
         """Raise ValueError for columns that do not fit; `schema`: Arrow's, or names alone."""
         missing = [name for name in self.columns if name not in schema.names]
         if missing:
