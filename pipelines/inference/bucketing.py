@@ -11,8 +11,9 @@ import numpy as np
 
 
 def packed_batches(lengths: Sequence[int] | np.ndarray, budget_tokens: int) -> list[np.ndarray]:
-    """Cut windows into packed batches of at most `budget_tokens` tokens: arrays of indices into
-    `lengths` (W,).
+    """Cut windows into packed batches of at most `budget_tokens` tokens.
+
+    Returns arrays of indices into `lengths` (W,), the tokens of windows.
 
     Windows are taken from the longest to the shortest, so that equal lengths share a batch and the
     first batch is the one that needs most memory. Each batch holds its windows from the shortest to
@@ -21,15 +22,21 @@ def packed_batches(lengths: Sequence[int] | np.ndarray, budget_tokens: int) -> l
     """
     lengths = np.asarray(lengths, dtype=np.int64)
     if budget_tokens < 1 or (lengths < 1).any():
+        shortest = lengths.min(initial=1)
         raise ValueError(
-            f"lengths and budget_tokens must be at least 1, not {lengths.min(initial=1)}, "
-            f"{budget_tokens}"
+            f"lengths and budget_tokens must be at least 1, not {shortest}, {budget_tokens}"
         )
     order = np.argsort(-lengths, kind="stable")
-    ends = np.cumsum(lengths[order])
-    batches, start, used = [], 0, 0
+    tokens_until = np.cumsum(lengths[order])
+    batches = []
+    start = 0
+    tokens_before = 0
     while start < len(order):
-        stop = max(start + 1, int(np.searchsorted(ends, used + budget_tokens, side="right")))
-        batches.append(order[start:stop][::-1])
-        used, start = int(ends[stop - 1]), stop
+        most_tokens = tokens_before + budget_tokens
+        stop = int(np.searchsorted(tokens_until, most_tokens, side="right"))
+        stop = max(start + 1, stop)  # a window longer than the budget
+        from_short_to_long = order[start:stop][::-1]
+        batches.append(from_short_to_long)
+        tokens_before = int(tokens_until[stop - 1])
+        start = stop
     return batches

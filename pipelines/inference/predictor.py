@@ -1,5 +1,4 @@
-"""Predictor: a checkpoint loaded once, windows in, predictions out. Ray Data, Ray Serve and memory
-share it.
+"""Predictor: a checkpoint loaded once, windows in, predictions out; all faces share it.
 
 Shapes: T packed tokens, W windows, R rows of values, C numbers a row.
 """
@@ -27,9 +26,7 @@ from pipelines.tasks.base import Task
 from pipelines.tasks.outputs import ModelOutputs, Predictions
 
 IN_FLIGHT = 3
-"""Packed batches that a GPU is given ahead: one that it computes, one whose values are copied, one
-that waits.
-"""
+"""Packed batches that a GPU is given ahead: one that it computes, one that is copied, one more."""
 
 
 class Predictor:
@@ -55,19 +52,21 @@ class Predictor:
         Raises ValueError for an unknown dtype or one that the device does not have, and for a
         budget below 1.
         """
-        self.device = torch.device(device)
-        if threads and self.device.type == "cpu":
-            torch.set_num_threads(threads)
-        self.checkpoint, self.task = checkpoint, task
         if budget_tokens is not None and budget_tokens < 1:
             raise ValueError(f"budget_tokens {budget_tokens} must be at least 1")
+        self.device = torch.device(device)
+        self.checkpoint = checkpoint
+        self.task = task
         self.dtype = resolve_dtype(dtype, self.device.type)
+        self.torch_dtype = torch.bfloat16 if self.dtype == "float8" else as_dtype(self.dtype)
+        self._launching = threading.Lock()
+        if self.device.type == "cpu" and threads:
+            torch.set_num_threads(threads)
         if self.device.type == "cuda":
+            # Reductions stay in float32: what half precision loses depends on the shape of a batch.
             torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
             torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
             self._copies = torch.cuda.Stream(self.device)
-        self._launching = threading.Lock()
-        self.torch_dtype = torch.bfloat16 if self.dtype == "float8" else as_dtype(self.dtype)
         self.model = task.load(checkpoint, self.device, self.torch_dtype)
         if self.dtype == "float8":
             from modernbert.float8 import quantise
@@ -75,16 +74,19 @@ class Predictor:
             quantise(self.model)
         prepack(self.model)
         if graphs and self.device.type == "cuda":
-            next(
-                each for each in self.model.modules() if isinstance(each, ModernBertModel)
-            ).enable_graphs()
+            self._encoder.enable_graphs()
+        # Only now, with the model loaded, is it known what a GPU has left.
         self.budget_tokens = budget_tokens or self._default_budget()
+
+    @property
+    def _encoder(self) -> ModernBertModel:
+        encoders = (each for each in self.model.modules() if isinstance(each, ModernBertModel))
+        return next(encoders)
 
     def _default_budget(self) -> int:
         on_cpu = cpu_budget(self.device.type)
         if on_cpu is not None:
             return on_cpu
-        # Only now, with the model loaded, is it known what the GPU has left.
         free_bytes, _ = torch.cuda.mem_get_info(self.device)
         config = self.checkpoint.config
         return gpu_budget(free_bytes, config, self.task.per_token, self.torch_dtype)
@@ -101,9 +103,9 @@ class Predictor:
         tokenizer = self.checkpoint.tokenizer
         windows = task.encode(tokenizer, documents)
         predictions = self.predict(windows.input_ids, windows.cu_seqlens, task=task)
-        failed = windows.rejected | {
-            int(windows.document[w]): reason for w, reason in predictions.failed.items()
-        }
+        failed = dict(windows.rejected)
+        for window, reason in predictions.failed.items():
+            failed[int(windows.document[window])] = reason
         outputs = model_outputs(
             task, tokenizer, documents, windows, predictions.values, predictions.splits
         )
@@ -130,72 +132,72 @@ class Predictor:
         lengths = np.diff(cu_seqlens)
         collected = ValuesBuilder(task, input_ids, cu_seqlens)
         failed: dict[int, str] = {}
-        todo = deque(packed_batches(lengths, self.budget_tokens))
+        to_run = deque(packed_batches(lengths, self.budget_tokens))
         in_flight: deque[tuple[np.ndarray, Callable[[], np.ndarray]]] = deque()
-        most, batches = 1 if self.device.type == "cpu" else IN_FLIGHT, 0
-        while todo or in_flight:
-            if not todo or len(in_flight) == most:
-                windows, wait = in_flight.popleft()
-                collected.put(windows, wait())
+        most_in_flight = 1 if self.device.type == "cpu" else IN_FLIGHT
+        batches = 0
+        while to_run or in_flight:
+            # Values are fetched only once the device has all the work that it is given ahead.
+            if not to_run or len(in_flight) == most_in_flight:
+                windows, wait_for_values = in_flight.popleft()
+                collected.put(windows, wait_for_values())
                 batches += 1
                 if done:
                     done(len(windows), int(lengths[windows].sum()))
                 continue
-            windows = todo.popleft()
+            windows = to_run.popleft()
+            ids = input_ids[ranges(cu_seqlens, windows)]
             try:
-                in_flight.append(
-                    (
-                        windows,
-                        self._launch(
-                            task, input_ids[ranges(cu_seqlens, windows)], lengths[windows]
-                        ),
-                    )
-                )
+                wait_for_values = self._launch(task, ids, lengths[windows])
             except torch.OutOfMemoryError as error:
                 if len(windows) == 1:
-                    failed[int(windows[0])] = (
-                        f"out of memory on {self.device}: {str(error).splitlines()[0]}"
-                    )
-                else:
-                    todo.extendleft((windows[len(windows) // 2 :], windows[: len(windows) // 2]))
+                    reason = f"out of memory on {self.device}: {str(error).splitlines()[0]}"
+                    failed[int(windows[0])] = reason
+                    continue
+                middle = len(windows) // 2
+                to_run.appendleft(windows[middle:])
+                to_run.appendleft(windows[:middle])
+                continue
+            in_flight.append((windows, wait_for_values))
         values, splits = collected.finish()
-        bad_rows = np.flatnonzero(~np.isfinite(values).all(axis=1))
-        for w in np.unique(np.searchsorted(splits, bad_rows, side="right") - 1):
-            failed[int(w)] = "the model's answer is not a finite number"
+        for window in _windows_not_finite(values, splits):
+            failed[window] = "the model's answer is not a finite number"
         return Predictions(values, splits, failed, batches, time.perf_counter() - started)
 
     def _launch(self, task: Task, ids: np.ndarray, lengths: np.ndarray) -> Callable[[], np.ndarray]:
-        """Start a packed batch and return what waits for its values (R, C); OutOfMemoryError where
-        it does not fit.
+        """Start a packed batch and return what waits for its values (R, C).
+
+        Raises OutOfMemoryError where it does not fit.
         """
+
+        def launch() -> Callable[[], np.ndarray]:
+            batch = PackedBatch.from_arrays(ids, lengths.tolist(), self.device)
+            values = task.forward(self.model, batch, ids)
+            return self._download(values.float())
+
         with self._launching:
-            for retries in (1, 0):
-                try:
-                    batch = PackedBatch.from_arrays(ids, lengths.tolist(), self.device)
-                    return self._download(task.forward(self.model, batch, ids).float())
-                except torch.OutOfMemoryError:
-                    if self.device.type == "cpu" or not retries:
-                        raise
-                torch.cuda.synchronize(
-                    self.device
-                )  # the memory of all batches in flight is free then
-        raise AssertionError("unreachable")
+            try:
+                return launch()
+            except torch.OutOfMemoryError:
+                if self.device.type == "cpu":
+                    raise
+            # The memory of all batches in flight is free once they have ended.
+            torch.cuda.synchronize(self.device)
+            return launch()
 
     def _download(self, outputs: torch.Tensor) -> Callable[[], np.ndarray]:
-        """Start the copy of values to the host, beside what is computed next, and return what waits
-        for them.
-        """
+        """Start the copy of values to the host and return what waits for them."""
         if self.device.type == "cpu":
             return outputs.numpy
-        copies, computing = self._copies, torch.cuda.current_stream(self.device)
-        copies.wait_stream(computing)
+        # The copies have a stream of their own, beside what is computed next.
+        copies = self._copies
+        copies.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(copies):
             values = torch.empty(outputs.shape, dtype=outputs.dtype, pin_memory=True)
             values.copy_(outputs, non_blocking=True)
             outputs.record_stream(copies)
-            copied = torch.cuda.Event(
-                blocking=True
-            )  # a thread that waits leaves its core to others
+            # A thread that waits for a blocking event leaves its core to others.
+            copied = torch.cuda.Event(blocking=True)
             copied.record(copies)
 
         def wait() -> np.ndarray:
@@ -203,3 +205,10 @@ class Predictor:
             return values.numpy()
 
         return wait
+
+
+def _windows_not_finite(values: np.ndarray, splits: np.ndarray) -> list[int]:
+    """Return the windows of whose values (R, C) some are not finite numbers."""
+    rows = np.flatnonzero(~np.isfinite(values).all(axis=1))
+    windows = np.searchsorted(splits, rows, side="right") - 1
+    return [int(window) for window in np.unique(windows)]

@@ -101,13 +101,14 @@ def stored(vectors: np.ndarray, precision: Precision) -> np.ndarray:
     """
     if precision == "int8":
         largest = np.abs(vectors).max(axis=1, keepdims=True, initial=1e-30)
-        scaled = np.round(vectors * (127 / largest))
+        scaled: np.ndarray = np.round(vectors * (127 / largest))
         return scaled.astype(np.int8)
     if precision == "ubinary":
         return np.packbits(vectors > 0, axis=1)
     if precision == "binary":
         bits = np.packbits(vectors > 0, axis=1).astype(np.int16)
-        return (bits - 128).astype(np.int8)
+        signed: np.ndarray = bits - 128
+        return signed.astype(np.int8)
     numbers: np.ndarray = vectors.astype(precision)
     return numbers
 
