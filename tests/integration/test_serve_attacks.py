@@ -209,4 +209,4 @@ def test_a_client_that_left_leaves_no_work_behind() -> None:
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(f"{service()}/models/pii", json=body, timeout=0.05, trust_env=False)
     assert post("/models/pii", {"inputs": "the cat"}).status_code == 200
-    until(lambda: model._documents == 0)
+    until(lambda: model.documents_under_way == 0)
