@@ -29,21 +29,17 @@ from pipelines.raydata.wire import shard_row
 
 def here(command: str) -> str:
     """A command of a README for this interpreter and another working directory."""
-    command = command.replace(".venv/bin/python", sys.executable).replace(
-        " jobs/", f" {REPOSITORY}/jobs/"
-    )
+    command = command.replace(".venv/bin/python", sys.executable)
+    command = command.replace(" jobs/", f" {REPOSITORY}/jobs/")
     return command.split("  #")[0]
 
 
 def run_job(task: str, **options: Any) -> int:
     """Run the corpus job of a task with Python values for its options; the exit code."""
-    outcome = run_corpus(
-        task,
-        **{
-            name: str(value) if isinstance(value, Path) else value
-            for name, value in options.items()
-        },
-    )
+    for name, value in options.items():
+        if isinstance(value, Path):
+            options[name] = str(value)
+    outcome = run_corpus(task, **options)
     print(outcome)
     return 1 if outcome.failed else 0
 
@@ -129,14 +125,20 @@ class LocalDataset:
 def _run(
     call: Callable[[], Any], arguments: list[object], cwd: Path
 ) -> subprocess.CompletedProcess[str]:
-    out, err = (
-        io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2)
-    )
-    argv, folder, code = sys.argv, os.getcwd(), 0
+    out, err = io.BytesIO(), io.BytesIO()
+    stdout = io.TextIOWrapper(out, encoding="utf-8", write_through=True)
+    stderr = io.TextIOWrapper(err, encoding="utf-8", write_through=True)
+    argv = sys.argv
+    folder = os.getcwd()
+    code = 0
     sys.argv = [str(argument) for argument in arguments]
     os.chdir(cwd)
     try:
-        with redirect_stdout(out), redirect_stderr(err), pytest.MonkeyPatch.context() as patch:
+        with (
+            redirect_stdout(stdout),
+            redirect_stderr(stderr),
+            pytest.MonkeyPatch.context() as patch,
+        ):
             patch.setattr(signals, "take_over", lambda _="": None)  # of a process of its own
             patch.setattr(signals, "end_process", sys.exit)
             call()
@@ -145,5 +147,5 @@ def _run(
     finally:
         sys.argv = argv
         os.chdir(folder)
-    shown = [stream.buffer.getvalue().decode() for stream in (out, err)]  # type: ignore[attr-defined]
-    return subprocess.CompletedProcess(sys.argv, code, *shown)
+    printed, said = out.getvalue().decode(), err.getvalue().decode()
+    return subprocess.CompletedProcess(sys.argv, code, printed, said)

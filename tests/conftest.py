@@ -21,15 +21,16 @@ from typing import Any, NamedTuple
 
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 # Workers of Ray import what tests/ holds, too.
-os.environ["PYTHONPATH"] = os.pathsep.join(
-    [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-)
-for name in [name for name in os.environ if name.startswith("MODERNBERT_")]:
-    del os.environ[name]
+import_paths = [str(Path(__file__).parent)]
+if "PYTHONPATH" in os.environ:
+    import_paths.append(os.environ["PYTHONPATH"])
+os.environ["PYTHONPATH"] = os.pathsep.join(import_paths)
+for name in list(os.environ):
+    if name.startswith("MODERNBERT_"):
+        del os.environ[name]
 os.environ["RAY_ADDRESS"] = "local"  # no test joins a Ray that happens to run here
-os.environ["RAY_AUTH_MODE"] = (
-    "disabled"  # a process that has started a Ray with a token can join none without
-)
+# A process that has started a Ray with a token can join none without.
+os.environ["RAY_AUTH_MODE"] = "disabled"
 
 
 def runs(name: str, *, few: int, many: int) -> int:
@@ -68,9 +69,8 @@ SOAK = bool(os.environ.get("SOAK"))
 collect_ignore = ["clients"]  # they need an environment of their own: tests/clients/run.py
 torch.set_num_threads(1)
 if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = (
-        "1"  # read when Triton is imported: its kernels then run on the CPU
-    )
+    # Read when Triton is imported: its kernels then run on the CPU.
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -123,33 +123,28 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()  # collections of the tests' own garbage then leave the modules out
-    gc.set_threshold(
-        700, 10, 10
-    )  # what users have; sitecustomize.py sets more while modules are imported
-    atexit.unregister(
-        gc.freeze
-    )  # a worker of xdist has it from sitecustomize.py: nanobind would report leaks
+    # What users have; sitecustomize.py sets more while modules are imported.
+    gc.set_threshold(700, 10, 10)
+    # A worker of xdist has it from sitecustomize.py: nanobind would report leaks.
+    atexit.unregister(gc.freeze)
     atexit.register(gc.unfreeze)
 
 
 def readme_block(marker: str, file: str = "README.md") -> str:
     """The code block of a README that follows <!-- marker -->."""
-    found = re.search(
-        rf"<!-- {marker} -->\n```\w+\n(.*?)```", (REPOSITORY / file).read_text(), re.DOTALL
-    )
-    assert found, marker
-    return found[1]
+    text = (REPOSITORY / file).read_text()
+    block = re.search(rf"<!-- {marker} -->\n```\w+\n(.*?)```", text, re.DOTALL)
+    assert block, marker
+    return block[1]
 
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A hot tiny classifier with five labels and a tokenizer."""
     folder = tmp_path_factory.mktemp("checkpoint")
-    write_checkpoint(
-        folder,
-        id2label={i: f"label-{i}" for i in range(5)},
-        label2id={f"label-{i}": i for i in range(5)},
-    )
+    labels = {i: f"label-{i}" for i in range(5)}
+    label_ids = {label: i for i, label in labels.items()}
+    write_checkpoint(folder, id2label=labels, label2id=label_ids)
     write_tokenizer(folder)
     return folder
 
@@ -235,13 +230,14 @@ def pytest_sessionfinish() -> None:
 
 def kill_tree(process: subprocess.Popen) -> None:
     """Kill a process and all that it has started, as far as they still run."""
-    with suppress(psutil.NoSuchProcess):
-        for each in [
-            psutil.Process(process.pid),
-            *psutil.Process(process.pid).children(recursive=True),
-        ]:
-            with suppress(psutil.NoSuchProcess):
-                each.kill()
+    try:
+        first = psutil.Process(process.pid)
+        tree = [first, *first.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return
+    for each in tree:
+        with suppress(psutil.NoSuchProcess):
+            each.kill()
 
 
 @contextmanager
@@ -249,24 +245,19 @@ def own_head(cpus: int) -> Iterator[RayHead]:
     """A head with `cpus` CPUs, which ends with the block, as do the raylets that have joined it."""
     folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # Ray's socket paths must be short
     port, dashboard = free_port(), free_port()
-    ports = [
-        f"--port={port}",
-        f"--dashboard-port={dashboard}",
-        f"--ray-client-server-port={free_port()}",
-    ]
-    ports.append(
-        f"--dashboard-agent-listen-port={free_port()}"
-    )  # another Ray's agent may hold the usual one
-    options = [
-        "--head",
-        "--block",
-        f"--num-cpus={cpus}",
-        "--include-dashboard=true",
-        f"--temp-dir={folder}",
-    ]
-    options.append("--include-log-monitor=false")  # nobody reads the workers' lines
+    # Ports of its own: another Ray on this machine may hold the usual ones.
+    ports = {
+        "port": port,
+        "dashboard-port": dashboard,
+        "dashboard-agent-listen-port": free_port(),
+        "ray-client-server-port": free_port(),
+    }
+    options = [f"--{name}={value}" for name, value in ports.items()]
+    options += ["--head", "--block", f"--num-cpus={cpus}", f"--temp-dir={folder}"]
+    options += ["--include-dashboard=true"]  # it takes jobs
+    options += ["--include-log-monitor=false"]  # nobody reads the workers' lines
     process = subprocess.Popen(
-        [*RAY, "start", *options, *ports],
+        [*RAY, "start", *options],
         env=HEAD_ENVIRONMENT, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     address = f"http://127.0.0.1:{dashboard}"
