@@ -67,21 +67,23 @@ def check_documents(
     `first`: the number of the first of `documents` in the call. Raises ValueError that names the
     first document that is not one, not of the task's kind, or that the task refuses.
     """
-    name = task.options_class.task
-    inputs = tuple(task.options_class.inputs)
-    takes_pairs = len(task.options_class.input_names()) == 2
-    takes_only_pairs = len(inputs) == 2
+    options_class = task.options_class
+    takes_pairs = len(options_class.input_names()) == 2
+    takes_only_pairs = len(options_class.inputs) == 2
     for i, document in enumerate(documents, first):
         check_text(document, i)
-        is_pair = isinstance(document, tuple)
-        if is_pair and not takes_pairs:
-            raise ValueError(f"input {i} is a pair; {name} takes single texts")
-        if takes_only_pairs and not (is_pair and len(cast(Sequence[str], document)) == 2):
-            raise ValueError(f"input {i} is a single text; {name} takes {' and '.join(inputs)}")
+        is_tuple = isinstance(document, tuple)
+        is_pair = isinstance(document, tuple) and len(document) == 2
+        if is_tuple and not takes_pairs:
+            raise ValueError(f"input {i} is a pair; {options_class.task} takes single texts")
+        if takes_only_pairs and not is_pair:
+            names = " and ".join(options_class.inputs)
+            raise ValueError(f"input {i} is a single text; {options_class.task} takes {names}")
         reason = task.refusal(cast(Text, document), of_corpus=False)
         if reason:
             raise ValueError(f"input {i}: {reason}")
-    if len({isinstance(document, str) for document in documents}) > 1:
+    kinds = {isinstance(document, str) for document in documents}
+    if len(kinds) > 1:
         raise ValueError("texts and pairs cannot be mixed in one call")
     return cast(Sequence[Text], documents)
 

@@ -25,7 +25,8 @@ def is_text(type_: pa.DataType) -> bool:
 
 def is_text_list(type_: pa.DataType) -> bool:
     """Whether a column of this type holds lists of texts."""
-    return (pa.types.is_list(type_) or pa.types.is_large_list(type_)) and is_text(type_.value_type)
+    is_list = pa.types.is_list(type_) or pa.types.is_large_list(type_)
+    return is_list and is_text(type_.value_type)
 
 
 def valid_documents(
@@ -95,8 +96,9 @@ def _lists_of_bytes(column: pa.ChunkedArray) -> list[list[bytes | None] | None]:
 
 def _as_bytes(column: pa.ChunkedArray) -> list[bytes | None]:
     """Return the bytes of each text of a column."""
-    type_ = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    values: list[bytes | None] = column.cast(type_).cast(pa.large_binary()).to_pylist()
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    values: list[bytes | None] = column.cast(pa.large_binary()).to_pylist()
     return values
 
 
@@ -161,27 +163,36 @@ def _replace_in_array(array: pa.Array) -> tuple[pa.Array, int]:
         changed = sum(text is not None and value != text.encode() for value, text in pairs)
         return pa.array(texts, type_), changed
     if pa.types.is_dictionary(type_):
-        words, changed_words = _replace_in_array(array.dictionary)
-        if not changed_words:
-            return array, 0
-        valid = pa.DictionaryArray.from_arrays(array.indices, words, ordered=type_.ordered)
-        _, changed = _replace_in_array(array.cast(type_.value_type))
-        return valid, changed
+        return _replace_in_dictionary(array)
     if pa.types.is_list(type_) or pa.types.is_large_list(type_):
-        # Flat items leave out those under a null and outside a slice: the offsets are others.
-        items, changed = _replace_in_array(pc.list_flatten(array))
-        lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy()
-        offsets = np.concatenate(([0], np.cumsum(lengths)))
-        is_null = np.append(array.is_null().to_numpy(zero_copy_only=False), False)
-        offset_type = pa.int32() if pa.types.is_list(type_) else pa.int64()
-        offsets_or_null = pa.array(offsets, offset_type, mask=is_null)
-        return type(array).from_arrays(offsets_or_null, items, type=type_), changed
+        return _replace_in_lists(array)
     if pa.types.is_struct(type_) and type_.num_fields:
         fields = [_replace_in_array(child) for child in array.flatten()]
         children = [child for child, _ in fields]
         valid = pa.StructArray.from_arrays(children, fields=list(type_), mask=array.is_null())
         return valid, sum(changed for _, changed in fields)
     return array, 0
+
+
+def _replace_in_dictionary(array: pa.DictionaryArray) -> tuple[pa.Array, int]:
+    words, changed_words = _replace_in_array(array.dictionary)
+    if not changed_words:
+        return array, 0
+    valid = pa.DictionaryArray.from_arrays(array.indices, words, ordered=array.type.ordered)
+    # A word counts as often as it stands in the column.
+    _, changed = _replace_in_array(array.cast(array.type.value_type))
+    return valid, changed
+
+
+def _replace_in_lists(array: pa.ListArray) -> tuple[pa.Array, int]:
+    # Flat items leave out those under a null and outside a slice: the offsets are others.
+    items, changed = _replace_in_array(pc.list_flatten(array))
+    lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy()
+    offsets = np.concatenate(([0], np.cumsum(lengths)))
+    is_null = np.append(array.is_null().to_numpy(zero_copy_only=False), False)
+    offset_type = pa.int32() if pa.types.is_list(array.type) else pa.int64()
+    offsets_or_null = pa.array(offsets, offset_type, mask=is_null)
+    return type(array).from_arrays(offsets_or_null, items, type=array.type), changed
 
 
 def _is_string(type_: pa.DataType) -> bool:

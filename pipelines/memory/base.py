@@ -158,7 +158,7 @@ def items_of(inputs: object) -> Iterable[object]:
 
 def fields_of(item: object, *names: str) -> tuple[Any, ...]:
     """The values of a dictionary under `names`; ValueError where it lacks one."""
-    if not isinstance(item, dict) or not set(names) <= set(item):
+    if not isinstance(item, dict) or any(name not in item for name in names):
         raise ValueError(f"input must hold {' and '.join(names)}, not {str(item)[:60]!r}")
     return tuple(item[name] for name in names)
 
