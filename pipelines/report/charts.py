@@ -1,5 +1,4 @@
-"""The geometry and the labels of the report's charts: numbers in, plain data out, which
-report.html.j2 draws.
+"""The geometry and labels of the report's charts: numbers in, plain data for report.html.j2 out.
 
 Lengths are relative, since a drawing is stretched to its box: y runs from 0 (top) to 100 (bottom),
 percentages from 0 to 100.
@@ -10,10 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from pipelines.report.progress import format_duration
 
+Number = TypeVar("Number", int, float)
 MISSING = "–"
 LINE_WIDTH = 1000
 _MAX_BINS = 240
@@ -26,7 +26,7 @@ _TIME_UNITS = [(86400, "d"), (3600, "h"), (60, "min")]
 class Bar:
     """A named count, drawn as a bar in a row of a table."""
 
-    name: Any
+    name: object
     count: str
     share: str
     """The share of the total."""
@@ -128,11 +128,13 @@ def percent(share: float | None) -> str:
         return "<0.1%"
     if 0.999 < share < 1:
         return ">99.9%"
-    return f"{share:.0%}" if share in (0, 1) else f"{share:.1%}"
+    if share in (0, 1):
+        return f"{share:.0%}"
+    return f"{share:.1%}"
 
 
 def bars(
-    counts: Sequence[tuple[Any, int]], limit: int, others: str
+    counts: Sequence[tuple[object, int]], limit: int, others: str
 ) -> tuple[list[Bar], Bar | None]:
     """Computes the bars of the first `limit` of (name, count), and one of all others.
 
@@ -144,15 +146,23 @@ def bars(
     Returns:
         The bars, and the one that stands for the others; None where there are no others.
     """
-    total = sum(number for _, number in counts) or 1
-    longest = max((number for _, number in counts), default=0) or 1
+    numbers = [number for _, number in counts]
+    total = sum(numbers) or 1
+    longest = max(numbers, default=0) or 1
 
-    def bar(name: Any, number: int) -> Bar:
-        return Bar(name, count(number), percent(number / total), 100 * number / longest)
+    def bar(name: object, number: int) -> Bar:
+        return Bar(
+            name=name,
+            count=count(number),
+            share=percent(number / total),
+            width=100 * number / longest,
+        )
 
-    rest = counts[limit:]
-    other = bar(f"{len(rest):,} {others}", sum(number for _, number in rest)) if rest else None
-    return [bar(name, number) for name, number in counts[:limit]], other
+    first_bars = [bar(name, number) for name, number in counts[:limit]]
+    rest = numbers[limit:]
+    if not rest:
+        return first_bars, None
+    return first_bars, bar(f"{len(rest):,} {others}", sum(rest))
 
 
 def stack(parts: Sequence[tuple[str, str, float, str]]) -> list[Part]:
@@ -173,31 +183,39 @@ def histogram(unit: str, edges: Sequence[float], counts: Sequence[int]) -> Histo
         counts: the counts of the bins, of which at least one is not 0.
     """
     edges, counts = _merge_bins(edges, counts, average=False)
-    total, highest = sum(counts) or 1, max(counts)
+    total = sum(counts) or 1
+    highest = max(counts)
     ticks = _ticks(highest, min_step=1)
-    bins = []
+    bins: list[Bin] = []
     for i, number in enumerate(counts):
-        height = max(100 * number / ticks[-1], 1.0) if number else 0.0
+        height = 0.0
+        if number:  # it can be seen, however small
+            height = max(100 * number / ticks[-1], 1.0)
         bins.append(
             Bin(
-                f"{_edge(edges[i])} to {_edge(edges[i + 1])}",
-                count(number),
-                percent(number / total),
-                height,
+                range=f"{_edge(edges[i])} to {_edge(edges[i + 1])}",
+                count=count(number),
+                share=percent(number / total),
+                height=height,
             )
         )
     peak = bins[counts.index(highest)]
+
+    # At most eight labels, with one at the end of the axis where a spacing near that allows.
     min_spacing = math.ceil(len(bins) / 7)
-    spacing = next(
-        (n for n in range(min_spacing, 2 * min_spacing + 1) if len(bins) % n == 0), min_spacing
-    )
+    spacing = min_spacing
+    for wider in range(min_spacing, 2 * min_spacing + 1):
+        if len(bins) % wider == 0:
+            spacing = wider
+            break
+    x_labels: list[Label] = []
+    for i in range(0, len(edges), spacing):
+        x_labels.append(Label(100 * i / len(bins), _edge(edges[i])))
     return Histogram(
         unit=unit,
         summary=f"{len(bins)} columns; the highest, {peak.range} {unit}, holds {peak.count}.",
         bins=bins,
-        x_labels=[
-            Label(100 * i / len(bins), _edge(edges[i])) for i in range(0, len(edges), spacing)
-        ],
+        x_labels=x_labels,
         y_labels=_y_labels(ticks),
     )
 
@@ -209,8 +227,9 @@ def line(
     mean: float | None,
     events: Sequence[tuple[float, str]],
 ) -> Line:
-    """Computes a stepped line of values over time, of at most 240 steps: neighbouring values beyond
-    that are averaged.
+    """Computes a stepped line of values over time.
+
+    It has at most 240 steps: neighbouring values beyond that are averaged.
 
     Args:
         unit: the unit of the values.
@@ -220,51 +239,63 @@ def line(
         events: (seconds, name) of each upright line.
     """
     edges, values = _merge_bins(edges, values, average=True)
-    duration, ticks = edges[-1] or 1.0, _ticks(max(max(values), mean or 0))
+    duration = edges[-1] or 1.0
+    ticks = _ticks(max(max(values), mean or 0))
 
     def y(value: float) -> float:
         return 100 - 100 * value / ticks[-1]
 
     x = [LINE_WIDTH * edge / duration for edge in edges]
-    steps = [
-        Step(x[i], x[i + 1], y(value), count(value), format_duration(edges[i]))
-        for i, value in enumerate(values)
-    ]
-    spacing = next(
-        (step for step in _TIME_STEPS if duration / step <= 6),
-        86400 * math.ceil(duration / 86400 / 5),
-    )
-    times = [i * spacing for i in range(int(duration / spacing) + 1)]
+    steps: list[Step] = []
+    for i, value in enumerate(values):
+        start = format_duration(edges[i])
+        steps.append(Step(x[i], x[i + 1], y(value), count(value), start))
+
+    # At most seven labels, at round times.
+    spacing = 86400 * math.ceil(duration / 86400 / 5)
+    for time_step in _TIME_STEPS:
+        if duration / time_step <= 6:
+            spacing = time_step
+            break
+    x_labels: list[Label] = []
+    for i in range(int(duration / spacing) + 1):
+        seconds = i * spacing
+        x_labels.append(Label(100 * seconds / duration, _time(seconds, spacing)))
+    lowest = count(min(values))
+    highest = count(max(values))
     return Line(
         unit=unit,
-        summary=f"{format_duration(duration)} in {len(steps)} steps; "
-        f"from {count(min(values))} to {count(max(values))} {unit}.",
+        summary=(
+            f"{format_duration(duration)} in {len(steps)} steps; from {lowest} to {highest} {unit}."
+        ),
         steps=steps,
         mean_y=None if mean is None else y(mean),
-        x_labels=[Label(100 * time / duration, _time(time, spacing)) for time in times],
+        x_labels=x_labels,
         y_labels=_y_labels(ticks),
-        events=[Label(100 * time / duration, name) for time, name in events],
+        events=[Label(100 * seconds / duration, name) for seconds, name in events],
     )
 
 
 def _merge_bins(
-    edges: Sequence[float], values: Sequence[Any], average: bool
-) -> tuple[list[float], list[Any]]:
-    """Merges neighbouring bins until a chart can show them; their values are summed, or averaged
-    over their widths.
+    edges: Sequence[float], values: Sequence[Number], average: bool
+) -> tuple[list[float], list[Number]]:
+    """Merges neighbouring bins until a chart can show them.
+
+    Their values are summed, or averaged over their widths.
     """
     size = math.ceil(len(values) / _MAX_BINS)
-    starts = range(0, len(values), size)
-    merged_edges = [edges[start] for start in starts] + [edges[-1]]
-    merged = []
-    for start, left, right in zip(starts, merged_edges, merged_edges[1:], strict=False):
-        bins = range(start, min(start + size, len(values)))
-        if average:
-            merged.append(
-                sum(values[i] * (edges[i + 1] - edges[i]) for i in bins) / ((right - left) or 1.0)
-            )
-        else:
-            merged.append(sum(values[i] for i in bins))
+    merged_edges: list[float] = []
+    merged: list[Any] = []  # an average of ints is a float
+    for start in range(0, len(values), size):
+        stop = min(start + size, len(values))
+        merged_edges.append(edges[start])
+        if not average:
+            merged.append(sum(values[start:stop]))
+            continue
+        area = sum(values[i] * (edges[i + 1] - edges[i]) for i in range(start, stop))
+        width = edges[stop] - edges[start]
+        merged.append(area / (width or 1.0))
+    merged_edges.append(edges[-1])
     return merged_edges, merged
 
 
@@ -273,10 +304,11 @@ def _ticks(maximum: float, min_step: float = 0.0) -> list[float]:
     if maximum <= 0:
         return [0.0, 1.0]
     magnitude = 10.0 ** math.floor(math.log10(maximum / 4))
-    step = max(
-        min_step, next(magnitude * n for n in (1, 2, 3, 4, 5, 10) if magnitude * n >= maximum / 4)
-    )
-    return [step * i for i in range(math.ceil(maximum / step - 1e-9) + 1)]
+    round_steps = [magnitude * n for n in (1, 2, 3, 4, 5, 10)]
+    least_step = next(step for step in round_steps if step >= maximum / 4)
+    step = max(min_step, least_step)
+    steps = math.ceil(maximum / step - 1e-9)
+    return [step * i for i in range(steps + 1)]
 
 
 def _y_labels(ticks: Sequence[float]) -> list[Label]:
@@ -285,9 +317,13 @@ def _y_labels(ticks: Sequence[float]) -> list[Label]:
 
 def _time(seconds: float, step: float) -> str:
     """Formats seconds in the unit of `step`."""
-    size, unit = next(((size, unit) for size, unit in _TIME_UNITS if step >= size), (1, "s"))
-    return f"{seconds / size:.3g} {unit}"
+    for size, unit in _TIME_UNITS:
+        if step >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds:.3g} s"
 
 
 def _edge(value: float) -> str:
-    return f"{value:,.0f}" if float(value).is_integer() else f"{value:.4g}"
+    if float(value).is_integer():
+        return f"{value:,.0f}"
+    return f"{value:.4g}"

@@ -1,6 +1,4 @@
-"""The report of a corpus job as one HTML page. What it shows is computed here; how it looks is in
-report.html.j2.
-"""
+"""The report of a corpus job as one HTML page: what it shows; report.html.j2 has how it looks."""
 
 from __future__ import annotations
 
@@ -15,18 +13,18 @@ from pipelines.report.charts import MISSING, compact, count, percent
 from pipelines.report.progress import format_duration
 from pipelines.report.text import printable
 
+Json = dict[str, Any]
+"""A part of the report, or what the template takes of it, as JSON has it."""
 _SHOWN_LABELS, _SHOWN_REASONS, _SHOWN_FAILURES, _SHOWN_SHARDS = 12, 6, 20, 10
 _SHOWN_ATTEMPTS, _SHOWN_SETTINGS, _NAMED_ATTEMPTS, _FEW_LABELS = 10, 60, 12, 6
 _SHOWN_CHARACTERS, _COMPARED_LABELS = 240, 5
 _MODEL_WAITS, _MODEL_BUSY, _SHORT_S = 0.25, 0.1, 30
 
 
-def render(report: dict[str, Any]) -> str:
-    """Renders the report of a corpus job as one HTML page without scripts or anything from
-    elsewhere.
+def render(report: Json) -> str:
+    """Renders the report of a corpus job as one HTML page, without scripts or other files.
 
-    The page stays small however large the job: tables are cut, bins merged and long texts
-    shortened.
+    It stays small however large the job: tables are cut, bins merged and long texts shortened.
 
     Args:
         report: title, output, complete, created_at, settings, versions, attempts, totals,
@@ -37,13 +35,15 @@ def render(report: dict[str, Any]) -> str:
     Returns:
         The HTML document; UTF-8 can encode it whatever the report contains.
     """
-    totals, attempts = report.get("totals") or {}, report.get("attempts") or []
+    totals = report.get("totals") or {}
+    attempts = report.get("attempts") or []
     labels = report.get("labels") or []
+    title = report.get("title")
     speed = _speed(attempts)
     state = _state(report)
     return _ENVIRONMENT.get_template("report.html.j2").render(
-        page_title=f"{report.get('title') or 'corpus job'}: {state['text'].lower()}",
-        title=report.get("title") or "unnamed",
+        page_title=f"{title or 'corpus job'}: {state['text'].lower()}",
+        title=title or "unnamed",
         output=report.get("output"),
         state=state,
         created_at=_timestamp(report.get("created_at")),
@@ -66,10 +66,8 @@ def render(report: dict[str, Any]) -> str:
     )
 
 
-def _finalize(value: Any) -> Any:
-    """Converts each value that a template prints to text of bounded length, without control
-    characters.
-    """
+def _finalize(value: object) -> str:
+    """Converts each value that a template prints to a short text without control characters."""
     if isinstance(value, Markup):  # what a macro returned; values of a report never are
         return value
     text = MISSING if value is None else str(value)
@@ -88,7 +86,7 @@ _ENVIRONMENT = Environment(
 )
 
 
-def _state(report: dict[str, Any]) -> dict[str, str]:
+def _state(report: Json) -> dict[str, str]:
     failed = len(report.get("failed") or {})
     if report.get("complete"):
         return {"text": "Complete", "style": "done", "sign": "✓"}
@@ -97,7 +95,7 @@ def _state(report: dict[str, Any]) -> dict[str, str]:
     return {"text": "Not complete", "style": "open", "sign": "…"}
 
 
-def _error(report: dict[str, Any]) -> str | None:
+def _error(report: Json) -> str | None:
     """Returns the error that ended the last attempt."""
     attempts = report.get("attempts") or [{}]
     outcome = str(attempts[-1].get("outcome") or "")
@@ -114,7 +112,7 @@ def group_failures(failed: dict[str, str]) -> list[tuple[str, list[str]]]:
     return sorted(groups.items(), key=lambda group: -len(group[1]))
 
 
-def _failures(failed: dict[str, str]) -> dict[str, Any] | None:
+def _failures(failed: dict[str, str]) -> Json | None:
     """Lists the files and shards that failed, those with the same reason in a row."""
     if not failed:
         return None
@@ -124,114 +122,124 @@ def _failures(failed: dict[str, str]) -> dict[str, Any] | None:
         more = f" and {len(names) - 1:,} others" if len(names) > 1 else ""
         rows.append((f"{names[0]}{more}", reason))
     others = sum(len(names) for _, names in groups[_SHOWN_FAILURES:])
+    title = "1 file or shard failed"
+    if len(failed) > 1:
+        title = f"{len(failed):,} files or shards failed"
     return {
-        "title": "1 file or shard failed"
-        if len(failed) == 1
-        else f"{len(failed):,} files or shards failed",
+        "title": title,
         "rows": rows,
         "others": f"… and {others:,} others." if others else "",
     }
 
 
 def _figures(
-    totals: dict[str, Any], attempts: list[dict[str, Any]], speed: float | None, items: str | None
+    totals: Json, attempts: list[Json], speed: float | None, items: str | None
 ) -> list[tuple[str, str, str]]:
     """Returns (name, value, note) of the figures that matter most."""
-    rows, labelled, rejected, tokens = (
-        totals.get(name) for name in ("rows", "labelled", "rejected", "tokens")
-    )
+    rows = totals.get("rows")
+    labelled = totals.get("labelled")
+    rejected = totals.get("rejected")
+    tokens = totals.get("tokens")
     padded = totals.get("padded_tokens")
-    saved = None if tokens is None else _ratio((padded or 0) - tokens, padded)
-    duration = sum(attempt.get("seconds") or 0 for attempt in attempts)
+    saved = None
+    if tokens is not None:
+        saved = _ratio((padded or 0) - tokens, padded)
+    each_row = ""
     tokens_per_row = _ratio(tokens, labelled)
+    if tokens_per_row:
+        each_row = f"{tokens_per_row:,.0f} for each row labelled"
+    time_taken = ""
+    duration = sum(attempt.get("seconds") or 0 for attempt in attempts)
+    if duration:
+        time_taken = f"{format_duration(duration)} in {_plural(len(attempts), 'attempt')}"
+    of_rows = f"of {_plural(rows, 'row')} in {_plural(totals.get('shards'), 'shard')}"
+    kept = f"{_plural(rejected, 'row')}, kept in _rejected"
+    when_padded = f"{_large(padded)} tokens in padded batches of 32"
+    batches = _plural(totals.get("batches"), "batch", "es")
     figures = [
-        (
-            "Rows labelled",
-            _large(labelled),
-            f"of {_plural(rows, 'row')} in {_plural(totals.get('shards'), 'shard')}",
-        ),
-        (
-            "Rejected",
-            percent(_ratio(rejected, rows)),
-            f"{_plural(rejected, 'row')}, kept in _rejected",
-        ),
-        (
-            "Tokens",
-            _large(tokens),
-            f"{tokens_per_row:,.0f} for each row labelled" if tokens_per_row else "",
-        ),
-        (
-            "Tokens per second",
-            _large(speed),
-            f"{format_duration(duration)} in {_plural(len(attempts), 'attempt')}"
-            if duration
-            else "",
-        ),
-        ("Padding saved", percent(saved), f"{_large(padded)} tokens in padded batches of 32"),
-        ("Batch fill", percent(totals.get("fill")), _plural(totals.get("batches"), "batch", "es")),
+        ("Rows labelled", _large(labelled), of_rows),
+        ("Rejected", percent(_ratio(rejected, rows)), kept),
+        ("Tokens", _large(tokens), each_row),
+        ("Tokens per second", _large(speed), time_taken),
+        ("Padding saved", percent(saved), when_padded),
+        ("Batch fill", percent(totals.get("fill")), batches),
     ]
     if items:
-        each, bytes_each = (
-            _ratio(totals.get(name), labelled) or 0 for name in ("items", "item_bytes")
-        )
-        note = f"{each:,.1f} for each row labelled, in {bytes_each:,.0f} bytes"
+        per_row = _ratio(totals.get("items"), labelled) or 0
+        bytes_per_row = _ratio(totals.get("item_bytes"), labelled) or 0
+        note = f"{per_row:,.1f} for each row labelled, in {bytes_per_row:,.0f} bytes"
         figures.append((items.capitalize(), _large(totals.get("items")), note))
     return [
         (name, value, note if value != MISSING else "not known") for name, value, note in figures
     ]
 
 
-def _throughput(
-    series: list[dict[str, Any]], attempts: list[dict[str, Any]], speed: float | None
-) -> dict[str, Any] | None:
+def _throughput(series: list[Json], attempts: list[Json], speed: float | None) -> Json | None:
     """Lays the attempts end to end, so that the time between them takes no room."""
-    edges: list[float] = [0.0]
+    edges: list[float] = [0.0]  # of bins, in seconds of all attempts
     rates: list[float] = []
     attempt_starts: list[tuple[float, str]] = []
     for entry in series:
-        starts, values = entry.get("seconds") or [], entry.get("tokens_per_s") or []
+        starts = entry.get("seconds") or []
+        values = entry.get("tokens_per_s") or []
         if not starts:
             continue
-        offset, attempt = edges[-1], entry.get("attempt") or 0
+        attempt = entry.get("attempt") or 0
+        offset = edges[-1]
         if rates:
             attempt_starts.append((offset, str(attempt + 1)))
-        if starts[0] > 0:
-            starts, values = [0, *starts], [0, *values]
+        if starts[0] > 0:  # an attempt begins before its first tokens
+            starts = [0, *starts]
+            values = [0, *values]
+        # The last bin is as wide as the one before it, but ends with its attempt.
         duration = attempts[attempt].get("seconds") if attempt < len(attempts) else None
-        bin_s = starts[-1] - starts[-2] if len(starts) > 1 else duration or 1.0
+        bin_s = duration or 1.0
+        if len(starts) > 1:
+            bin_s = starts[-1] - starts[-2]
         end = starts[-1] + bin_s
         if duration and starts[-1] < duration < end:
             end = duration
-        edges += [offset + start for start in [*starts[1:], end]]
+        edges += [offset + start for start in starts[1:]]
+        edges.append(offset + end)
         rates += [rate or 0.0 for rate in values]
     if len(rates) < 2:
         return None
-    note = f"The dashed line is the mean, {speed:,.0f} tokens/s." if speed else ""
-    named = len(attempt_starts) < _NAMED_ATTEMPTS
-    if attempt_starts:
-        note += f" Attempts are laid end to end{', each from its numbered line' if named else ''}."
-    chart = charts.line("tokens/s", edges, rates, speed, attempt_starts if named else [])
-    return {"note": note.strip(), "chart": chart}
+
+    notes: list[str] = []
+    if speed:
+        notes.append(f"The dashed line is the mean, {speed:,.0f} tokens/s.")
+    are_named = len(attempt_starts) < _NAMED_ATTEMPTS
+    if attempt_starts and are_named:
+        notes.append("Attempts are laid end to end, each from its numbered line.")
+    elif attempt_starts:
+        notes.append("Attempts are laid end to end.")
+        attempt_starts = []
+    chart = charts.line("tokens/s", edges, rates, speed, attempt_starts)
+    return {"note": " ".join(notes), "chart": chart}
 
 
-def _lengths(lengths: dict[str, Any], totals: dict[str, Any]) -> dict[str, Any] | None:
-    edges, counts = lengths.get("edges") or [], lengths.get("windows") or []
-    if not sum(counts):
+def _lengths(lengths: Json, totals: Json) -> Json | None:
+    edges = lengths.get("edges") or []
+    counts = lengths.get("windows") or []
+    total = sum(counts)
+    if not total:
         return None
-    median = next(i for i, number in enumerate(accumulate(counts)) if number * 2 >= sum(counts))
+    numbers_so_far = accumulate(counts)
+    median = next(i for i, number in enumerate(numbers_so_far) if number * 2 >= total)
     note = f"The median window has {edges[median]:,.0f} to {edges[median + 1]:,.0f} tokens"
     mean = _ratio(totals.get("tokens"), totals.get("windows"))
     note += f", the mean one {mean:,.0f}." if mean else "."
-    if truncated := totals.get("truncated"):
+    truncated = totals.get("truncated")
+    if truncated:
         note += f" {truncated:,} documents were truncated."
     return {"note": note, "chart": charts.histogram("tokens", edges, counts)}
 
 
-def _time(totals: dict[str, Any]) -> dict[str, Any] | None:
+def _time(totals: Json) -> Json | None:
     """Shows where the time went, and names the bottleneck."""
-    tokenise_s, predict_s, waited_s = (
-        totals.get(name) or 0.0 for name in ("tokenise_s", "predict_s", "waited_s")
-    )
+    tokenise_s = totals.get("tokenise_s") or 0.0
+    predict_s = totals.get("predict_s") or 0.0
+    waited_s = totals.get("waited_s") or 0.0
     if not tokenise_s + predict_s + waited_s:
         return None
     waited = _ratio(waited_s, predict_s + waited_s)
@@ -260,14 +268,14 @@ def _time(totals: dict[str, Any]) -> dict[str, Any] | None:
         ("predict", "predict", predict_s),
         ("model waiting", "waiting", waited_s),
     ]
-    parts = [
-        (*stage, _seconds(stage[2]) if stage[2] < 10 else format_duration(stage[2]))
-        for stage in stages
-    ]
+    parts: list[tuple[str, str, float, str]] = []
+    for name, style, seconds in stages:
+        text = _seconds(seconds) if seconds < 10 else format_duration(seconds)
+        parts.append((name, style, seconds, text))
     return {"note": note, "stages": charts.stack(parts)}
 
 
-def _labels(labels: list[Any]) -> dict[str, Any] | None:
+def _labels(labels: list[Any]) -> Json | None:
     if not labels:
         return None
     bars, others = charts.bars(labels, _SHOWN_LABELS, "others")
@@ -276,21 +284,23 @@ def _labels(labels: list[Any]) -> dict[str, Any] | None:
     return {"note": note, "bars": bars, "others": others}
 
 
-def _scores(scores: dict[str, Any]) -> dict[str, Any] | None:
-    edges, counts = scores.get("edges") or [], scores.get("counts") or []
+def _scores(scores: Json) -> Json | None:
+    edges = scores.get("edges") or []
+    counts = scores.get("counts") or []
     total = sum(counts)
     if not total:
         return None
-    low = sum(number for edge, number in zip(edges[1:], counts, strict=False) if edge <= 0.5 + 1e-9)
-    note = (
-        f"{percent(low / total)} of answers ({low:,} of {total:,}) score below 0.5."
-        if edges[-1] <= 1
-        else ""
-    )
+    note = ""
+    if edges[-1] <= 1:  # they are probabilities
+        low = 0
+        for upper_edge, number in zip(edges[1:], counts, strict=False):
+            if upper_edge <= 0.5 + 1e-9:
+                low += number
+        note = f"{percent(low / total)} of answers ({low:,} of {total:,}) score below 0.5."
     return {"note": note, "chart": charts.histogram("score", edges, counts)}
 
 
-def _rejects(rejects: list[Any]) -> dict[str, Any] | None:
+def _rejects(rejects: list[Any]) -> Json | None:
     if not rejects:
         return None
     bars, others = charts.bars(rejects, _SHOWN_REASONS, "other reasons")
@@ -298,7 +308,7 @@ def _rejects(rejects: list[Any]) -> dict[str, Any] | None:
     return {"note": note, "bars": bars, "others": others}
 
 
-def _slowest(shards: list[dict[str, Any]]) -> dict[str, Any] | None:
+def _slowest(shards: list[Json]) -> Json | None:
     if not shards:
         return None
     rows = [
@@ -315,21 +325,24 @@ def _slowest(shards: list[dict[str, Any]]) -> dict[str, Any] | None:
     return {"note": "By the model's time.", "shards": rows}
 
 
-def _attempts(attempts: list[dict[str, Any]]) -> dict[str, Any] | None:
+def _attempts(attempts: list[Json]) -> Json | None:
     """Lists the last attempts, the newest first."""
     if not attempts:
         return None
     rows = []
-    for number, attempt in list(enumerate(attempts, 1))[::-1][:_SHOWN_ATTEMPTS]:
-        outcome, seconds = attempt.get("outcome"), attempt.get("seconds")
+    newest_first = list(enumerate(attempts, 1))[::-1]
+    for number, attempt in newest_first[:_SHOWN_ATTEMPTS]:
+        outcome = attempt.get("outcome")
+        seconds = attempt.get("seconds")
+        sign = "✕"
+        if outcome == "complete":
+            sign = "✓"
+        elif outcome in ("stopped", "interrupted"):
+            sign = "■"
         row = {
             "number": f"{number:,}",
             "started": _timestamp(attempt.get("started")),
-            "sign": "✓"
-            if outcome == "complete"
-            else "■"
-            if outcome in ("stopped", "interrupted")
-            else "✕",
+            "sign": sign,
             "outcome": outcome or "ended without notice",
             "host": attempt.get("host"),
             "duration": MISSING if seconds is None else format_duration(seconds),
@@ -342,34 +355,33 @@ def _attempts(attempts: list[dict[str, Any]]) -> dict[str, Any] | None:
     return {"note": note, "attempts": rows}
 
 
-def _by_attempt(sums: list[dict[str, Any]], labels: list[Any]) -> dict[str, Any] | None:
-    """Lists what attempts added, the newest first, with shares of labels beside those of the whole
-    output.
-    """
+def _by_attempt(sums: list[Json], labels: list[Any]) -> Json | None:
+    """Lists what attempts added, the newest first, and compares their labels with the output's."""
     if len(sums) < 2:
         return None
-    shown = [label for label, _ in labels[:_COMPARED_LABELS]]
     total = sum(number for _, number in labels)
-    shares = {label: number / total for label, number in labels[:_COMPARED_LABELS]} if total else {}
+    compared = labels[:_COMPARED_LABELS]
     rows = []
-    for each in sums[::-1]:
-        found = dict(each["labels"])
-        here = sum(found.values())
+    for added in sums[::-1]:
+        rejected = percent(added["rejected"] / added["rows"]) if added["rows"] else MISSING
+        cells = [count(added["rows"]), rejected]
+        counts = dict(added["labels"])
+        labels_added = sum(counts.values())
+        for label, number in compared:
+            if labels_added:
+                share_here = counts.get(label, 0) / labels_added
+                cells.append(_share(share_here, number / total))
+            else:
+                cells.append(MISSING)
         rows.append(
             {
-                "number": f"{each['attempt'] + 1:,}",
-                "started": _timestamp(each["started"]),
-                "cells": [
-                    count(each["rows"]),
-                    MISSING if not each["rows"] else percent(each["rejected"] / each["rows"]),
-                    *(
-                        _share(found.get(label, 0) / here, shares[label]) if here else MISSING
-                        for label in shown
-                    ),
-                ],
+                "number": f"{added['attempt'] + 1:,}",
+                "started": _timestamp(added["started"]),
+                "cells": cells,
             }
         )
-    columns = [(name, "number") for name in ("rows", "rejected", *shown)]
+    names = ["rows", "rejected", *(label for label, _ in compared)]
+    columns = [(name, "number") for name in names]
     note = (
         "What each attempt added: labels in per cent of its labels, and in points from their share "
         "in the output."
@@ -381,7 +393,7 @@ def _share(here: float, in_all: float) -> str:
     return f"{percent(here)} ({(here - in_all) * 100:+.1f})"
 
 
-def _values(values: dict[str, Any]) -> dict[str, Any] | None:
+def _values(values: Json) -> Json | None:
     if not values:
         return None
     rows = list(values.items())[:_SHOWN_SETTINGS]
@@ -390,19 +402,20 @@ def _values(values: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _ratio(part: float | None, whole: float | None) -> float | None:
-    return part / whole if part is not None and whole else None
+    if part is None or not whole:
+        return None
+    return part / whole
 
 
-def _speed(attempts: list[dict[str, Any]]) -> float | None:
+def _speed(attempts: list[Json]) -> float | None:
     """Computes the tokens per second of the attempts whose tokens and seconds are both known."""
-    known = [
-        attempt
-        for attempt in attempts
-        if attempt.get("tokens") is not None and attempt.get("seconds")
-    ]
-    return _ratio(
-        sum(attempt["tokens"] for attempt in known), sum(attempt["seconds"] for attempt in known)
-    )
+    tokens = 0
+    seconds = 0.0
+    for attempt in attempts:
+        if attempt.get("tokens") is not None and attempt.get("seconds"):
+            tokens += attempt["tokens"]
+            seconds += attempt["seconds"]
+    return _ratio(tokens, seconds)
 
 
 def _plural(number: int | None, noun: str, ending: str = "s") -> str:
@@ -411,7 +424,9 @@ def _plural(number: int | None, noun: str, ending: str = "s") -> str:
 
 def _large(value: float | None) -> str:
     """Formats a number in full where it fits a headline."""
-    return count(value) if value is None or value < 1e7 else compact(value)
+    if value is None or value < 1e7:
+        return count(value)
+    return compact(value)
 
 
 def _seconds(value: float | None) -> str:
@@ -421,4 +436,6 @@ def _seconds(value: float | None) -> str:
 def _timestamp(value: str | None) -> dict[str, str] | str | None:
     """Splits 2026-11-24T16:40:00Z into date and time; returns any other text as it is."""
     date, _, time = (value or "").partition("T")
-    return {"iso": f"{value}", "date": date, "time": time[:5]} if time.endswith("Z") else value
+    if not time.endswith("Z"):
+        return value
+    return {"iso": f"{value}", "date": date, "time": time[:5]}

@@ -16,8 +16,7 @@ _ENDS_S = 2.0
 
 
 def progress_line(rows: int, total: int, tokens: int, seconds: float, bar: bool) -> str:
-    """Formats the progress of a job as one line: rows and tokens with their rates, and the time
-    left at these rates.
+    """Formats the progress of a job as one line: rows, tokens, their rates, and the time left.
 
     Args:
         rows: rows done so far.
@@ -28,19 +27,16 @@ def progress_line(rows: int, total: int, tokens: int, seconds: float, bar: bool)
     """
     share = min(rows / total, 1.0) if total else 1.0
     seconds = max(seconds, 1e-3)
-    left = (
-        f"{format_duration(seconds * (1 - share) / share)} left"
-        if share
-        else "the time left is not known"
-    )
+    left = "the time left is not known"
+    if share:
+        left = f"{format_duration(seconds * (1 - share) / share)} left"
     rates = f"{rows / seconds:,.1f} rows/s, {tokens / seconds:,.0f} tokens/s"
-    shown = f"{rows:,} of {total:,} rows, {tokens:,} tokens, {rates}, {left}"
+    text = f"{rows:,} of {total:,} rows, {tokens:,} tokens, {rates}, {left}"
+    if not bar:
+        return f"{share:4.0%} {text}"
     filled = round(share * BAR_WIDTH)
-    return (
-        f"{share:4.0%} [{'#' * filled}{'.' * (BAR_WIDTH - filled)}] {shown}"
-        if bar
-        else f"{share:4.0%} {shown}"
-    )
+    empty = BAR_WIDTH - filled
+    return f"{share:4.0%} [{'#' * filled}{'.' * empty}] {text}"
 
 
 def format_duration(seconds: float) -> str:
@@ -48,7 +44,10 @@ def format_duration(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min"
 
 
 @contextmanager
@@ -65,21 +64,27 @@ def progress_bar(total: int, read: Callable[[], tuple[int, int]]) -> Iterator[No
             terminal, every 5 s elsewhere. Where it raises, nothing is shown until it returns again.
     """
     terminal = _is_terminal(sys.stderr)
-    started, shown = time.monotonic(), (0, 0)
-    lost, last = (0, 0), (0, 0)
+    started = time.monotonic()
+    # Each is (rows, tokens): what the line says, what was counted last, and what it said when the
+    # counts began again.
+    shown = (0, 0)
+    last = (0, 0)
+    lost = (0, 0)
 
     def show() -> bool:
-        nonlocal started, shown, lost, last
+        nonlocal started, shown, last, lost
         counted = read()
         if counted[0] < last[0]:
             lost = shown
         last = counted
-        rows, tokens = lost[0] + counted[0], lost[1] + counted[1]
+        rows = lost[0] + counted[0]
+        tokens = lost[1] + counted[1]
         if not rows:
             started = time.monotonic()
         elif (rows, tokens) != shown:
-            shown = rows, tokens
-            line = progress_line(rows, total, tokens, time.monotonic() - started, bar=terminal)
+            shown = (rows, tokens)
+            seconds = time.monotonic() - started
+            line = progress_line(rows, total, tokens, seconds, bar=terminal)
             _write(f"\r{line}\033[K" if terminal else f"{line}\n")
         return True
 
@@ -93,8 +98,7 @@ def progress_bar(total: int, read: Callable[[], tuple[int, int]]) -> Iterator[No
 
 @contextmanager
 def repeated(seconds: float, call: Callable[[], bool]) -> Iterator[None]:
-    """Calls `call` from another thread every so many seconds while the block runs, until it returns
-    False.
+    """Calls `call` every so many seconds, in another thread, until the block ends or it is False.
 
     It is for people to see: whatever it raises, it is called again. The block does not wait for a
     call that hangs.

@@ -1,6 +1,4 @@
-"""Lines for people: whatever is in a text or a name, it is one line and no command to the
-terminal.
-"""
+"""Lines for people: whatever is in a text, it is one line and does nothing to the terminal."""
 
 from __future__ import annotations
 
@@ -9,7 +7,7 @@ import logging
 import re
 import sys
 from contextlib import suppress
-from typing import Any, TextIO
+from typing import TextIO
 
 _UNPRINTABLE = re.compile(
     r"[\x00-\x1f\x7f-\x9f"  # controls: escape sequences begin with \x1b or \x9b
@@ -23,8 +21,7 @@ _UNPRINTABLE = re.compile(
 
 
 def printable(text: str) -> str:
-    r"""Return a text with its control characters escaped, in one line that any encoding but ASCII's
-    can print.
+    r"""Return a text in one line, with its control characters escaped.
 
     Args:
         text: of a row, a label, a file name, or an error with any of these in it.
@@ -33,9 +30,11 @@ def printable(text: str) -> str:
         >>> printable("red\x1b[31m")
         'red\\x1b[31m'
     """
-    return _UNPRINTABLE.sub(
-        lambda found: found[0].encode("unicode_escape", "surrogatepass").decode(), text
-    )
+
+    def escape(sign: re.Match[str]) -> str:
+        return sign[0].encode("unicode_escape", "surrogatepass").decode()
+
+    return _UNPRINTABLE.sub(escape, text)
 
 
 def printable_lines(text: str) -> str:
@@ -43,16 +42,17 @@ def printable_lines(text: str) -> str:
     return "\n".join(printable(line) for line in text.split("\n"))
 
 
-def json_line(value: Any) -> str:
+def json_line(value: object) -> str:
     """Return a value as JSON in one line, with control characters escaped as JSON escapes them."""
-    return _UNPRINTABLE.sub(
-        lambda found: json.dumps(found[0])[1:-1], json.dumps(value, ensure_ascii=False)
-    )
+
+    def escape(sign: re.Match[str]) -> str:
+        return json.dumps(sign[0])[1:-1]
+
+    return _UNPRINTABLE.sub(escape, json.dumps(value, ensure_ascii=False))
 
 
 def say(text: str, stream: TextIO | None = None) -> None:
-    """Print lines, as they are, on stdout or another stream; where nobody can read them any more,
-    nothing happens.
+    """Print lines, as they are, on stdout or another stream, if anybody can read them there.
 
     A job goes on without its reader: its terminal may be closed, its pipe broken, the disk of its
     log full.
