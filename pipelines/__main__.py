@@ -45,39 +45,48 @@ def main(arguments: list[str]) -> int:
     if arguments[:1] == ["serve"]:
         return _serve(arguments[1:])
     signals.take_over()
-    from pipelines.errors import UserError
-    from pipelines.options import TASKS, task_named
-    from pipelines.report.text import log_in_lines, printable_lines, say
-    from pipelines.storage import redact
+    from pipelines.options import TASKS
+    from pipelines.report.text import log_in_lines, say
 
     log_in_lines()
-    names = dict.fromkeys(name for task in TASKS.values() for name in (task.task, *task.aliases))
-    if not arguments or arguments[0] not in names:
-        say(_usage(list(names)), sys.stderr)
-        return 0 if arguments[:1] in (["-h"], ["--help"]) else 2
-    from pipelines.arguments import parse, prefix_flag
-    from pipelines.job_options import command_options, corpus_command_options
+    names: list[str] = []
+    for task in TASKS.values():
+        names += [name for name in (task.task, *task.aliases) if name not in names]
+    if arguments and arguments[0] in names:
+        return _run_task(arguments[0], arguments[1:])
+    say(_usage(names), sys.stderr)
+    return 0 if arguments[:1] in (["-h"], ["--help"]) else 2
 
-    name, *rest = arguments
+
+def _run_task(name: str, arguments: list[str]) -> int:
+    """Run a task as its corpus job where an input is named, else on the lines of standard input."""
+    from pipelines.arguments import parse, prefix_flag
+    from pipelines.errors import UserError
+    from pipelines.job_options import command_options, corpus_command_options
+    from pipelines.options import task_named
+    from pipelines.report.text import printable_lines, say
+    from pipelines.storage import redact
+
     task = task_named(name).task
     program = f"{_program()} {name}"
-    options_class = command_options(task)
+    job_options = corpus_command_options(task)
     try:
         # The options of a job are those of lines and more, so that its --help has them all.
-        job: Any = parse(corpus_command_options(task), rest, {}, program, _NOTE)
+        job: Any = parse(job_options, arguments, {}, program, _NOTE)
         if job.input is not None or job.output is not None or job.dry_run:
             from pipelines.command import run_command
 
-            return run_command(task, arguments=rest)
+            return run_command(task, arguments=arguments)
+
         # Parsed once more, so that an option of the job alone is not passed over in silence.
-        options = parse(options_class, rest, {}, program)
+        options = parse(command_options(task), arguments, {}, program)
         if options.model is None:
             raise UserError("--model is missing")
         return _predict_lines(name, options)
     except BrokenPipeError:  # the reader, head for one, has enough
         return 0
     except (ValueError, OSError) as error:
-        message = prefix_flag(str(error), corpus_command_options(task))
+        message = prefix_flag(str(error), job_options)
         say(f"error: {printable_lines(redact(message))}", sys.stderr)
         return 2 if isinstance(error, ValueError) else 1
 

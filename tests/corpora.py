@@ -46,13 +46,16 @@ def read_all(
     corpus: Corpus, source: Path | str, output: Path | str, columns: list[str] | None = None
 ) -> tuple[pa.Table, list[tuple[int, str, str]]]:
     """Read columns, all by default, of all shards: the rows, and the malformed ones, numbered over all."""
-    tables, bad, before = [], [], 0
-    place, folder = Location.of_user(str(source)), Folder.at(str(output))
+    tables = []
+    bad = []
+    before = 0
+    place = Location.of_user(str(source))
+    folder = Folder.at(str(output))
+    names = columns or corpus.schema.names
     for shard in corpus.shards:
-        rows = read_shard(place, folder, shard, corpus.schema, columns or corpus.schema.names)
-        assert sorted([*rows.positions.tolist(), *(row for row, _, _ in rows.bad)]) == list(
-            range(shard.rows)
-        )
+        rows = read_shard(place, folder, shard, corpus.schema, names)
+        bad_rows = [row for row, _, _ in rows.bad]
+        assert sorted([*rows.positions.tolist(), *bad_rows]) == list(range(shard.rows))
         tables.append(rows.table)
         bad += [(before + row, reason, raw) for row, reason, raw in rows.bad]
         before += shard.rows
