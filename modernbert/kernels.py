@@ -90,8 +90,7 @@ def pool_sequences(x_TD: Tensor, cu_seqlens: Tensor, pooling: str, skip: int = 0
             WIDTH=width,
             BLOCK_T=32,
             BLOCK_D=128,
-            num_warps=4,
-            enable_fp_fusion=True,
+            **LAUNCH,
         )
     return out_BD
 
@@ -137,8 +136,7 @@ def geglu_float8(y_TF: Tensor) -> tuple[Tensor, Tensor]:
             scales_T1,
             WIDTH=width,
             BLOCK_F=triton.next_power_of_2(width),
-            num_warps=4,
-            enable_fp_fusion=True,
+            **LAUNCH,
         )
     return out_TF, scales_T1
 
@@ -264,9 +262,8 @@ def pool_kernel(
         if POOLING == 3:
             v = tl.load(at, mask=valid, other=float("-inf")).to(tl.float32)
             total = tl.maximum(total, v)
-            not_finite += tl.where(
-                valid, v - v, 0.0
-            )  # the maximum passes over NaN, which must not go unseen
+            # The maximum passes over NaN, which must not go unseen.
+            not_finite += tl.where(valid, v - v, 0.0)
         else:
             v = tl.load(at, mask=valid, other=0.0).to(tl.float32)
             if POOLING == 2:

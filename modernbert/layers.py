@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from modernbert import gpu
-from modernbert.attention import Attention, attention_maps
+from modernbert.attention import Attention
 from modernbert.config import ModernBertConfig
 from modernbert.linear import GatedLinear, Linear, map_row_chunks
 from modernbert.packing import PackedBatch
 from modernbert.rope import apply_rope, apply_rope_interleaved_, interleave_pairs
+from modernbert.torch_attention import attention_maps
 
 
 class ModernBertEmbeddings(nn.Module):

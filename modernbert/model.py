@@ -19,7 +19,6 @@ from modernbert.attention import (
     length_classes,
     packed_attention,
     resolve_backend,
-    visible_attention,
 )
 from modernbert.checkpoint import PreTrained, init_weights
 from modernbert.config import ModernBertConfig
@@ -29,6 +28,7 @@ from modernbert.layers import ModernBertEmbeddings, ModernBertEncoderLayer, laye
 from modernbert.outputs import BaseModelOutput, ModelOutput, Traces
 from modernbert.packing import PackedBatch
 from modernbert.rope import rope_table
+from modernbert.torch_attention import visible_attention
 
 
 class ModernBertModel(PreTrained):

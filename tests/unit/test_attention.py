@@ -6,8 +6,9 @@ import pytest
 import torch
 from checkpoints import relative_error
 
-from modernbert import attention
-from modernbert.attention import resolve_backend, varlen_attention, visible_attention
+from modernbert import torch_attention
+from modernbert.attention import resolve_backend, varlen_attention
+from modernbert.torch_attention import visible_attention
 
 
 def plain(q, k, v, lengths, window):
@@ -77,7 +78,7 @@ def test_no_temporary_grows_with_the_square_of_a_length(dtype):
     n, heads, dim = 8192, 2, 32
     q, k, v = torch.randn(3, n, heads, dim, dtype=dtype)
     starts = torch.tensor([0, n], dtype=torch.int32)
-    attention._tile_mask.cache_clear()
+    torch_attention.tile_mask.cache_clear()
     with torch.no_grad(), Largest():
         varlen_attention(q, k, v, starts, (n,), (64, 64))
         varlen_attention(q, k, v, starts, (n,), None)
@@ -87,8 +88,8 @@ def test_no_temporary_grows_with_the_square_of_a_length(dtype):
 
 
 def test_training_after_inference_with_the_same_masks():
-    attention._tile_mask.cache_clear()
-    attention._band_mask.cache_clear()
+    torch_attention.tile_mask.cache_clear()
+    torch_attention.band_mask.cache_clear()
     starts = torch.tensor([0, 100, 400], dtype=torch.int32)
     q = torch.randn(400, 1, 32, requires_grad=True)
     with torch.inference_mode():
