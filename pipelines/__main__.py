@@ -51,7 +51,8 @@ def main(arguments: list[str]) -> int:
     log_in_lines()
     names: list[str] = []
     for task in TASKS.values():
-        names += [name for name in (task.task, *task.aliases) if name not in names]
+        names += [task.task, *task.aliases]
+    names = list(dict.fromkeys(names))  # an alias may be the task's own name
     if arguments and arguments[0] in names:
         return _run_task(arguments[0], arguments[1:])
     say(_usage(names), sys.stderr)
