@@ -20,7 +20,6 @@ import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -309,29 +308,33 @@ def write_shard_stats(
     known: set[str] = set()
     for table in tables:
         known.update(table["name"].to_pylist())
-    unknown = sorted(present.keys() - known)
-    times = [present[name].mtime_ns / 1e9 for name in unknown]
-    paths = [part_path(parts, name) for name in unknown]
-    with ThreadPoolExecutor(_THREADS) as pool:
-        recovered = list(pool.map(partial(_recovered, folder), unknown, paths, times))
+    unknown = {name: info for name, info in present.items() if name not in known}
+    recovered = _recover(folder, parts, unknown)
     for shard in recovered:
         shard["run"] = run_of(shard["name"], shard["committed_at"])
     tables.append(shard_stats.table(recovered))
 
     stats = pa.concat_tables(tables, promote_options="default")
     is_present = [name in present for name in stats["name"].to_pylist()]
-    stats = stats.filter(pa.array(is_present, pa.bool_())).sort_by("name")
+    stats = stats.filter(pa.array(is_present, pa.bool_()))
+    stats = stats.sort_by("name")
     folder.write_atomic(SHARDS, _packed(stats))
     return stats, new_names - present.keys()
 
 
-def _recovered(folder: Folder, name: str, part: str, written: float) -> Stats:
-    """Return what the footer of a part keeps of its shard's stats."""
+def _recover(folder: Folder, parts: str, shards: dict[str, fs.FileInfo]) -> list[Stats]:
+    """Return what the footers of parts keep of their shards' stats."""
     filesystem, path = folder.filesystem_and_path
-    with filesystem.open_input_file(f"{path}/{part}") as stream:
-        metadata = pq.read_metadata(stream).metadata or {}
-    footer: Stats = json.loads(metadata.get(_FOOTER.encode(), b"{}"))
-    return {"name": name, "committed_at": written} | footer
+
+    def recover(name: str) -> Stats:
+        with filesystem.open_input_file(f"{path}/{part_path(parts, name)}") as stream:
+            metadata = pq.read_metadata(stream).metadata or {}
+        footer: Stats = json.loads(metadata.get(_FOOTER.encode(), b"{}"))
+        written_at = shards[name].mtime_ns / 1e9
+        return {"name": name, "committed_at": written_at} | footer
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return list(pool.map(recover, sorted(shards)))
 
 
 def _parquet(table: pa.Table, footer: dict[str, str] | None = None) -> pa.Buffer:

@@ -138,5 +138,12 @@ def _count_by_key(maps: pa.MapArray) -> dict[str, int]:
     """Add up counts by their keys, the most frequent first."""
     entries = pa.table({"key": maps.keys, "n": maps.items})
     sums = entries.group_by("key").aggregate([("n", "sum")])
-    pairs = zip(sums["key"].to_pylist(), sums["n_sum"].to_pylist(), strict=True)
-    return dict(sorted(pairs, key=lambda pair: (-pair[1], pair[0])))
+    keys = sums["key"].to_pylist()
+    counts = sums["n_sum"].to_pylist()
+
+    def by_frequency(pair: tuple[str, int]) -> tuple[int, str]:
+        key, number = pair
+        return -number, key
+
+    pairs = zip(keys, counts, strict=True)
+    return dict(sorted(pairs, key=by_frequency))

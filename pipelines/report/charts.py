@@ -292,7 +292,9 @@ def _merge_bins(
         if not average:
             merged.append(sum(values[start:stop]))
             continue
-        area = sum(values[i] * (edges[i + 1] - edges[i]) for i in range(start, stop))
+        area = 0.0
+        for i in range(start, stop):
+            area += values[i] * (edges[i + 1] - edges[i])
         width = edges[stop] - edges[start]
         merged.append(area / (width or 1.0))
     merged_edges.append(edges[-1])
