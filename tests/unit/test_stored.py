@@ -319,7 +319,7 @@ def test_in_memory(form):
 
 
 async def online(client: LocalModelClient, task: str, options: list[dict]) -> list:
-    client.models["a"]._task.cache_clear()  # a call's task is made anew
+    client.models["a"]._kept_task.cache_clear()  # a call's task is made anew
     answers = [
         await client.predict("a", PredictRequest(documents(task), options=given))
         for given in options

@@ -130,6 +130,7 @@ def install_error_handlers(app: FastAPI) -> None:
         return response
 
 
+# `responses` of FastAPI, which has no narrower type for them.
 def error_responses(*dialects: Dialect) -> dict[int | str, dict[str, Any]]:
     """Describe the errors of a route of these dialects, as FastAPI takes `responses`."""
     responses: dict[int | str, dict[str, Any]] = {}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import base64
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 from starlette.responses import Response
@@ -102,7 +102,7 @@ class RequestHandler:
         documents: Sequence[Text],
         *,
         field: str,
-        options: dict[str, Any] | None = None,
+        options: Mapping[str, object] | None = None,
         truncation: Truncation = CUT_OFF,
         token_vectors: bool = False,
     ) -> HandledRequest:

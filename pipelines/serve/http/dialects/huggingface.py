@@ -229,7 +229,8 @@ def _add_classify(router: APIRouter, handler: RequestHandler, name: str, path: s
         handled, labels = await classify(handler, info, documents, parameters)
         # TEI's clients, which send no parameters, want the labels of one input without a list
         # around them.
-        is_tei = path in _FIRST_MODEL_PATHS and "parameters" not in body.model_fields_set
+        has_parameters = "parameters" in body.model_fields_set
+        is_tei = path in _FIRST_MODEL_PATHS and not has_parameters
         if is_tei and not isinstance(body.inputs, list):
             return handled.reply(labels[0])
         return handled.reply(labels)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
+from itertools import starmap
 from typing import Annotated, cast
 
 from fastapi import APIRouter
@@ -270,13 +271,15 @@ def _add_tokenizer(router: APIRouter, handler: RequestHandler, model: str) -> No
         for.
         """
         info = await handler.info(model)
-        prompt_options(info, body.prompt_name)
-        prompt = info.prompts[body.prompt_name] if body.prompt_name is not None else ""
+        prompt_options(info, body.prompt_name)  # refuses a name that is unknown
+        prompt = ""
+        if body.prompt_name is not None:
+            prompt = info.prompts[body.prompt_name]
         texts = [prompt + text for text in as_list(body.inputs)]
         with_special = body.add_special_tokens is not False
         all_tokens = await handler.tokenize(info, texts, "inputs", with_special)
         rows = zip(texts, all_tokens, strict=True)
-        return json_response(_tokens(text, tokens) for text, tokens in rows)
+        return json_response(starmap(_tokens, rows))
 
     example = {"ids": [[2, 60, 61, 3]], "skip_special_tokens": True}
 
@@ -284,8 +287,9 @@ def _add_tokenizer(router: APIRouter, handler: RequestHandler, model: str) -> No
     async def decode(body: DecodeRequest) -> Response:
         """The text of each list of ids."""
         info = await handler.info(model)
-        is_batch = isinstance(body.ids[0], list)
-        id_lists = cast("list[list[int]]", body.ids if is_batch else [body.ids])
+        id_lists = cast("list[list[int]]", body.ids)
+        if not isinstance(body.ids[0], list):
+            id_lists = [body.ids]
         skip_special = body.skip_special_tokens is not False
         texts = await handler.decode(info, id_lists, "ids", skip_special)
         return json_response(texts)
