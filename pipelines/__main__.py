@@ -15,9 +15,12 @@ from __future__ import annotations
 import os
 import sys
 from itertools import islice
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from pipelines import signals
+
+if TYPE_CHECKING:
+    from pipelines.job_options import CommandOptions
 
 _LINES = 512  # predicted together
 _SERVICE = "pipelines.serve.deployment:build"
@@ -122,29 +125,36 @@ def _serve(arguments: list[str]) -> int:
     return 0
 
 
-def _predict_lines(name: str, options: Any) -> int:
-    # torch takes seconds, which a wrong option should not
+def _predict_lines(name: str, options: CommandOptions) -> int:
+    assert options.model is not None
+    # torch takes seconds to import, which a mistake in the options should not cost.
     from pipelines.memory.pipeline import pipeline
     from pipelines.options import task_named
     from pipelines.report.text import json_line
 
-    values = {option: getattr(options, option) for option in task_named(name).model_fields}
+    task_options: dict[str, Any] = {}  # of any type that options have
+    for option in task_named(name).model_fields:
+        value = getattr(options, option)
+        if value is not None:
+            task_options[option] = value
     pipe = pipeline(
         name,
         options.model,
         device=None if options.device == "auto" else options.device,
         dtype=options.dtype,
         budget_tokens=options.budget_tokens,
-        **{option: value for option, value in values.items() if value is not None},
+        **task_options,
     )
     sys.stdin.reconfigure(encoding="utf-8-sig", errors="replace", newline="\n")  # type: ignore[union-attr]
     sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
     failed = False
-    while lines := [line.rstrip("\r\n") for line in islice(sys.stdin, _LINES)]:
+    while True:
+        lines = [line.rstrip("\r\n") for line in islice(sys.stdin, _LINES)]
+        if not lines:
+            return int(failed)
         for result in pipe.predict_lines(lines):
             print(json_line(result), flush=True)
             failed |= isinstance(result, dict) and "error" in result
-    return int(failed)
 
 
 if __name__ == "__main__":
