@@ -9,9 +9,10 @@ Shapes: T packed tokens, W windows, D documents, R rows of the model's values, C
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, ClassVar, TypedDict, TypeVar
@@ -21,6 +22,7 @@ import pyarrow as pa
 
 from modernbert.encoders.module_files import purpose
 from modernbert.files import fingerprint
+from modernbert.stored import CheckpointPath
 from modernbert.text.tokenizer import Tokenizer
 from modernbert.text.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
@@ -245,6 +247,14 @@ def task_class(name: str) -> type[Task]:
     """Load the class of a task, one of `options.TASKS`."""
     implementation: type[Task] = resolve_name(TASKS[name].implementation)
     return implementation
+
+
+def fingerprint_with(checkpoint: Checkpoint, files: Iterable[CheckpointPath]) -> str:
+    """Return a digest of a checkpoint's encoder and of the files of what stands on it."""
+    digest = hashlib.sha256(fingerprint(checkpoint.encoder).encode())
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
 def check_architecture(checkpoint: Checkpoint, task: str, architecture: str) -> None:

@@ -5,7 +5,6 @@ Shapes: T tokens, W windows, D documents, E numbers a vector.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
@@ -14,12 +13,11 @@ import numpy as np
 import pyarrow as pa
 
 from modernbert.encoders.sentence_config import SentenceConfig
-from modernbert.files import fingerprint
 from modernbert.text.tokenizer import Tokenizer
 from modernbert.text.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
 from pipelines.options import EmbedOptions, Precision
-from pipelines.tasks.base import Task
+from pipelines.tasks.base import Task, fingerprint_with
 from pipelines.tasks.outputs import ModelOutputs
 from pipelines.tasks.postprocess import check_packs, merged, normalised, stored, vector_type
 from pipelines.tasks.resolve import resolve_prompt, resolve_windowing
@@ -135,10 +133,7 @@ class Embed(Task):
         return self.pooling, self.prompt_tokens
 
     def fingerprint(self, checkpoint: Checkpoint) -> str:
-        digest = hashlib.sha256(fingerprint(checkpoint.encoder).encode())
-        for file in SentenceConfig.from_folder(checkpoint.folder).files:
-            digest.update(file.read_bytes())
-        return digest.hexdigest()
+        return fingerprint_with(checkpoint, SentenceConfig.from_folder(checkpoint.folder).files)
 
     def encode(self, tokenizer: Tokenizer, documents: Sequence[Text]) -> Windows:
         texts = [self.prompt + str(document) for document in documents]

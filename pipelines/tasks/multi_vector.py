@@ -5,7 +5,6 @@ Shapes: T tokens, W windows, D documents, V vectors of a document, E numbers a v
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
@@ -14,12 +13,11 @@ import numpy as np
 import pyarrow as pa
 
 from modernbert.encoders.multi_vector_config import Expansion, MultiVectorConfig
-from modernbert.files import fingerprint
 from modernbert.text.tokenizer import Tokenizer
 from modernbert.text.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
 from pipelines.options import MultiVectorOptions, Precision
-from pipelines.tasks.base import Task
+from pipelines.tasks.base import Task, fingerprint_with
 from pipelines.tasks.outputs import ModelOutputs
 from pipelines.tasks.postprocess import (
     check_packs,
@@ -299,10 +297,7 @@ def load_encoder(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtyp
 
 def encoder_fingerprint(checkpoint: Checkpoint) -> str:
     """Return a digest of the files that vectors depend on."""
-    digest = hashlib.sha256(fingerprint(checkpoint.encoder).encode())
-    for file in MultiVectorConfig.from_folder(checkpoint.folder).files:
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
+    return fingerprint_with(checkpoint, MultiVectorConfig.from_folder(checkpoint.folder).files)
 
 
 def pooled(vectors_VE: np.ndarray, factor: float) -> np.ndarray:

@@ -6,7 +6,6 @@ Shapes: W windows, D pairs.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,12 +15,11 @@ import pyarrow as pa
 
 from modernbert.encoders.multi_vector_config import is_multi_vector
 from modernbert.encoders.sentence_config import CrossEncoderConfig, SentenceConfig
-from modernbert.files import fingerprint
 from modernbert.text.tokenizer import Tokenizer
 from modernbert.text.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
 from pipelines.options import Merge, RerankOptions
-from pipelines.tasks.base import Task, label_maps
+from pipelines.tasks.base import Task, fingerprint_with, label_maps
 from pipelines.tasks.maxsim import MaxSim
 from pipelines.tasks.multi_vector import MultiVector
 from pipelines.tasks.outputs import ModelOutputs
@@ -126,10 +124,7 @@ class StackRerank(Rerank):
         return SentenceEncoder.load(_stack(checkpoint), device=device, dtype=dtype)
 
     def fingerprint(self, checkpoint: Checkpoint) -> str:
-        digest = hashlib.sha256(fingerprint(checkpoint.encoder).encode())
-        for file in _stack(checkpoint).files:
-            digest.update(file.read_bytes())
-        return digest.hexdigest()
+        return fingerprint_with(checkpoint, _stack(checkpoint).files)
 
 
 def _stack(checkpoint: Checkpoint) -> SentenceConfig:

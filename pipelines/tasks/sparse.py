@@ -6,7 +6,6 @@ Shapes: W windows, D documents, R weights that are not zero.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -15,12 +14,11 @@ import numpy as np
 import pyarrow as pa
 
 from modernbert.encoders.sparse_config import SparseConfig
-from modernbert.files import fingerprint
 from modernbert.text.tokenizer import Tokenizer
 from modernbert.text.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
 from pipelines.options import SparseOptions
-from pipelines.tasks.base import Task
+from pipelines.tasks.base import Task, fingerprint_with
 from pipelines.tasks.outputs import ModelOutputs
 from pipelines.tasks.postprocess import list_array, per_document
 from pipelines.tasks.resolve import resolve_prompt, resolve_windowing
@@ -109,10 +107,8 @@ class Sparse(Task):
         return (self.static,)
 
     def fingerprint(self, checkpoint: Checkpoint) -> str:
-        digest = hashlib.sha256(fingerprint(checkpoint.encoder).encode())
-        if file := SparseConfig.from_folder(checkpoint.folder).static_weights:
-            digest.update(file.read_bytes())
-        return digest.hexdigest()
+        file = SparseConfig.from_folder(checkpoint.folder).static_weights
+        return fingerprint_with(checkpoint, [file] if file else [])
 
     def info(self, checkpoint: Checkpoint) -> dict[str, Any]:
         prompts = dict(SparseConfig.from_folder(checkpoint.folder).prompts)
@@ -144,17 +140,25 @@ class Sparse(Task):
         return sum(len(weights[0]) for weights in response if weights is not None)
 
     def decode(self, outputs: ModelOutputs) -> pa.StructArray:
-        weights = self.weights(outputs)
         # Arrays of no weights come first, since there may be no documents.
-        ids_R = np.concatenate([np.empty(0, np.int32), *(ids for ids, _ in weights)])
-        values_R = np.concatenate([np.empty(0, np.float32), *(values for _, values in weights)])
+        all_ids = [np.empty(0, np.int32)]
+        all_values = [np.empty(0, np.float32)]
+        counts = []
+        for ids, values in self.weights(outputs):
+            all_ids.append(ids)
+            all_values.append(values)
+            counts.append(len(ids))
+        ids_R = np.concatenate(all_ids)
         # A token is spelt once, however many documents have it.
         distinct, place_R = np.unique(ids_R, return_inverse=True)
         names = pa.array([outputs.tokenizer.token(i) for i in distinct.tolist()], pa.string())
-        fields = [pa.array(ids_R), names.take(pa.array(place_R)), pa.array(values_R)]
+        fields = [
+            pa.array(ids_R),
+            names.take(pa.array(place_R)),
+            pa.array(np.concatenate(all_values)),
+        ]
         structs = pa.StructArray.from_arrays(fields, fields=list(_WEIGHT))
-        counts_D = np.array([len(ids) for ids, _ in weights], dtype=np.int64)
-        lists = list_array(counts_D, structs)
+        lists = list_array(np.array(counts, dtype=np.int64), structs)
         return pa.StructArray.from_arrays([lists], fields=list(self.columns))
 
     def results(self, outputs: ModelOutputs) -> list[list[dict[str, Any]]]:
