@@ -39,9 +39,7 @@ ACTIVATIONS = {
 
 
 class ConfigError(ValueError):
-    """Raised for a config.json that cannot be used; the message names the field, its value and what
-    is allowed.
-    """
+    """A config.json cannot be used; the message names the field, its value and what is allowed."""
 
 
 @dataclass(kw_only=True)
@@ -147,9 +145,7 @@ class ModernBertConfig:
         return self.local_rope_theta if self.layer_types[layer] == LOCAL else self.global_rope_theta
 
     def _resolve_labels(self) -> None:
-        """Derive those of `num_labels`, `id2label` and `label2id` that are not set from the
-        others.
-        """
+        """Derive `num_labels`, `id2label` and `label2id` from those that are set."""
         if not self.id2label and self.label2id:
             self.id2label = {i: label for label, i in self.label2id.items()}
         if not self.id2label:
@@ -158,10 +154,10 @@ class ModernBertConfig:
             self.id2label = {int(i): str(label) for i, label in self.id2label.items()}
         except (ValueError, AttributeError) as error:
             raise ConfigError(f"id2label must map whole numbers to names: {error}") from error
-        if sorted(self.id2label) != list(range(len(self.id2label))) or not self.id2label:
+        numbers = sorted(self.id2label)
+        if not numbers or numbers != list(range(len(numbers))):
             raise ConfigError(
-                "id2label must number the labels 0, 1, 2, …; its keys are "
-                f"{sorted(self.id2label)[:10]}"
+                f"id2label must number the labels 0, 1, 2, …; its keys are {numbers[:10]}"
             )
         if self.num_labels not in (0, len(self.id2label)):
             raise ConfigError(
@@ -191,10 +187,9 @@ class ModernBertConfig:
                 "even number"
             )
         for name in ("hidden_activation", "classifier_activation"):
-            if not callable(getattr(self, name)) and getattr(self, name) not in ACTIVATIONS:
-                raise ConfigError(
-                    f"{name} is {getattr(self, name)!r}; known are {', '.join(ACTIVATIONS)}"
-                )
+            activation = getattr(self, name)
+            if not callable(activation) and activation not in ACTIVATIONS:
+                raise ConfigError(f"{name} is {activation!r}; known are {', '.join(ACTIVATIONS)}")
         if self.classifier_pooling not in ("cls", "mean"):
             raise ConfigError(
                 f"classifier_pooling is {self.classifier_pooling!r}; known are cls, mean"
@@ -236,11 +231,12 @@ class ModernBertConfig:
             )
         if raw.get("quantization_config"):
             raise ConfigError("quantization_config is set; quantised checkpoints cannot be loaded")
-        values = {  # null means the default, unless null is an allowed value of the field
-            f.name: raw[f.name]
-            for f in fields(cls)
-            if f.name in raw and (raw[f.name] is not None or "None" in str(f.type))
-        }
+        values: dict[str, Any] = {}  # as JSON has them; __post_init__ checks them
+        for field_ in fields(cls):
+            value = raw.get(field_.name)
+            # null means the default, unless null is an allowed value of the field.
+            if field_.name in raw and (value is not None or "None" in str(field_.type)):
+                values[field_.name] = value
         values |= _rope_thetas(raw)
         if raw.get("sliding_window") is not None:
             values["local_attention"] = _local_attention(raw["sliding_window"])
@@ -248,10 +244,9 @@ class ModernBertConfig:
             values.pop("global_attn_every_n_layers", None)
         if isinstance(values.get("eos_token_id"), list):
             values["eos_token_id"] = values["eos_token_id"][0]
+        # In some fine-tuned checkpoints the two disagree; id2label counts.
         if values.get("id2label"):
-            values.pop(
-                "label2id", None
-            )  # in some fine-tuned checkpoints the two disagree; id2label counts
+            values.pop("label2id", None)
         try:
             return cls(**values)
         except TypeError as error:  # a string where a number belongs
@@ -300,21 +295,15 @@ class ModernBertConfig:
 
 def _global_layer_interval(layer_types: list[str]) -> int | None:
     """Return the n for which every n-th layer is global, from the first; None where no n fits."""
-    intervals = range(1, len(layer_types) + 1)
-    return next(
-        (
-            interval
-            for interval in intervals
-            if layer_types == _layer_pattern(len(layer_types), interval)
-        ),
-        None,
-    )
+    layers = len(layer_types)
+    for interval in range(1, layers + 1):
+        if layer_types == _layer_pattern(layers, interval):
+            return interval
+    return None
 
 
 def _layer_pattern(layers: int, interval: int | None) -> list[str]:
-    """Return the types of `layers` layers of which every `interval`-th is global, from the
-    first.
-    """
+    """Return the types of `layers` layers: every `interval`-th is global, from the first."""
     if not isinstance(interval, int) or interval < 1:
         raise ConfigError(
             f"global_attn_every_n_layers is {interval!r}; it must be a whole number of at least 1"
@@ -322,10 +311,8 @@ def _layer_pattern(layers: int, interval: int | None) -> list[str]:
     return [LOCAL if i % interval else GLOBAL for i in range(layers)]
 
 
-def _local_attention(sliding_window: Any) -> int:
-    """Return the width that `sliding_window`, half of it, stands for; it counts before
-    `local_attention`.
-    """
+def _local_attention(sliding_window: object) -> int:
+    """Return the width of which `sliding_window` is half; it counts before `local_attention`."""
     if not isinstance(sliding_window, int) or sliding_window < 1:
         raise ConfigError(
             f"sliding_window is {sliding_window!r}; it must be a whole number of at least 1"
@@ -334,14 +321,10 @@ def _local_attention(sliding_window: Any) -> int:
 
 
 def _rope_thetas(raw: dict[str, Any]) -> dict[str, float]:
-    """Read both thetas; `rope_parameters` takes precedence over the older names, as in transformers
-    5.
-    """
+    """Read both thetas; `rope_parameters` counts before the older names, as in transformers 5."""
     scaling = raw.get("rope_scaling") or {}
-    if scaling.get("rope_type", scaling.get("type", "default")) != "default" or set(scaling) - {
-        "rope_type",
-        "type",
-    }:
+    scaling_type = scaling.get("rope_type", scaling.get("type", "default"))
+    if scaling_type != "default" or set(scaling) - {"rope_type", "type"}:
         raise ConfigError(
             f"rope_scaling is {scaling}; only the default rotary embedding is supported"
         )
@@ -359,9 +342,10 @@ def _rope_thetas(raw: dict[str, Any]) -> dict[str, float]:
                 "is supported"
             )
         theta = rope.get("rope_theta", raw.get(name))
+        # Before transformers 5, null means "as in the global layers".
         if theta is None and layer_type == LOCAL and name in raw and not rope:
-            theta = thetas[
-                "global_rope_theta"
-            ]  # before transformers 5, null means "as in the global layers"
-        thetas[name] = float(theta) if theta is not None else getattr(ModernBertConfig, name)
+            theta = thetas["global_rope_theta"]
+        if theta is None:
+            theta = getattr(ModernBertConfig, name)
+        thetas[name] = float(theta)
     return thetas

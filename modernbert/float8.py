@@ -10,6 +10,7 @@ Shapes: T rows, D in, E out, F MLP width.
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -37,10 +38,14 @@ class Float8Norm(nn.Module):
 
     def __init__(self, norm: nn.LayerNorm):
         super().__init__()
-        self.weight, self.bias, self.eps = norm.weight, norm.bias, norm.eps
+        self.weight = norm.weight
+        self.bias = norm.bias
+        self.eps = norm.eps
 
     def forward(self, x_TD: Tensor) -> Float8Rows:
-        return Float8Rows(*_kernels(x_TD).norm_float8(x_TD, self.weight, self.bias, self.eps))
+        kernels = _kernels(x_TD)
+        values, scales = kernels.norm_float8(x_TD, self.weight, self.bias, self.eps)
+        return Float8Rows(values, scales)
 
 
 class Float8Linear(nn.Module):
@@ -50,11 +55,11 @@ class Float8Linear(nn.Module):
         super().__init__()
         weight_ED = linear.weight.detach().float()
         scales_E1 = weight_ED.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / _LARGEST
-        self.weight = nn.Parameter(
-            (weight_ED / scales_E1).to(torch.float8_e4m3fn), requires_grad=False
-        )
+        float8_ED = (weight_ED / scales_E1).to(torch.float8_e4m3fn)
+        self.weight = nn.Parameter(float8_ED, requires_grad=False)
         self.scales = nn.Parameter(scales_E1.t().contiguous(), requires_grad=False)
-        self.bias, self.dtype = linear.bias, linear.weight.dtype
+        self.bias = linear.bias
+        self.dtype = linear.weight.dtype
 
     def forward(self, x: Float8Rows, residual_TE: Tensor | None = None) -> Tensor:
         """Compute `x W^T + b` (T, E), plus `residual_TE` if given, which is overwritten."""
@@ -69,7 +74,8 @@ class Float8GatedLinear(Float8Linear):
 
     def forward(self, x: Float8Rows) -> Float8Rows:  # type: ignore[override]
         y_TF = super().forward(x)
-        return Float8Rows(*_kernels(y_TF).geglu_float8(y_TF))
+        values, scales = _kernels(y_TF).geglu_float8(y_TF)
+        return Float8Rows(values, scales)
 
 
 def quantise(model: nn.Module) -> None:
@@ -89,12 +95,12 @@ def quantise(model: nn.Module) -> None:
     _check(next(model.parameters()), config.hidden_size, config.intermediate_size, layers[0].mlp.Wi)
     for i, layer in enumerate(layers):
         if i:  # the first layer has no norm before attention
-            layer.attn_norm = Float8Norm(layer.attn_norm)  # type: ignore
-            layer.attn.Wqkv = Float8Linear(layer.attn.Wqkv)  # type: ignore
-        layer.mlp_norm = Float8Norm(layer.mlp_norm)  # type: ignore
-        layer.mlp.drop = nn.Identity()  # type: ignore
-        layer.mlp.Wi = Float8GatedLinear(layer.mlp.Wi)  # type: ignore
-        layer.mlp.Wo = Float8Linear(layer.mlp.Wo)  # type: ignore
+            layer.attn_norm = Float8Norm(layer.attn_norm)  # type: ignore[assignment, arg-type]
+            layer.attn.Wqkv = Float8Linear(layer.attn.Wqkv)  # type: ignore[assignment]
+        layer.mlp_norm = Float8Norm(layer.mlp_norm)  # type: ignore[assignment]
+        layer.mlp.drop = nn.Identity()  # type: ignore[assignment]
+        layer.mlp.Wi = Float8GatedLinear(layer.mlp.Wi)  # type: ignore[assignment]
+        layer.mlp.Wo = Float8Linear(layer.mlp.Wo)  # type: ignore[assignment]
 
 
 def scaled_product(
@@ -125,8 +131,9 @@ def _check(weight: Tensor, hidden: int, intermediate: int, gated: GatedLinear) -
     _kernels(weight)
 
 
-def _kernels(x: Tensor):  # type: ignore[no-untyped-def]
+def _kernels(x: Tensor) -> ModuleType:
     with torch.inference_mode():
-        if (kernels := gpu.kernels_for(x)) is None:
-            raise ValueError("dtype float8 needs Triton, which does not run here")
+        kernels = gpu.kernels_for(x)
+    if kernels is None:
+        raise ValueError("dtype float8 needs Triton, which does not run here")
     return kernels

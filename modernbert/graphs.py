@@ -55,11 +55,11 @@ class EncoderGraphs:
                 padded = pad_to(size, batch)
                 copy_into(padded, batch)
                 self._pool = self._pool or torch.cuda.graph_pool_handle()
-                self._replays[size] = padded, capture(lambda: self._run_layers(padded), self._pool)
+                replay = capture(lambda: self._run_layers(padded), self._pool)
+                self._replays[size] = (padded, replay)
             except RuntimeError as error:
-                logger.warning(
-                    "no CUDA graphs, small batches take longer: %s", str(error).splitlines()[0]
-                )
+                reason = str(error).splitlines()[0]
+                logger.warning("no CUDA graphs, small batches take longer: %s", reason)
                 self._failed = True
                 return None
         padded, replay = self._replays[size]
@@ -71,19 +71,18 @@ def size_for(batch: PackedBatch) -> Size | None:
     """Return the size of the graph for a batch; None where it is too large, or has more than ids in
     order.
     """
-    tokens, sequences = batch.input_ids.numel(), len(batch.seqlens)
-    if (
-        tokens > TOKENS[-1]
-        or sequences > SEQUENCES[-1]
-        or batch.inputs_embeds is not None
-        or batch.visible
-    ):
+    tokens = batch.input_ids.numel()
+    sequences = len(batch.seqlens)
+    if tokens > TOKENS[-1] or sequences > SEQUENCES[-1]:
+        return None
+    if batch.inputs_embeds is not None or batch.visible:
         return None
     if batch.num_positions != batch.max_seqlen:
         return None
-    rows = TOKENS[bisect_left(TOKENS, tokens)]
-    bound = min(TOKENS[bisect_left(TOKENS, batch.max_seqlen)], rows)
-    return rows, SEQUENCES[bisect_left(SEQUENCES, sequences)], bound
+    token_size = TOKENS[bisect_left(TOKENS, tokens)]
+    sequence_size = SEQUENCES[bisect_left(SEQUENCES, sequences)]
+    bound = TOKENS[bisect_left(TOKENS, batch.max_seqlen)]
+    return token_size, sequence_size, min(bound, token_size)
 
 
 def pad_to(size: Size, like: PackedBatch) -> PackedBatch:
@@ -91,13 +90,16 @@ def pad_to(size: Size, like: PackedBatch) -> PackedBatch:
     sequence.
     """
     tokens, sequences, bound = size
-    ids_T, starts_B = like.input_ids.new_zeros(tokens), like.cu_seqlens.new_zeros(sequences + 1)
-    return PackedBatch(ids_T, starts_B, like.position_ids.new_zeros(tokens), (bound,), bound)
+    ids_T = like.input_ids.new_zeros(tokens)
+    starts_B = like.cu_seqlens.new_zeros(sequences + 1)
+    positions_T = like.position_ids.new_zeros(tokens)
+    return PackedBatch(ids_T, starts_B, positions_T, (bound,), bound)
 
 
 def copy_into(padded: PackedBatch, batch: PackedBatch) -> None:
     """Put a batch into the one that a graph reads; sequences that it does not have are empty."""
-    tokens, starts = batch.input_ids.numel(), len(batch.cu_seqlens)
+    tokens = batch.input_ids.numel()
+    starts = len(batch.cu_seqlens)
     padded.input_ids[:tokens].copy_(batch.input_ids)
     padded.position_ids[:tokens].copy_(batch.position_ids)
     padded.cu_seqlens[:starts].copy_(batch.cu_seqlens)
@@ -112,9 +114,8 @@ def capture(fn: Callable[[], Tensor], pool: Any) -> Callable[[], Tensor]:
     """
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(
-        side
-    ):  # kernels are compiled and libraries set up before, on another stream
+    # Kernels are compiled and libraries set up before, on another stream.
+    with torch.cuda.stream(side):
         fn()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
