@@ -6,6 +6,7 @@ import json
 import os
 import re
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from hashlib import sha256
@@ -27,8 +28,7 @@ _MODEL_FILES = (".json", ".safetensors", COLBERT_METADATA)
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint by its name; each process finds its files on the machine where it runs, and
-    reads them once.
+    """A checkpoint by its name; each process finds its files where it runs, and reads them once.
 
     What it was opened with it keeps, whatever becomes of the folder; opened anew, it has the files
     of then. Sent to another process it takes the digests of its files along: there, other files
@@ -38,17 +38,11 @@ class Checkpoint:
     """
 
     model: str
-    """A folder, a hub id, or a location in object storage, with its credentials: `name` is for
-    people.
-    """
+    """A folder, a hub id, or a location with its credentials: `name` is for people."""
     revision: str | None
-    """The commit of the hub, or a digest of the files' listing in object storage: the same in all
-    processes.
-    """
+    """The commit of the hub, or a digest of the listing in object storage, in all processes."""
     digests: tuple[tuple[str, str], ...] | None = field(default=None, repr=False, compare=False)
-    """The digest of each file, by its path, in the process that opened the checkpoint; None in that
-    process.
-    """
+    """(path, digest) of each file in the process that opened the checkpoint; None in that one."""
 
     def __repr__(self) -> str:
         return f"Checkpoint({self.name!r})"
@@ -75,29 +69,25 @@ class Checkpoint:
         checkpoint.folder  # noqa: B018 (now, not when it is used first)
         return checkpoint
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """What another process makes the checkpoint of: the weights' digests are taken now, if they
-        are not yet.
-        """
-        digests = self.digests or tuple(sorted(self.folder.files.digests().items()))
+    def __reduce__(self) -> tuple[Callable[..., Checkpoint], tuple[object, ...]]:
+        """Take the digests of all files along, those of the weights if need be taken now."""
+        digests = self.digests
+        if not digests:
+            digests = tuple(sorted(self.folder.files.digests().items()))
         return _received, (self.model, self.revision, digests)
 
     @cached_property
     def folder(self) -> StoredPath:
-        """The checkpoint's folder on this machine, fetched first where it is missing, with its
-        files as they were then.
+        """The checkpoint's folder on this machine, fetched if need be, with its files of then.
 
         Raises CheckpointChanged if they are not those of the process that opened the checkpoint.
         """
-        return open_folder(
-            _folder(self.model, self.revision), None if self.digests is None else dict(self.digests)
-        )
+        digests = None if self.digests is None else dict(self.digests)
+        return open_folder(_folder(self.model, self.revision), digests)
 
     @cached_property
     def encoder(self) -> CheckpointPath:
-        """The folder with config.json, weights and tokenizer: the checkpoint's own, or one that
-        modules.json names.
-        """
+        """The folder with config.json, weights and tokenizer, which modules.json may name."""
         return encoder_folder(self.folder)
 
     @cached_property
@@ -107,11 +97,11 @@ class Checkpoint:
 
     @cached_property
     def raw_config(self) -> dict[str, Any]:
-        """The content of config.json as it is stored, with keys that the configuration does not
-        know.
-        """
+        """The content of config.json as it is stored, JSON with keys that `config` may lack."""
         self.config  # noqa: B018 (names the file where it is missing or wrong)
-        return json.loads((self.encoder / "config.json").read_text(encoding="utf-8"))
+        text = (self.encoder / "config.json").read_text(encoding="utf-8")
+        content: dict[str, Any] = json.loads(text)
+        return content
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -129,40 +119,36 @@ class Checkpoint:
 
 
 def download_checkpoint(location: str) -> Path:
-    """Copy a checkpoint from object storage to a folder of this machine, once, and return the
-    folder.
+    """Copy a checkpoint from object storage to a folder of this machine, once.
 
-    The folder's name holds a digest of the listing (paths, sizes, times), so that a changed
-    checkpoint is copied again. Raises UserError if no checkpoint is there.
+    Returns the folder, whose name holds a digest of the listing (paths, sizes, times), so that a
+    changed checkpoint is copied again. Raises UserError if no checkpoint is there.
     """
+    shown = redact_credentials(location)
     filesystem, path = Folder.at(location).filesystem_and_path
+    selector = fs.FileSelector(path, recursive=True, allow_not_found=True)
     try:
-        infos = filesystem.get_file_info(
-            fs.FileSelector(path, recursive=True, allow_not_found=True)
-        )
+        infos = filesystem.get_file_info(selector)
     except OSError as error:
+        reason = redact(str(error).splitlines()[0])
+        raise UserError(f"model {shown!r} cannot be read: {reason}") from error
+    files = {info.path: info for info in infos if info.is_file and info.path.endswith(_MODEL_FILES)}
+    if not files:
         raise UserError(
-            f"model {redact_credentials(location)!r} cannot be read: "
-            f"{redact(str(error).splitlines()[0])}"
-        ) from error
-    found = {info.path: info for info in infos if info.is_file and info.path.endswith(_MODEL_FILES)}
-    if not found:
-        raise UserError(
-            f"model {redact_credentials(location)!r} holds no checkpoint: no *.json and "
-            "*.safetensors files are there"
+            f"model {shown!r} holds no checkpoint: no *.json and *.safetensors files are there"
         )
-    listing = [
-        redact_credentials(location),
-        *sorted(f"{info.path} {info.size} {info.mtime_ns}" for info in found.values()),
-    ]
+
+    listing = sorted(f"{info.path} {info.size} {info.mtime_ns}" for info in files.values())
+    digest = sha256(repr([shown, *listing]).encode()).hexdigest()[:16]
     name = re.sub(r"[^\w.-]", "_", path.rpartition("/")[2])
-    kept = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "modernbert-ray")
-    copy = kept / f"{name}-{sha256(repr(listing).encode()).hexdigest()[:16]}"
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "modernbert-ray")
+    copy = cache / f"{name}-{digest}"
     if copy.is_dir():
         return copy
-    kept.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=kept, ignore_cleanup_errors=True) as temporary:
-        for source in found:
+    cache.mkdir(parents=True, exist_ok=True)
+    # It has its name when it is whole: other processes look for that.
+    with tempfile.TemporaryDirectory(dir=cache, ignore_cleanup_errors=True) as temporary:
+        for source in files:
             target = Path(temporary, source[len(path) + 1 :])
             target.parent.mkdir(parents=True, exist_ok=True)
             fs.copy_files(source, str(target), source_filesystem=filesystem)
@@ -189,7 +175,5 @@ def _folder(model: str, revision: str | None) -> Path:
 
 @lru_cache(maxsize=8)
 def _received(model: str, revision: str | None, digests: tuple[tuple[str, str], ...]) -> Checkpoint:
-    """Return a checkpoint that another process has opened: the same one each time, so that it is
-    loaded once.
-    """
+    """Return a checkpoint that another process has opened; the same each time, to load it once."""
     return Checkpoint(model, revision, digests)

@@ -1,6 +1,4 @@
-"""Locations, which never print a credential, and folders: list, read, remove, and write whole or
-not at all.
-"""
+"""Locations, which never print a credential, and folders, whose files are whole or not there."""
 
 from __future__ import annotations
 
@@ -25,22 +23,18 @@ _OBJECT_STORES = ("s3", "gcs", "abfs")
 _SAFE_IN_PATHS = "/%:=+,;@!$&'()*~-._"
 """What a path keeps as it is in a URI; %41 and the like stay, too, and are decoded by Arrow."""
 _USER = re.compile(r"[^/]*@|[^/@]*:.*?@(?=[^/@]*(?:[/?]|$))")
-"""What stands before the host: up to the last @ before a slash, or after a colon, whose secret may
-hold slashes.
-"""
+"""What stands before the host, up to an @: behind a colon there may be a secret with slashes."""
+_SECRET_NAMES = re.compile(r"key|secret|token|password|credential|sig", re.IGNORECASE)
+"""What is in the names of a query's fields that hold a secret."""
 _SHORTEST_SECRET = 4
 """To replace shorter ones in messages would spoil words and save nothing."""
 _secrets: set[str] = set()
-"""The credentials in all locations that this process knows, as they are written and as they are
-decoded.
-"""
+"""The credentials in all locations that this process knows, as they are written and decoded."""
 
 
 @dataclass(frozen=True, repr=False)
 class Location:
-    """A path, or a URI whose credentials neither its text, nor its repr, nor a message of an error
-    shows.
-    """
+    """A path, or a URI whose credentials its text, its repr and messages of errors do not show."""
 
     uri: str
     """With the credentials: for the libraries that open it, never for people."""
@@ -59,10 +53,9 @@ class Location:
 
     @classmethod
     def of_user(cls, text: str) -> Location:
-        """Make the location that a user names: a path becomes absolute; a warning advises against
-        credentials in URIs.
+        """Make the location that a user names; a path becomes absolute.
 
-        Raises UserError for a text that names nothing.
+        Warns of credentials in a URI. Raises UserError for a text that names nothing.
         """
         if not text.strip():
             raise UserError("a location is empty: give a path or a URI")
@@ -71,7 +64,8 @@ class Location:
         except UnicodeEncodeError as error:
             raise UserError(f"{text!a} is not UTF-8, which no library opens; rename it") from error
         if "://" not in text:
-            return cls(str(Path(text).expanduser().absolute()))
+            path = Path(text).expanduser().absolute()
+            return cls(str(path))
         location = cls(text)
         if _secrets_in(text):
             _advise_against_credentials(str(location))
@@ -90,15 +84,11 @@ class Location:
 
 @dataclass(frozen=True, repr=False)
 class Folder(Location):
-    """A folder, given by its absolute path or by a URI of object storage (s3://, gs://,
-    abfs://).
-    """
+    """A folder, by its absolute path or a URI of object storage (s3://, gs://, abfs://)."""
 
     @classmethod
     def at(cls, location: str) -> Folder:
-        """Make the folder that a user names; UserError if nothing can be written there
-        atomically.
-        """
+        """Make the folder that a user names; UserError if no file can be written there whole."""
         place = Location.of_user(location)
         if place.is_local:
             return cls(place.uri)
@@ -110,24 +100,21 @@ class Folder(Location):
         return cls(location)
 
     def files(self, below: str = "") -> dict[str, fs.FileInfo]:
-        """List the files of the folder, or of the one `below` it, by name; an empty dictionary if
-        it does not exist.
-        """
+        """List the files of the folder, or of the one `below` it, by name; none if missing."""
         filesystem, path = self.filesystem_and_path
-        infos = filesystem.get_file_info(
-            fs.FileSelector(f"{path}/{below}".rstrip("/"), allow_not_found=True)
-        )
+        folder = f"{path}/{below}".rstrip("/")
+        infos = filesystem.get_file_info(fs.FileSelector(folder, allow_not_found=True))
         return {info.base_name: info for info in infos}
 
     def read(self, name: str) -> bytes:
         """Read a file; FileNotFoundError if it is missing."""
         filesystem, path = self.filesystem_and_path
         with filesystem.open_input_file(f"{path}/{name}") as stream:
-            return stream.read()
+            content: bytes = stream.read()
+        return content
 
     def write_atomic(self, name: str, data: bytes | pa.Buffer) -> None:
-        """Write a file so that others see the old or the new content, never a part, whenever this
-        process ends.
+        """Write a file: others see its old or its new content, whenever this process ends.
 
         In object storage that is what one put does. On disk it takes a temporary name, and a sync
         of file and folder.
@@ -167,8 +154,8 @@ class Folder(Location):
 def _advise_against_credentials(location: str) -> None:
     logger.warning(
         f"{location}: credentials in a URI are seen by whoever sees the command line or Ray's "
-        "dashboard; give them by "
-        "the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY), a profile or a role"
+        "dashboard; give them by the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY), "
+        "a profile or a role"
     )
 
 
@@ -192,18 +179,21 @@ class _UriParts(NamedTuple):
 
 
 def _split(uri: str) -> _UriParts:
-    """Split a URI as people write it: a secret may hold slashes, and a path wildcards, blanks, #
-    and %.
+    """Split a URI as people write it: secrets may hold slashes, paths wildcards, blanks, # or %.
 
     urllib's urlsplit takes a secret with a slash for a host, and raises for a bracket.
     """
     scheme, _, rest = uri.partition("://")
     user = ""
-    if found := _USER.match(rest):
-        user, rest = found[0][:-1], rest[found.end() :]
+    before_host = _USER.match(rest)
+    if before_host is not None:
+        user = before_host[0].removesuffix("@")
+        rest = rest[before_host.end() :]
     query = ""
-    if found := re.search(r"\?(?=[A-Za-z_]\w*=)", rest):  # else a wildcard
-        rest, query = rest[: found.start()], rest[found.end() :]
+    question_mark = re.search(r"\?(?=[A-Za-z_]\w*=)", rest)  # any other is a wildcard
+    if question_mark is not None:
+        query = rest[question_mark.end() :]
+        rest = rest[: question_mark.start()]
     host, slash, path = rest.partition("/")
     return _UriParts(scheme, user, host, slash + path, query)
 
@@ -213,15 +203,18 @@ def _secrets_in(uri: str) -> set[str]:
     if "://" not in uri:
         return set()
     parts = _split(uri)
-    found = set[str]()
-    if ":" in parts.user:  # else it is no secret: a container of Azure, or "anonymous"
-        found = {parts.user, *parts.user.split(":", 1)}
+    secrets: set[str] = set()
+    if ":" in parts.user:  # without, it is not secret: a container of Azure, or "anonymous"
+        name, _, password = parts.user.partition(":")
+        secrets = {parts.user, name, password}
     for field in parts.query.split("&"):
         name, _, value = field.partition("=")
-        if re.search(r"key|secret|token|password|credential|sig", name, re.IGNORECASE):
-            found.add(value)
-    forms = {form for each in found for form in _forms(each)}
-    return {form for form in forms if len(form) >= _SHORTEST_SECRET}
+        if _SECRET_NAMES.search(name):
+            secrets.add(value)
+    forms: set[str] = set()
+    for secret in secrets:
+        forms.update(form for form in _forms(secret) if len(form) >= _SHORTEST_SECRET)
+    return forms
 
 
 def _forms(secret: str) -> list[str]:
@@ -247,9 +240,7 @@ def redact_credentials(location: str) -> str:
 
 
 def redact(text: str) -> str:
-    """Return a text, such as the message of a library's error, without the credentials of any known
-    location.
-    """
+    """Return a text, such as a library's message, without the credentials of known locations."""
     for secret in sorted(_secrets, key=len, reverse=True):
         text = text.replace(secret, "***")
     return text
@@ -266,48 +257,44 @@ def _quote_loose_percents(text: str) -> str:
 
 @lru_cache(maxsize=16)
 def _resolve(uri: str) -> tuple[fs.FileSystem, str]:
-    """Return the Arrow file system of a path or URI, and the path there without a slash at its
-    end.
-    """
+    """Return the Arrow file system of a path or URI, and the path there without a last slash."""
     filesystem, path = open_location(uri)
     return filesystem, path.rstrip("/") or path[:1]
 
 
 def open_location(uri: str) -> tuple[fs.FileSystem, str]:
-    """Return the Arrow file system of a path or URI, and the path there; UserError for a URI that
-    means nothing.
+    """Return the Arrow file system of a path or URI, and the path there.
 
-    hf://datasets/… and the like are read through huggingface_hub.
+    hf://datasets/… and the like are read through huggingface_hub. Raises UserError for a URI that
+    means nothing.
     """
     if "://" not in uri:
         return fs.LocalFileSystem(), uri
     if uri.startswith("hf://"):
         from huggingface_hub import HfFileSystem
 
-        return fs.PyFileSystem(fs.FSSpecHandler(HfFileSystem())), uri.removeprefix("hf://").rstrip(
-            "/"
-        )
+        hub = fs.PyFileSystem(fs.FSSpecHandler(HfFileSystem()))
+        return hub, uri.removeprefix("hf://").rstrip("/")
     parts = _split(uri)
+    useless = f"'{redact_credentials(uri)}' is not a location that can be used"
     if not parts.host and parts.scheme != "file":
-        raise UserError(
-            f"'{redact_credentials(uri)}' is not a location that can be used: it names no bucket"
-        )
+        raise UserError(f"{useless}: it names no bucket")
     user = f"{_quoted(parts.user)}@" if parts.user else ""
     path = _quote_loose_percents(quote(parts.path, safe=_SAFE_IN_PATHS))
     query = f"?{parts.query}" if parts.query else ""
     try:
-        return fs.FileSystem.from_uri(f"{parts.scheme}://{user}{parts.host}{path}{query}")
+        filesystem, path = fs.FileSystem.from_uri(
+            f"{parts.scheme}://{user}{parts.host}{path}{query}"
+        )
+        return filesystem, path
     except (pa.ArrowException, OSError, ValueError) as error:
         reason = redact(str(error))
-    # Outside the block: an error that is raised inside has Arrow's, which names the URI, as its
-    # context.
-    raise UserError(f"'{redact_credentials(uri)}' is not a location that can be used: {reason}")
+    # Raised inside the block, the error would have Arrow's as its context, which names the URI.
+    raise UserError(f"{useless}: {reason}")
 
 
 def has_empty_part(filesystem: fs.FileSystem, path: str) -> bool:
-    """Tell whether a path is an S3 key with an empty part (//), which S3 allows and Arrow lists but
-    does not open.
-    """
+    """Tell whether a path is an S3 key with an empty part (//), which Arrow lists, not opens."""
     return "//" in path and filesystem.type_name == "s3"
 
 
@@ -317,30 +304,31 @@ def can_read_empty_parts() -> bool:
 
 
 def open_input(filesystem: fs.FileSystem, path: str) -> pa.NativeFile:
-    """Open a file for random access; an S3 key with an empty part takes smart_open (the extra
-    s3).
-    """
+    """Open a file for random access; an S3 key with an empty part takes the extra s3."""
     if not has_empty_part(filesystem, path):
         return filesystem.open_input_file(path)
-    bucket, _, key = path.partition("/")
     import smart_open.s3
 
-    return pa.PythonFile(smart_open.s3.open(bucket, key, "rb", client=_s3_client(filesystem)), "r")
+    bucket, _, key = path.partition("/")
+    client = _s3_client(filesystem)
+    stream = smart_open.s3.open(bucket, key, "rb", client=client)
+    return pa.PythonFile(stream, "r")
 
 
 def file_info(filesystem: fs.FileSystem, path: str) -> fs.FileInfo:
     """Return what a path is."""
     if not has_empty_part(filesystem, path):
         return filesystem.get_file_info(path)
-    listed = filesystem.get_file_info(
-        fs.FileSelector(path.partition("//")[0], recursive=True, allow_not_found=True)
-    )
-    return next(
-        (info for info in listed if info.path == path), fs.FileInfo(path, fs.FileType.NotFound)
-    )
+    # Arrow lists such a key, and does not look it up.
+    above = path.partition("//")[0]
+    selector = fs.FileSelector(above, recursive=True, allow_not_found=True)
+    for info in filesystem.get_file_info(selector):
+        if info.path == path:
+            return info
+    return fs.FileInfo(path, fs.FileType.NotFound)
 
 
-def _s3_client(filesystem: fs.FileSystem) -> Any:
+def _s3_client(filesystem: fs.FileSystem) -> Any:  # boto3 has no types
     """Return a client of boto3 that signs and connects as an Arrow file system does."""
     import boto3
     from botocore import UNSIGNED
