@@ -160,16 +160,22 @@ def rotate_kernel(
     t = (tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T))[:, None, None]
     n = (tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N))[None, :, None]
     h = tl.arange(0, BLOCK_H)[None, None, :]
-    valid = (t < tokens) & (h < HALF)
-    angles = tl.load(positions + t, mask=t < tokens, other=0).to(tl.int64) * HALF + h
-    c = tl.load(cos + angles, mask=valid, other=0.0)
-    s = tl.load(sin + angles, mask=valid, other=0.0)
-    valid = valid & (n < 2 * HEADS)
+    # The angles of a token are the same for all heads.
+    position = tl.load(positions + t, mask=t < tokens, other=0).to(tl.int64)
+    angles = position * HALF + h
+    valid_angle = (t < tokens) & (h < HALF)
+    c = tl.load(cos + angles, mask=valid_angle, other=0.0)
+    s = tl.load(sin + angles, mask=valid_angle, other=0.0)
+    # A token has 3 * HEADS heads of 2 * HALF numbers: queries, keys, and values, which stay.
+    valid = valid_angle & (n < 2 * HEADS)
     first_at = qkv + t.to(tl.int64) * (6 * HEADS * HALF) + n * (2 * HALF) + h
+    second_at = first_at + HALF
     first = tl.load(first_at, mask=valid, other=0.0).to(tl.float32)
-    second = tl.load(first_at + HALF, mask=valid, other=0.0).to(tl.float32)
-    tl.store(first_at, (first * c - second * s).to(qkv.dtype.element_ty), mask=valid)
-    tl.store(first_at + HALF, (second * c + first * s).to(qkv.dtype.element_ty), mask=valid)
+    second = tl.load(second_at, mask=valid, other=0.0).to(tl.float32)
+    rotated_first = first * c - second * s
+    rotated_second = second * c + first * s
+    tl.store(first_at, rotated_first.to(qkv.dtype.element_ty), mask=valid)
+    tl.store(second_at, rotated_second.to(qkv.dtype.element_ty), mask=valid)
 
 
 @triton.jit
@@ -203,7 +209,8 @@ def geglu_float8_kernel(y, out, scales, WIDTH: tl.constexpr, BLOCK_F: tl.constex
     a = tl.load(at, mask=f < WIDTH, other=0.0).to(tl.float32)
     b = tl.load(at + WIDTH, mask=f < WIDTH, other=0.0).to(tl.float32)
     g = _geglu(a, b, y.dtype.element_ty)
-    scale = tl.maximum(tl.max(tl.abs(g), axis=0), 1e-12) / _FLOAT8_MAX
+    largest = tl.max(tl.abs(g), axis=0)
+    scale = tl.maximum(largest, 1e-12) / _FLOAT8_MAX
     tl.store(out + t * WIDTH + f, (g / scale).to(tl.float8e4nv), mask=f < WIDTH)
     tl.store(scales + t, scale)
 
@@ -228,12 +235,17 @@ def norm_float8_kernel(
     valid = (t < tokens) & (d < WIDTH)
     at = t.to(tl.int64) * WIDTH + d
     v = tl.load(x + at, mask=valid, other=0.0).to(tl.float32)
-    v = tl.where(valid, v - tl.sum(v, axis=1, keep_dims=True) / WIDTH, 0.0)
-    v = v / tl.sqrt(tl.sum(v * v, axis=1, keep_dims=True) / WIDTH + eps)
-    v = v * tl.load(weight + d, mask=d < WIDTH, other=0.0).to(tl.float32)
+    mean = tl.sum(v, axis=1, keep_dims=True) / WIDTH
+    v = tl.where(valid, v - mean, 0.0)
+    variance = tl.sum(v * v, axis=1, keep_dims=True) / WIDTH
+    v = v / tl.sqrt(variance + eps)
+    w = tl.load(weight + d, mask=d < WIDTH, other=0.0).to(tl.float32)
+    v = v * w
     if HAS_BIAS:
-        v = v + tl.load(bias + d, mask=d < WIDTH, other=0.0).to(tl.float32)
-    scale = tl.maximum(tl.max(tl.abs(v), axis=1, keep_dims=True), 1e-12) / _FLOAT8_MAX
+        b = tl.load(bias + d, mask=d < WIDTH, other=0.0).to(tl.float32)
+        v = v + b
+    largest = tl.max(tl.abs(v), axis=1, keep_dims=True)
+    scale = tl.maximum(largest, 1e-12) / _FLOAT8_MAX
     tl.store(out + at, (v / scale).to(tl.float8e4nv), mask=valid)
     tl.store(scales + t, scale, mask=t < tokens)
 
@@ -252,7 +264,8 @@ def pool_kernel(
     """Pool BLOCK_D columns of one sequence, BLOCK_T tokens at a time."""
     b = tl.program_id(0)
     d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
-    first, stop = tl.load(starts + b), tl.load(starts + b + 1)
+    first = tl.load(starts + b)
+    stop = tl.load(starts + b + 1)
     total = tl.full((BLOCK_T, BLOCK_D), float("-inf") if POOLING == 3 else 0.0, tl.float32)
     not_finite = tl.zeros((BLOCK_T, BLOCK_D), tl.float32)
     for begin in range(first + skip, stop, BLOCK_T):
@@ -267,15 +280,18 @@ def pool_kernel(
         else:
             v = tl.load(at, mask=valid, other=0.0).to(tl.float32)
             if POOLING == 2:
-                v = v * (t - first + 1).to(tl.float32)  # the n-th token has the weight n
+                weight = t - first + 1  # the n-th token has the weight n
+                v = v * weight.to(tl.float32)
             total += v
     count = (stop - first - skip).to(tl.float32)
     if POOLING == 3:
-        pooled = tl.max(total, axis=0, keep_dims=True) + tl.sum(not_finite, axis=0, keep_dims=True)
+        largest = tl.max(total, axis=0, keep_dims=True)
+        pooled = largest + tl.sum(not_finite, axis=0, keep_dims=True)
     else:
         if POOLING == 1:
             count = tl.sqrt(count)
         if POOLING == 2:
-            count = count * (stop - first + skip + 1).to(tl.float32) / 2  # the sum of the weights
+            # The sum of the weights from skip + 1 to stop - first.
+            count = count * (stop - first + skip + 1).to(tl.float32) / 2
         pooled = tl.sum(total, axis=0, keep_dims=True) / count
     tl.store(out + b.to(tl.int64) * WIDTH + d, pooled, mask=d < WIDTH)
