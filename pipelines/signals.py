@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any, NoReturn
 
 _WORDS: dict[int, str] = {
@@ -27,15 +28,15 @@ _WORDS: dict[int, str] = {
     signal.SIGHUP: "stopped",
 }
 _RAISED_AGAIN_S = 5.0
-"""An exception may be lost in code that catches all: where the work goes on, it is raised again
-after so long.
-"""
+"""An exception may be lost in code that catches all; where the work goes on, it is raised again."""
 _STOPS_WITHIN_S = 60.0
-"""How long a command has to write its record, to release its output and to end its Ray, before it
-is ended as it is.
-"""
+"""How long a command may take to write its record, release its output and end its Ray."""
 _RELEASES_WITHIN_S = 5.0
 _HANDLED_AGAIN_S = 0.002
+
+
+_Handler = Callable[[int, FrameType | None], Any] | int | signal.Handlers | None
+"""What signal.getsignal returns."""
 
 
 class Stopped(BaseException):
@@ -70,8 +71,9 @@ _when_stopped: list[Callable[[], None]] = []
 
 
 def take_over(advice: str = "") -> None:
-    """Let signals end this process with one line and the exit code 128 + their number; to be called
-    first of all.
+    """Let signals end this process with one line and the exit code 128 + their number.
+
+    To be called first of all.
 
     Signals that are ignored stay so, as `nohup` wants it. Where it was called before, only
     the advice is new.
@@ -88,8 +90,10 @@ def take_over(advice: str = "") -> None:
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
+    # Python writes each signal there at once, even while the main thread is in an import or a call.
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    threading.Thread(target=_watch, args=(reader,), daemon=True, name="signals").start()
+    watcher = threading.Thread(target=_watch, args=(reader,), daemon=True, name="signals")
+    watcher.start()
     _handle_signals()
 
 
@@ -116,16 +120,15 @@ def end_process(code: int) -> NoReturn:
 
 
 def call_when_stopped(function: Callable[[], None]) -> None:
-    """Let `function` be called where a signal ends this process, in place of what is registered
-    with atexit.
-    """
+    """Let `function` be called where a signal ends this process, in place of atexit's functions."""
     _when_stopped.append(function)
 
 
 @contextmanager
 def delayed_signals() -> Iterator[None]:
-    """Delay signals until the end of the block, or until a `raised_signals` in it; elsewhere than
-    in the main thread, where no signal arrives, do nothing.
+    """Delay signals until the end of the block, or until a `raised_signals` in it.
+
+    Outside the main thread, where no signal arrives, do nothing.
 
     Raises:
         KeyboardInterrupt: for SIGINT.
@@ -139,31 +142,34 @@ def delayed_signals() -> Iterator[None]:
             yield
         _raise_delayed()
         return
-    handlers = {number: signal.getsignal(number) for number in _WORDS}
-    replaced = [number for number, handler in handlers.items() if _may_be_replaced(number, handler)]
-    for number in replaced:
-        signal.signal(number, _on_signal)
+    replaced: dict[int, _Handler] = {}  # the handlers that come back after the block
+    for number in _WORDS:
+        handler = signal.getsignal(number)
+        if _may_be_replaced(number, handler):
+            replaced[number] = handler
+            signal.signal(number, _on_signal)
     with _ending:
         _state.holds = True
     try:
         yield
     finally:
         with _ending:
-            _state.holds = _state.raises = False
-        for number in replaced:
-            signal.signal(number, handlers[number])
-        first, was_raised = _state.first, _state.raised_at is not None
-        if not _state.is_command:
-            _state.first = _state.raised_at = None
+            _state.holds = False
+            _state.raises = False
+        for number, handler in replaced.items():
+            signal.signal(number, handler)
+        first = _state.first
+        was_raised = _state.raised_at is not None
+        if not _state.is_command:  # a program goes on, and may run other jobs
+            _state.first = None
+            _state.raised_at = None
     if first is not None and not was_raised:
         raise _exception(first)
 
 
 @contextmanager
 def raised_signals() -> Iterator[None]:
-    """Raise signals within the block, which is in one of `delayed_signals`, as exceptions, wherever
-    the code is.
-    """
+    """Raise signals as exceptions within the block, which is in one of `delayed_signals`."""
     if threading.current_thread() is not threading.main_thread() or not _state.holds:
         yield
         return
@@ -174,9 +180,7 @@ def raised_signals() -> Iterator[None]:
 
 @contextmanager
 def released_at_end(release: Callable[[], None]) -> Iterator[None]:
-    """Call `release` where the process is ended within the block because it does not stop by
-    itself.
-    """
+    """Call `release` where the process is ended within the block, as it does not stop by itself."""
     _release.append(release)
     try:
         yield
@@ -196,9 +200,8 @@ def kept_signals() -> Iterator[None]:
         yield
         return
     before = signal.getsignal(signal.SIGTERM)
-    masked = signal.pthread_sigmask(
-        signal.SIG_BLOCK, {signal.SIGHUP}
-    )  # inherited; here another thread receives it
+    # The processes that it starts inherit this; in this one, another thread receives SIGHUP.
+    masked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     try:
         with _raising(False):
             yield
@@ -222,34 +225,38 @@ def how_stopped(error: BaseException | None = None) -> str | None:
     """
     if _state.first is not None:
         return _WORDS[_state.first]
-    return (
-        {KeyboardInterrupt: "interrupted", Stopped: "stopped"}.get(type(error)) if error else None
-    )
+    if isinstance(error, KeyboardInterrupt):
+        return _WORDS[signal.SIGINT]
+    if isinstance(error, Stopped):
+        return _WORDS[signal.SIGTERM]
+    return None
 
 
 def say_stopped(error: BaseException) -> int:
-    """Say in one line that a signal has stopped this process, unless it is said, and return the
-    exit code.
-    """
-    number = _state.first or (
-        signal.SIGINT if isinstance(error, KeyboardInterrupt) else signal.SIGTERM
-    )
+    """Say in one line that a signal has stopped this process, once, and return the exit code."""
+    number = _state.first
+    if number is None:
+        number = signal.SIGINT if isinstance(error, KeyboardInterrupt) else signal.SIGTERM
     with _ending:
         _say(number)
     return 128 + number
 
 
 def _handle_signals() -> None:
-    for number in _WORDS if _state.is_command else ():
+    if not _state.is_command:
+        return
+    for number in _WORDS:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _on_signal)
 
 
-def _on_signal(number: int, _: Any) -> None:
+def _on_signal(number: int, _: FrameType | None) -> None:
     if _state.first is None:
         _state.first = number
+    if not _state.raises:
+        return
     now = time.monotonic()
-    if _state.raises and (_state.raised_at is None or now - _state.raised_at > _RAISED_AGAIN_S):
+    if _state.raised_at is None or now - _state.raised_at > _RAISED_AGAIN_S:
         _state.raised_at = now
         raise _exception(_state.first)
 
@@ -262,8 +269,7 @@ def _raise_delayed() -> None:
 
 def _exception(number: int) -> BaseException:
     if _state.is_command:
-        # Generators and threads that the exception ends have nothing to say that the one line does
-        # not.
+        # Generators and threads that the exception ends have nothing to add to the one line.
         sys.unraisablehook = _say_nothing
         threading.excepthook = _say_nothing
     return KeyboardInterrupt() if number == signal.SIGINT else Stopped()
@@ -275,50 +281,55 @@ def _say_nothing(_: object) -> None:
 
 @contextmanager
 def _raising(raises: bool) -> Iterator[None]:
-    before, _state.raises = _state.raises, raises
+    before = _state.raises
+    _state.raises = raises
     try:
         yield
     finally:
         _state.raises = before
 
 
-def _may_be_replaced(number: int, handler: Any) -> bool:
-    """Tell whether a job may set its own handler for its time: not where the program has one of its
-    own for Ctrl-C.
-    """
+def _may_be_replaced(number: int, handler: _Handler) -> bool:
+    """Tell whether a job may set its handler for its time: a program keeps its own for Ctrl-C."""
     if handler == signal.SIG_IGN:
         return False
-    return number == signal.SIGTERM or handler in (
-        signal.SIG_DFL,
-        signal.default_int_handler,
-        _on_signal,
-    )
+    if number == signal.SIGTERM:
+        return True
+    return handler in (signal.SIG_DFL, signal.default_int_handler, _on_signal)
 
 
 def _watch(reader: int) -> None:
-    """End the process when a signal comes while it holds nothing, else where it does not stop by
-    itself.
+    """End the process when a signal comes while it holds nothing, or if it does not stop by itself.
+
+    `reader`: the end of a pipe to which each signal's number is written.
     """
-    first, since = None, 0.0
+    first: int | None = None
+    first_at = 0.0
     while True:
-        ready, _, _ = select.select([reader], [], [], None if first is None else _RAISED_AGAIN_S)
-        numbers = [number for number in os.read(reader, 64) if number in _WORDS] if ready else []
+        # Until the first signal there is nothing to do; from then on, look every few seconds.
+        timeout_s = None if first is None else _RAISED_AGAIN_S
+        ready, _, _ = select.select([reader], [], [], timeout_s)
+        written = os.read(reader, 64) if ready else b""
+        numbers = [number for number in written if number in _WORDS]
         if first is None:
             if not numbers:
                 continue
-            first, since = numbers[0], time.monotonic()
-        with _ending:
+            first = numbers[0]
+            first_at = time.monotonic()
+        with _ending:  # so that it takes up nothing to hold in between
             _state.first = _state.first or first
             if _state.ends:
                 _say(_state.first)
             elif not _state.holds:
                 _end(_state.first)
-        if time.monotonic() - since > _STOPS_WITHIN_S:
+        if time.monotonic() - first_at > _STOPS_WITHIN_S:
+            # A release writes to the output, which may hang.
             releases = threading.Thread(target=_release_all, daemon=True)
             releases.start()
             releases.join(_RELEASES_WITHIN_S)
             _end(_state.first)
         if _state.holds and not ready:
+            # The main thread may have lost the exception, or be in a call that a signal interrupts.
             signal.pthread_kill(threading.main_thread().ident or 0, first)
 
 
@@ -344,9 +355,7 @@ def _say(number: int) -> None:
 
 
 def _open_missing_streams() -> None:
-    """Open what the caller has closed of stdin, stdout and stderr, so that no other file takes its
-    number.
-    """
+    """Open what is closed of stdin, stdout and stderr, so that no other file takes its number."""
     for number in range(3):
         try:
             os.fstat(number)
