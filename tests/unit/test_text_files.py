@@ -485,7 +485,10 @@ def test_blank_cells_of_a_header_are_columns(rows):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (gzip.compress(b"text\na\n", mtime=0), "is not text, but compressed with gzip: name it .gz"),
+        (
+            gzip.compress(b"text\na\n", mtime=0),
+            "is not text, but compressed with gzip: name it .gz",
+        ),
         (bz2.compress(b"text\na\n"), "is not text, but compressed with bzip2: name it .bz2"),
         (b"PK\x03\x04" + bytes(100), "is not text, but a zip archive"),
         ("text\na\n".encode("utf-16-le"), "is not utf-8; it looks like utf-16-le"),
