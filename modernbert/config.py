@@ -11,9 +11,9 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from modernbert.stored import CheckpointPath
+from modernbert.stored import CheckpointPath, Json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -213,7 +213,7 @@ class ModernBertConfig:
             )
 
     @classmethod
-    def from_dict(cls, raw: dict[str, Any]) -> ModernBertConfig:
+    def from_dict(cls, raw: Json) -> ModernBertConfig:
         """Create a configuration from a parsed config.json.
 
         Args:
@@ -231,7 +231,7 @@ class ModernBertConfig:
             )
         if raw.get("quantization_config"):
             raise ConfigError("quantization_config is set; quantised checkpoints cannot be loaded")
-        values: dict[str, Any] = {}  # as JSON has them; __post_init__ checks them
+        values: Json = {}  # as JSON has them; __post_init__ checks them
         for field_ in fields(cls):
             value = raw.get(field_.name)
             # null means the default, unless null is an allowed value of the field.
@@ -271,14 +271,14 @@ class ModernBertConfig:
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from error
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Json:
         """Return the content of a config.json that this package and transformers 4.48 and later
         read.
 
         Raises:
             ConfigError: where an activation is a function, which JSON cannot hold.
         """
-        out: dict[str, Any] = {"model_type": "modernbert", **asdict(self)}
+        out: Json = {"model_type": "modernbert", **asdict(self)}
         out["id2label"] = {str(i): label for i, label in self.id2label.items()}
         out["label2id"] = self.label2id
         out["rope_parameters"] = {
@@ -320,7 +320,7 @@ def _local_attention(sliding_window: object) -> int:
     return 2 * sliding_window
 
 
-def _rope_thetas(raw: dict[str, Any]) -> dict[str, float]:
+def _rope_thetas(raw: Json) -> dict[str, float]:
     """Read both thetas; `rope_parameters` counts before the older names, as in transformers 5."""
     scaling = raw.get("rope_scaling") or {}
     scaling_type = scaling.get("rope_type", scaling.get("type", "default"))

@@ -14,8 +14,12 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from io import BufferedReader
 from pathlib import Path
+from typing import Any, TypeAlias
 
 from modernbert.header import StoredTensor, parse_tensors, raw_header
+
+Json: TypeAlias = dict[str, Any]
+"""An object of JSON, whose values are of any type that JSON has."""
 
 COLBERT_METADATA = "artifact.metadata"
 """The settings of Stanford's ColBERT, as JSON."""

@@ -11,14 +11,13 @@ from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 from pyarrow import fs
 
 from modernbert.config import ModernBertConfig
 from modernbert.encoders.module_files import encoder_folder, open_folder
 from modernbert.files import load_config, resolve
-from modernbert.stored import COLBERT_METADATA, CheckpointChanged, CheckpointPath, StoredPath
+from modernbert.stored import COLBERT_METADATA, CheckpointChanged, CheckpointPath, Json, StoredPath
 from modernbert.text.tokenizer import Tokenizer
 from pipelines.errors import UserError
 from pipelines.storage import Folder, Location, redact, redact_credentials
@@ -96,11 +95,11 @@ class Checkpoint:
         return load_config(self.encoder)
 
     @cached_property
-    def raw_config(self) -> dict[str, Any]:
+    def raw_config(self) -> Json:
         """The content of config.json as it is stored, JSON with keys that `config` may lack."""
         self.config  # noqa: B018 (names the file where it is missing or wrong)
         text = (self.encoder / "config.json").read_text(encoding="utf-8")
-        content: dict[str, Any] = json.loads(text)
+        content: Json = json.loads(text)
         return content
 
     @cached_property

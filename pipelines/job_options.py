@@ -24,6 +24,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from modernbert.stored import Json
 from pipelines.errors import UserError
 from pipelines.options import TASKS, ModelOptions, Names, TaskOptions, Words, column_option, marker
 
@@ -166,7 +167,7 @@ def corpus_options(task: str) -> type[CorpusOptions]:
         >>> corpus_options("classify")(input="in/", output="out/", model="my-org/my-model")
     """
     options = TASKS[task]
-    columns: dict[str, Any] = {}  # as create_model takes fields: (annotation, default)
+    columns: Json = {}  # as create_model takes fields: (annotation, default)
     for name, content in options.inputs.items():
         described = Field(description=f"column with the {content}")
         columns[column_option(name)] = (Annotated[str, described], name)
@@ -200,7 +201,7 @@ class CommandOptions(ModelOptions, BaseSettings):
             UserError: for an unknown environment variable, and a YAML file that holds no options.
             pydantic.ValidationError: for values that an option does not take.
         """
-        values: dict[str, Any] = dict(flags)
+        values: Json = dict(flags)
         return cls(**values)
 
     @classmethod
@@ -227,7 +228,7 @@ class CommandOptions(ModelOptions, BaseSettings):
 class _Environment(EnvSettingsSource):
     """The options in environment variables, under either of their names (`Words`)."""
 
-    def __call__(self) -> dict[str, Any]:
+    def __call__(self) -> Json:
         check_variables(self.settings_cls, os.environ)
         values = super().__call__()
         for field in self.settings_cls.model_fields.values():
@@ -264,7 +265,7 @@ def corpus_command_options(task: str) -> type[CommandOptions]:
     return created
 
 
-def read_yaml(path: str | Path) -> dict[str, Any]:
+def read_yaml(path: str | Path) -> Json:
     """Return the options in a YAML file, a mapping whose names have hyphens or underscores.
 
     Raises UserError for a file that cannot be read, and for another content.

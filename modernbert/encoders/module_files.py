@@ -11,10 +11,10 @@ import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from modernbert.files import read_json
-from modernbert.stored import CheckpointError, CheckpointPath, StoredFiles, StoredPath
+from modernbert.stored import CheckpointError, CheckpointPath, Json, StoredFiles, StoredPath
 
 logger = logging.getLogger(__name__)
 MODULES = "modules.json"
@@ -228,7 +228,7 @@ def module_kinds(folder: CheckpointPath, modules: Sequence[Module]) -> list[str]
 
 def read_model_settings(
     folder: CheckpointPath, *model_types: str, more: Collection[str] = ()
-) -> dict[str, Any]:
+) -> Json:
     """Read config_sentence_transformers.json, and check its keys.
 
     Args:
@@ -240,7 +240,7 @@ def read_model_settings(
         CheckpointError: for a model of another kind, and for unknown settings.
     """
     file = folder / SETTINGS
-    settings: dict[str, Any] = read_json(file)
+    settings: Json = read_json(file)
     known = _KNOWN_SETTINGS.union(more)
     unknown = [key for key in sorted(set(settings) - known) if settings[key] not in _UNSET]
 
@@ -309,7 +309,7 @@ def transformer_settings(
     }
 
 
-def stored_prompts(settings: Mapping[str, Any]) -> Prompts:
+def stored_prompts(settings: Json) -> Prompts:
     """Read the prompts and the name of the default one; a prompt of null is an empty one."""
     stored = settings.get("prompts") or {}
     return {
@@ -327,7 +327,7 @@ def _unknown_settings(
     )
 
 
-def _model_type(settings: Mapping[str, Any]) -> str:
+def _model_type(settings: Json) -> str:
     return settings.get("model_type") or "SentenceTransformer"
 
 

@@ -5,9 +5,9 @@ each token.
 from __future__ import annotations
 
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from modernbert.encoders.module_files import (
     MODULES,
@@ -26,6 +26,7 @@ from modernbert.stored import (
     COLBERT_METADATA,
     CheckpointError,
     CheckpointPath,
+    Json,
     files_in,
     read_header,
 )
@@ -203,7 +204,7 @@ def is_multi_vector(folder: CheckpointPath) -> bool:
     return _similarity(settings) in ("maxsim", "meanmaxsim")
 
 
-def _similarity(settings: Mapping[str, Any]) -> str:
+def _similarity(settings: Json) -> str:
     return str(settings.get("similarity_fn_name") or "").lower()
 
 
@@ -244,11 +245,11 @@ def _read_stanford(folder: CheckpointPath) -> MultiVectorConfig:
     )
 
 
-def _is_of_pylate(settings: Mapping[str, Any]) -> bool:
+def _is_of_pylate(settings: Json) -> bool:
     return bool(_PYLATE_SETTINGS & set(settings)) or settings.get("model_type") == "ColBERT"
 
 
-def _pylate_skipped(settings: Mapping[str, Any]) -> tuple[str, ...]:
+def _pylate_skipped(settings: Json) -> tuple[str, ...]:
     """Return the words that PyLate skips in documents: without a list, punctuation in a ColBERT."""
     words = settings.get("skiplist_words")
     if words is not None:
@@ -257,9 +258,9 @@ def _pylate_skipped(settings: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(string.punctuation) if is_colbert else ()
 
 
-def _pylate_lengths(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _pylate_lengths(settings: Json) -> Json:
     """Return what PyLate's settings mean, in the words of sentence-transformers."""
-    lengths: dict[str, Any] = {}
+    lengths: Json = {}
     for name in ("query_length", "document_length"):
         if settings.get(name) is not None:
             lengths[name] = settings[name]
@@ -296,7 +297,7 @@ def _read_expansion(folder: CheckpointPath, stored: object) -> Expansion | None:
     )
 
 
-def _read_mask(folder: CheckpointPath, stored: Mapping[str, Any]) -> Mask:
+def _read_mask(folder: CheckpointPath, stored: Json) -> Mask:
     if unknown := sorted(set(stored) - _MASK_SETTINGS):
         raise CheckpointError(
             f"{folder / 'config.json'} has {', '.join(unknown)}: unknown settings"
@@ -327,7 +328,7 @@ def _check_order(folder: CheckpointPath, kinds: Sequence[str]) -> None:
         )
 
 
-def _check_features(folder: CheckpointPath, stored: Mapping[str, Any]) -> None:
+def _check_features(folder: CheckpointPath, stored: Json) -> None:
     """Raise CheckpointError for a layer that does not work on the vectors of tokens."""
     known = "token_embeddings"
     for key in ("module_input_name", "module_output_name"):

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from modernbert.encoders.module_files import (
     MODULES,
@@ -21,7 +20,7 @@ from modernbert.encoders.module_files import (
     transformer_settings,
 )
 from modernbert.files import read_json
-from modernbert.stored import CheckpointError, CheckpointPath, files_in
+from modernbert.stored import CheckpointError, CheckpointPath, Json, files_in
 
 POOLINGS = ("cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 """The pooling modes, with the names of sentence-transformers."""
@@ -144,9 +143,7 @@ class CrossEncoderConfig(TextSettings):
     """An encoder with pooling and layers that give the logits; None: a sequence classifier."""
 
     @classmethod
-    def from_folder(
-        cls, folder: CheckpointPath, raw_config: Mapping[str, Any]
-    ) -> CrossEncoderConfig:
+    def from_folder(cls, folder: CheckpointPath, raw_config: Json) -> CrossEncoderConfig:
         """Read the configuration of a cross-encoder, or that of a sequence classifier without one.
 
         sentence-transformers reads config_sentence_transformers.json of cross-encoders alone, and
@@ -240,7 +237,7 @@ def _read_stack(folder: CheckpointPath, modules: Sequence[Module], output: str) 
     return _Stack(encoder, texts, pooling, include_prompt, tuple(layers), normalize)
 
 
-def parse_dense(folder: CheckpointPath, settings: Mapping[str, Any]) -> Dense:
+def parse_dense(folder: CheckpointPath, settings: Json) -> Dense:
     """Read the configuration of a dense layer; CheckpointError for an unknown activation."""
     activation = settings.get("activation_function", "torch.nn.modules.activation.Tanh")
     name = activation.rpartition(".")[2]
@@ -255,7 +252,7 @@ def parse_dense(folder: CheckpointPath, settings: Mapping[str, Any]) -> Dense:
     )
 
 
-def _pooling_modes(settings: Mapping[str, Any]) -> tuple[str, ...]:
+def _pooling_modes(settings: Json) -> tuple[str, ...]:
     """Read the modes of a Pooling module: one, several, or the flags of earlier versions."""
     configured = settings.get("pooling_mode")
     if configured is None:
@@ -287,7 +284,7 @@ def _check_order(folder: CheckpointPath, modules: Sequence[Module], kinds: list[
         )
 
 
-def _check_features(folder: CheckpointPath, stored: Mapping[str, Any], output: str) -> None:
+def _check_features(folder: CheckpointPath, stored: Json, output: str) -> None:
     """Raise CheckpointError for a module that does not work on the vector of a text."""
     allowed = {"module_input_name": "sentence_embedding", "module_output_name": output}
     for key, known in allowed.items():

@@ -17,7 +17,7 @@ from tokenizers import normalizers, processors
 from tokenizers.models import BPE
 
 from modernbert.files import resolve
-from modernbert.stored import CheckpointError, CheckpointPath
+from modernbert.stored import CheckpointError, CheckpointPath, Json
 from modernbert.text.call import (
     Batch,
     check_arguments,
@@ -65,7 +65,7 @@ class Tokenizer:
         torch.Size([2, 6])
     """
 
-    def __init__(self, fast: FastTokenizer, settings: dict[str, Any] | None = None):
+    def __init__(self, fast: FastTokenizer, settings: Json | None = None):
         settings = settings or {}
         stored_side = (fast.truncation or {}).get("direction", "right")
         self.truncation_side: str = settings.get("truncation_side") or stored_side

@@ -13,7 +13,7 @@ from tokenizers import AddedToken, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as FastTokenizer
 
 from modernbert.files import read_json
-from modernbert.stored import CheckpointError, CheckpointPath
+from modernbert.stored import CheckpointError, CheckpointPath, Json
 
 _CONFIG = "tokenizer_config.json"
 _SPECIAL = "special_tokens_map.json"
@@ -50,7 +50,7 @@ _CLEAN_UPS = {
 }
 
 
-def read_tokenizer_settings(folder: CheckpointPath, fast: FastTokenizer) -> dict[str, Any]:
+def read_tokenizer_settings(folder: CheckpointPath, fast: FastTokenizer) -> Json:
     """Read the settings beside tokenizer.json, and add to `fast` the tokens that they name and it
     lacks.
 
@@ -65,7 +65,7 @@ def read_tokenizer_settings(folder: CheckpointPath, fast: FastTokenizer) -> dict
         CheckpointError: for a file that is not valid JSON, a value that is not allowed, and a
             setting that contradicts tokenizer.json.
     """
-    settings: dict[str, Any] = read_json(folder / _CONFIG)
+    settings: Json = read_json(folder / _CONFIG)
     stored = settings.get("added_tokens_decoder") or {}
     added = {int(number): _added_token(token) for number, token in stored.items()}
     # In older checkpoints, special tokens and added ones have files of their own.
@@ -87,7 +87,7 @@ def clean_up_spaces(text: str) -> str:
     return text
 
 
-def _older_added_tokens(folder: CheckpointPath, settings: dict[str, Any]) -> dict[int, AddedToken]:
+def _older_added_tokens(folder: CheckpointPath, settings: Json) -> dict[int, AddedToken]:
     """Read added_tokens.json; a token is special where the settings name it."""
     special_tokens = {str(token) for token in [*_named_tokens(settings), *_extra(settings)]}
     added = {}
@@ -97,9 +97,7 @@ def _older_added_tokens(folder: CheckpointPath, settings: dict[str, Any]) -> dic
     return added
 
 
-def _add_tokens(
-    fast: FastTokenizer, settings: dict[str, Any], added: dict[int, AddedToken]
-) -> None:
+def _add_tokens(fast: FastTokenizer, settings: Json, added: dict[int, AddedToken]) -> None:
     """Add the tokens that the settings name: those with other flags than in tokenizer.json, then
     special ones.
     """
@@ -125,12 +123,12 @@ def _add_tokens(
     fast.add_tokens(tokens)
 
 
-def _named_tokens(settings: dict[str, Any]) -> list[str | AddedToken]:
+def _named_tokens(settings: Json) -> list[str | AddedToken]:
     """Return the special tokens that every tokenizer of transformers has a name for."""
     return [_token(settings[name]) for name in _NAMED if settings.get(name)]
 
 
-def _other_named_tokens(settings: dict[str, Any]) -> list[str]:
+def _other_named_tokens(settings: Json) -> list[str]:
     """Return the special tokens with a name that this checkpoint alone has."""
     tokens = []
     for name, token in settings.items():
@@ -139,7 +137,7 @@ def _other_named_tokens(settings: dict[str, Any]) -> list[str]:
     return tokens
 
 
-def _extra(settings: dict[str, Any]) -> list[str | AddedToken]:
+def _extra(settings: Json) -> list[str | AddedToken]:
     """Return the special tokens without a name of their own, whichever of two keys lists them."""
     extra = settings.get("extra_special_tokens") or settings.get("additional_special_tokens") or []
     tokens = extra.values() if isinstance(extra, dict) else extra
@@ -151,7 +149,7 @@ def _token(token: Any) -> str | AddedToken:
     return _added_token(token) if isinstance(token, dict) else token
 
 
-def _added_token(token: dict[str, Any]) -> AddedToken:
+def _added_token(token: Json) -> AddedToken:
     if not isinstance(token, dict) or not isinstance(token.get("content"), str):
         raise CheckpointError(
             f"{_CONFIG} or {_SPECIAL} describes a token by {token!r}, which has no content"
@@ -160,7 +158,7 @@ def _added_token(token: dict[str, Any]) -> AddedToken:
     return AddedToken(**flags)
 
 
-def _validate(file: CheckpointPath, settings: dict[str, Any], fast: FastTokenizer) -> None:
+def _validate(file: CheckpointPath, settings: Json, fast: FastTokenizer) -> None:
     """Raise CheckpointError for a value that is not allowed, and for a setting that contradicts
     tokenizer.json.
     """
@@ -179,7 +177,7 @@ def _validate(file: CheckpointPath, settings: dict[str, Any], fast: FastTokenize
             )
 
 
-def _fixed_by_tokenizer(settings: dict[str, Any], fast: FastTokenizer) -> dict[str, object]:
+def _fixed_by_tokenizer(settings: Json, fast: FastTokenizer) -> dict[str, object]:
     """Return the settings that tokenizer.json has too, with their values there."""
     fixed: dict[str, object] = {}
     if isinstance(fast.pre_tokenizer, pre_tokenizers.ByteLevel):

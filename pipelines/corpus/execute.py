@@ -15,13 +15,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import ray
 from ray.data import DataContext, Dataset
 from ray.data.context import AutoscalingConfig
 from ray.exceptions import RayError
 
+from modernbert.stored import Json
 from pipelines.corpus.nodes import check_nodes
 from pipelines.corpus.plan import Job
 from pipelines.corpus.retries import (
@@ -196,7 +196,7 @@ class Execution:
             self._lose(name, reason, blamed=was_running and reason is None)
         return raised + list(missing.values())
 
-    def _receive(self, row: dict[str, Any], shard: Shard, log_file: Path) -> bool:
+    def _receive(self, row: Json, shard: Shard, log_file: Path) -> bool:
         """Take in what the commit of a shard reports; tell whether the shard is to be run again."""
         if row["stops"]:
             raise unwritable(self.job.folder, row["error"])

@@ -10,11 +10,11 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any
 from uuid import uuid4
 
 import pyarrow as pa
 
+from modernbert.stored import Json
 from pipelines.checkpoints import Checkpoint
 from pipelines.errors import UserError
 from pipelines.inference.documents import ADDED, clashing
@@ -51,7 +51,7 @@ class JobPlan:
     """The identity of this run, which the output's lease has, too."""
     model: ModelRun
     inspection: Inspection
-    fingerprint: dict[str, Any]
+    fingerprint: Json
     """What the answers depend on, as JSON."""
 
 
@@ -148,9 +148,9 @@ def _fingerprint(
     inspection: Inspection,
     model_run: ModelRun,
     with_weights: bool,
-) -> dict[str, Any]:
+) -> Json:
     """Return what the answers depend on, as JSON has it."""
-    fingerprint: dict[str, Any] = {
+    fingerprint: Json = {
         "source": str(source),
         "text_columns": list(options.text_columns.values()),
         "prefix": options.output_prefix,
@@ -164,7 +164,7 @@ def _fingerprint(
     }
     if with_weights:
         fingerprint["model"] = model_run.task.fingerprint(model_run.model)
-    as_stored: dict[str, Any] = json.loads(json.dumps(fingerprint))
+    as_stored: Json = json.loads(json.dumps(fingerprint))
     return as_stored
 
 

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from modernbert.stored import Json
 from pipelines.corpus.plan import Job
 from pipelines.input.shards import Corpus
 from pipelines.output import folder as output
@@ -194,7 +194,7 @@ def start_attempt(job: Job) -> Attempt:
     )
 
 
-def report(job: Job, record: RunRecord, stats: pa.Table) -> dict[str, Any]:
+def report(job: Job, record: RunRecord, stats: pa.Table) -> Json:
     """Return the values that the report shows; `stats` are those of all shards of the output."""
     totals = record.totals or {}
     attempts = record.attempts
@@ -252,7 +252,7 @@ def _times(stats: pa.Table) -> np.ndarray:
     return times
 
 
-def _by_attempt(stats: pa.Table, attempts: Sequence[Attempt]) -> list[dict[str, Any]]:
+def _by_attempt(stats: pa.Table, attempts: Sequence[Attempt]) -> list[Json]:
     """Add up what each of the last attempts that committed something added to the output."""
     _, attempt_of = _attempt_of(stats, attempts)
     numbers = sorted(set(attempt_of.tolist()))[-_SHOWN_ATTEMPTS:]
@@ -265,7 +265,7 @@ def _by_attempt(stats: pa.Table, attempts: Sequence[Attempt]) -> list[dict[str, 
     ]
 
 
-def _throughput(stats: pa.Table, attempts: Sequence[Attempt]) -> list[dict[str, Any]]:
+def _throughput(stats: pa.Table, attempts: Sequence[Attempt]) -> list[Json]:
     """Compute tokens a second over the time of each attempt that committed something.
 
     Times outside of their attempt, which another clock has given, count for its first or last

@@ -11,13 +11,13 @@ import codecs
 import io
 import json
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json as pa_json
 
+from modernbert.stored import Json
 from pipelines.input.shapes import EXACT_IN_FLOAT, Number, Shape
 from pipelines.input.shards import Block, Format, Malformed, Reading, TryAgain
 from pipelines.input.text import BLOCK_BYTES, TextStream, lines, restore, with_compressions
@@ -28,8 +28,7 @@ _DECODER = json.JSONDecoder(parse_float=Number)
 _BLANKS = " \t\r\n"
 _BETWEEN = _BLANKS + ","
 _LONGEST_WORD = len("-Infinity")
-_Object = dict[str, Any]  # its values are of any type of JSON
-Item = _Object | tuple[str, str]
+Item = Json | tuple[str, str]
 """An object, or the reason and the raw text of what is not one."""
 
 
@@ -137,7 +136,7 @@ def _columns(items: list[Item], shapes: dict[str, Shape]) -> dict[str, pa.Array]
     """Return the columns of earlier blocks and of these items as text, with nulls where items lack
     one.
     """
-    rows: list[_Object] = [item if type(item) is dict else {} for item in items]
+    rows: list[Json] = [item if type(item) is dict else {} for item in items]
     names = dict.fromkeys(shapes)
     for row in rows:
         names.update(dict.fromkeys(row))

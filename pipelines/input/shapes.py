@@ -14,6 +14,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from modernbert.stored import Json
+
 EXACT_IN_FLOAT = 1 << 53
 """Whole numbers up to this are exact in a float64."""
 MAX_DEPTH, MAX_FIELDS = 20, 256
@@ -87,7 +89,7 @@ class Shape:
             else:
                 self.kinds.add(_SIMPLE_KINDS[type_])
 
-    def _observe_objects(self, objects: list[dict[str, Any]], depth: int) -> None:
+    def _observe_objects(self, objects: list[Json], depth: int) -> None:
         self.kinds.add("object")
         names = dict.fromkeys(chain(self.fields, *objects))
         if len(names) > MAX_FIELDS:
@@ -160,9 +162,9 @@ class Shape:
     def _has_values(self) -> bool:
         return bool(self.kinds - {"null"})
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """Encode it for a file."""
-        content: dict[str, Any] = {"kinds": sorted(self.kinds)}
+        content: Json = {"kinds": sorted(self.kinds)}
         if self.items:
             content["items"] = self.items.to_json()
         if self.fields:
@@ -170,7 +172,7 @@ class Shape:
         return content
 
     @classmethod
-    def from_json(cls, content: dict[str, Any]) -> Shape:
+    def from_json(cls, content: Json) -> Shape:
         """Decode what `to_json` has encoded."""
         items = None
         if "items" in content:

@@ -6,11 +6,12 @@ import codecs
 import io
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import pyarrow as pa
 from pyarrow import fs
 
+from modernbert.stored import Json
 from pipelines.storage import open_input
 
 BLOCK_BYTES = 8 << 20
@@ -65,7 +66,7 @@ class TextOptions:
     limit: int | None = None
     """The rows to read of a file, None for all."""
 
-    def changed(self) -> dict[str, Any]:
+    def changed(self) -> Json:
         """Return the options that are not the default."""
         defaults = asdict(TextOptions())
         return {name: value for name, value in asdict(self).items() if value != defaults[name]}

@@ -13,6 +13,8 @@ import torch
 
 Arguments = Mapping[str, Any]
 """Keyword arguments of a user's call, of any type until they are checked."""
+Options = dict[str, Any]
+"""Those of them that are options of the task, under its names."""
 _PASSED_OVER = {"batch_size", "num_workers"}
 _TOKENIZER_ARGUMENTS = ("tokenizer_kwargs", "tokenize_kwargs")
 """Dictionaries of more arguments: of fill-mask, of feature-extraction."""
@@ -49,10 +51,10 @@ class LoadingArguments(TypedDict, total=False):
     """Without an effect: no code of a checkpoint runs."""
 
 
-def split_arguments(arguments: Arguments) -> tuple[LoadingArguments, dict[str, Any]]:
+def split_arguments(arguments: Arguments) -> tuple[LoadingArguments, Options]:
     """Separate what loading takes from the options of the task."""
     loading = LoadingArguments()
-    options: dict[str, Any] = {}
+    options: Options = {}
     for name, value in arguments.items():
         if name in LoadingArguments.__annotations__:
             loading[name] = value  # type: ignore[literal-required]  # one of its names
@@ -118,7 +120,7 @@ def dtype_of(model: str, dtype: str | torch.dtype | None, loading: LoadingArgume
     return names.pop() if names else "auto"
 
 
-def call_arguments(arguments: Arguments) -> dict[str, Any]:
+def call_arguments(arguments: Arguments) -> Options:
     """Return the arguments of a call that answers depend on, those of tokenizers among them as
     options of the task.
 

@@ -14,7 +14,7 @@ from modernbert.text.windows import Text
 from pipelines.checkpoints import Checkpoint
 from pipelines.inference.documents import check_documents
 from pipelines.inference.predictor import Predictor
-from pipelines.memory.arguments import Arguments, call_arguments
+from pipelines.memory.arguments import Arguments, Options, call_arguments
 from pipelines.tasks.base import Task
 
 Result = Any
@@ -42,7 +42,7 @@ class Pipeline:
         """
         self.checkpoint = checkpoint
         self.task_cls = task_cls
-        self.options: dict[str, Any] = {}
+        self.options: Options = {}
         self.options = self.arguments(options)
         self.predictor = load(checkpoint, self.task({}))
 
@@ -89,7 +89,7 @@ class Pipeline:
         parsed = self.task_cls.options_class.parse(of_task)
         return self.task_cls.for_pipeline(self.checkpoint, parsed)
 
-    def arguments(self, options: Arguments) -> dict[str, Any]:
+    def arguments(self, options: Arguments) -> Options:
         """The pipeline's arguments, overridden by those of a call, under our names."""
         return self.options | call_arguments(self._own_names(options))
 
@@ -128,10 +128,10 @@ class Pipeline:
             yield from self.predict(chunk, options, first)
             first += len(chunk)
 
-    def _own_names(self, options: Arguments) -> dict[str, Any]:
+    def _own_names(self, options: Arguments) -> Options:
         """Options under our names, whatever the case of a value that has a name in transformers."""
         renamed = self.task_cls.options_class.transformers_names
-        own: dict[str, Any] = {}
+        own: Options = {}
         for name, value in options.items():
             is_name = name in renamed and isinstance(value, str)
             own[renamed.get(name, name)] = value.lower() if is_name else value

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from modernbert.stored import Json
 from modernbert.text.windows import Text
 from pipelines.checkpoints import Checkpoint
 from pipelines.inference.predictor import Predictor
-from pipelines.memory.arguments import Arguments
+from pipelines.memory.arguments import Arguments, Options
 from pipelines.memory.base import Pipeline, Result, fields_of, items_of, predict_json
 from pipelines.options import AnswerOptions, LabelList
 from pipelines.tasks.base import Task
@@ -96,7 +97,7 @@ class ZeroShotPipeline(Pipeline):
             return item  # which is refused later, with its number
         return text, LabelList.of(labels)
 
-    def arguments(self, options: Arguments) -> dict[str, Any]:
+    def arguments(self, options: Arguments) -> Options:
         under_our_names = dict(options)
         labels = under_our_names.pop("candidate_labels", None)
         if labels is not None:
@@ -149,7 +150,7 @@ class RerankPipeline(Pipeline):
 
     def __call__(  # type: ignore[override]  # a query and its texts are no inputs of equal kind
         self, query: str, texts: Iterable[str], *, return_text: bool = False, **options: Any
-    ) -> list[dict[str, Any]]:
+    ) -> list[Json]:
         """Score the relevance of each of `texts` to `query`.
 
         `return_text`: whether the texts are in the result.
@@ -158,7 +159,7 @@ class RerankPipeline(Pipeline):
             raise ValueError(f"texts must be a list of texts, not {str(texts)[:40]!r}")
         passages = list(items_of(texts))
         scores = self.predict([(query, passage) for passage in passages], options)
-        ranked: list[dict[str, Any]] = []
+        ranked: list[Json] = []
         for i in sorted(range(len(scores)), key=lambda i: -scores[i]):
             entry = {"index": i, "score": scores[i]}
             if return_text:

@@ -21,12 +21,12 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
+from modernbert.stored import Json
 from pipelines.errors import JobError, UserError
 from pipelines.input.names import split_shard_name
 from pipelines.input.shards import Corpus, DataFile, Scan
@@ -54,7 +54,7 @@ _STAGED_PARTS = pa.list_(pa.struct([("name", pa.string()), ("rows", pa.int64())]
 _THREADS = 16
 
 
-def open_output(folder: Folder, fingerprint: dict[str, Any], overwrite: bool) -> RunRecord | None:
+def open_output(folder: Folder, fingerprint: Json, overwrite: bool) -> RunRecord | None:
     """Check that `folder` can take this run, and return the record that the run continues, if any.
 
     Raises UserError if it holds something else, or an output whose fingerprint differs.

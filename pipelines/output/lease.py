@@ -10,11 +10,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 from pyarrow import fs
 
+from modernbert.stored import Json
 from pipelines.errors import JobError, UserError
 from pipelines.signals import released_at_end
 from pipelines.storage import Folder
@@ -105,7 +105,7 @@ def lease(folder: Folder, run: str = "") -> Iterator[Lease]:
         release()
 
 
-def _take(folder: Folder, own: bytes) -> dict[str, Any] | None:
+def _take(folder: Folder, own: bytes) -> Json | None:
     """Write a lease, and return who holds the output, None if it is this process.
 
     The last of several runs that begin at once has the lease: each looks after a moment whether it
@@ -119,7 +119,7 @@ def _take(folder: Folder, own: bytes) -> dict[str, Any] | None:
     content = _read(folder)
     if content == own:
         return None
-    other: dict[str, Any] = json.loads(content or "{}")
+    other: Json = json.loads(content or "{}")
     return other
 
 
@@ -142,13 +142,13 @@ def _read(folder: Folder) -> bytes | None:
         return None
 
 
-def _holder(folder: Folder) -> dict[str, Any] | None:
+def _holder(folder: Folder) -> Json | None:
     """Return who holds the lease, or None if nobody or a dead run does."""
     written = _written_at(folder, LEASE)
     data = _read(folder)
     if written is None or data is None:
         return None
-    content: dict[str, Any] = {}  # of a lease that cannot be read, until it expires
+    content: Json = {}  # of a lease that cannot be read, until it expires
     with suppress(json.JSONDecodeError):
         content = json.loads(data)
     is_of_this_machine = content.get("processes") == _processes()

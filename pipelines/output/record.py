@@ -6,8 +6,9 @@ import json
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
 from itertools import islice
-from typing import Any, TypeVar
+from typing import TypeVar
 
+from modernbert.stored import Json
 from pipelines.errors import UserError
 from pipelines.storage import Folder
 
@@ -43,13 +44,13 @@ class Attempt:
 class RunRecord:
     """The record of all runs into an output."""
 
-    fingerprint: dict[str, Any]
+    fingerprint: Json
     """What answers depend on: a run that differs in it is refused."""
     shard_rows: int
     """The most rows in a shard; later runs cut their files alike."""
     attempts: list[Attempt] = field(default_factory=list)
     complete: bool = False
-    totals: dict[str, Any] | None = None
+    totals: Json | None = None
     """Sums over all shards (output/shard_stats.py), once a run has ended."""
     failed: dict[str, str] | None = None
     """Files and shards that failed in the last run, with the reason.
@@ -102,7 +103,7 @@ def read_record(folder: Folder) -> RunRecord | None:
         raise UserError(f"{folder}/{RUN} cannot be read: {error}") from error
 
 
-def _build(cls: type[Record], content: dict[str, Any]) -> Record:
+def _build(cls: type[Record], content: Json) -> Record:
     """Make a record of what JSON holds of it; other versions have fields more or less."""
     names = [each.name for each in fields(cls)]
     return cls(**{name: content[name] for name in names if name in content})

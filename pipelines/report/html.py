@@ -8,13 +8,12 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from modernbert.stored import Json
 from pipelines.report import charts
 from pipelines.report.charts import MISSING, compact, count, percent
 from pipelines.report.progress import format_duration
 from pipelines.report.text import printable
 
-Json = dict[str, Any]
-"""A part of the report, or what the template takes of it, as JSON has it."""
 _SHOWN_LABELS, _SHOWN_REASONS, _SHOWN_FAILURES, _SHOWN_SHARDS = 12, 6, 20, 10
 _SHOWN_ATTEMPTS, _SHOWN_SETTINGS, _NAMED_ATTEMPTS, _FEW_LABELS = 10, 60, 12, 6
 _SHOWN_CHARACTERS, _COMPARED_LABELS = 240, 5

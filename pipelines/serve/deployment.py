@@ -15,6 +15,7 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
+from modernbert.stored import Json
 from pipelines.errors import UserError
 from pipelines.serve.config import (
     INGRESS_NAME,
@@ -217,7 +218,7 @@ class SingleProcessApp:
             raise ServeError("unhealthy", f"{name}: {reason}")
 
 
-def build(args: dict[str, Any]) -> serve.Application:
+def build(args: Json) -> serve.Application:
     """Build the application: `pipelines.serve.deployment:build` is what `serve run` and `serve
     deploy` import.
 
@@ -307,7 +308,7 @@ def _resources(model: ServedModel) -> dict[str, float]:
 
 
 # Options of Ray Serve, which types them one by one.
-def _scaling(model: ServedModel) -> dict[str, Any]:
+def _scaling(model: ServedModel) -> Json:
     """Return how many copies of a model there are: a number, or what Serve adds and removes."""
     if model.max_replicas is None or model.max_replicas == model.replicas:
         return {"num_replicas": model.replicas}
@@ -319,7 +320,7 @@ def _scaling(model: ServedModel) -> dict[str, Any]:
     return {"autoscaling_config": autoscaling}
 
 
-def _common(options: ServiceOptions) -> dict[str, Any]:
+def _common(options: ServiceOptions) -> Json:
     """Let a replica that ends answer what it has, and replace one that answers no probe."""
     longest_s = max(model.timeout_s for model in options.models)
     longest_batch_s = max(model.batch_timeout_s for model in options.models)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from modernbert.stored import Json
 from modernbert.text.windows import Text
 
 MOST_RESULTS = 400_000
@@ -113,7 +114,7 @@ class Info:
     """How the vectors of embed are to be compared, where the checkpoint says so."""
     mask_token: str | None = None
     """The mask token of fill."""
-    model_type: dict[str, Any] = field(default_factory=dict)
+    model_type: Json = field(default_factory=dict)
     """The model_type in `/info` of text-embeddings-inference: what the model does, with its
     details.
     """

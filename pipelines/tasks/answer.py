@@ -11,17 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from modernbert.stored import Json
 from modernbert.text.tokenizer import Tokenizer
 from modernbert.text.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
 from pipelines.options import AnswerOptions
 from pipelines.tasks.base import Task
-from pipelines.tasks.outputs import ModelOutputs
+from pipelines.tasks.outputs import ModelOutputs, Results
 from pipelines.tasks.postprocess import list_array, per_document, softmax
 from pipelines.tasks.resolve import resolve_windowing
 
@@ -102,7 +102,7 @@ class Answer(Task):
             return "context is shorter than the question"
         return None
 
-    def info(self, checkpoint: Checkpoint) -> dict[str, Any]:  # noqa: ARG002
+    def info(self, checkpoint: Checkpoint) -> Json:  # noqa: ARG002
         return {"model_type": {"question_answering": {}}}
 
     @property
@@ -141,8 +141,8 @@ class Answer(Task):
         return pa.StructArray.from_arrays(arrays, fields=list(self.columns))
 
     # A result is a dictionary, or a list of several, as in transformers.
-    def results(self, outputs: ModelOutputs) -> list[Any]:
-        results: list[Any] = []
+    def results(self, outputs: ModelOutputs) -> Results:
+        results: Results = []
         for spans, _ in self.spans(outputs):
             shown = [
                 {"score": span.score, "start": span.start, "end": span.end, "answer": span.answer}
@@ -187,7 +187,7 @@ class Answer(Task):
             results.append((spans[: self.top_k or 1], no_answer if is_read else 0.0))
         return results
 
-    def preview(self, answer: dict[str, Any]) -> str:
+    def preview(self, answer: Json) -> str:
         return f"{answer['score']:.2f}  {answer['answer']!r}"
 
     @property

@@ -22,12 +22,12 @@ import pyarrow as pa
 
 from modernbert.encoders.module_files import purpose
 from modernbert.files import fingerprint
-from modernbert.stored import CheckpointPath
+from modernbert.stored import CheckpointPath, Json
 from modernbert.text.tokenizer import Tokenizer
 from modernbert.text.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
 from pipelines.options import TASKS, TaskOptions
-from pipelines.tasks.outputs import ModelOutputs
+from pipelines.tasks.outputs import ModelOutputs, Results
 
 if TYPE_CHECKING:
     import torch
@@ -117,7 +117,7 @@ class Task(ABC):
 
     # A result is of any type: a number, a dictionary, a list or an array, as transformers has it.
     @abstractmethod
-    def results(self, outputs: ModelOutputs) -> list[Any]:
+    def results(self, outputs: ModelOutputs) -> Results:
         """Turn the model's values into one plain Python value per document, as transformers'
         pipelines do.
         """
@@ -182,7 +182,7 @@ class Task(ABC):
         """A short document that can always be answered, for a check of the model's health."""
         return ("a", "a") if len(self.options_class.inputs) == 2 else "a"
 
-    def info(self, checkpoint: Checkpoint) -> dict[str, Any]:  # noqa: ARG002
+    def info(self, checkpoint: Checkpoint) -> Json:  # noqa: ARG002
         """Return what `/info` shows of the model beside what every task has: fields of
         `serve.protocol.Info`.
         """
@@ -239,7 +239,7 @@ class Task(ABC):
         return pa.array([], pa.float32())
 
     @abstractmethod
-    def preview(self, answer: dict[str, Any]) -> str:
+    def preview(self, answer: Json) -> str:
         """Describe an answer, given by column, in a few words for the terminal."""
 
 

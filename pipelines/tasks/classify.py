@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from modernbert.encoders.sentence_config import CrossEncoderConfig
+from modernbert.stored import Json
 from modernbert.text.windows import Windows
 from pipelines.checkpoints import Checkpoint
 from pipelines.options import ClassifyOptions, Function, Merge
@@ -91,7 +91,7 @@ class Classify(Task):
                 changes["function"] = "sigmoid"
         return cls.from_checkpoint(checkpoint, options.model_copy(update=changes))
 
-    def info(self, checkpoint: Checkpoint) -> dict[str, Any]:
+    def info(self, checkpoint: Checkpoint) -> Json:
         return {
             "labels": self.labels,
             "problem_type": checkpoint.config.problem_type,
@@ -138,7 +138,7 @@ class Classify(Task):
             arrays += [list_array(counts_D, labels), list_array(counts_D, scores)]
         return pa.StructArray.from_arrays(arrays, fields=list(self.columns))
 
-    def results(self, outputs: ModelOutputs) -> list[list[dict[str, Any]]]:
+    def results(self, outputs: ModelOutputs) -> list[list[Json]]:
         scores_DC = self._scores(merged(outputs.windows, outputs.values, self.merge))
         order_DC = np.argsort(-scores_DC, axis=1, kind="stable")[:, : self.top_k]
         results = []
@@ -152,7 +152,7 @@ class Classify(Task):
             return Counter()
         return Counter(answers.field("label").to_pylist())
 
-    def preview(self, answer: dict[str, Any]) -> str:
+    def preview(self, answer: Json) -> str:
         return f"{answer['score']:.2f}  {answer['label']}"
 
     def _order(self, scores_DC: np.ndarray) -> np.ndarray:

@@ -13,12 +13,13 @@ import numpy as np
 import pyarrow as pa
 
 from modernbert.encoders.sentence_config import SentenceConfig
+from modernbert.stored import Json
 from modernbert.text.tokenizer import Tokenizer
 from modernbert.text.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
 from pipelines.options import EmbedOptions, Precision
 from pipelines.tasks.base import Task, fingerprint_with
-from pipelines.tasks.outputs import ModelOutputs
+from pipelines.tasks.outputs import ModelOutputs, Results
 from pipelines.tasks.postprocess import check_packs, merged, normalised, stored, vector_type
 from pipelines.tasks.resolve import resolve_prompt, resolve_windowing
 
@@ -98,7 +99,7 @@ class Embed(Task):
             lower_case=stored.lower_case,
         )
 
-    def info(self, checkpoint: Checkpoint) -> dict[str, Any]:
+    def info(self, checkpoint: Checkpoint) -> Json:
         stored = SentenceConfig.from_folder(checkpoint.folder)
         pooling = "+".join(self.pooling)
         # text-embeddings-inference has another name for one of them.
@@ -129,7 +130,7 @@ class Embed(Task):
         return model.forward_packed(batch, self.pooling, self.prompt_tokens)
 
     @property
-    def forward_options(self) -> tuple[Any, ...]:
+    def forward_options(self) -> tuple[object, ...]:
         return self.pooling, self.prompt_tokens
 
     def fingerprint(self, checkpoint: Checkpoint) -> str:
@@ -159,7 +160,7 @@ class Embed(Task):
         values["stride"] = None
         return TokenVectors(**values)
 
-    def preview(self, answer: dict[str, Any]) -> str:
+    def preview(self, answer: Json) -> str:
         numbers = ", ".join(f"{float(x):.3g}" for x in answer["embedding"][:4])
         return f"[{numbers}, …]"
 
@@ -184,7 +185,7 @@ class TokenVectors(Embed):
     gives_token_vectors = True
 
     @property
-    def forward_options(self) -> tuple[Any, ...]:
+    def forward_options(self) -> tuple[object, ...]:
         return ("token_vectors",)
 
     def rows(self, input_ids: np.ndarray, cu_seqlens: np.ndarray) -> np.ndarray:  # noqa: ARG002
@@ -194,10 +195,10 @@ class TokenVectors(Embed):
         vectors_TE: Tensor = model.encoder.forward_packed(batch)
         return vectors_TE
 
-    def results(self, outputs: ModelOutputs) -> list[Any]:
+    def results(self, outputs: ModelOutputs) -> Results:
         if not outputs.documents:
             return []
         return np.split(outputs.values, outputs.splits[1:-1])
 
-    def response(self, outputs: ModelOutputs) -> list[Any]:  # type: ignore[override]
+    def response(self, outputs: ModelOutputs) -> Results:  # type: ignore[override]
         return self.results(outputs)

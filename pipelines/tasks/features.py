@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from modernbert.stored import Json
 from pipelines.checkpoints import Checkpoint
 from pipelines.options import FeaturesOptions
 from pipelines.tasks.base import Task
@@ -61,5 +61,5 @@ class Features(Task):
         # A batch of one for each document, as transformers gives it.
         return [[rows.tolist()] for rows in np.split(outputs.values, outputs.splits[1:-1])]
 
-    def preview(self, answer: dict[str, Any]) -> str:
+    def preview(self, answer: Json) -> str:
         return f"{len(answer['vectors'])} vectors"

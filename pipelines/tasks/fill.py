@@ -9,17 +9,18 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
+from modernbert.stored import Json
 from modernbert.text.tokenizer import Tokenizer
 from modernbert.text.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
 from pipelines.options import FillOptions
 from pipelines.tasks.base import Task
-from pipelines.tasks.outputs import ModelOutputs
+from pipelines.tasks.outputs import ModelOutputs, Results
 from pipelines.tasks.postprocess import list_array, per_document
 from pipelines.tasks.resolve import resolve_windowing
 
@@ -79,7 +80,7 @@ class Fill(Task):
     def probe(self) -> Text:
         return self.mask_token
 
-    def info(self, checkpoint: Checkpoint) -> dict[str, Any]:  # noqa: ARG002
+    def info(self, checkpoint: Checkpoint) -> Json:  # noqa: ARG002
         return {"mask_token": self.mask_token, "model_type": {"masked_lm": {}}}
 
     @property
@@ -135,7 +136,7 @@ class Fill(Task):
         return torch.cat((scores_PK, tokens_PK.float()), dim=1)
 
     @property
-    def forward_options(self) -> tuple[Any, ...]:
+    def forward_options(self) -> tuple[object, ...]:
         return self.top_k, self.targets
 
     def decode(self, outputs: ModelOutputs) -> pa.StructArray:
@@ -155,11 +156,11 @@ class Fill(Task):
         return pa.StructArray.from_arrays([of_documents], fields=list(self.columns))
 
     # A result is a list of candidates, or for several masks a list of such lists.
-    def results(self, outputs: ModelOutputs) -> list[Any]:
+    def results(self, outputs: ModelOutputs) -> Results:
         windows = outputs.windows
         rows_P, counts_D = self._masks(outputs)
         places_P = np.flatnonzero(windows.input_ids == self.mask_token_id)[rows_P]
-        results: list[Any] = []
+        results: Results = []
         first = 0
         for count in counts_D.tolist():
             candidates = [
@@ -174,7 +175,7 @@ class Fill(Task):
 
     def _candidates(
         self, outputs: ModelOutputs, place: int, values: np.ndarray, is_only_mask: bool
-    ) -> list[dict[str, Any]]:
+    ) -> list[Json]:
         """Return the tokens of a mask, each with its window's text in which it is filled in.
 
         `place`: the mask's among all tokens; `values`: the scores and ids of its tokens, (2K,).
@@ -184,7 +185,7 @@ class Fill(Task):
         w = np.searchsorted(windows.cu_seqlens, place, side="right") - 1
         start, end = windows.cu_seqlens[w], windows.cu_seqlens[w + 1]
         ids = windows.input_ids[start:end].tolist()
-        candidates: list[dict[str, Any]] = []
+        candidates: list[Json] = []
         for score, token_id in zip(values[: self.top_k], values[self.top_k :], strict=True):
             token = int(token_id)
             ids[place - start] = token
@@ -200,7 +201,7 @@ class Fill(Task):
             )
         return candidates
 
-    def preview(self, answer: dict[str, Any]) -> str:
+    def preview(self, answer: Json) -> str:
         first_mask, *other_masks = answer["fills"]
         shown = ", ".join(f"{fill['token'].strip()} {fill['score']:.2f}" for fill in first_mask[:4])
         return f"{shown} …" if other_masks else shown

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
 from modernbert.encoders.multi_vector_config import MultiVectorConfig
+from modernbert.stored import Json
 from modernbert.text.tokenizer import Tokenizer
 from modernbert.text.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
@@ -80,11 +81,11 @@ class MaxSim(Task):
     def fingerprint(self, checkpoint: Checkpoint) -> str:
         return encoder_fingerprint(checkpoint)
 
-    def info(self, checkpoint: Checkpoint) -> dict[str, Any]:  # noqa: ARG002
+    def info(self, checkpoint: Checkpoint) -> Json:  # noqa: ARG002
         return {"model_type": {"reranker": label_maps(["LABEL_0"])}}
 
     @property
-    def forward_options(self) -> tuple[Any, ...]:
+    def forward_options(self) -> tuple[object, ...]:
         return self.query, self.passage
 
     def encode(self, tokenizer: Tokenizer, documents: Sequence[Text]) -> Windows:
@@ -141,7 +142,7 @@ class MaxSim(Task):
         scores: list[float] = self._scores(outputs).tolist()
         return scores
 
-    def preview(self, answer: dict[str, Any]) -> str:
+    def preview(self, answer: Json) -> str:
         return f"{answer['score']:.3f}"
 
     def _scores(self, outputs: ModelOutputs) -> np.ndarray:

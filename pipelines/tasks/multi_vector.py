@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from modernbert.encoders.multi_vector_config import Expansion, MultiVectorConfig
+from modernbert.stored import Json
 from modernbert.text.tokenizer import Tokenizer
 from modernbert.text.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
@@ -179,7 +180,7 @@ class MultiVector(Task):
     def fingerprint(self, checkpoint: Checkpoint) -> str:
         return encoder_fingerprint(checkpoint)
 
-    def info(self, checkpoint: Checkpoint) -> dict[str, Any]:
+    def info(self, checkpoint: Checkpoint) -> Json:
         prompts = dict(MultiVectorConfig.from_folder(checkpoint.folder).prompts)
         return {
             "dimensions": self.size,
@@ -196,7 +197,7 @@ class MultiVector(Task):
         return self.size
 
     @property
-    def forward_options(self) -> tuple[Any, ...]:
+    def forward_options(self) -> tuple[object, ...]:
         return (self.side,)
 
     def encode(self, tokenizer: Tokenizer, documents: Sequence[Text]) -> Windows:
@@ -228,7 +229,7 @@ class MultiVector(Task):
     def results(self, outputs: ModelOutputs) -> list[np.ndarray]:
         return self.vectors(outputs)
 
-    def preview(self, answer: dict[str, Any]) -> str:
+    def preview(self, answer: Json) -> str:
         return f"{len(answer['vectors'])} vectors"
 
     def vectors(self, outputs: ModelOutputs) -> list[np.ndarray]:

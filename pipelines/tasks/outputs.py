@@ -7,11 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from modernbert.text.tokenizer import Tokenizer
 from modernbert.text.windows import Text, Windows
+
+Results: TypeAlias = list[Any]
+"""What the pipeline of transformers returns for each document: JSON, or lists of numbers."""
 
 
 @dataclass(frozen=True)

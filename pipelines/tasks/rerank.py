@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
 from modernbert.encoders.multi_vector_config import is_multi_vector
 from modernbert.encoders.sentence_config import CrossEncoderConfig, SentenceConfig
+from modernbert.stored import Json
 from modernbert.text.tokenizer import Tokenizer
 from modernbert.text.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
@@ -92,7 +93,7 @@ class Rerank(Task):
         pairs = [(self.prompt + pair[0], pair[1]) for pair in documents]
         return super().encode(tokenizer.lowercased if self.lower_case else tokenizer, pairs)
 
-    def info(self, checkpoint: Checkpoint) -> dict[str, Any]:  # noqa: ARG002
+    def info(self, checkpoint: Checkpoint) -> Json:  # noqa: ARG002
         return {"model_type": {"reranker": label_maps(["LABEL_0"])}}
 
     def decode(self, outputs: ModelOutputs) -> pa.StructArray:
@@ -103,7 +104,7 @@ class Rerank(Task):
         scores: list[float] = self._scores(outputs).tolist()
         return scores
 
-    def preview(self, answer: dict[str, Any]) -> str:
+    def preview(self, answer: Json) -> str:
         return f"{answer['score']:.3f}"
 
     def _scores(self, outputs: ModelOutputs) -> np.ndarray:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
 from modernbert.encoders.sparse_config import SparseConfig
+from modernbert.stored import Json
 from modernbert.text.tokenizer import Tokenizer
 from modernbert.text.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
@@ -103,14 +104,14 @@ class Sparse(Task):
         return model.forward_packed(batch, self.static)
 
     @property
-    def forward_options(self) -> tuple[Any, ...]:
+    def forward_options(self) -> tuple[object, ...]:
         return (self.static,)
 
     def fingerprint(self, checkpoint: Checkpoint) -> str:
         file = SparseConfig.from_folder(checkpoint.folder).static_weights
         return fingerprint_with(checkpoint, [file] if file else [])
 
-    def info(self, checkpoint: Checkpoint) -> dict[str, Any]:
+    def info(self, checkpoint: Checkpoint) -> Json:
         prompts = dict(SparseConfig.from_folder(checkpoint.folder).prompts)
         return {"prompts": prompts, "model_type": {"embedding": {"pooling": "splade"}}}
 
@@ -161,7 +162,7 @@ class Sparse(Task):
         lists = list_array(np.array(counts, dtype=np.int64), structs)
         return pa.StructArray.from_arrays([lists], fields=list(self.columns))
 
-    def results(self, outputs: ModelOutputs) -> list[list[dict[str, Any]]]:
+    def results(self, outputs: ModelOutputs) -> list[list[Json]]:
         token = outputs.tokenizer.token
         results = []
         for ids, values in self.weights(outputs):
@@ -172,7 +173,7 @@ class Sparse(Task):
     def response(self, outputs: ModelOutputs) -> list[Weights]:
         return self.weights(outputs)
 
-    def preview(self, answer: dict[str, Any]) -> str:
+    def preview(self, answer: Json) -> str:
         weights = answer["sparse"]
         shown = " ".join(f"{each['token']}:{each['weight']:.2f}" for each in weights[:4])
         return f"{len(weights)} tokens: {shown}"

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from modernbert.stored import Json
 from modernbert.text.tokenizer import Tokenizer
 from modernbert.text.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
@@ -101,7 +101,7 @@ class Tag(Task):
             options = options.model_copy(update={"aggregation": "none"})
         return cls.from_checkpoint(checkpoint, options)
 
-    def info(self, checkpoint: Checkpoint) -> dict[str, Any]:  # noqa: ARG002
+    def info(self, checkpoint: Checkpoint) -> Json:  # noqa: ARG002
         return {"labels": self.labels, "model_type": {"token_classifier": label_maps(self.labels)}}
 
     @property
@@ -145,14 +145,14 @@ class Tag(Task):
         lists = list_array(counts_D, structs)
         return pa.StructArray.from_arrays([lists], fields=list(self.columns))
 
-    def results(self, outputs: ModelOutputs) -> list[list[dict[str, Any]]]:
+    def results(self, outputs: ModelOutputs) -> list[list[Json]]:
         entities = self.entities(outputs.windows, outputs.values)
         window_starts = outputs.windows.cu_seqlens
-        by_document: list[list[dict[str, Any]]] = [[] for _ in outputs.documents]
+        by_document: list[list[Json]] = [[] for _ in outputs.documents]
         for i, document in enumerate(entities.document.tolist()):
             start, end = entities.span[i].tolist()
             first, last = entities.tokens[i].tolist()
-            entity: dict[str, Any] = {"score": float(entities.score[i])}
+            entity: Json = {"score": float(entities.score[i])}
             if self.aggregation == "none":
                 window = np.searchsorted(window_starts, first, side="right") - 1
                 entity["entity"] = entities.label[i]
@@ -211,7 +211,7 @@ class Tag(Task):
     def scores(self, answers: pa.StructArray) -> pa.Array:
         return answers.field("entities").flatten().field("score")
 
-    def preview(self, answer: dict[str, Any]) -> str:
+    def preview(self, answer: Json) -> str:
         entities = answer["entities"]
         if not entities:
             return "(nothing found)"

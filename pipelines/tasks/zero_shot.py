@@ -12,11 +12,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from modernbert.stored import Json
 from modernbert.text.tokenizer import Tokenizer
 from modernbert.text.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
@@ -82,7 +82,7 @@ class ZeroShot(Task):
         assert isinstance(options, ZeroShotOptions)
         return options.model_copy(update={"labels": _labels_of(options), "labels_file": None})
 
-    def info(self, checkpoint: Checkpoint) -> dict[str, Any]:
+    def info(self, checkpoint: Checkpoint) -> Json:
         names = [checkpoint.config.id2label[i] for i in range(self.num_labels)]
         return {"labels": self.labels or (), "model_type": {"zero_shot": label_maps(names)}}
 
@@ -141,8 +141,8 @@ class ZeroShot(Task):
         ]
         return pa.StructArray.from_arrays(arrays, fields=list(self.columns))
 
-    def results(self, outputs: ModelOutputs) -> list[dict[str, Any]]:
-        results: list[dict[str, Any]] = []
+    def results(self, outputs: ModelOutputs) -> list[Json]:
+        results: list[Json] = []
         answers = self._answers(outputs)
         for document, (labels, scores) in zip(outputs.documents, answers, strict=True):
             kept = self._kept(scores)
@@ -155,7 +155,7 @@ class ZeroShot(Task):
             )
         return results
 
-    def response(self, outputs: ModelOutputs) -> list[list[dict[str, Any]]]:
+    def response(self, outputs: ModelOutputs) -> list[list[Json]]:
         response = []
         for labels, scores in self._answers(outputs):
             kept = self._kept(scores)
@@ -165,7 +165,7 @@ class ZeroShot(Task):
     def label_counts(self, answers: pa.StructArray) -> Counter[str]:
         return Counter(answers.field("label").drop_null().to_pylist())
 
-    def preview(self, answer: dict[str, Any]) -> str:
+    def preview(self, answer: Json) -> str:
         return f"{answer['score']:.2f}  {answer['label']}"
 
     def _candidates(self, document: Text) -> Sequence[str]:

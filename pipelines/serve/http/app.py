@@ -8,6 +8,7 @@ from fastapi import APIRouter, FastAPI, Request
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
+from modernbert.stored import Json
 from pipelines.serve.http.dialect import Dialect, install_error_handlers
 from pipelines.serve.http.dialects.cohere import COHERE
 from pipelines.serve.http.dialects.huggingface import HUGGING_FACE
@@ -21,7 +22,7 @@ from pipelines.serve.http.limits import HttpLimits
 from pipelines.serve.http.metrics import HttpMetrics
 from pipelines.serve.http.middleware import PUBLIC, RequestLimitsMiddleware
 from pipelines.serve.http.pages import page, wants_page
-from pipelines.serve.http.responses import JsonObject, json_response
+from pipelines.serve.http.responses import json_response
 from pipelines.serve.http.routes import new_router
 from pipelines.serve.http.tracing import start_traces
 from pipelines.serve.protocol import ModelClient
@@ -103,7 +104,7 @@ def _describe_key(app: FastAPI) -> None:
     """Let the OpenAPI document say which routes need the key, so that /docs has a field for it."""
     describe = app.openapi
 
-    def openapi() -> JsonObject:
+    def openapi() -> Json:
         document = describe()
         scheme = {"type": "http", "scheme": "bearer", "description": "the service's key"}
         document["components"]["securitySchemes"] = {"HTTPBearer": scheme}
@@ -146,7 +147,7 @@ def _state_routes(handler: RequestHandler) -> APIRouter:
         response.headers["vary"] = "accept"
         return response
 
-    @router.get("/health", response_model=JsonObject)
+    @router.get("/health", response_model=Json)
     async def health() -> Response:
         """Tell whether every model can answer."""
         return await _health(handler, None)
@@ -158,7 +159,7 @@ def _health_route(handler: RequestHandler, name: str) -> APIRouter:
     task = handler.models.tasks[name]
     router = new_router(TEI, prefix=f"/models/{name}", tags=[f"model {name}: {task}"])
 
-    @router.get("/health", response_model=JsonObject)
+    @router.get("/health", response_model=Json)
     async def health() -> Response:
         """Tell whether the model can answer."""
         return await _health(handler, name)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -15,9 +14,9 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Scope
 
+from modernbert.stored import Json
 from pipelines.serve.http.errors import ERROR_TYPES, ApiError, first_mistake
 from pipelines.serve.http.handler import RequestHandler
-from pipelines.serve.http.responses import JsonObject
 from pipelines.serve.protocol import ServeError
 
 _TYPE_OF_STATUS = {400: "malformed", 404: "not_found", 405: "not_allowed"}
@@ -49,7 +48,7 @@ class Dialect:
     name: str
     error_model: type[BaseModel]
     """The shape of its errors, for the OpenAPI document."""
-    format_error: Callable[[ApiError], JsonObject]
+    format_error: Callable[[ApiError], Json]
     statuses: Mapping[str, int] = field(default_factory=dict)
     """The status codes of error types where they are not those of ERROR_TYPES."""
     prefixes: tuple[str, ...] = ()
@@ -131,9 +130,9 @@ def install_error_handlers(app: FastAPI) -> None:
 
 
 # `responses` of FastAPI, which has no narrower type for them.
-def error_responses(*dialects: Dialect) -> dict[int | str, dict[str, Any]]:
+def error_responses(*dialects: Dialect) -> dict[int | str, Json]:
     """Describe the errors of a route of these dialects, as FastAPI takes `responses`."""
-    responses: dict[int | str, dict[str, Any]] = {}
+    responses: dict[int | str, Json] = {}
     for error_type in ERROR_TYPES:
         description = error_type.replace("_", " ")
         for dialect in dialects:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import chain
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
 from pydantic_core import to_json
 from starlette.responses import Response, StreamingResponse
 
-JsonObject = dict[str, Any]
-"""An object of JSON: its values are whatever JSON holds."""
 _PART_BYTES = 1 << 16  # of a response that is made at once, and of the parts of a longer one
 
 

@@ -15,9 +15,9 @@ from starlette.responses import Response
 from starlette.routing import Match
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from modernbert.stored import Json
 from pipelines.serve.http.bodies import Body, parse_json
 from pipelines.serve.http.dialect import Dialect, error_responses
-from pipelines.serve.http.responses import JsonObject
 
 _NO_NAME = re.compile(r"[^\w.-]", re.ASCII)
 _NAME_LENGTH = 60  # characters of an unknown field that a header shows
@@ -103,7 +103,7 @@ def new_router(*dialects: Dialect, **options: Any) -> APIRouter:
     return APIRouter(route_class=JsonRoute, responses=error_responses(*dialects), **options)
 
 
-def route_docs(response: Any, example: JsonObject, *dialects: Dialect) -> dict[str, Any]:
+def route_docs(response: Any, example: Json, *dialects: Dialect) -> Json:
     """Describe a route for the OpenAPI document, as arguments of `router.post`.
 
     `response`: the type of its response. `example`: a request. `dialects`: those of its errors.

@@ -9,11 +9,11 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
+from modernbert.stored import Json
 from pipelines.serve.http.bodies import Body, Int, Many, NonEmpty
 from pipelines.serve.http.dialect import Dialect
 from pipelines.serve.http.dialects.shared import RERANK_EXAMPLE, embed, rerank, truncation_options
 from pipelines.serve.http.handler import HandledRequest, RequestHandler, Truncation
-from pipelines.serve.http.responses import JsonObject
 from pipelines.serve.http.routes import new_router, route_docs
 from pipelines.serve.protocol import Info
 
@@ -94,7 +94,7 @@ def routes(handler: RequestHandler) -> Sequence[APIRouter]:
 def _add_rerank(router: APIRouter, handler: RequestHandler) -> None:
     example = {"model": handler.example_model("rerank"), **RERANK_EXAMPLE, "top_n": 1}
 
-    @router.post("/v2/rerank", **route_docs(JsonObject, example, COHERE))
+    @router.post("/v2/rerank", **route_docs(Json, example, COHERE))
     async def cohere(body: CohereRequest, request: Request) -> Response:
         """{id, results: [{index, relevance_score}], meta} from best to worst."""
         info = await handler.pick("rerank", body.model)
@@ -102,9 +102,9 @@ def _add_rerank(router: APIRouter, handler: RequestHandler) -> None:
         documents, shortened = await _first_tokens(handler, info, body.documents, most_tokens)
         handled, ranked = await rerank(handler, info, body.query, documents, "documents")
         handled.truncated |= shortened
-        results: list[JsonObject] = []
+        results: list[Json] = []
         for i, score in ranked[: body.top_n]:
-            result: JsonObject = {"index": i, "relevance_score": score}
+            result: Json = {"index": i, "relevance_score": score}
             if body.return_documents:
                 result["document"] = {"text": body.documents[i]}
             results.append(result)
@@ -121,7 +121,7 @@ def _add_embed(router: APIRouter, handler: RequestHandler) -> None:
         "embedding_types": ["float"],
     }
 
-    @router.post("/v2/embed", **route_docs(JsonObject, example, COHERE))
+    @router.post("/v2/embed", **route_docs(Json, example, COHERE))
     async def embed_texts(body: CohereEmbedRequest, request: Request) -> Response:
         """{id, embeddings: {float or another type: vectors}, texts, meta}."""
         handled, vectors = await _embed(handler, body)
@@ -133,7 +133,7 @@ def _add_embed(router: APIRouter, handler: RequestHandler) -> None:
         }
         return handled.reply(content)
 
-    @router.post("/v1/embed", **route_docs(JsonObject, example, COHERE))
+    @router.post("/v1/embed", **route_docs(Json, example, COHERE))
     async def embed_texts_v1(body: CohereEmbedRequest, request: Request) -> Response:
         """As /v2/embed; without embedding_types, embeddings are vectors of float themselves."""
         handled, vectors = await _embed(handler, body)
@@ -187,14 +187,12 @@ async def _embed(
     return next(iter(by_precision.values())), vectors
 
 
-def _embed_meta(handled: HandledRequest, version: str) -> JsonObject:
+def _embed_meta(handled: HandledRequest, version: str) -> Json:
     return _meta(handled, version, "texts", {"input_tokens": handled.n_tokens})
 
 
-def _meta(
-    handled: HandledRequest, version: str, field: str, billed_units: dict[str, int]
-) -> JsonObject:
-    meta: JsonObject = {
+def _meta(handled: HandledRequest, version: str, field: str, billed_units: dict[str, int]) -> Json:
+    meta: Json = {
         "api_version": {"version": version},
         "billed_units": billed_units,  # Cohere's clients do not read an answer without them
         "tokens": {"input_tokens": handled.n_tokens},

@@ -14,6 +14,7 @@ from fastapi import APIRouter
 from pydantic import Discriminator, Field, Tag
 from starlette.responses import Response
 
+from modernbert.stored import Json
 from modernbert.text.windows import Text
 from pipelines.serve.http.bodies import Int, Many, NonEmpty, Texts, TolerantBody, as_list
 from pipelines.serve.http.dialects.shared import (
@@ -27,7 +28,6 @@ from pipelines.serve.http.dialects.shared import (
 from pipelines.serve.http.dialects.tei import TEI
 from pipelines.serve.http.errors import ApiError
 from pipelines.serve.http.handler import HandledRequest, RequestHandler
-from pipelines.serve.http.responses import JsonObject
 from pipelines.serve.http.routes import new_router, route_docs
 
 _MOST_NAMES = 1000  # in an option
@@ -311,7 +311,7 @@ def _add_answer(router: APIRouter, handler: RequestHandler, name: str, path: str
     }
     example = {"inputs": question, "parameters": {}}
 
-    @router.post(path, **route_docs(list[object] | JsonObject, example))
+    @router.post(path, **route_docs(list[object] | Json, example))
     async def question_answering(body: AnswerRequest) -> Response:
         """{answer, score, start, end} of a question, or with top_k a list of them; a list for
         several questions.

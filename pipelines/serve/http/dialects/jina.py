@@ -14,13 +14,13 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Discriminator, Field, Tag
 from starlette.responses import Response
 
+from modernbert.stored import Json
 from pipelines.serve.http.bodies import Int, Many, NonEmpty, Texts, TolerantBody, as_list
 from pipelines.serve.http.dialect import Dialect
 from pipelines.serve.http.dialects.shared import RERANK_EXAMPLE, rerank, truncation_options
 from pipelines.serve.http.dialects.tei import TEI, TeiRerankRequest, tei_rerank
 from pipelines.serve.http.errors import ApiError
 from pipelines.serve.http.handler import RequestHandler, Truncation
-from pipelines.serve.http.responses import JsonObject
 from pipelines.serve.http.routes import new_router, route_docs, shared_path
 
 
@@ -109,7 +109,7 @@ def _add_rerank(router: APIRouter, handler: RequestHandler) -> None:
     model = handler.example_model("rerank")
     example = {"model": model, **RERANK_EXAMPLE, "top_n": 1}
 
-    @router.post("/v1/rerank", **route_docs(JsonObject, example, JINA))
+    @router.post("/v1/rerank", **route_docs(Json, example, JINA))
     async def jina(body: JinaRequest) -> Response:
         """{model, usage, results: [{index, relevance_score, document: {text}}]} from best to
         worst.
@@ -121,7 +121,7 @@ def _add_multi_vector(router: APIRouter, handler: RequestHandler) -> None:
     model = handler.example_model("multi_vector")
     example = {"model": model, "input": ["Where is my parcel?"], "input_type": "query"}
 
-    @router.post("/v1/multi-vector", **route_docs(JsonObject, example, JINA))
+    @router.post("/v1/multi-vector", **route_docs(Json, example, JINA))
     async def multi_vector(body: MultiVectorRequest) -> Response:
         """{model, usage, data: [{object: embeddings, index, embeddings: a vector for each
         token}]}.
@@ -148,7 +148,7 @@ def _add_shared_rerank(router: APIRouter, handler: RequestHandler, name: str | N
     """Add /rerank of the model called `name`, or of the first that reranks."""
     example = {"query": RERANK_EXAMPLE["query"], "texts": RERANK_EXAMPLE["documents"]}
 
-    @router.post("/rerank", **route_docs(list[JsonObject] | JsonObject, example))
+    @router.post("/rerank", **route_docs(list[Json] | Json, example))
     @shared_path(lambda body: JINA if _is_jina(body) else TEI)
     async def rerank_texts(body: RerankRequest) -> Response:
         """TEI: [{index, score, text?}] from best to worst. With `documents` in place of `texts`, as
@@ -202,9 +202,9 @@ async def _rerank(handler: RequestHandler, body: JinaRequest, name: str | None) 
     with_documents = body.return_documents
     if with_documents is None:
         with_documents = not is_infinity
-    results: list[JsonObject] = []
+    results: list[Json] = []
     for i, score in ranked[: body.top_n or None]:
-        result: JsonObject = {"index": i, "relevance_score": score}
+        result: Json = {"index": i, "relevance_score": score}
         if with_documents:
             result["document"] = texts[i] if is_infinity else {"text": texts[i]}
         results.append(result)

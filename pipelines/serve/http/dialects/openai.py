@@ -9,12 +9,13 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
+from modernbert.stored import Json
 from pipelines.serve.http.bodies import Body, Inputs, Int
 from pipelines.serve.http.dialect import Dialect
 from pipelines.serve.http.dialects.shared import embed, truncation_options
 from pipelines.serve.http.errors import ApiError
 from pipelines.serve.http.handler import RequestHandler, Truncation
-from pipelines.serve.http.responses import JsonObject, json_response
+from pipelines.serve.http.responses import json_response
 from pipelines.serve.http.routes import new_router, route_docs
 
 _TOKEN_IDS = (
@@ -90,7 +91,7 @@ def _add_embeddings(router: APIRouter, handler: RequestHandler) -> None:
     example = {"model": handler.example_model("embed"), "input": ["What is Deep Learning?"]}
 
     @router.post("/embeddings", include_in_schema=False)
-    @router.post("/v1/embeddings", **route_docs(JsonObject, example))
+    @router.post("/v1/embeddings", **route_docs(Json, example))
     async def embeddings(body: EmbeddingsRequest) -> Response:
         """{data: [{embedding, index}], model, usage}, vectors of length one; an input that is too
         long is refused.
@@ -124,13 +125,13 @@ def _add_embeddings(router: APIRouter, handler: RequestHandler) -> None:
 
 
 def _add_models(router: APIRouter, handler: RequestHandler) -> None:
-    @router.get("/v1/models", response_model=JsonObject)
+    @router.get("/v1/models", response_model=Json)
     async def models() -> Response:
         """Every model online, then the other names of models."""
         names = [*handler.models.tasks, *handler.models.aliases]
         return json_response({"object": "list", "data": [_model(handler, name) for name in names]})
 
-    @router.get("/v1/models/{model:path}", response_model=JsonObject)
+    @router.get("/v1/models/{model:path}", response_model=Json)
     async def model(model: str) -> Response:
         """A model online, by its name or another name of it."""
         if model not in handler.models.tasks and model not in handler.models.aliases:
@@ -140,7 +141,7 @@ def _add_models(router: APIRouter, handler: RequestHandler) -> None:
         return json_response(_model(handler, model))
 
 
-def _model(handler: RequestHandler, name: str) -> JsonObject:
+def _model(handler: RequestHandler, name: str) -> Json:
     root = handler.models.aliases.get(name, name)  # vLLM has this field, too
     return {
         "id": name,
@@ -152,7 +153,7 @@ def _model(handler: RequestHandler, name: str) -> JsonObject:
     }
 
 
-def _format_error(error: ApiError) -> JsonObject:
+def _format_error(error: ApiError) -> Json:
     details = {
         "message": error.message,
         "type": _TYPES.get(error.error_type, "invalid_request_error"),

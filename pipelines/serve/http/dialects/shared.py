@@ -10,11 +10,11 @@ import numpy as np
 from pydantic import Field
 from starlette.responses import Response
 
+from modernbert.stored import Json
 from modernbert.text.windows import Text
 from pipelines.serve.http.bodies import Direction, Inputs, Int, Many, NonEmpty, TolerantBody
 from pipelines.serve.http.errors import ApiError
 from pipelines.serve.http.handler import CUT_OFF, HandledRequest, RequestHandler, Truncation
-from pipelines.serve.http.responses import JsonObject
 from pipelines.serve.protocol import Info
 
 RERANK_EXAMPLE = {
@@ -180,7 +180,7 @@ async def classify(
     raw: bool = False,
     truncation: Truncation = CUT_OFF,
     more: Mapping[str, object] | None = None,
-) -> tuple[HandledRequest, list[list[JsonObject]]]:
+) -> tuple[HandledRequest, list[list[Json]]]:
     """Return the handled request, and [{label, score}] per document from best to worst.
 
     `more`: options of the task.

@@ -11,6 +11,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Discriminator, Field, Tag
 from starlette.responses import Response
 
+from modernbert.stored import Json
 from modernbert.text.windows import Text
 from pipelines.serve.http.bodies import (
     Ids,
@@ -35,7 +36,7 @@ from pipelines.serve.http.dialects.shared import (
 )
 from pipelines.serve.http.errors import ApiError
 from pipelines.serve.http.handler import RequestHandler
-from pipelines.serve.http.responses import JsonObject, json_response
+from pipelines.serve.http.responses import json_response
 from pipelines.serve.http.routes import new_router, route_docs
 from pipelines.serve.protocol import Info, Tokens
 
@@ -137,7 +138,7 @@ class DecodeRequest(TolerantBody):
 
 
 def _add_embed(router: APIRouter, handler: RequestHandler, name: str | None) -> None:
-    example: JsonObject = {"inputs": ["What is Deep Learning?"], "normalize": True}
+    example: Json = {"inputs": ["What is Deep Learning?"], "normalize": True}
 
     @router.post("/embed", **route_docs(list[list[float]], example))
     async def embed(body: EmbedRequest) -> Response:
@@ -179,7 +180,7 @@ def _add_embed(router: APIRouter, handler: RequestHandler, name: str | None) -> 
 def _add_sparse(router: APIRouter, handler: RequestHandler, name: str | None) -> None:
     example = {"inputs": ["What is Deep Learning?"]}
 
-    @router.post("/embed_sparse", **route_docs(list[list[JsonObject]], example))
+    @router.post("/embed_sparse", **route_docs(list[list[Json]], example))
     async def embed_sparse(body: EmbedSparseRequest) -> Response:
         """The tokens of each input, [{index, value}] from the heaviest on."""
         info = await handler.pick("sparse", name)
@@ -195,7 +196,7 @@ def _add_sparse(router: APIRouter, handler: RequestHandler, name: str | None) ->
         return handled.reply(_weights(ids.tolist(), values.tolist()) for ids, values in results)
 
 
-def _weights(ids: list[int], values: list[float]) -> Iterator[JsonObject]:
+def _weights(ids: list[int], values: list[float]) -> Iterator[Json]:
     for index, value in zip(ids, values, strict=True):
         yield {"index": index, "value": value}
 
@@ -244,7 +245,7 @@ async def tei_rerank(handler: RequestHandler, body: TeiRerankRequest, name: str 
         raw=bool(body.raw_scores),
         truncation=body.truncation,
     )
-    results: list[JsonObject] = [{"index": i, "score": score} for i, score in ranked]
+    results: list[Json] = [{"index": i, "score": score} for i, score in ranked]
     if body.return_text:
         for result in results:
             result["text"] = body.texts[result["index"]]
@@ -256,16 +257,16 @@ def _add_model_routes(router: APIRouter, handler: RequestHandler, name: str | No
     model = name or next(iter(handler.models.tasks))
     _add_tokenizer(router, handler, model)
 
-    @router.get("/info", response_model=JsonObject)
+    @router.get("/info", response_model=Json)
     async def info() -> Response:
         """What the model is, and what it takes."""
         return json_response(_info(await handler.info(model), handler))
 
 
 def _add_tokenizer(router: APIRouter, handler: RequestHandler, model: str) -> None:
-    example: JsonObject = {"inputs": "What is Deep Learning?"}
+    example: Json = {"inputs": "What is Deep Learning?"}
 
-    @router.post("/tokenize", **route_docs(list[list[JsonObject]], example))
+    @router.post("/tokenize", **route_docs(list[list[Json]], example))
     async def tokenize(body: TokenizeRequest) -> Response:
         """The tokens of each text: id, text, and the characters [start, stop) that it stands
         for.
@@ -295,7 +296,7 @@ def _add_tokenizer(router: APIRouter, handler: RequestHandler, model: str) -> No
         return json_response(texts)
 
 
-def _tokens(text: str, tokens: Tokens) -> Iterator[JsonObject]:
+def _tokens(text: str, tokens: Tokens) -> Iterator[Json]:
     for id_, token, span in zip(tokens.ids, tokens.tokens, tokens.offsets, strict=True):
         if span is None:
             yield {"id": id_, "text": token, "special": True, "start": None, "stop": None}
@@ -305,7 +306,7 @@ def _tokens(text: str, tokens: Tokens) -> Iterator[JsonObject]:
             yield {"id": id_, "text": content, "special": False, "start": start, "stop": stop}
 
 
-def _info(info: Info, handler: RequestHandler) -> JsonObject:
+def _info(info: Info, handler: RequestHandler) -> Json:
     return {
         "model_id": info.model,
         "model_sha": info.revision,
@@ -359,7 +360,7 @@ def routes_of_model(handler: RequestHandler, name: str) -> Sequence[APIRouter]:
     return [*routers, router]
 
 
-def _format_error(error: ApiError) -> JsonObject:
+def _format_error(error: ApiError) -> Json:
     return {"error": error.message, "error_type": _TYPES.get(error.error_type, "Validation")}
 
 

@@ -15,12 +15,13 @@ from fastapi import APIRouter, Request
 from pydantic import Field
 from starlette.responses import Response
 
+from modernbert.stored import Json
 from pipelines.serve.http.bodies import Int, Texts, TolerantBody, as_list
 from pipelines.serve.http.dialects.openai import OPENAI
 from pipelines.serve.http.dialects.shared import ClassifyParameters, classify, truncation_options
 from pipelines.serve.http.errors import ApiError
 from pipelines.serve.http.handler import CUT_OFF, HandledRequest, RequestHandler, Truncation
-from pipelines.serve.http.responses import JsonObject, json_response
+from pipelines.serve.http.responses import json_response
 from pipelines.serve.http.routes import new_router, route_docs
 from pipelines.serve.protocol import Info
 
@@ -98,7 +99,7 @@ def routes(handler: RequestHandler) -> Sequence[APIRouter]:
 def _add_classify(router: APIRouter, handler: RequestHandler) -> None:
     example = {"model": handler.example_model("classify"), "input": ["Where is my parcel?"]}
 
-    @router.post("/classify", **route_docs(JsonObject, example))
+    @router.post("/classify", **route_docs(Json, example))
     async def classify_texts(body: VllmClassifyRequest, request: Request) -> Response:
         """{data: [{index, label, probs, num_classes}]}; with raw_scores Infinity's {data: [[{label,
         score}]]}.
@@ -134,7 +135,7 @@ def _add_classify(router: APIRouter, handler: RequestHandler) -> None:
 def _add_pooling(router: APIRouter, handler: RequestHandler) -> None:
     example = {"model": handler.example_model("multi_vector"), "input": ["Where is my parcel?"]}
 
-    @router.post("/pooling", **route_docs(JsonObject, example))
+    @router.post("/pooling", **route_docs(Json, example))
     async def pooling(body: PoolingRequest, request: Request) -> Response:
         """{data: [{index, object: pooling, data: a vector for each token}]} of a multi-vector
         encoder.
@@ -160,7 +161,7 @@ def _add_score(router: APIRouter, handler: RequestHandler) -> None:
     }
 
     @router.post("/score", include_in_schema=False)
-    @router.post("/v1/score", **route_docs(JsonObject, example))
+    @router.post("/v1/score", **route_docs(Json, example))
     async def score(body: ScoreRequest, request: Request) -> Response:
         """{data: [{index, object: score, score}]}, in the order of the pairs."""
         info = await handler.pick("rerank", body.model)
@@ -184,7 +185,7 @@ def _add_models(router: APIRouter, handler: RequestHandler) -> None:
         return json_response({"object": "list", "data": data})
 
 
-def _model(name: str, task: str) -> JsonObject:
+def _model(name: str, task: str) -> Json:
     return {
         "id": name,
         "object": "model",
