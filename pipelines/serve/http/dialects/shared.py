@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 import numpy as np
 from pydantic import Field
@@ -12,6 +11,7 @@ from starlette.responses import Response
 
 from modernbert.stored import Json
 from modernbert.text.windows import Text
+from pipelines.options import Function
 from pipelines.serve.http.bodies import Direction, Inputs, Int, Many, NonEmpty, TolerantBody
 from pipelines.serve.http.errors import ApiError
 from pipelines.serve.http.handler import CUT_OFF, HandledRequest, RequestHandler, Truncation
@@ -79,9 +79,7 @@ class ClassifyParameters(TolerantBody):
     """Options of a classification."""
 
     top_k: Int | None = Field(default=None, ge=1, description="how many labels (default: all)")
-    function_to_apply: Literal["sigmoid", "softmax", "none"] | None = Field(
-        default=None, description="from logits to scores"
-    )
+    function_to_apply: Function | None = Field(default=None, description="from logits to scores")
 
 
 def prompt_options(info: Info, prompt_name: str | None) -> dict[str, str]:
