@@ -47,7 +47,8 @@ from pipelines.input.text import TextOptions
 from pipelines.options import TASKS
 from pipelines.raydata import wire
 from pipelines.storage import Folder, Location
-from pipelines.tasks.base import Predictions, task_class
+from pipelines.tasks.base import task_class
+from pipelines.tasks.outputs import Predictions
 
 DEMO = Path(__file__).parents[1] / "jobs/demo"
 TASKS_MEASURED = ("classify", "embed", "tag")

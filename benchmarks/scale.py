@@ -57,7 +57,7 @@ ROWS = 32
 def install(seconds: float, spans: Path) -> None:
     """Put into this worker a stand-in that takes `seconds` for a shard and answers zeros; it notes when in `spans`."""
     from pipelines.raydata import actor
-    from pipelines.tasks.base import Predictions
+    from pipelines.tasks.outputs import Predictions
 
     class StandIn:
         budget_tokens = 65536
@@ -216,7 +216,9 @@ def many_shards(shards: int) -> dict[str, Any]:
             lambda _, table: table,
             committed,
         )  # type: ignore
-        job = SimpleNamespace(device="cpu", dtype="float32", folder="nowhere", run="scale")
+        job = SimpleNamespace(
+            device="cpu", dtype="float32", source="nowhere", folder="nowhere", run="scale"
+        )
         with measured() as streaming:
             execution = Execution(job, corpus.shards, None, lambda: None)  # type: ignore[arg-type]
             execution.run("auto", 60)
