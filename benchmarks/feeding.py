@@ -45,6 +45,7 @@ from pipelines.input.inspection import inspect_input
 from pipelines.input.plan import cut, read_shard
 from pipelines.input.text import TextOptions
 from pipelines.options import TASKS
+from pipelines.output.lease import LEASE
 from pipelines.raydata import wire
 from pipelines.storage import Folder, Location
 from pipelines.tasks.base import task_class
@@ -135,6 +136,8 @@ def make_job(task: str, source: Path, folder: Path, model: Path) -> tuple[Job, l
         max_characters=1 << 20,
         batch_timeout_s=600,
     )
+    # Each commit looks at the lease of its run.
+    job.folder.write_atomic(LEASE, json.dumps({"run": job.run}).encode())
     return job, corpus.shards
 
 
