@@ -126,16 +126,17 @@ def test_nothing_that_a_job_prints_writes_or_logs_holds_a_credential(tmp_path):
     try:
         host, port = server.get_host_and_port()
         query = f"endpoint_override={host}:{port}&scheme=http&region=us-east-1&allow_bucket_creation=true"
-        store, _ = fs.FileSystem.from_uri(f"s3://{KEY}:x@bucket/?{query}")
-        store.create_dir("bucket")
+        store, _ = fs.FileSystem.from_uri(f"s3://{KEY}:x@of-secrets/?{query}")
+        # A name of its own: moto's servers share what is in them.
+        store.create_dir("of-secrets")
         (tmp_path / "in").mkdir()
         (tmp_path / "in" / "a.jsonl").write_text('{"text": "wake me"}\n{"text": ""}\n{"tex\n' * 30)
         (tmp_path / "in" / "b.jsonl").write_bytes(b"\xff\xfe" + "text".encode("utf-16-le"))
-        fs.copy_files(str(tmp_path / "in"), "bucket/in", destination_filesystem=store)
-        fs.copy_files(MODEL, "bucket/model", destination_filesystem=store)
+        fs.copy_files(str(tmp_path / "in"), "of-secrets/in", destination_filesystem=store)
+        fs.copy_files(MODEL, "of-secrets/model", destination_filesystem=store)
 
         def uri(path: str) -> str:
-            return f"s3://{KEY}:{secret}@bucket/{path}?{query}"
+            return f"s3://{KEY}:{secret}@of-secrets/{path}?{query}"
 
         command = [
             sys.executable,
@@ -169,7 +170,7 @@ def test_nothing_that_a_job_prints_writes_or_logs_holds_a_credential(tmp_path):
             assert_hidden(path.read_text(errors="replace"), secret)
         written = [
             info
-            for info in store.get_file_info(fs.FileSelector("bucket/out", recursive=True))
+            for info in store.get_file_info(fs.FileSelector("of-secrets/out", recursive=True))
             if info.is_file
         ]
         assert {"_run.json", "_report.html"} <= {info.base_name for info in written}

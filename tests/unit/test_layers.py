@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -72,3 +74,36 @@ def test_a_wrong_input_is_told_without_torch_and_ray():
     )
     assert done.stdout == "2\n"
     assert done.stderr == "error: --input '/no/such' does not exist\n"
+
+
+def test_what_is_imported_from_the_packages_is_there():
+    """Also by benchmarks and jobs, which no other test imports whole: moved names are found here."""
+    missing = []
+    for file in [
+        path
+        for top in ("benchmarks", "jobs", "tests")
+        for path in REPOSITORY.glob(f"{top}/**/*.py")
+    ]:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if not isinstance(node, ast.ImportFrom) or not node.module:
+                continue
+            if node.module.partition(".")[0] in ("modernbert", "pipelines"):
+                names = {alias.name for alias in node.names} - defined_in(node.module)
+                missing += [(file.name, node.module, name) for name in sorted(names)]
+    assert missing == []
+
+
+@cache
+def defined_in(module: str) -> set[str]:
+    """The names that a module of this repository defines or imports, and its own modules."""
+    path = REPOSITORY.joinpath(*module.split("."))
+    names = {each.stem for each in path.glob("*.py")} | {each.name for each in path.glob("*/")}
+    source = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    for node in ast.walk(ast.parse(source.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {alias.asname or alias.name for alias in node.names}
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+    return names
