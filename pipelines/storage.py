@@ -7,7 +7,7 @@ import os
 import re
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -298,6 +298,7 @@ def has_empty_part(filesystem: fs.FileSystem, path: str) -> bool:
     return "//" in path and filesystem.type_name == "s3"
 
 
+@cache
 def can_read_empty_parts() -> bool:
     """Tell whether what `open_input` needs for such keys is installed."""
     return all(find_spec(name) is not None for name in ("boto3", "smart_open"))
@@ -319,29 +320,53 @@ def file_info(filesystem: fs.FileSystem, path: str) -> fs.FileInfo:
     """Return what a path is."""
     if not has_empty_part(filesystem, path):
         return filesystem.get_file_info(path)
-    # Arrow lists such a key, and does not look it up.
-    above = path.partition("//")[0]
-    selector = fs.FileSelector(above, recursive=True, allow_not_found=True)
-    for info in filesystem.get_file_info(selector):
-        if info.path == path:
-            return info
-    return fs.FileInfo(path, fs.FileType.NotFound)
+    from botocore.exceptions import ClientError
+
+    bucket, _, key = path.partition("/")
+    try:
+        head = _s3_client(filesystem).head_object(Bucket=bucket, Key=key)
+    except ClientError as error:
+        if error.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
+            return fs.FileInfo(path, fs.FileType.NotFound)
+        raise OSError(redact(str(error))) from error
+    # Times in S3 are whole seconds, in a listing of Arrow's, too.
+    changed_ns = int(head["LastModified"].timestamp()) * 10**9
+    return fs.FileInfo(path, fs.FileType.File, size=head["ContentLength"], mtime_ns=changed_ns)
 
 
 def _s3_client(filesystem: fs.FileSystem) -> Any:  # boto3 has no types
     """Return a client of boto3 that signs and connects as an Arrow file system does."""
+    options = filesystem.__reduce__()[1][0]  # what its pickle holds; there is no other way to ask
+    endpoint = options["endpoint_override"]
+    return _s3_client_of(
+        region=options["region"],
+        endpoint=f"{options['scheme']}://{endpoint}" if endpoint else "",
+        access_key=options["access_key"],
+        secret_key=options["secret_key"],
+        session_token=options["session_token"],
+        anonymous=options["anonymous"],
+    )
+
+
+@lru_cache(maxsize=16)  # to make one takes long, and several threads may use one
+def _s3_client_of(
+    region: str,
+    endpoint: str,
+    access_key: str,
+    secret_key: str,
+    session_token: str,
+    anonymous: bool,
+) -> Any:
     import boto3
     from botocore import UNSIGNED
     from botocore.config import Config
 
-    options = filesystem.__reduce__()[1][0]  # what its pickle holds; there is no other way to ask
-    endpoint = options["endpoint_override"]
     return boto3.client(
         "s3",
-        region_name=options["region"] or None,
-        endpoint_url=f"{options['scheme']}://{endpoint}" if endpoint else None,
-        aws_access_key_id=options["access_key"] or None,
-        aws_secret_access_key=options["secret_key"] or None,
-        aws_session_token=options["session_token"] or None,
-        config=Config(signature_version=UNSIGNED) if options["anonymous"] else None,
+        region_name=region or None,
+        endpoint_url=endpoint or None,
+        aws_access_key_id=access_key or None,
+        aws_secret_access_key=secret_key or None,
+        aws_session_token=session_token or None,
+        config=Config(signature_version=UNSIGNED) if anonymous else None,
     )
