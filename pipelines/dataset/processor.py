@@ -136,10 +136,10 @@ class Processor:
             )
 
 
-def _not_a_dataset(given: object) -> str:
+def _not_a_dataset(value: object) -> str:
     """Say what to do with something that is not a Dataset."""
-    package = type(given).__module__.partition(".")[0]
-    kind = f"{package}.{type(given).__name__}"
+    package = type(value).__module__.partition(".")[0]
+    kind = f"{package}.{type(value).__name__}"
     makers = {"pandas": "from_pandas", "pyarrow": "from_arrow", "datasets": "from_huggingface"}
     maker = makers.get(package, "from_items")
     return f"a step takes a Dataset of Ray, not a {kind}: make one with ray.data.{maker}{_MEMORY}"
@@ -253,8 +253,8 @@ def _columns(
     wanted: list[object] = list(columns or options_class.inputs)
     if named:
         # Those that are not named have the name of their text, where the task needs them.
-        usual = {text: text for text in options_class.inputs}
-        column_of = usual | named
+        default_columns = {text: text for text in options_class.inputs}
+        column_of = default_columns | named
         wanted = [column_of[text] for text in inputs if text in column_of]
     names: list[str] = []
     for column in wanted:

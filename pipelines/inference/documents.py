@@ -48,9 +48,10 @@ def accepted_documents(
     accepted: list[Text] = []
     accepted_rows: list[int] = []
     for document, row in zip(documents, rows, strict=True):
-        reason = task.refusal(document, of_corpus=True)
         if is_read_whole and longest(document) > max_characters:
-            reason = too_long
+            reason: str | None = too_long  # without a look at it, which might take long, too
+        else:
+            reason = task.refusal(document, of_corpus=True)
         if reason:
             rejects.append((row, reason))
             continue

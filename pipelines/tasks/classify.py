@@ -67,7 +67,7 @@ class Classify(Task):
                 f"top_k {top_k} must be from 1 to the model's {config.num_labels} labels"
             )
         windowing = resolve_windowing(checkpoint, options, stored.max_length)
-        stated = _stated_function(stored, config.num_labels, options)
+        configured = _configured_function(stored, config.num_labels, options)
         return cls(
             max_length=windowing.max_length,
             stride=windowing.stride,
@@ -76,7 +76,7 @@ class Classify(Task):
             top_k=top_k,
             threshold=0.5 if options.threshold is None else options.threshold,
             merge=options.merge,
-            function=stated or _FUNCTION_OF_KIND.get(kind, "softmax"),
+            function=configured or _FUNCTION_OF_KIND.get(kind, "softmax"),
         )
 
     @classmethod
@@ -87,7 +87,7 @@ class Classify(Task):
         if config.num_labels == 1 and config.problem_type is None:
             # A single output without a problem_type is a probability to transformers.
             stored = CrossEncoderConfig.from_folder(checkpoint.folder, checkpoint.raw_config)
-            if _stated_function(stored, config.num_labels, options) is None:
+            if _configured_function(stored, config.num_labels, options) is None:
                 changes["function"] = "sigmoid"
         return cls.from_checkpoint(checkpoint, options.model_copy(update=changes))
 
@@ -186,7 +186,7 @@ def plain_classifier(checkpoint: Checkpoint, task: str) -> CrossEncoderConfig:
     return stored
 
 
-def _stated_function(
+def _configured_function(
     stored: CrossEncoderConfig, num_labels: int, options: ClassifyOptions
 ) -> Function | None:
     """Return the function that the options name, or else the checkpoint's activation_fn; None where
