@@ -246,6 +246,14 @@ def redact(text: str) -> str:
     return text
 
 
+def one_line(error: Exception) -> str:
+    """Give an error in one line, with its type unless reading and writing usually raise it."""
+    text = redact(next(iter(str(error).splitlines()), ""))
+    if text and isinstance(error, pa.ArrowException | OSError | EOFError | ValueError):
+        return text
+    return f"{type(error).__name__}: {text}"
+
+
 def _quoted(text: str) -> str:
     """Quote for a URI what Arrow would refuse in a name or secret; %XX stays as it is."""
     return _quote_loose_percents(quote(text, safe="%:+=,;!$&'()*~-._"))

@@ -7,12 +7,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.input.inspection import inspect_input, one_line, with_staged
+from pipelines.input.inspection import inspect_input, with_staged
 from pipelines.input.plan import cut, read_shard
 from pipelines.input.shards import Corpus
 from pipelines.input.staging import StagedFile, stage
 from pipelines.input.text import TextOptions
-from pipelines.storage import Folder, Location
+from pipelines.storage import Folder, Location, one_line
 
 
 def plan(

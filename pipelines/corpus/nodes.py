@@ -14,11 +14,10 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines.errors import JobError
-from pipelines.input.inspection import one_line
 from pipelines.input.listing import WILDCARD
 from pipelines.output.lease import holds
 from pipelines.raydata.cluster import cluster_resources
-from pipelines.storage import Folder, Location
+from pipelines.storage import Folder, Location, one_line
 
 _ANSWER_S = 60.0
 """How long a node has to start a process and look; each commit checks slower ones, too."""

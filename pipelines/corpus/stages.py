@@ -20,13 +20,13 @@ from pipelines.corpus.plan import Job
 from pipelines.inference.documents import accepted_documents, answer_columns, clashing, encode
 from pipelines.inference.outputs import model_outputs
 from pipelines.input.documents import readable, readable_columns
-from pipelines.input.inspection import one_line
 from pipelines.input.plan import read_shard
 from pipelines.input.shards import Rows, Shard
 from pipelines.output.folder import REJECTED_FIELDS, commit_shard
 from pipelines.output.shard_stats import Stats, count_items, count_scores, count_windows
 from pipelines.raydata import wire
 from pipelines.raydata.wire import Committed, Reject
+from pipelines.storage import one_line
 from pipelines.tasks.base import Task
 
 _FIGURES = ("batches", "room", "predict_s", "tokenise_s", "waited_s")
@@ -54,9 +54,7 @@ def _read_and_tokenise(job: Job, shard: Shard) -> pa.Table:
     documents, rows, rejected = _documents(job, read)
     windows = encode(job, documents, job.max_characters)
     rejects = [wire.reject(row, reason, "read", raw) for row, reason, raw in read.bad]
-    rejects += [wire.reject(row, reason, "text") for row, reason in rejected]
-    for document, reason in windows.rejected.items():
-        rejects.append(wire.reject(rows[document], reason, "encode"))
+    rejects += wire.rejects_of_tokenising(rejected, windows, rows)
     tokenise_s = time.perf_counter() - started
     return wire.tokenised_row(shard, windows, rows, rejects, tokenise_s)
 

@@ -10,12 +10,11 @@ from ray.exceptions import RayError
 from pipelines.corpus.nodes import check_nodes
 from pipelines.corpus.plan import JobPlan
 from pipelines.errors import JobError
-from pipelines.input.inspection import one_line
 from pipelines.input.staging import STAGED, StagedFile, StageTask, StagingFailed, read_staged, stage
 from pipelines.input.text import TextOptions
 from pipelines.output.folder import unwritable
 from pipelines.report.text import printable, say
-from pipelines.storage import Folder, Location, redact
+from pipelines.storage import Folder, Location, one_line, redact
 
 _CHECK_S = 1.0
 

@@ -299,9 +299,7 @@ def _tokenise(step: Processor, table: pa.Table) -> pa.Table:
     step._check_columns(table.schema)
     documents, rows, rejected = _documents(step, table)
     windows = encode(step.run, documents, MAX_CHARACTERS)
-    rejects = [wire.reject(row, reason, "text") for row, reason in rejected]
-    for document, reason in windows.rejected.items():
-        rejects.append(wire.reject(rows[document], reason, "encode"))
+    rejects = wire.rejects_of_tokenising(rejected, windows, rows)
     batch = Shard(name="batch", path="", format="", start=0, rows=len(table))
     row = wire.tokenised_row(batch, windows, np.array(rows, dtype=np.int64), rejects, 0.0)
     return row.append_column(_ROWS, _as_bytes(table))

@@ -22,7 +22,7 @@ from pipelines.input.shapes import Shape
 from pipelines.input.shards import Block, Corpus, Format, Reading, Scan
 from pipelines.input.staging import StagedFile, StageTask, stage_tasks
 from pipelines.input.text import TextOptions
-from pipelines.storage import Folder, Location, redact
+from pipelines.storage import Folder, Location, one_line
 
 Columns: TypeAlias = pa.Schema | dict[str, Shape]
 """The columns of a file: their types, or what the text in them is."""
@@ -211,14 +211,6 @@ def with_staged(inspection: Inspection, results: Mapping[str, StagedFile | str])
         notes=tuple(notes),
         unstaged=tuple(path for path in inspection.unstaged if path not in results),
     )
-
-
-def one_line(error: Exception) -> str:
-    """Give an error in one line, with its type unless reading and writing usually raise it."""
-    text = redact(next(iter(str(error).splitlines()), ""))
-    if text and isinstance(error, pa.ArrowException | OSError | EOFError | ValueError):
-        return text
-    return f"{type(error).__name__}: {text}"
 
 
 def sample(

@@ -16,10 +16,9 @@ from ray.exceptions import RayError
 
 from modernbert.stored import CheckpointChanged
 from pipelines.inference.loading import ModelRun
-from pipelines.input.inspection import one_line
 from pipelines.raydata import wire
 from pipelines.raydata.watch import WatchHandle
-from pipelines.storage import redact
+from pipelines.storage import one_line, redact
 
 if TYPE_CHECKING:
     from pipelines.inference.predictor import Predictor

@@ -83,6 +83,19 @@ def reject(row: int, reason: str, stage: str, raw: str | None = None) -> Reject:
     return {"row": int(row), "reason": reason, "stage": stage, "raw": raw}
 
 
+def rejects_of_tokenising(
+    rejected: Sequence[tuple[int, str]], windows: Windows, rows: Sequence[int] | np.ndarray
+) -> list[Reject]:
+    """Return the rows without a document, with the reason, and those that cannot be encoded.
+
+    `rejected`: the former; `rows`: the rows of the documents of `windows`.
+    """
+    rejects = [reject(row, reason, "text") for row, reason in rejected]
+    for document, reason in windows.rejected.items():
+        rejects.append(reject(rows[document], reason, "encode"))
+    return rejects
+
+
 def shard_row(shard: Shard) -> dict[str, str]:
     """Encode a shard as the row that enters the pipeline."""
     return {"shard": json.dumps(asdict(shard))}
