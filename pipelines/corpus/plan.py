@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from uuid import uuid4
 
 import pyarrow as pa
@@ -194,7 +194,10 @@ def _seen_columns(inspection: Inspection, wanted: Sequence[str]) -> pa.Schema:
     Of some files that are to be staged, the first records are read, until all `wanted` are seen.
     """
     first_malformed = ""
-    types = {column.name: column.type for column in corpus_columns(inspection).schema}
+    columns = corpus_columns(inspection)
+    types = {column.name: column.type for column in columns.schema}
+    # Where no file is left, the reason is said in place of "has no rows".
+    inspection = replace(inspection, broken={**inspection.broken, **columns.misfits})
     for block, shapes in sample(inspection, inspection.unstaged[:_SAMPLED_FILES]):
         if block.malformed and not first_malformed:
             _, reason, _ = block.malformed[0]

@@ -12,6 +12,7 @@ from conftest import REPOSITORY
 
 from pipelines.corpus import stages
 from pipelines.corpus.plan import make_job, plan_job
+from pipelines.errors import UserError
 from pipelines.input.plan import cut
 from pipelines.job_options import corpus_options
 from pipelines.raydata import wire
@@ -88,3 +89,19 @@ def test_what_a_call_of_a_stage_raises_is_the_shards_error(planned, monkeypatch,
         committed = run(planned)
         assert "out of luck" in committed["error"], (failing, inspect.unwrap(original))
         assert committed["stats"] is None
+
+
+def test_a_plan_says_why_no_file_can_be_used(tmp_path):
+    """The only file has a column that Parquet cannot hold."""
+    values = pa.UnionArray.from_sparse(
+        pa.array([0, 1], pa.int8()), [pa.array([1, 2]), pa.array(["a", "b"])]
+    )
+    feather = tmp_path / "in.arrow"
+    table = pa.table({"text": ["wake me", "tell me"], "either": values})
+    with pa.OSFile(str(feather), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table)
+    options = corpus_options("classify")(
+        input=str(feather), output=str(tmp_path / "out"), model=MODEL, device="cpu"
+    )
+    with pytest.raises(UserError, match=r"column 'either' holds .*, which Parquet cannot hold"):
+        plan_job(options)
