@@ -28,8 +28,10 @@ from pipelines.job_options import CorpusOptions, corpus_options
 from pipelines.options import from_call, task_named
 from pipelines.output import folder as output
 from pipelines.output.lease import Lease, OutputInUse, lease
+from pipelines.output.parts import committed, foreign_files, part_path
 from pipelines.output.record import PARTS, Attempt, RunRecord
 from pipelines.output.shard_stats import Stats, add_up
+from pipelines.output.shards_file import write_shard_stats
 from pipelines.raydata.cluster import cluster_resources
 from pipelines.report.html import render
 from pipelines.signals import delayed_signals, how_stopped, raised_signals
@@ -67,7 +69,7 @@ class Outcome:
         """Return the answered rows of the output, those of earlier runs too, as a Ray Dataset in
         input order.
         """
-        return self._read(self.parts, sorted(output.committed(self.folder, self.parts)))
+        return self._read(self.parts, sorted(committed(self.folder, self.parts)))
 
     def rejects(self) -> Dataset:
         """Return the rejected rows of the output, those of earlier runs too, as a Ray Dataset in
@@ -75,13 +77,13 @@ class Outcome:
         """
         names = (name.removesuffix(".parquet") for name in self.folder.files(output.REJECTED))
         return self._read(
-            output.REJECTED, sorted(set(names) & set(output.committed(self.folder, self.parts)))
+            output.REJECTED, sorted(set(names) & set(committed(self.folder, self.parts)))
         )
 
     def _read(self, below: str, parts: list[str]) -> Dataset:
         cluster_resources()
         filesystem, path = self.folder.filesystem_and_path
-        paths = [f"{path}/{output.part_path(below, part)}" for part in parts]
+        paths = [f"{path}/{part_path(below, part)}" for part in parts]
         read = partial(ray.data.read_parquet, filesystem=filesystem, partitioning=None)
         return read(paths) if paths else ray.data.from_arrow(pa.table({}))
 
@@ -180,7 +182,7 @@ def _begin(plan: JobPlan, job: Job, corpus: Corpus, record: RunRecord | None) ->
     overwrite = plan.options.overwrite
     # These look at what is there before the run changes it.
     earlier = output.read_files(job.folder) if record else None
-    foreign = [] if overwrite else output.foreign_files(job.folder, job.parts)
+    foreign = [] if overwrite else foreign_files(job.folder, job.parts)
     changes = [f"note       {note}" for note in corpus.notes]
     changes += summary.input_changes(earlier, corpus)
     if foreign:
@@ -264,7 +266,7 @@ def _write_record(run: Run, stats: pa.Table) -> set[str]:
         return attempt.run if name in todo else record.run_at(written)
 
     try:
-        all_stats, missing = output.write_shard_stats(job.folder, job.parts, stats, run_of)
+        all_stats, missing = write_shard_stats(job.folder, job.parts, stats, run_of)
         own = add_up(all_stats.filter(pc.equal(all_stats["run"], attempt.run)))
         attempt.rows = own["rows"]
         attempt.tokens = own["tokens"]

@@ -17,6 +17,7 @@ from modernbert.stored import Json
 from pipelines.corpus.plan import Job
 from pipelines.input.shards import Corpus
 from pipelines.output import folder as output
+from pipelines.output.parts import committed, part_path
 from pipelines.output.record import RUN, Attempt, RunRecord
 from pipelines.output.shard_stats import LENGTH_EDGES, SCORE_EDGES, Stats, add_up
 from pipelines.report.html import group_failures
@@ -151,12 +152,12 @@ def _few(names: list[str]) -> str:
 
 def _first_rows(job: Job) -> list[str]:
     """Show a few answered rows, to see at a glance that the answers make sense."""
-    first = min(output.committed(job.folder, job.parts), default=None)
+    first = min(committed(job.folder, job.parts), default=None)
     if first is None or not set(job.text_columns) <= set(job.keep_columns):
         return []
     stored_names = {name: job.prefix + name for name in job.task.columns.names}
     columns = [*job.text_columns, *stored_names.values()]
-    data = pa.BufferReader(job.folder.read(output.part_path(job.parts, first)))
+    data = pa.BufferReader(job.folder.read(part_path(job.parts, first)))
     table = pq.read_table(data, columns=columns, partitioning=None)
     shown = []
     for row in table.slice(0, _SHOWN_ROWS).to_pylist():

@@ -16,15 +16,11 @@ before there was such a folder has its parts in OUTPUT itself, and goes on so.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pyarrow import fs
 
 from modernbert.stored import Json
 from pipelines.errors import JobError, UserError
@@ -33,12 +29,13 @@ from pipelines.input.shards import Corpus, DataFile, Scan
 from pipelines.input.staging import STAGED
 from pipelines.output import shard_stats
 from pipelines.output.lease import LEASE
+from pipelines.output.parts import ENDING, committed, part_path
 from pipelines.output.record import PARTS, RunRecord, read_record
 from pipelines.output.shard_stats import Stats
+from pipelines.output.shards_file import FOOTER, SHARDS, packed, unpacked
 from pipelines.storage import Folder, is_temporary
 
-REPORT, SHARDS, FILES, REJECTED = "_report.html", "_shards.arrow", "_files.arrow", "_rejected"
-_ENDING = ".parquet"
+REPORT, FILES, REJECTED = "_report.html", "_files.arrow", "_rejected"
 REJECTED_FIELDS = pa.schema(
     [
         ("_reason", pa.string()),
@@ -49,7 +46,6 @@ REJECTED_FIELDS = pa.schema(
         ("_raw", pa.string()),
     ]
 )
-_FOOTER = "modernbert-ray"
 _STAGED_PARTS = pa.list_(pa.struct([("name", pa.string()), ("rows", pa.int64())]))
 _THREADS = 16
 
@@ -118,13 +114,8 @@ def _begin_run(folder: Folder, record: RunRecord, corpus: Corpus, overwrite: boo
     return (present & planned) | split
 
 
-def part_path(parts: str, shard: str) -> str:
-    """Return the path of a shard's part in an output; `parts` is the folder there (RunRecord)."""
-    return f"{parts}/{shard}{_ENDING}" if parts else f"{shard}{_ENDING}"
-
-
 def _rejected_path(shard: str) -> str:
-    return f"{REJECTED}/{shard}{_ENDING}"
+    return f"{REJECTED}/{shard}{ENDING}"
 
 
 def _remove_output(folder: Folder) -> None:
@@ -162,7 +153,7 @@ def _holds_something_else(folder: Folder) -> bool:
 def read_files(folder: Folder) -> Corpus | None:
     """Read the input files as the last run planned them, without shards; None if there was none."""
     try:
-        table = _unpacked(folder.read(FILES))
+        table = unpacked(folder.read(FILES))
         columns = [table[name].to_pylist() for name in ("path", "version", "rows", "size", "parts")]
     except (OSError, pa.ArrowException, KeyError):  # it saves work, and no more
         return None
@@ -221,43 +212,7 @@ def _encode_files(corpus: Corpus) -> pa.Buffer:
         "parts": pa.array([list(file.scan.parts) for file in files], _STAGED_PARTS),
     }
     metadata = {"format": corpus.format, "schema": corpus.schema.serialize().to_pybytes()}
-    return _packed(pa.table(columns).replace_schema_metadata(metadata))
-
-
-def _packed(table: pa.Table) -> pa.Buffer:
-    """Encode a table as Arrow IPC: duckdb and polars read any *.parquet as a part of the output."""
-    sink = pa.BufferOutputStream()
-    options = pa.ipc.IpcWriteOptions(compression="zstd")
-    with pa.ipc.new_file(sink, table.schema, options=options) as writer:
-        writer.write_table(table)
-    return sink.getvalue()
-
-
-def _unpacked(data: bytes) -> pa.Table:
-    return pa.ipc.open_file(pa.py_buffer(data)).read_all()
-
-
-def committed(folder: Folder, parts: str) -> dict[str, fs.FileInfo]:
-    """Return the shards whose parts are in an output, by name, from one listing.
-
-    Files whose names are not those of parts are passed over.
-    """
-    shards: dict[str, fs.FileInfo] = {}
-    for file, info in folder.files(parts).items():
-        name = file.removesuffix(_ENDING)
-        if file.endswith(_ENDING) and split_shard_name(name):
-            shards[name] = info
-    return shards
-
-
-def foreign_files(folder: Folder, parts: str) -> list[str]:
-    """Return the names of data files beside the parts: whoever reads these reads them, too."""
-    foreign: list[str] = []
-    for file in folder.files(parts):
-        is_read = file.endswith(_ENDING) and file[0] not in "._"
-        if is_read and not split_shard_name(file.removesuffix(_ENDING)):
-            foreign.append(file)
-    return sorted(foreign)
+    return packed(pa.table(columns).replace_schema_metadata(metadata))
 
 
 def commit_shard(
@@ -277,64 +232,8 @@ def commit_shard(
     name = stats["name"]
     if len(rejected):
         folder.write_atomic(_rejected_path(name), _parquet(rejected))
-    footer = {_FOOTER: shard_stats.footer(stats)}
+    footer = {FOOTER: shard_stats.footer(stats)}
     folder.write_atomic(part_path(parts, name), _parquet(answered, footer))
-
-
-def write_shard_stats(
-    folder: Folder, parts: str, new: pa.Table, run_of: Callable[[str, float], str | None]
-) -> tuple[pa.Table, set[str]]:
-    """Add the stats of a run's shards to those that are stored.
-
-    Returns the stats of all parts in the folder, and the names of shards of the run that are not
-    there, although their commits were reported. The stats of a run that was killed are read from
-    the footers of its parts.
-
-    Args:
-        folder: the output.
-        parts: the folder of the parts there (RunRecord.parts).
-        new: the stats of the shards of this run.
-        run_of: returns the run that has committed a shard, from its name and the time of its part.
-    """
-    present = committed(folder, parts)
-    new_names = set(new["name"].to_pylist())
-    tables = [new]
-    with suppress(FileNotFoundError):
-        earlier = _unpacked(folder.read(SHARDS))
-        is_other = [name not in new_names for name in earlier["name"].to_pylist()]
-        tables.append(earlier.filter(pa.array(is_other, pa.bool_())))
-
-    # What neither knows was committed by a run that was killed before it could report.
-    known: set[str] = set()
-    for table in tables:
-        known.update(table["name"].to_pylist())
-    unknown = {name: info for name, info in present.items() if name not in known}
-    recovered = _recover(folder, parts, unknown)
-    for shard in recovered:
-        shard["run"] = run_of(shard["name"], shard["committed_at"])
-    tables.append(shard_stats.table(recovered))
-
-    stats = pa.concat_tables(tables, promote_options="default")
-    is_present = [name in present for name in stats["name"].to_pylist()]
-    stats = stats.filter(pa.array(is_present, pa.bool_()))
-    stats = stats.sort_by("name")
-    folder.write_atomic(SHARDS, _packed(stats))
-    return stats, new_names - present.keys()
-
-
-def _recover(folder: Folder, parts: str, shards: dict[str, fs.FileInfo]) -> list[Stats]:
-    """Return what the footers of parts keep of their shards' stats."""
-    filesystem, path = folder.filesystem_and_path
-
-    def recover(name: str) -> Stats:
-        with filesystem.open_input_file(f"{path}/{part_path(parts, name)}") as stream:
-            metadata = pq.read_metadata(stream).metadata or {}
-        footer: Stats = json.loads(metadata.get(_FOOTER.encode(), b"{}"))
-        written_at = shards[name].mtime_ns / 1e9
-        return {"name": name, "committed_at": written_at} | footer
-
-    with ThreadPoolExecutor(_THREADS) as pool:
-        return list(pool.map(recover, sorted(shards)))
 
 
 def _parquet(table: pa.Table, footer: dict[str, str] | None = None) -> pa.Buffer:
