@@ -183,6 +183,7 @@ def _inspect(
         TextOptions(**reading),
         output=folder,
         wanted=wanted,
+        texts=frozenset(options.text_columns.values()),
         earlier=read_files(folder) if is_same_input else None,
         name_of=first_portable_name if has_former_names else portable_name,
     )

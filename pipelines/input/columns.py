@@ -12,7 +12,7 @@ from pipelines.input.formats import FORMATS
 from pipelines.input.inspection import Inspection
 from pipelines.input.partitions import Partitions, hive_partitions
 from pipelines.input.shapes import Shape
-from pipelines.input.shards import Reading
+from pipelines.input.shards import MAX_SHARD_ROWS, Reading
 from pipelines.input.types import (
     common_type,
     fits,
@@ -209,12 +209,15 @@ class _Meeting:
 
 
 def _read_column(inspection: Inspection, path: str, name: str) -> Iterator[pa.ChunkedArray]:
-    """Yield a column of a file: of one that is staged in blocks, else at once."""
+    """Yield a column of a file, some rows after the other."""
     format_ = FORMATS[inspection.format]
     filesystem = inspection.files.filesystem
     scan = inspection.scans[path]
     if format_.read is not None and not scan.parts:
-        yield format_.read(filesystem, path, 0, scan.rows, [name])[name]
+        starts = range(0, scan.rows, MAX_SHARD_ROWS)
+        ranges = [(start, min(MAX_SHARD_ROWS, scan.rows - start)) for start in starts]
+        for table in format_.read(filesystem, path, ranges, [name]):
+            yield table[name]
         return
     for block in format_.blocks(Reading(filesystem, path, inspection.options)):
         yield block.table[name]

@@ -93,6 +93,7 @@ def inspect_input(
     *,
     output: Folder | None = None,
     wanted: frozenset[str] | None = None,
+    texts: frozenset[str] = frozenset(),
     earlier: Corpus | None = None,
     name_of: Callable[[str], str] = portable_name,
 ) -> Inspection:
@@ -103,6 +104,7 @@ def inspect_input(
         options: how text files are read.
         output: the output of the job, whose files are no input.
         wanted: the columns that the job reads or keeps, None for all.
+        texts: those that hold its texts.
         earlier: the plan of an earlier run, whose unchanged files are not read again.
         name_of: makes the name of a file's parts from its path below the input.
 
@@ -122,7 +124,9 @@ def inspect_input(
     unstaged: list[str] = []
     broken = dict(files.broken)
     new_files = [path for path in files.versions if path not in scans]
-    inspect_one = partial(inspect_file, FORMATS[format_name], files.filesystem)
+    inspect_one = partial(
+        inspect_file, FORMATS[format_name], files.filesystem, wanted=wanted, texts=texts
+    )
     with ThreadPoolExecutor(_THREADS) as pool:
         results = list(pool.map(inspect_one, new_files))
     for path, result in zip(new_files, results, strict=True):
@@ -179,13 +183,17 @@ def _scans_of_earlier_run(
 
 
 def inspect_file(
-    format_: Format, filesystem: fs.FileSystem, path: str
+    format_: Format,
+    filesystem: fs.FileSystem,
+    path: str,
+    wanted: frozenset[str] | None = None,
+    texts: frozenset[str] = frozenset(),
 ) -> tuple[Scan, pa.Schema] | str | None:
     """Return a file's rows and columns, or why it cannot be read, or None: it must be staged."""
     if format_.inspect is None:
         return None
     try:
-        return format_.inspect(filesystem, path)
+        return format_.inspect(filesystem, path, wanted, texts)
     except (pa.ArrowException, OSError, EOFError, ValueError) as error:
         return one_line(error)
 

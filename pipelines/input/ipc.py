@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 import pyarrow.dataset as ds
@@ -13,7 +13,12 @@ from pipelines.input.shards import MAX_SHARD_ROWS, Block, Format, Reading, Scan
 from pipelines.storage import open_input
 
 
-def inspect(filesystem: fs.FileSystem, path: str) -> tuple[Scan, pa.Schema] | None:
+def inspect(
+    filesystem: fs.FileSystem,
+    path: str,
+    wanted: frozenset[str] | None,  # noqa: ARG001
+    texts: frozenset[str],  # noqa: ARG001
+) -> tuple[Scan, pa.Schema] | None:
     """Read the footer; None for a stream, which has none, and for huge record batches."""
     with open_input(filesystem, path) as stream:
         if not _is_file(stream):
@@ -51,9 +56,16 @@ def blocks(reading: Reading) -> Iterator[Block]:
 
 
 def read(
+    filesystem: fs.FileSystem, path: str, ranges: Sequence[tuple[int, int]], columns: list[str]
+) -> Iterator[pa.Table]:
+    """Read the record batches that hold the rows."""
+    for start, rows in ranges:
+        yield _read_rows(filesystem, path, start, rows, columns)
+
+
+def _read_rows(
     filesystem: fs.FileSystem, path: str, start: int, rows: int, columns: list[str]
 ) -> pa.Table:
-    """Read the record batches that hold the rows."""
     with open_input(filesystem, path) as stream:
         reader = pa.ipc.open_file(stream)
         present = [name for name in columns if name in reader.schema.names]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,7 +16,12 @@ HUGE_ROWS, HUGE_BYTES = 8 * MAX_SHARD_ROWS, 16 << 20
 """A row group of more rows and bytes would be decoded from its start for each of its shards."""
 
 
-def inspect(filesystem: fs.FileSystem, path: str) -> tuple[Scan, pa.Schema] | None:
+def inspect(
+    filesystem: fs.FileSystem,
+    path: str,
+    wanted: frozenset[str] | None,  # noqa: ARG001
+    texts: frozenset[str],  # noqa: ARG001
+) -> tuple[Scan, pa.Schema] | None:
     """Read the footer; None for a file with a huge row group."""
     with open_input(filesystem, path) as stream:
         file = pq.ParquetFile(stream)
@@ -46,9 +51,16 @@ def blocks(reading: Reading) -> Iterator[Block]:
 
 
 def read(
+    filesystem: fs.FileSystem, path: str, ranges: Sequence[tuple[int, int]], columns: list[str]
+) -> Iterator[pa.Table]:
+    """Read the row groups that hold the rows."""
+    for start, rows in ranges:
+        yield _read_rows(filesystem, path, start, rows, columns)
+
+
+def _read_rows(
     filesystem: fs.FileSystem, path: str, start: int, rows: int, columns: list[str]
 ) -> pa.Table:
-    """Read the row groups that hold the rows."""
     with open_input(filesystem, path) as stream:
         file = pq.ParquetFile(stream)
         present = [name for name in columns if name in file.schema_arrow.names]

@@ -145,7 +145,7 @@ def _read_in_place(source: Location, shard: Shard, columns: list[str]) -> Rows:
     reader = FORMATS[shard.format].read
     assert reader is not None
     filesystem, _ = source.filesystem_and_path
-    table = reader(filesystem, shard.path, shard.start, shard.rows, columns)
+    [table] = reader(filesystem, shard.path, [(shard.start, shard.rows)], columns)
     planned = split_shard_name(shard.name)
     if planned is not None and current_version(filesystem, shard.path) != planned.version:
         raise ValueError(

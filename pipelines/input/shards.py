@@ -6,9 +6,9 @@ A shard is a fixed row range of one file: the unit of work, of retry, of commit 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -29,8 +29,15 @@ class Scan:
 
     rows: int
     size: int
+    """About how many bytes the columns that are wanted take in memory."""
     parts: tuple[tuple[str, int], ...] = ()
     """For a file that was staged, the names of its parts and their rows (staging.py)."""
+    group_rows: int = 0
+    """The rows of its largest row group or record batch, which are decoded together; 0 where a
+    read of any rows costs what these rows cost.
+    """
+    text_size: int = 0
+    """About how many bytes the columns of texts take in memory; 0 where that is unknown."""
 
 
 @dataclass(frozen=True)
@@ -163,6 +170,55 @@ class TryAgain(Exception):
     """Raised by `Format.blocks` where the file must be read again, with the next `attempt`."""
 
 
+class Inspect(Protocol):
+    """Finds the rows and columns of a file."""
+
+    def __call__(
+        self,
+        filesystem: fs.FileSystem,
+        path: str,
+        wanted: frozenset[str] | None,
+        texts: frozenset[str],
+    ) -> tuple[Scan, pa.Schema] | None:
+        """Return the rows and all columns of a file, None for one that must be staged.
+
+        Args:
+            filesystem: the file system.
+            path: the file's path there.
+            wanted: the columns that the job reads or keeps, None for all.
+            texts: those that hold its texts.
+
+        Raises:
+            pa.ArrowException, OSError, EOFError, ValueError: for a file that cannot be read.
+        """
+        ...
+
+
+class Read(Protocol):
+    """Reads rows of a file."""
+
+    def __call__(
+        self,
+        filesystem: fs.FileSystem,
+        path: str,
+        ranges: Sequence[tuple[int, int]],
+        columns: list[str],
+    ) -> Iterator[pa.Table]:
+        """Yield a table for each range of rows, with fewer rows where the file ends before.
+
+        Args:
+            filesystem: the file system.
+            path: the file's path there.
+            ranges: (first row, number of rows), one after the other.
+            columns: those to read. The tables lack the columns that the file lacks; where it lacks
+                all, they have one of nulls.
+
+        Raises:
+            pa.ArrowException, OSError, EOFError, ValueError: for a file that cannot be read.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class Format:
     """A file format: how its files are recognised, inspected, read by row, or staged."""
@@ -173,12 +229,7 @@ class Format:
     """The endings of its files' names, in lower case."""
     blocks: Callable[[Reading], Iterator[Block]]
     """Yield the records of a file in order; those of a text format as columns of strings."""
-    inspect: Callable[[fs.FileSystem, str], tuple[Scan, pa.Schema] | None] | None = None
-    """Find the rows and columns of the file at a path, None for one that must be staged; raises an
-    Arrow error, OSError, EOFError or ValueError. None for text formats, whose files are always
-    staged.
-    """
-    read: Callable[[fs.FileSystem, str, int, int, list[str]], pa.Table] | None = None
-    """Read (file system, path, first row, number of rows, columns); the table lacks the columns
-    that the file lacks.
-    """
+    inspect: Inspect | None = None
+    """None for text formats, whose files are always staged."""
+    read: Read | None = None
+    """None for text formats."""

@@ -316,7 +316,7 @@ def read_part(folder: Folder, shard: Shard, columns: list[str]) -> Rows:
     filesystem, path = folder.filesystem_and_path
     part = f"{path}/{STAGED}/{shard.part}"
     names = [*columns, *_RECORD_FIELDS.names]
-    table = read(filesystem, part, shard.part_start, shard.rows, names)
+    [table] = read(filesystem, part, [(shard.part_start, shard.rows)], names)
     if _REASON not in table.column_names:
         return Rows(table, np.arange(len(table)), [])
     reasons = table[_REASON].to_pylist()
