@@ -41,8 +41,10 @@ from pipelines.checkpoints import Checkpoint
 from pipelines.corpus import stages
 from pipelines.corpus.plan import Job
 from pipelines.inference.bucketing import packed_batches
+from pipelines.input.cutting import ShardSize
 from pipelines.input.inspection import inspect_input
-from pipelines.input.plan import cut, read_shard
+from pipelines.input.plan import cut
+from pipelines.input.reading import read_shard
 from pipelines.input.text import TextOptions
 from pipelines.options import TASKS
 from pipelines.output.lease import LEASE
@@ -117,7 +119,8 @@ def write_corpora(texts: list[str], folder: Path, tokens: int) -> dict[str, Path
 
 def make_job(task: str, source: Path, folder: Path, model: Path) -> tuple[Job, list[Any]]:
     """Plan a job over a file without a model's weights, and return it with its shards."""
-    corpus = cut(inspect_input(Location.of_user(str(source)), TextOptions()))
+    inspection = inspect_input(Location.of_user(str(source)), TextOptions())
+    corpus = cut(inspection, ShardSize(rows=4096, text_bytes=1 << 40))
     checkpoint = Checkpoint.open(model)
     job = Job(
         source=Location(str(source)),

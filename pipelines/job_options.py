@@ -99,6 +99,10 @@ class CorpusOptions(TaskOptions, ModelOptions):
         Literal["text", "infer"], Field(description="columns of CSV stay text, or get types")
     ] = "text"
     encoding: Annotated[str, Field(description="encoding of text files")] = "utf-8"
+    rows_per_file: Annotated[
+        int | None,
+        Field(ge=1, description="most rows in a part (default: seconds of the model's work)"),
+    ] = None
     limit: Annotated[int | None, Field(ge=1, description="label only the first LIMIT rows")] = None
     overwrite: Annotated[bool, Field(description="replace an earlier output of this job")] = False
 

@@ -4,7 +4,8 @@ A command that holds nothing ends at once, by a thread of its own: the main thre
 import, where an exception could break a half-initialised module, or in a call that takes minutes.
 While a job holds its output, signals are delayed, so that its lease and its record are written
 whole. Only where it works, and can be stopped anywhere, the first one is raised as an exception;
-those that come after it change nothing.
+those that come after it change nothing. Where it can finish what it is at, the first one asks for
+that, and it is raised when that is done, takes too long, or a second one comes.
 """
 
 from __future__ import annotations
@@ -33,6 +34,10 @@ _STOPS_WITHIN_S = 60.0
 """How long a command may take to write its record, release its output and end its Ray."""
 _RELEASES_WITHIN_S = 5.0
 _HANDLED_AGAIN_S = 0.002
+_FINISHES_WITHIN_S = 40.0
+"""How long the work that is under way may take: less than `_STOPS_WITHIN_S`."""
+_SAME_SIGNAL_S = 1.0
+"""Signals so soon after the first one are of the same stop: schedulers send several at once."""
 
 
 _Handler = Callable[[int, FrameType | None], Any] | int | signal.Handlers | None
@@ -56,6 +61,9 @@ class _State:
     """Whether an exception may be raised here and now."""
     ends: bool = False
     """Whether the process ends anyway, and only has to say goodbye to Ray."""
+    ask: Callable[[], None] | None = None
+    """What the first signal calls in place of an exception (`finishing_signals`)."""
+    asked_at: float | None = None
     is_command: bool = False
     advice: str = ""
     stderr: int = 2
@@ -162,6 +170,7 @@ def delayed_signals() -> Iterator[None]:
         was_raised = _state.raised_at is not None
         if not _state.is_command:  # a program goes on, and may run other jobs
             _state.first = None
+            _state.asked_at = None
             _state.raised_at = None
     if first is not None and not was_raised:
         raise _exception(first)
@@ -176,6 +185,29 @@ def raised_signals() -> Iterator[None]:
     with _raising(True):
         _raise_delayed()
         yield
+
+
+@contextmanager
+def finishing_signals(ask: Callable[[], None]) -> Iterator[None]:
+    """Let the first signal within the block, which is in a `raised_signals`, call `ask` in another
+    thread: the block is to finish what it is at.
+
+    The signal is raised at the end of the block, after 40 s, or when another one comes.
+    """
+    if threading.current_thread() is not threading.main_thread() or not _state.raises:
+        yield
+        return
+    _state.ask = ask
+    try:
+        yield
+    finally:
+        _state.ask = None
+    _raise_delayed()
+
+
+def is_finishing() -> bool:
+    """Tell whether a signal has asked to finish what is under way."""
+    return _state.asked_at is not None
 
 
 @contextmanager
@@ -256,9 +288,25 @@ def _on_signal(number: int, _: FrameType | None) -> None:
     if not _state.raises:
         return
     now = time.monotonic()
+    if _state.ask is not None:
+        if _state.asked_at is None:
+            _state.asked_at = now
+            threading.Thread(target=_finish, args=(_state.ask, _state.first), daemon=True).start()
+            return
+        if now - _state.asked_at < _SAME_SIGNAL_S:
+            return
     if _state.raised_at is None or now - _state.raised_at > _RAISED_AGAIN_S:
         _state.raised_at = now
         raise _exception(_state.first)
+
+
+def _finish(ask: Callable[[], None], number: int) -> None:
+    """Ask to finish what is under way, and send the signal again where that takes too long."""
+    with suppress(Exception):  # then the signal is raised when its time is over
+        ask()
+    time.sleep(_FINISHES_WITHIN_S)
+    if _state.ask is not None:
+        signal.pthread_kill(threading.main_thread().ident or 0, number)
 
 
 def _raise_delayed() -> None:
@@ -328,7 +376,8 @@ def _watch(reader: int) -> None:
             releases.start()
             releases.join(_RELEASES_WITHIN_S)
             _end(_state.first)
-        if _state.holds and not ready:
+        may_finish = _state.ask is not None and _state.asked_at is not None
+        if _state.holds and not ready and not may_finish:
             # The main thread may have lost the exception, or be in a call that a signal interrupts.
             signal.pthread_kill(threading.main_thread().ident or 0, first)
 

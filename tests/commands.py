@@ -24,7 +24,7 @@ from pipelines.corpus.plan import JobPlan
 from pipelines.corpus.run import run_corpus
 from pipelines.input.staging import StagedFile, StageTask
 from pipelines.raydata.actor import Predict
-from pipelines.raydata.wire import shard_row
+from pipelines.raydata.wire import unit_row
 
 
 def here(command: str) -> str:
@@ -79,11 +79,12 @@ def without_ray(patch: pytest.MonkeyPatch) -> None:
 
     def run_all(self: execute.Execution, actors: str, wait_s: float) -> None:
         actor = Predict(self.job) if self.todo else None
-        for shard in self.todo:
-            table = stages.read_and_tokenise(self.job, pa.Table.from_pylist([shard_row(shard)]))
-            committed = stages.commit(self.job, actor(table)).to_pylist()[0]
-            assert committed["error"] is None, committed
-            self.add_committed(json.loads(committed["stats"]))
+        for unit in execute.units_of(self.todo, readers=1):
+            row = pa.Table.from_pylist([unit_row(unit)])
+            for table in stages.read_and_tokenise(self.job, row):
+                committed = stages.commit(self.job, actor(table)).to_pylist()[0]
+                assert committed["error"] is None, committed
+                self.add_committed(json.loads(committed["stats"]))
 
     patch.setattr(staging, "check_nodes", lambda *_: None)  # there is this one
     patch.setattr(staging, "_run_tasks", stage_all)

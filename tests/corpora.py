@@ -7,9 +7,11 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipelines.input.corpus import Corpus
+from pipelines.input.cutting import ShardSize
 from pipelines.input.inspection import inspect_input, with_staged
-from pipelines.input.plan import cut, read_shard
-from pipelines.input.shards import Corpus
+from pipelines.input.plan import cut
+from pipelines.input.reading import read_shard
 from pipelines.input.staging import StagedFile, stage
 from pipelines.input.text import TextOptions
 from pipelines.storage import Folder, Location, one_line
@@ -39,7 +41,8 @@ def plan(
             results[path] = one_line(error)
         else:
             results[path] = staged
-    return cut(with_staged(inspection, results), limit, shard_rows)
+    size = ShardSize(rows=4096, text_bytes=1 << 40, rows_per_file=shard_rows)
+    return cut(with_staged(inspection, results), size, limit)
 
 
 def read_all(

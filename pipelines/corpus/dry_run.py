@@ -8,14 +8,16 @@ from typing import TypeVar
 
 import pyarrow as pa
 
-from pipelines.corpus.plan import Job, JobPlan, make_job
+from pipelines.corpus.plan import Job, JobPlan, cut_shards, make_job
 from pipelines.corpus.summary import describe_budget, long_documents_policy
 from pipelines.inference.documents import ADDED
+from pipelines.input.corpus import Corpus
 from pipelines.input.documents import valid_documents
 from pipelines.input.inspection import Inspection, sample
-from pipelines.input.plan import cut, read_shard
+from pipelines.input.reading import read_shard
 from pipelines.input.shapes import Shape
-from pipelines.input.shards import Corpus, Scan
+from pipelines.input.shards import Scan
+from pipelines.output.record import RunRecord
 
 T = TypeVar("T")
 _SAMPLED_FILES = 8
@@ -32,15 +34,15 @@ class SampleCounts:
     truncated: int = 0
 
 
-def dry_run_report(plan: JobPlan, shard_rows: int | None) -> str:
+def dry_run_report(plan: JobPlan, record: RunRecord | None) -> str:
     """Describe what a run would do: configuration, files, shards, and an estimate of the tokens.
 
-    `shard_rows`: the most rows in a shard of an output that was begun. The rows of files that are
-    still to be staged are estimated, too.
+    `record`: that of an output that was begun. The rows of files that are still to be staged are
+    estimated.
     """
     unstaged = plan.inspection.unstaged
     inspection, tables = _estimate_unstaged(plan.inspection)
-    corpus = cut(inspection, plan.options.limit, shard_rows)
+    corpus = cut_shards(plan, inspection, record)
     job = make_job(plan, corpus)
     tables += _sample_shards(job, corpus, set(unstaged))
     counts = _tokenise(job, tables)
@@ -50,7 +52,7 @@ def dry_run_report(plan: JobPlan, shard_rows: int | None) -> str:
     lines = {
         "input": f"{job.source}: {len(corpus.files)} {corpus.format} file(s), "
         f"{about}{corpus.rows:,} rows",
-        "shards": f"{about}{len(corpus.shards)} of at most {corpus.shard_rows:,} rows",
+        "shards": f"{about}{len(corpus.shards):,} of at most {corpus.shards.largest:,} rows",
         "output": f"{job.folder}/{job.parts}".rstrip("/"),
         "model": f"{job.model.name}: {job.task.options_class.task}",
         "text columns": ", ".join(job.text_columns),
@@ -103,10 +105,11 @@ def _estimate_unstaged(inspection: Inspection) -> tuple[Inspection, list[pa.Tabl
 
 def _sample_shards(job: Job, corpus: Corpus, unstaged: set[str]) -> list[pa.Table]:
     """Read the texts of some shards of files that are read in place."""
-    in_place = [shard for shard in corpus.shards if shard.path not in unstaged and not shard.part]
+    in_place = [shard for shard in _some(corpus.shards) if not shard.pieces[0].part]
+    in_place = [shard for shard in in_place if shard.pieces[0].path not in unstaged]
     columns = list(dict.fromkeys(job.text_columns))
     tables: list[pa.Table] = []
-    for shard in _some(in_place):
+    for shard in in_place:
         tables.append(read_shard(job.source, job.folder, shard, job.schema, columns).table)
     return tables
 

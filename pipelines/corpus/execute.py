@@ -11,7 +11,7 @@ import logging
 import re
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -39,7 +39,8 @@ from pipelines.corpus.retries import (
 from pipelines.corpus.stages import commit, read_and_tokenise, reject_shard
 from pipelines.errors import JobError, UserError
 from pipelines.input.shards import Shard
-from pipelines.output.folder import REJECTED, unwritable
+from pipelines.output.committing import REJECTED
+from pipelines.output.folder import unwritable
 from pipelines.output.shard_stats import ShardStatsBuilder, Stats
 from pipelines.raydata.actor import Predict
 from pipelines.raydata.cluster import describe_cluster, log_ray_data_to_file
@@ -53,12 +54,23 @@ from pipelines.raydata.placement import (
 )
 from pipelines.raydata.pools import MapBatches, actor_options, start_watch
 from pipelines.raydata.watch import WatchHandle
-from pipelines.raydata.wire import CHANGED, NONE_ANSWERED, RAISED, START, shard_row
+from pipelines.raydata.wire import (
+    CHANGED,
+    NONE_ANSWERED,
+    RAISED,
+    START,
+    STOPPED,
+    UNREADABLE,
+    unit_row,
+)
 from pipelines.report.progress import progress_bar
 from pipelines.report.text import say
+from pipelines.signals import finishing_signals, is_finishing
 
-MAX_BLOCKS = 4096
-"""The blocks that shards are dealt out in: the driver keeps statistics of each until the end."""
+MAX_SHARDS = 16_384
+"""The shards of a round: Ray keeps what it knows of each in the driver's memory until its end."""
+_MAX_BLOCKS = 4096
+"""The blocks that what is read together is dealt out in: a task each."""
 _log = logging.getLogger("ray.data")  # goes to the file that log_ray_data_to_file names
 _SHARE_FROM_ROWS = 1000  # from so many rows on, a share of rejected rows counts
 
@@ -78,18 +90,16 @@ class Round:
     """Shards that go through the stages together."""
 
     number: int
-    shards: list[Shard]
-    blocks: int
-    """The blocks of Ray Data that they are dealt out in."""
+    shards: Sequence[Shard]
     one_by_one: bool
-    """Whether an actor has one block at a time, so that none is lost because of another."""
+    """Whether an actor has one shard at a time, so that none is lost because of another."""
 
 
 class Execution:
     """A run of shards: the stats of those that were committed, and those that failed."""
 
     def __init__(
-        self, job: Job, todo: list[Shard], max_rejected: str | None, check: Callable[[], None]
+        self, job: Job, todo: Sequence[Shard], max_rejected: str | None, check: Callable[[], None]
     ):
         """`max_rejected`: a number or a share of rows; `check` runs between shards, may raise."""
         self.job = job
@@ -98,9 +108,11 @@ class Execution:
         self.check = check
         self.stats = ShardStatsBuilder()
         self.retries = RetryState()
-        self._rows = sum(shard.rows for shard in todo)
+        self.rows_todo = sum(shard.rows for shard in todo)
+        self.committed_rows = 0
+        self.committed_tokens = 0
+        self._apart: list[Shard] = []
         self._epoch = time.time() - time.monotonic()
-        self._seen_rows = 0
         self._rejects: Counter[str] = Counter()
 
     @property
@@ -120,20 +132,35 @@ class Execution:
         pool = self._plan_pool(actors)
         self._announce(pool)
         watch = start_watch()
-        with progress_bar(self._rows, lambda: ray.get(watch.counts.remote())):
+        with progress_bar(self.rows_todo, lambda: (self.committed_rows, self.committed_tokens)):
             wait_for_places(pool.low, self.job.device, wait_s)
             if self.job.device == "cuda":
                 warn_of_few_cores(pool.low, pool.cores_per_actor)
-            round_ = self._first_round(pool)
-            lost = self._run_round(round_, pool, watch)
-            while lost and not gives_up(self.retries):
-                again = plan_next_round(self.retries, lost)
-                # Their rows may be rejected now that others are answered.
-                self._reject_held()
-                # Each in a block of its own: only what ends its process itself is blamed.
-                round_ = Round(round_.number + 1, again, blocks=len(again), one_by_one=True)
-                lost = self._run_round(round_, pool, watch) if again else []
-                note_round(self.retries, ran=len(again), lost=len(lost))
+            self._run_rounds(pool, watch)
+
+    def _run_rounds(self, pool: Pool, watch: WatchHandle) -> None:
+        """Run all shards, many at a time, then again those that have no answer."""
+        lost: list[Shard] = []
+        number = 0
+        starts = range(0, len(self.todo), MAX_SHARDS)
+        for start in starts:
+            number += 1
+            shards = self.todo[start : start + MAX_SHARDS]
+            lost_now = self._run_round(self._first_round(number, shards, pool), pool, watch)
+            lost += lost_now
+            if len(starts) > 1:
+                note_round(self.retries, ran=len(shards), lost=len(lost_now))
+            if gives_up(self.retries):
+                break
+        while (lost or self._apart) and not gives_up(self.retries):
+            again = plan_next_round(self.retries, lost) + self._apart
+            self._apart = []
+            # Their rows may be rejected now that others are answered.
+            self._reject_held()
+            # One by one: only what ends its process itself is blamed.
+            number += 1
+            lost = self._run_round(Round(number, again, True), pool, watch) if again else []
+            note_round(self.retries, ran=len(again), lost=len(lost))
         self._reject_held()
         fail_the_rest(self.retries, lost)
 
@@ -150,20 +177,17 @@ class Execution:
         say(describe_cluster())
         size = f"{pool.low}" if pool.low == pool.high else f"{pool.low} to {pool.high}"
         say(
-            f"labelling {self._rows:,} rows in {len(self.todo)} shards: {size} actors on "
+            f"labelling {self.rows_todo:,} rows in {len(self.todo):,} shards: {size} actors on "
             f"{self.job.device} in {self.job.dtype}"
         )
 
-    def _first_round(self, pool: Pool) -> Round:
-        """Deal all shards out, in few blocks where there are many shards.
+    def _first_round(self, number: int, shards: Sequence[Shard], pool: Pool) -> Round:
+        """Plan a round of shards that have not run yet.
 
-        A block costs the driver memory and Ray a task; too few of them leave actors without work.
+        Where there are few, each actor has one at a time, and the next is for whoever is free.
         """
-        shards = len(self.todo)
-        enough_for_all = 4 * pool.high * pool.cores_per_actor
-        blocks = min(shards, MAX_BLOCKS, max(shards // 8, enough_for_all))
-        one_by_one = blocks == shards and self.job.device == "cpu"
-        return Round(1, self.todo, blocks, one_by_one)
+        are_few = len(shards) <= 4 * pool.high * pool.cores_per_actor
+        return Round(number, shards, one_by_one=are_few and self.job.device == "cpu")
 
     def _run_round(self, round_: Round, pool: Pool, watch: WatchHandle) -> list[Shard]:
         """Run shards and take in what becomes of them; return those that have no answer."""
@@ -175,13 +199,17 @@ class Execution:
             return not ray.get(watch.any_start.remote(round_.number))
 
         try:
-            with waiting_said(no_actor_has_a_place, self.job.device):
+            with (
+                waiting_said(no_actor_has_a_place, self.job.device),
+                finishing_signals(lambda: ray.get(watch.stop.remote())),
+            ):
                 for row in through_stages(self.job, round_, pool, watch).iter_rows():
                     self.check()
-                    shard = missing[row["name"]]
+                    shard = missing.pop(row["name"])
                     if self._receive(row, shard, log_file):
                         raised.append(shard)
-                    del missing[shard.name]
+                    if is_finishing() and not self._under_way(missing, round_, watch):
+                        break
             interrupted = ray.get(watch.interrupted.remote(round_.number))
         except RayError as error:
             _log.error("the job ended with this error", exc_info=error)
@@ -196,6 +224,13 @@ class Execution:
             self._lose(name, reason, blamed=was_running and reason is None)
         return raised + list(missing.values())
 
+    def _under_way(
+        self, missing: Collection[str], round_: Round, watch: WatchHandle
+    ) -> Collection[str]:
+        """Return the shards that actors have begun, and whose commits have not been reported."""
+        begun: set[str] = ray.get(watch.begun.remote(round_.number))
+        return begun.intersection(missing)
+
     def _receive(self, row: Json, shard: Shard, log_file: Path) -> bool:
         """Take in what the commit of a shard reports; tell whether the shard is to be run again."""
         if row["stops"]:
@@ -209,6 +244,12 @@ class Execution:
         if cause == CHANGED:
             self.failed[shard.name] = error
             raise JobError(error)
+        if cause == STOPPED:
+            return False
+        if cause == UNREADABLE and len(shard.pieces) > 1:
+            # One file of many may be at fault: each has a shard of its own then.
+            self._apart += shard.alone
+            return False
         if cause == RAISED:
             self._lose(shard.name, row["error"], blamed=True)
             return True
@@ -243,17 +284,18 @@ class Execution:
         # The clocks of workers may differ from the driver's, and that one may be set meanwhile.
         committed_at = self._epoch + time.monotonic()
         self.stats.add(stats | {"run": self.job.run, "committed_at": committed_at})
-        self._seen_rows += stats["rows"]
+        self.committed_rows += stats["rows"]
+        self.committed_tokens += stats["tokens"]
         if stats["labelled"]:
             self.retries.some_row_is_answered = True
         self._rejects.update(stats["rejects"])
         rejected = self._rejects.total()
-        from_rows = min(self._rows, _SHARE_FROM_ROWS)
-        if _too_many(self.max_rejected, rejected, self._seen_rows, from_rows):
+        from_rows = min(self.rows_todo, _SHARE_FROM_ROWS)
+        if _too_many(self.max_rejected, rejected, self.committed_rows, from_rows):
             most_common = self._rejects.most_common(3)
             reasons = ", ".join(f"{count:,} times {reason}" for reason, count in most_common)
             raise UserError(
-                f"{rejected:,} of the first {self._seen_rows:,} rows were rejected, more than "
+                f"{rejected:,} of the first {self.committed_rows:,} rows were rejected, more than "
                 f"--max-rejected {self.max_rejected}: {reasons}; they are in "
                 f"{self.job.folder}/{REJECTED}"
             )
@@ -273,11 +315,14 @@ def through_stages(job: Job, round_: Round, pool: Pool, watch: WatchHandle) -> D
         job.device, (pool.low, pool.high), retries=0, one_by_one=round_.one_by_one
     )
     one_shard: MapBatches = {"batch_size": 1, "batch_format": "pyarrow"}
-    rows = [shard_row(shard) for shard in round_.shards]
+    readers = 1
+    if pool.cores_per_actor > 1:
+        readers = pool.high * (pool.cores_per_actor - 1)
+    rows = [unit_row(unit) for unit in units_of(round_.shards, readers)]
     with DataContext.current(_context(round_, pool)):  # a dataset keeps the one it is made in
-        shards = ray.data.from_items(rows, override_num_blocks=round_.blocks)
+        shards = ray.data.from_items(rows, override_num_blocks=min(len(rows), _MAX_BLOCKS))
         tokenised = shards.map_batches(
-            partial(read_and_tokenise, job), num_cpus=read_cpus, **one_shard
+            partial(read_and_tokenise, job, watch=watch), num_cpus=read_cpus, **one_shard
         )
         predicted = tokenised.map_batches(
             Predict, fn_constructor_args=(job, watch, round_.number), **predict, **one_shard
@@ -285,12 +330,36 @@ def through_stages(job: Job, round_: Round, pool: Pool, watch: WatchHandle) -> D
         return predicted.map_batches(partial(commit, job), num_cpus=commit_cpus, **one_shard)
 
 
+def units_of(shards: Sequence[Shard], readers: int) -> list[list[Shard]]:
+    """Put shards together that are decoded in one pass over their file.
+
+    Tokenising takes longer than decoding: where there are fewer units than `readers`, a unit is
+    shared by several, each of which decodes the rows before its own, too.
+    """
+    units: list[list[Shard]] = []
+    for shard in shards:
+        last = units[-1][-1] if units else None
+        if last is not None and last.is_read_with(shard):
+            units[-1].append(shard)
+        else:
+            units.append([shard])
+    readers_of_each = -(-readers // max(len(units), 1))
+    if readers_of_each == 1:
+        return units
+    smaller: list[list[Shard]] = []
+    for unit in units:
+        size = -(-len(unit) // readers_of_each)
+        smaller += [unit[start : start + size] for start in range(0, len(unit), size)]
+    return smaller
+
+
 def _context(round_: Round, pool: Pool) -> DataContext:
     """Return the settings of Ray Data for a round; other datasets of the process keep theirs."""
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    context.target_max_block_size = 16 << 20
+    # A shard is a block of its own: it goes on as soon as it is done.
+    context.target_max_block_size = 1
     # A shard that is slow holds no other's commit back.
     context.execution_options.preserve_order = False
     # What becomes of a block that is lost is for retries.py to say.

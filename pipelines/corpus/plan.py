@@ -8,7 +8,7 @@ of the input, the Inspection with what staging has read (staging.py), the Corpus
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from uuid import uuid4
 
@@ -16,19 +16,21 @@ import pyarrow as pa
 
 from modernbert.stored import Json
 from pipelines.checkpoints import Checkpoint
+from pipelines.corpus.shard_size import shard_size
 from pipelines.errors import UserError
 from pipelines.inference.documents import ADDED, clashing
 from pipelines.inference.loading import ModelRun, resolve_run
 from pipelines.input.columns import corpus_columns
+from pipelines.input.corpus import Corpus
 from pipelines.input.documents import is_text, is_text_list
 from pipelines.input.inspection import Inspection, inspect_input, sample
 from pipelines.input.names import first_portable_name, portable_name
-from pipelines.input.shards import Corpus
+from pipelines.input.plan import cut
 from pipelines.input.text import TextOptions
 from pipelines.input.types import stored_type
 from pipelines.job_options import CorpusOptions
 from pipelines.options import column_option
-from pipelines.output.folder import read_files
+from pipelines.output.planned_files import read_files
 from pipelines.output.record import PARTS, RunRecord, read_record
 from pipelines.raydata.placement import device_of_actors
 from pipelines.storage import Folder, Location
@@ -111,6 +113,29 @@ def plan_job(options: CorpusOptions, with_weights: bool = True) -> JobPlan:
         model=model_run,
         inspection=inspection,
         fingerprint=_fingerprint(options, source, inspection, model_run, with_weights),
+    )
+
+
+def cut_shards(
+    plan: JobPlan, inspection: Inspection, record: RunRecord | None, present: Collection[str] = ()
+) -> Corpus:
+    """Cut the input of a job into shards.
+
+    Args:
+        plan: the job.
+        inspection: its input, of which all files must be staged that need it.
+        record: that of the output, if the run continues one.
+        present: the names of the shards that the output holds.
+
+    Raises:
+        UserError: for an input without rows, and for one where no file can be read.
+    """
+    return cut(
+        inspection,
+        shard_size(plan.model, plan.options.rows_per_file),
+        plan.options.limit,
+        former_rows=record.shard_rows if record else None,
+        present=present,
     )
 
 

@@ -17,18 +17,19 @@ from ray.data import Dataset
 from pipelines.corpus import summary
 from pipelines.corpus.dry_run import dry_run_report
 from pipelines.corpus.execute import Execution
-from pipelines.corpus.plan import Job, JobPlan, make_job, plan_job
+from pipelines.corpus.plan import Job, JobPlan, cut_shards, make_job, plan_job
 from pipelines.corpus.staging import stage_files
 from pipelines.errors import JobError
+from pipelines.input.corpus import Corpus, Shards
 from pipelines.input.inspection import with_staged
-from pipelines.input.plan import cut
-from pipelines.input.shards import Corpus, Shard
 from pipelines.input.staging import remove_staged
 from pipelines.job_options import CorpusOptions, corpus_options
 from pipelines.options import from_call, task_named
 from pipelines.output import folder as output
+from pipelines.output.committing import REJECTED
 from pipelines.output.lease import Lease, OutputInUse, lease
 from pipelines.output.parts import committed, foreign_files, part_path
+from pipelines.output.planned_files import read_files
 from pipelines.output.record import PARTS, Attempt, RunRecord
 from pipelines.output.shard_stats import Stats, add_up
 from pipelines.output.shards_file import write_shard_stats
@@ -75,10 +76,8 @@ class Outcome:
         """Return the rejected rows of the output, those of earlier runs too, as a Ray Dataset in
         input order.
         """
-        names = (name.removesuffix(".parquet") for name in self.folder.files(output.REJECTED))
-        return self._read(
-            output.REJECTED, sorted(set(names) & set(committed(self.folder, self.parts)))
-        )
+        names = (name.removesuffix(".parquet") for name in self.folder.files(REJECTED))
+        return self._read(REJECTED, sorted(set(names) & set(committed(self.folder, self.parts))))
 
     def _read(self, below: str, parts: list[str]) -> Dataset:
         cluster_resources()
@@ -126,7 +125,7 @@ def dry_run(options: CorpusOptions) -> str:
     """Describe what `run_job` would do; raises what it raises for mistakes."""
     plan = plan_job(options, with_weights=False)
     record = output.open_output(plan.folder, plan.fingerprint, options.overwrite)
-    return dry_run_report(plan, record.shard_rows if record else None)
+    return dry_run_report(plan, record)
 
 
 def run_job(options: CorpusOptions) -> Outcome:
@@ -142,9 +141,10 @@ def run_job(options: CorpusOptions) -> Outcome:
             record = output.open_output(plan.folder, plan.fingerprint, options.overwrite)
             staged = stage_files(plan, plan.inspection.unstaged, held.check)
             inspection = with_staged(plan.inspection, staged)
-            corpus = cut(inspection, options.limit, record.shard_rows if record else None)
+            present = output.shards_there(plan.folder, plan.parts, options.overwrite)
+            corpus = cut_shards(plan, inspection, record, present)
             job = make_job(plan, corpus)
-            run = _begin(plan, job, corpus, record)
+            run = _begin(plan, job, corpus, record, present)
             _stage_again(run, held)
             _execute(run, held)
             return _outcome(run)
@@ -163,7 +163,7 @@ class Run:
     corpus: Corpus
     record: RunRecord
     attempt: Attempt
-    todo: list[Shard]
+    todo: Shards
     """The shards that the output did not hold when the run began."""
     skipped: int
     """The shards that it held."""
@@ -177,11 +177,16 @@ class Run:
     """Sums over the shards that the run has committed."""
 
 
-def _begin(plan: JobPlan, job: Job, corpus: Corpus, record: RunRecord | None) -> Run:
-    """Write the record of a run as it begins, and find out what there is to do."""
+def _begin(
+    plan: JobPlan, job: Job, corpus: Corpus, record: RunRecord | None, present: set[str]
+) -> Run:
+    """Write the record of a run as it begins, and find out what there is to do.
+
+    `present`: the shards whose parts are in the output.
+    """
     overwrite = plan.options.overwrite
     # These look at what is there before the run changes it.
-    earlier = output.read_files(job.folder) if record else None
+    earlier = read_files(job.folder) if record else None
     foreign = [] if overwrite else foreign_files(job.folder, job.parts)
     changes = [f"note       {note}" for note in corpus.notes]
     changes += summary.input_changes(earlier, corpus)
@@ -191,19 +196,19 @@ def _begin(plan: JobPlan, job: Job, corpus: Corpus, record: RunRecord | None) ->
             f"note       {len(foreign):,} files among the parts are not of this job, and are read "
             f"with them: {shown}"
         )
-    record = record or RunRecord(plan.fingerprint, corpus.shard_rows, parts=job.parts)
+    record = record or RunRecord(plan.fingerprint, parts=job.parts)
     attempt = summary.start_attempt(job)
     record.attempts.append(attempt)
     record.complete = False
-    done = output.begin_run(job.folder, record, corpus, overwrite)
+    todo = output.begin_run(job.folder, record, corpus, present, overwrite)
     return Run(
         plan=plan,
         job=job,
         corpus=corpus,
         record=record,
         attempt=attempt,
-        todo=[shard for shard in corpus.shards if shard.name not in done],
-        skipped=len(done),
+        todo=corpus.shards.take(todo),
+        skipped=len(corpus.shards) - len(todo),
         changes=changes,
         broken=dict(corpus.broken),
     )
@@ -212,7 +217,9 @@ def _begin(plan: JobPlan, job: Job, corpus: Corpus, record: RunRecord | None) ->
 def _stage_again(run: Run, held: Lease) -> None:
     """Stage files of which an earlier run knows the rows, but whose staged form may be gone."""
     staged_now = set(run.plan.inspection.unstaged)
-    staged_before = {shard.path for shard in run.todo if shard.part} - staged_now
+    staged_before = {
+        piece.path for shard in run.todo for piece in shard.pieces if piece.part
+    } - staged_now
     results = stage_files(run.plan, sorted(staged_before), held.check)
     for path, result in results.items():
         if isinstance(result, str):

@@ -1,7 +1,7 @@
 """The stages of a corpus job as Ray Data runs them: read and tokenise, predict, commit.
 
-A shard travels between them as one row (wire.py). Columns that are only passed through are read
-again at the commit.
+A shard travels between them as one row (wire.py), and with it the columns that are passed through:
+a file is read once.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
+import ray
 
 from modernbert.stored import CheckpointChanged
 from modernbert.text.windows import Text
@@ -20,11 +22,12 @@ from pipelines.corpus.plan import Job
 from pipelines.inference.documents import accepted_documents, answer_columns, clashing, encode
 from pipelines.inference.outputs import model_outputs
 from pipelines.input.documents import readable, readable_columns
-from pipelines.input.plan import read_shard
+from pipelines.input.reading import read_shard, read_unit
 from pipelines.input.shards import Rows, Shard
-from pipelines.output.folder import REJECTED_FIELDS, commit_shard
+from pipelines.output.committing import REJECTED_FIELDS, FileRows, commit_shard
 from pipelines.output.shard_stats import Stats, count_items, count_scores, count_windows
 from pipelines.raydata import wire
+from pipelines.raydata.watch import WatchHandle
 from pipelines.raydata.wire import Committed, Reject
 from pipelines.storage import one_line
 from pipelines.tasks.base import Task
@@ -33,35 +36,60 @@ _FIGURES = ("batches", "room", "predict_s", "tokenise_s", "waited_s")
 """What earlier stages have counted and timed, under the names of the stats."""
 
 
-def read_and_tokenise(job: Job, table: pa.Table) -> pa.Table:
-    """Turn a shard's texts into packed windows; rows that cannot be encoded are rejected.
+def read_and_tokenise(
+    job: Job, table: pa.Table, watch: WatchHandle | None = None
+) -> Iterator[pa.Table]:
+    """Turn the texts of shards into packed windows, a shard at a time; rows that cannot be encoded
+    are rejected.
 
-    A shard that cannot be read carries its error on: it must not stop the others.
+    A shard that cannot be read carries its error on: it must not stop the others. `watch` tells
+    whether the job stops.
     """
-    shard = wire.shard_of(table)
+    shards = wire.unit_of(table)
+    number = 0
     try:
-        return _read_and_tokenise(job, shard)
+        tokenised = _tokenised(job, shards)
+        for shard in shards:
+            if watch is not None and ray.get(watch.is_stopping.remote()):
+                yield wire.failed_row(shard, "the job stops", wire.STOPPED)
+            else:
+                yield next(tokenised)
+            number += 1
     except CheckpointChanged as error:
-        return wire.failed_row(shard, one_line(error), wire.CHANGED)
-    except Exception as error:  # whatever it is, it is this shard's alone
-        return wire.failed_row(shard, f"cannot be read: {one_line(error)}")
+        for shard in shards[number:]:
+            yield wire.failed_row(shard, one_line(error), wire.CHANGED)
+    except Exception as error:  # whatever it is, it is these shards' alone
+        for shard in shards[number:]:
+            reason = f"cannot be read: {one_line(error)}"
+            yield wire.failed_row(shard, reason, wire.UNREADABLE)
 
 
-def _read_and_tokenise(job: Job, shard: Shard) -> pa.Table:
+def _tokenised(job: Job, shards: Sequence[Shard]) -> Iterator[pa.Table]:
+    units = read_unit(job.source, job.folder, shards, job.schema, _read_columns(job))
     started = time.perf_counter()
-    columns = list(dict.fromkeys(job.text_columns))
-    read = read_shard(job.source, job.folder, shard, job.schema, columns)
-    documents, rows, rejected = _documents(job, read)
-    windows = encode(job, documents, job.max_characters)
-    rejects = [wire.reject(row, reason, "read", raw) for row, reason, raw in read.bad]
-    rejects += wire.rejects_of_tokenising(rejected, windows, rows)
-    tokenise_s = time.perf_counter() - started
-    return wire.tokenised_row(shard, windows, rows, rejects, tokenise_s)
+    for shard, read in zip(shards, units, strict=True):
+        documents, rows, rejected = _documents(job, read)
+        windows = encode(job, documents, job.max_characters)
+        rejects = [wire.reject(row, reason, "read", raw) for row, reason, raw in read.bad]
+        rejects += wire.rejects_of_tokenising(rejected, windows, rows)
+        tokenise_s = time.perf_counter() - started
+        yield wire.tokenised_row(shard, windows, rows, rejects, tokenise_s, stored=read)
+        started = time.perf_counter()
+
+
+def _read_columns(job: Job) -> list[str]:
+    """Return the columns that the job reads: those that it keeps, and the texts."""
+    wanted = {*job.keep_columns, *job.text_columns}
+    return [name for name in job.schema.names if name in wanted]
 
 
 def reject_shard(job: Job, shard: Shard, rejects: list[Reject]) -> Committed:
     """Commit a shard with all its rows rejected, for the reasons in `rejects` (`wire.reject`)."""
-    return _commit(job, wire.rejected_row(shard, rejects))
+    try:
+        read = read_shard(job.source, job.folder, shard, job.schema, _read_columns(job))
+    except Exception as error:  # whatever it is, it is this shard's alone
+        return Committed(shard.name, error=f"cannot be read: {one_line(error)}")
+    return _commit(job, wire.rejected_row(shard, rejects, read))
 
 
 def commit(job: Job, table: pa.Table) -> pa.Table:
@@ -82,14 +110,12 @@ def _commit(job: Job, table: pa.Table) -> Committed:
         rejects = json.dumps(wire.rejects_of(table)) if cause == wire.NONE_ANSWERED else None
         return Committed(shard.name, error=error, cause=cause, rejects=rejects)
     try:
-        stats, answered, rejected = _answers(job, shard, table)
+        stats, answered, rejected, files = _answers(job, shard, table)
     except CheckpointChanged as error:
         return Committed(shard.name, error=one_line(error), cause=wire.CHANGED)
-    except OSError as error:  # of the input, which is this shard's alone
-        return Committed(shard.name, error=f"cannot be committed: {one_line(error)}")
     try:
         check_lease(job.folder, job.run)
-        commit_shard(job.folder, job.parts, stats, answered, rejected)
+        commit_shard(job.folder, job.parts, stats, answered, rejected, files)
     except OSError as error:  # of the output, which no other shard can be written to either
         return Committed(shard.name, error=one_line(error), stops=True)
     for name in _FIGURES:
@@ -98,26 +124,25 @@ def _commit(job: Job, table: pa.Table) -> Committed:
     return Committed(shard.name, stats=json.dumps(stats))
 
 
-def _answers(job: Job, shard: Shard, table: pa.Table) -> tuple[Stats, pa.Table, pa.Table]:
-    """Decode a shard: its stats, the table of its answered rows and that of its rejected rows."""
+def _answers(
+    job: Job, shard: Shard, table: pa.Table
+) -> tuple[Stats, pa.Table, pa.Table, list[FileRows]]:
+    """Decode a shard: its stats, the table of its answered rows, that of its rejected rows, and
+    what of them is of which file, where it has several.
+    """
     task = job.task
     windows = wire.windows_of(table)
     rows_of_documents = wire.array_of(table, "rows")
     rejects = wire.rejects_of(table)
 
-    # What passes through has not travelled to the actors: it is read again, texts only if needed.
-    texts_for_decoding = job.text_columns if task.needs_documents else []
-    texts = job.text_columns if rejects else texts_for_decoding
-    wanted = {*job.keep_columns, *texts}
-    columns = [name for name in job.schema.names if name in wanted]
-    read = read_shard(job.source, job.folder, shard, job.schema, columns)
+    read = wire.stored_of(table)
     place_of_row = {int(row): place for place, row in enumerate(read.positions)}
 
     # Rows may have been rejected after they became documents.
     rejected_rows = [reject["row"] for reject in rejects]
     answered = np.flatnonzero(~np.isin(rows_of_documents, rejected_rows))
 
-    documents = _documents(job, read)[0] if texts_for_decoding else None
+    documents = _documents(job, read)[0] if task.needs_documents else None
     splits = wire.array_of(table, "splits")
     values = wire.array_of(table, "values")
     outputs = model_outputs(task, job.model.tokenizer, documents, windows, values, splits)
@@ -140,7 +165,21 @@ def _answers(job: Job, shard: Shard, table: pa.Table) -> tuple[Stats, pa.Table, 
     }
     stats |= count_windows(windows.lengths)
     stats |= _stats_of_answers(task, answers)
-    return stats, pa.table(kept | added), _rejected(shard, read.table, place_of_row, rejects)
+    rejected = _rejected(shard, read.table, place_of_row, rejects)
+    files = _files(shard, rows_of_documents[answered]) if len(shard.pieces) > 1 else []
+    return stats, pa.table(kept | added), rejected, files
+
+
+def _files(shard: Shard, answered_rows: np.ndarray) -> list[FileRows]:
+    """Count the answered rows of each file of a shard; `answered_rows`: their numbers in it."""
+    files: list[FileRows] = []
+    for piece, first in shard.inside():
+        is_inside = (first <= answered_rows) & (answered_rows < first + piece.rows)
+        labelled = int(np.count_nonzero(is_inside))
+        files.append(
+            FileRows(piece.file, piece.path, piece.version, piece.start, piece.rows, labelled)
+        )
+    return files
 
 
 def _stats_of_answers(task: Task, answers: dict[str, pa.Array]) -> Stats:
@@ -183,12 +222,13 @@ def _rejected(
     for name in names:
         stored_name = f"{name}_of_input" if name in clash else name
         columns[stored_name] = readable(table[name].take(places))
+    sources = [shard.place(reject["row"]) for reject in rejects]
     why = {
         "_reason": [reject["reason"] for reject in rejects],
         "_stage": [reject["stage"] for reject in rejects],
         "_shard": [shard.name] * len(rejects),
-        "_file": [shard.path] * len(rejects),
-        "_row": [shard.start + reject["row"] for reject in rejects],
+        "_file": [path for path, _ in sources],
+        "_row": [row for _, row in sources],
         "_raw": [reject["raw"] for reject in rejects],
     }
     for field in REJECTED_FIELDS:

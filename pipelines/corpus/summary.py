@@ -15,8 +15,9 @@ import pyarrow.parquet as pq
 
 from modernbert.stored import Json
 from pipelines.corpus.plan import Job
-from pipelines.input.shards import Corpus
+from pipelines.input.corpus import Corpus
 from pipelines.output import folder as output
+from pipelines.output.committing import REJECTED
 from pipelines.output.parts import committed, part_path
 from pipelines.output.record import RUN, Attempt, RunRecord
 from pipelines.output.shard_stats import LENGTH_EDGES, SCORE_EDGES, Stats, add_up
@@ -94,7 +95,7 @@ def format_summary(
     folder = printable(str(job.folder))
     lines.append(f"output     {folder}/{job.parts}".rstrip("/"))
     if totals["rejects"]:
-        lines.append(f"rejects    {folder}/{output.REJECTED}")
+        lines.append(f"rejects    {folder}/{REJECTED}")
     lines.append(f"report     {folder}/{output.REPORT}")
     return "\n".join(lines)
 

@@ -31,7 +31,7 @@ from pipelines.inference.documents import (
 from pipelines.inference.loading import ModelRun, resolve_run
 from pipelines.inference.outputs import model_outputs
 from pipelines.input.documents import is_text, is_text_list, readable
-from pipelines.input.shards import Shard
+from pipelines.input.shards import Rows, Shard
 from pipelines.options import TaskOptions, column_option, from_call, model_options, task_named
 from pipelines.raydata import wire
 from pipelines.raydata.actor import Predict
@@ -60,8 +60,6 @@ _OTHER_NAMES = {
     "accelerator_type": "start Ray on the nodes that have it",
 }
 """What users of ray.data.llm type, and what to do here."""
-_ROWS = "batch"
-"""The column in which the rows of a batch travel."""
 _MEMORY = "; for texts in memory there is pipelines.pipeline"
 
 
@@ -300,9 +298,11 @@ def _tokenise(step: Processor, table: pa.Table) -> pa.Table:
     documents, rows, rejected = _documents(step, table)
     windows = encode(step.run, documents, MAX_CHARACTERS)
     rejects = wire.rejects_of_tokenising(rejected, windows, rows)
-    batch = Shard(name="batch", path="", format="", start=0, rows=len(table))
-    row = wire.tokenised_row(batch, windows, np.array(rows, dtype=np.int64), rejects, 0.0)
-    return row.append_column(_ROWS, _as_bytes(table))
+    batch = Shard(name="batch", format="", pieces=())
+    stored = Rows(table, np.arange(len(table)), [])
+    return wire.tokenised_row(
+        batch, windows, np.array(rows, dtype=np.int64), rejects, 0.0, stored=stored
+    )
 
 
 def _documents(
@@ -314,25 +314,9 @@ def _documents(
     return accepted_documents(step.run.task, columns, MAX_CHARACTERS, too_long)
 
 
-def _as_bytes(table: pa.Table) -> pa.Array:
-    """Return an array of one value: a table as an Arrow stream."""
-    stream = pa.BufferOutputStream()
-    with pa.ipc.new_stream(stream, table.schema) as writer:
-        writer.write_table(table)
-    content = stream.getvalue()
-    offsets = pa.py_buffer(np.array([0, content.size], dtype=np.int64))
-    return pa.Array.from_buffers(pa.large_binary(), 1, [None, offsets, content])
-
-
-def _from_bytes(column: pa.ChunkedArray) -> pa.Table:
-    """Return the table in a column that `_as_bytes` has made."""
-    content = column.combine_chunks()[0].as_buffer()
-    return pa.ipc.open_stream(content).read_all()
-
-
 def _answer(step: Processor, table: pa.Table) -> pa.Table:
     """Return the rows of a batch with their answers."""
-    rows = _from_bytes(table[_ROWS])
+    rows = wire.stored_of(table).table
     error = table["error"][0].as_py()
     if error:
         error = error.partition("\n")[0]  # a traceback may follow

@@ -12,7 +12,7 @@ from pipelines.input.formats import FORMATS
 from pipelines.input.inspection import Inspection
 from pipelines.input.partitions import Partitions, hive_partitions
 from pipelines.input.shapes import Shape
-from pipelines.input.shards import MAX_SHARD_ROWS, Reading
+from pipelines.input.shards import BLOCK_ROWS, Reading
 from pipelines.input.types import (
     common_type,
     fits,
@@ -214,8 +214,8 @@ def _read_column(inspection: Inspection, path: str, name: str) -> Iterator[pa.Ch
     filesystem = inspection.files.filesystem
     scan = inspection.scans[path]
     if format_.read is not None and not scan.parts:
-        starts = range(0, scan.rows, MAX_SHARD_ROWS)
-        ranges = [(start, min(MAX_SHARD_ROWS, scan.rows - start)) for start in starts]
+        starts = range(0, scan.rows, BLOCK_ROWS)
+        ranges = [(start, min(BLOCK_ROWS, scan.rows - start)) for start in starts]
         for table in format_.read(filesystem, path, ranges, [name]):
             yield table[name]
         return

@@ -15,11 +15,12 @@ import pyarrow as pa
 from pyarrow import fs
 
 from pipelines.errors import UserError
+from pipelines.input.corpus import Corpus
 from pipelines.input.files import InputFiles, find_files
 from pipelines.input.formats import FORMATS, file_format
 from pipelines.input.names import first_portable_name, former_name, portable_name
 from pipelines.input.shapes import Shape
-from pipelines.input.shards import Block, Corpus, Format, Reading, Scan
+from pipelines.input.shards import Block, Format, Reading, Scan
 from pipelines.input.staging import StagedFile, StageTask, stage_tasks
 from pipelines.input.text import TextOptions
 from pipelines.storage import Folder, Location, one_line

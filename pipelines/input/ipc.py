@@ -9,7 +9,7 @@ import pyarrow.dataset as ds
 from pyarrow import fs
 
 from pipelines.input.parquet import HUGE_BYTES, HUGE_ROWS, row_range
-from pipelines.input.shards import MAX_SHARD_ROWS, Block, Format, Reading, Scan
+from pipelines.input.shards import BLOCK_ROWS, Block, Format, Reading, Scan
 from pipelines.storage import open_input
 
 
@@ -45,8 +45,8 @@ def blocks(reading: Reading) -> Iterator[Block]:
             reader = pa.ipc.open_stream(stream)
             batches = iter(reader)
         for batch in batches:
-            for first in range(0, batch.num_rows, MAX_SHARD_ROWS):
-                piece = pa.Table.from_batches([batch.slice(first, MAX_SHARD_ROWS)])
+            for first in range(0, batch.num_rows, BLOCK_ROWS):
+                piece = pa.Table.from_batches([batch.slice(first, BLOCK_ROWS)])
                 rows += len(piece)
                 yield Block(piece, [], stream.tell() / size)
                 if reading.options.limit and rows >= reading.options.limit:

@@ -12,6 +12,9 @@ _LONGEST_FORMER_NAME = 209
 """What disks took: 255 bytes with version, rows and ending, and what a temporary name adds."""
 _DIGEST_CHARACTERS = 16
 _LIKE_A_DIGEST = re.compile(r"-[0-9a-f]{16}$")
+_LONGEST_FIRST_NAME = 132
+"""LONGEST_NAME without what `shared_name` adds."""
+_SHARED = re.compile(r".+-and-\d+-more-[0-9a-f]{8}-\d{9,}-\d{9,}$")
 _SHARD = re.compile(r"(?P<file>.+)-(?P<version>[0-9a-f]{8})-(?P<start>\d{9,})-(?P<stop>\d{9,})")
 
 
@@ -57,6 +60,19 @@ def _digest(path: str) -> str:
 def shard_name(file: str, version: str, start: int, stop: int) -> str:
     """Return the stem of a part's name: its file's name and version, and the range of its rows."""
     return f"{file}-{version}-{start:09d}-{stop:09d}"
+
+
+def shared_name(first: str, files: int) -> str:
+    """Return what stands for the file in the name of a shard that several files share.
+
+    `first`: the name of the first of them; `files`: how many they are.
+    """
+    return f"{first[:_LONGEST_FIRST_NAME]}-and-{files - 1}-more"
+
+
+def is_shared(name: str) -> bool:
+    """Tell whether a shard's name looks like that of several files; one file's may, too."""
+    return _SHARED.match(name) is not None
 
 
 class ShardName(NamedTuple):

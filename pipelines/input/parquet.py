@@ -9,10 +9,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from pipelines.input.shards import MAX_SHARD_ROWS, Block, Format, Reading, Scan
+from pipelines.input.shards import BLOCK_ROWS, Block, Format, Reading, Scan
 from pipelines.storage import open_input
 
-HUGE_ROWS, HUGE_BYTES = 8 * MAX_SHARD_ROWS, 16 << 20
+HUGE_ROWS, HUGE_BYTES = 8 * BLOCK_ROWS, 16 << 20
 """A row group of more rows and bytes would be decoded from its start for each of its shards."""
 
 
@@ -43,7 +43,7 @@ def blocks(reading: Reading) -> Iterator[Block]:
         if _int96_columns(file):
             file = _with_unit(stream, file, _int96_unit(stream, file))
         rows = 0
-        for batch in file.iter_batches(MAX_SHARD_ROWS, use_threads=False):
+        for batch in file.iter_batches(BLOCK_ROWS, use_threads=False):
             rows += len(batch)
             yield Block(pa.Table.from_batches([batch]), [], rows / file.metadata.num_rows)
             if reading.options.limit and rows >= reading.options.limit:
@@ -69,7 +69,7 @@ def _read_rows(
         skip, groups = _row_groups(file.metadata, start, rows)
         if set(present).intersection(_int96_columns(file)):
             file = _with_unit(stream, file, _int96_unit(stream, file, groups))
-        group_batches = file.iter_batches(MAX_SHARD_ROWS, groups, present, use_threads=False)
+        group_batches = file.iter_batches(BLOCK_ROWS, groups, present, use_threads=False)
         batches = list(row_range(group_batches, skip, rows))
         if not batches:
             return file.schema_arrow.empty_table().select(present)
@@ -110,7 +110,7 @@ def _int96_unit(
 
     def batches_in(unit: str) -> Iterator[pa.RecordBatch]:
         in_unit = _with_unit(stream, file, unit)
-        yield from in_unit.iter_batches(MAX_SHARD_ROWS, groups, names, use_threads=False)
+        yield from in_unit.iter_batches(BLOCK_ROWS, groups, names, use_threads=False)
 
     for coarse, fine in zip(batches_in("us"), batches_in("ns"), strict=True):
         for coarse_column, fine_column in zip(coarse.columns, fine.columns, strict=True):

@@ -9,9 +9,8 @@ from urllib.parse import unquote
 import pyarrow as pa
 
 from pipelines.input.files import InputFiles
+from pipelines.input.shards import Partition
 
-Partition = tuple[tuple[str, str | int | None], ...]
-"""The keys of a file's folders and their values."""
 _NULL = "__HIVE_DEFAULT_PARTITION__"
 _WHOLE_NUMBER = re.compile(r"0|-?[1-9]\d{0,17}")
 """A number that is written again as it was read, which 007 is not."""

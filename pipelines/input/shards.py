@@ -1,6 +1,7 @@
 """Shards, and the files and formats that they are cut from.
 
-A shard is a fixed row range of one file: the unit of work, of retry, of commit and of resume.
+A shard is a fixed row range of one file, or the rows of several small files: the unit of work, of
+retry, of commit and of resume.
 """
 
 from __future__ import annotations
@@ -8,18 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 from pyarrow import fs
 
+from pipelines.input.names import shard_name
 from pipelines.input.shapes import Shape
 from pipelines.input.text import TextOptions
 
-MAX_SHARD_ROWS = 4096
-STRIDE_ROWS = 64
-"""Shards start at a multiple of this row number."""
+BLOCK_ROWS = 4096
+"""The rows that a file is decoded in at a time."""
 _MAX_SUBSHARDS = 16
 
 
@@ -40,27 +41,67 @@ class Scan:
     """About how many bytes the columns of texts take in memory; 0 where that is unknown."""
 
 
+Partition: TypeAlias = tuple[tuple[str, str | int | None], ...]
+"""The keys of a file's folders and their values."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows [start, start + rows) of one file."""
+
+    path: str
+    file: str
+    """The name of the file in the names of parts."""
+    version: str
+    start: int
+    rows: int
+    partition: Partition = ()
+    """The hive partition values in the file's path."""
+    part: str = ""
+    """The part of the staged file that holds its rows, and the row there at which it starts."""
+    part_start: int = 0
+
+    @property
+    def stop(self) -> int:
+        """The row after its last one."""
+        return self.start + self.rows
+
+    def cut(self, begin: int, end: int) -> Piece:
+        """Return its rows [begin, end), counted from its start."""
+        return replace(
+            self,
+            start=self.start + begin,
+            rows=end - begin,
+            part_start=self.part_start + begin,
+        )
+
+
 @dataclass(frozen=True)
 class Shard:
-    """Rows [start, start + rows) of one file."""
+    """Rows of one file, or all rows of several small files."""
 
     name: str
     """The stem of its output file: the input file's name, its version and the row range.
 
     It sorts in input order.
     """
-    path: str
     format: str
-    """The name of the file's format, one of FORMATS."""
-    start: int
-    rows: int
-    partition: tuple[tuple[str, str | int | None], ...] = ()
-    """The hive partition values in the file's path."""
-    part: str = ""
-    """The part of the staged file that holds its rows, and the row there at which it starts."""
-    part_start: int = 0
+    """The name of the files' format, one of FORMATS."""
+    pieces: tuple[Piece, ...]
     row_range: tuple[int, int] | None = None
     """The rows [first, stop) of a shard that was split, counted from its start; None for all."""
+    unit: int = -1
+    """Shards of one file and one unit that follow each other are decoded together; -1: alone."""
+
+    @property
+    def start(self) -> int:
+        """Where the row numbers in its name begin: in its file, or 0 for several files."""
+        return self.pieces[0].start if len(self.pieces) == 1 else 0
+
+    @property
+    def rows(self) -> int:
+        """The rows of its pieces."""
+        return sum(piece.rows for piece in self.pieces)
 
     @property
     def subshards(self) -> list[Shard]:
@@ -84,6 +125,43 @@ class Shard:
         first, stop = self.row_range
         return stop - first
 
+    def inside(self) -> Iterator[tuple[Piece, int]]:
+        """Yield the pieces in its row range, cut to it, each with the number of its first row in
+        the shard.
+        """
+        first, stop = self.row_range or (0, self.rows)
+        before = 0
+        for piece in self.pieces:
+            begin = max(first - before, 0)
+            end = min(stop - before, piece.rows)
+            if begin < end:
+                yield piece.cut(begin, end), before + begin
+            before += piece.rows
+
+    @property
+    def alone(self) -> list[Shard]:
+        """A shard for each of its pieces, as if the file shared none."""
+        return [
+            Shard(shard_name(piece.file, piece.version, 0, piece.rows), self.format, (piece,))
+            for piece in self.pieces
+        ]
+
+    def is_read_with(self, other: Shard) -> bool:
+        """Tell whether a shard that follows it is decoded in the same pass over their file."""
+        if self.unit < 0 or self.unit != other.unit:
+            return False
+        if self.row_range is not None or other.row_range is not None:
+            return False
+        return self.pieces[0].path == other.pieces[0].path
+
+    def place(self, row: int) -> tuple[str, int]:
+        """Return the path of the file that holds a row of the shard, and the row's number there."""
+        for piece in self.pieces:
+            if row < piece.rows:
+                return piece.path, piece.start + row
+            row -= piece.rows
+        raise IndexError(row)
+
 
 @dataclass(frozen=True, eq=False)
 class DataFile:
@@ -97,28 +175,10 @@ class DataFile:
     """Its name in the names of its parts."""
     former: str = ""
     """The name that these have had where it is another now: parts under it are replaced."""
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """The plan of an input: its files, columns and shards."""
-
-    files: list[DataFile]
-    format: str
-    schema: pa.Schema
-    """The columns of every row, partition keys included."""
-    shards: list[Shard]
-    shard_rows: int
-    """The most rows in a shard."""
-    broken: dict[str, str] = field(default_factory=dict)
-    """Files that cannot be read, with the reason; they have no shards."""
-    notes: list[str] = field(default_factory=list)
-    """Messages for the user: files that are left out, or not UTF-8."""
-
-    @property
-    def rows(self) -> int:
-        """The number of rows in all shards."""
-        return sum(shard.rows for shard in self.shards)
+    step: int = 0
+    """The most rows in a shard of it, which stays while the file does."""
+    group: str = ""
+    """The name of the shard that it shares with other files; empty where it has its own."""
 
 
 BadRow = tuple[int, str, str]

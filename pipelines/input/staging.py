@@ -29,7 +29,7 @@ from pyarrow import fs
 from pipelines.input.formats import FORMATS
 from pipelines.input.parquet import read
 from pipelines.input.shapes import Shape
-from pipelines.input.shards import MAX_SHARD_ROWS, BadRow, Block, Reading, Rows, Shard, TryAgain
+from pipelines.input.shards import BLOCK_ROWS, BadRow, Block, Piece, Reading, Rows, TryAgain
 from pipelines.input.text import COMPRESSIONS, TextOptions, lines_file_spans
 from pipelines.input.types import convert, plain_type, why_not_stored
 from pipelines.storage import Folder, Location, file_info, temporary_name
@@ -242,7 +242,7 @@ class _Writer:
             self._open(table.schema)
         assert self.writer is not None
         with _writing():
-            self.writer.write_table(table, row_group_size=MAX_SHARD_ROWS)
+            self.writer.write_table(table, row_group_size=BLOCK_ROWS)
         self.part_rows += len(table)
 
     def _open(self, schema: pa.Schema) -> None:
@@ -311,12 +311,12 @@ def remove_staged(folder: Folder) -> None:
         filesystem.delete_dir(f"{path}/{STAGED}")
 
 
-def read_part(folder: Folder, shard: Shard, columns: list[str]) -> Rows:
-    """Read columns of a shard of a staged file; its malformed records are the bad rows."""
+def read_part(folder: Folder, piece: Piece, columns: list[str]) -> Rows:
+    """Read columns of a piece of a staged file; its malformed records are the bad rows."""
     filesystem, path = folder.filesystem_and_path
-    part = f"{path}/{STAGED}/{shard.part}"
+    part = f"{path}/{STAGED}/{piece.part}"
     names = [*columns, *_RECORD_FIELDS.names]
-    [table] = read(filesystem, part, [(shard.part_start, shard.rows)], names)
+    [table] = read(filesystem, part, [(piece.part_start, piece.rows)], names)
     if _REASON not in table.column_names:
         return Rows(table, np.arange(len(table)), [])
     reasons = table[_REASON].to_pylist()

@@ -16,38 +16,23 @@ before there was such a folder has its parts in OUTPUT itself, and goes on so.
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection
 from pathlib import Path
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from modernbert.stored import Json
 from pipelines.errors import JobError, UserError
-from pipelines.input.names import split_shard_name
-from pipelines.input.shards import Corpus, DataFile, Scan
+from pipelines.input.corpus import Corpus
 from pipelines.input.staging import STAGED
-from pipelines.output import shard_stats
+from pipelines.output.committing import REJECTED
 from pipelines.output.lease import LEASE
-from pipelines.output.parts import ENDING, committed, part_path
+from pipelines.output.parts import committed, part_path
+from pipelines.output.planned_files import FILES, write_files
 from pipelines.output.record import PARTS, RunRecord, read_record
-from pipelines.output.shard_stats import Stats
-from pipelines.output.shards_file import FOOTER, SHARDS, packed, unpacked
+from pipelines.output.shards_file import SHARDS
+from pipelines.output.stale import find_todo, remove_all, remove_stale
 from pipelines.storage import Folder, is_temporary
 
-REPORT, FILES, REJECTED = "_report.html", "_files.arrow", "_rejected"
-REJECTED_FIELDS = pa.schema(
-    [
-        ("_reason", pa.string()),
-        ("_stage", pa.string()),
-        ("_shard", pa.string()),
-        ("_file", pa.string()),
-        ("_row", pa.int64()),
-        ("_raw", pa.string()),
-    ]
-)
-_STAGED_PARTS = pa.list_(pa.struct([("name", pa.string()), ("rows", pa.int64())]))
-_THREADS = 16
+REPORT = "_report.html"
 
 
 def open_output(folder: Folder, fingerprint: Json, overwrite: bool) -> RunRecord | None:
@@ -78,52 +63,46 @@ def open_output(folder: Folder, fingerprint: Json, overwrite: bool) -> RunRecord
     return record
 
 
-def begin_run(folder: Folder, record: RunRecord, corpus: Corpus, overwrite: bool) -> set[str]:
-    """Write the record of this run, and return the names of the shards that are done, from one
-    listing.
+def shards_there(folder: Folder, parts: str, overwrite: bool) -> set[str]:
+    """Return the names of the shards whose parts are in an output: none where it is replaced."""
+    return set() if overwrite else set(committed(folder, parts))
 
-    With `overwrite`, an earlier output is removed first; without, its parts of files that have
-    changed since. Raises UserError if the output cannot be written.
+
+def begin_run(
+    folder: Folder, record: RunRecord, corpus: Corpus, present: Collection[str], overwrite: bool
+) -> list[int]:
+    """Write the record of this run, and return the places in the plan of the shards to do.
+
+    Raises UserError if the output cannot be written.
+
+    Args:
+        folder: the output.
+        record: that of this run.
+        corpus: the plan.
+        present: the shards whose parts are in the output (`shards_there`). Those of files that have
+            changed since are removed.
+        overwrite: whether an earlier output is removed first.
     """
     try:
-        return _begin_run(folder, record, corpus, overwrite)
+        _remove_temporary(folder)
+        if overwrite:
+            _remove_output(folder)
+        todo, unplanned = find_todo(present, corpus)
+        remove_stale(folder, record.parts, unplanned, corpus)
+        record.write(folder)
+        write_files(folder, corpus)
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"output '{folder}' cannot be written: {reason}") from error
-
-
-def _begin_run(folder: Folder, record: RunRecord, corpus: Corpus, overwrite: bool) -> set[str]:
-    _remove_temporary(folder)
-    if overwrite:
-        _remove_output(folder)
-    present = set(committed(folder, record.parts))
-    planned = {shard.name for shard in corpus.shards}
-    split, subshards = _split_shards(present - planned, corpus)
-
-    # A part of a file of this corpus that is in nobody's plan is of an earlier version of it.
-    file_names = {file.name for file in corpus.files}
-    file_names |= {file.former for file in corpus.files if file.former}
-    unplanned = present - planned - subshards
-    stale = [name for name in unplanned if _file_of(name) in file_names]
-    # The rejected rows first: without its part, nobody looks for them again.
-    _remove(folder, [_rejected_path(name) for name in stale])
-    _remove(folder, [part_path(record.parts, name) for name in stale])
-
-    record.write(folder)
-    folder.write_atomic(FILES, _encode_files(corpus))
-    return (present & planned) | split
-
-
-def _rejected_path(shard: str) -> str:
-    return f"{REJECTED}/{shard}{ENDING}"
+    return todo
 
 
 def _remove_output(folder: Folder) -> None:
     """Remove an earlier output, whichever folder its parts are in."""
     for parts in ("", PARTS):
-        _remove(folder, [part_path(parts, name) for name in committed(folder, parts)])
+        remove_all(folder, [part_path(parts, name) for name in committed(folder, parts)])
     rejected = [f"{REJECTED}/{name}" for name in folder.files(REJECTED)]
-    _remove(folder, [REPORT, SHARDS, *rejected])
+    remove_all(folder, [REPORT, SHARDS, *rejected])
 
 
 def _remove_temporary(folder: Folder) -> None:
@@ -132,12 +111,7 @@ def _remove_temporary(folder: Folder) -> None:
         return
     for below in ("", PARTS, REJECTED, STAGED):
         temporary = [name for name in folder.files(below) if is_temporary(name)]
-        _remove(folder, [f"{below}/{name}".lstrip("/") for name in temporary])
-
-
-def _remove(folder: Folder, names: list[str]) -> None:
-    with ThreadPoolExecutor(_THREADS) as pool:
-        list(pool.map(folder.remove, names))
+        remove_all(folder, [f"{below}/{name}".lstrip("/") for name in temporary])
 
 
 def _holds_something_else(folder: Folder) -> bool:
@@ -148,101 +122,6 @@ def _holds_something_else(folder: Folder) -> bool:
         if name not in (FILES, LEASE, STAGED) and not name.startswith("."):
             return True
     return False
-
-
-def read_files(folder: Folder) -> Corpus | None:
-    """Read the input files as the last run planned them, without shards; None if there was none."""
-    try:
-        table = unpacked(folder.read(FILES))
-        columns = [table[name].to_pylist() for name in ("path", "version", "rows", "size", "parts")]
-    except (OSError, pa.ArrowException, KeyError):  # it saves work, and no more
-        return None
-    files: list[DataFile] = []
-    for path, version, rows, size, parts in zip(*columns, strict=True):
-        staged_parts = tuple((part["name"], part["rows"]) for part in parts)
-        files.append(DataFile(path, version, Scan(rows, size, staged_parts)))
-    metadata = table.schema.metadata
-    schema = pa.ipc.read_schema(pa.py_buffer(metadata[b"schema"]))
-    return Corpus(files, metadata[b"format"].decode(), schema, [], 0)
-
-
-def _split_shards(names: set[str], corpus: Corpus) -> tuple[set[str], set[str]]:
-    """Return the shards that were split and whose rows are all there, and the names of their parts.
-
-    `names`: the parts of the output that no shard is named after.
-    """
-    parts_of_file: dict[str, list[tuple[int, int, str]]] = {}  # (start, stop, name), by version
-    for name in names:
-        shard_name = split_shard_name(name)
-        if shard_name is not None:
-            parts = parts_of_file.setdefault(name.rsplit("-", 2)[0], [])
-            parts.append((shard_name.start, shard_name.stop, name))
-    whole: set[str] = set()
-    subshards: set[str] = set()
-    if not parts_of_file:
-        return whole, subshards
-
-    for shard in corpus.shards:
-        shard_stop = shard.start + shard.rows
-        inside: list[str] = []
-        rows_inside = 0
-        for start, stop, name in parts_of_file.get(shard.name.rsplit("-", 2)[0], []):
-            if shard.start <= start and stop <= shard_stop:
-                inside.append(name)
-                rows_inside += stop - start
-        if rows_inside == shard.rows:
-            whole.add(shard.name)
-            subshards.update(inside)
-    return whole, subshards
-
-
-def _file_of(name: str) -> str:
-    """Return the part of a shard's name that stands for its file, without the version."""
-    return name.rsplit("-", 3)[0]
-
-
-def _encode_files(corpus: Corpus) -> pa.Buffer:
-    """Encode the input files as planned, for `read_files`."""
-    files = corpus.files
-    columns = {
-        "path": [file.path for file in files],
-        "version": [file.version for file in files],
-        "rows": pa.array([file.scan.rows for file in files], pa.int64()),
-        "size": pa.array([file.scan.size for file in files], pa.int64()),
-        "parts": pa.array([list(file.scan.parts) for file in files], _STAGED_PARTS),
-    }
-    metadata = {"format": corpus.format, "schema": corpus.schema.serialize().to_pybytes()}
-    return packed(pa.table(columns).replace_schema_metadata(metadata))
-
-
-def commit_shard(
-    folder: Folder, parts: str, stats: Stats, answered: pa.Table, rejected: pa.Table
-) -> None:
-    """Write a shard's rejected rows, then its labelled ones, each file whole or not at all.
-
-    A retry overwrites.
-
-    Args:
-        folder: the output.
-        parts: the folder of the parts there (RunRecord.parts).
-        stats: those of the shard (shard_stats.py), which the footer keeps.
-        answered: the labelled rows, in input order.
-        rejected: the rejected rows, in the columns of REJECTED_FIELDS.
-    """
-    name = stats["name"]
-    if len(rejected):
-        folder.write_atomic(_rejected_path(name), _parquet(rejected))
-    footer = {FOOTER: shard_stats.footer(stats)}
-    folder.write_atomic(part_path(parts, name), _parquet(answered, footer))
-
-
-def _parquet(table: pa.Table, footer: dict[str, str] | None = None) -> pa.Buffer:
-    sink = pa.BufferOutputStream()
-    with pq.ParquetWriter(sink, table.schema, compression="zstd") as writer:
-        writer.write_table(table)
-        if footer:
-            writer.add_key_value_metadata(footer)
-    return sink.getvalue()
 
 
 def _short(value: object) -> str:

@@ -46,8 +46,10 @@ class RunRecord:
 
     fingerprint: Json
     """What answers depend on: a run that differs in it is refused."""
-    shard_rows: int
-    """The most rows in a shard; later runs cut their files alike."""
+    shard_rows: int | None = None
+    """The most rows in a shard of the files that `_files.arrow` has without a step: those of
+    outputs begun before 0.2.
+    """
     attempts: list[Attempt] = field(default_factory=list)
     complete: bool = False
     totals: Json | None = None

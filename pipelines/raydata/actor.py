@@ -30,7 +30,6 @@ After the last one it is tried on, as long as other actors start.
 """
 MAX_STARTS = 20
 """How often the process of an actor may end while it starts, before it is started no more."""
-_REPORT_EVERY_S = 1.0
 
 
 class Predict:
@@ -78,7 +77,8 @@ class Predict:
         shard = wire.shard_of(table).name
         windows = wire.windows_of(table)
         # First, so that the watch knows of the shard even if the process ends in its middle.
-        self.reports.begin(shard)
+        if not self.reports.begin(shard):
+            return wire.unpredicted_row(table, "the job stops", wire.STOPPED)
         try:
             with self.time_limit:
                 predictions = self.predictor.predict(
@@ -89,7 +89,6 @@ class Predict:
             self._check_health(shard, reason)
             self.reports.end(shard)
             return wire.unpredicted_row(table, reason, wire.RAISED)
-        self.reports.flush()
 
         # A document fails with the first of its windows that does.
         failed: dict[int, str] = {}
@@ -177,10 +176,9 @@ class Predict:
         except Exception:  # whatever it is: another process is to try the shard
             os._exit(1)
 
-    def _batch_is_done(self, windows: int, tokens: int) -> None:
-        """Give the next batch all the time, and report the finished one."""
+    def _batch_is_done(self, windows: int, tokens: int) -> None:  # noqa: ARG002
+        """Give the next batch all the time."""
         self.time_limit.restart()
-        self.reports.add(windows, tokens)
 
 
 class Reports:
@@ -193,10 +191,6 @@ class Reports:
         self.watch = watch
         self.round_number = round_number
         self._actor = ray.get_runtime_context().get_actor_id() if watch else None
-        self._lock = threading.Lock()
-        self._windows = 0
-        self._tokens = 0
-        self._sent_at = time.monotonic()
 
     def start(self) -> int:
         """Report that the actor starts; return how often it has since it was last ready."""
@@ -217,10 +211,12 @@ class Reports:
         all_fail: bool = ray.get(self.watch.start_failed.remote(self.round_number, self._actor))
         return all_fail
 
-    def begin(self, shard: str) -> None:
-        """Report that the actor begins a shard."""
-        if self.watch:
-            ray.get(self.watch.begin.remote(self.round_number, shard))
+    def begin(self, shard: str) -> bool:
+        """Report that the actor begins a shard; False if the job stops instead."""
+        if not self.watch:
+            return True
+        goes_on: bool = ray.get(self.watch.begin.remote(self.round_number, shard))
+        return goes_on
 
     def end(self, shard: str) -> None:
         """Report that the actor has come to the end of a shard."""
@@ -231,26 +227,6 @@ class Reports:
         """Report why a shard has no answer."""
         if self.watch:
             ray.get(self.watch.broke.remote(self.round_number, shard, reason))
-
-    def add(self, windows: int, tokens: int) -> None:
-        """Report a finished batch, at most once a second."""
-        with self._lock:
-            self._windows += windows
-            self._tokens += tokens
-            if time.monotonic() - self._sent_at > _REPORT_EVERY_S:
-                self._send()
-
-    def flush(self) -> None:
-        """Report the batches that have not been reported yet."""
-        with self._lock:
-            self._send()
-
-    def _send(self) -> None:
-        if self.watch:
-            self.watch.add.remote(self._windows, self._tokens)
-        self._windows = 0
-        self._tokens = 0
-        self._sent_at = time.monotonic()
 
 
 class TimeLimit:

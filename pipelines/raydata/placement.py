@@ -39,6 +39,8 @@ GPU_FLOPS = 4.5e14
 
 ModernBERT-large reaches that at 0.65 M tokens/s.
 """
+COMMIT_CPUS = 0.001
+"""The CPUs that a commit takes. With none, it could run on a head that has no CPUs for work."""
 _STAGE_CPUS = 4
 """The CPUs a GPU from which on a task of each stage takes as many CPUs as it can use."""
 _STATUS_S = 10.0
@@ -262,13 +264,21 @@ def cores_per_gpu(config: ModernBertConfig, details: bool) -> int:
 
     `config`: that of the model; `details`: whether the task needs the places of tokens in the text.
     """
+    cpu_s_per_token = TOKEN_DETAILS_CPU_S if details else TOKEN_CPU_S
+    return 1 + math.ceil(gpu_tokens_s(config) * cpu_s_per_token)
+
+
+def gpu_tokens_s(config: ModernBertConfig) -> float:
+    """Return about the tokens a second that a model takes on an H100."""
+    return min(GPU_TOKENS_S, GPU_FLOPS / (2 * weights_of_layers(config)))
+
+
+def weights_of_layers(config: ModernBertConfig) -> int:
+    """Return the number of weights in the linear layers of the encoder."""
     hidden = config.hidden_size
     of_attention = 4 * hidden * hidden
     of_mlp = 3 * hidden * config.intermediate_size
-    weights = config.num_hidden_layers * (of_attention + of_mlp)
-    tokens_s = min(GPU_TOKENS_S, GPU_FLOPS / (2 * weights))
-    cpu_s_per_token = TOKEN_DETAILS_CPU_S if details else TOKEN_CPU_S
-    return 1 + math.ceil(tokens_s * cpu_s_per_token)
+    return config.num_hidden_layers * (of_attention + of_mlp)
 
 
 def warn_of_few_cores(gpus: int, cores_each: int) -> None:
@@ -287,17 +297,17 @@ def warn_of_few_cores(gpus: int, cores_each: int) -> None:
 def stage_cpus(device: str) -> tuple[float, float, float]:
     """Return the CPUs that a task takes: to read and tokenise, to predict (an actor), to commit.
 
-    On CPUs an actor takes 0.9 of a core, so that the rest of each core is left for reading and
-    commits, which are quick. Beside GPUs they take a core each; where the cluster has few cores for
-    its GPUs they take less, so that actors, which hold theirs for the whole job, leave some to
-    those that feed them.
+    On CPUs an actor takes 0.9 of a core, so that the rest of each core is left for reading. Beside
+    GPUs they take a core each; where the cluster has few cores for its GPUs they take less, so that
+    actors, which hold theirs for the whole job, leave some to those that feed them. Commits take
+    next to nothing, so that they never wait: an answer that is not committed may be lost.
     """
     if device == "cpu":
-        return 0.1, 0.9, 0.05
+        return 0.09, 0.9, COMMIT_CPUS
     resources = cluster_resources()
     cpus = resources.get("CPU", 0)
     gpus = resources.get("GPU", 0)
     share = 1.0  # also where there are none yet: nodes may still be added
     if cpus and gpus:
         share = min(1.0, round(cpus / gpus / _STAGE_CPUS, 3))
-    return share, share, share / 2
+    return share, share, COMMIT_CPUS

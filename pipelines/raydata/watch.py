@@ -12,7 +12,7 @@ WatchHandle: TypeAlias = Any
 
 
 class Watch:
-    """The starts of the model actors of a round, the shards that they are at, the rows answered.
+    """The starts of the model actors of a round, the shards that they are at, whether they stop.
 
     Each call names its round. One of a new round begins it; one of a past round, in which only
     actors that are about to end are, changes nothing. All begins again where the node of the watch
@@ -20,8 +20,7 @@ class Watch:
     """
 
     def __init__(self) -> None:
-        self._rows = 0
-        self._tokens = 0
+        self._stops = False
         self._begin_round(0)
 
     def _begin_round(self, number: int) -> None:
@@ -29,20 +28,20 @@ class Watch:
         self._starts: Counter[str] = Counter()
         self._failing: dict[str, bool] = {}
         self._running: dict[str, str | None] = {}
+        self._begun: set[str] = set()
 
     def _is_current(self, round_number: int) -> bool:
         if round_number > self._round:
             self._begin_round(round_number)
         return round_number == self._round
 
-    def add(self, rows: int, tokens: int) -> None:
-        """Count rows and tokens that an actor has answered, in whatever round."""
-        self._rows += rows
-        self._tokens += tokens
+    def stop(self) -> None:
+        """Let no actor begin another shard."""
+        self._stops = True
 
-    def counts(self) -> tuple[int, int]:
-        """Return the rows and tokens that were answered in all rounds."""
-        return self._rows, self._tokens
+    def is_stopping(self) -> bool:
+        """Tell whether the job stops."""
+        return self._stops
 
     def start(self, round_number: int, actor: str) -> int:
         """Note that an actor starts; return how often it has since it was last ready."""
@@ -69,10 +68,18 @@ class Watch:
         self._failing[actor] = True
         return all(self._failing.values())
 
-    def begin(self, round_number: int, shard: str) -> None:
-        """Note that an actor that is ready begins a shard."""
+    def begin(self, round_number: int, shard: str) -> bool:
+        """Note that an actor that is ready begins a shard; False if the job stops instead."""
+        if self._stops:
+            return False
         if self._is_current(round_number):
             self._running[shard] = None
+            self._begun.add(shard)
+        return True
+
+    def begun(self, round_number: int) -> set[str]:
+        """Return the shards that actors have begun."""
+        return self._begun if self._is_current(round_number) else set()
 
     def end(self, round_number: int, shard: str) -> None:
         """Note that the actor has come to the end of the shard: an answer or an error."""

@@ -15,8 +15,9 @@ from typing import TypedDict
 import numpy as np
 import pyarrow as pa
 
+from modernbert.stored import Json
 from modernbert.text.windows import Windows
-from pipelines.input.shards import Shard
+from pipelines.input.shards import Piece, Rows, Shard
 from pipelines.tasks.outputs import Predictions
 
 
@@ -53,12 +54,15 @@ TOKENISED = pa.schema(
         *((name, pa.large_list(type_)) for name, type_ in WINDOWS.items()),
         ("rows", pa.large_list(pa.int64())),
         ("rejects", pa.large_list(REJECT)),
+        ("positions", pa.large_list(pa.int64())),
+        ("stored", pa.large_binary()),
         ("tokenise_s", pa.float64()),
         ("error", pa.string()),
         ("cause", pa.string()),
     ]
 )
-"""What reading and tokenising gives: `rows` are the row numbers of the documents; `error` and
+"""What reading and tokenising gives: `rows` are the row numbers of the documents; `stored` the
+columns that were read, as a stream of Arrow, and `positions` the row numbers of these; `error` and
 `cause` if it failed.
 """
 COMMITTED = pa.schema(
@@ -72,9 +76,11 @@ COMMITTED = pa.schema(
     ]
 )
 START, RAISED, NONE_ANSWERED, CHANGED = "start", "raised", "none answered", "changed"
+UNREADABLE, STOPPED = "unreadable", "stopped"
 """Causes of an error that the driver decides on: no actor starts; the model raised, and answers
 the probe; the model answers the probe, and none of the shard's rows; the model's files are others
-than when the job began. The other errors are the shard's own, and final.
+than when the job began; a file of the shard cannot be read; the job stops, and begins no more
+shards. The other errors are the shard's own, and final.
 """
 
 
@@ -96,18 +102,30 @@ def rejects_of_tokenising(
     return rejects
 
 
-def shard_row(shard: Shard) -> dict[str, str]:
-    """Encode a shard as the row that enters the pipeline."""
-    return {"shard": json.dumps(asdict(shard))}
+def unit_row(shards: Sequence[Shard]) -> dict[str, str]:
+    """Encode shards that are read together as the row that enters the pipeline."""
+    return {"unit": json.dumps([asdict(shard) for shard in shards])}
+
+
+def unit_of(table: pa.Table) -> list[Shard]:
+    """Decode the shards of such a row."""
+    return [_shard(raw) for raw in json.loads(table["unit"][0].as_py())]
 
 
 def shard_of(table: pa.Table) -> Shard:
     """Decode the shard of a row."""
-    raw = json.loads(table["shard"][0].as_py())
-    raw["partition"] = tuple(map(tuple, raw["partition"]))
-    if raw["row_range"]:
-        raw["row_range"] = tuple(raw["row_range"])
-    return Shard(**raw)
+    return _shard(json.loads(table["shard"][0].as_py()))
+
+
+def _shard(raw: Json) -> Shard:
+    pieces = []
+    for piece in raw.pop("pieces"):
+        partition = tuple((key, value) for key, value in piece.pop("partition"))
+        pieces.append(Piece(partition=partition, **piece))
+    row_range = raw.pop("row_range")
+    if row_range is not None:
+        row_range = (row_range[0], row_range[1])
+    return Shard(pieces=tuple(pieces), row_range=row_range, **raw)
 
 
 def tokenised_row(
@@ -116,28 +134,55 @@ def tokenised_row(
     rows: np.ndarray,
     rejects: Sequence[Reject],
     tokenise_s: float,
+    stored: Rows | None = None,
 ) -> pa.Table:
-    """Encode a tokenised shard."""
+    """Encode a tokenised shard.
+
+    `stored`: its columns, for the commit.
+    """
     row = _empty_row(shard)
     for name in WINDOWS:
         row[name] = getattr(windows, name).ravel()
     row["rows"] = rows
     row["rejects"] = rejects
     row["tokenise_s"] = tokenise_s
+    if stored is not None:
+        row["positions"] = stored.positions
+        row["stored"] = _encoded(stored.table)
     return _table(row)
 
 
-def failed_row(shard: Shard, error: str, cause: str | None = None) -> pa.Table:
-    """Encode a shard that could not be read.
+def stored_of(table: pa.Table) -> Rows:
+    """Decode the columns of a row's shard, without a copy."""
+    content = table["stored"].combine_chunks()[0].as_buffer()
+    stored = pa.ipc.open_stream(content).read_all()
+    return Rows(stored, array_of(table, "positions"), [])
 
-    `cause`: CHANGED, or None if the error is the shard's own.
+
+def _encoded(table: pa.Table) -> pa.Array:
+    """Encode a table as an array of one value, a stream of Arrow."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    content = sink.getvalue()
+    offsets = pa.py_buffer(np.array([0, content.size], dtype=np.int64))
+    return pa.Array.from_buffers(pa.large_binary(), 1, [None, offsets, content])
+
+
+def failed_row(shard: Shard, error: str, cause: str | None = None) -> pa.Table:
+    """Encode a shard that was not read.
+
+    `cause`: CHANGED, UNREADABLE, STOPPED, or None if the error is the shard's own.
     """
     return _table(_empty_row(shard) | {"error": error, "cause": cause})
 
 
-def rejected_row(shard: Shard, rejects: Sequence[Reject]) -> pa.Table:
+def rejected_row(shard: Shard, rejects: Sequence[Reject], stored: Rows) -> pa.Table:
     """Encode a shard without windows, whose rows are all rejected, as if it had been predicted."""
-    return predicted_row(_table(_empty_row(shard)), _NO_PREDICTIONS, rejects, 0.0)
+    row = _empty_row(shard)
+    row["positions"] = stored.positions
+    row["stored"] = _encoded(stored.table)
+    return predicted_row(_table(row), _NO_PREDICTIONS, rejects, 0.0)
 
 
 def unpredicted_row(
@@ -145,8 +190,8 @@ def unpredicted_row(
 ) -> pa.Table:
     """Encode a tokenised shard that has no answers.
 
-    `cause`: START, RAISED or NONE_ANSWERED; `rejects`: its rejected rows, None for those that the
-    row has from reading, which keep their own reasons.
+    `cause`: START, RAISED, NONE_ANSWERED or STOPPED; `rejects`: its rejected rows, None for those
+    that the row has from reading, which keep their own reasons.
     """
     if rejects is None:
         rejects = rejects_of(table)
@@ -208,7 +253,7 @@ class Committed:
     error: str | None = None
     """In one line; a traceback may follow."""
     cause: str | None = None
-    """START, RAISED, NONE_ANSWERED or CHANGED; None if the error is final."""
+    """One of the causes above; None if the error is final."""
     stops: bool = False
     """Whether the error stops the job: the output cannot be written."""
     rejects: str | None = None
@@ -226,7 +271,8 @@ _NO_PREDICTIONS = Predictions(np.empty(0, np.float32), np.zeros(1, np.int64), {}
 
 def _empty_row(shard: Shard) -> dict[str, object]:
     row: dict[str, object] = {name: [] for name in TOKENISED.names}
-    row |= shard_row(shard)
+    row["shard"] = json.dumps(asdict(shard))
+    row["stored"] = b""
     row["cu_seqlens"] = [0]
     row["tokenise_s"] = 0.0
     row["error"] = None
@@ -238,7 +284,9 @@ def _table(row: dict[str, object]) -> pa.Table:
     columns = []
     for field in TOKENISED:
         value = row[field.name]
-        if pa.types.is_large_list(field.type):
+        if isinstance(value, pa.Array):
+            columns.append(value)
+        elif pa.types.is_large_list(field.type):
             columns.append(_list(pa.array(value, field.type.value_type)))
         else:
             columns.append(pa.array([value], field.type))

@@ -15,23 +15,26 @@ _ENDS_S = 2.0
 """How long the last call may take, before its thread is left to itself."""
 
 
-def progress_line(rows: int, total: int, tokens: int, seconds: float, bar: bool) -> str:
+def progress_line(
+    rows: int, total: int, tokens: int, seconds: float, done: tuple[int, int], bar: bool
+) -> str:
     """Formats the progress of a job as one line: rows, tokens, their rates, and the time left.
 
     Args:
         rows: rows done so far.
         total: rows to do.
         tokens: tokens done so far.
-        seconds: the time that they took.
+        seconds: the time since the first rows were done.
+        done: the rows and tokens done since then.
         bar: whether the line begins with a bar.
     """
     share = min(rows / total, 1.0) if total else 1.0
-    seconds = max(seconds, 1e-3)
-    left = "the time left is not known"
-    if share:
-        left = f"{format_duration(seconds * (1 - share) / share)} left"
-    rates = f"{rows / seconds:,.1f} rows/s, {tokens / seconds:,.0f} tokens/s"
-    text = f"{rows:,} of {total:,} rows, {tokens:,} tokens, {rates}, {left}"
+    text = f"{rows:,} of {total:,} rows, {tokens:,} tokens"
+    rows_since, tokens_since = done
+    if rows_since and seconds:
+        left_s = (total - rows) * seconds / rows_since
+        text += f", {rows_since / seconds:,.1f} rows/s, {tokens_since / seconds:,.0f} tokens/s"
+        text += f", {format_duration(max(left_s, 0.0))} left"
     if not bar:
         return f"{share:4.0%} {text}"
     filled = round(share * BAR_WIDTH)
@@ -52,39 +55,31 @@ def format_duration(seconds: float) -> str:
 
 @contextmanager
 def progress_bar(total: int, read: Callable[[], tuple[int, int]]) -> Iterator[None]:
-    """Shows the progress of a job on stderr while the block runs. The clock starts with the first
-    rows.
+    """Shows the progress of a job on stderr while the block runs.
 
-    What is shown never goes back: where the counts begin again, because what has counted was lost,
-    the new ones are added to those that were shown.
+    The rates are those since the first rows were done: what comes before is the start.
 
     Args:
         total: rows to do.
         read: returns (rows, tokens) done so far; called from another thread every 0.5 s on a
-            terminal, every 5 s elsewhere. Where it raises, nothing is shown until it returns again.
+            terminal, every 5 s elsewhere.
     """
     terminal = _is_terminal(sys.stderr)
-    started = time.monotonic()
-    # Each is (rows, tokens): what the line says, what was counted last, and what it said when the
-    # counts began again.
-    shown = (0, 0)
-    last = (0, 0)
-    lost = (0, 0)
+    first: tuple[float, int, int] | None = None  # when rows were done first, these, their tokens
+    shown = 0
 
     def show() -> bool:
-        nonlocal started, shown, last, lost
-        counted = read()
-        if counted[0] < last[0]:
-            lost = shown
-        last = counted
-        rows = lost[0] + counted[0]
-        tokens = lost[1] + counted[1]
-        if not rows:
-            started = time.monotonic()
-        elif (rows, tokens) != shown:
-            shown = (rows, tokens)
+        nonlocal first, shown
+        rows, tokens = read()
+        if rows and first is None:
+            first = (time.monotonic(), rows, tokens)
+        if first is not None and rows != shown:
+            shown = rows
+            started, first_rows, first_tokens = first
             seconds = time.monotonic() - started
-            line = progress_line(rows, total, tokens, seconds, bar=terminal)
+            line = progress_line(
+                rows, total, tokens, seconds, (rows - first_rows, tokens - first_tokens), terminal
+            )
             _write(f"\r{line}\033[K" if terminal else f"{line}\n")
         return True
 

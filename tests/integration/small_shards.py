@@ -5,8 +5,7 @@ from __future__ import annotations
 import sys
 
 from pipelines.command import run_command
-from pipelines.input import plan
 
 if __name__ == "__main__":
-    plan.MAX_SHARD_ROWS, plan._WANTED_SHARDS = 512, 1
+    sys.argv += ["--rows-per-file", "512"]
     sys.exit(run_command("classify"))

@@ -52,13 +52,14 @@ def readers(eight_cores) -> Path:
 
 def run(folder: Path, checkpoint: Path, monkeypatch, shards: int) -> None:
     """Run a job of so many shards, and check that each row is there once."""
-    monkeypatch.setattr("pipelines.input.plan.MAX_SHARD_ROWS", ROWS)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     texts = ["the cat sat on the mat and then the other cat"] * (ROWS * shards)
     table = pa.table({"id": range(len(texts)), "text": texts})
     pq.write_table(table, folder / "in.parquet", row_group_size=4096)
     options = {"input": folder / "in.parquet", "output": folder / "out", "model": checkpoint}
-    assert run_job("classify", **options, device="cuda", keep_columns=["id"]) == 0
+    assert (
+        run_job("classify", **options, device="cuda", keep_columns=["id"], rows_per_file=ROWS) == 0
+    )
     with pa.memory_map(str(folder / "out/_shards.arrow")) as file:
         assert len(pa.ipc.open_file(file).read_all()) == shards
     assert pq.read_table(folder / "out")["id"].to_pylist() == list(range(len(texts)))

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
@@ -19,9 +20,13 @@ from conftest import REPOSITORY
 from corpora import plan
 
 from pipelines.errors import UserError
-from pipelines.input import inspection, shards
+from pipelines.input import inspection
+from pipelines.input.corpus import Corpus, Shards
+from pipelines.input.cutting import cuts_of_file
+from pipelines.input.shards import DataFile, Scan
 from pipelines.output import folder as output
 from pipelines.output.lease import LEASE, _processes, lease
+from pipelines.output.planned_files import read_files
 from pipelines.output.record import RunRecord
 from pipelines.storage import Folder
 
@@ -208,18 +213,17 @@ def test_text_files_that_are_known_are_not_read_again(tmp_path):
         )
     planned = plan(tmp_path / "*.jsonl", tmp_path / "out")
     out = Folder(str(tmp_path / "out"))
-    output.begin_run(out, RunRecord({}, planned.shard_rows), planned, overwrite=False)
-    again = plan(
-        tmp_path / "*.jsonl", "/dev/null/none", None, planned.shard_rows, output.read_files(out)
-    )
-    assert again.shards == planned.shards
+    output.begin_run(out, RunRecord({}), planned, [], overwrite=False)
+    again = plan(tmp_path / "*.jsonl", "/dev/null/none", earlier=read_files(out))
+    assert list(again.shards) == list(planned.shards)
     assert again.schema == planned.schema
 
 
 def test_a_hundred_thousand_shards_are_compared_by_one_listing(tmp_path):
     """Ten files of 10,000 shards each: the plan comes back from the ledger, and who is done from the names alone."""
+    scan = Scan(4096 * 10_000, 0)
     files = [
-        shards.DataFile(f"/in/{i}.parquet", "0" * 8, shards.Scan(4096 * 10_000, 0))
+        DataFile(f"/in/{i}.parquet", "0" * 8, scan, name=f"{i}.parquet", step=4096)
         for i in range(10)
     ]
     names = [
@@ -227,14 +231,16 @@ def test_a_hundred_thousand_shards_are_compared_by_one_listing(tmp_path):
         for i in range(10)
         for j in range(10_000)
     ]
-    planned = [shards.Shard(name, "", "parquet", 0, 4096) for name in names]
-    corpus = shards.Corpus(files, "parquet", pa.schema([("text", pa.string())]), planned, 4096)
+    cuts = [cuts_of_file(i, scan, 4096, scan.rows) for i in range(10)]
+    planned = Shards("parquet", [(file, ()) for file in files], [], np.concatenate(cuts))
+    corpus = Corpus(files, "parquet", pa.schema([("text", pa.string())]), planned)
     for name in names[::2]:
         (tmp_path / f"{name}.parquet").touch()
     out = Folder(str(tmp_path))
-    done = output.begin_run(out, RunRecord({}, corpus.shard_rows), corpus, overwrite=False)
-    assert done == set(names[::2])
-    assert [file.path for file in output.read_files(out).files] == [file.path for file in files]
+    present = output.shards_there(out, "", overwrite=False)
+    todo = output.begin_run(out, RunRecord({}), corpus, present, overwrite=False)
+    assert [planned[place].name for place in todo] == names[1::2]
+    assert [file.path for file in read_files(out).files] == [file.path for file in files]
 
 
 def test_an_overwrite_that_dies_in_between_leaves_no_mixture(tmp_path, monkeypatch):
@@ -245,16 +251,17 @@ def test_an_overwrite_that_dies_in_between_leaves_no_mixture(tmp_path, monkeypat
         plan(tmp_path / "in.parquet", tmp_path / "out", shard_rows=64),
         Folder(str(tmp_path / "out")),
     )
-    output.begin_run(out, RunRecord({"model": "one"}, 64), planned, overwrite=False)
+    output.begin_run(out, RunRecord({"model": "one"}), planned, [], overwrite=False)
     for shard in planned.shards:
         out.write_atomic(f"data/{shard.name}.parquet", b"")
     with monkeypatch.context() as patched:
         patched.setattr(RunRecord, "write", lambda *_: sys.exit("killed"))
         with pytest.raises(SystemExit):
-            output.begin_run(out, RunRecord({"model": "two"}, 64), planned, overwrite=True)
+            output.begin_run(out, RunRecord({"model": "two"}), planned, [], overwrite=True)
     with pytest.raises(UserError, match="was begun with model one, not two"):
         output.open_output(out, {"model": "two"}, overwrite=False)
-    assert output.begin_run(out, RunRecord({"model": "two"}, 64), planned, overwrite=True) == set()
+    todo = output.begin_run(out, RunRecord({"model": "two"}), planned, [], overwrite=True)
+    assert len(todo) == len(planned.shards)
     assert output.open_output(out, {"model": "two"}, overwrite=False)
 
 

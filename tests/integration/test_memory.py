@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,12 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 from conftest import REPOSITORY, RayHead
-from corpora import plan
+
+from pipelines.input.cutting import ShardSize
+from pipelines.input.inspection import inspect_input
+from pipelines.input.plan import cut
+from pipelines.input.text import TextOptions
+from pipelines.storage import Location
 
 JOBS = REPOSITORY / "jobs"
 SMALL_SHARDS = Path(__file__).with_name("small_shards.py")
@@ -119,11 +125,11 @@ def test_shards_of_large_rows_have_fewer_of_them(tmp_path):
         pq.write_table(
             pa.table({"text": texts}), tmp_path / f"{name}.parquet", use_dictionary=False
         )
-    shards = plan(tmp_path, tmp_path / "out", shard_rows=4096).shards
-    assert [
-        (shard.rows, shard.start) for shard in shards if shard.path.endswith("small.parquet")
-    ] == [(1000, 0)]
-    assert {shard.rows for shard in shards if shard.path.endswith("large.parquet")} == {
-        320,
-        40,
-    }  # 32 MiB and 64 rows at a time
+    size = ShardSize(rows=4096, text_bytes=1 << 40, bytes=32 << 20, rows_per_file=4096)
+    shards = cut(inspect_input(Location.of_user(str(tmp_path)), TextOptions()), size).shards
+    rows = Counter((Path(shard.pieces[0].path).name, shard.rows) for shard in shards)
+    assert rows == {
+        ("small.parquet", 1000): 1,
+        ("large.parquet", 335): 2,
+        ("large.parquet", 330): 1,
+    }

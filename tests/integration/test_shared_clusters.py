@@ -233,7 +233,7 @@ def test_a_cluster_without_gpus_is_asked_for_them_and_gives_them_back(
     import ray
 
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    monkeypatch.setattr("pipelines.input.plan.MAX_SHARD_ROWS", 16)
+    corpus["rows_per_file"] = 16
     rows = 16 * 48
     pq.write_table(
         pa.table({"id": range(rows), "text": ["please wake me up " * 16] * rows}), corpus["input"]

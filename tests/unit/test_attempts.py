@@ -19,7 +19,7 @@ from pipelines.corpus.summary import _by_attempt, _throughput
 from pipelines.output.record import Attempt, RunRecord
 from pipelines.output.shard_stats import table
 from pipelines.raydata.actor import Predict
-from pipelines.raydata.wire import shard_row
+from pipelines.raydata.wire import unit_row
 from pipelines.report.html import render
 from pipelines.signals import Stopped
 
@@ -130,7 +130,8 @@ def test_a_stopped_attempt_counts_the_parts_of_which_the_driver_has_not_heard(
     def stop_before_the_last(self, *_):
         actor = Predict(self.job)
         for each in self.todo[:-1]:
-            table = stages.read_and_tokenise(self.job, pa.Table.from_pylist([shard_row(each)]))
+            unit = pa.Table.from_pylist([unit_row([each])])
+            [table] = stages.read_and_tokenise(self.job, unit)
             committed = stages.commit(self.job, actor(table)).to_pylist()[0]
             if not written:
                 self.add_committed(json.loads(committed["stats"]))

@@ -25,14 +25,18 @@ from pipelines.corpus.retries import (
     plan_next_round,
     take_held,
 )
-from pipelines.input.shards import Shard
+from pipelines.input.shards import Piece, Shard
 
 MANY = MAX_SHARDS_TO_SPLIT + 1
 ROWS = 64
 
 
+def make_shard(name: str, rows: int) -> Shard:
+    return Shard(name, "parquet", (Piece("in", "in", "00000000", 0, rows),))
+
+
 def shard(number: int = 0) -> Shard:
-    return Shard(f"in-{number}-000000000-000000064", "in", "parquet", 0, ROWS)
+    return make_shard(f"in-{number}-000000000-000000064", ROWS)
 
 
 # What the shard has been through, its rows, whether it is a part, how many were lost with it, and
@@ -99,7 +103,7 @@ def test_a_shard_that_ends_its_process_is_split_down_to_the_row():
 
 
 def test_a_row_that_raises_is_rejected_with_what_the_model_said():
-    whole = Shard("in-0-000000000-000000001", "in", "parquet", 0, 1)
+    whole = make_shard("in-0-000000000-000000001", 1)
     state = RetryState(some_row_is_answered=True)
     for _ in range(MAX_ATTEMPTS_PER_ROW):
         note_loss(state, whole.name, "IndexError: 99\nTraceback", blamed=True)

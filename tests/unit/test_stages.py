@@ -11,9 +11,8 @@ import pytest
 from conftest import REPOSITORY
 
 from pipelines.corpus import stages
-from pipelines.corpus.plan import make_job, plan_job
+from pipelines.corpus.plan import cut_shards, make_job, plan_job
 from pipelines.errors import UserError
-from pipelines.input.plan import cut
 from pipelines.job_options import corpus_options
 from pipelines.raydata import wire
 from pipelines.raydata.actor import Predict
@@ -40,19 +39,20 @@ def planned(tmp_path_factory):
         input=str(folder / "in.parquet"), output=str(folder / "out"), model=MODEL, device="cpu"
     )
     job_plan = plan_job(options)
-    corpus = cut(job_plan.inspection)
+    corpus = cut_shards(job_plan, job_plan.inspection, None)
     job = make_job(job_plan, corpus)
     job.folder.write_atomic("_lease.json", json.dumps({"run": job.run}).encode())
-    return job, pa.Table.from_pylist([wire.shard_row(corpus.shards[0])]), Predict(job)
+    return job, pa.Table.from_pylist([wire.unit_row(corpus.shards)]), Predict(job)
 
 
 def run(planned):
     job, table, actor = planned
-    return stages.commit(job, actor(stages.read_and_tokenise(job, table))).to_pylist()[0]
+    [tokenised] = stages.read_and_tokenise(job, table)
+    return stages.commit(job, actor(tokenised)).to_pylist()[0]
 
 
 OF_STAGES = (
-    *("read_shard", "_documents", "encode", "answer_columns", "_rejected", "_answers"),
+    *("read_unit", "_documents", "encode", "answer_columns", "_rejected", "_answers"),
     *("commit_shard", "check_lease", "count_windows", "count_scores"),
 )
 OF_WIRE = ("tokenised_row", "predicted_row", "windows_of", "rejects_of", "array_of", "reject")

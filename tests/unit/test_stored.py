@@ -373,7 +373,7 @@ def test_a_jobs_processes(form):
 
     def answers() -> list:
         windows = encode(run, documents(name), 1000)
-        shard = Shard(name="s", path="", format="", start=0, rows=len(TEXTS))
+        shard = Shard(name="s", format="", pieces=())
         row = wire.tokenised_row(shard, windows, np.arange(len(TEXTS)), [], 0.0)
         table = actor(row)
         assert table["error"][0].as_py() is None
