@@ -90,6 +90,8 @@ def share_shards(
     group: list[DataFile] = []
     text_bytes, stored_bytes, rows = 0.0, 0, 0
     for file in files:
+        if not file.scan.rows:
+            continue
         weight = size.weight(file.scan)
         is_small = file.scan.rows <= file.step / 2 and len(file.scan.parts) <= 1
         is_full = (
