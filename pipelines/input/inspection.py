@@ -177,7 +177,7 @@ def _scans_of_earlier_run(
             continue
         scan = file.scan
         if scan.parts and FORMATS[format_name].read is not None:
-            # Up to version 0.2, files with huge row groups were staged, each into one part. The
+            # Up to version 0.2.0, files with huge row groups were staged, each into one part. The
             # rows and the size stay, which cut it into the same shards.
             scan = replace(scan, parts=(), group_rows=scan.rows)
         # A file that was staged under another name must be staged again.

@@ -164,12 +164,17 @@ def read_files(folder: Folder) -> Corpus | None:
     try:
         table = _unpacked(folder.read(FILES))
         columns = [table[name].to_pylist() for name in ("path", "version", "rows", "size", "parts")]
+        # Version 0.2.0 did not write these.
+        for name in ("group_rows", "text_size"):
+            is_known = name in table.column_names
+            columns.append(table[name].to_pylist() if is_known else [0] * len(table))
     except (OSError, pa.ArrowException, KeyError):  # it saves work, and no more
         return None
     files: list[DataFile] = []
-    for path, version, rows, size, parts in zip(*columns, strict=True):
+    for path, version, rows, size, parts, group_rows, text_size in zip(*columns, strict=True):
         staged_parts = tuple((part["name"], part["rows"]) for part in parts)
-        files.append(DataFile(path, version, Scan(rows, size, staged_parts)))
+        scan = Scan(rows, size, staged_parts, group_rows, text_size)
+        files.append(DataFile(path, version, scan))
     metadata = table.schema.metadata
     schema = pa.ipc.read_schema(pa.py_buffer(metadata[b"schema"]))
     return Corpus(files, metadata[b"format"].decode(), schema, [], 0)
@@ -219,6 +224,8 @@ def _encode_files(corpus: Corpus) -> pa.Buffer:
         "rows": pa.array([file.scan.rows for file in files], pa.int64()),
         "size": pa.array([file.scan.size for file in files], pa.int64()),
         "parts": pa.array([list(file.scan.parts) for file in files], _STAGED_PARTS),
+        "group_rows": pa.array([file.scan.group_rows for file in files], pa.int64()),
+        "text_size": pa.array([file.scan.text_size for file in files], pa.int64()),
     }
     metadata = {"format": corpus.format, "schema": corpus.schema.serialize().to_pybytes()}
     return _packed(pa.table(columns).replace_schema_metadata(metadata))
