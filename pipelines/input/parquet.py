@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
-from functools import partial
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -30,9 +29,8 @@ def inspect(
         metadata = file.metadata
         times = int96_columns(metadata)
         if times and (wanted is None or not wanted.isdisjoint(times)):
-            groups = list(range(metadata.num_row_groups))
-            unit = _int96_unit(stream, metadata, groups, times)
-            file = pq.ParquetFile(stream, metadata=metadata, coerce_int96_timestamp_unit=unit)
+            every_group = list(range(metadata.num_row_groups))
+            file = _in_unit(stream, metadata, _int96_unit(stream, metadata, every_group, times))
         group_rows = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
         scan = Scan(
             metadata.num_rows,
@@ -62,16 +60,16 @@ def read(
         times = int96_columns(metadata)
         if not set(times).isdisjoint(present):
             unit = _int96_unit(stream, metadata, groups, times)
-            file = pq.ParquetFile(stream, metadata=metadata, coerce_int96_timestamp_unit=unit)
+            file = _in_unit(stream, metadata, unit)
         # Rows that are wanted together fit into memory together.
         batch_rows = min(max((rows for _, rows in ranges), default=1), MAX_SHARD_ROWS)
-        batches = _batches(stream, metadata, groups, present, batch_rows, unit)
+        batches = _batches(stream, file, groups, present, batch_rows, unit)
         yield from cut_ranges(batches, ranges_of_groups, _select(file.schema_arrow, present))
 
 
 def _batches(
     stream: pa.NativeFile,
-    metadata: pq.FileMetaData,
+    file: pq.ParquetFile,
     groups: Sequence[int],
     names: Sequence[str],
     batch_rows: int,
@@ -79,18 +77,22 @@ def _batches(
 ) -> Iterator[pa.RecordBatch]:
     """Yield columns of row groups in order; neither a row group nor a large chunk is held whole.
 
-    `unit`: that of INT96, where a column has it.
+    `unit`: that in which the file has INT96, if one of the columns does.
     """
-    leaves = _leaves(metadata, set(names))
-    open_file = partial(pq.ParquetFile, stream, metadata=metadata, coerce_int96_timestamp_unit=unit)
-    for run, run_bytes in _runs(metadata, groups, leaves):
-        if run_bytes <= _TOGETHER_BYTES:
-            file = open_file(pre_buffer=True)
-        else:
+    leaves = _leaves(file.metadata, set(names))
+    for run, run_bytes in _runs(file.metadata, groups, leaves):
+        reader = file
+        if run_bytes > _TOGETHER_BYTES:
             piece_bytes = _TOGETHER_BYTES // len(leaves)
             piece_bytes = min(max(piece_bytes, _MIN_PIECE_BYTES), _MAX_PIECE_BYTES)
-            file = open_file(pre_buffer=False, buffer_size=piece_bytes)
-        for batch in file.iter_batches(batch_rows, run, names, use_threads=False):
+            reader = pq.ParquetFile(
+                stream,
+                metadata=file.metadata,
+                coerce_int96_timestamp_unit=unit,
+                buffer_size=piece_bytes,
+                pre_buffer=False,
+            )
+        for batch in reader.iter_batches(batch_rows, run, names, use_threads=False):
             yield batch.select(names)
 
 
@@ -116,7 +118,17 @@ def _int96_unit(
     stream: pa.NativeFile, metadata: pq.FileMetaData, groups: Sequence[int], times: Sequence[str]
 ) -> str:
     """Return the unit that holds the times of row groups; all columns of INT96 have one."""
-    return int96_unit(metadata, partial(_batches, stream, metadata, groups, times, MAX_SHARD_ROWS))
+
+    def batches_in(unit: str) -> Iterator[pa.RecordBatch]:
+        file = _in_unit(stream, metadata, unit)
+        yield from _batches(stream, file, groups, times, MAX_SHARD_ROWS, unit)
+
+    return int96_unit(metadata, batches_in)
+
+
+def _in_unit(stream: pa.NativeFile, metadata: pq.FileMetaData, unit: str) -> pq.ParquetFile:
+    """Open a file whose INT96 is read as times of a unit."""
+    return pq.ParquetFile(stream, metadata=metadata, coerce_int96_timestamp_unit=unit)
 
 
 def _leaves(metadata: pq.FileMetaData, names: AbstractSet[str]) -> list[int]:

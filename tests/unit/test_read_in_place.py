@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,10 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow import fs
 
-from pipelines.input import ipc, parquet
+from pipelines.input import parquet
 from pipelines.input.formats import FORMATS
 from pipelines.input.ranges import groups_of_ranges
-from pipelines.input.shards import Scan
 
 SEEDS = range(25)
 LOCAL = fs.LocalFileSystem()
@@ -60,9 +60,7 @@ def random_ranges(dice: random.Random, rows: int) -> list[tuple[int, int]]:
     """Ranges of rows, ascending and apart, that may lie side by side and go over the end."""
     bounds = sorted(dice.sample(range(rows + 10), dice.choice([2, 4, 10])))
     ranges = [
-        (start, stop - start)
-        for start, stop in zip(bounds, bounds[1:], strict=False)
-        if dice.random() < 0.7
+        (start, stop - start) for start, stop in itertools.pairwise(bounds) if dice.random() < 0.7
     ]
     return ranges or [(0, rows)]
 
