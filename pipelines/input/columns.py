@@ -219,5 +219,6 @@ def _read_column(inspection: Inspection, path: str, name: str) -> Iterator[pa.Ch
         for table in format_.read(filesystem, path, ranges, [name]):
             yield table[name]
         return
+    assert format_.blocks is not None  # its files are staged
     for block in format_.blocks(Reading(filesystem, path, inspection.options)):
         yield block.table[name]

@@ -1,178 +1,168 @@
-"""Parquet files: a shard is a run of rows in row groups; a file with a huge one is staged."""
+"""Parquet files: a shard is a run of rows in row groups."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from pipelines.input.shards import BLOCK_ROWS, Block, Format, Reading, Scan
+from pipelines.input.int96 import int96_columns, int96_unit
+from pipelines.input.ranges import cut_ranges, groups_of_ranges
+from pipelines.input.shards import BLOCK_ROWS, Format, Scan
 from pipelines.storage import open_input
 
-HUGE_ROWS, HUGE_BYTES = 8 * BLOCK_ROWS, 16 << 20
-"""A row group of more rows and bytes would be decoded from its start for each of its shards."""
+_TOGETHER_BYTES = 32 << 20
+"""Column chunks of at most so many bytes are read together, in few requests; larger ones piece by
+piece."""
+_MIN_PIECE_BYTES, _MAX_PIECE_BYTES = 64 << 10, 8 << 20
 
 
 def inspect(
-    filesystem: fs.FileSystem,
-    path: str,
-    wanted: frozenset[str] | None,  # noqa: ARG001
-    texts: frozenset[str],  # noqa: ARG001
-) -> tuple[Scan, pa.Schema] | None:
-    """Read the footer; None for a file with a huge row group."""
+    filesystem: fs.FileSystem, path: str, wanted: frozenset[str] | None, texts: frozenset[str]
+) -> tuple[Scan, pa.Schema]:
+    """Read the footer."""
     with open_input(filesystem, path) as stream:
         file = pq.ParquetFile(stream)
-        if _int96_columns(file):
-            file = _with_unit(stream, file, _int96_unit(stream, file))
-        size = 0
-        for i in range(file.metadata.num_row_groups):
-            group = file.metadata.row_group(i)
-            if group.num_rows > HUGE_ROWS and group.total_byte_size > HUGE_BYTES:
-                return None
-            size += group.total_byte_size
-        return Scan(file.metadata.num_rows, size), file.schema_arrow
-
-
-def blocks(reading: Reading) -> Iterator[Block]:
-    """Yield the rows in order."""
-    with open_input(reading.filesystem, reading.path) as stream:
-        file = pq.ParquetFile(stream)
-        if _int96_columns(file):
-            file = _with_unit(stream, file, _int96_unit(stream, file))
-        rows = 0
-        for batch in file.iter_batches(BLOCK_ROWS, use_threads=False):
-            rows += len(batch)
-            yield Block(pa.Table.from_batches([batch]), [], rows / file.metadata.num_rows)
-            if reading.options.limit and rows >= reading.options.limit:
-                return
+        metadata = file.metadata
+        times = int96_columns(metadata)
+        if times and (wanted is None or not wanted.isdisjoint(times)):
+            every_group = list(range(metadata.num_row_groups))
+            file = _in_unit(stream, metadata, _int96_unit(stream, metadata, every_group, times))
+        group_rows = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+        scan = Scan(
+            metadata.num_rows,
+            _memory_bytes(metadata, wanted),
+            group_rows=max(group_rows, default=0),
+            text_size=_memory_bytes(metadata, texts),
+        )
+        return scan, file.schema_arrow
 
 
 def read(
     filesystem: fs.FileSystem, path: str, ranges: Sequence[tuple[int, int]], columns: list[str]
 ) -> Iterator[pa.Table]:
-    """Read the row groups that hold the rows."""
-    for start, rows in ranges:
-        yield _read_rows(filesystem, path, start, rows, columns)
-
-
-def _read_rows(
-    filesystem: fs.FileSystem, path: str, start: int, rows: int, columns: list[str]
-) -> pa.Table:
+    """Decode each row group that holds some of the rows once, from its start."""
     with open_input(filesystem, path) as stream:
         file = pq.ParquetFile(stream)
-        present = [name for name in columns if name in file.schema_arrow.names]
+        metadata = file.metadata
+        names_of_file = set(file.schema_arrow.names)
+        present = [name for name in columns if name in names_of_file]
         if not present:
-            return pa.table({"": pa.nulls(rows)})
-        skip, groups = _row_groups(file.metadata, start, rows)
-        if set(present).intersection(_int96_columns(file)):
-            file = _with_unit(stream, file, _int96_unit(stream, file, groups))
-        group_batches = file.iter_batches(BLOCK_ROWS, groups, present, use_threads=False)
-        batches = list(row_range(group_batches, skip, rows))
-        if not batches:
-            return file.schema_arrow.empty_table().select(present)
-        return pa.Table.from_batches(batches).select(present)
+            for _, rows in ranges:
+                yield pa.table({"": pa.nulls(rows)})
+            return
+        group_rows = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+        groups, ranges_of_groups = groups_of_ranges(group_rows, ranges)
+        unit = None
+        times = int96_columns(metadata)
+        if not set(times).isdisjoint(present):
+            unit = _int96_unit(stream, metadata, groups, times)
+            file = _in_unit(stream, metadata, unit)
+        # Rows that are wanted together fit into memory together.
+        batch_rows = min(max((rows for _, rows in ranges), default=1), BLOCK_ROWS)
+        batches = _batches(stream, file, groups, present, batch_rows, unit)
+        yield from cut_ranges(batches, ranges_of_groups, _select(file.schema_arrow, present))
 
 
-def _int96_columns(file: pq.ParquetFile) -> list[str]:
-    """Return the columns that hold INT96, the times of Impala, Hive and Spark.
+def _batches(
+    stream: pa.NativeFile,
+    file: pq.ParquetFile,
+    groups: Sequence[int],
+    names: Sequence[str],
+    batch_rows: int,
+    unit: str | None,
+) -> Iterator[pa.RecordBatch]:
+    """Yield columns of row groups in order; neither a row group nor a large chunk is held whole.
 
-    Arrow makes nanoseconds of them.
+    `unit`: that in which the file has INT96, if one of the columns does.
     """
-    names: dict[str, None] = {}  # each once: a nested column has several leaves
-    for i in range(len(file.schema)):
-        leaf = file.schema.column(i)
-        if leaf.physical_type == "INT96":
-            names[leaf.path.split(".")[0]] = None
-    return list(names)
+    leaves = _leaves(file.metadata, set(names))
+    for run, run_bytes in _runs(file.metadata, groups, leaves):
+        reader = file
+        if run_bytes > _TOGETHER_BYTES:
+            piece_bytes = _TOGETHER_BYTES // len(leaves)
+            piece_bytes = min(max(piece_bytes, _MIN_PIECE_BYTES), _MAX_PIECE_BYTES)
+            reader = pq.ParquetFile(
+                stream,
+                metadata=file.metadata,
+                coerce_int96_timestamp_unit=unit,
+                buffer_size=piece_bytes,
+                pre_buffer=False,
+            )
+        for batch in reader.iter_batches(batch_rows, run, names, use_threads=False):
+            yield batch.select(names)
 
 
-def _with_unit(stream: pa.NativeFile, file: pq.ParquetFile, unit: str) -> pq.ParquetFile:
-    return pq.ParquetFile(stream, metadata=file.metadata, coerce_int96_timestamp_unit=unit)
+def _runs(
+    metadata: pq.FileMetaData, groups: Sequence[int], leaves: Sequence[int]
+) -> Iterator[tuple[list[int], int]]:
+    """Yield the row groups that are read together, and the bytes of their column chunks."""
+    run: list[int] = []
+    run_bytes = 0
+    for i in groups:
+        group = metadata.row_group(i)
+        group_bytes = sum(group.column(leaf).total_compressed_size for leaf in leaves)
+        if run and run_bytes + group_bytes > _TOGETHER_BYTES:
+            yield run, run_bytes
+            run, run_bytes = [], 0
+        run.append(i)
+        run_bytes += group_bytes
+    if run:
+        yield run, run_bytes
 
 
 def _int96_unit(
-    stream: pa.NativeFile, file: pq.ParquetFile, groups: list[int] | None = None
+    stream: pa.NativeFile, metadata: pq.FileMetaData, groups: Sequence[int], times: Sequence[str]
 ) -> str:
-    """Return the unit that holds the INT96 times of some row groups, by default all, unchanged.
-
-    It is "us", or "ns" where a time is so fine. INT96 holds nanoseconds of any year; 64 bits of
-    nanoseconds hold the years 1677 to 2262, and Arrow wraps all others around. Spark's times are
-    microseconds.
-    """
-    if b"org.apache.spark.version" in (file.metadata.metadata or {}):
-        return "us"
-    if groups is None:
-        groups = list(range(file.metadata.num_row_groups))
-    names = _int96_columns(file)
+    """Return the unit that holds the times of row groups; all columns of INT96 have one."""
 
     def batches_in(unit: str) -> Iterator[pa.RecordBatch]:
-        in_unit = _with_unit(stream, file, unit)
-        yield from in_unit.iter_batches(BLOCK_ROWS, groups, names, use_threads=False)
+        file = _in_unit(stream, metadata, unit)
+        yield from _batches(stream, file, groups, times, BLOCK_ROWS, unit)
 
-    for coarse, fine in zip(batches_in("us"), batches_in("ns"), strict=True):
-        for coarse_column, fine_column in zip(coarse.columns, fine.columns, strict=True):
-            if _loses_nanoseconds(coarse_column, fine_column):
-                return "ns"
-    return "us"
+    return int96_unit(metadata, batches_in)
 
 
-def _loses_nanoseconds(coarse: pa.Array, fine: pa.Array) -> bool:
-    """Tell whether times in nanoseconds, nested ones too, say more than those in microseconds."""
-    if pa.types.is_struct(coarse.type):
-        children = zip(coarse.flatten(), fine.flatten(), strict=True)
-        return any(_loses_nanoseconds(a, b) for a, b in children)
-    if pa.types.is_map(coarse.type):
-        if _loses_nanoseconds(coarse.keys, fine.keys):
+def _in_unit(stream: pa.NativeFile, metadata: pq.FileMetaData, unit: str) -> pq.ParquetFile:
+    """Open a file whose INT96 is read as times of a unit."""
+    return pq.ParquetFile(stream, metadata=metadata, coerce_int96_timestamp_unit=unit)
+
+
+def _leaves(metadata: pq.FileMetaData, names: AbstractSet[str]) -> list[int]:
+    """Return the numbers of the leaves of columns; the name of one may have dots, too."""
+    schema = metadata.schema
+    leaves: list[int] = []
+    for i in range(metadata.num_columns):
+        path = schema.column(i).path
+        if path in names or _has_prefix_in(path, names):
+            leaves.append(i)
+    return leaves
+
+
+def _has_prefix_in(path: str, names: AbstractSet[str]) -> bool:
+    dot = path.find(".")
+    while dot >= 0:
+        if path[:dot] in names:
             return True
-        return _loses_nanoseconds(coarse.items, fine.items)
-    if pa.types.is_nested(coarse.type):
-        return _loses_nanoseconds(coarse.flatten(), fine.flatten())
-    if coarse.type == fine.type:
-        return False
-    # Arrow divides towards zero; microseconds of a time before 1970 are those below it.
-    fine_ns = fine.cast(pa.int64())
-    divided_us = pc.divide(fine_ns, 1000)
-    divided_ns = pc.multiply(divided_us, 1000)
-    is_above = pc.less(fine_ns, divided_ns)
-    floor_us = pc.if_else(is_above, pc.subtract(divided_us, 1), divided_us)
-    # Out of the range of nanoseconds, the two are different times: the coarse one is right.
-    in_range = pc.equal(floor_us, coarse.cast(pa.int64()))
-    has_remainder = pc.not_equal(divided_ns, fine_ns)
-    return pc.any(pc.and_(in_range, has_remainder)).as_py() is True
+        dot = path.find(".", dot + 1)
+    return False
 
 
-def row_range(batches: Iterator[pa.RecordBatch], skip: int, rows: int) -> Iterator[pa.RecordBatch]:
-    """Yield `rows` rows of record batches after the first `skip`."""
-    for batch in batches:
-        if skip >= batch.num_rows:
-            skip -= batch.num_rows
-            continue
-        piece = batch.slice(skip, rows)
-        skip = 0
-        rows -= piece.num_rows
-        yield piece
-        if not rows:
-            return
+def _memory_bytes(metadata: pq.FileMetaData, names: AbstractSet[str] | None) -> int:
+    """Return about how many bytes columns take in memory, those of all if `names` is None."""
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    leaves = None if names is None else _leaves(metadata, names)
+    if leaves is None or len(leaves) == metadata.num_columns:
+        return sum(group.total_byte_size for group in groups)
+    return sum(group.column(i).total_uncompressed_size for group in groups for i in leaves)
 
 
-def _row_groups(metadata: pq.FileMetaData, start: int, wanted: int) -> tuple[int, list[int]]:
-    """Return the rows to skip in the first row group that holds the rows, and the groups."""
-    skip = start
-    groups: list[int] = []
-    chosen_rows = 0
-    for group in range(metadata.num_row_groups):
-        rows = metadata.row_group(group).num_rows
-        if not groups and skip >= rows:
-            skip -= rows
-            continue
-        groups.append(group)
-        chosen_rows += rows
-        if chosen_rows >= skip + wanted:
-            break
-    return skip, groups
+def _select(schema: pa.Schema, names: Sequence[str]) -> pa.Schema:
+    return pa.schema([schema.field(name) for name in names])
 
 
-PARQUET = Format("parquet", (".parquet", ".pq", ".parq"), blocks, inspect, read)
+PARQUET = Format("parquet", (".parquet", ".pq", ".parq"), inspect=inspect, read=read)
+"""Parquet."""

@@ -287,8 +287,10 @@ class Format:
     """Its name in messages and in the record of an output's input files."""
     suffixes: tuple[str, ...]
     """The endings of its files' names, in lower case."""
-    blocks: Callable[[Reading], Iterator[Block]]
-    """Yield the records of a file in order; those of a text format as columns of strings."""
+    blocks: Callable[[Reading], Iterator[Block]] | None = None
+    """Yields the records of a file that is staged, in order; those of a text format as columns of
+    strings.
+    """
     inspect: Inspect | None = None
     """None for text formats, whose files are always staged."""
     read: Read | None = None

@@ -174,13 +174,15 @@ def stage(source: Location, folder: Folder, task: StageTask, options: TextOption
     """
     filesystem, _ = source.filesystem_and_path
     format_ = FORMATS[task.format]
+    blocks = format_.blocks
+    assert blocks is not None  # its files are staged
     attempt = 0
     while True:
         staged = StagedFile()
         writer = _Writer(folder, task.name, staged, is_text=format_.inspect is None)
         reading = Reading(filesystem, task.path, options, task.span, attempt, staged.shapes)
         try:
-            for block in format_.blocks(reading):
+            for block in blocks(reading):
                 writer.write(block)
                 if options.limit is not None and writer.rows >= options.limit:
                     break
