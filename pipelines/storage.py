@@ -33,6 +33,8 @@ _SHORTEST_SECRET = 4
 """To replace shorter ones in messages would spoil words and save nothing."""
 _COPIED_BYTES = 8 << 20
 """The pieces in which a file goes to object storage."""
+_S3_ATTEMPTS = 6
+"""How often a request is made before it fails, over about ten seconds."""
 _secrets: set[str] = set()
 """The credentials in all locations that this process knows, as they are written and decoded."""
 
@@ -367,11 +369,33 @@ def open_location(uri: str) -> tuple[fs.FileSystem, str]:
         filesystem, path = fs.FileSystem.from_uri(
             f"{parts.scheme}://{user}{parts.host}{path}{query}"
         )
-        return filesystem, path
+        return _with_few_requests(filesystem), path
     except (pa.ArrowException, OSError, ValueError) as error:
         reason = redact(str(error))
     # Raised inside the block, the error would have Arrow's as its context, which names the URI.
     raise UserError(f"{useless}: {reason}")
+
+
+def _with_few_requests(filesystem: fs.FileSystem) -> fs.FileSystem:
+    """Return a file system of S3 with settings that no URI has; others as they are.
+
+    A file below 5 MB is one put in place of an upload in parts, which is three requests. Pauses
+    between attempts grow, as a store that is overloaded wants it: those of a URI's are 0.2 s long.
+    """
+    if filesystem.type_name != "s3":
+        return filesystem
+    options = _s3_options(filesystem)
+    if "allow_delayed_open" not in options:  # pyarrow 19
+        return filesystem
+    options["allow_delayed_open"] = True
+    options["retry_strategy"] = fs.AwsStandardS3RetryStrategy(max_attempts=_S3_ATTEMPTS)
+    return fs.S3FileSystem(**options)
+
+
+def _s3_options(filesystem: fs.FileSystem) -> dict[str, Any]:
+    """Return the options of an S3 file system: those in its pickle; there is no other way to ask."""
+    options: dict[str, Any] = dict(filesystem.__reduce__()[1][0])
+    return options
 
 
 def has_empty_part(filesystem: fs.FileSystem, path: str) -> bool:
@@ -417,7 +441,7 @@ def file_info(filesystem: fs.FileSystem, path: str) -> fs.FileInfo:
 
 def _s3_client(filesystem: fs.FileSystem) -> Any:  # boto3 has no types
     """Return a client of boto3 that signs and connects as an Arrow file system does."""
-    options = filesystem.__reduce__()[1][0]  # what its pickle holds; there is no other way to ask
+    options = _s3_options(filesystem)
     endpoint = options["endpoint_override"]
     return _s3_client_of(
         region=options["region"],
