@@ -5,12 +5,15 @@ from __future__ import annotations
 import logging
 import os
 import re
-from contextlib import suppress
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 from urllib.parse import quote, unquote
 
 import pyarrow as pa
@@ -28,6 +31,10 @@ _SECRET_NAMES = re.compile(r"key|secret|token|password|credential|sig", re.IGNOR
 """What is in the names of a query's fields that hold a secret."""
 _SHORTEST_SECRET = 4
 """To replace shorter ones in messages would spoil words and save nothing."""
+_COPIED_BYTES = 8 << 20
+"""The pieces in which a file goes to object storage."""
+_S3_ATTEMPTS = 6
+"""How often a request is made before it fails, over about ten seconds."""
 _secrets: set[str] = set()
 """The credentials in all locations that this process knows, as they are written and decoded."""
 
@@ -106,6 +113,18 @@ class Folder(Location):
         infos = filesystem.get_file_info(fs.FileSelector(folder, allow_not_found=True))
         return {info.base_name: info for info in infos}
 
+    def names(self, below: str = "") -> Iterator[str]:
+        """Yield the names of what is in the folder, or in the one `below` it, in any order.
+
+        A folder on disk is read entry by entry: millions of names need not be in memory at once.
+        """
+        if not self.is_local:
+            yield from self.files(below)
+            return
+        with suppress(FileNotFoundError), os.scandir(Path(self.uri, below)) as entries:
+            for entry in entries:
+                yield entry.name
+
     def read(self, name: str) -> bytes:
         """Read a file; FileNotFoundError if it is missing."""
         filesystem, path = self.filesystem_and_path
@@ -119,22 +138,50 @@ class Folder(Location):
         In object storage that is what one put does. On disk it takes a temporary name, and a sync
         of file and folder.
         """
-        filesystem, path = self.filesystem_and_path
-        if not self.is_local:
-            stream = filesystem.open_output_stream(f"{path}/{name}")
-            stream.write(data)
-            stream.close()  # no `with`: left by an error, it would finish the put
+        if self.is_local:
+            with self._replacing(name) as file:
+                file.write(data)
             return
-        final = Path(path, name)
+        stream = self._object(name)
+        stream.write(data)
+        stream.close()  # no `with`: left by an error, it would finish the put
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[IO[bytes]]:
+        """Write a file piece by piece, as whole as `write_atomic` does.
+
+        Others see it once the block has ended without an error. What goes to object storage waits
+        on this machine's disk until then.
+        """
+        if self.is_local:
+            with self._replacing(name) as file:
+                yield file
+            return
+        with tempfile.TemporaryFile() as file:
+            yield file
+            file.seek(0)
+            stream = self._object(name)
+            shutil.copyfileobj(file, stream, _COPIED_BYTES)
+            stream.close()
+
+    def _object(self, name: str) -> pa.NativeFile:
+        """Open a file of object storage for writing; it is there once the stream is closed."""
+        filesystem, path = self.filesystem_and_path
+        return filesystem.open_output_stream(f"{path}/{name}")
+
+    @contextmanager
+    def _replacing(self, name: str) -> Iterator[IO[bytes]]:
+        """Write a file on disk under a temporary name, and rename it when the block has ended."""
+        final = Path(self.uri, name)
         final.parent.mkdir(parents=True, exist_ok=True)
         temporary = final.with_name(temporary_name(final.name))
         try:
             with open(temporary, "wb") as file:
-                file.write(data)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, final)
-        except OSError:
+        except Exception:
             temporary.unlink(missing_ok=True)  # a full disk needs its room
             raise
         folder = os.open(final.parent, os.O_RDONLY)
@@ -142,6 +189,34 @@ class Folder(Location):
             os.fsync(folder)
         finally:
             os.close(folder)
+
+    @contextmanager
+    def on_disk(self, name: str) -> Iterator[Path | None]:
+        """Lend a file's path on this machine, None if it is missing.
+
+        One of object storage is copied for the block, so that it can be read here and there.
+        """
+        if self.is_local:
+            path = Path(self.uri, name)
+            yield path if path.exists() else None
+            return
+        filesystem, path_there = self.filesystem_and_path
+        with tempfile.NamedTemporaryFile() as copy:
+            try:
+                with filesystem.open_input_file(f"{path_there}/{name}") as stream:
+                    shutil.copyfileobj(stream, copy, _COPIED_BYTES)
+            except FileNotFoundError:
+                copied = None
+            else:
+                copy.flush()
+                copied = Path(copy.name)
+            yield copied
+
+    def remove_folder(self, name: str) -> None:
+        """Remove a folder with all that is in it, if it exists."""
+        filesystem, path = self.filesystem_and_path
+        with suppress(FileNotFoundError):
+            filesystem.delete_dir(f"{path}/{name}")
 
     def remove(self, name: str) -> None:
         """Remove a file if it exists."""
@@ -294,11 +369,33 @@ def open_location(uri: str) -> tuple[fs.FileSystem, str]:
         filesystem, path = fs.FileSystem.from_uri(
             f"{parts.scheme}://{user}{parts.host}{path}{query}"
         )
-        return filesystem, path
+        return _with_few_requests(filesystem), path
     except (pa.ArrowException, OSError, ValueError) as error:
         reason = redact(str(error))
     # Raised inside the block, the error would have Arrow's as its context, which names the URI.
     raise UserError(f"{useless}: {reason}")
+
+
+def _with_few_requests(filesystem: fs.FileSystem) -> fs.FileSystem:
+    """Return a file system of S3 with settings that no URI has; others as they are.
+
+    A file below 5 MB is one put in place of an upload in parts, which is three requests. Pauses
+    between attempts grow, as a store that is overloaded wants it: those of a URI's are 0.2 s long.
+    """
+    if filesystem.type_name != "s3":
+        return filesystem
+    options = _s3_options(filesystem)
+    if "allow_delayed_open" not in options:  # pyarrow 19
+        return filesystem
+    options["allow_delayed_open"] = True
+    options["retry_strategy"] = fs.AwsStandardS3RetryStrategy(max_attempts=_S3_ATTEMPTS)
+    return fs.S3FileSystem(**options)
+
+
+def _s3_options(filesystem: fs.FileSystem) -> dict[str, Any]:
+    """Return the options of an S3 file system: those in its pickle; there is no other way to ask."""
+    options: dict[str, Any] = dict(filesystem.__reduce__()[1][0])
+    return options
 
 
 def has_empty_part(filesystem: fs.FileSystem, path: str) -> bool:
@@ -344,7 +441,7 @@ def file_info(filesystem: fs.FileSystem, path: str) -> fs.FileInfo:
 
 def _s3_client(filesystem: fs.FileSystem) -> Any:  # boto3 has no types
     """Return a client of boto3 that signs and connects as an Arrow file system does."""
-    options = filesystem.__reduce__()[1][0]  # what its pickle holds; there is no other way to ask
+    options = _s3_options(filesystem)
     endpoint = options["endpoint_override"]
     return _s3_client_of(
         region=options["region"],

@@ -41,7 +41,8 @@ from pipelines.errors import JobError, UserError
 from pipelines.input.shards import Shard
 from pipelines.output.committing import REJECTED
 from pipelines.output.folder import unwritable
-from pipelines.output.shard_stats import ShardStatsBuilder, Stats
+from pipelines.output.shard_stats import Stats
+from pipelines.output.shards_file import SegmentWriter
 from pipelines.raydata.actor import Predict
 from pipelines.raydata.cluster import describe_cluster, log_ray_data_to_file
 from pipelines.raydata.placement import (
@@ -106,7 +107,7 @@ class Execution:
         self.todo = todo
         self.max_rejected = max_rejected
         self.check = check
-        self.stats = ShardStatsBuilder()
+        self.stats = SegmentWriter(job.folder, job.run)
         self.retries = RetryState()
         self.rows_todo = sum(shard.rows for shard in todo)
         self.committed_rows = 0
@@ -280,10 +281,17 @@ class Execution:
                 self.add_committed(json.loads(committed.stats))
 
     def add_committed(self, stats: Stats) -> None:
-        """Count a committed shard; UserError where too many rows are rejected by now."""
+        """Count a committed shard.
+
+        Raises UserError where too many rows are rejected by now, JobError for an output that can no
+        longer be written.
+        """
         # The clocks of workers may differ from the driver's, and that one may be set meanwhile.
         committed_at = self._epoch + time.monotonic()
-        self.stats.add(stats | {"run": self.job.run, "committed_at": committed_at})
+        try:
+            self.stats.add(stats | {"run": self.job.run, "committed_at": committed_at})
+        except OSError as error:
+            raise unwritable(self.job.folder, error.strerror or str(error)) from error
         self.committed_rows += stats["rows"]
         self.committed_tokens += stats["tokens"]
         if stats["labelled"]:

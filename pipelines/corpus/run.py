@@ -6,17 +6,17 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
 from ray.data import Dataset
 
 from pipelines.corpus import summary
 from pipelines.corpus.dry_run import dry_run_report
 from pipelines.corpus.execute import Execution
+from pipelines.corpus.figures import ShardFigures
 from pipelines.corpus.plan import Job, JobPlan, cut_shards, make_job, plan_job
 from pipelines.corpus.staging import stage_files
 from pipelines.errors import JobError
@@ -28,11 +28,11 @@ from pipelines.options import from_call, task_named
 from pipelines.output import folder as output
 from pipelines.output.committing import REJECTED
 from pipelines.output.lease import Lease, OutputInUse, lease
-from pipelines.output.parts import committed, foreign_files, part_path
+from pipelines.output.parts import Listing, NameIndex, list_parts, part_path
 from pipelines.output.planned_files import read_files
 from pipelines.output.record import PARTS, Attempt, RunRecord
-from pipelines.output.shard_stats import Stats, add_up
-from pipelines.output.shards_file import write_shard_stats
+from pipelines.output.shard_stats import Stats
+from pipelines.output.shards_file import SegmentWriter, write_shard_stats
 from pipelines.raydata.cluster import cluster_resources
 from pipelines.report.html import render
 from pipelines.signals import delayed_signals, how_stopped, raised_signals
@@ -70,14 +70,15 @@ class Outcome:
         """Return the answered rows of the output, those of earlier runs too, as a Ray Dataset in
         input order.
         """
-        return self._read(self.parts, sorted(committed(self.folder, self.parts)))
+        return self._read(self.parts, list(list_parts(self.folder, self.parts)))
 
     def rejects(self) -> Dataset:
         """Return the rejected rows of the output, those of earlier runs too, as a Ray Dataset in
         input order.
         """
-        names = (name.removesuffix(".parquet") for name in self.folder.files(REJECTED))
-        return self._read(REJECTED, sorted(set(names) & set(committed(self.folder, self.parts))))
+        rejected = list_parts(self.folder, REJECTED)
+        there = list_parts(self.folder, self.parts)
+        return self._read(REJECTED, [name for name in rejected if name in there])
 
     def _read(self, below: str, parts: list[str]) -> Dataset:
         cluster_resources()
@@ -175,32 +176,35 @@ class Run:
     """Files and shards that failed, with the reason."""
     totals: Stats = field(default_factory=dict)
     """Sums over the shards that the run has committed."""
+    listing: Listing | None = None
+    """The parts that are there, where nothing was to be run; None where they must be listed."""
+    first_part: str | None = None
+    """The first shard whose part is there when the run has ended."""
 
 
 def _begin(
-    plan: JobPlan, job: Job, corpus: Corpus, record: RunRecord | None, present: set[str]
+    plan: JobPlan, job: Job, corpus: Corpus, record: RunRecord | None, present: Listing
 ) -> Run:
     """Write the record of a run as it begins, and find out what there is to do.
 
     `present`: the shards whose parts are in the output.
     """
     overwrite = plan.options.overwrite
-    # These look at what is there before the run changes it.
+    # Before it is replaced.
     earlier = read_files(job.folder) if record else None
-    foreign = [] if overwrite else foreign_files(job.folder, job.parts)
     changes = [f"note       {note}" for note in corpus.notes]
     changes += summary.input_changes(earlier, corpus)
-    if foreign:
-        shown = ", ".join(foreign[:_SHOWN_NAMES])
+    if present.foreign:
+        shown = ", ".join(present.foreign[:_SHOWN_NAMES])
         changes.append(
-            f"note       {len(foreign):,} files among the parts are not of this job, and are read "
-            f"with them: {shown}"
+            f"note       {len(present.foreign):,} files among the parts are not of this job, and "
+            f"are read with them: {shown}"
         )
     record = record or RunRecord(plan.fingerprint, parts=job.parts)
     attempt = summary.start_attempt(job)
     record.attempts.append(attempt)
     record.complete = False
-    todo = output.begin_run(job.folder, record, corpus, present, overwrite)
+    todo, listing = output.begin_run(job.folder, record, corpus, present, overwrite)
     return Run(
         plan=plan,
         job=job,
@@ -211,6 +215,7 @@ def _begin(
         skipped=len(corpus.shards) - len(todo),
         changes=changes,
         broken=dict(corpus.broken),
+        listing=None if todo else listing,
     )
 
 
@@ -242,15 +247,14 @@ def _execute(run: Run, held: Lease) -> None:
         run.attempt.outcome = how_stopped(error) or f"error: {error}"
         raise
     finally:
-        stats = execution.stats.table()
         run.failed = execution.failed
-        run.totals = add_up(stats)
+        run.totals = execution.stats.totals()
         run.attempt.seconds = time.monotonic() - started
         run.attempt.rows = run.totals["rows"]
         run.attempt.tokens = run.totals["tokens"]
         if not held.lost.is_set():  # else the record is another run's
             with delayed_signals():
-                missing_parts = _write_record(run, stats)
+                missing_parts = _write_record(run, execution.stats)
     if missing_parts:
         shown = ", ".join(sorted(missing_parts)[:_SHOWN_NAMES])
         raise JobError(
@@ -259,33 +263,43 @@ def _execute(run: Run, held: Lease) -> None:
         )
 
 
-def _write_record(run: Run, stats: pa.Table) -> set[str]:
+def _write_record(run: Run, stats: SegmentWriter) -> set[str]:
     """Write the stats of shards, the record of runs and the report.
 
-    `stats` are those of the shards that the driver has heard of. Returns the shards whose commits
+    `stats` has those of the shards that the driver has heard of. Returns the shards whose commits
     were reported, but whose parts are not in the output: the run is not complete then.
     """
     job, record, attempt = run.job, run.record, run.attempt
-    todo = {shard.name for shard in run.todo}
+
+    @cache
+    def todo() -> NameIndex:
+        return NameIndex(shard.name for shard in run.todo)
 
     def run_of(name: str, written: float) -> str | None:
         """Return the run that has written a part of which the driver has not heard."""
-        return attempt.run if name in todo else record.run_at(written)
+        return attempt.run if name in todo() else record.run_at(written)
 
     try:
-        all_stats, missing = write_shard_stats(job.folder, job.parts, stats, run_of)
-        own = add_up(all_stats.filter(pc.equal(all_stats["run"], attempt.run)))
-        attempt.rows = own["rows"]
-        attempt.tokens = own["tokens"]
+        stats.flush()
+        listing = run.listing
+        if listing is None:
+            listing = list_parts(job.folder, job.parts)
+        run.first_part = next(iter(listing), None)
+        figures = ShardFigures(record.attempts)
+        missing = write_shard_stats(
+            job.folder, job.parts, listing, job.run, run_of, see=figures.add
+        )
+        attempt.rows = figures.own_rows
+        attempt.tokens = figures.own_tokens
         failed = run.failed
         if missing:
             attempt.outcome = "failed"
             failed = failed | dict.fromkeys(missing, "its part is not in the output")
-        record.totals = add_up(all_stats)
+        record.totals = figures.totals.result()
         record.failed = failed
         record.complete = attempt.outcome == "complete"
         record.write(job.folder)
-        page = render(summary.report(job, record, all_stats))
+        page = render(summary.report(job, record, figures))
         job.folder.write_atomic(output.REPORT, page.encode())
     except OSError as error:
         raise output.unwritable(job.folder, error.strerror or str(error)) from error
@@ -307,6 +321,12 @@ def _outcome(run: Run) -> Outcome:
         seconds=run.attempt.seconds or 0.0,
         failed=run.failed,
         summary=summary.format_summary(
-            run.job, run.totals, run.attempt, run.failed, run.changes, skipped=run.skipped
+            run.job,
+            run.totals,
+            run.attempt,
+            run.failed,
+            run.changes,
+            skipped=run.skipped,
+            first_part=run.first_part,
         ),
     )

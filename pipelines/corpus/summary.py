@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from modernbert.stored import Json
+from pipelines.corpus.figures import ShardFigures
 from pipelines.corpus.plan import Job
 from pipelines.input.corpus import Corpus
 from pipelines.output import folder as output
 from pipelines.output.committing import REJECTED
-from pipelines.output.parts import committed, part_path
+from pipelines.output.parts import part_path
 from pipelines.output.record import RUN, Attempt, RunRecord
-from pipelines.output.shard_stats import LENGTH_EDGES, SCORE_EDGES, Stats, add_up
+from pipelines.output.shard_stats import LENGTH_EDGES, SCORE_EDGES, Stats
 from pipelines.report.html import group_failures
 from pipelines.report.progress import format_duration
 from pipelines.report.text import printable
@@ -32,10 +31,6 @@ _SHOWN_WIDTH = 60  # characters of an answer
 _SHOWN_TEXT = 70  # characters of a text
 _SHOWN_FAILURES = 12
 _SHOWN_NAMES = 3
-_SHOWN_ATTEMPTS = 20
-_SLOWEST = 10
-_BINS = 120
-_BIN_S = 5  # the least seconds of throughput in a bin
 _PACKAGES = ("modernbert-ray", "ray", "torch", "tokenizers", "pyarrow", "numpy")
 
 
@@ -69,6 +64,7 @@ def format_summary(
     failed: dict[str, str],
     changes: list[str],
     skipped: int,
+    first_part: str | None,
 ) -> str:
     """Describe what a run did, in lines for the terminal.
 
@@ -79,6 +75,7 @@ def format_summary(
         failed: the files and shards that failed, with the reason.
         changes: lines on how the input has changed.
         skipped: the shards that were in the output already.
+        first_part: the first shard whose part is in the output.
     """
     lines = [printable(change) for change in changes]
     if skipped:
@@ -91,7 +88,7 @@ def format_summary(
             "part by U+FFFD"
         )
     lines += _failures(failed)
-    lines += _first_rows(job)
+    lines += _first_rows(job, first_part)
     folder = printable(str(job.folder))
     lines.append(f"output     {folder}/{job.parts}".rstrip("/"))
     if totals["rejects"]:
@@ -151,9 +148,8 @@ def _few(names: list[str]) -> str:
     return ", ".join(names[:_SHOWN_NAMES]) + more
 
 
-def _first_rows(job: Job) -> list[str]:
+def _first_rows(job: Job, first: str | None) -> list[str]:
     """Show a few answered rows, to see at a glance that the answers make sense."""
-    first = min(committed(job.folder, job.parts), default=None)
     if first is None or not set(job.text_columns) <= set(job.keep_columns):
         return []
     stored_names = {name: job.prefix + name for name in job.task.columns.names}
@@ -196,15 +192,12 @@ def start_attempt(job: Job) -> Attempt:
     )
 
 
-def report(job: Job, record: RunRecord, stats: pa.Table) -> Json:
-    """Return the values that the report shows; `stats` are those of all shards of the output."""
+def report(job: Job, record: RunRecord, figures: ShardFigures) -> Json:
+    """Return the values that the report shows; `figures`: of all shards of the output."""
     totals = record.totals or {}
     attempts = record.attempts
     last = attempts[-1]
     lengths = int(max(np.flatnonzero(totals["lengths"]), default=-1)) + 1  # up to the longest
-    timed = stats.filter(pc.is_valid(stats["predict_s"]))
-    columns = ["name", "rows", "tokens", "tokenise_s", "predict_s"]
-    slowest = timed.select(columns).sort_by([("predict_s", "descending")]).slice(0, _SLOWEST)
     return {
         "title": job.task.options_class.task,
         "output": str(job.folder),
@@ -221,81 +214,16 @@ def report(job: Job, record: RunRecord, stats: pa.Table) -> Json:
         "versions": last.versions,
         "attempts": [asdict(attempt) for attempt in attempts],
         "totals": totals,
-        "throughput": _throughput(stats, attempts),
-        "by_attempt": _by_attempt(stats, attempts),
+        "throughput": figures.throughput(),
+        "by_attempt": figures.by_attempt(),
         "lengths": {"edges": LENGTH_EDGES[: lengths + 1], "windows": totals["lengths"][:lengths]},
         "labels": list(totals["labels"].items()),
         "items": job.task.counted and job.task.counted[1],
         "scores": {"edges": SCORE_EDGES, "counts": totals["scores"]} if totals["scores"] else None,
         "rejects": list(totals["rejects"].items()),
-        "slowest": slowest.to_pylist(),
+        "slowest": figures.slowest.to_pylist(),
         "failed": record.failed,
     }
-
-
-def _attempt_of(stats: pa.Table, attempts: Sequence[Attempt]) -> tuple[np.ndarray, np.ndarray]:
-    """Return when each attempt began, and for each shard the number of that which committed it.
-
-    An attempt never begins before an earlier one, whatever the clocks have said.
-    A shard of an earlier version has no run: it counts for the last attempt that had begun when it
-    was committed.
-    """
-    started = [datetime.fromisoformat(attempt.started).timestamp() for attempt in attempts]
-    starts = np.maximum.accumulate(started)  # a clock may have been set back
-    numbers = {attempt.run: number for number, attempt in enumerate(attempts) if attempt.run}
-    by_time = np.searchsorted(starts, _times(stats), side="right") - 1
-    runs = stats["run"].to_pylist()
-    known = [numbers.get(run, number) for run, number in zip(runs, by_time.tolist(), strict=True)]
-    return starts, np.array(known, dtype=int).clip(0, len(attempts) - 1)
-
-
-def _times(stats: pa.Table) -> np.ndarray:
-    times: np.ndarray = pc.fill_null(stats["committed_at"], 0.0).to_numpy()
-    return times
-
-
-def _by_attempt(stats: pa.Table, attempts: Sequence[Attempt]) -> list[Json]:
-    """Add up what each of the last attempts that committed something added to the output."""
-    _, attempt_of = _attempt_of(stats, attempts)
-    numbers = sorted(set(attempt_of.tolist()))[-_SHOWN_ATTEMPTS:]
-    sums = [(number, add_up(stats.filter(pa.array(attempt_of == number)))) for number in numbers]
-    names = ("rows", "rejected", "labels")
-    return [
-        {"attempt": number, "started": attempts[number].started}
-        | {name: totals[name] for name in names}
-        for number, totals in sums
-    ]
-
-
-def _throughput(stats: pa.Table, attempts: Sequence[Attempt]) -> list[Json]:
-    """Compute tokens a second over the time of each attempt that committed something.
-
-    Times outside of their attempt, which another clock has given, count for its first or last
-    moment.
-    """
-    starts, attempt_of = _attempt_of(stats, attempts)
-    times = _times(stats)
-    tokens = stats["tokens"].to_numpy()
-    series = []
-    for number, start in enumerate(starts):
-        is_of_attempt = attempt_of == number
-        if not is_of_attempt.any():
-            continue
-        # One whose process died has no length: it lasted at least until its last commit.
-        seconds = attempts[number].seconds or times[is_of_attempt].max() - start
-        bins = min(_BINS, max(int(seconds / _BIN_S), 1))
-        edges = np.linspace(0, max(seconds, 1e-3), bins + 1)
-        since_start = (times[is_of_attempt] - start).clip(0, edges[-1])
-        sums, _ = np.histogram(since_start, edges, weights=tokens[is_of_attempt])
-        rates = sums / np.diff(edges)
-        series.append(
-            {
-                "attempt": number,
-                "seconds": edges[:-1].round(1).tolist(),
-                "tokens_per_s": rates.round(1).tolist(),
-            }
-        )
-    return series
 
 
 def _version(package: str) -> str | None:

@@ -5,6 +5,7 @@
     OUTPUT/_run.json                   fingerprint, counts, and each attempt (record.py)
     OUTPUT/_report.html                the same, to look at
     OUTPUT/_shards.arrow               what is known of each shard (shard_stats.py)
+    OUTPUT/_shards/                    the same of a run that has not ended (shards_file.py)
     OUTPUT/_files.arrow                the input files as planned; only new ones are read again
     OUTPUT/_staged/                    files that cannot be read by row (input/staging.py), until
                                        the run is complete
@@ -16,7 +17,6 @@ before there was such a folder has its parts in OUTPUT itself, and goes on so.
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from pathlib import Path
 
 from modernbert.stored import Json
@@ -25,10 +25,10 @@ from pipelines.input.corpus import Corpus
 from pipelines.input.staging import STAGED
 from pipelines.output.committing import REJECTED
 from pipelines.output.lease import LEASE
-from pipelines.output.parts import committed, part_path
+from pipelines.output.parts import Listing, list_parts, part_path
 from pipelines.output.planned_files import FILES, write_files
 from pipelines.output.record import PARTS, RunRecord, read_record
-from pipelines.output.shards_file import SHARDS
+from pipelines.output.shards_file import SEGMENTS, SHARDS
 from pipelines.output.stale import find_todo, remove_all, remove_stale
 from pipelines.storage import Folder, is_temporary
 
@@ -63,15 +63,18 @@ def open_output(folder: Folder, fingerprint: Json, overwrite: bool) -> RunRecord
     return record
 
 
-def shards_there(folder: Folder, parts: str, overwrite: bool) -> set[str]:
-    """Return the names of the shards whose parts are in an output: none where it is replaced."""
-    return set() if overwrite else set(committed(folder, parts))
+def shards_there(folder: Folder, parts: str, overwrite: bool) -> Listing:
+    """Return the shards whose parts are in an output: none where it is replaced."""
+    return Listing() if overwrite else list_parts(folder, parts)
 
 
 def begin_run(
-    folder: Folder, record: RunRecord, corpus: Corpus, present: Collection[str], overwrite: bool
-) -> list[int]:
-    """Write the record of this run, and return the places in the plan of the shards to do.
+    folder: Folder, record: RunRecord, corpus: Corpus, present: Listing, overwrite: bool
+) -> tuple[list[int], Listing | None]:
+    """Write the record of this run.
+
+    Returns the places in the plan of the shards to do, and the parts that are there, None where
+    these are others now.
 
     Raises UserError if the output cannot be written.
 
@@ -84,34 +87,42 @@ def begin_run(
         overwrite: whether an earlier output is removed first.
     """
     try:
-        _remove_temporary(folder)
+        _remove_temporary(folder, record.parts, present.temporary)
         if overwrite:
             _remove_output(folder)
         todo, unplanned = find_todo(present, corpus)
-        remove_stale(folder, record.parts, unplanned, corpus)
+        has_changed = remove_stale(folder, record.parts, unplanned, corpus)
         record.write(folder)
         write_files(folder, corpus)
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"output '{folder}' cannot be written: {reason}") from error
-    return todo
+    return todo, None if has_changed else present
 
 
 def _remove_output(folder: Folder) -> None:
     """Remove an earlier output, whichever folder its parts are in."""
     for parts in ("", PARTS):
-        remove_all(folder, [part_path(parts, name) for name in committed(folder, parts)])
-    rejected = [f"{REJECTED}/{name}" for name in folder.files(REJECTED)]
-    remove_all(folder, [REPORT, SHARDS, *rejected])
+        listing = list_parts(folder, parts)
+        remove_all(folder, (f"{parts}/{name}".lstrip("/") for name in listing.temporary))
+        remove_all(folder, (part_path(parts, name) for name in listing))
+    remove_all(folder, (f"{REJECTED}/{name}" for name in folder.names(REJECTED)))
+    remove_all(folder, (f"{SEGMENTS}/{name}" for name in folder.names(SEGMENTS)))
+    remove_all(folder, [REPORT, SHARDS])
 
 
-def _remove_temporary(folder: Folder) -> None:
-    """Remove what writes have left whose process ended; this run alone may write here now."""
+def _remove_temporary(folder: Folder, parts: str, of_parts: list[str]) -> None:
+    """Remove what writes have left whose process ended; this run alone may write here now.
+
+    `of_parts`: what they have left in the folder `parts`.
+    """
     if not folder.is_local:
         return
-    for below in ("", PARTS, REJECTED, STAGED):
-        temporary = [name for name in folder.files(below) if is_temporary(name)]
-        remove_all(folder, [f"{below}/{name}".lstrip("/") for name in temporary])
+    temporary = [f"{parts}/{name}".lstrip("/") for name in of_parts]
+    for below in {"", PARTS, REJECTED, STAGED, SEGMENTS} - {parts}:
+        names = filter(is_temporary, folder.names(below))
+        temporary += [f"{below}/{name}".lstrip("/") for name in names]
+    remove_all(folder, temporary)
 
 
 def _holds_something_else(folder: Folder) -> bool:

@@ -8,6 +8,7 @@ column names are in files that users read.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -21,11 +22,11 @@ PADDED_ROWS = 32
 """The windows in a padded batch, in input order, that packed batches are compared with."""
 Stats = dict[str, Any]
 """The stats of a shard, or of all: SHARD_STATS by name, as JSON; those that are not known lack."""
-_AT_ONCE = 256
 SUMS = (
     *("rows", "labelled", "tokens", "windows", "truncated", "padded_tokens"),
     *("items", "item_bytes", "replaced"),
 )
+_MEASURED = ("batches", "tokenise_s", "predict_s", "waited_s")
 KEPT = (*SUMS, "lengths", "scores", "labels", "rejects")
 """The stats in a part's footer."""
 SHARD_STATS = pa.schema(
@@ -90,60 +91,75 @@ def table(shard_stats: list[Stats]) -> pa.Table:
     return pa.table(columns, SHARD_STATS)
 
 
-class ShardStatsBuilder:
-    """Collects the stats of a run's shards as tables, which take a tenth of the memory of dicts."""
-
-    def __init__(self) -> None:
-        self._tables: list[pa.Table] = []
-        self._recent: list[Stats] = []
-
-    def add(self, stats: Stats) -> None:
-        """Add the stats of a shard."""
-        self._recent.append(stats)
-        if len(self._recent) == _AT_ONCE:
-            self._tables.append(table(self._recent))
-            self._recent = []
-
-    def table(self) -> pa.Table:
-        """Return the stats of all shards so far."""
-        return pa.concat_tables([*self._tables, table(self._recent)])
-
-
 def footer(stats: Stats) -> str:
     """Return the stats that the part itself keeps in its footer, as JSON."""
     return json.dumps({name: stats[name] for name in KEPT if name in stats})
 
 
+class Totals:
+    """Adds stats up, one table after the other: sums, counts by label and by reason, histograms."""
+
+    def __init__(self) -> None:
+        self._shards = 0
+        self._sums: dict[str, Any] = dict.fromkeys((*SUMS, *_MEASURED), 0)
+        # Shards of a killed run have tokens and no batches: they do not count for the fill.
+        self._room = 0
+        self._tokens_in_batches = 0
+        self._counts: dict[str, Counter[str]] = {"labels": Counter(), "rejects": Counter()}
+        self._histograms: dict[str, np.ndarray | None] = {"lengths": None, "scores": None}
+
+    def add(self, shard_stats: pa.Table) -> None:
+        """Add the stats of shards."""
+        self._shards += len(shard_stats)
+        for name in self._sums:
+            self._sums[name] += pc.sum(shard_stats[name]).as_py() or 0
+        with_batches = shard_stats.filter(pc.is_valid(shard_stats["room"]))
+        self._room += pc.sum(with_batches["room"]).as_py() or 0
+        self._tokens_in_batches += pc.sum(with_batches["tokens"]).as_py() or 0
+        for name, counts in self._counts.items():
+            counts.update(_count_by_key(shard_stats[name].combine_chunks()))
+        for name, counted in self._histograms.items():
+            added = _add_lists(shard_stats[name].combine_chunks())
+            if added is not None:
+                self._histograms[name] = added if counted is None else counted + added
+
+    def result(self) -> Stats:
+        """Return the totals; counts by key begin with the most frequent."""
+        totals: Stats = {"shards": self._shards, **self._sums, "fill": None}
+        if self._room:
+            totals["fill"] = self._tokens_in_batches / self._room
+        totals["rejected"] = totals["rows"] - totals["labelled"]
+        for name, counts in self._counts.items():
+            totals[name] = dict(sorted(counts.items(), key=by_frequency))
+        for name, counted in self._histograms.items():
+            totals[name] = [] if counted is None else counted.tolist()
+        return totals
+
+
 def add_up(shard_stats: pa.Table) -> Stats:
-    """Add stats up: sums, counts by label and by reason, histograms."""
-    totals: Stats = {"shards": len(shard_stats)}
-    for name in (*SUMS, "batches", "tokenise_s", "predict_s", "waited_s"):
-        totals[name] = pc.sum(shard_stats[name]).as_py() or 0
-    # Shards of a killed run have tokens and no batches: they do not count for the fill.
-    with_batches = shard_stats.filter(pc.is_valid(shard_stats["room"]))
-    capacity_tokens = pc.sum(with_batches["room"]).as_py()
-    totals["fill"] = None
-    if capacity_tokens:
-        totals["fill"] = pc.sum(with_batches["tokens"]).as_py() / capacity_tokens
-    totals["rejected"] = totals["rows"] - totals["labelled"]
-    for name in ("labels", "rejects"):
-        totals[name] = _count_by_key(shard_stats[name].combine_chunks())
-    for name in ("lengths", "scores"):
-        counts = [row for row in shard_stats[name].drop_null().to_pylist() if row]
-        totals[name] = np.sum(counts, axis=0).tolist() if counts else []
-    return totals
+    """Add the stats of a table up."""
+    totals = Totals()
+    totals.add(shard_stats)
+    return totals.result()
+
+
+def by_frequency(count: tuple[str, int]) -> tuple[int, str]:
+    """Give the key by which counts are sorted: the most frequent first, then by name."""
+    key, number = count
+    return -number, key
 
 
 def _count_by_key(maps: pa.MapArray) -> dict[str, int]:
-    """Add up counts by their keys, the most frequent first."""
+    """Add up counts by their keys."""
     entries = pa.table({"key": maps.keys, "n": maps.items})
     sums = entries.group_by("key").aggregate([("n", "sum")])
-    keys = sums["key"].to_pylist()
-    counts = sums["n_sum"].to_pylist()
+    return dict(zip(sums["key"].to_pylist(), sums["n_sum"].to_pylist(), strict=True))
 
-    def by_frequency(pair: tuple[str, int]) -> tuple[int, str]:
-        key, number = pair
-        return -number, key
 
-    pairs = zip(keys, counts, strict=True)
-    return dict(sorted(pairs, key=by_frequency))
+def _add_lists(lists: pa.ListArray) -> np.ndarray | None:
+    """Add up lists, which are of one length where they are not empty; None if all are."""
+    filled = lists.filter(pc.greater(pc.list_value_length(lists), 0))
+    if not len(filled):
+        return None
+    counts: np.ndarray = filled.flatten().to_numpy().reshape(len(filled), -1).sum(axis=0)
+    return counts

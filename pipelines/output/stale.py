@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -18,26 +19,32 @@ from pipelines.output.committing import (
     files_of_part,
     rejected_path,
 )
-from pipelines.output.parts import part_path
+from pipelines.output.parts import Listing, part_path
 from pipelines.output.shard_stats import Stats
 from pipelines.storage import Folder
 
 _THREADS = 16
+_AT_ONCE = 1 << 16
+"""The shards whose names are in memory at a time."""
 
 
-def find_todo(present: Collection[str], corpus: Corpus) -> tuple[list[int], set[str]]:
+def find_todo(present: Listing, corpus: Corpus) -> tuple[list[int], set[str]]:
     """Return the places in the plan of the shards that an output lacks, and the names of its parts
     that no shard of the plan is in.
 
-    `present`: the names of the parts.
+    `present`: the parts.
     """
-    unplanned = set(present)
+    is_planned = np.zeros(len(present), bool)
     todo: list[int] = []
-    for place, shard in enumerate(corpus.shards):
-        if shard.name in unplanned:
-            unplanned.remove(shard.name)
-        else:
-            todo.append(place)
+    for first in range(0, len(corpus.shards), _AT_ONCE):
+        shards = corpus.shards[first : first + _AT_ONCE]
+        places = present.index.places(shard.name for shard in shards)
+        is_planned[places[places >= 0]] = True
+        todo += (first + np.flatnonzero(places < 0)).tolist()
+    unplanned = set(present.column.filter(pa.array(~is_planned)).to_pylist())
+    if not unplanned:
+        return todo, unplanned
+
     # A shard that was split is done where all its rows are there.
     ranges_of_file: defaultdict[str, list[tuple[int, int, str]]] = defaultdict(list)
     for name in unplanned:
@@ -58,8 +65,10 @@ def find_todo(present: Collection[str], corpus: Corpus) -> tuple[list[int], set[
     return still_todo, unplanned
 
 
-def remove_stale(folder: Folder, parts: str, unplanned: Iterable[str], corpus: Corpus) -> None:
+def remove_stale(folder: Folder, parts: str, unplanned: Iterable[str], corpus: Corpus) -> bool:
     """Remove the parts of files whose rows the plan has in others: they have changed since.
+
+    Returns whether there were any.
 
     Args:
         folder: the output.
@@ -83,6 +92,7 @@ def remove_stale(folder: Folder, parts: str, unplanned: Iterable[str], corpus: C
     # The rejected rows first: without its part, nobody looks for them again.
     remove_all(folder, [rejected_path(name) for name in stale])
     remove_all(folder, [part_path(parts, name) for name in stale])
+    return bool(stale)
 
 
 _Shared = tuple[pa.Table, list[FileRows]]
@@ -129,7 +139,7 @@ def _read_rejected(folder: Folder, name: str) -> pa.Table | None:
         return None
 
 
-def remove_all(folder: Folder, names: list[str]) -> None:
+def remove_all(folder: Folder, names: Iterable[str]) -> None:
     """Remove files of an output."""
     with ThreadPoolExecutor(_THREADS) as pool:
         list(pool.map(folder.remove, names))

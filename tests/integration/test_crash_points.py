@@ -139,7 +139,11 @@ def test_a_crash_at_any_point_loses_and_doubles_nothing(case, folder, tmp_path, 
         totals = json.loads((output / "_run.json").read_text())["totals"]
         kept = {name: record["totals"][name] for name in shard_stats.KEPT}
         assert {name: totals[name] for name in shard_stats.KEPT} == kept, point
+        stored = pa.ipc.open_file((output / "_shards.arrow").read_bytes()).read_all()
+        names = sorted(file.stem for file in (output / "data").iterdir())
+        assert stored["name"].to_pylist() == names, point
+        assert not (output / "_shards").exists()
         shutil.rmtree(output)
     assert point >= 2 * (
-        len(expected) + 5
-    )  # each part, the lease, the record twice, the files, the stats, the report
+        len(expected) + 6
+    )  # each part, the lease, the record twice, the files, the stats twice, the report

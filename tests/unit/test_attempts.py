@@ -14,8 +14,8 @@ import pytest
 from commands import without_ray
 
 from pipelines.corpus import execute, stages
+from pipelines.corpus.figures import ShardFigures
 from pipelines.corpus.run import run_corpus
-from pipelines.corpus.summary import _by_attempt, _throughput
 from pipelines.output.record import Attempt, RunRecord
 from pipelines.output.shard_stats import table
 from pipelines.raydata.actor import Predict
@@ -48,6 +48,14 @@ def shard(number: int, run: str | None, committed_at: float | None) -> dict:
     } | {"committed_at": committed_at}
 
 
+def figures_of(stats: list[dict], attempts: list[Attempt]) -> ShardFigures:
+    """The figures of stats that come in several tables, as those of many shards do."""
+    figures = ShardFigures(attempts)
+    for start in range(0, len(stats), 7):
+        figures.add(table(stats[start : start + 7]))
+    return figures
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 def test_shards_count_for_their_run_whatever_the_clocks_say(seed):
     """Clocks that are hours off, or set back between two nights; some shards have no time at all."""
@@ -65,12 +73,14 @@ def test_shards_count_for_their_run_whatever_the_clocks_say(seed):
         )
         rows[night] += stats[-1]["rows"]
     known = [asdict(each) for each in attempts]
-    assert {each["attempt"]: each["rows"] for each in _by_attempt(table(stats), attempts)} == rows
-    series = _throughput(table(stats), attempts)
+    figures = figures_of(stats, attempts)
+    assert {each["attempt"]: each["rows"] for each in figures.by_attempt()} == rows
+    assert figures.own_rows == rows[nights - 1]
+    series = figures.throughput()
     assert [each["attempt"] for each in series] == sorted(rows)
     assert all(max(each["tokens_per_s"]) > 0 for each in series)
     assert "Attempts" in render(
-        {"attempts": known, "throughput": series, "by_attempt": _by_attempt(table(stats), attempts)}
+        {"attempts": known, "throughput": series, "by_attempt": figures.by_attempt()}
     )
 
 
@@ -86,9 +96,10 @@ def test_shards_of_earlier_versions_count_for_an_attempt_by_their_time(seed):
         time = starts[night] + 1e-3 + skew
         stats.append(shard(number, None, time))
         rows[max(sum(start <= time for start in starts) - 1, 0)] += stats[-1]["rows"]
-    assert {each["attempt"]: each["rows"] for each in _by_attempt(table(stats), attempts)} == rows
+    figures = figures_of(stats, attempts)
+    assert {each["attempt"]: each["rows"] for each in figures.by_attempt()} == rows
     assert sum(rows.values()) == sum(each["rows"] for each in stats)
-    assert len(_throughput(table(stats), attempts)) == len(rows)
+    assert len(figures.throughput()) == len(rows)
 
 
 def test_a_part_that_no_run_knows_is_of_one_since_the_last_that_ended():

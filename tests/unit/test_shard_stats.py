@@ -9,7 +9,9 @@ import pyarrow as pa
 import pytest
 
 from pipelines.output import shard_stats
-from pipelines.output.shard_stats import ShardStatsBuilder, add_up, count_scores, count_windows
+from pipelines.output.shard_stats import add_up, count_scores, count_windows
+from pipelines.output.shards_file import SegmentWriter
+from pipelines.storage import Folder
 
 
 @pytest.mark.parametrize("count", [0, 1, 31, 32, 33, 100])
@@ -40,8 +42,9 @@ def test_scores_that_are_no_probabilities_have_no_histogram():
     assert count_scores(np.array([np.nan])) == []
 
 
-def test_receipts_add_up_and_what_a_footer_holds_is_enough_for_the_counts():
-    result = ShardStatsBuilder()
+def test_receipts_add_up_and_what_a_footer_holds_is_enough_for_the_counts(tmp_path):
+    result = SegmentWriter(Folder(str(tmp_path)), "run")
+    added = []
     for i in range(1000):
         counted = count_windows(np.full(3, i + 1)) | {
             "scores": [i] * 20,
@@ -54,16 +57,19 @@ def test_receipts_add_up_and_what_a_footer_holds_is_enough_for_the_counts():
             "truncated": 1,
             "rejects": {"text is null": 1},
         }
-        result.add({"name": str(i), **counted, "batches": 1, "room": 4096, "predict_s": 0.5})
-    assert len(result.table()) == 1000
-    totals = add_up(result.table())
+        added.append({"name": str(i), **counted, "batches": 1, "room": 4096, "predict_s": 0.5})
+        result.add(added[-1])
+        if i % 300 == 299:
+            result.flush()
+    totals = result.totals()
+    assert totals == add_up(shard_stats.table(added))
     assert totals["rows"] == 4000
     assert totals["rejected"] == totals["rejects"]["text is null"] == 1000
     assert totals["labels"] == {"a": 2000, "b0": 500, "b1": 500}
     assert totals["scores"] == [499_500] * 20
     assert totals["predict_s"] == 500
     assert totals["fill"] == pytest.approx(3 * 499_500 / 4_096_000)
-    first = result.table().slice(0, 2).to_pylist()
+    first = shard_stats.table(added[:2]).to_pylist()
     maps = [{name: dict(stats[name]) for name in ("labels", "rejects")} for stats in first]
     kept = [
         json.loads(shard_stats.footer(stats | counts))
@@ -72,7 +78,7 @@ def test_receipts_add_up_and_what_a_footer_holds_is_enough_for_the_counts():
     recovered = add_up(shard_stats.table(kept))
     assert (recovered["tokens"], recovered["labels"]) == (3, {"a": 4, "b0": 1, "b1": 1})
     assert recovered["fill"] is None
-    assert add_up(ShardStatsBuilder().table())["rows"] == 0
+    assert add_up(shard_stats.table([]))["rows"] == 0
 
 
 def test_items_of_lists_are_counted_with_their_bytes():

@@ -1,0 +1,144 @@
+"""What the report shows of shards, from tables of their stats, one after the other."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from datetime import datetime
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from modernbert.stored import Json
+from pipelines.output.record import Attempt
+from pipelines.output.shard_stats import SHARD_STATS, Totals, by_frequency
+
+_SHOWN_ATTEMPTS = 20
+_SLOWEST = 10
+_SLOWEST_COLUMNS = ["name", "rows", "tokens", "tokenise_s", "predict_s"]
+_BINS = 120
+_BIN_S = 5  # the least seconds of throughput in a bin
+_SUMMED = ("rows", "labelled")
+
+
+class ShardFigures:
+    """Sums of stats over all shards and by attempt, the slowest shards, and throughput.
+
+    Of a shard it keeps its attempt's number, its time and its tokens: 24 bytes.
+    """
+
+    def __init__(self, attempts: Sequence[Attempt]):
+        """`attempts`: those of the output's record, in order."""
+        self._attempts = attempts
+        started = [datetime.fromisoformat(attempt.started).timestamp() for attempt in attempts]
+        # An attempt never begins before an earlier one, though a clock may have been set back.
+        self._starts = np.maximum.accumulate(started)
+        self._number_of: dict[str | None, int] = {
+            attempt.run: number for number, attempt in enumerate(attempts) if attempt.run
+        }
+        self._sums = {name: np.zeros(len(attempts), np.int64) for name in _SUMMED}
+        self._shards_of = np.zeros(len(attempts), np.int64)
+        self._labels: Counter[tuple[int, str]] = Counter()
+        self._shards = [np.empty((3, 0))]  # attempt, time and tokens of each
+        self.totals = Totals()
+        """Sums over all shards."""
+        self.slowest = SHARD_STATS.empty_table().select(_SLOWEST_COLUMNS)
+        """The shards that took the model longest."""
+        self.own_rows = 0
+        """The rows that the last attempt has committed."""
+        self.own_tokens = 0
+
+    def add(self, stats: pa.Table) -> None:
+        """Add the stats of shards."""
+        self.totals.add(stats)
+        timed = stats.filter(pc.is_valid(stats["predict_s"])).select(_SLOWEST_COLUMNS)
+        timed = pa.concat_tables([self.slowest, timed])
+        self.slowest = timed.sort_by([("predict_s", "descending")]).slice(0, _SLOWEST)
+
+        own = stats.filter(pc.equal(stats["run"], pa.scalar(self._attempts[-1].run, pa.string())))
+        self.own_rows += pc.sum(own["rows"]).as_py() or 0
+        self.own_tokens += pc.sum(own["tokens"]).as_py() or 0
+
+        times: np.ndarray = pc.fill_null(stats["committed_at"], 0.0).to_numpy()
+        attempt_of = self._attempt_of(stats["run"].to_pylist(), times)
+        for name, sums in self._sums.items():
+            np.add.at(sums, attempt_of, _filled(stats[name]))
+        self._shards_of += np.bincount(attempt_of, minlength=len(self._attempts))
+        self._labels.update(_count_labels(stats["labels"].combine_chunks(), attempt_of))
+        self._shards.append(np.stack([attempt_of, times, _filled(stats["tokens"])]))
+
+    def _attempt_of(self, runs: list[str | None], times: np.ndarray) -> np.ndarray:
+        """Return for each shard the number of the attempt that committed it.
+
+        A shard of an earlier version has no run: it counts for the last attempt that had begun when
+        it was committed.
+        """
+        by_time = np.searchsorted(self._starts, times, side="right") - 1
+        numbers = [
+            self._number_of.get(run, number)
+            for run, number in zip(runs, by_time.tolist(), strict=True)
+        ]
+        return np.array(numbers, dtype=int).clip(0, len(self._attempts) - 1)
+
+    def by_attempt(self) -> list[Json]:
+        """Return what each of the last attempts that committed something added to the output."""
+        numbers = np.flatnonzero(self._shards_of)[-_SHOWN_ATTEMPTS:].tolist()
+        labels: dict[int, dict[str, int]] = {number: {} for number in numbers}
+        for (number, label), count in self._labels.items():
+            if number in labels:
+                labels[number][label] = count
+        return [
+            {
+                "attempt": number,
+                "started": self._attempts[number].started,
+                "rows": int(self._sums["rows"][number]),
+                "rejected": int(self._sums["rows"][number] - self._sums["labelled"][number]),
+                "labels": dict(sorted(labels[number].items(), key=by_frequency)),
+            }
+            for number in numbers
+        ]
+
+    def throughput(self) -> list[Json]:
+        """Return tokens a second over the time of each attempt that committed something.
+
+        Times outside of their attempt, which another clock has given, count for its first or last
+        moment.
+        """
+        attempt_of, times, tokens = np.concatenate(self._shards, axis=1)
+        series: list[Json] = []
+        for number, start in enumerate(self._starts):
+            is_of_attempt = attempt_of == number
+            if not is_of_attempt.any():
+                continue
+            # One whose process died has no length: it lasted at least until its last commit.
+            seconds = self._attempts[number].seconds or times[is_of_attempt].max() - start
+            bins = min(_BINS, max(int(seconds / _BIN_S), 1))
+            edges = np.linspace(0, max(seconds, 1e-3), bins + 1)
+            since_start = (times[is_of_attempt] - start).clip(0, edges[-1])
+            sums, _ = np.histogram(since_start, edges, weights=tokens[is_of_attempt])
+            rates = sums / np.diff(edges)
+            series.append(
+                {
+                    "attempt": number,
+                    "seconds": edges[:-1].round(1).tolist(),
+                    "tokens_per_s": rates.round(1).tolist(),
+                }
+            )
+        return series
+
+
+def _filled(column: pa.ChunkedArray) -> np.ndarray:
+    values: np.ndarray = pc.fill_null(column, 0).to_numpy()
+    return values
+
+
+def _count_labels(maps: pa.MapArray, attempt_of: np.ndarray) -> dict[tuple[int, str], int]:
+    """Add up counts by attempt and label; `attempt_of`: the attempt of each map."""
+    each = np.diff(maps.offsets.to_numpy())
+    entries = pa.table(
+        {"attempt": np.repeat(attempt_of, each), "label": maps.keys, "n": maps.items}
+    )
+    sums = entries.group_by(["attempt", "label"]).aggregate([("n", "sum")])
+    keys = zip(sums["attempt"].to_pylist(), sums["label"].to_pylist(), strict=True)
+    return dict(zip(keys, sums["n_sum"].to_pylist(), strict=True))
