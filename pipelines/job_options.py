@@ -82,9 +82,9 @@ class CorpusOptions(TaskOptions, ModelOptions):
             description="stop when more rows, or a larger share, are rejected",
         ),
     ] = None
-    max_characters: Annotated[
-        int, Field(ge=1, description="longer texts are cut, those read in windows rejected")
-    ] = 5_000_000
+    max_characters: Annotated[int, Field(ge=1, description="longer texts are cut or rejected")] = (
+        5_000_000
+    )
     batch_timeout_s: Annotated[
         float, Field(gt=0, description="seconds for a packed batch, then its actor is replaced")
     ] = 600.0
@@ -101,7 +101,7 @@ class CorpusOptions(TaskOptions, ModelOptions):
     encoding: Annotated[str, Field(description="encoding of text files")] = "utf-8"
     rows_per_file: Annotated[
         int | None,
-        Field(ge=1, description="most rows in a part (default: seconds of the model's work)"),
+        Field(ge=1, description="most rows in a part"),
     ] = None
     limit: Annotated[int | None, Field(ge=1, description="label only the first LIMIT rows")] = None
     overwrite: Annotated[bool, Field(description="replace an earlier output of this job")] = False

@@ -393,7 +393,7 @@ def _with_few_requests(filesystem: fs.FileSystem) -> fs.FileSystem:
 
 
 def _s3_options(filesystem: fs.FileSystem) -> dict[str, Any]:
-    """Return the options of an S3 file system: those in its pickle; there is no other way to ask."""
+    """Return the options of an S3 file system, as its pickle has them: it has no other way."""
     options: dict[str, Any] = dict(filesystem.__reduce__()[1][0])
     return options
 

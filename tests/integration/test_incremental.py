@@ -26,6 +26,7 @@ from pipelines.input.cutting import cuts_of_file
 from pipelines.input.shards import DataFile, Scan
 from pipelines.output import folder as output
 from pipelines.output.lease import LEASE, _processes, lease
+from pipelines.output.parts import Listing
 from pipelines.output.planned_files import read_files
 from pipelines.output.record import RunRecord
 from pipelines.storage import Folder
@@ -66,9 +67,9 @@ def test_three_nights(tmp_path, checkpoint, in_process, monkeypatch, capfd):
     read: list[str] = []
     original = inspection.inspect_file
 
-    def counted(format_, filesystem, path):
+    def counted(format_, filesystem, path, **columns):
         read.append(path)
-        return original(format_, filesystem, path)
+        return original(format_, filesystem, path, **columns)
 
     capfd.readouterr()
     with monkeypatch.context() as patched:
@@ -213,7 +214,7 @@ def test_text_files_that_are_known_are_not_read_again(tmp_path):
         )
     planned = plan(tmp_path / "*.jsonl", tmp_path / "out")
     out = Folder(str(tmp_path / "out"))
-    output.begin_run(out, RunRecord({}), planned, [], overwrite=False)
+    output.begin_run(out, RunRecord({}), planned, Listing(), overwrite=False)
     again = plan(tmp_path / "*.jsonl", "/dev/null/none", earlier=read_files(out))
     assert list(again.shards) == list(planned.shards)
     assert again.schema == planned.schema
@@ -238,7 +239,7 @@ def test_a_hundred_thousand_shards_are_compared_by_one_listing(tmp_path):
         (tmp_path / f"{name}.parquet").touch()
     out = Folder(str(tmp_path))
     present = output.shards_there(out, "", overwrite=False)
-    todo = output.begin_run(out, RunRecord({}), corpus, present, overwrite=False)
+    todo, _ = output.begin_run(out, RunRecord({}), corpus, present, overwrite=False)
     assert [planned[place].name for place in todo] == names[1::2]
     assert [file.path for file in read_files(out).files] == [file.path for file in files]
 
@@ -251,16 +252,16 @@ def test_an_overwrite_that_dies_in_between_leaves_no_mixture(tmp_path, monkeypat
         plan(tmp_path / "in.parquet", tmp_path / "out", shard_rows=64),
         Folder(str(tmp_path / "out")),
     )
-    output.begin_run(out, RunRecord({"model": "one"}), planned, [], overwrite=False)
+    output.begin_run(out, RunRecord({"model": "one"}), planned, Listing(), overwrite=False)
     for shard in planned.shards:
         out.write_atomic(f"data/{shard.name}.parquet", b"")
     with monkeypatch.context() as patched:
         patched.setattr(RunRecord, "write", lambda *_: sys.exit("killed"))
         with pytest.raises(SystemExit):
-            output.begin_run(out, RunRecord({"model": "two"}), planned, [], overwrite=True)
+            output.begin_run(out, RunRecord({"model": "two"}), planned, Listing(), overwrite=True)
     with pytest.raises(UserError, match="was begun with model one, not two"):
         output.open_output(out, {"model": "two"}, overwrite=False)
-    todo = output.begin_run(out, RunRecord({"model": "two"}), planned, [], overwrite=True)
+    todo, _ = output.begin_run(out, RunRecord({"model": "two"}), planned, Listing(), overwrite=True)
     assert len(todo) == len(planned.shards)
     assert output.open_output(out, {"model": "two"}, overwrite=False)
 
