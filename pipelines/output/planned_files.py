@@ -37,7 +37,7 @@ def read_files(folder: Folder) -> Corpus | None:
 
 
 def _file(row: dict[str, Any]) -> DataFile:
-    """Decode a file; outputs before version 0.2 lack some of the columns."""
+    """Decode a file; outputs of version 0.2.0 and before lack some of the columns."""
     parts = tuple((part["name"], part["rows"]) for part in row["parts"])
     scan = Scan(
         row["rows"],

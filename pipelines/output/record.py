@@ -48,7 +48,7 @@ class RunRecord:
     """What answers depend on: a run that differs in it is refused."""
     shard_rows: int | None = None
     """The most rows in a shard of the files that `_files.arrow` has without a step: those of
-    outputs begun before 0.2.
+    outputs begun up to version 0.2.0.
     """
     attempts: list[Attempt] = field(default_factory=list)
     complete: bool = False
