@@ -181,6 +181,7 @@ def test_a_scan_has_the_rows_and_columns(format_, seed, tmp_path):
 
 def test_groups_of_ranges():
     assert groups_of_ranges([], [(0, 3)]) == ([], [(0, 3)])
+    assert groups_of_ranges([5, 5, 5], [(5, 5)]) == ([1], [(0, 5)])
     assert groups_of_ranges([5, 0, 5, 5], [(6, 2), (9, 3)]) == ([2, 3], [(1, 2), (4, 3)])
     assert groups_of_ranges([5, 5, 5, 5], [(1, 1), (16, 9)]) == ([0, 3], [(1, 1), (6, 9)])
 
