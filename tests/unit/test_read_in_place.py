@@ -19,11 +19,15 @@ from fsspec.implementations.local import LocalFileSystem
 from pyarrow import fs
 
 from pipelines.input import ipc, ipc_messages, parquet
+from pipelines.input.cutting import ShardSize
 from pipelines.input.formats import FORMATS
-from pipelines.input.inspection import inspect_file
-from pipelines.input.plan import shards_of_file
+from pipelines.input.inspection import inspect_file, inspect_input
+from pipelines.input.names import shard_name
+from pipelines.input.plan import cut
 from pipelines.input.ranges import groups_of_ranges
 from pipelines.input.shards import Scan
+from pipelines.input.text import TextOptions
+from pipelines.storage import Location
 
 SEEDS = range(25)
 LOCAL = fs.LocalFileSystem()
@@ -203,8 +207,8 @@ def test_nothing_is_copied_whatever_the_row_groups(kind, tmp_path):
     path = tmp_path / ("x.parquet" if kind == "parquet" else "x.arrow")
     for chunk_rows in (None, 7, 300):
         write_as(kind, path, ROWS, chunk_rows)
-        corpus = plan(path, tmp_path / "out", shard_rows=512)
-        assert [shard.part for shard in corpus.shards] == [""] * 10
+        corpus = plan(path, tmp_path / "out")
+        assert [piece.part for shard in corpus.shards for piece in shard.pieces if piece.part] == []
         assert corpus.files[0].scan.group_rows == (chunk_rows or 5000)
         assert read_all(corpus, path, tmp_path / "out")[0].equals(ROWS)
     assert not (tmp_path / "out").exists()
@@ -259,17 +263,16 @@ def test_damaged_headers_are_no_surprise(kind, tmp_path):
 def test_a_file_that_an_earlier_version_has_copied_keeps_its_shards(kind, tmp_path):
     path = tmp_path / ("x.parquet" if kind == "parquet" else "x.arrow")
     write_as(kind, path, ROWS)
-    now = plan(path, tmp_path / "out", shard_rows=512)
+    now = plan(path, tmp_path / "out")
     [file] = now.files
-    # What it took in memory, all columns, cuts it into other shards than it would be cut now.
-    copied = Scan(
-        5000, (32 << 20) * 5000 // 128, parts=((f"{file.name}-{file.version}-0000", 5000),)
-    )
-    copied_file = replace(file, scan=copied)
-    earlier_shards = shards_of_file(copied_file, now.format, (), 512, 5000)
-    earlier = replace(now, files=[copied_file], shards=[])
-    later = plan(path, tmp_path / "out", shard_rows=512, earlier=earlier)
-    assert [shard.name for shard in later.shards] == [shard.name for shard in earlier_shards]
-    assert {shard.rows for shard in later.shards} == {128, 8}
-    assert [shard.part for shard in later.shards] == [""] * 40
+    # The bytes of all columns, as they were copied: 128 rows of them are 32 MiB.
+    copied = Scan(5000, (32 << 20) * 5000 // 128, ((f"{file.name}-{file.version}-0000", 5000),))
+    earlier = replace(now, files=[replace(file, scan=copied, step=0)])
+    inspection = inspect_input(Location.of_user(str(path)), TextOptions(), earlier=earlier)
+    later = cut(inspection, ShardSize(rows=4096, text_bytes=1 << 40), former_rows=512)
+    assert inspection.unstaged == ()
+    assert [shard.name for shard in later.shards] == [
+        shard_name(file.name, file.version, start, min(start + 128, 5000))
+        for start in range(0, 5000, 128)
+    ]
     assert read_all(later, path, tmp_path / "out")[0].equals(ROWS)
