@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -138,15 +139,15 @@ class _Meeting:
 
     def add(self, path: str, columns: pa.Schema) -> str | None:
         """Let the columns of a file meet those before it, or return why they do not."""
-        names = columns.names
+        counts = Counter(columns.names)
         met: dict[str, pa.DataType] = {}
         for column in columns:
             name = column.name
             if not self.inspection.is_wanted(name):
                 met[name] = self.types.get(name, plain_type(column.type))
                 continue
-            if names.count(name) > 1:
-                return f"it has {names.count(name)} columns {name!r}"
+            if counts[name] > 1:
+                return f"it has {counts[name]} columns {name!r}"
             held = f"column {name!r} holds {_short(column.type)}"
             if reason := why_not_stored(stored_type(column.type)):
                 return (

@@ -106,6 +106,8 @@ def _read_header(stream: pa.NativeFile, offset: int, size: int) -> _Header | Non
     """Read the header of the message at an offset, None at the end of the stream."""
     if offset == size:
         return None
+    if not 0 <= offset < size:
+        raise struct.error
     data = stream.read_at(_HEAD_BYTES, offset)
     begin = 4
     length = _int32(data, 0)

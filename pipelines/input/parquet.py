@@ -80,20 +80,28 @@ def _batches(
     `unit`: that in which the file has INT96, if one of the columns does.
     """
     leaves = _leaves(file.metadata, set(names))
+    in_pieces: pq.ParquetFile | None = None
     for run, run_bytes in _runs(file.metadata, groups, leaves):
         reader = file
         if run_bytes > _TOGETHER_BYTES:
-            piece_bytes = _TOGETHER_BYTES // len(leaves)
-            piece_bytes = min(max(piece_bytes, _MIN_PIECE_BYTES), _MAX_PIECE_BYTES)
-            reader = pq.ParquetFile(
-                stream,
-                metadata=file.metadata,
-                coerce_int96_timestamp_unit=unit,
-                buffer_size=piece_bytes,
-                pre_buffer=False,
-            )
+            in_pieces = in_pieces or _in_pieces(stream, file.metadata, len(leaves), unit)
+            reader = in_pieces
         for batch in reader.iter_batches(batch_rows, run, names, use_threads=False):
             yield batch.select(names)
+
+
+def _in_pieces(
+    stream: pa.NativeFile, metadata: pq.FileMetaData, leaves: int, unit: str | None
+) -> pq.ParquetFile:
+    """Open a file whose column chunks are read piece by piece, of `leaves` columns at a time."""
+    piece_bytes = max(_TOGETHER_BYTES // leaves, _MIN_PIECE_BYTES)
+    return pq.ParquetFile(
+        stream,
+        metadata=metadata,
+        coerce_int96_timestamp_unit=unit,
+        buffer_size=min(piece_bytes, _MAX_PIECE_BYTES),
+        pre_buffer=False,
+    )
 
 
 def _runs(

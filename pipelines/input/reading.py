@@ -69,12 +69,13 @@ def _read_pieces(
     values = dict(pieces[0].partition)
     of_file = [name for name in wanted.names if name not in values]
     for rows in _rows_of(source, output, pieces, format_, of_file):
+        present = set(rows.table.column_names)  # made anew at each access
         arrays = []
         for column in wanted:
             if column.name in values:
                 value = pa.scalar(values[column.name], column.type)
                 arrays.append(pa.repeat(value, len(rows.positions)))
-            elif column.name in rows.table.column_names:
+            elif column.name in present:
                 arrays.append(convert(rows.table[column.name], column.type))
             else:
                 arrays.append(pa.nulls(len(rows.positions), column.type))

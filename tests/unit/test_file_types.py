@@ -8,12 +8,9 @@ import itertools
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.feather as feather
 import pyarrow.parquet as pq
 import pytest
 from corpora import plan, read_all
-
-from pipelines.input import ipc, parquet
 
 DAY, TIME = datetime.date(2024, 5, 6), datetime.datetime(2024, 5, 6, 7, 8, 9, 123456)
 COLUMNS = {
@@ -104,23 +101,3 @@ def test_arrow_streams_are_read_and_what_datasets_writes_beside_them_is_left_out
     corpus = plan(tmp_path, tmp_path / "out")
     assert (corpus.notes, corpus.broken) == ([], {})
     assert read_all(corpus, tmp_path, tmp_path / "out")[0].equals(rows)
-
-
-@pytest.mark.parametrize("format_", ["parquet", "feather"])
-def test_a_file_with_a_huge_row_group_is_decoded_once(tmp_path, monkeypatch, format_):
-    for module in (parquet, ipc):
-        monkeypatch.setattr(module, "HUGE_ROWS", 1000)
-        monkeypatch.setattr(module, "HUGE_BYTES", 1000)
-    rows = pa.table(
-        {
-            "text": [f"t{i}" for i in range(5000)],
-            "when": pa.array([TIME] * 5000, pa.timestamp("us")),
-        }
-    )
-    path = tmp_path / f"x.{format_}"
-    pq.write_table(rows, path) if format_ == "parquet" else feather.write_feather(
-        rows, path, chunksize=5000
-    )
-    corpus = plan(path, tmp_path / "out", shard_rows=512)
-    assert all(shard.part for shard in corpus.shards)
-    assert read_all(corpus, path, tmp_path / "out")[0].equals(rows)

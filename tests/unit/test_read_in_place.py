@@ -6,19 +6,33 @@ import datetime
 import itertools
 import random
 from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from corpora import plan, read_all
+from fsspec.implementations.local import LocalFileSystem
 from pyarrow import fs
 
-from pipelines.input import parquet
+from pipelines.input import ipc, ipc_messages, parquet
+from pipelines.input.cutting import ShardSize
 from pipelines.input.formats import FORMATS
+from pipelines.input.inspection import inspect_file, inspect_input
+from pipelines.input.names import shard_name
+from pipelines.input.plan import cut
 from pipelines.input.ranges import groups_of_ranges
+from pipelines.input.shards import Scan
+from pipelines.input.text import TextOptions
+from pipelines.storage import Location
 
 SEEDS = range(25)
 LOCAL = fs.LocalFileSystem()
+REMOTE = fs.PyFileSystem(fs.FSSpecHandler(LocalFileSystem()))
+"""A file system that is none of this machine, as far as Arrow knows."""
 DAY = datetime.datetime(2024, 5, 6)
 
 
@@ -50,7 +64,7 @@ def random_table(dice: random.Random, rows: int) -> pa.Table:
         "map": column(lambda i: [("k", i)] * (i % 3), pa.map_(pa.string(), pa.int64())),
         "when": column(lambda i: DAY + datetime.timedelta(hours=i), pa.timestamp("us")),
     }
-    columns |= {f"c{i}": pa.array([i] * rows, pa.int32()) for i in range(dice.choice([0, 60]))}
+    columns |= {f"c{i}": pa.array([i] * rows, pa.int32()) for i in range(dice.choice([0, 20]))}
     names = list(columns)
     dice.shuffle(names)
     return pa.table({name: columns[name] for name in names})
@@ -78,7 +92,7 @@ def write_parquet(dice: random.Random, table: pa.Table, path: Path) -> pa.Table:
     pq.write_table(
         table,
         path,
-        row_group_size=dice.choice([1, 7, 100, 1000, 5000]),
+        row_group_size=dice.choice([20, 100, 1000]),
         data_page_size=dice.choice([100, 5000, 1 << 20]),
         max_rows_per_page=dice.choice([3, 100, 20_000]),
         compression=dice.choice(["none", "snappy", "zstd", "gzip", "lz4", "brotli"]),
@@ -109,12 +123,17 @@ def write_arrow(dice: random.Random, table: pa.Table, path: Path) -> pa.Table:
 def random_chunks(dice: random.Random, table: pa.Table, *, grows: bool) -> Iterator[pa.Table]:
     """Cut a table into chunks, some empty, whose dictionary grows, or is another each time."""
     coded = table["coded"].cast(pa.string()).combine_chunks()
+    kinds = [f"kind {i}" for i in range(5)]
     at = table.column_names.index("coded")
     start = 0
+    known = 1
     while start < len(table):
         rows = dice.choice([0, 1, 50, 700])
-        first = 0 if grows else start  # what the dictionary covers
-        own = coded.slice(first, start + rows - first).dictionary_encode().slice(start - first)
+        values = coded.slice(start, rows)
+        if grows:
+            known = max([known, *(kinds.index(kind) + 1 for kind in values.to_pylist() if kind)])
+        dictionary = pa.array(kinds[:known]) if grows else values.unique().drop_null()
+        own = pa.DictionaryArray.from_arrays(pc.index_in(values, dictionary), dictionary)
         yield table.slice(start, rows).set_column(at, table.schema.field("coded"), own)
         start += rows
 
@@ -127,7 +146,7 @@ def plain(table: pa.Table) -> list[dict[str, object]]:
 @pytest.mark.parametrize("format_", ["parquet", "ipc"])
 def test_random_ranges_of_random_files(format_, seed, tmp_path, monkeypatch):
     dice = random.Random(seed)
-    rows = dice.choice([1, 63, 1500])
+    rows = dice.choice([1, 63, 600])
     path = tmp_path / "x"
     write = write_parquet if format_ == "parquet" else write_arrow
     table = write(dice, random_table(dice, rows), path)
@@ -136,7 +155,9 @@ def test_random_ranges_of_random_files(format_, seed, tmp_path, monkeypatch):
     monkeypatch.setattr(parquet, "_MIN_PIECE_BYTES", 100)
     ranges = random_ranges(dice, rows)
     columns = random_columns(dice, table.column_names)
-    tables = list(FORMATS[format_].read(LOCAL, str(path), ranges, columns))
+    filesystem = dice.choice([LOCAL, REMOTE])
+    monkeypatch.setattr(ipc, "_AHEAD_BYTES", dice.choice([1, 1000, 4 << 20]))
+    tables = list(FORMATS[format_].read(filesystem, str(path), ranges, columns))
     present = [name for name in columns if name in table.column_names]
     assert len(tables) == len(ranges)
     for (start, count), got in zip(ranges, tables, strict=True):
@@ -149,7 +170,7 @@ def test_random_ranges_of_random_files(format_, seed, tmp_path, monkeypatch):
 @pytest.mark.parametrize("format_", ["parquet", "ipc"])
 def test_a_scan_has_the_rows_and_columns(format_, seed, tmp_path):
     dice = random.Random(seed)
-    rows = dice.choice([0, 1, 1500])
+    rows = dice.choice([0, 1, 600])
     path = tmp_path / "x"
     write = write_parquet if format_ == "parquet" else write_arrow
     table = write(dice, random_table(dice, rows), path)
@@ -164,5 +185,94 @@ def test_a_scan_has_the_rows_and_columns(format_, seed, tmp_path):
 
 def test_groups_of_ranges():
     assert groups_of_ranges([], [(0, 3)]) == ([], [(0, 3)])
+    assert groups_of_ranges([5, 5, 5], [(5, 5)]) == ([1], [(0, 5)])
     assert groups_of_ranges([5, 0, 5, 5], [(6, 2), (9, 3)]) == ([2, 3], [(1, 2), (4, 3)])
     assert groups_of_ranges([5, 5, 5, 5], [(1, 1), (16, 9)]) == ([0, 3], [(1, 1), (6, 9)])
+
+
+ROWS = pa.table({"id": range(5000), "text": [f"text {i}" for i in range(5000)]})
+
+
+def write_as(kind: str, path: Path, table: pa.Table, chunk_rows: int | None = None) -> None:
+    if kind == "parquet":
+        pq.write_table(table, path, row_group_size=chunk_rows or len(table))
+        return
+    make = pa.ipc.new_file if kind == "file" else pa.ipc.new_stream
+    with make(path, table.schema) as writer:
+        writer.write_table(table, max_chunksize=chunk_rows)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "file", "stream"])
+def test_nothing_is_copied_whatever_the_row_groups(kind, tmp_path):
+    path = tmp_path / ("x.parquet" if kind == "parquet" else "x.arrow")
+    for chunk_rows in (None, 7, 300):
+        write_as(kind, path, ROWS, chunk_rows)
+        corpus = plan(path, tmp_path / "out")
+        assert [piece.part for shard in corpus.shards for piece in shard.pieces if piece.part] == []
+        assert corpus.files[0].scan.group_rows == (chunk_rows or 5000)
+        assert read_all(corpus, path, tmp_path / "out")[0].equals(ROWS)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["parquet", "file", "stream"])
+def test_a_few_rows_do_not_keep_the_others_in_memory(kind, tmp_path):
+    write_as(kind, tmp_path / "x", ROWS)
+    read = FORMATS["parquet" if kind == "parquet" else "ipc"].read
+    small, large = read(LOCAL, str(tmp_path / "x"), [(10, 64), (1000, 4000)], ["text"])
+    assert small.get_total_buffer_size() < 2 * small.nbytes
+    assert large["text"].to_pylist() == ROWS["text"].to_pylist()[1000:]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "file", "stream"])
+def test_files_that_are_cut_off_are_named_with_the_reason(kind, tmp_path):
+    """A stream alone may end after any of its messages: the rows before are all there."""
+    dice = random.Random(0)
+    format_ = FORMATS["parquet" if kind == "parquet" else "ipc"]
+    path = tmp_path / "x"
+    write_as(kind, path, ROWS.slice(0, 300), 100)
+    whole = path.read_bytes()
+    for size in [*range(10), *dice.sample(range(10, len(whole)), 100)]:
+        path.write_bytes(whole[:size])
+        found = inspect_file(format_, LOCAL, str(path))
+        if isinstance(found, str):
+            assert found
+            assert "\n" not in found
+            continue
+        scan, _ = found
+        assert kind == "stream"
+        [table] = format_.read(LOCAL, str(path), [(0, 300)], ["id"])
+        assert table["id"].to_pylist() == list(range(scan.rows))
+
+
+@pytest.mark.parametrize("kind", ["file", "stream"])
+def test_damaged_headers_are_no_surprise(kind, tmp_path):
+    dice = random.Random(0)
+    path = tmp_path / "x"
+    write_as(kind, path, ROWS.slice(0, 30), 10)
+    whole = path.read_bytes()
+    rows_of = ipc_messages.rows_of_file if kind == "file" else ipc_messages.batches_of_stream
+    for _ in range(300):
+        damaged = bytearray(whole)
+        for at in dice.sample(range(len(whole)), 8):
+            damaged[at] = dice.choice([0, 1, 127, 255])
+        with suppress(ValueError):
+            rows_of(pa.BufferReader(bytes(damaged)))
+
+
+@pytest.mark.parametrize("kind", ["parquet", "file"])
+def test_a_file_that_an_earlier_version_has_copied_keeps_its_shards(kind, tmp_path):
+    path = tmp_path / ("x.parquet" if kind == "parquet" else "x.arrow")
+    write_as(kind, path, ROWS)
+    now = plan(path, tmp_path / "out")
+    [file] = now.files
+    # The bytes of all columns, as they were copied: 128 rows of them are 32 MiB.
+    copied = Scan(5000, (32 << 20) * 5000 // 128, ((f"{file.name}-{file.version}-0000", 5000),))
+    earlier = replace(now, files=[replace(file, scan=copied, step=0)])
+    inspection = inspect_input(Location.of_user(str(path)), TextOptions(), earlier=earlier)
+    later = cut(inspection, ShardSize(rows=4096, text_bytes=1 << 40), former_rows=512)
+    assert inspection.unstaged == ()
+    assert [shard.name for shard in later.shards] == [
+        shard_name(file.name, file.version, start, min(start + 128, 5000))
+        for start in range(0, 5000, 128)
+    ]
+    assert read_all(later, path, tmp_path / "out")[0].equals(ROWS)
