@@ -106,7 +106,7 @@ def plan_job(options: CorpusOptions, with_weights: bool = True) -> JobPlan:
     model_run = resolve_run(options, checkpoint, task, device, options.batch_timeout_s)
     return JobPlan(
         options=options,
-        source=source,
+        source=inspection.source,
         folder=folder,
         parts=record.parts if record else PARTS,
         run=uuid4().hex,

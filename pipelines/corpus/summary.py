@@ -15,6 +15,7 @@ from modernbert.stored import Json
 from pipelines.corpus.figures import ShardFigures
 from pipelines.corpus.plan import Job
 from pipelines.input.corpus import Corpus
+from pipelines.input.snapshots import TableLocation
 from pipelines.output import folder as output
 from pipelines.output.committing import REJECTED
 from pipelines.output.parts import part_path
@@ -50,10 +51,10 @@ def input_changes(earlier: Corpus | None, corpus: Corpus) -> list[str]:
         lines.append(f"input      {len(changed):>9,}  changed files, whose rows are replaced")
     if missing:
         shown = printable(_few(missing))
-        lines.append(
-            f"input      {len(missing):>9,}  files have disappeared, and their rows stay in the "
-            f"output: {shown}"
-        )
+        what = "files have disappeared, and their rows stay in the output"
+        if corpus.stems is not None:
+            what = "files are no longer in the table, and their rows are removed"
+        lines.append(f"input      {len(missing):>9,}  {what}: {shown}")
     return lines
 
 
@@ -189,6 +190,7 @@ def start_attempt(job: Job) -> Attempt:
             **{name: _version(name) for name in _PACKAGES},
         },
         run=job.run,
+        snapshot=job.source.title if isinstance(job.source, TableLocation) else None,
     )
 
 

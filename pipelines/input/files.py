@@ -25,7 +25,8 @@ from pipelines.input.listing import (
     may_be_data,
     utf8_path,
 )
-from pipelines.input.tables import table_among, table_around
+from pipelines.input.snapshots import Snapshot, take_snapshot
+from pipelines.input.tables import kind_of_table, table_among, table_around
 from pipelines.input.text import COMPRESSIONS
 from pipelines.storage import Folder, Location, file_info, has_empty_part, open_input, redact
 
@@ -50,14 +51,16 @@ class InputFiles:
     """Messages for the user about what is left out."""
     splits: frozenset[str] = frozenset()
     """The folders, right below the base, that are the splits of a DatasetDict of datasets."""
+    snapshot: Snapshot | None = None
+    """For a table, what its log says."""
 
     def name(self, path: str) -> str:
-        """Return a file's path below the base."""
-        return path[len(self.base.rstrip("/")) + 1 :]
+        """Return a file's path below the base; a table may have files elsewhere."""
+        return path.removeprefix(self.base.rstrip("/")).lstrip("/")
 
 
 def find_files(source: Location, output: Folder | None = None) -> InputFiles:
-    """Find the data files of `source`: a file, a folder, a glob, or one of these as a URI.
+    """Find the data files of `source`: a file, a folder, a glob, a table, or one of these as a URI.
 
     Hidden files and folders are passed over: their names begin with a dot or an underscore;
     `_key=value` of hive does not count. So are the outputs of jobs below the folder, which have a
@@ -65,7 +68,7 @@ def find_files(source: Location, output: Folder | None = None) -> InputFiles:
 
     Raises:
         UserError: if there are no files or several formats, for a folder that holds the output, and
-            for a table whose files cannot be read without its log.
+            for files of a table whose log does not lie in the folder.
     """
     filesystem, path, info = look_up(source)
     try:
@@ -77,6 +80,11 @@ def find_files(source: Location, output: Folder | None = None) -> InputFiles:
 def _find_files(
     source: Location, output: Folder | None, filesystem: fs.FileSystem, path: str, info: fs.FileInfo
 ) -> InputFiles:
+    if info.type == fs.FileType.Directory:
+        kind = kind_of_table(filesystem, path)
+        if kind is not None:
+            _refuse_output_within(source, path, output)
+            return _files_of_table(source, kind, filesystem, path)
     base, listing = _list(filesystem, path, info)
     # The files of a table may be deleted or superseded, which its log alone says.
     table = table_around(filesystem, base) or table_among(listing.landmarks)
@@ -84,7 +92,7 @@ def _find_files(
         kind, folder = table
         raise UserError(
             f"input '{source}' holds the files of a {kind} table ({folder}), among them deleted "
-            "and superseded rows; write a snapshot of the table as Parquet, and give that"
+            "and superseded rows; give the folder of the table itself"
         )
 
     files = InputFiles(filesystem, base, {}, broken=listing.broken)
@@ -102,16 +110,37 @@ def _find_files(
         names = ", ".join(sorted(formats))
         raise UserError(f"input '{source}' mixes {names} files; choose some with a glob")
 
-    # Parts in the input folder would be input of the next run, and of every other reader.
-    if info.type == fs.FileType.Directory and output is not None:
-        input_folder = _real_folder(_shown(source, base))
-        if _real_folder(str(output)).startswith(input_folder):
-            raise UserError(
-                f"output '{output}' lies in the input folder, where whatever reads the input would "
-                "find it, too; name another"
-            )
+    if info.type == fs.FileType.Directory:
+        _refuse_output_within(source, base, output)
     files.splits = _splits(files, entries)
     return files
+
+
+def _refuse_output_within(source: Location, base: str, output: Folder | None) -> None:
+    """Raise UserError for an output in the input folder.
+
+    Its parts would be input of the next run, and of every other reader.
+    """
+    if output is None:
+        return
+    input_folder = _real_folder(_shown(source, base))
+    if _real_folder(str(output)).startswith(input_folder):
+        raise UserError(
+            f"output '{output}' lies in the input folder, where whatever reads the input would "
+            "find it, too; name another"
+        )
+
+
+def _files_of_table(
+    source: Location, kind: str, filesystem: fs.FileSystem, path: str
+) -> InputFiles:
+    """Return the files that count in the snapshot that a table has now."""
+    base = path.rstrip("/")
+    snapshot = take_snapshot(source, kind)
+    if not snapshot.versions:
+        raise UserError(f"input '{source}' has no rows ({snapshot.location.title})")
+    note = f"the input is a table, read as of {snapshot.location.title}"
+    return InputFiles(filesystem, base, snapshot.versions, notes=[note], snapshot=snapshot)
 
 
 def _list(filesystem: fs.FileSystem, path: str, info: fs.FileInfo) -> tuple[str, Listing]:

@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from pipelines.input.formats import FORMATS
+from pipelines.input.formats import format_of
 from pipelines.input.parquet import read
 from pipelines.input.shapes import Shape
 from pipelines.input.shards import BLOCK_ROWS, BadRow, Block, Piece, Reading, Rows, TryAgain
@@ -173,7 +173,7 @@ def stage(source: Location, folder: Folder, task: StageTask, options: TextOption
         ValueError, OSError, EOFError, pa.ArrowException: where the file cannot be read.
     """
     filesystem, _ = source.filesystem_and_path
-    format_ = FORMATS[task.format]
+    format_ = format_of(source, task.format)
     blocks = format_.blocks
     assert blocks is not None  # its files are staged
     attempt = 0

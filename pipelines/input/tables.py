@@ -17,7 +17,7 @@ def table_around(filesystem: fs.FileSystem, folder: str) -> tuple[str, str] | No
     Lance have files.
     """
     while folder:
-        kind = _kind(filesystem, folder)
+        kind = kind_of_table(filesystem, folder)
         if kind is not None:
             return kind, folder
         above, _, name = folder.rpartition("/")
@@ -44,7 +44,8 @@ def is_table_metadata(path: str) -> bool:
     return path.endswith(".metadata.json") and folder.endswith("/metadata")
 
 
-def _kind(filesystem: fs.FileSystem, folder: str) -> str | None:
+def kind_of_table(filesystem: fs.FileSystem, folder: str) -> str | None:
+    """Return the kind of the table that a folder is; None for no table."""
     paths = [f"{folder}/{name}" for name in (*TABLE_MARKS, "metadata")]
     try:
         for info in filesystem.get_file_info(paths):

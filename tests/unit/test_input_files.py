@@ -237,14 +237,13 @@ def test_a_glob_of_object_storage_matches_what_it_matches_on_disk(tmp_path):
         ("_versions/1.manifest", "Lance"),
     ],
 )
-def test_a_table_is_refused_by_its_name_wherever_it_is_entered(tmp_path, mark, kind):
+def test_files_of_a_table_are_refused_where_they_are_entered_beside_its_log(tmp_path, mark, kind):
     write(tmp_path / "warehouse" / "t" / "data" / "day=1" / "a.parquet")
     write(tmp_path / "warehouse" / "other" / "b.parquet")
     (tmp_path / "warehouse" / "t" / mark).parent.mkdir(parents=True)
     (tmp_path / "warehouse" / "t" / mark).write_text("{}")
     sources = [
         "",
-        "/t",
         "/t/data",
         "/t/data/day=1",
         "/t/data/*/*.parquet",
@@ -255,6 +254,8 @@ def test_a_table_is_refused_by_its_name_wherever_it_is_entered(tmp_path, mark, k
         with pytest.raises(UserError, match=f"holds the files of a {kind} table"):
             found(f"{tmp_path}/warehouse{source}")
     assert found(tmp_path / "warehouse" / "other") == ["b.parquet"]
+    with pytest.raises(UserError, match=f"t' is a {kind} table"):  # of which there is only a mark
+        found(tmp_path / "warehouse" / "t")
 
 
 def test_what_datasets_writes_beside_data_is_no_data(tmp_path):
