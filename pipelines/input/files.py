@@ -269,13 +269,20 @@ def _choose_data(files: InputFiles, entries: list[Entry]) -> None:
     """Tell data files from others by their endings, and name those others that may hold data."""
     formats = {file_format(entry.path) for entry in entries}
     # In a folder of JSON files, state.json may be one of them; beside other data it is metadata.
-    has_other_formats = bool(formats - {None, "json"})
+    has_other_formats = bool(formats - {None, "json", "text"})
+    # Text files are data where they are alone; beside other data they are requirements.txt.
+    has_text_alone = not formats - {None, "text"}
     for entry in entries:
         name = entry.path.rpartition("/")[2]
         is_metadata = name == "dataset_infos.json" or (name in _OF_DATASETS and has_other_formats)
         if is_metadata and len(entries) > 1:
             continue
-        if file_format(entry.path):
+        format_ = file_format(entry.path)
+        if format_ == "text" and len(entries) > 1:
+            is_data = has_text_alone and may_be_data(entry.path)
+        else:
+            is_data = format_ is not None
+        if is_data:
             files.versions[entry.path] = _version(entry)
         elif entry.size and may_be_data(entry.path):
             files.left_out.append(files.name(entry.path))

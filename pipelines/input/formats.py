@@ -8,9 +8,10 @@ from pipelines.input.json import JSON
 from pipelines.input.parquet import PARQUET
 from pipelines.input.shards import Format
 from pipelines.input.snapshots import TableLocation, table_format
+from pipelines.input.txt import TXT
 from pipelines.storage import Location
 
-FORMATS: dict[str, Format] = {format_.name: format_ for format_ in (PARQUET, IPC, JSON, CSV)}
+FORMATS: dict[str, Format] = {format_.name: format_ for format_ in (PARQUET, IPC, JSON, CSV, TXT)}
 """Every format by its name."""
 
 

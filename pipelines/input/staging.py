@@ -143,7 +143,8 @@ def stage_tasks(
         digest = hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()
         stem = f"{stem}-{digest[:8]}"
     is_compressed = path.lower().endswith(COMPRESSIONS)
-    has_plain_lines = format_ == "json" and not is_compressed and options.encoding == "utf-8"
+    is_of_lines = format_ in ("json", "text")
+    has_plain_lines = is_of_lines and not is_compressed and options.encoding == "utf-8"
     if not has_plain_lines or options.limit is not None:
         return [StageTask(path, format_, stem)]
     if file_info(filesystem, path).size <= RANGED_BYTES:

@@ -157,6 +157,18 @@ def test_whatever_may_be_data_and_is_not_read_is_named(tmp_path):
     assert sorted(inputs.left_out) == left_out
 
 
+def test_text_files_are_data_where_they_are_alone(tmp_path):
+    for name in ("a.txt", "b.txt.gz", "README.txt", "LICENSE.txt"):
+        write(tmp_path / "texts" / name)
+    assert found(tmp_path / "texts") == ["a.txt", "b.txt.gz"]
+    assert found(tmp_path / "texts" / "README.txt") == ["README.txt"]  # where it is named itself
+    for name in ("c.jsonl", "README.txt", "requirements.txt"):
+        write(tmp_path / "rows" / name)
+    inputs = find_files(Location.of_user(str(tmp_path / "rows")))
+    assert sorted(map(inputs.name, inputs.versions)) == ["c.jsonl"]
+    assert inputs.left_out == ["requirements.txt"]
+
+
 def test_hidden_folders_are_passed_over_but_for_those_of_hive_tables(tmp_path):
     for name in (
         "_year=2024/a",
