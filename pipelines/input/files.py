@@ -34,6 +34,14 @@ _OF_DATASETS = ("dataset_info.json", "dataset_infos.json", "state.json", "datase
 """What datasets and its hub write beside the data."""
 
 
+_CONVERT = {
+    (".avro",): "Avro is not read: convert it to Parquet",
+    (".tar", ".tar.gz", ".tgz"): "WebDataset (.tar) is not read: unpack it, and write its texts as "
+    "Parquet, JSON lines or .txt",
+}
+"""What to do with files of data, by their endings, that hold data in no format that is read."""
+
+
 @dataclass
 class InputFiles:
     """The files of an input, as they were found."""
@@ -311,9 +319,21 @@ def _no_data_file(source: Location, files: InputFiles) -> UserError:
     )
     if files.left_out:
         message += f"; left out are {', '.join(files.left_out[:5])}"
+    for advice in conversions(files):
+        message += f"; {advice}"
     for note in files.notes:
         message += f"; {note}"
     return UserError(message)
+
+
+def conversions(files: InputFiles) -> list[str]:
+    """Return what to do with data files that are left out, for each format that is known."""
+    names = [name.lower() for name in files.left_out]
+    return [
+        advice
+        for endings, advice in _CONVERT.items()
+        if any(name.endswith(endings) for name in names)
+    ]
 
 
 def _some(files: InputFiles, paths: list[str]) -> str:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from pipelines.input.csv import CSV
 from pipelines.input.ipc import IPC
 from pipelines.input.json import JSON
+from pipelines.input.orc import ORC
 from pipelines.input.parquet import PARQUET
 from pipelines.input.shards import Format
 from pipelines.input.snapshots import TableLocation, table_format
 from pipelines.input.txt import TXT
 from pipelines.storage import Location
 
-FORMATS: dict[str, Format] = {format_.name: format_ for format_ in (PARQUET, IPC, JSON, CSV, TXT)}
+FORMATS: dict[str, Format] = {
+    format_.name: format_ for format_ in (PARQUET, IPC, ORC, JSON, CSV, TXT)
+}
 """Every format by its name."""
 
 

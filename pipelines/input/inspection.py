@@ -16,7 +16,7 @@ from pyarrow import fs
 
 from pipelines.errors import UserError
 from pipelines.input.corpus import Corpus
-from pipelines.input.files import InputFiles, find_files
+from pipelines.input.files import InputFiles, conversions, find_files
 from pipelines.input.formats import file_format, format_of
 from pipelines.input.names import first_portable_name, former_name, portable_name
 from pipelines.input.shapes import Shape
@@ -166,7 +166,7 @@ def _notes(files: InputFiles) -> tuple[str, ...]:
     more = ", …" if len(files.left_out) > _SHOWN_FILES else ""
     count = len(files.left_out)
     left_out = f"{count:,} files are left out, whose format is not read: {shown}{more}"
-    return (*files.notes, left_out)
+    return (*files.notes, left_out, *conversions(files))
 
 
 def _scans_of_earlier_run(

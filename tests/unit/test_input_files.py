@@ -17,6 +17,8 @@ from corpora import plan, read_all
 from pipelines.errors import UserError
 from pipelines.input import files, listing
 from pipelines.input.files import find_files
+from pipelines.input.inspection import inspect_input
+from pipelines.input.text import TextOptions
 from pipelines.storage import Folder, Location
 
 
@@ -149,7 +151,7 @@ def test_whatever_may_be_data_and_is_not_read_is_named(tmp_path):
         "LICENSE",
     ):
         write(tmp_path / name)
-    left_out = ["archive.tar", "notes.txt", "part-00000", "sheet.xlsx", "table.orc", "x.unknown"]
+    left_out = ["archive.tar", "notes.txt", "part-00000", "sheet.xlsx", "table.avro", "x.unknown"]
     for name in left_out:
         write(tmp_path / name)
     inputs = find_files(Location.of_user(str(tmp_path)))
@@ -339,3 +341,21 @@ def test_a_file_that_changes_while_it_is_labelled_is_named(tmp_path):
         with pytest.raises(ValueError, match=r"a\.parquet has changed since the job began"):
             read_all(corpus, tmp_path, tmp_path / "out")
     assert files.current_version(fs.LocalFileSystem(), str(tmp_path / "nowhere")) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("a.avro", "Avro is not read: convert it to Parquet"),
+        ("a.tar.gz", "WebDataset (.tar) is not read: unpack it"),
+    ],
+)
+def test_data_in_a_known_format_that_is_not_read_is_refused_by_name(tmp_path, name, advice):
+    write(tmp_path / name)
+    with pytest.raises(UserError, match="holds no data file") as refused:
+        found(tmp_path)
+    assert advice in str(refused.value)
+    assert "\n" not in str(refused.value)
+    write(tmp_path / "b.jsonl")
+    notes = inspect_input(Location.of_user(str(tmp_path)), TextOptions()).notes
+    assert any(note.startswith(advice) for note in notes)
