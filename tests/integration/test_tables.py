@@ -20,6 +20,7 @@ import pytest
 from commands import run_job
 from corpora import plan, read_all
 from deltalake import DeltaTable, write_deltalake
+from pyarrow import fs
 from pyiceberg.catalog.sql import SqlCatalog
 from pyiceberg.manifest import DataFile, DataFileContent, FileFormat
 from pyiceberg.table import Table
@@ -28,6 +29,7 @@ from pyiceberg.types import IntegerType
 
 from pipelines.corpus.run import dry_run
 from pipelines.errors import UserError
+from pipelines.input import iceberg as iceberg_tables
 from pipelines.input import snapshots
 from pipelines.input.files import find_files
 from pipelines.job_options import corpus_options
@@ -363,3 +365,30 @@ def test_values_of_partitions_have_the_types_of_the_table(delta, tmp_path):
     }
     write_deltalake(delta, rows(1, 2, **keys), partition_by=list(keys))
     read_like_the_table(tmp_path / "table", DeltaTable(delta).to_pyarrow_table(), tmp_path / "out")
+
+
+def test_the_metadata_of_an_iceberg_table_is_named_or_the_last_one(tmp_path):
+    folder = tmp_path / "table" / "metadata"
+    folder.mkdir(parents=True)
+
+    def current() -> str:
+        path = iceberg_tables._current_metadata(fs.LocalFileSystem(), str(folder.parent))
+        return Path(path).name
+
+    for name in (
+        "00009-a.metadata.json",
+        "00010-b.metadata.json",
+        "snap-99.avro",
+        "v3.metadata.json",
+    ):
+        (folder / name).touch()
+    assert current() == "00010-b.metadata.json"
+    (folder / "00010-c.metadata.json").touch()  # a commit that has lost its race
+    with pytest.raises(ValueError, match="several files say that they are its last metadata"):
+        current()
+    for hint in ("3", "v3", "v3.metadata.json"):
+        (folder / "version-hint.text").write_text(f"{hint}\n")
+        assert current() == "v3.metadata.json"
+    (folder / "version-hint.text").write_text("11")
+    with pytest.raises(ValueError, match="names '11', of which there is no metadata"):
+        current()
