@@ -393,7 +393,7 @@ def _with_few_requests(filesystem: fs.FileSystem) -> fs.FileSystem:
 
 
 def _s3_options(filesystem: fs.FileSystem) -> dict[str, Any]:
-    """Return the options of an S3 file system: those in its pickle; there is no other way to ask."""
+    """Return the options of an S3 file system, which its pickle alone tells."""
     options: dict[str, Any] = dict(filesystem.__reduce__()[1][0])
     return options
 
@@ -465,7 +465,7 @@ def store_options(location: Location) -> tuple[str, dict[str, str]]:
         return path, {}
     if filesystem.type_name != "s3":
         raise UserError("tables are read on disk and from s3://; copy it there")
-    options = filesystem.__reduce__()[1][0]  # what its pickle holds
+    options = _s3_options(filesystem)
     endpoint = options["endpoint_override"]
     given = {
         "aws_access_key_id": options["access_key"],

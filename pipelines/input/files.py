@@ -26,7 +26,7 @@ from pipelines.input.listing import (
     utf8_path,
 )
 from pipelines.input.snapshots import Snapshot, take_snapshot
-from pipelines.input.tables import kind_of_table, table_among, table_around
+from pipelines.input.tables import table_among, table_around
 from pipelines.input.text import COMPRESSIONS
 from pipelines.storage import Folder, Location, file_info, has_empty_part, open_input, redact
 
@@ -64,7 +64,8 @@ class InputFiles:
 
     def name(self, path: str) -> str:
         """Return a file's path below the base; a table may have files elsewhere."""
-        return path.removeprefix(self.base.rstrip("/")).lstrip("/")
+        below = self.base.rstrip("/") + "/"
+        return path[len(below) :] if path.startswith(below) else path.lstrip("/")
 
 
 def find_files(source: Location, output: Folder | None = None) -> InputFiles:
@@ -88,14 +89,14 @@ def find_files(source: Location, output: Folder | None = None) -> InputFiles:
 def _find_files(
     source: Location, output: Folder | None, filesystem: fs.FileSystem, path: str, info: fs.FileInfo
 ) -> InputFiles:
-    if info.type == fs.FileType.Directory:
-        kind = kind_of_table(filesystem, path)
-        if kind is not None:
-            _refuse_output_within(source, path, output)
-            return _files_of_table(source, kind, filesystem, path)
-    base, listing = _list(filesystem, path, info)
+    base = _base(path, info)
+    table = table_around(filesystem, base)
+    if info.type == fs.FileType.Directory and table is not None and table[1] == base:
+        _refuse_output_within(source, base, output)
+        return _files_of_table(source, table[0], filesystem, base)
+    listing = _list(filesystem, path, info)
     # The files of a table may be deleted or superseded, which its log alone says.
-    table = table_around(filesystem, base) or table_among(listing.landmarks)
+    table = table or table_among(listing.landmarks)
     if table is not None:
         kind, folder = table
         raise UserError(
@@ -140,10 +141,9 @@ def _refuse_output_within(source: Location, base: str, output: Folder | None) ->
 
 
 def _files_of_table(
-    source: Location, kind: str, filesystem: fs.FileSystem, path: str
+    source: Location, kind: str, filesystem: fs.FileSystem, base: str
 ) -> InputFiles:
     """Return the files that count in the snapshot that a table has now."""
-    base = path.rstrip("/")
     snapshot = take_snapshot(source, kind)
     if not snapshot.versions:
         raise UserError(f"input '{source}' has no rows ({snapshot.location.title})")
@@ -151,19 +151,25 @@ def _files_of_table(
     return InputFiles(filesystem, base, snapshot.versions, notes=[note], snapshot=snapshot)
 
 
-def _list(filesystem: fs.FileSystem, path: str, info: fs.FileInfo) -> tuple[str, Listing]:
-    """Return the folder that an input's files lie in, and the listing of them."""
-    if info.type == fs.FileType.File:
-        base = path.rpartition("/")[0]
-        return base, Listing([entry_of(filesystem, info)])
+def _base(path: str, info: fs.FileInfo) -> str:
+    """Return the folder that an input's files lie in."""
     if info.type == fs.FileType.Directory:
-        base = path.rstrip("/")
-        if isinstance(filesystem, fs.LocalFileSystem):
-            return base, list_local(base)
-        return base, list_remote(filesystem, base)
+        return path.rstrip("/")
     before_wildcards = WILDCARD.split(path, maxsplit=1)[0]
-    base = before_wildcards.rpartition("/")[0]
-    return base, list_glob(filesystem, base, path)
+    before = path if info.type == fs.FileType.File else before_wildcards
+    return before.rpartition("/")[0]
+
+
+def _list(filesystem: fs.FileSystem, path: str, info: fs.FileInfo) -> Listing:
+    """List an input's files."""
+    if info.type == fs.FileType.File:
+        return Listing([entry_of(filesystem, info)])
+    base = _base(path, info)
+    if info.type != fs.FileType.Directory:
+        return list_glob(filesystem, base, path)
+    if isinstance(filesystem, fs.LocalFileSystem):
+        return list_local(base)
+    return list_remote(filesystem, base)
 
 
 def look_up(source: Location) -> tuple[fs.FileSystem, str, fs.FileInfo]:

@@ -17,7 +17,7 @@ def table_around(filesystem: fs.FileSystem, folder: str) -> tuple[str, str] | No
     Lance have files.
     """
     while folder:
-        kind = kind_of_table(filesystem, folder)
+        kind = _kind(filesystem, folder)
         if kind is not None:
             return kind, folder
         above, _, name = folder.rpartition("/")
@@ -44,8 +44,7 @@ def is_table_metadata(path: str) -> bool:
     return path.endswith(".metadata.json") and folder.endswith("/metadata")
 
 
-def kind_of_table(filesystem: fs.FileSystem, folder: str) -> str | None:
-    """Return the kind of the table that a folder is; None for no table."""
+def _kind(filesystem: fs.FileSystem, folder: str) -> str | None:
     paths = [f"{folder}/{name}" for name in (*TABLE_MARKS, "metadata")]
     try:
         for info in filesystem.get_file_info(paths):

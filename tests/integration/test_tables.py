@@ -267,7 +267,7 @@ def position_delete(table: Table, deleted: list[int]) -> None:
 
 @pytest.mark.slow
 def test_rows_that_iceberg_deletes_by_position_are_not_read(
-    iceberg, tmp_path, checkpoint, in_process
+    iceberg, tmp_path, checkpoint, in_process, capfd
 ):
     nights = Nights(tmp_path / "n" / "table", tmp_path / "out", checkpoint)
     iceberg.append(rows(*range(200), day=[datetime.date(2024, 1, 1)] * 200))
@@ -277,7 +277,11 @@ def test_rows_that_iceberg_deletes_by_position_are_not_read(
     expected = iceberg.refresh().scan().to_arrow()
     assert len(expected) == 196
     identity = iceberg.current_snapshot().snapshot_id
+    capfd.readouterr()
     nights.night(expected, 196, f"Iceberg snapshot {identity}")
+    assert "reading 1 iceberg file(s) into" in capfd.readouterr().out
+    nights.night(expected, 0, f"Iceberg snapshot {identity}")
+    assert "reading" not in capfd.readouterr().out
 
 
 @pytest.mark.slow
