@@ -393,7 +393,7 @@ def _with_few_requests(filesystem: fs.FileSystem) -> fs.FileSystem:
 
 
 def _s3_options(filesystem: fs.FileSystem) -> dict[str, Any]:
-    """Return the options of an S3 file system, as its pickle has them: it has no other way."""
+    """Return the options of an S3 file system, which its pickle alone tells."""
     options: dict[str, Any] = dict(filesystem.__reduce__()[1][0])
     return options
 
@@ -451,6 +451,32 @@ def _s3_client(filesystem: fs.FileSystem) -> Any:  # boto3 has no types
         session_token=options["session_token"],
         anonymous=options["anonymous"],
     )
+
+
+def store_options(location: Location) -> tuple[str, dict[str, str]]:
+    """Return a path or URI without credentials, and the options with which the libraries of tables
+    connect as its Arrow file system does.
+
+    What is not given, they find in the environment, as Arrow does. Raises UserError for a storage
+    other than a disk and S3.
+    """
+    filesystem, path = location.filesystem_and_path
+    if filesystem.type_name == "local":
+        return path, {}
+    if filesystem.type_name != "s3":
+        raise UserError("tables are read on disk and from s3://; copy it there")
+    options = _s3_options(filesystem)
+    endpoint = options["endpoint_override"]
+    given = {
+        "aws_access_key_id": options["access_key"],
+        "aws_secret_access_key": options["secret_key"],
+        "aws_session_token": options["session_token"],
+        "aws_region": options["region"],
+        "aws_endpoint": f"{options['scheme']}://{endpoint}" if endpoint else "",
+        "aws_allow_http": "true" if options["scheme"] == "http" else "",
+        "aws_skip_signature": "true" if options["anonymous"] else "",
+    }
+    return f"s3://{path}", {name: value for name, value in given.items() if value}
 
 
 @lru_cache(maxsize=16)  # to make one takes long, and several threads may use one

@@ -46,13 +46,16 @@ def plan(
 
 
 def read_all(
-    corpus: Corpus, source: Path | str, output: Path | str, columns: list[str] | None = None
+    corpus: Corpus,
+    source: Path | str | Location,
+    output: Path | str,
+    columns: list[str] | None = None,
 ) -> tuple[pa.Table, list[tuple[int, str, str]]]:
     """Read columns, all by default, of all shards: the rows, and the malformed ones, numbered over all."""
     tables = []
     bad = []
     before = 0
-    place = Location.of_user(str(source))
+    place = source if isinstance(source, Location) else Location.of_user(str(source))
     folder = Folder.at(str(output))
     names = columns or corpus.schema.names
     for shard in corpus.shards:

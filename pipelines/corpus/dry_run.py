@@ -13,6 +13,7 @@ from pipelines.corpus.summary import describe_budget, long_documents_policy
 from pipelines.inference.documents import ADDED
 from pipelines.input.corpus import Corpus
 from pipelines.input.documents import valid_documents
+from pipelines.input.fields import column_of, take_field
 from pipelines.input.inspection import Inspection, sample
 from pipelines.input.reading import read_shard
 from pipelines.input.shapes import Shape
@@ -107,7 +108,7 @@ def _sample_shards(job: Job, corpus: Corpus, unstaged: set[str]) -> list[pa.Tabl
     """Read the texts of some shards of files that are read in place."""
     in_place = [shard for shard in _some(corpus.shards) if not shard.pieces[0].part]
     in_place = [shard for shard in in_place if shard.pieces[0].path not in unstaged]
-    columns = list(dict.fromkeys(job.text_columns))
+    columns = list(dict.fromkeys(column_of(job.schema, path) for path in job.text_columns))
     tables: list[pa.Table] = []
     for shard in in_place:
         tables.append(read_shard(job.source, job.folder, shard, job.schema, columns).table)
@@ -124,9 +125,11 @@ def _tokenise(job: Job, tables: Sequence[pa.Table]) -> SampleCounts:
     """Tokenise the first rows of each table that has all text columns."""
     counts = SampleCounts()
     for table in tables:
-        if not set(job.text_columns) <= set(table.column_names):
+        wanted = {column_of(job.schema, path) for path in job.text_columns}
+        if not wanted <= set(table.column_names):
             continue
-        columns = [table[name].slice(0, _SAMPLED_ROWS) for name in job.text_columns]
+        first = table.slice(0, _SAMPLED_ROWS)
+        columns = [take_field(first, path, job.schema) for path in job.text_columns]
         inputs = job.task.options_class.input_names(len(columns))
         documents, _, rejects = valid_documents(columns, inputs)
         windows = job.task.encode(job.model.tokenizer, documents)

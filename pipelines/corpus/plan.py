@@ -23,9 +23,11 @@ from pipelines.inference.loading import ModelRun, resolve_run
 from pipelines.input.columns import corpus_columns
 from pipelines.input.corpus import Corpus
 from pipelines.input.documents import is_text, is_text_list
+from pipelines.input.fields import describe_missing, field_type, prefixes
 from pipelines.input.inspection import Inspection, inspect_input, sample
 from pipelines.input.names import first_portable_name, portable_name
 from pipelines.input.plan import cut
+from pipelines.input.shapes import Shape
 from pipelines.input.text import TextOptions
 from pipelines.input.types import stored_type
 from pipelines.job_options import CorpusOptions
@@ -106,7 +108,7 @@ def plan_job(options: CorpusOptions, with_weights: bool = True) -> JobPlan:
     model_run = resolve_run(options, checkpoint, task, device, options.batch_timeout_s)
     return JobPlan(
         options=options,
-        source=source,
+        source=inspection.source,
         folder=folder,
         parts=record.parts if record else PARTS,
         run=uuid4().hex,
@@ -199,16 +201,18 @@ def _inspect(
     """Find the files of the input; those that an earlier run knows are not read again."""
     reading = {field.name: getattr(options, field.name) for field in fields(TextOptions)}
     is_same_input = record is not None and record.fingerprint.get("source") == str(source)
+    # A field of a column is read with all of it.
+    texts = frozenset(name for path in options.text_columns.values() for name in prefixes(path))
     wanted = None
     if options.keep_columns is not None:
-        wanted = frozenset([*options.keep_columns, *options.text_columns.values()])
+        wanted = frozenset(options.keep_columns) | texts
     has_former_names = record is not None and not record.parts
     return inspect_input(
         source,
         TextOptions(**reading),
         output=folder,
         wanted=wanted,
-        texts=frozenset(options.text_columns.values()),
+        texts=texts,
         earlier=read_files(folder) if is_same_input else None,
         name_of=first_portable_name if has_former_names else portable_name,
     )
@@ -231,14 +235,26 @@ def _seen_columns(inspection: Inspection, wanted: Sequence[str]) -> pa.Schema:
         for column in block.table.schema:
             # What is text in its first rows says nothing of the others yet.
             type_ = pa.string() if shapes else stored_type(column.type)
+            if column.name in shapes and any(path.startswith(f"{column.name}.") for path in wanted):
+                type_ = _seen_type(shapes[column.name])
             types.setdefault(column.name, type_)
-        if all(name in types for name in wanted):
+        schema = pa.schema(list(types.items()))
+        if all(field_type(schema, path) is not None for path in wanted):
             break
     if not types and first_malformed:
         raise UserError(f"input '{inspection.source}' cannot be read: {first_malformed}")
     if not types:
         raise UserError(f"input '{inspection.source}' has no rows")
     return pa.schema(list(types.items()))
+
+
+def _seen_type(shape: Shape) -> pa.DataType:
+    """Return the type of a column of which some values are seen: its fields are known, no more."""
+    if not shape.kinds - {"null"}:
+        return pa.null()
+    if shape.fields:
+        return pa.struct([(name, _seen_type(field)) for name, field in shape.fields.items()])
+    return pa.string()
 
 
 def _check_added_columns(options: CorpusOptions, task: Task, names: Sequence[str]) -> None:
@@ -257,11 +273,9 @@ def _check_text_columns(options: CorpusOptions, schema: pa.Schema) -> None:
     """Raise UserError for a text column that is missing or holds something else."""
     for name, column in options.text_columns.items():
         flag = f"--{column_option(name).replace('_', '-')}"
-        if column not in schema.names:
-            raise UserError(
-                f"input has no column {column!r}; it has {', '.join(schema.names)} (see {flag})"
-            )
-        stored = schema.field(column).type
+        stored = field_type(schema, column)
+        if stored is None:
+            raise UserError(f"{describe_missing(schema, column)} (see {flag})")
         may_be_list = name in options.list_inputs
         if not is_text(stored) and not (may_be_list and is_text_list(stored)):
             raise UserError(f"column {column!r} holds {stored}, not text (see {flag})")

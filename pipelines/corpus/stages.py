@@ -22,6 +22,7 @@ from pipelines.corpus.plan import Job
 from pipelines.inference.documents import accepted_documents, answer_columns, clashing, encode
 from pipelines.inference.outputs import model_outputs
 from pipelines.input.documents import readable, readable_columns
+from pipelines.input.fields import column_of, take_field
 from pipelines.input.reading import read_shard, read_unit
 from pipelines.input.shards import Rows, Shard
 from pipelines.output.committing import REJECTED_FIELDS, FileRows, commit_shard
@@ -79,7 +80,7 @@ def _tokenised(job: Job, shards: Sequence[Shard]) -> Iterator[pa.Table]:
 
 def _read_columns(job: Job) -> list[str]:
     """Return the columns that the job reads: those that it keeps, and the texts."""
-    wanted = {*job.keep_columns, *job.text_columns}
+    wanted = {*job.keep_columns, *(column_of(job.schema, path) for path in job.text_columns)}
     return [name for name in job.schema.names if name in wanted]
 
 
@@ -199,7 +200,7 @@ def _stats_of_answers(task: Task, answers: dict[str, pa.Array]) -> Stats:
 
 def _documents(job: Job, read: Rows) -> tuple[list[Text], np.ndarray, list[tuple[int, str]]]:
     """Return the documents of a shard, their rows, and the rows that hold none the task takes."""
-    columns = [read.table[name] for name in job.text_columns]
+    columns = [take_field(read.table, path) for path in job.text_columns]
     too_long = f"longer than --max-characters {job.max_characters}"
     documents, places, rejects = accepted_documents(job.task, columns, job.max_characters, too_long)
     rejected = [(int(read.positions[place]), reason) for place, reason in rejects]

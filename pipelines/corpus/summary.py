@@ -15,6 +15,8 @@ from modernbert.stored import Json
 from pipelines.corpus.figures import ShardFigures
 from pipelines.corpus.plan import Job
 from pipelines.input.corpus import Corpus
+from pipelines.input.fields import column_of, take_field
+from pipelines.input.snapshots import TableLocation
 from pipelines.output import folder as output
 from pipelines.output.committing import REJECTED
 from pipelines.output.parts import part_path
@@ -50,10 +52,10 @@ def input_changes(earlier: Corpus | None, corpus: Corpus) -> list[str]:
         lines.append(f"input      {len(changed):>9,}  changed files, whose rows are replaced")
     if missing:
         shown = printable(_few(missing))
-        lines.append(
-            f"input      {len(missing):>9,}  files have disappeared, and their rows stay in the "
-            f"output: {shown}"
-        )
+        what = "files have disappeared, and their rows stay in the output"
+        if corpus.stems is not None:
+            what = "files are no longer in the table, and their rows are removed"
+        lines.append(f"input      {len(missing):>9,}  {what}: {shown}")
     return lines
 
 
@@ -150,16 +152,19 @@ def _few(names: list[str]) -> str:
 
 def _first_rows(job: Job, first: str | None) -> list[str]:
     """Show a few answered rows, to see at a glance that the answers make sense."""
-    if first is None or not set(job.text_columns) <= set(job.keep_columns):
+    holders = {column_of(job.schema, path) for path in job.text_columns}
+    if first is None or not holders <= set(job.keep_columns):
         return []
     stored_names = {name: job.prefix + name for name in job.task.columns.names}
-    columns = [*job.text_columns, *stored_names.values()]
+    columns = [*holders, *stored_names.values()]
     data = pa.BufferReader(job.folder.read(part_path(job.parts, first)))
-    table = pq.read_table(data, columns=columns, partitioning=None)
+    # By the file: for a dataset, a name with a dot may be that of a field.
+    table = pq.ParquetFile(data).read(columns=columns).slice(0, _SHOWN_ROWS)
+    texts = [take_field(table, path).to_pylist() for path in job.text_columns]
     shown = []
-    for row in table.slice(0, _SHOWN_ROWS).to_pylist():
-        texts = [" ".join(str(row[column]).split()) for column in job.text_columns]
-        text = " | ".join(texts)[:_SHOWN_TEXT]
+    for number, row in enumerate(table.to_pylist()):
+        texts_of_row = [" ".join(str(values[number]).split()) for values in texts]
+        text = " | ".join(texts_of_row)[:_SHOWN_TEXT]
         answer = job.task.preview({name: row[stored] for name, stored in stored_names.items()})
         shown.append((printable(answer), printable(text)))
     width = min(max((len(answer) for answer, _ in shown), default=0), _SHOWN_WIDTH)
@@ -189,6 +194,7 @@ def start_attempt(job: Job) -> Attempt:
             **{name: _version(name) for name in _PACKAGES},
         },
         run=job.run,
+        snapshot=job.source.title if isinstance(job.source, TableLocation) else None,
     )
 
 

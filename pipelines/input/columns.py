@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 
 from pipelines.errors import UserError
-from pipelines.input.formats import FORMATS
+from pipelines.input.formats import format_of
 from pipelines.input.inspection import Inspection
 from pipelines.input.partitions import Partitions, hive_partitions
 from pipelines.input.shapes import Shape
@@ -53,7 +53,8 @@ def corpus_columns(inspection: Inspection) -> CorpusColumns:
         inspection.files, paths, earlier, any_digits=inspection.has_former_names
     )
     keys = {key.name: key.type for key in partitions.schema}
-    _check_keys(inspection, types, keys)
+    if inspection.files.snapshot is None:  # the log of a table says which values count
+        _check_keys(inspection, types, keys)
     own = {name: type_ for name, type_ in types.items() if name not in keys}
     schema = pa.schema([*own.items(), *keys.items()])
     return CorpusColumns(schema, partitions, misfits | partitions.misfits)
@@ -82,6 +83,9 @@ def _unify(inspection: Inspection) -> tuple[dict[str, pa.DataType], dict[str, st
     if inspection.earlier:
         earlier = {column.name: column.type for column in inspection.earlier.schema}
     fixed = {name: type_ for name, type_ in earlier.items() if not pa.types.is_null(type_)}
+    if inspection.files.snapshot is not None:
+        of_table = inspection.files.snapshot.schema
+        fixed = {column.name: stored_type(column.type) for column in of_table} | fixed
     meeting = _Meeting(inspection, fixed, dict(fixed))
     shapes: dict[str, Shape] = {}
     misfits: dict[str, str] = {}
@@ -211,7 +215,7 @@ class _Meeting:
 
 def _read_column(inspection: Inspection, path: str, name: str) -> Iterator[pa.ChunkedArray]:
     """Yield a column of a file, some rows after the other."""
-    format_ = FORMATS[inspection.format]
+    format_ = format_of(inspection.source, inspection.format)
     filesystem = inspection.files.filesystem
     scan = inspection.scans[path]
     if format_.read is not None and not scan.parts:

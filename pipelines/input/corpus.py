@@ -105,6 +105,10 @@ class Corpus:
     """Files that cannot be read, with the reason; they have no shards."""
     notes: list[str] = field(default_factory=list)
     """Messages for the user: files that are left out, or not UTF-8."""
+    stems: frozenset[str] | None = None
+    """For a table, the beginnings of the names of its parts: others are of files that it has
+    removed. None where rows of files that are missing stay.
+    """
 
     @property
     def rows(self) -> int:

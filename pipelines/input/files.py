@@ -25,12 +25,21 @@ from pipelines.input.listing import (
     may_be_data,
     utf8_path,
 )
+from pipelines.input.snapshots import Snapshot, take_snapshot
 from pipelines.input.tables import table_among, table_around
 from pipelines.input.text import COMPRESSIONS
 from pipelines.storage import Folder, Location, file_info, has_empty_part, open_input, redact
 
 _OF_DATASETS = ("dataset_info.json", "dataset_infos.json", "state.json", "dataset_dict.json")
 """What datasets and its hub write beside the data."""
+
+
+_CONVERT = {
+    (".avro",): "Avro is not read: convert it to Parquet",
+    (".tar", ".tar.gz", ".tgz"): "WebDataset (.tar) is not read: unpack it, and write its texts as "
+    "Parquet, JSON lines or .txt",
+}
+"""What to do with files of data, by their endings, that hold data in no format that is read."""
 
 
 @dataclass
@@ -50,14 +59,17 @@ class InputFiles:
     """Messages for the user about what is left out."""
     splits: frozenset[str] = frozenset()
     """The folders, right below the base, that are the splits of a DatasetDict of datasets."""
+    snapshot: Snapshot | None = None
+    """For a table, what its log says."""
 
     def name(self, path: str) -> str:
-        """Return a file's path below the base."""
-        return path[len(self.base.rstrip("/")) + 1 :]
+        """Return a file's path below the base; a table may have files elsewhere."""
+        below = self.base.rstrip("/") + "/"
+        return path[len(below) :] if path.startswith(below) else path.lstrip("/")
 
 
 def find_files(source: Location, output: Folder | None = None) -> InputFiles:
-    """Find the data files of `source`: a file, a folder, a glob, or one of these as a URI.
+    """Find the data files of `source`: a file, a folder, a glob, a table, or one of these as a URI.
 
     Hidden files and folders are passed over: their names begin with a dot or an underscore;
     `_key=value` of hive does not count. So are the outputs of jobs below the folder, which have a
@@ -65,7 +77,7 @@ def find_files(source: Location, output: Folder | None = None) -> InputFiles:
 
     Raises:
         UserError: if there are no files or several formats, for a folder that holds the output, and
-            for a table whose files cannot be read without its log.
+            for files of a table whose log does not lie in the folder.
     """
     filesystem, path, info = look_up(source)
     try:
@@ -77,14 +89,19 @@ def find_files(source: Location, output: Folder | None = None) -> InputFiles:
 def _find_files(
     source: Location, output: Folder | None, filesystem: fs.FileSystem, path: str, info: fs.FileInfo
 ) -> InputFiles:
-    base, listing = _list(filesystem, path, info)
+    base = _base(path, info)
+    table = table_around(filesystem, base)
+    if info.type == fs.FileType.Directory and table is not None and table[1] == base:
+        _refuse_output_within(source, base, output)
+        return _files_of_table(source, table[0], filesystem, base)
+    listing = _list(filesystem, path, info)
     # The files of a table may be deleted or superseded, which its log alone says.
-    table = table_around(filesystem, base) or table_among(listing.landmarks)
+    table = table or table_among(listing.landmarks)
     if table is not None:
         kind, folder = table
         raise UserError(
             f"input '{source}' holds the files of a {kind} table ({folder}), among them deleted "
-            "and superseded rows; write a snapshot of the table as Parquet, and give that"
+            "and superseded rows; give the folder of the table itself"
         )
 
     files = InputFiles(filesystem, base, {}, broken=listing.broken)
@@ -102,31 +119,57 @@ def _find_files(
         names = ", ".join(sorted(formats))
         raise UserError(f"input '{source}' mixes {names} files; choose some with a glob")
 
-    # Parts in the input folder would be input of the next run, and of every other reader.
-    if info.type == fs.FileType.Directory and output is not None:
-        input_folder = _real_folder(_shown(source, base))
-        if _real_folder(str(output)).startswith(input_folder):
-            raise UserError(
-                f"output '{output}' lies in the input folder, where whatever reads the input would "
-                "find it, too; name another"
-            )
+    if info.type == fs.FileType.Directory:
+        _refuse_output_within(source, base, output)
     files.splits = _splits(files, entries)
     return files
 
 
-def _list(filesystem: fs.FileSystem, path: str, info: fs.FileInfo) -> tuple[str, Listing]:
-    """Return the folder that an input's files lie in, and the listing of them."""
-    if info.type == fs.FileType.File:
-        base = path.rpartition("/")[0]
-        return base, Listing([entry_of(filesystem, info)])
+def _refuse_output_within(source: Location, base: str, output: Folder | None) -> None:
+    """Raise UserError for an output in the input folder.
+
+    Its parts would be input of the next run, and of every other reader.
+    """
+    if output is None:
+        return
+    input_folder = _real_folder(_shown(source, base))
+    if _real_folder(str(output)).startswith(input_folder):
+        raise UserError(
+            f"output '{output}' lies in the input folder, where whatever reads the input would "
+            "find it, too; name another"
+        )
+
+
+def _files_of_table(
+    source: Location, kind: str, filesystem: fs.FileSystem, base: str
+) -> InputFiles:
+    """Return the files that count in the snapshot that a table has now."""
+    snapshot = take_snapshot(source, kind)
+    if not snapshot.versions:
+        raise UserError(f"input '{source}' has no rows ({snapshot.location.title})")
+    note = f"the input is a table, read as of {snapshot.location.title}"
+    return InputFiles(filesystem, base, snapshot.versions, notes=[note], snapshot=snapshot)
+
+
+def _base(path: str, info: fs.FileInfo) -> str:
+    """Return the folder that an input's files lie in."""
     if info.type == fs.FileType.Directory:
-        base = path.rstrip("/")
-        if isinstance(filesystem, fs.LocalFileSystem):
-            return base, list_local(base)
-        return base, list_remote(filesystem, base)
+        return path.rstrip("/")
     before_wildcards = WILDCARD.split(path, maxsplit=1)[0]
-    base = before_wildcards.rpartition("/")[0]
-    return base, list_glob(filesystem, base, path)
+    before = path if info.type == fs.FileType.File else before_wildcards
+    return before.rpartition("/")[0]
+
+
+def _list(filesystem: fs.FileSystem, path: str, info: fs.FileInfo) -> Listing:
+    """List an input's files."""
+    if info.type == fs.FileType.File:
+        return Listing([entry_of(filesystem, info)])
+    base = _base(path, info)
+    if info.type != fs.FileType.Directory:
+        return list_glob(filesystem, base, path)
+    if isinstance(filesystem, fs.LocalFileSystem):
+        return list_local(base)
+    return list_remote(filesystem, base)
 
 
 def look_up(source: Location) -> tuple[fs.FileSystem, str, fs.FileInfo]:
@@ -240,13 +283,20 @@ def _choose_data(files: InputFiles, entries: list[Entry]) -> None:
     """Tell data files from others by their endings, and name those others that may hold data."""
     formats = {file_format(entry.path) for entry in entries}
     # In a folder of JSON files, state.json may be one of them; beside other data it is metadata.
-    has_other_formats = bool(formats - {None, "json"})
+    has_other_formats = bool(formats - {None, "json", "text"})
+    # Text files are data where they are alone; beside other data they are requirements.txt.
+    has_text_alone = not formats - {None, "text"}
     for entry in entries:
         name = entry.path.rpartition("/")[2]
         is_metadata = name == "dataset_infos.json" or (name in _OF_DATASETS and has_other_formats)
         if is_metadata and len(entries) > 1:
             continue
-        if file_format(entry.path):
+        format_ = file_format(entry.path)
+        if format_ == "text" and len(entries) > 1:
+            is_data = has_text_alone and may_be_data(entry.path)
+        else:
+            is_data = format_ is not None
+        if is_data:
             files.versions[entry.path] = _version(entry)
         elif entry.size and may_be_data(entry.path):
             files.left_out.append(files.name(entry.path))
@@ -275,9 +325,21 @@ def _no_data_file(source: Location, files: InputFiles) -> UserError:
     )
     if files.left_out:
         message += f"; left out are {', '.join(files.left_out[:5])}"
+    for advice in conversions(files):
+        message += f"; {advice}"
     for note in files.notes:
         message += f"; {note}"
     return UserError(message)
+
+
+def conversions(files: InputFiles) -> list[str]:
+    """Return what to do with data files that are left out, for each format that is known."""
+    names = [name.lower() for name in files.left_out]
+    return [
+        advice
+        for endings, advice in _CONVERT.items()
+        if any(name.endswith(endings) for name in names)
+    ]
 
 
 def _some(files: InputFiles, paths: list[str]) -> str:

@@ -16,8 +16,8 @@ from pyarrow import fs
 
 from pipelines.errors import UserError
 from pipelines.input.corpus import Corpus
-from pipelines.input.files import InputFiles, find_files
-from pipelines.input.formats import FORMATS, file_format
+from pipelines.input.files import InputFiles, conversions, find_files
+from pipelines.input.formats import file_format, format_of
 from pipelines.input.names import first_portable_name, former_name, portable_name
 from pipelines.input.shapes import Shape
 from pipelines.input.shards import Block, Format, Reading, Scan
@@ -38,6 +38,7 @@ class Inspection:
     """The files of an input and what is known of them."""
 
     source: Location
+    """The input; of a table, the snapshot that is read."""
     files: InputFiles
     format: str
     options: TextOptions
@@ -119,15 +120,17 @@ def inspect_input(
     if not files.versions:
         raise unreadable(source, files.broken)
     format_name = file_format(next(iter(files.versions))) or ""
+    if files.snapshot is not None:
+        source = files.snapshot.location
+        format_name = files.snapshot.location.kind.lower()
 
-    scans = _scans_of_earlier_run(earlier, format_name, files.versions, names)
+    format_ = format_of(source, format_name)
+    scans = _scans_of_earlier_run(earlier, format_, files.versions, names)
     columns: dict[str, Columns] = {}
     unstaged: list[str] = []
     broken = dict(files.broken)
     new_files = [path for path in files.versions if path not in scans]
-    inspect_one = partial(
-        inspect_file, FORMATS[format_name], files.filesystem, wanted=wanted, texts=texts
-    )
+    inspect_one = partial(inspect_file, format_, files.filesystem, wanted=wanted, texts=texts)
     with ThreadPoolExecutor(_THREADS) as pool:
         results = list(pool.map(inspect_one, new_files))
     for path, result in zip(new_files, results, strict=True):
@@ -163,21 +166,21 @@ def _notes(files: InputFiles) -> tuple[str, ...]:
     more = ", …" if len(files.left_out) > _SHOWN_FILES else ""
     count = len(files.left_out)
     left_out = f"{count:,} files are left out, whose format is not read: {shown}{more}"
-    return (*files.notes, left_out)
+    return (*files.notes, left_out, *conversions(files))
 
 
 def _scans_of_earlier_run(
-    earlier: Corpus | None, format_name: str, versions: Mapping[str, str], names: Mapping[str, str]
+    earlier: Corpus | None, format_: Format, versions: Mapping[str, str], names: Mapping[str, str]
 ) -> dict[str, Scan]:
     """Return what an earlier run knows of files that have not changed since."""
-    if earlier is None or earlier.format != format_name:
+    if earlier is None or earlier.format != format_.name:
         return {}
     scans: dict[str, Scan] = {}
     for file in earlier.files:
         if versions.get(file.path) != file.version:
             continue
         scan = file.scan
-        if scan.parts and FORMATS[format_name].read is not None:
+        if scan.parts and format_.blocks is None:
             # Up to version 0.2.0, files with huge row groups were staged, each into one part. The
             # rows and the size stay, which cut it into the same shards.
             scan = replace(scan, parts=(), group_rows=0)
@@ -236,7 +239,7 @@ def sample(
         UserError: where no file of the input can be read.
     """
     failed: dict[str, str] = {}
-    blocks = FORMATS[inspection.format].blocks
+    blocks = format_of(inspection.source, inspection.format).blocks
     for path in paths:
         assert blocks is not None  # its files are staged
         reading = Reading(inspection.files.filesystem, path, inspection.options)

@@ -10,6 +10,8 @@ import pyarrow as pa
 
 from pipelines.input.files import InputFiles
 from pipelines.input.shards import Partition
+from pipelines.input.snapshots import Snapshot
+from pipelines.input.types import stored_type
 
 _NULL = "__HIVE_DEFAULT_PARTITION__"
 _WHOLE_NUMBER = re.compile(r"0|-?[1-9]\d{0,17}")
@@ -47,6 +49,8 @@ def hive_partitions(
         any_digits: whether digits with zeros before them fit a key of numbers, as they did in
             earlier versions.
     """
+    if files.snapshot is not None:
+        return _of_table(files.snapshot, paths)
     texts = {path: _texts(files, path) for path in paths}
     number = _DIGITS if any_digits else _WHOLE_NUMBER
     types = _types_of_keys(list(texts.values()), earlier)
@@ -65,6 +69,14 @@ def hive_partitions(
                 )
         partitions[path] = tuple(typed)
     return Partitions(partitions, pa.schema(list(types.items())), misfits)
+
+
+def _of_table(snapshot: Snapshot, paths: list[str]) -> Partitions:
+    """Return the values that the log of a table has, in the types of its columns."""
+    of = {path: snapshot.partitions.get(path, ()) for path in paths}
+    names = dict.fromkeys(name for partition in of.values() for name, _ in partition)
+    types = [(name, stored_type(snapshot.schema.field(name).type)) for name in names]
+    return Partitions(of, pa.schema(types), {})
 
 
 def _types_of_keys(

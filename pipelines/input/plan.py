@@ -58,7 +58,9 @@ def cut(
     if not total_rows:
         raise UserError(f"input '{inspection.source}' has no rows")
 
-    files, gone = _files(inspection, paths, size, former_rows, present, may_share=limit is None)
+    # The rows of a file that a table removes are removed with their parts, which hold no others.
+    may_share = limit is None and inspection.files.snapshot is None
+    files, gone = _files(inspection, paths, size, former_rows, present, may_share=may_share)
     shards = _shards(inspection.format, files, gone, columns.partitions.of, limit)
     return Corpus(
         files=files,
@@ -68,7 +70,16 @@ def cut(
         gone=gone,
         broken=broken,
         notes=list(inspection.notes),
+        stems=_stems_of_table(inspection),
     )
+
+
+def _stems_of_table(inspection: Inspection) -> frozenset[str] | None:
+    """Return the beginnings of the names of all parts that a table's snapshot may have."""
+    if inspection.files.snapshot is None:
+        return None
+    names = inspection.names
+    return frozenset(f"{names[path]}-{version}" for path, version in inspection.versions.items())
 
 
 def _files(
@@ -161,7 +172,7 @@ def _groups_of_earlier_run(
     output holds it.
     """
     groups = _Groups()
-    if inspection.earlier is None:
+    if inspection.earlier is None or inspection.files.snapshot is not None:
         return groups
     members: defaultdict[str, list[DataFile]] = defaultdict(list)
     for file in (*inspection.earlier.files, *inspection.earlier.gone):

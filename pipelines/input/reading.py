@@ -8,10 +8,11 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.input.files import current_version
-from pipelines.input.formats import FORMATS
+from pipelines.input.formats import format_of
 from pipelines.input.shards import BadRow, Piece, Rows, Shard
+from pipelines.input.snapshots import TableLocation
 from pipelines.input.staging import read_part
-from pipelines.input.types import convert
+from pipelines.input.types import convert, is_stringlike
 from pipelines.storage import Folder, Location
 
 
@@ -73,7 +74,7 @@ def _read_pieces(
         arrays = []
         for column in wanted:
             if column.name in values:
-                value = pa.scalar(values[column.name], column.type)
+                value = _scalar(values[column.name], column.type)
                 arrays.append(pa.repeat(value, len(rows.positions)))
             elif column.name in present:
                 arrays.append(convert(rows.table[column.name], column.type))
@@ -81,6 +82,13 @@ def _read_pieces(
                 arrays.append(pa.nulls(len(rows.positions), column.type))
         table = pa.table(arrays, schema=wanted)
         yield Rows(table, rows.positions, rows.bad)
+
+
+def _scalar(value: str | int | None, type_: pa.DataType) -> pa.Scalar:
+    """Return the value of a key; the log of a table has dates, decimals and the like as text."""
+    if isinstance(value, str) and not is_stringlike(type_):
+        return pa.scalar(value).cast(type_)
+    return pa.scalar(value, type_)
 
 
 def _rows_of(
@@ -91,14 +99,15 @@ def _rows_of(
         for piece in pieces:
             yield read_part(output, piece, columns)
         return
-    reader = FORMATS[format_].read
+    reader = format_of(source, format_).read
     assert reader is not None
     filesystem, _ = source.filesystem_and_path
     path = pieces[0].path
     ranges = [(piece.start, piece.rows) for piece in pieces]
     for piece, table in zip(pieces, reader(filesystem, path, ranges, columns), strict=True):
-        # As planned after it was read, too.
-        if current_version(filesystem, path) != piece.version:
+        # As planned after it was read, too; the files of a table are never written again.
+        may_change = not isinstance(source, TableLocation)
+        if may_change and current_version(filesystem, path) != piece.version:
             raise ValueError(f"{path} has changed since the job began; the next run reads it again")
         if len(table) != piece.rows:
             raise ValueError(

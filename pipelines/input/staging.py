@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from pipelines.input.formats import FORMATS
+from pipelines.input.formats import format_of
 from pipelines.input.parquet import read
 from pipelines.input.shapes import Shape
 from pipelines.input.shards import BLOCK_ROWS, BadRow, Block, Piece, Reading, Rows, TryAgain
@@ -143,7 +143,8 @@ def stage_tasks(
         digest = hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()
         stem = f"{stem}-{digest[:8]}"
     is_compressed = path.lower().endswith(COMPRESSIONS)
-    has_plain_lines = format_ == "json" and not is_compressed and options.encoding == "utf-8"
+    is_of_lines = format_ in ("json", "text")
+    has_plain_lines = is_of_lines and not is_compressed and options.encoding == "utf-8"
     if not has_plain_lines or options.limit is not None:
         return [StageTask(path, format_, stem)]
     if file_info(filesystem, path).size <= RANGED_BYTES:
@@ -173,7 +174,7 @@ def stage(source: Location, folder: Folder, task: StageTask, options: TextOption
         ValueError, OSError, EOFError, pa.ArrowException: where the file cannot be read.
     """
     filesystem, _ = source.filesystem_and_path
-    format_ = FORMATS[task.format]
+    format_ = format_of(source, task.format)
     blocks = format_.blocks
     assert blocks is not None  # its files are staged
     attempt = 0

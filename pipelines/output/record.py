@@ -38,6 +38,8 @@ class Attempt:
     versions: dict[str, str | None]
     run: str | None = None
     """Its identity, which the stats of its shards have, too; None in outputs before 0.2."""
+    snapshot: str | None = None
+    """For a table, the version or snapshot of it that was read."""
 
 
 @dataclass

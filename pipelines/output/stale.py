@@ -68,7 +68,7 @@ def find_todo(present: Listing, corpus: Corpus) -> tuple[list[int], set[str]]:
 def remove_stale(folder: Folder, parts: str, unplanned: Iterable[str], corpus: Corpus) -> bool:
     """Remove the parts of files whose rows the plan has in others: they have changed since.
 
-    Returns whether there were any.
+    Of a table, those of files that it has removed go, too. Returns whether there were any.
 
     Args:
         folder: the output.
@@ -80,6 +80,9 @@ def remove_stale(folder: Folder, parts: str, unplanned: Iterable[str], corpus: C
     files |= {file.former for file in corpus.files if file.former}
     stale: list[str] = []
     for name in unplanned:
+        if _is_removed_from_table(name, corpus):
+            stale.append(name)
+            continue
         shared = _read_shared(folder, parts, name) if is_shared(name) else None
         if shared is None:
             is_stale = name.rsplit("-", 3)[0] in files
@@ -93,6 +96,11 @@ def remove_stale(folder: Folder, parts: str, unplanned: Iterable[str], corpus: C
     remove_all(folder, [rejected_path(name) for name in stale])
     remove_all(folder, [part_path(parts, name) for name in stale])
     return bool(stale)
+
+
+def _is_removed_from_table(name: str, corpus: Corpus) -> bool:
+    """Tell whether a part is of a file, or a version of one, that a table has no more."""
+    return corpus.stems is not None and name.rsplit("-", 2)[0] not in corpus.stems
 
 
 _Shared = tuple[pa.Table, list[FileRows]]

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import boto3
+import lance
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
@@ -19,7 +20,10 @@ import pytest
 from commands import run_script
 from conftest import REPOSITORY, joined_ray
 from corpora import plan, read_all
+from deltalake import write_deltalake
 from pyarrow import feather, fs
+from pyiceberg.catalog.sql import SqlCatalog
+from pyiceberg.types import IntegerType
 
 from pipelines.checkpoints import Checkpoint, download_checkpoint
 from pipelines.errors import JobError, UserError
@@ -29,7 +33,7 @@ from pipelines.input.text import TextOptions
 from pipelines.output import folder as output
 from pipelines.output import lease
 from pipelines.output.parts import list_parts
-from pipelines.storage import Folder, Location, redact_credentials
+from pipelines.storage import Folder, Location, redact_credentials, store_options
 
 
 class Bucket:
@@ -265,3 +269,36 @@ def test_keys_with_an_empty_part_are_named_where_nothing_opens_them(bucket, tmp_
     assert [file.path for file in corpus.files] == ["bucket/named/a.csv"]
     assert list(corpus.broken) == ["bucket/named//a.csv"]
     assert "modernbert-ray[s3]" in corpus.broken["bucket/named//a.csv"]
+
+
+def test_tables_in_object_storage(bucket, tmp_path, monkeypatch):
+    """Their libraries connect as Arrow does, by what the URI says."""
+    table = pa.table({"id": range(5), "text": [f"the cat {number} sat" for number in range(5)]})
+    location = bucket.uri("tables")
+    _, options = store_options(Location(location))
+    write_deltalake("s3://bucket/tables/delta", table, storage_options=options)
+    lance.write_dataset(table, "s3://bucket/tables/lance", storage_options=options)
+    catalog = SqlCatalog(
+        "local",
+        uri=f"sqlite:///{tmp_path}/catalog.db",
+        warehouse="s3://bucket/tables",
+        **{
+            "s3.endpoint": options["aws_endpoint"],
+            "s3.access-key-id": options["aws_access_key_id"],
+            "s3.secret-access-key": options["aws_secret_access_key"],
+            "s3.region": options["aws_region"],
+        },
+    )
+    catalog.create_namespace("n")
+    iceberg = catalog.create_table("n.iceberg", schema=table.schema)
+    iceberg.append(table)
+    iceberg.delete("id = 1")
+    with iceberg.update_schema() as schema:
+        schema.add_column("more", IntegerType())  # so that pyiceberg reads the file
+    for name, ids in (("delta", range(5)), ("lance", range(5)), ("n/iceberg", [0, 2, 3, 4])):
+        source = bucket.uri(f"tables/{name}")
+        out = tmp_path / name.replace("/", "-")
+        place = inspect_input(Location.of_user(source), TextOptions()).source
+        assert "some-secret" not in f"{place} {place!r}"
+        got, _ = read_all(plan(source, out), place, out)
+        assert got["id"].to_pylist() == list(ids)

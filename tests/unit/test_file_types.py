@@ -8,6 +8,7 @@ import itertools
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.orc as orc
 import pyarrow.parquet as pq
 import pytest
 from corpora import plan, read_all
@@ -101,3 +102,28 @@ def test_arrow_streams_are_read_and_what_datasets_writes_beside_them_is_left_out
     corpus = plan(tmp_path, tmp_path / "out")
     assert (corpus.notes, corpus.broken) == ([], {})
     assert read_all(corpus, tmp_path, tmp_path / "out")[0].equals(rows)
+
+
+def test_orc_files_are_read_as_arrow_reads_them(tmp_path):
+    names = [
+        "string",
+        "binary",
+        "int32",
+        "int64",
+        "float64",
+        "bool",
+        "date",
+        "zoned",
+        "decimal",
+        "list",
+        "struct",
+    ]
+    table = pa.table({name: COLUMNS[name] for name in names})
+    (tmp_path / "in").mkdir()
+    many = pa.concat_tables([table] * 5000).combine_chunks()
+    orc.write_table(many, tmp_path / "in" / "a.orc", stripe_size=1 << 16)
+    orc.write_table(table.slice(0, 0), tmp_path / "in" / "b.orc")
+    assert orc.ORCFile(tmp_path / "in" / "a.orc").nstripes > 1
+    got, bad = read_all(plan(tmp_path / "in", tmp_path / "out"), tmp_path / "in", tmp_path / "out")
+    assert not bad
+    assert got.combine_chunks() == orc.read_table(tmp_path / "in" / "a.orc").combine_chunks()

@@ -17,6 +17,8 @@ from corpora import plan, read_all
 from pipelines.errors import UserError
 from pipelines.input import files, listing
 from pipelines.input.files import find_files
+from pipelines.input.inspection import inspect_input
+from pipelines.input.text import TextOptions
 from pipelines.storage import Folder, Location
 
 
@@ -149,12 +151,24 @@ def test_whatever_may_be_data_and_is_not_read_is_named(tmp_path):
         "LICENSE",
     ):
         write(tmp_path / name)
-    left_out = ["archive.tar", "notes.txt", "part-00000", "sheet.xlsx", "table.orc", "x.unknown"]
+    left_out = ["archive.tar", "notes.txt", "part-00000", "sheet.xlsx", "table.avro", "x.unknown"]
     for name in left_out:
         write(tmp_path / name)
     inputs = find_files(Location.of_user(str(tmp_path)))
     assert sorted(map(inputs.name, inputs.versions)) == ["a.jsonl", "b.jsonlines", "c.ndjson.gz"]
     assert sorted(inputs.left_out) == left_out
+
+
+def test_text_files_are_data_where_they_are_alone(tmp_path):
+    for name in ("a.txt", "b.txt.gz", "README.txt", "LICENSE.txt"):
+        write(tmp_path / "texts" / name)
+    assert found(tmp_path / "texts") == ["a.txt", "b.txt.gz"]
+    assert found(tmp_path / "texts" / "README.txt") == ["README.txt"]  # where it is named itself
+    for name in ("c.jsonl", "README.txt", "requirements.txt"):
+        write(tmp_path / "rows" / name)
+    inputs = find_files(Location.of_user(str(tmp_path / "rows")))
+    assert sorted(map(inputs.name, inputs.versions)) == ["c.jsonl"]
+    assert inputs.left_out == ["requirements.txt"]
 
 
 def test_hidden_folders_are_passed_over_but_for_those_of_hive_tables(tmp_path):
@@ -237,14 +251,13 @@ def test_a_glob_of_object_storage_matches_what_it_matches_on_disk(tmp_path):
         ("_versions/1.manifest", "Lance"),
     ],
 )
-def test_a_table_is_refused_by_its_name_wherever_it_is_entered(tmp_path, mark, kind):
+def test_files_of_a_table_are_refused_where_they_are_entered_beside_its_log(tmp_path, mark, kind):
     write(tmp_path / "warehouse" / "t" / "data" / "day=1" / "a.parquet")
     write(tmp_path / "warehouse" / "other" / "b.parquet")
     (tmp_path / "warehouse" / "t" / mark).parent.mkdir(parents=True)
     (tmp_path / "warehouse" / "t" / mark).write_text("{}")
     sources = [
         "",
-        "/t",
         "/t/data",
         "/t/data/day=1",
         "/t/data/*/*.parquet",
@@ -255,6 +268,8 @@ def test_a_table_is_refused_by_its_name_wherever_it_is_entered(tmp_path, mark, k
         with pytest.raises(UserError, match=f"holds the files of a {kind} table"):
             found(f"{tmp_path}/warehouse{source}")
     assert found(tmp_path / "warehouse" / "other") == ["b.parquet"]
+    with pytest.raises(UserError, match=f"t' is a {kind} table"):  # of which there is only a mark
+        found(tmp_path / "warehouse" / "t")
 
 
 def test_what_datasets_writes_beside_data_is_no_data(tmp_path):
@@ -326,3 +341,21 @@ def test_a_file_that_changes_while_it_is_labelled_is_named(tmp_path):
         with pytest.raises(ValueError, match=r"a\.parquet has changed since the job began"):
             read_all(corpus, tmp_path, tmp_path / "out")
     assert files.current_version(fs.LocalFileSystem(), str(tmp_path / "nowhere")) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("a.avro", "Avro is not read: convert it to Parquet"),
+        ("a.tar.gz", "WebDataset (.tar) is not read: unpack it"),
+    ],
+)
+def test_data_in_a_known_format_that_is_not_read_is_refused_by_name(tmp_path, name, advice):
+    write(tmp_path / name)
+    with pytest.raises(UserError, match="holds no data file") as refused:
+        found(tmp_path)
+    assert advice in str(refused.value)
+    assert "\n" not in str(refused.value)
+    write(tmp_path / "b.jsonl")
+    notes = inspect_input(Location.of_user(str(tmp_path)), TextOptions()).notes
+    assert any(note.startswith(advice) for note in notes)

@@ -507,3 +507,53 @@ def test_zero_bytes_in_a_row_are_no_utf16(rows):
     assert rows("x.csv", "text,more\n" + "\0" * 3001 + ",b\n")[0] == [
         {"text": "\0" * 3001, "more": "b"}
     ]
+
+
+def test_lines_of_a_text_file_are_rows_blank_ones_too(rows, block_bytes, dice):
+    pieces = [
+        "",
+        "",
+        "the cat",
+        " ",
+        "ä€😀",
+        "a\rb",
+        "[1,",
+        '{"a": 1}',
+        "x" * 100,
+        "\x0b\x85",
+    ]
+    for number in range(FILES // 10):
+        lines = dice.choices(pieces, k=dice.randrange(12))
+        ends = [dice.choice(["\n", "\r\n"]) for _ in lines]
+        content = "".join(line + end for line, end in zip(lines, ends, strict=True))
+        if dice.random() < 0.5:
+            content = content.removesuffix("\n").removesuffix("\r")
+            if lines and not lines[-1]:
+                lines.pop()  # what ends with a line end has no line behind it
+        if not lines:
+            continue
+        name, packed = dice.choice(
+            [("a.txt", bytes), ("a.txt.gz", gzip.compress), ("a.TXT.bz2", bz2.compress)]
+        )
+        good, malformed = rows(f"{number}-{name}", packed(content.encode()))
+        assert [row["text"] for row in good] == lines
+        assert not malformed
+
+
+def test_lines_that_are_not_utf8_are_malformed_and_spoil_no_other(rows):
+    good, malformed = rows("a.txt", b"one\r\nth\xe9\n\nth\xc3\xa9\n")
+    assert [row["text"] for row in good] == ["one", "", "thé"]
+    assert malformed == {1: ("is not valid UTF-8", "th\ufffd")}
+    good, malformed = rows("b.txt", "th\xe9\nthe".encode("latin-1"), encoding="latin-1")
+    assert ([row["text"] for row in good], malformed) == (["thé", "the"], {})
+
+
+def test_a_large_text_file_is_staged_in_ranges(rows, tmp_path, monkeypatch):
+    from pipelines.input import staging
+
+    monkeypatch.setattr(staging, "RANGED_BYTES", 100)
+    monkeypatch.setattr(staging, "RANGE_BYTES", 50)
+    lines = [f"line {number}" if number % 5 else "" for number in range(100)]
+    good, _ = rows("a.txt", "\n".join(lines) + "\n")
+    assert [row["text"] for row in good] == lines
+    assert len(list((tmp_path / "out" / "_staged").glob("*.parquet"))) > 5
