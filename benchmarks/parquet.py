@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from pipelines.input.formats import FORMATS
-from pipelines.input.shards import MAX_SHARD_ROWS
+from pipelines.input.shards import BLOCK_ROWS
 
 Figures: TypeAlias = dict[str, float]
 
@@ -39,7 +39,7 @@ def batches() -> Iterator[pa.RecordBatch]:
     texts = [" ".join(dice.choices(words, k=dice.choice([20, 60, 120, 300]))) for _ in range(5000)]
     start = 0
     while True:
-        ids = range(start, start + MAX_SHARD_ROWS)
+        ids = range(start, start + BLOCK_ROWS)
         own = [f"{i} {texts[i * 7 % len(texts)]}" for i in ids]
         columns = {
             "id": pa.array(ids),
@@ -48,7 +48,7 @@ def batches() -> Iterator[pa.RecordBatch]:
             "score": pa.array(np.random.default_rng(start).random(len(own))),
         }
         yield pa.record_batch(columns)
-        start += MAX_SHARD_ROWS
+        start += BLOCK_ROWS
 
 
 def write_one_group(path: Path, size: int) -> None:
@@ -73,8 +73,8 @@ def ours(path: str) -> int:
     found = format_.inspect(filesystem, path, frozenset(COLUMNS), frozenset(["text"]))
     assert found is not None
     scan, _ = found
-    starts = range(0, scan.rows, MAX_SHARD_ROWS)
-    ranges = [(start, min(MAX_SHARD_ROWS, scan.rows - start)) for start in starts]
+    starts = range(0, scan.rows, BLOCK_ROWS)
+    ranges = [(start, min(BLOCK_ROWS, scan.rows - start)) for start in starts]
     return sum(len(table) for table in format_.read(filesystem, path, ranges, COLUMNS))
 
 
