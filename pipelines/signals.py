@@ -124,7 +124,10 @@ def end_process(code: int) -> NoReturn:
         _handle_signals()
         goodbye.join(_HANDLED_AGAIN_S)
     with _ending:
-        os._exit(code if _state.first is None else 128 + _state.first)
+        if _state.first is not None:
+            _say(_state.first)  # the watching thread may not have come to it yet
+            code = 128 + _state.first
+        os._exit(code)
 
 
 def call_when_stopped(function: Callable[[], None]) -> None:

@@ -8,8 +8,9 @@ import os
 import runpy
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import redirect_stderr, redirect_stdout
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,14 @@ def without_ray(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(execute.Execution, "run", run_all)
 
 
+@contextmanager
+def stages_here() -> Iterator[None]:
+    """Jobs in the block run without Ray: those that a run on Ray is compared with, or that end what one has begun."""
+    with pytest.MonkeyPatch.context() as patch:
+        without_ray(patch)
+        yield
+
+
 class LocalDataset:
     """A table where a step of a Ray Dataset takes one: its stages run at once, in this process."""
 
@@ -126,27 +135,29 @@ class LocalDataset:
 def _run(
     call: Callable[[], Any], arguments: list[object], cwd: Path
 ) -> subprocess.CompletedProcess[str]:
-    out, err = io.BytesIO(), io.BytesIO()
-    stdout = io.TextIOWrapper(out, encoding="utf-8", write_through=True)
-    stderr = io.TextIOWrapper(err, encoding="utf-8", write_through=True)
+    printed = io.BytesIO()
+    stdout = io.TextIOWrapper(printed, encoding="utf-8", write_through=True)
     argv = sys.argv
     folder = os.getcwd()
     code = 0
     sys.argv = [str(argument) for argument in arguments]
     os.chdir(cwd)
-    try:
-        with (
-            redirect_stdout(stdout),
-            redirect_stderr(stderr),
-            pytest.MonkeyPatch.context() as patch,
-        ):
-            patch.setattr(signals, "take_over", lambda _="": None)  # of a process of its own
-            patch.setattr(signals, "end_process", sys.exit)
-            call()
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else int(end.code is not None)
-    finally:
-        sys.argv = argv
-        os.chdir(folder)
-    printed, said = out.getvalue().decode(), err.getvalue().decode()
-    return subprocess.CompletedProcess(sys.argv, code, printed, said)
+    # A file, as faulthandler, which actors end by where a model hangs, writes to a descriptor.
+    with tempfile.TemporaryFile("w+", encoding="utf-8", newline="", buffering=1) as stderr:
+        try:
+            with (
+                redirect_stdout(stdout),
+                redirect_stderr(stderr),
+                pytest.MonkeyPatch.context() as patch,
+            ):
+                patch.setattr(signals, "take_over", lambda _="": None)  # of a process of its own
+                patch.setattr(signals, "end_process", sys.exit)
+                call()
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        finally:
+            sys.argv = argv
+            os.chdir(folder)
+        stderr.seek(0)
+        said = stderr.read()
+    return subprocess.CompletedProcess(sys.argv, code, printed.getvalue().decode(), said)

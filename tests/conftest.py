@@ -48,7 +48,11 @@ def free_port() -> int:
 # Where two tests share the cores, a worker of Ray often waits for more than a second between its tasks. Ray would end
 # it and start another one, with all its imports, which doubles what a small job costs. Nor is the use of Ray reported,
 # nor what each of its processes takes, which nobody looks at. HAProxy's figures have a port for each worker of xdist.
+# Where others use the cores, too, Ray's processes may take longer for their start than the half minute that Ray waits.
 LEAN_RAY = {
+    "RAY_gcs_server_port_wait_time_s": "180",
+    "RAY_agent_register_timeout_ms": "180000",
+    "RAY_worker_register_timeout_seconds": "180",
     "RAY_idle_worker_killing_time_threshold_ms": "60000",
     "RAY_USAGE_STATS_ENABLED": "0",
     "REPORTER_UPDATE_INTERVAL_MS": "60000",
@@ -87,24 +91,31 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(Durations(config.invocation_params.dir / target))
 
 
-KILLING = {"test_kills.py", "test_deadly_documents.py", "test_broken_actors.py"}
-"""The files that kill workers of the head, or end them from within."""
+SECOND_HEAD = {
+    "test_kills.py",
+    "test_deadly_documents.py",
+    "test_broken_actors.py",
+    "test_job_submit.py",
+    "test_offline_online.py",
+    "test_shared_clusters.py",
+}
+"""The files with a head of their own: they end its workers, or start another Ray beside it and take long."""
 
 
 @cache
 def group_of(file: Path) -> str:
     """Name what one worker of xdist runs one after the other: those files that share a head, else each file by itself.
 
-    The head's files come first, and beside them what mostly waits for a Ray of its own. An idle head takes a tenth of a
-    core: it ends with its last file.
+    The two heads' files come first, and beside them what mostly waits for a Ray of its own. An idle head takes a tenth
+    of a core: it ends with its last file.
     """
     if not re.search(r"\b(ray_head|local_ray)\b", file.read_text(encoding="utf-8")):
         return str(file)
-    return "killing" if file.name in KILLING else "head"
+    return "second head" if file.name in SECOND_HEAD else "head"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    places = {"killing": 0, "head": 1}
+    places = {"second head": 0, "head": 1}
     items.sort(key=lambda item: places.get(group_of(item.path), 2))
 
 

@@ -20,7 +20,14 @@ READERS = "STANDIN_READERS"
 """The environment variable with the folder in which readers leave word of each other."""
 MEET = "meet"
 """The file in that folder that lets them wait."""
-_STARVED_S = 60.0
+ACTORS = "STANDIN_ACTORS"
+"""The environment variable with the folder in which actors leave word of each other, where they meet."""
+ACTORS_AT_ONCE = "STANDIN_ACTORS_AT_ONCE"
+"""The environment variable with the number of actors that wait for each other."""
+MEETINGS = 8
+"""How often they do: after that the shards run out, and one actor may have the last of them."""
+_STARVED_S = 240.0
+"""Long enough for another node to start where others use the cores, too: what is starved waits in vain anyway."""
 
 
 class StandIn:
@@ -39,7 +46,10 @@ class StandIn:
 
         seconds = len(input_ids) / GPU_TOKENS_S
         with self.device:  # it does one thing at a time, as a GPU does for two threads
-            time.sleep(seconds)
+            if ACTORS in os.environ and all_actors_are_there():
+                meet_actors(Path(os.environ[ACTORS]), int(os.environ[ACTORS_AT_ONCE]))
+            else:
+                time.sleep(seconds)
         done(len(cu_seqlens) - 1, len(input_ids))
         splits = np.concatenate(([0], np.cumsum(self.task.rows(input_ids, cu_seqlens))))
         return Predictions(
@@ -67,26 +77,58 @@ def note_reader(folder: Path) -> None:
     None leaves before its group is whole, so that a whole group was at work at one time.
     """
     (folder / "inside").mkdir(exist_ok=True)
-    (folder / "entries").mkdir(exist_ok=True)
     inside = folder / "inside" / str(os.getpid())
     inside.touch()
     at_once = len(list(inside.parent.iterdir()))
     (folder / f"at-once-{at_once}").touch()
+    number = _enter(folder)
+    if (folder / MEET).exists():
+        _wait_for_group(folder, number, GPU_READERS)
+    inside.unlink()
+
+
+def all_actors_are_there() -> bool:
+    """Note that this actor is there, and tell whether those that meet are: until then, none waits.
+
+    Ray Data asks for another actor only while the first ones have something to do.
+    """
+    actors = Path(os.environ[ACTORS]) / "actors"
+    actors.mkdir(exist_ok=True)
+    (actors / str(os.getpid())).touch()
+    return len(list(actors.iterdir())) >= int(os.environ[ACTORS_AT_ONCE])
+
+
+def meet_actors(folder: Path, at_once: int) -> None:
+    """Note that an actor is at work, and wait until so many are, MEETINGS times.
+
+    An actor has one shard at a time, so that a whole group is as many actors, each with a shard.
+    """
+    number = _enter(folder)
+    if number < MEETINGS * at_once:
+        _wait_for_group(folder, number, at_once)
+
+
+def _enter(folder: Path) -> int:
+    """Take the first number that no other process has taken."""
     entries = folder / "entries"
+    entries.mkdir(exist_ok=True)
     number = len(list(entries.iterdir()))
-    while True:  # the first number that no other reader takes
+    while True:
         with suppress(FileExistsError):
             (entries / f"{number:04}").touch(exist_ok=False)
-            break
+            return number
         number += 1
-    last_of_group = number - number % GPU_READERS + GPU_READERS - 1
+
+
+def _wait_for_group(folder: Path, number: int, size: int) -> None:
+    """Wait until the last number of the group that `number` is in is taken, or note that it is not."""
+    last_of_group = number - number % size + size - 1
     deadline = time.monotonic() + _STARVED_S
-    while (folder / MEET).exists() and not (entries / f"{last_of_group:04}").exists():
+    while not (folder / "entries" / f"{last_of_group:04}").exists():
         if time.monotonic() > deadline:
             (folder / f"starved-{number}").touch()
             break
         time.sleep(0.02)
-    inside.unlink()
 
 
 def install_quick() -> None:

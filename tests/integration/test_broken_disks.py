@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
-from commands import run_script
+from commands import run_script, stages_here
 from conftest import REPOSITORY
 
 JOB = REPOSITORY / "jobs" / "classify_corpus.py"
@@ -63,7 +63,7 @@ def corpus(tmp_path) -> Path:
 
 
 @pytest.mark.slow
-def test_a_full_disk_stops_the_job_and_the_same_command_goes_on(corpus, checkpoint, local_ray):
+def test_a_full_disk_stops_the_job_and_the_same_command_goes_on(corpus, checkpoint):
     done = run_on("-o size=100k", corpus, checkpoint)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "out' cannot be written: " in done.stderr
@@ -74,7 +74,8 @@ def test_a_full_disk_stops_the_job_and_the_same_command_goes_on(corpus, checkpoi
     assert 0 < sum(pq.read_metadata(part).num_rows for part in parts) < 2000  # each is whole
     (corpus / "out").rmdir()
     (corpus / "kept").rename(corpus / "out")
-    assert run(corpus, checkpoint).returncode == 0
+    with stages_here():
+        assert run(corpus, checkpoint).returncode == 0
     assert ds.dataset(corpus / "out").to_table()["id"].to_pylist() == list(range(2000))
 
 

@@ -162,6 +162,10 @@ def polled(state: Callable[[], T], is_good: Callable[[T], bool], seconds: int) -
     return found
 
 
+def raylets_of(machine: Machine) -> list[str]:
+    return [each for each in machine.ray_processes() if "raylet" in each]
+
+
 @pytest.mark.slow
 def test_machines_of_ones_own_run_a_job(machines, tmp_path):
     head, worker, key = machines
@@ -176,6 +180,8 @@ def test_machines_of_ones_own_run_a_job(machines, tmp_path):
 
     up = head.run(*RAY, "up", "-y", "--no-config-cache", str(file), timeout=300)
     assert up.returncode == 0, up.stdout[-3000:] + up.stderr[-3000:]
+    raylets = polled(lambda: raylets_of(worker), bool, 180)  # a look that costs nothing
+    assert raylets, up.stdout[-3000:]
     status = [*RAY, "status", "--address", f"{HEAD}:6379"]
     nodes = polled(
         lambda: head.run(*status).stdout, lambda text: " 2 local.cluster.node" in text, 180
@@ -217,9 +223,4 @@ def test_machines_of_ones_own_run_a_job(machines, tmp_path):
     assert down.returncode == 0, down.stdout[-3000:] + down.stderr[-3000:]
     assert head.ray_processes() == []
     # The launcher stops the head alone; a worker ends when it has missed the head for RECONNECT_S, its agents later.
-    raylets = polled(
-        lambda: [each for each in worker.ray_processes() if "raylet" in each],
-        lambda found: not found,
-        180,
-    )
-    assert raylets == []
+    assert polled(lambda: raylets_of(worker), lambda found: not found, 180) == []

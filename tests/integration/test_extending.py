@@ -80,9 +80,14 @@ def test_a_task_is_four_files_in_memory_as_a_job_and_over_http(
         served_models([{"name": "measure", "task": "length", "model": folder, "factor": 2}])
     )
     with serving(models) as url:
-        assert httpx.post(f"{url}/models/measure", json={"inputs": TEXTS}).json() == expected
-        assert httpx.get(f"{url}/info").json()["model_type"] == {"length": {}}
-        assert httpx.post(f"{url}/models/measure", json={"inputs": 1}).status_code == 422
+        assert (
+            httpx.post(f"{url}/models/measure", json={"inputs": TEXTS}, timeout=60).json()
+            == expected
+        )
+        assert httpx.get(f"{url}/info", timeout=60).json()["model_type"] == {"length": {}}
+        assert (
+            httpx.post(f"{url}/models/measure", json={"inputs": 1}, timeout=60).status_code == 422
+        )
     models.close()
 
 
@@ -97,14 +102,14 @@ def test_a_dialect_is_one_file_and_a_line_of_dialects(monkeypatch):
     monkeypatch.setenv("MODERNBERT_API_KEY", "key")
     with (
         serving(Nothing()) as url,
-        httpx.Client(base_url=url, headers={"authorization": "Bearer key"}) as client,
+        httpx.Client(base_url=url, timeout=60, headers={"authorization": "Bearer key"}) as client,
     ):
         assert client.post("/toy/count", json={"inputs": ["a", "b"]}).json() == {"count": 2}
         wrong = client.post("/toy/count", json={"inputs": 1})
         assert (wrong.status_code, wrong.json()) == (418, {"oops": "inputs must be a valid list"})
         unknown = client.get("/toy/nothing")
         assert (unknown.status_code, unknown.json().keys()) == (404, {"oops"})
-        closed = httpx.post(f"{url}/toy/count", json={"inputs": []})
+        closed = httpx.post(f"{url}/toy/count", json={"inputs": []}, timeout=60)
         assert (closed.status_code, closed.json().keys()) == (401, {"oops"})
         described = client.get("/openapi.json").json()
         assert "ToyError" in json.dumps(

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
-from commands import run_job, run_script
+from commands import run_job, run_script, stages_here
 from conftest import REPOSITORY
 from corpora import plan
 
@@ -148,7 +148,8 @@ def test_a_job_that_rejects_too_much_stops(most, where, tmp_path, checkpoint, re
         UserError, match=f"rejected, more than --max-rejected {most}: .* times text is null"
     ):
         run(tmp_path, checkpoint, max_rejected=most)
-    assert run(tmp_path, checkpoint, max_rejected="40%") == 0
+    with stages_here():
+        assert run(tmp_path, checkpoint, max_rejected="40%") == 0
 
 
 @pytest.mark.slow
@@ -198,12 +199,14 @@ def test_text_files_through_the_whole_job(tmp_path, checkpoint, local_ray, capfd
     assert rejected["_reason"] == "not readable as JSON: Unterminated string starting at"
     assert not (out / "_staged").exists()
     (source / "c.jsonl").write_text('{"text": "the cat", "id": "c"}')
-    assert run_job("classify", **options) == 0
+    with stages_here():
+        assert run_job("classify", **options) == 0
     assert "reading 1 json file(s)" in capfd.readouterr().out
     assert ds.dataset(out).to_table()["id"].to_pylist()[-1] == "c"
     for part in out.glob("data/a.jsonl*.parquet"):
         part.unlink()
-    assert run_job("classify", **options) == 0  # staged again, into the same shards
+    with stages_here():
+        assert run_job("classify", **options) == 0  # staged again, into the same shards
     assert ds.dataset(out).to_table().to_pylist()[:-1] == rows
 
 
@@ -291,9 +294,7 @@ def test_a_second_run_at_once_stops_and_a_dead_ones_lease_is_taken_over(tmp_path
 
 
 @pytest.mark.slow
-def test_a_job_that_is_stopped_says_how_to_go_on_and_goes_on(
-    tmp_path, checkpoint, ray_head, local_ray
-):
+def test_a_job_that_is_stopped_says_how_to_go_on_and_goes_on(tmp_path, checkpoint, ray_head):
     """On a Ray of its own, and on one that goes on."""
     (tmp_path / "in").mkdir()
     write(tmp_path / "in", "a", range(3000))
@@ -316,5 +317,6 @@ def test_a_job_that_is_stopped_says_how_to_go_on_and_goes_on(
         assert f"{word}; the same command goes on where this one stopped" in message
         assert "Traceback" not in message
         assert not (tmp_path / "out" / LEASE).exists()
-    assert run_script(*command, cwd=tmp_path).returncode == 0
+    with stages_here():
+        assert run_script(*command, cwd=tmp_path).returncode == 0
     assert ids(tmp_path) == list(range(3000))

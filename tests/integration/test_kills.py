@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
+from commands import run_job, stages_here
 from conftest import REPOSITORY, RayHead, runs
 from corpora import count_parts
 
@@ -48,12 +49,11 @@ def corpus(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def clean(corpus, checkpoint, ray_head) -> Path:
-    """The output of a run without kills."""
+def clean(corpus, checkpoint) -> Path:
+    """The output of a run without kills, and without Ray."""
     out = corpus / "clean"
-    job = start(corpus, out, checkpoint, env=ray_head.environment)
-    message = job.communicate(timeout=500)
-    assert job.returncode == 0, message
+    with stages_here():
+        assert run_job("classify", input=corpus / "in", output=out, model=checkpoint) == 0
     assert len(answers(out)) + len(rejects(out)) == ROWS
     assert count_parts(out) == SHARDS
     return out

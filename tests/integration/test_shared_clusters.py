@@ -13,9 +13,10 @@ import time
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import standin_gpu
 from autoscaling import autoscaling_head
-from conftest import HEAD_ENVIRONMENT, RAY, REPOSITORY, free_port
-from standin_gpu import install_quick
+from commands import stages_here
+from conftest import HEAD_ENVIRONMENT, RAY, REPOSITORY, free_port, runs
 
 from pipelines import run_corpus
 from pipelines.errors import JobError, UserError
@@ -23,6 +24,8 @@ from pipelines.raydata import cluster, placement
 from pipelines.storage import Folder
 
 TEXTS = [f"please set an alarm for {i} o'clock" for i in range(40)]
+GPU_NODES = runs("GPU_NODES", few=2, many=4)
+"""How many nodes a cluster that grows may have."""
 
 
 @pytest.fixture
@@ -222,14 +225,18 @@ def test_a_second_run_into_an_output_is_skipped_where_that_is_asked_for(corpus, 
             f"skipped: output '{folder}' is being written by process {os.getpid()}"
         )
         assert set(folder.files()) == {LEASE}
-    assert run_corpus("classify", **corpus, if_running="skip").outcome == "complete"
+    with stages_here():
+        assert run_corpus("classify", **corpus, if_running="skip").outcome == "complete"
 
 
 @pytest.mark.slow
 def test_a_cluster_without_gpus_is_asked_for_them_and_gives_them_back(
     corpus, tmp_path, monkeypatch, capsys
 ):
-    """From 0 to 4 GPU nodes and back to 0, on Ray's pretended nodes with a stand-in for the model."""
+    """From 0 to GPU_NODES nodes and back to 0, on Ray's pretended nodes with a stand-in for the model.
+
+    Once all actors are there, all are at work at once: each waits until the others have a shard, too.
+    """
     import ray
 
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
@@ -238,10 +245,13 @@ def test_a_cluster_without_gpus_is_asked_for_them_and_gives_them_back(
     pq.write_table(
         pa.table({"id": range(rows), "text": ["please wake me up " * 16] * rows}), corpus["input"]
     )
-    with autoscaling_head(most_gpus=4, idle_s=5) as address:
+    actors = tmp_path / "actors"
+    actors.mkdir()
+    meeting = {standin_gpu.ACTORS: str(actors), standin_gpu.ACTORS_AT_ONCE: str(GPU_NODES)}
+    with autoscaling_head(most_gpus=GPU_NODES, idle_s=5) as address:
         monkeypatch.setenv("RAY_ADDRESS", address)
         ray.shutdown()
-        hook = {"worker_process_setup_hook": install_quick}
+        hook = {"worker_process_setup_hook": standin_gpu.install_quick, "env_vars": meeting}
         ray.init(address, log_to_driver=False, logging_level="ERROR", runtime_env=hook)
         with pytest.raises(
             UserError,
@@ -258,7 +268,7 @@ def test_a_cluster_without_gpus_is_asked_for_them_and_gives_them_back(
         thread.start()
         try:
             done = run_corpus(
-                "classify", **corpus, device="cuda", actors="1:4", keep_columns=["id"]
+                "classify", **corpus, device="cuda", actors=f"1:{GPU_NODES}", keep_columns=["id"]
             )
         finally:
             stop.set()
@@ -275,6 +285,8 @@ def test_a_cluster_without_gpus_is_asked_for_them_and_gives_them_back(
         "waiting for 1 GPU, one an actor, up to 10 min 0 s: the Ray cluster has 0 GPUs"
         in capsys.readouterr().err
     )
-    assert (seen[0], max(seen), left) == (0, 4, 0), seen
+    assert (seen[0], max(seen), left) == (0, GPU_NODES, 0), seen
+    assert not list(actors.glob("starved-*"))
+    assert len(list((actors / "entries").iterdir())) >= GPU_NODES * standin_gpu.MEETINGS
     assert done.outcome == "complete", done
     assert pq.read_table(corpus["output"], columns=["id"])["id"].to_pylist() == list(range(rows))

@@ -1,6 +1,7 @@
 """SIGINT, SIGTERM and SIGHUP at random moments of a job's whole life, from its first line to its end.
 
-Two runs; the environment variable SIGNALS sets another number (100 in .ci/soak). The seed is printed.
+A moment is some time after something that is seen of the job, however long that takes it. Two runs; the environment
+variable SIGNALS sets another number (100 in .ci/soak). The seed is printed.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -26,7 +28,9 @@ from pipelines.output.lease import LEASE
 
 JOB = REPOSITORY / "jobs" / "classify_corpus.py"
 SIGNALS = runs("SIGNALS", few=2, many=100)
-ROWS = 600
+ROWS = 2000
+SHARDS = 32
+"""Of 64 rows each, and fewer."""
 WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "stopped", signal.SIGHUP: "stopped"}
 
 
@@ -51,6 +55,17 @@ def handles_signals(process: subprocess.Popen) -> bool:
     return found is not None and bool(int(found[1], 16) >> (signal.SIGTERM - 1) & 1)
 
 
+def has_come_to(event: int, out: Path, started_ns: int) -> bool:
+    """Tell whether a job has its lease (event 0), or has committed so many parts."""
+    if event == 0:
+        return (out / LEASE).exists()
+    new = 0
+    for part in out.glob("data/*.parquet"):
+        with suppress(FileNotFoundError):  # it is an earlier run's, and is removed now
+            new += part.stat().st_mtime_ns > started_ns
+    return new >= event
+
+
 def of_session(session: int) -> list[psutil.Process]:
     """The processes of a job that still run: Ray's are in its session, too."""
     found = []
@@ -72,34 +87,35 @@ def test_a_signal_at_any_time_is_one_line_and_its_exit_code(tmp_path, checkpoint
     """To the driver alone, as a scheduler sends it, or to all processes, as a terminal does; once or several times."""
     texts = [f"the cat {row} sat" * (row % 7 + 1) for row in range(ROWS)]
     pq.write_table(
-        pa.table({"id": range(ROWS), "text": texts}), tmp_path / "in.parquet", row_group_size=50
+        pa.table({"id": range(ROWS), "text": texts}), tmp_path / "in.parquet", row_group_size=64
     )
     environment = os.environ | {"RAY_ADDRESS": "local"}
-    began = time.monotonic()
-    job = start(tmp_path, checkpoint, env=environment)
-    _, message = job.communicate(timeout=200)
-    life = time.monotonic() - began
-    assert job.returncode == 0, message
     outcomes: dict[str, int] = {}
     for run in range(SIGNALS):
         sent, to_all = dice.choice(list(WORDS)), dice.random() < 0.5
-        moment = dice.uniform(0, life) if run % 2 else dice.uniform(0.3, 1) * life
+        # Each second run has begun to commit; of the others, some have only begun (None) to import.
+        event = dice.choice([None, 0]) if run % 2 else dice.randint(1, SHARDS - 2)
+        moment = dice.uniform(0, 0.3 if event else 4)
         more = [dice.uniform(0, 2) for _ in range(dice.choice([0, 0, 1, 3]))]
+        started_ns = time.time_ns()
         job = start(tmp_path, checkpoint, "--overwrite", env=environment)
         while job.poll() is None and not handles_signals(job):
             time.sleep(0.002)
+        while job.poll() is None and event is not None:
+            if has_come_to(event, tmp_path / "out", started_ns):
+                break
+            time.sleep(0.01)
         time.sleep(moment)
         for pause in [0.0, *more]:
             time.sleep(pause)
             if job.poll() is None:
                 (os.killpg if to_all else os.kill)(job.pid, sent)
         stdout, stderr = job.communicate(timeout=120)
-        case = f"run {run}: {sent.name} after {moment:.2f} of {life:.1f} s, to all {to_all}, again {more}"
+        case = f"run {run}: {sent.name} {moment:.2f} s after {event}, to all {to_all}, again {more}"
         case += f"\n{stdout}\n{stderr}"
         lines = without_progress(stderr)
         if job.returncode == 0:  # it had ended before
             assert "report     " in stdout, case
-            life *= 0.8  # it is shorter where the cores are idle
             assert lines == [], case
         else:
             assert job.returncode == 128 + sent, case

@@ -15,7 +15,7 @@ import pytest
 import ray
 import standin_gpu
 from arrow_types import columns_of_every_type
-from conftest import own_ray
+from conftest import SOAK, own_ray
 from ray.data import DataContext, Dataset
 from ray.exceptions import RayTaskError
 
@@ -69,7 +69,10 @@ def two_cores():
             yield
 
 
-@pytest.mark.parametrize("options", [{}, {"concurrency": 2}, {"actors": (2, 2)}])
+# What each way to say it stands for is in tests/unit/test_step.py.
+@pytest.mark.parametrize(
+    "options", [{}, {"actors": (2, 2)}, *([{"concurrency": 2}] if SOAK else [])]
+)
 def test_two_steps_run_in_one_pipeline_on_two_cores(options, two_cores, tmp_path):
     dataset = ray.data.read_parquet(str(messages(tmp_path)))
     check(embed(**options)(classify(**options)(dataset)), "", "e_")
@@ -152,7 +155,7 @@ def test_two_steps_share_one_gpu(tmp_path, monkeypatch):
     """On a GPU that Ray believes in, with a stand-in for the model."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     hook = {"worker_process_setup_hook": standin_gpu.install_quick}
-    with own_ray(num_cpus=4, num_gpus=1, include_dashboard=False, runtime_env=hook):
+    with own_ray(num_cpus=2, num_gpus=1, include_dashboard=False, runtime_env=hook):
         dataset = ray.data.read_parquet(str(messages(tmp_path)))
         check(classify(device="cuda", prefix="c_")(classify(device="cuda")(dataset)), "", "c_")
 

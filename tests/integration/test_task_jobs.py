@@ -74,8 +74,8 @@ OPTIONS = {"zero_shot": {"labels": ["cat", "the mat", "politics"]}}
 """What a task needs to be told."""
 WINDOWS = {"zero_shot": 3}
 """The windows of a document that is cut off, where that is not one: a window for each label."""
-ON_RAY = set(MODELS) if SOAK else {"classify", "answer", "embed"}
-"""Of one text, of two, and with lists in a column: their jobs and steps run on Ray, the stages of the others without."""
+ON_RAY = set(MODELS) if SOAK else {"answer", "embed"}
+"""Of two texts, and of one with lists in a column: their jobs and steps run on Ray, the stages of the others without."""
 STEP_COLUMNS = {"answer": ("question", "text"), "fill": ("masked",), "rerank": ("question", "text")}
 
 
