@@ -114,8 +114,8 @@ def test_input_model_and_output_in_object_storage(bucket, checkpoint, tmp_path, 
     )
     there = Folder(bucket.uri("out"))
     want, got = (
-        list(list_parts(Folder(str(tmp_path / "out")), "data").names()),
-        list(list_parts(there, "data").names()),
+        list(list_parts(Folder(str(tmp_path / "out")), "data")),
+        list(list_parts(there, "data")),
     )
     assert [name.rsplit("-", 2)[1:] for name in want] == [name.rsplit("-", 2)[1:] for name in got]
     for mine, other in zip(
