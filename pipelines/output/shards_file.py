@@ -32,7 +32,7 @@ FOOTER = "modernbert-ray"
 """The key of the stats in the footer of a part."""
 _SEGMENT_SHARDS, _SEGMENT_S = 1024, 60.0
 """A segment is written once it has so many shards, or is so old."""
-_BATCH_SHARDS = 1 << 16
+_BATCH_SHARDS = 1 << 14
 """The shards in a record batch of `_shards.arrow`, whose stats are in memory at a time."""
 _THREADS = 16
 
