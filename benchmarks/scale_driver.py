@@ -2,8 +2,9 @@
 
     python benchmarks/scale_driver.py 10000 100000 2400000 --out benchmarks/results/scale_driver.json
 
-No model and no Ray: the parts are empty files, and what would be reported of each is made here. A first run does all
-shards; a second one has nothing to do. Each number of shards is a process of its own.
+No model and no Ray: names stand in for the parts, so that the reading of a folder is not in the figures. What would be
+reported of each shard is made here for the first 100,000; the segments of the others are written at once. A first run
+does all shards; a second one has nothing to do. Each number of shards is a process of its own.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
@@ -32,13 +35,15 @@ from pipelines.corpus.figures import ShardFigures
 from pipelines.input.corpus import CUT, Corpus, Shards
 from pipelines.input.shards import DataFile, Scan, Shard
 from pipelines.output import folder as output
-from pipelines.output.parts import Listing, list_parts, part_path
+from pipelines.output import shard_stats
+from pipelines.output.parts import Listing, list_parts
 from pipelines.output.record import PARTS, Attempt, RunRecord
 from pipelines.output.shard_stats import count_windows
-from pipelines.output.shards_file import SegmentWriter, write_shard_stats
+from pipelines.output.shards_file import SEGMENTS, SegmentWriter, packed, write_shard_stats
 from pipelines.report.html import render
 from pipelines.storage import Folder
 
+REPORTED = 100_000
 WINDOWS = count_windows(np.full(4090, 73))
 
 
@@ -71,10 +76,7 @@ def peak() -> Iterator[dict[str, float]]:
 
 
 def driver(shards: int) -> dict[str, Any]:
-    """Return what a run of so many shards costs its driver beside Ray, and then a run that has nothing to do.
-
-    Parts are empty files, in one folder.
-    """
+    """Return what a run of so many shards costs its driver beside Ray, and then a run that has nothing to do."""
     folder = Folder(tempfile.mkdtemp(prefix="scale"))
     each = 1000
     files = [
@@ -92,28 +94,51 @@ def driver(shards: int) -> dict[str, Any]:
             cuts["part"] = -1
             every = Shards("parquet", files, [], cuts)
             corpus = Corpus([file for file, _ in files], "parquet", pa.schema([]), every)
+        names: Any = Folder.names
         for run in ("first", "second"):
             at = datetime.now(UTC).isoformat()
             record.attempts.append(Attempt(at, None, None, None, None, "", "", None, {}, run=run))
             with peak() as figures[f"{run}: begin"]:
-                there = output.shards_there(folder, PARTS, False)
+                with mock.patch.object(Folder, "names", names):
+                    there = output.shards_there(folder, PARTS, False)
                 places, there_still = output.begin_run(folder, record, corpus, there, False)
                 todo = corpus.shards.take(places)
+            del places
             with peak() as figures[f"{run}: stats while it runs"]:
                 stats = SegmentWriter(folder, run)
-                for first in range(0, len(todo), MAX_SHARDS):
+                for first in range(0, min(len(todo), REPORTED), MAX_SHARDS):
                     for shard in in_order_of_commits(todo[first : first + MAX_SHARDS]):
                         stats.add(stats_of(shard.name) | {"run": run, "committed_at": time.time()})
-            (Path(folder.uri) / PARTS).mkdir(exist_ok=True)
-            for shard in todo:
-                (Path(folder.uri) / part_path(PARTS, shard.name)).touch()
-            with peak() as figures[f"{run}: end"]:
+            done = stats.totals()["shards"]
+            write_segments(folder, run, todo[done:])
+            names = partial(names_there, corpus)
+            with (
+                peak() as figures[f"{run}: end"],
+                mock.patch.object(Folder, "names", names),
+            ):
                 finish(folder, record, stats, None if todo else there_still)
-        assert len(list(folder.names(PARTS))) == record.totals["shards"] == shards
+        assert record.totals["shards"] == shards
         figures["_shards.arrow_mb"] = (Path(folder.uri) / "_shards.arrow").stat().st_size / 1e6
         return figures
     finally:
         shutil.rmtree(folder.uri, ignore_errors=True)
+
+
+def write_segments(folder: Folder, run: str, shards: Shards) -> None:
+    """Write segments of many shards in little time: the stats of 1,024 under the names of others."""
+    same = [stats_of("") | {"run": run, "committed_at": time.time()}] * 1024
+    table = shard_stats.table(same)
+    for first in range(0, len(shards), 1024):
+        names = pa.array([shard.name for shard in shards[first : first + 1024]])
+        segment = table.slice(0, len(names)).set_column(0, "name", names)
+        folder.write_atomic(f"{SEGMENTS}/{run}-1{first:09d}.arrow", packed(segment))
+
+
+def names_there(corpus: Corpus, below: str) -> Iterator[str]:
+    """Yield the names of the parts, as the folder of so many files would."""
+    if below == PARTS:
+        for shard in corpus.shards:
+            yield f"{shard.name}.parquet"
 
 
 def in_order_of_commits(shards: Shards) -> Iterator[Shard]:
