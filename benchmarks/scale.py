@@ -47,7 +47,7 @@ from pipelines.input.plan import cut
 from pipelines.input.text import TextOptions
 from pipelines.output.shard_stats import count_windows
 from pipelines.raydata.wire import Committed, shard_of
-from pipelines.storage import Location
+from pipelines.storage import Folder, Location
 
 DEMO = Path(__file__).parents[1] / "jobs/demo/intent-classifier"
 ROWS = 32
@@ -216,13 +216,14 @@ def many_shards(shards: int) -> dict[str, Any]:
             lambda _, table: table,
             committed,
         )  # type: ignore
+        out = Folder(str(folder / "out"))
         job = SimpleNamespace(
-            device="cpu", dtype="float32", source="nowhere", folder="nowhere", run="scale"
+            device="cpu", dtype="float32", source="nowhere", folder=out, run="scale"
         )
         with measured() as streaming:
             execution = Execution(job, corpus.shards, None, lambda: None)  # type: ignore[arg-type]
             execution.run("auto", 60)
-        assert (len(execution.stats.table()), execution.failed) == (planned, {})
+        assert (execution.stats.totals()["shards"], execution.failed) == (planned, {})
         return {"shards": planned, "planning": planning, "streaming": streaming}
     finally:
         ray.shutdown()

@@ -108,10 +108,15 @@ class Folder(Location):
 
     def files(self, below: str = "") -> dict[str, fs.FileInfo]:
         """List the files of the folder, or of the one `below` it, by name; none if missing."""
+        return {info.base_name: info for info in self._infos(below)}
+
+    def _infos(self, below: str) -> list[fs.FileInfo]:
         filesystem, path = self.filesystem_and_path
         folder = f"{path}/{below}".rstrip("/")
-        infos = filesystem.get_file_info(fs.FileSelector(folder, allow_not_found=True))
-        return {info.base_name: info for info in infos}
+        infos: list[fs.FileInfo] = filesystem.get_file_info(
+            fs.FileSelector(folder, allow_not_found=True)
+        )
+        return infos
 
     def names(self, below: str = "") -> Iterator[str]:
         """Yield the names of what is in the folder, or in the one `below` it, in any order.
@@ -119,7 +124,8 @@ class Folder(Location):
         A folder on disk is read entry by entry: millions of names need not be in memory at once.
         """
         if not self.is_local:
-            yield from self.files(below)
+            for info in self._infos(below):
+                yield info.base_name
             return
         with suppress(FileNotFoundError), os.scandir(Path(self.uri, below)) as entries:
             for entry in entries:

@@ -52,11 +52,12 @@ class ShardFigures:
     def add(self, stats: pa.Table) -> None:
         """Add the stats of shards."""
         self.totals.add(stats)
-        timed = stats.filter(pc.is_valid(stats["predict_s"])).select(_SLOWEST_COLUMNS)
-        timed = pa.concat_tables([self.slowest, timed])
+        timed = stats.select(_SLOWEST_COLUMNS)
+        timed = pa.concat_tables([self.slowest, timed.filter(pc.is_valid(timed["predict_s"]))])
         self.slowest = timed.sort_by([("predict_s", "descending")]).slice(0, _SLOWEST)
 
-        own = stats.filter(pc.equal(stats["run"], pa.scalar(self._attempts[-1].run, pa.string())))
+        last_run = pa.scalar(self._attempts[-1].run, pa.string())
+        own = stats.select(["rows", "tokens"]).filter(pc.equal(stats["run"], last_run))
         self.own_rows += pc.sum(own["rows"]).as_py() or 0
         self.own_tokens += pc.sum(own["tokens"]).as_py() or 0
 

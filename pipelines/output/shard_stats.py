@@ -113,7 +113,8 @@ class Totals:
         self._shards += len(shard_stats)
         for name in self._sums:
             self._sums[name] += pc.sum(shard_stats[name]).as_py() or 0
-        with_batches = shard_stats.filter(pc.is_valid(shard_stats["room"]))
+        figures = shard_stats.select(["room", "tokens"])
+        with_batches = figures.filter(pc.is_valid(figures["room"]))
         self._room += pc.sum(with_batches["room"]).as_py() or 0
         self._tokens_in_batches += pc.sum(with_batches["tokens"]).as_py() or 0
         for name, counts in self._counts.items():

@@ -32,9 +32,11 @@ FOOTER = "modernbert-ray"
 """The key of the stats in the footer of a part."""
 _SEGMENT_SHARDS, _SEGMENT_S = 1024, 60.0
 """A segment is written once it has so many shards, or is so old."""
-_BATCH_SHARDS = 1 << 16
+_BATCH_SHARDS = 1 << 14
 """The shards in a record batch of `_shards.arrow`, whose stats are in memory at a time."""
 _THREADS = 16
+_SOURCE_THREADS = 4
+"""What reads sources at once: each thread holds the stats of one, and Arrow keeps memory for it."""
 
 
 class SegmentWriter:
@@ -104,7 +106,7 @@ class _Index:
 
     def tables(self) -> Iterator[pa.Table]:
         """Yield the stats of all parts in the order of the listing, a batch at a time."""
-        with ThreadPoolExecutor(_THREADS) as pool:
+        with ThreadPoolExecutor(_SOURCE_THREADS) as pool:
             for start in range(0, len(self._source_of), _BATCH_SHARDS):
                 sources = self._source_of[start : start + _BATCH_SHARDS]
                 rows = self._row_of[start : start + _BATCH_SHARDS]

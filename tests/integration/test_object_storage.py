@@ -8,8 +8,10 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import parse_qs
 
 import boto3
 import lance
@@ -17,7 +19,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
-from commands import run_script
+from commands import run_script, without_ray
 from conftest import REPOSITORY, joined_ray
 from corpora import plan, read_all
 from deltalake import write_deltalake
@@ -25,6 +27,7 @@ from pyarrow import feather, fs
 from pyiceberg.catalog.sql import SqlCatalog
 from pyiceberg.types import IntegerType
 
+from pipelines import run_corpus
 from pipelines.checkpoints import Checkpoint, download_checkpoint
 from pipelines.errors import JobError, UserError
 from pipelines.input.inspection import inspect_input
@@ -47,8 +50,27 @@ class Bucket:
             aws_access_key_id="some-key",
             aws_secret_access_key="some-secret",
         )
+        self.requests = Counter[tuple[str, str]]()
+        """The requests so far, by what they do and the folder of their key."""
         self.filesystem, _ = fs.FileSystem.from_uri(self.uri(""))
         self.filesystem.create_dir("bucket")
+
+    def counting(self, app: Callable) -> Callable:
+        """Return the server's application, which counts requests."""
+
+        def counted(environ: dict, start_response: Callable) -> object:
+            query = parse_qs(environ["QUERY_STRING"], keep_blank_values=True)
+            what = environ["REQUEST_METHOD"]
+            key = environ["PATH_INFO"].removeprefix("/bucket/")
+            if "list-type" in query:
+                what = "LIST"
+                key = query["prefix"][0]
+            elif "uploads" in query or "uploadId" in query:
+                what = "UPLOAD"
+            self.requests[what, key.rpartition("/")[0]] += 1
+            return app(environ, start_response)
+
+        return counted
 
     def uri(self, path: str) -> str:
         return f"s3://some-key:some-secret@bucket/{path}?{self.query}"
@@ -63,7 +85,9 @@ def bucket() -> Iterator[Bucket]:
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
-    yield Bucket(*server.get_host_and_port())
+    bucket = Bucket(*server.get_host_and_port())
+    server._server.app = bucket.counting(server._server.app)
+    yield bucket
     server.stop()
 
 
@@ -118,8 +142,8 @@ def test_input_model_and_output_in_object_storage(bucket, checkpoint, tmp_path, 
     )
     there = Folder(bucket.uri("out"))
     want, got = (
-        list(list_parts(Folder(str(tmp_path / "out")), "data").names()),
-        list(list_parts(there, "data").names()),
+        list(list_parts(Folder(str(tmp_path / "out")), "data")),
+        list(list_parts(there, "data")),
     )
     assert [name.rsplit("-", 2)[1:] for name in want] == [name.rsplit("-", 2)[1:] for name in got]
     for mine, other in zip(
@@ -148,6 +172,34 @@ def test_input_model_and_output_in_object_storage(bucket, checkpoint, tmp_path, 
     assert run("--input", bucket.uri("in2"), *remote[2:], "--overwrite").returncode == 0
     labelled = ds.dataset("bucket/out", filesystem=bucket.filesystem, format="parquet").to_table()
     assert labelled["id"].to_pylist() == [i for i in range(101) if i != 7]
+
+
+def test_requests_of_a_shard(bucket, checkpoint, tmp_path, monkeypatch):
+    """What a run asks of the store: a put for a part and one for its rejected rows, and a listing of the parts as it
+    begins and as it ends. One that has nothing to do lists them once."""
+    shards = 20
+    texts = [f"the cat {i} sat" if i % 64 != 7 else None for i in range(64 * shards)]
+    (tmp_path / "in").mkdir()
+    pq.write_table(pa.table({"text": texts}), tmp_path / "in" / "a.parquet", row_group_size=256)
+    bucket.copy(tmp_path / "in", "counted-in")
+    without_ray(monkeypatch)
+    monkeypatch.setattr(lease, "_SETTLED_S", {True: 0.0, False: 0.0})
+    call = {"input": bucket.uri("counted-in"), "output": bucket.uri("counted")}
+    for run in ("all", "none"):
+        bucket.requests.clear()
+        outcome = run_corpus("classify", **call, model=str(checkpoint))
+        there = bucket.requests
+        parts = shards if run == "all" else 0
+        assert outcome.outcome == "complete"
+        assert outcome.rejected == parts
+        assert there["PUT", "counted/data"] == parts
+        assert there["PUT", "counted/_rejected"] == parts
+        assert there["LIST", "counted/data"] == (2 if parts else 1)
+        of_input = sum(count for (_, key), count in there.items() if key == "counted-in")
+        others = there.total() - of_input - 2 * parts
+        assert not [key for what, key in there if what == "UPLOAD"]
+        assert others <= 50
+        assert of_input <= 10 + 5 * parts
 
 
 @pytest.mark.slow
