@@ -45,7 +45,9 @@ class NameIndex:
 
 
 def _digests(names: Iterable[str]) -> np.ndarray:
-    digests = b"".join(blake2b(name.encode(), digest_size=16).digest() for name in names)
+    digests = bytearray()  # to join them would make a list of them first
+    for name in names:
+        digests += blake2b(name.encode(), digest_size=16).digest()
     return np.frombuffer(digests, "S16")
 
 
