@@ -316,7 +316,8 @@ def through_stages(job: Job, round_: Round, pool: Pool, watch: WatchHandle) -> D
     at two blocks at once unless the round goes one by one: while the last batches of a shard are
     computed, those of the next are prepared.
 
-    The stages' resources differ on purpose: Ray fuses stages whose resources are equal.
+    The stages' resources differ on purpose: Ray fuses stages whose resources are equal. Commits
+    take next to no CPU, and so are bounded by their number: each runs in a process of its own.
     """
     read_cpus, _, commit_cpus = stage_cpus(job.device)
     predict = actor_options(
@@ -335,7 +336,9 @@ def through_stages(job: Job, round_: Round, pool: Pool, watch: WatchHandle) -> D
         predicted = tokenised.map_batches(
             Predict, fn_constructor_args=(job, watch, round_.number), **predict, **one_shard
         )
-        return predicted.map_batches(partial(commit, job), num_cpus=commit_cpus, **one_shard)
+        return predicted.map_batches(
+            partial(commit, job), num_cpus=commit_cpus, concurrency=pool.high, **one_shard
+        )
 
 
 def units_of(shards: Sequence[Shard], readers: int) -> list[list[Shard]]:

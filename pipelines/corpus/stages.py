@@ -43,19 +43,19 @@ def read_and_tokenise(
     """Turn the texts of shards into packed windows, a shard at a time; rows that cannot be encoded
     are rejected.
 
-    A shard that cannot be read carries its error on: it must not stop the others. `watch` tells
-    whether the job stops.
+    A shard that cannot be read carries its error on: it must not stop the others. Where `watch`
+    tells that the job stops, nothing more is read.
     """
     shards = wire.unit_of(table)
+    if watch is not None and ray.get(watch.is_stopping.remote()):
+        return
     number = 0
     try:
-        tokenised = _tokenised(job, shards)
-        for shard in shards:
-            if watch is not None and ray.get(watch.is_stopping.remote()):
-                yield wire.failed_row(shard, "the job stops", wire.STOPPED)
-            else:
-                yield next(tokenised)
+        for row in _tokenised(job, shards):
+            yield row
             number += 1
+            if watch is not None and ray.get(watch.is_stopping.remote()):
+                return
     except CheckpointChanged as error:
         for shard in shards[number:]:
             yield wire.failed_row(shard, one_line(error), wire.CHANGED)

@@ -172,7 +172,7 @@ def _encoded(table: pa.Table) -> pa.Array:
 def failed_row(shard: Shard, error: str, cause: str | None = None) -> pa.Table:
     """Encode a shard that was not read.
 
-    `cause`: CHANGED, UNREADABLE, STOPPED, or None if the error is the shard's own.
+    `cause`: CHANGED, UNREADABLE, or None if the error is the shard's own.
     """
     return _table(_empty_row(shard) | {"error": error, "cause": cause})
 
