@@ -21,6 +21,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -41,12 +42,12 @@ from ray.cluster_utils import Cluster
 from pipelines import run_corpus
 from pipelines.corpus import execute
 from pipelines.corpus.execute import Execution
-from pipelines.input import plan
+from pipelines.input.cutting import ShardSize
 from pipelines.input.inspection import inspect_input
 from pipelines.input.plan import cut
 from pipelines.input.text import TextOptions
 from pipelines.output.shard_stats import count_windows
-from pipelines.raydata.wire import Committed, shard_of
+from pipelines.raydata.wire import Committed, shard_of, unit_of
 from pipelines.storage import Folder, Location
 
 DEMO = Path(__file__).parents[1] / "jobs/demo/intent-classifier"
@@ -115,7 +116,6 @@ def busy(nodes: int, gpus: int, seconds: float, shards_each: int) -> dict[str, A
     text = "please set an alarm for six in the morning and tell me how the weather will be"
     table = pa.table({"id": range(ROWS * shards), "text": [text] * (ROWS * shards)})
     pq.write_table(table, folder / "in.parquet", row_group_size=ROWS * 64)
-    plan.MAX_SHARD_ROWS = ROWS
     (folder / "spans").mkdir()
     head = {
         "num_cpus": 0,
@@ -141,11 +141,15 @@ def busy(nodes: int, gpus: int, seconds: float, shards_each: int) -> dict[str, A
             "input": str(folder / "in.parquet"),
             "output": str(folder / "out"),
             "model": str(DEMO),
+            "rows_per_file": ROWS,
         }
         with measured() as figures:
             done = run_corpus("classify", **named, device="cuda", actors=str(actors))
         assert (done.outcome, done.rows) == ("complete", ROWS * shards), done
         spans = [np.loadtxt(file, ndmin=2) for file in (folder / "spans").iterdir()]
+        answered = np.sort(np.concatenate([each[:, 1] for each in spans]))
+        parts = (folder / "out" / "data").iterdir()
+        committed_at = np.sort([part.stat().st_mtime for part in parts])
         start, end = max(each[1, 0] for each in spans), min(each[-1, 1] for each in spans)
         worked = sum(np.diff(each.clip(start, end), axis=1).sum() for each in spans)
         return {
@@ -153,6 +157,7 @@ def busy(nodes: int, gpus: int, seconds: float, shards_each: int) -> dict[str, A
             "shards": shards,
             "seconds_a_shard": seconds,
             "busy": worked / (len(spans) * (end - start)),
+            "most_not_committed": most_between(answered, committed_at),
             "steady_s": end - start,
             **figures,
         }
@@ -160,6 +165,11 @@ def busy(nodes: int, gpus: int, seconds: float, shards_each: int) -> dict[str, A
         ray.shutdown()
         cluster.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def most_between(began: np.ndarray, ended: np.ndarray) -> int:
+    """Return the most that had begun and not ended at one time; both are times in order."""
+    return int((np.arange(1, len(began) + 1) - np.searchsorted(ended, began, "right")).max())
 
 
 class Nothing:
@@ -170,6 +180,12 @@ class Nothing:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         return table
+
+
+def shards_of(_: Any, table: pa.Table, watch: Any) -> Iterator[pa.Table]:  # noqa: ARG001
+    """In place of what reads shards."""
+    for shard in unit_of(table):
+        yield pa.table({"shard": [json.dumps(asdict(shard))]})
 
 
 def committed(_: Any, table: pa.Table) -> pa.Table:
@@ -206,14 +222,14 @@ def many_shards(shards: int) -> dict[str, Any]:
         )
         for i in range(1, files):
             os.link(folder / "0.parquet", folder / f"{i}.parquet")
-        plan._SHARD_BYTES = 1 << 62  # texts of one letter, which a real corpus has not
+        size = ShardSize(rows=4096, text_bytes=1 << 62, rows_per_file=4096)
         with measured() as planning:
-            corpus = cut(inspect_input(Location.of_user(str(folder)), TextOptions()))
+            corpus = cut(inspect_input(Location.of_user(str(folder)), TextOptions()), size)
         planned = len(corpus.shards)
         ray.init("local", log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
         execute.Predict, execute.read_and_tokenise, execute.commit = (
             Nothing,
-            lambda _, table: table,
+            shards_of,
             committed,
         )  # type: ignore
         out = Folder(str(folder / "out"))

@@ -247,7 +247,8 @@ class Execution:
             raise JobError(error)
         if cause == STOPPED:
             return False
-        if cause == UNREADABLE and len(shard.pieces) > 1:
+        is_shared = len(shard.pieces) > 1 and shard.row_range is None
+        if cause == UNREADABLE and is_shared:
             # One file of many may be at fault: each has a shard of its own then.
             self._apart += shard.alone
             return False

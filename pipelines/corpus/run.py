@@ -222,9 +222,10 @@ def _begin(
 def _stage_again(run: Run, held: Lease) -> None:
     """Stage files of which an earlier run knows the rows, but whose staged form may be gone."""
     staged_now = set(run.plan.inspection.unstaged)
-    staged_before = {
-        piece.path for shard in run.todo for piece in shard.pieces if piece.part
-    } - staged_now
+    if not any(file.scan.parts for file in run.corpus.files):
+        return
+    pieces = (piece for shard in run.todo for piece in shard.pieces)
+    staged_before = {piece.path for piece in pieces if piece.part} - staged_now
     results = stage_files(run.plan, sorted(staged_before), held.check)
     for path, result in results.items():
         if isinstance(result, str):

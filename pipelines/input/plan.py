@@ -58,8 +58,7 @@ def cut(
     if not total_rows:
         raise UserError(f"input '{inspection.source}' has no rows")
 
-    # The rows of a file that a table removes are removed with their parts, which hold no others.
-    may_share = limit is None and inspection.files.snapshot is None
+    may_share = limit is None
     files, gone = _files(inspection, paths, size, former_rows, present, may_share=may_share)
     shards = _shards(inspection.format, files, gone, columns.partitions.of, limit)
     return Corpus(
@@ -169,11 +168,12 @@ def _groups_of_earlier_run(
     """Decide what becomes of the shards that files shared: one is kept where no file has changed.
 
     Where a file has disappeared, its rows are in the output or nowhere: such a shard is kept if the
-    output holds it.
+    output holds it. The rows of a file that a table has removed are to go.
     """
     groups = _Groups()
-    if inspection.earlier is None or inspection.files.snapshot is not None:
+    if inspection.earlier is None:
         return groups
+    rows_of_gone_files_stay = inspection.files.snapshot is None
     members: defaultdict[str, list[DataFile]] = defaultdict(list)
     for file in (*inspection.earlier.files, *inspection.earlier.gone):
         if file.group:
@@ -184,7 +184,9 @@ def _groups_of_earlier_run(
         has_changed = any(file.path in inspection.versions for file in missing)
         if any(own_name in present for own_name in own_names):
             groups.apart.add(name)
-        elif not has_changed and (not missing or name in present):
+        elif has_changed or (missing and not rows_of_gone_files_stay):
+            continue
+        elif not missing or name in present:
             groups.kept.add(name)
             groups.gone += missing
     return groups
