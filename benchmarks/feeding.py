@@ -172,7 +172,7 @@ def measure(job: Job, shards: list[Any]) -> dict[str, float]:
 
     for shard in shards:
         with part("read"):
-            read = read_shard(job.source, job.folder, shard, job.schema, job.text_columns)
+            read = read_shard(job.source, job.folder, shard, job.schema, job.schema.names)
             documents, rows, _ = stages._documents(job, read)
         with part("tokenise"):
             windows = job.task.encode(tokenizer, documents)
@@ -181,7 +181,7 @@ def measure(job: Job, shards: list[Any]) -> dict[str, float]:
             job.task.encode(tokenizer, documents)
         tokenizer._pieces = pieces
         with part("pack"):
-            row = wire.tokenised_row(shard, windows, rows, [], 0.0)
+            row = wire.tokenised_row(shard, windows, rows, [], 0.0, stored=read)
             packed_batches(wire.windows_of(row).lengths, job.budget_tokens)
         predicted = wire.predicted_row(row, answers(job, windows), [], 0.0)
         with part("commit"):

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from commands import run_job, run_script, stages_here
 from conftest import REPOSITORY
-from corpora import plan
+from corpora import count_parts, plan
 
 from pipelines.errors import UserError
 from pipelines.input import inspection
@@ -221,6 +221,38 @@ def test_text_files_that_are_known_are_not_read_again(tmp_path):
     again = plan(tmp_path / "*.jsonl", "/dev/null/none", earlier=read_files(out))
     assert list(again.shards) == list(planned.shards)
     assert again.schema == planned.schema
+
+
+def test_an_output_that_version_0_2_0_began_goes_on_with_its_shards(
+    tmp_path, checkpoint, in_process
+):
+    """Known files keep the rows a shard of the record; small ones keep parts of their own, and new ones share."""
+    (tmp_path / "in").mkdir()
+    for number in range(40):
+        write(tmp_path / "in", f"{number:03}", range(100 * number, 100 * number + 9 + number % 2))
+    write(tmp_path / "in", "large", range(10_000, 10_300))
+    assert run(tmp_path, checkpoint) == 0
+    # What 0.2.0 wrote: no step and no groups, and shards of at most 128 rows; two files are done.
+    out = tmp_path / "out"
+    with pa.ipc.open_file(out / "_files.arrow") as reader:
+        files = reader.read_all().select(["path", "version", "rows", "size", "parts"])
+    with pa.ipc.new_file(out / "_files.arrow", files.schema) as writer:
+        writer.write_table(files)
+    record = json.loads((out / "_run.json").read_text()) | {"shard_rows": 128}
+    (out / "_run.json").write_text(json.dumps(record))
+    for part in out.glob("data/*"):
+        part.unlink()
+    assert run(tmp_path, checkpoint) == 0
+    ranges = sorted(part.stem.split("-", 1)[1][9:] for part in out.glob("data/large*"))
+    assert ranges == ["000000000-000000128", "000000128-000000256", "000000256-000000300"]
+    assert count_parts(out) == 43
+    before = sorted(out.glob("data/*"))
+    for number in range(200, 300):
+        write(tmp_path / "in", f"{number:03}", range(100 * number, 100 * number + 5))
+    assert run(tmp_path, checkpoint) == 0
+    assert set(before) < set(out.glob("data/*"))
+    assert count_parts(out) < 43 + 60
+    assert len(set(ids(tmp_path))) == len(ids(tmp_path)) == 40 * 9 + 20 + 300 + 100 * 5
 
 
 def test_a_hundred_thousand_shards_are_compared_by_one_listing(tmp_path):

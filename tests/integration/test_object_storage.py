@@ -33,8 +33,8 @@ from pipelines.errors import JobError, UserError
 from pipelines.input.inspection import inspect_input
 from pipelines.input.staging import STAGED, read_staged, remove_staged
 from pipelines.input.text import TextOptions
-from pipelines.output import folder as output
 from pipelines.output import lease
+from pipelines.output.committing import REJECTED
 from pipelines.output.parts import list_parts
 from pipelines.storage import Folder, Location, redact_credentials, store_options
 
@@ -156,7 +156,7 @@ def test_input_model_and_output_in_object_storage(bucket, checkpoint, tmp_path, 
     message = [there.read(name) for name in there.files() if name.startswith("_") and "." in name]
     assert len(message) == 4
     assert not any(b"some-secret" in content for content in message)
-    rejected = ds.dataset(f"bucket/out/{output.REJECTED}", filesystem=bucket.filesystem).to_table()
+    rejected = ds.dataset(f"bucket/out/{REJECTED}", filesystem=bucket.filesystem).to_table()
     assert rejected["id"].to_pylist() == [7]
 
     second = run(*remote)
