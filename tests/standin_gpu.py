@@ -63,9 +63,9 @@ def install() -> None:
 
     tokenised_row = wire.tokenised_row
 
-    def beside_others(*arguments):
+    def beside_others(*arguments, **stored):
         note_reader(Path(os.environ[READERS]))
-        return tokenised_row(*arguments)
+        return tokenised_row(*arguments, **stored)
 
     wire.tokenised_row = beside_others
     install_quick()

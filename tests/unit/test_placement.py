@@ -66,23 +66,28 @@ def test_few_cores_are_said_in_one_line(resources, caplog):
 
 
 @pytest.mark.parametrize(
-    ("cpus", "gpus", "read", "actor", "commit"),
+    ("cpus", "gpus", "each"),
     [
-        (96, 8, 1, 1, 0.5),
-        (4, 1, 1, 1, 0.5),
-        (8, 8, 0.25, 0.25, 0.125),
-        (1, 1, 0.25, 0.25, 0.125),
-        (0, 0, 1, 1, 0.5),
+        (96, 8, 1),
+        (4, 1, 1),
+        (8, 8, 0.25),
+        (1, 1, 0.25),
+        (0, 0, 1),
     ],
 )
-def test_actors_leave_cores_to_what_feeds_them(resources, cpus, gpus, read, actor, commit):
+def test_actors_leave_cores_to_what_feeds_them(resources, cpus, gpus, each):
+    """And commits never wait for a core, on nodes that have any."""
     resources(cpus, gpus)
-    assert placement.stage_cpus("cuda") == (read, actor, commit)
+    read, actor, commit = placement.stage_cpus("cuda")
+    assert (read, actor) == (each, each)
+    assert 0 < commit < 0.01
     assert gpus * actor + read <= cpus or not gpus
 
 
 def test_on_cpus_an_actor_takes_most_of_a_core():
-    assert placement.stage_cpus("cpu") == (0.1, 0.9, 0.05)
+    read, actor, commit = placement.stage_cpus("cpu")
+    assert (read, actor) == (0.09, 0.9)
+    assert 0 < commit < 1 - read - actor
 
 
 def test_a_cluster_that_stays_without_cores_is_waited_for_once(monkeypatch, capsys):
