@@ -86,7 +86,7 @@ def run_some(self: execute.Execution, shards: int, run_all) -> None:
         raise Stopped
 
 
-@pytest.mark.parametrize("seed", range(runs("NIGHTS", few=2, many=40)))
+@pytest.mark.parametrize("seed", range(runs("NIGHTS", few=1, many=40)))
 @pytest.mark.parametrize("kind", ["parquet", "jsonl"])
 def test_nights_of_new_changed_and_vanished_files(tmp_path, checkpoint, monkeypatch, kind, seed):
     """Each row of each file is there once in its last version, whenever runs were stopped."""
@@ -96,7 +96,7 @@ def test_nights_of_new_changed_and_vanished_files(tmp_path, checkpoint, monkeypa
     without_ray(monkeypatch)
     run_all = execute.Execution.run
     call = {"input": str(corpus.folder), "output": str(out), "model": str(checkpoint)}
-    for night in range(8):
+    for night in range(7):
         with monkeypatch.context() as patch:
             shards = dice.randrange(12)
             patch.setattr(
