@@ -32,7 +32,9 @@ from pipelines.inference.loading import ModelRun, resolve_run
 from pipelines.inference.outputs import model_outputs
 from pipelines.input.documents import is_text, is_text_list, readable
 from pipelines.input.shards import Rows, Shard
-from pipelines.options import TaskOptions, column_option, from_call, model_options, task_named
+from pipelines.model_options import from_call, model_options
+from pipelines.option_types import column_option
+from pipelines.options import TaskOptions, task_named
 from pipelines.raydata import wire
 from pipelines.raydata.actor import Predict
 from pipelines.raydata.placement import device_of_actors, stage_cpus
