@@ -9,6 +9,7 @@ Each class has two methods: `forward`, with the arguments and outputs of transfo
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -225,26 +226,6 @@ class ModernBertForMultipleChoice(EncoderWithClassifier):
         Returns:
             A `MultipleChoiceModelOutput`, or a tuple of its values with `return_dict=False`.
         """
-        source = inputs_embeds if input_ids is None else input_ids
-        if source is None or (cu_seqlens is None and source.dim() < 3):
-            raise ValueError("multiple choice needs input of the shape (batch, choices, sequence)")
-        if cu_seqlens is None:
-            questions = source.shape[0]
-            sequences = questions * source.shape[1]
-            input_ids = _flat_choices(input_ids, 3)
-            attention_mask = _flat_choices(attention_mask, 3)
-            position_ids = _flat_choices(position_ids, 3)
-            inputs_embeds = _flat_choices(inputs_embeds, 4)
-            sliding_window_mask = _flat_choices(sliding_window_mask, 3)
-        else:
-            questions = batch_size or 1
-            sequences = len(cu_seqlens) - 1
-        if batch_size not in (None, questions) or sequences % questions:
-            raise ValueError(
-                f"batch_size {batch_size} does not fit {sequences} choices of {questions} questions"
-            )
-        # For the encoder, each choice is a sequence.
-        batch_size = batch_size and sequences
         arguments = ForwardArguments(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -260,6 +241,7 @@ class ModernBertForMultipleChoice(EncoderWithClassifier):
             output_hidden_states=output_hidden_states,
             others=ignored,
         )
+        arguments, questions = _choices_as_sequences(arguments)
         inputs, x_TD, traces = self.model.run(arguments)
         logits = self._classify_pooled(x_TD, inputs.batch).view(questions, -1)
         loss = None if labels is None else F.cross_entropy(logits, labels)
@@ -357,6 +339,38 @@ class ModernBertForQuestionAnswering(EncoderWithClassifier):
             **traces,
         )
         return to_output(output, return_dict, self.config)
+
+
+def _choices_as_sequences(arguments: ForwardArguments) -> tuple[ForwardArguments, int]:
+    """Make each choice a sequence of the encoder's input; return that, and the number of questions.
+
+    Raises ValueError for input without a dimension for the choices, and for a `batch_size` that
+    does not fit.
+    """
+    source = arguments.inputs_embeds if arguments.input_ids is None else arguments.input_ids
+    cu_seqlens = arguments.cu_seqlens
+    batch_size = arguments.batch_size
+    if source is None or (cu_seqlens is None and source.dim() < 3):
+        raise ValueError("multiple choice needs input of the shape (batch, choices, sequence)")
+    if cu_seqlens is None:
+        questions = source.shape[0]
+        sequences = questions * source.shape[1]
+        arguments = replace(
+            arguments,
+            input_ids=_flat_choices(arguments.input_ids, 3),
+            attention_mask=_flat_choices(arguments.attention_mask, 3),
+            position_ids=_flat_choices(arguments.position_ids, 3),
+            inputs_embeds=_flat_choices(arguments.inputs_embeds, 4),
+            sliding_window_mask=_flat_choices(arguments.sliding_window_mask, 3),
+        )
+    else:
+        questions = batch_size or 1
+        sequences = len(cu_seqlens) - 1
+    if batch_size not in (None, questions) or sequences % questions:
+        raise ValueError(
+            f"batch_size {batch_size} does not fit {sequences} choices of {questions} questions"
+        )
+    return replace(arguments, batch_size=batch_size and sequences), questions
 
 
 def _flat_choices(x: Tensor | None, dims: int) -> Tensor | None:
