@@ -228,6 +228,7 @@ class Tokenizer:
         Raises:
             ValueError: where `max_length` leaves no room beside special tokens, and for a mixture
                 of texts and pairs.
+            WindowBudgetError: within `window_budget`, where the windows would hold more tokens.
 
         Example:
             >>> texts = ["a short text", "a long text " * 100]
