@@ -183,16 +183,45 @@ def varlen_attention(
     if backend in _TORCH_BACKENDS:
         return torch_attention(q, k, v, seqlens, window, dropout, plain=backend == "eager")
 
+    return _run_kernel(
+        backend,
+        q,
+        k,
+        v,
+        cu_seqlens,
+        longest=max(seqlens),
+        window=window,
+        dropout=dropout,
+        deterministic=deterministic,
+    )
+
+
+def _run_kernel(
+    backend: str,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    *,
+    longest: int,
+    window: Window,
+    dropout: float,
+    deterministic: bool,
+) -> Tensor:
+    """Compute `varlen_attention` by the kernel of a GPU backend; `longest`: the tokens of the
+    longest sequence.
+    """
     # Kernels ignore a window that covers the bound: one above both keeps to one code path for every
     # batch.
-    longest = -(-max(seqlens) // _BLOCK_QUERIES) * _BLOCK_QUERIES
-    bound = max(_BLOCK_QUERIES, longest, window[1] + 2 if window else 0)
+    whole_blocks = -(-longest // _BLOCK_QUERIES) * _BLOCK_QUERIES
+    bound = max(_BLOCK_QUERIES, whole_blocks, window[1] + 2 if window else 0)
     kernel = _kernel(backend)
     no_window = (None, None) if backend == "flash_attn_4" else (-1, -1)
     window_size = window or no_window
     if backend == "torch_varlen":
         out: Tensor = kernel(q, k, v, cu_seqlens, cu_seqlens, bound, bound, window_size=window_size)
         return out
+
     options: dict[str, Any] = {}  # they differ between the packages
     if backend == "flash_attn":
         options["dropout_p"] = dropout

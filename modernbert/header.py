@@ -89,9 +89,13 @@ def _parse_entry(entry: Mapping[str, Any], first_byte: int) -> StoredTensor:
     dtype = entry["dtype"]
     shape = tuple(entry["shape"])
     start, stop = entry["data_offsets"]
-    numbers_are_valid = all(type(n) is int and n >= 0 for n in (*shape, start, stop))
-    if not isinstance(dtype, str) or not numbers_are_valid:
+    # A bool is an int as well, but neither a size nor an offset.
+    numbers = (*shape, start, stop)
+    are_counts = all(type(number) is int and number >= 0 for number in numbers)
+    if not isinstance(dtype, str) or not are_counts:
         raise ValueError(f"it describes a tensor by {dict(entry)}")
-    if dtype in _ITEM_BYTES and stop - start != math.prod(shape) * _ITEM_BYTES[dtype]:
+    # A dtype that is not known here is refused when the tensor is read.
+    item_bytes = _ITEM_BYTES.get(dtype)
+    if item_bytes is not None and stop - start != math.prod(shape) * item_bytes:
         raise ValueError(f"a tensor of {dtype} {list(shape)} has {stop - start} bytes")
     return StoredTensor(dtype, shape, first_byte + start, first_byte + stop)

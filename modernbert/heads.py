@@ -9,23 +9,27 @@ Each class has two methods: `forward`, with the arguments and outputs of transfo
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from modernbert import gpu
-from modernbert.checkpoint import PreTrained, init_weights
+from modernbert.checkpoint import init_weights
 from modernbert.config import ConfigError, ModernBertConfig
+from modernbert.forward_arguments import ForwardArguments
+from modernbert.head_parts import (
+    EncoderWithClassifier,
+    EncoderWithHead,
+    ModernBertPredictionHead,
+)
 from modernbert.inputs import ModelInputs
-from modernbert.layers import layer_norm
-from modernbert.linear import Linear, activation_function, map_row_chunks
+from modernbert.linear import Linear, map_row_chunks
 from modernbert.losses import classification_loss, position_loss
 from modernbert.model import ModernBertModel, to_output
 from modernbert.outputs import (
     MaskedLMOutput,
-    ModelOutput,
     MultipleChoiceModelOutput,
     QuestionAnsweringModelOutput,
     SequenceClassifierOutput,
@@ -35,88 +39,7 @@ from modernbert.outputs import (
 from modernbert.packing import PackedBatch
 
 
-class ModernBertPredictionHead(nn.Module):
-    """Dense layer, activation and norm, between the encoder and a classifier or decoder: (B, D) to
-    (B, D).
-    """
-
-    def __init__(self, config: ModernBertConfig):
-        super().__init__()
-        self.dense = Linear(config.hidden_size, config.hidden_size, bias=config.classifier_bias)
-        self.act = activation_function(config.classifier_activation)
-        self.norm = layer_norm(config)
-        if config.reference_compile:
-            self.compile(dynamic=True)
-
-    def forward(self, x_BD: Tensor) -> Tensor:
-        x_BD = x_BD.to(self.norm.weight.dtype)  # a head may be fp32 on a bf16 encoder
-        out_BD: Tensor = self.norm(self.act(self.dense(x_BD)))
-        return out_BD
-
-
-class _Head(PreTrained):
-    """An encoder with a head; `forward` is shared by the heads that have `labels` in the layout of
-    the input.
-    """
-
-    model: ModernBertModel
-
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        sliding_window_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        indices: Tensor | None = None,
-        cu_seqlens: Tensor | None = None,
-        max_seqlen: int | None = None,
-        batch_size: int | None = None,
-        seq_len: int | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-        **ignored: object,
-    ) -> Any:  # an output object or a tuple, as return_dict says
-        """Compute the logits, and the loss if `labels` are given.
-
-        Args:
-            labels: the targets, of the shape that the class states.
-
-        The other arguments, and the errors, are those of `ModernBertModel.forward`.
-
-        Returns:
-            The output object of the class, or a tuple of its values with `return_dict=False`.
-        """
-        inputs, x_TD, traces = self.model.run(
-            input_ids,
-            attention_mask,
-            sliding_window_mask,
-            position_ids,
-            inputs_embeds,
-            indices,
-            cu_seqlens,
-            max_seqlen,
-            batch_size,
-            seq_len,
-            output_attentions,
-            output_hidden_states,
-            ignored,
-        )
-        output = self._compute_output(inputs, x_TD, labels, traces)
-        return to_output(output, return_dict, self.config)
-
-    def _compute_output(
-        self, inputs: ModelInputs, x_TD: Tensor, labels: Tensor | None, traces: Traces
-    ) -> ModelOutput:
-        """Compute the output from the last hidden states; `traces` are its `hidden_states` and
-        `attentions`.
-        """
-        raise NotImplementedError
-
-
-class ModernBertForMaskedLM(_Head):
+class ModernBertForMaskedLM(EncoderWithHead):
     """Scores of all vocabulary tokens at each position (masked language modelling).
 
     `labels`: token ids (B, S) or (T,) int64, -100 where no loss is computed; labels at padding are
@@ -185,30 +108,7 @@ class ModernBertForMaskedLM(_Head):
         return MaskedLMOutput(loss=loss, logits=inputs.pad(logits_TV), **traces)
 
 
-class _Classifier(_Head):
-    """An encoder with a prediction head, dropout and a linear classifier with `num_outputs`
-    outputs.
-    """
-
-    def __init__(self, config: ModernBertConfig, attention: str, num_outputs: int):
-        super().__init__()
-        self.config = config
-        self.model = ModernBertModel(config, attention)
-        self.head = ModernBertPredictionHead(config)
-        self.drop = nn.Dropout(config.classifier_dropout)
-        self.classifier = Linear(config.hidden_size, num_outputs)
-        init_weights(self)
-
-    def _classify(self, x_BD: Tensor) -> Tensor:
-        logits_BC: Tensor = self.classifier(self.drop(self.head(x_BD)))
-        return logits_BC
-
-    def _classify_pooled(self, x_TD: Tensor, batch: PackedBatch) -> Tensor:
-        pooled_BD = pool(x_TD, batch, self.config.classifier_pooling)
-        return map_row_chunks(self._classify, pooled_BD)
-
-
-class ModernBertForSequenceClassification(_Classifier):
+class ModernBertForSequenceClassification(EncoderWithClassifier):
     """A label, several labels or a number for each sequence.
 
     `labels`: (B,) int64 classes; (B,) numbers with one output (regression); or (B, C)
@@ -242,7 +142,7 @@ class ModernBertForSequenceClassification(_Classifier):
         return SequenceClassifierOutput(loss=loss, logits=logits, **traces)
 
 
-class ModernBertForTokenClassification(_Classifier):
+class ModernBertForTokenClassification(EncoderWithClassifier):
     """A label for each token.
 
     `labels`: (B, S) or (T,) int64 classes, -100 where no loss is computed; labels at padding are
@@ -271,7 +171,7 @@ class ModernBertForTokenClassification(_Classifier):
         return TokenClassifierOutput(loss=loss, logits=inputs.pad(logits), **traces)
 
 
-class ModernBertForMultipleChoice(_Classifier):
+class ModernBertForMultipleChoice(EncoderWithClassifier):
     """A score for each of several choices, each of which is a sequence.
 
     Example:
@@ -326,48 +226,30 @@ class ModernBertForMultipleChoice(_Classifier):
         Returns:
             A `MultipleChoiceModelOutput`, or a tuple of its values with `return_dict=False`.
         """
-        source = inputs_embeds if input_ids is None else input_ids
-        if source is None or (cu_seqlens is None and source.dim() < 3):
-            raise ValueError("multiple choice needs input of the shape (batch, choices, sequence)")
-        if cu_seqlens is None:
-            questions = source.shape[0]
-            sequences = questions * source.shape[1]
-            input_ids = _flat_choices(input_ids, 3)
-            attention_mask = _flat_choices(attention_mask, 3)
-            position_ids = _flat_choices(position_ids, 3)
-            inputs_embeds = _flat_choices(inputs_embeds, 4)
-            sliding_window_mask = _flat_choices(sliding_window_mask, 3)
-        else:
-            questions = batch_size or 1
-            sequences = len(cu_seqlens) - 1
-        if batch_size not in (None, questions) or sequences % questions:
-            raise ValueError(
-                f"batch_size {batch_size} does not fit {sequences} choices of {questions} questions"
-            )
-        # For the encoder, each choice is a sequence.
-        batch_size = batch_size and sequences
-        inputs, x_TD, traces = self.model.run(
-            input_ids,
-            attention_mask,
-            sliding_window_mask,
-            position_ids,
-            inputs_embeds,
-            indices,
-            cu_seqlens,
-            max_seqlen,
-            batch_size,
-            seq_len,
-            output_attentions,
-            output_hidden_states,
-            ignored,
+        arguments = ForwardArguments(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            sliding_window_mask=sliding_window_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            indices=indices,
+            cu_seqlens=cu_seqlens,
+            max_seqlen=max_seqlen,
+            batch_size=batch_size,
+            seq_len=seq_len,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            others=ignored,
         )
+        arguments, questions = _choices_as_sequences(arguments)
+        inputs, x_TD, traces = self.model.run(arguments)
         logits = self._classify_pooled(x_TD, inputs.batch).view(questions, -1)
         loss = None if labels is None else F.cross_entropy(logits, labels)
         output = MultipleChoiceModelOutput(loss=loss, logits=logits, **traces)
         return to_output(output, return_dict, self.config)
 
 
-class ModernBertForQuestionAnswering(_Classifier):
+class ModernBertForQuestionAnswering(EncoderWithClassifier):
     """Scores of each token as the start and as the end of an answer (extractive question
     answering).
 
@@ -427,21 +309,22 @@ class ModernBertForQuestionAnswering(_Classifier):
         Returns:
             A `QuestionAnsweringModelOutput`, or a tuple of its values with `return_dict=False`.
         """
-        inputs, x_TD, traces = self.model.run(
-            input_ids,
-            attention_mask,
-            sliding_window_mask,
-            position_ids,
-            inputs_embeds,
-            indices,
-            cu_seqlens,
-            max_seqlen,
-            batch_size,
-            seq_len,
-            output_attentions,
-            output_hidden_states,
-            ignored,
+        arguments = ForwardArguments(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            sliding_window_mask=sliding_window_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            indices=indices,
+            cu_seqlens=cu_seqlens,
+            max_seqlen=max_seqlen,
+            batch_size=batch_size,
+            seq_len=seq_len,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            others=ignored,
         )
+        inputs, x_TD, traces = self.model.run(arguments)
         start_T, end_T = map_row_chunks(self._classify, x_TD).unbind(-1)
         minimum = torch.finfo(start_T.dtype).min
         loss = None
@@ -458,24 +341,40 @@ class ModernBertForQuestionAnswering(_Classifier):
         return to_output(output, return_dict, self.config)
 
 
+def _choices_as_sequences(arguments: ForwardArguments) -> tuple[ForwardArguments, int]:
+    """Make each choice a sequence of the encoder's input; return that, and the number of questions.
+
+    Raises ValueError for input without a dimension for the choices, and for a `batch_size` that
+    does not fit.
+    """
+    source = arguments.inputs_embeds if arguments.input_ids is None else arguments.input_ids
+    cu_seqlens = arguments.cu_seqlens
+    batch_size = arguments.batch_size
+    if source is None or (cu_seqlens is None and source.dim() < 3):
+        raise ValueError("multiple choice needs input of the shape (batch, choices, sequence)")
+    if cu_seqlens is None:
+        questions = source.shape[0]
+        sequences = questions * source.shape[1]
+        arguments = replace(
+            arguments,
+            input_ids=_flat_choices(arguments.input_ids, 3),
+            attention_mask=_flat_choices(arguments.attention_mask, 3),
+            position_ids=_flat_choices(arguments.position_ids, 3),
+            inputs_embeds=_flat_choices(arguments.inputs_embeds, 4),
+            sliding_window_mask=_flat_choices(arguments.sliding_window_mask, 3),
+        )
+    else:
+        questions = batch_size or 1
+        sequences = len(cu_seqlens) - 1
+    if batch_size not in (None, questions) or sequences % questions:
+        raise ValueError(
+            f"batch_size {batch_size} does not fit {sequences} choices of {questions} questions"
+        )
+    return replace(arguments, batch_size=batch_size and sequences), questions
+
+
 def _flat_choices(x: Tensor | None, dims: int) -> Tensor | None:
     """Return an argument of `dims` dimensions, which begin (B, C), as (B * C, …); others as they
     are.
     """
     return x if x is None or x.dim() != dims else x.flatten(0, 1)
-
-
-def pool(hidden_TD: Tensor, batch: PackedBatch, pooling: str) -> Tensor:
-    """Compute a vector (B, D) for each sequence of a packed batch.
-
-    Args:
-        hidden_TD: the last hidden states (T, D).
-        batch: where the sequences start.
-        pooling: "cls" for the first token's hidden state, "mean" for the mean over all tokens.
-    """
-    if pooling == "cls":
-        return hidden_TD[batch.cu_seqlens[:-1]]
-    if kernels := gpu.kernels_for(hidden_TD):
-        pooled_BD: Tensor = kernels.pool_sequences(hidden_TD, batch.cu_seqlens, pooling)
-        return pooled_BD
-    return torch.stack([x_LD.mean(dim=0) for x_LD in hidden_TD.split(batch.seqlens)])

@@ -6,6 +6,10 @@ functions are fp32; results are rounded once to the dtype of the output. On CPUs
 Triton's interpreter (TRITON_INTERPRET=1).
 
 Shapes: T packed tokens, B sequences, D hidden, F MLP width, N heads, H head dim, S positions.
+
+In kernels, t, b, n, h, d and f are the indices along T, B, N, H/2, D and F of what a program
+computes, shaped so that they broadcast; `at` is where that lies. Indices that are multiplied by a
+row's width are int64: a batch may hold more than 2^31 numbers.
 """
 
 from __future__ import annotations
@@ -190,6 +194,7 @@ def _geglu(a, b, dtype: tl.constexpr):
 @triton.jit
 def geglu_kernel(y, out, tokens, WIDTH: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_F: tl.constexpr):
     """Compute BLOCK_F columns of the gated unit for BLOCK_T tokens."""
+    # A row of `y` has 2 * WIDTH columns: what is activated, then what it is multiplied by.
     t = (tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T))[:, None]
     f = (tl.program_id(1) * BLOCK_F + tl.arange(0, BLOCK_F))[None, :]
     valid = (t < tokens) & (f < WIDTH)
@@ -209,6 +214,7 @@ def geglu_float8_kernel(y, out, scales, WIDTH: tl.constexpr, BLOCK_F: tl.constex
     a = tl.load(at, mask=f < WIDTH, other=0.0).to(tl.float32)
     b = tl.load(at + WIDTH, mask=f < WIDTH, other=0.0).to(tl.float32)
     g = _geglu(a, b, y.dtype.element_ty)
+    # A row of zeros has no largest number to divide by: its scale is that of a tiny one.
     largest = tl.max(tl.abs(g), axis=0)
     scale = tl.maximum(largest, 1e-12) / _FLOAT8_MAX
     tl.store(out + t * WIDTH + f, (g / scale).to(tl.float8e4nv), mask=f < WIDTH)
@@ -236,6 +242,7 @@ def norm_float8_kernel(
     at = t.to(tl.int64) * WIDTH + d
     v = tl.load(x + at, mask=valid, other=0.0).to(tl.float32)
     mean = tl.sum(v, axis=1, keep_dims=True) / WIDTH
+    # Columns beyond WIDTH would be -mean, and count in the variance.
     v = tl.where(valid, v - mean, 0.0)
     variance = tl.sum(v * v, axis=1, keep_dims=True) / WIDTH
     v = v / tl.sqrt(variance + eps)
@@ -244,6 +251,7 @@ def norm_float8_kernel(
     if HAS_BIAS:
         b = tl.load(bias + d, mask=d < WIDTH, other=0.0).to(tl.float32)
         v = v + b
+    # As in geglu_float8_kernel, also for a row of zeros.
     largest = tl.max(tl.abs(v), axis=1, keep_dims=True)
     scale = tl.maximum(largest, 1e-12) / _FLOAT8_MAX
     tl.store(out + at, (v / scale).to(tl.float8e4nv), mask=valid)
@@ -261,11 +269,15 @@ def pool_kernel(
     BLOCK_T: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Pool BLOCK_D columns of one sequence, BLOCK_T tokens at a time."""
+    """Pool BLOCK_D columns of one sequence, BLOCK_T tokens at a time; for the numbers of POOLING
+    see there.
+    """
     b = tl.program_id(0)
     d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
     first = tl.load(starts + b)
     stop = tl.load(starts + b + 1)
+    # A sum or maximum for each place in a block; the places are put together behind the loop, so
+    # that the order does not depend on the batch.
     total = tl.full((BLOCK_T, BLOCK_D), float("-inf") if POOLING == 3 else 0.0, tl.float32)
     not_finite = tl.zeros((BLOCK_T, BLOCK_D), tl.float32)
     for begin in range(first + skip, stop, BLOCK_T):
@@ -275,7 +287,8 @@ def pool_kernel(
         if POOLING == 3:
             v = tl.load(at, mask=valid, other=float("-inf")).to(tl.float32)
             total = tl.maximum(total, v)
-            # The maximum passes over NaN, which must not go unseen.
+            # The maximum passes over NaN, which must not go unseen: v - v is 0 for finite numbers,
+            # else NaN.
             not_finite += tl.where(valid, v - v, 0.0)
         else:
             v = tl.load(at, mask=valid, other=0.0).to(tl.float32)
@@ -288,7 +301,7 @@ def pool_kernel(
         largest = tl.max(total, axis=0, keep_dims=True)
         pooled = largest + tl.sum(not_finite, axis=0, keep_dims=True)
     else:
-        if POOLING == 1:
+        if POOLING == 1:  # the sum is divided by the root of the number of tokens
             count = tl.sqrt(count)
         if POOLING == 2:
             # The sum of the weights from skip + 1 to stop - first.

@@ -22,8 +22,9 @@ from modernbert.attention import (
 )
 from modernbert.checkpoint import PreTrained, init_weights
 from modernbert.config import ModernBertConfig
+from modernbert.forward_arguments import ForwardArguments
 from modernbert.graphs import EncoderGraphs
-from modernbert.inputs import ModelInputs, check_sliding_window_mask
+from modernbert.inputs import ModelInputs
 from modernbert.layers import ModernBertEmbeddings, ModernBertEncoderLayer, layer_norm
 from modernbert.outputs import BaseModelOutput, ModelOutput, Traces
 from modernbert.packing import PackedBatch
@@ -195,80 +196,38 @@ class ModernBertModel(PreTrained):
             ValueError: for arguments that contradict each other.
             TypeError: for any other argument.
         """
-        inputs, x_TD, traces = self.run(
-            input_ids,
-            attention_mask,
-            sliding_window_mask,
-            position_ids,
-            inputs_embeds,
-            indices,
-            cu_seqlens,
-            max_seqlen,
-            batch_size,
-            seq_len,
-            output_attentions,
-            output_hidden_states,
-            ignored,
+        arguments = ForwardArguments(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            sliding_window_mask=sliding_window_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            indices=indices,
+            cu_seqlens=cu_seqlens,
+            max_seqlen=max_seqlen,
+            batch_size=batch_size,
+            seq_len=seq_len,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            others=ignored,
         )
+        inputs, x_TD, traces = self.run(arguments)
         output = BaseModelOutput(last_hidden_state=inputs.pad(x_TD), **traces)
         return to_output(output, return_dict, self.config)
 
-    def run(
-        self,
-        input_ids: Tensor | None,
-        attention_mask: Tensor | None,
-        sliding_window_mask: Tensor | None,
-        position_ids: Tensor | None,
-        inputs_embeds: Tensor | None,
-        indices: Tensor | None,
-        cu_seqlens: Tensor | None,
-        max_seqlen: int | None,
-        batch_size: int | None,
-        seq_len: int | None,
-        output_attentions: bool | None,
-        output_hidden_states: bool | None,
-        ignored: dict[str, object],
-    ) -> tuple[ModelInputs, Tensor, Traces]:
-        """Pack the inputs and run the encoder: the first step of every `forward`, whose arguments
-        it takes.
+    def run(self, arguments: ForwardArguments) -> tuple[ModelInputs, Tensor, Traces]:
+        """Pack the inputs and run the encoder: the first step of every `forward`.
 
         Returns:
             The packed inputs, the last hidden states (T, D), and the fields `hidden_states` and
             `attentions` of the output, in the caller's layout, as far as they are to be returned.
         """
-        if unknown := sorted(set(ignored) - {"token_type_ids"}):
-            raise TypeError(f"forward has no argument {', '.join(unknown)}")
-        shape = None if batch_size is None or seq_len is None else (batch_size, seq_len)
-        if cu_seqlens is None:
-            if indices is not None:
-                raise ValueError("indices belong to unpadded input, which needs cu_seqlens too")
-            inputs = ModelInputs.from_padded(input_ids, attention_mask, position_ids, inputs_embeds)
-            if shape not in (None, inputs.shape):
-                raise ValueError(f"batch_size and seq_len say {shape}, the input is {inputs.shape}")
-        else:
-            inputs = ModelInputs.from_packed(
-                input_ids, cu_seqlens, position_ids, inputs_embeds, indices, shape
-            )
-            num_tokens = inputs.batch.input_ids.numel()
-            if attention_mask is not None and int((attention_mask != 0).sum()) != num_tokens:
-                raise ValueError(
-                    "attention_mask and cu_seqlens count different numbers of tokens; leave the"
-                    " mask out"
-                )
-        if max_seqlen is not None and max_seqlen < inputs.batch.max_seqlen:
-            raise ValueError(
-                f"max_seqlen is {max_seqlen}, but a sequence has {inputs.batch.max_seqlen} tokens"
-            )
-        if sliding_window_mask is not None:
-            real_tokens = inputs.pad(torch.ones_like(inputs.batch.input_ids, dtype=torch.bool))
-            half_window = self.config.local_attention // 2
-            check_sliding_window_mask(sliding_window_mask, real_tokens, half_window)
-
+        inputs = arguments.pack(self.config)
         hidden_states: list[Tensor] | None = None
-        if _default(output_hidden_states, self.config.output_hidden_states):
+        if _default(arguments.output_hidden_states, self.config.output_hidden_states):
             hidden_states = []
         maps: list[tuple[Tensor, ...]] | None = None
-        if _default(output_attentions, self.config.output_attentions):
+        if _default(arguments.output_attentions, self.config.output_attentions):
             maps = []
         x_TD = self.forward_packed(inputs.batch, hidden_states, maps)
         traces: Traces = {}

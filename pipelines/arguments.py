@@ -11,7 +11,7 @@ from pydantic.fields import FieldInfo
 
 from pipelines.errors import UserError
 from pipelines.job_options import ENV_PREFIX, CommandOptions
-from pipelines.options import Words, marker, plain_message
+from pipelines.option_types import Words, marker, plain_message
 from pipelines.report.text import printable
 
 Options = TypeVar("Options", bound=CommandOptions)

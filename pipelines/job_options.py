@@ -26,7 +26,9 @@ from pydantic_settings import (
 
 from modernbert.stored import Json
 from pipelines.errors import UserError
-from pipelines.options import TASKS, ModelOptions, Names, TaskOptions, Words, column_option, marker
+from pipelines.model_options import ModelOptions
+from pipelines.option_types import Names, Words, column_option, marker
+from pipelines.options import TASKS, TaskOptions
 
 ENV_PREFIX = "MODERNBERT_"
 OTHER_VARIABLES = frozenset({"api_key", "ray_dashboard"})

@@ -7,67 +7,27 @@ task's `from_checkpoint`.
 
 from __future__ import annotations
 
-import json
-import re
-from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
+from collections.abc import Collection, Mapping, Sequence
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    create_model,
-    field_validator,
-    model_validator,
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from pipelines.labels import label_mistake
+from pipelines.option_types import (
+    LONG_DOCUMENTS,
+    Aggregation,
+    AsQuery,
+    Function,
+    LongDocuments,
+    Merge,
+    Names,
+    Precision,
+    Prompt,
+    PromptName,
+    Tokens,
+    plain_message,
+    split_at_commas,
 )
-from pydantic.fields import FieldInfo
-from pydantic_settings import NoDecode
-
-from pipelines.errors import UserError
-
-Options = TypeVar("Options", bound=BaseModel)
-Marker = TypeVar("Marker")
-LongDocuments = Literal["truncate", "windows"]
-LONG_DOCUMENTS = Field(description="what is longer is cut off, or read in windows that overlap")
-Merge = Literal["mean", "max"]
-Function = Literal["softmax", "sigmoid", "none"]
-Aggregation = Literal["none", "simple", "first", "average", "max"]
-Precision = Literal["float32", "float16", "int8", "binary", "ubinary"]
-Prompt = Annotated[str | None, Field(description="text to put before each document")]
-PromptName = Annotated[
-    str | None, Field(description="name of a prompt of the model's to put there")
-]
-
-
-@dataclass(frozen=True)
-class Commas:
-    """Marks a list that command line, environment and YAML give as one comma-separated text."""
-
-    strip: bool = True
-    """Whether blanks around a name are dropped: " cat" is a token of its own."""
-
-
-@dataclass(frozen=True)
-class Words:
-    """Marks an option that has another name, and words for its values, outside Python."""
-
-    name: str
-    """Its name on the command line, in the environment and in YAML."""
-    values: dict[str, Any]
-    """What the words stand for: any value that the option takes."""
-
-
-Names = Annotated[Sequence[str] | None, NoDecode, Commas()]
-Tokens = Annotated[Sequence[str] | None, NoDecode, Commas(strip=False)]
-AsQuery = Annotated[
-    bool,
-    Field(description="what texts are read as (default: document)"),
-    Words("as", {"query": True, "document": False}),
-]
 
 
 class TaskOptions(BaseModel):
@@ -451,164 +411,3 @@ def task_named(name: str) -> type[TaskOptions]:
     if name in TASKS:
         return TASKS[name]
     raise ValueError(f"task {name!r} is unknown; known are {', '.join(by_alias)}")
-
-
-class ModelOptions(BaseModel):
-    """A model and how it is run."""
-
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
-
-    model: Annotated[
-        str | None, Field(description="checkpoint: a folder, a URI or a Hugging Face hub id")
-    ] = None
-    budget_tokens: Annotated[
-        int | None, Field(ge=16, description="tokens in a packed batch (default: 4096; GPUs 65536)")
-    ] = None
-    device: Annotated[
-        Literal["auto", "cpu", "cuda"], Field(description="auto: GPUs where there are any")
-    ] = "auto"
-    dtype: Annotated[
-        Literal["auto", "float32", "bfloat16", "float16", "float8"],
-        Field(description="auto: float32, on GPUs bfloat16; float8: less exact"),
-    ] = "auto"
-
-    @model_validator(mode="before")
-    @classmethod
-    def _as_in_python(cls, values: Mapping[str, object]) -> dict[str, object]:
-        return {name: cls._list(name, value) for name, value in cls.own_names(values).items()}
-
-    @classmethod
-    def own_names(cls, values: Mapping[str, object]) -> dict[str, object]:
-        """Return options under the names of fields, with the values that `Words` stand for.
-
-        Raises UserError for a word that is not known, and for an option under both its names.
-        """
-        named = dict(values)
-        for name, field in cls.model_fields.items():
-            words = marker(field, Words)
-            if words is None or words.name not in named:
-                continue
-            word = named.pop(words.name)
-            if name in named:
-                raise UserError(
-                    f"--{words.name} {word!r} and {name} are the same option: give --{words.name} "
-                    "alone"
-                )
-            if not isinstance(word, str) or word not in words.values:
-                raise UserError(f"--{words.name} {word!r}: must be {' or '.join(words.values)}")
-            named[name] = words.values[word]
-        return named
-
-    @classmethod
-    def _list(cls, name: str, value: object) -> object:
-        """Return the list that a text stands for, where the option is marked with `Commas`."""
-        if name not in cls.model_fields or not isinstance(value, str):
-            return value
-        commas = marker(cls.model_fields[name], Commas)
-        if commas is None:
-            return value
-        return split_at_commas(value, strip=commas.strip)
-
-
-def marker(field: FieldInfo, kind: type[Marker]) -> Marker | None:
-    """Return the Commas or Words of an option, if it has one."""
-    for each in field.metadata:
-        if isinstance(each, kind):
-            return each
-    return None
-
-
-class LabelList(str):
-    """The labels of a document in one text, a JSON array.
-
-    Its type says that it is one: no text of a user's is read as JSON, and `split_labels` gives back
-    these very labels, whatever characters they hold.
-
-    Example: `LabelList.of(["New\\nYork", "a, b"])` returns the text `["New\\nYork", "a, b"]`.
-    """
-
-    @classmethod
-    def of(cls, labels: Iterable[str]) -> Self:
-        """Return the text of `labels`."""
-        return cls(json.dumps(list(labels), ensure_ascii=False))
-
-
-def split_labels(text: str) -> list[str]:
-    """Return the labels in a text: those of a LabelList; else one per line, or in a single line
-    comma-separated.
-    """
-    if isinstance(text, LabelList):
-        labels: list[str] = json.loads(text)
-        return labels
-    # str.splitlines would split at characters, too, that end no line of a file.
-    lines = re.split(r"\r\n|\r|\n", text)
-    if len(lines) == 1:
-        return split_at_commas(text)
-    return [line.strip() for line in lines if line.strip()]
-
-
-def split_at_commas(text: str, *, strip: bool = True) -> list[str]:
-    """Return the parts of a comma-separated text that are not blank.
-
-    Without `strip`, they keep the blanks around them.
-    """
-    parts = [part for part in text.split(",") if part.strip()]
-    if not strip:
-        return parts
-    return [part.strip() for part in parts]
-
-
-def label_mistake(labels: Sequence[str]) -> str | None:
-    """Return what is wrong with labels to choose from, the end of a sentence on them, or None.
-
-    transformers scores a label that is there twice as two, which share its probability.
-    """
-    if not labels:
-        return "must name at least one label"
-    counts = Counter(labels)
-    if "" in counts:
-        return "must not hold an empty label"
-    label, count = counts.most_common(1)[0]
-    if count > 1:
-        return f"must name each label once; {label[:40]!r} is there {count} times"
-    return None
-
-
-def column_option(name: str) -> str:
-    """Return the option that names the column of the input `name` of a task."""
-    return f"{name}_column"
-
-
-@cache
-def model_options(task: str) -> type[ModelOptions]:
-    """Return the options of a task and of how its model is run, which come from the call alone."""
-    options = TASKS[task]
-    bases: Any = (options, ModelOptions)  # create_model's types know one base
-    created: type[ModelOptions] = create_model(
-        f"Model{options.__name__}", __base__=bases, __doc__=options.__doc__
-    )
-    return created
-
-
-def from_call(options_class: type[Options], values: Mapping[str, object]) -> Options:
-    """Return the options `values`, which Python code gives by name.
-
-    Raises ValueError that names each wrong one.
-    """
-    unknown = sorted(set(values) - set(options_class.model_fields))
-    if unknown:
-        names = ", ".join(options_class.model_fields)
-        raise ValueError(f"{unknown[0]} is not an option; there are {names}")
-    try:
-        return options_class.model_validate(values)
-    except ValidationError as error:
-        mistakes: list[str] = []
-        for each in error.errors():
-            message = plain_message(each["msg"])
-            mistakes.append(f"{each['loc'][0]} {each['input']!r}: {message}")
-        raise ValueError("; ".join(mistakes)) from None
-
-
-def plain_message(message: str) -> str:
-    """Return a message of pydantic's in our words: what is allowed, without a preamble."""
-    return message.removeprefix("Value error, ").replace("Input should be", "must be")

@@ -22,7 +22,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from training import DEMO, fit, pack, resplit, save, settings, token_splits
 
-from modernbert.heads import pool
+from modernbert.head_parts import pool
 from modernbert.model import ModernBertModel
 
 CLASSIFIER = DEMO / "intent-classifier"

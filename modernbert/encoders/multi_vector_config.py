@@ -7,11 +7,13 @@ from __future__ import annotations
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 from modernbert.encoders.module_files import (
     MODULES,
     SETTINGS,
+    Module,
+    Prompts,
     TextSettings,
     is_stanford,
     module_kinds,
@@ -54,6 +56,14 @@ class Mask(TypedDict, total=False):
     skipped: tuple[str, ...]
     skipped_in: tuple[str, ...]
     only_ids: tuple[int, ...] | None
+
+
+class Layers(NamedTuple):
+    """What the modules behind the encoder do."""
+
+    dense: tuple[Dense, ...]
+    normalize: bool
+    mask: Mask
 
 
 @dataclass(frozen=True)
@@ -126,49 +136,21 @@ class MultiVectorConfig(TextSettings):
             encoder, "feature-extraction", "last_hidden_state", more=_LENGTH_SETTINGS
         )
 
-        # What the encoder's file says of lengths counts before PyLate's settings.
         is_of_pylate = _is_of_pylate(settings)
-        lengths = _pylate_lengths(settings) if is_of_pylate else {}
-        for name, value in read_json(encoder / "sentence_bert_config.json").items():
-            if name in _LENGTH_SETTINGS:
-                lengths[name] = value
-
-        # PyLate has no modules for what it always does: normalising, and skipping some words.
-        normalize = is_of_pylate
-        mask: Mask = {"skipped": _pylate_skipped(settings) if is_of_pylate else ()}
-        dense: list[Dense] = []
-        for kind, module in zip(kinds[1:], modules[1:], strict=True):
-            module_folder = folder / module["path"]
-            stored = read_json(module_folder / "config.json")
-            if not is_of_pylate:
-                _check_features(module_folder, stored)
-            if kind == "Dense":
-                dense.append(parse_dense(module_folder, stored))
-            elif kind == "Normalize":
-                normalize = True
-            elif kind == "MultiVectorMask":
-                mask = _read_mask(module_folder, stored)
-
+        lengths = _read_lengths(encoder, settings, is_of_pylate)
+        layers = _read_layers(folder, kinds, modules, settings, is_of_pylate)
         expansion = _read_expansion(folder, lengths.get("query_expansion"))
         if expansion and not is_of_pylate and "MultiVectorMask" not in kinds:
             raise CheckpointError(
                 f"{folder / MODULES} has query_expansion without a MultiVectorMask, which scores it"
             )
-
-        # The prefix of a side is the beginning of its prompt, whether or not the prompt repeats it.
-        prompts = stored_prompts(settings)
-        for setting, name in _PREFIXES.items():
-            if setting in settings:
-                prefix = settings[setting] or ""
-                rest = prompts["prompts"].get(name, "").removeprefix(prefix)
-                prompts["prompts"][name] = prefix + rest
         return cls(
             encoder,
             **texts,
-            **prompts,
-            **mask,
-            dense=tuple(dense),
-            normalize=normalize,
+            **_read_prompts(settings),
+            **layers.mask,
+            dense=layers.dense,
+            normalize=layers.normalize,
             query_length=lengths.get("query_length"),
             document_length=lengths.get("document_length"),
             expansion=expansion,
@@ -275,6 +257,56 @@ def _pylate_lengths(settings: Json) -> Json:
             "length": lengths.pop("query_length", None) or _COLBERT_QUERY_TOKENS,
         }
     return lengths
+
+
+def _read_lengths(encoder: CheckpointPath, settings: Json, is_of_pylate: bool) -> Json:
+    """Return what is stored of lengths; what the encoder's file says counts before PyLate's
+    settings.
+    """
+    lengths = _pylate_lengths(settings) if is_of_pylate else {}
+    for name, value in read_json(encoder / "sentence_bert_config.json").items():
+        if name in _LENGTH_SETTINGS:
+            lengths[name] = value
+    return lengths
+
+
+def _read_layers(
+    folder: CheckpointPath,
+    kinds: Sequence[str],
+    modules: Sequence[Module],
+    settings: Json,
+    is_of_pylate: bool,
+) -> Layers:
+    """Read the modules behind the encoder."""
+    # PyLate has no modules for what it always does: normalising, and skipping some words.
+    normalize = is_of_pylate
+    mask: Mask = {"skipped": _pylate_skipped(settings) if is_of_pylate else ()}
+    dense: list[Dense] = []
+    for kind, module in zip(kinds[1:], modules[1:], strict=True):
+        module_folder = folder / module["path"]
+        stored = read_json(module_folder / "config.json")
+        if not is_of_pylate:
+            _check_features(module_folder, stored)
+        if kind == "Dense":
+            dense.append(parse_dense(module_folder, stored))
+        elif kind == "Normalize":
+            normalize = True
+        elif kind == "MultiVectorMask":
+            mask = _read_mask(module_folder, stored)
+    return Layers(tuple(dense), normalize, mask)
+
+
+def _read_prompts(settings: Json) -> Prompts:
+    """Read the prompts; a prefix of PyLate's is the beginning of its side's prompt, whether or not
+    the prompt repeats it.
+    """
+    prompts = stored_prompts(settings)
+    for setting, name in _PREFIXES.items():
+        if setting in settings:
+            prefix = settings[setting] or ""
+            rest = prompts["prompts"].get(name, "").removeprefix(prefix)
+            prompts["prompts"][name] = prefix + rest
+    return prompts
 
 
 def _read_expansion(folder: CheckpointPath, stored: object) -> Expansion | None:

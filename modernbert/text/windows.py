@@ -21,6 +21,9 @@ MOST_OVERLAP = 8
 added.
 """
 _budget: ContextVar[int] = ContextVar("budget", default=1 << 62)
+"""The tokens that `window_budget` allows. It is set around the `encode` of any task, which knows
+nothing of it: only requests have such a bound, and no task can forget to pass it on.
+"""
 
 
 class WindowBudgetError(ValueError):

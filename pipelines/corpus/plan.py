@@ -31,7 +31,7 @@ from pipelines.input.shapes import Shape
 from pipelines.input.text import TextOptions
 from pipelines.input.types import stored_type
 from pipelines.job_options import CorpusOptions
-from pipelines.options import column_option
+from pipelines.option_types import column_option
 from pipelines.output.planned_files import read_files
 from pipelines.output.record import PARTS, RunRecord, read_record
 from pipelines.raydata.placement import device_of_actors

@@ -24,7 +24,8 @@ from pipelines.input.corpus import Corpus, Shards
 from pipelines.input.inspection import with_staged
 from pipelines.input.staging import remove_staged
 from pipelines.job_options import CorpusOptions, corpus_options
-from pipelines.options import from_call, task_named
+from pipelines.model_options import from_call
+from pipelines.options import task_named
 from pipelines.output import folder as output
 from pipelines.output.committing import REJECTED
 from pipelines.output.lease import Lease, OutputInUse, lease

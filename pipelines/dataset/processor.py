@@ -32,7 +32,9 @@ from pipelines.inference.loading import ModelRun, resolve_run
 from pipelines.inference.outputs import model_outputs
 from pipelines.input.documents import is_text, is_text_list, readable
 from pipelines.input.shards import Rows, Shard
-from pipelines.options import TaskOptions, column_option, from_call, model_options, task_named
+from pipelines.model_options import from_call, model_options
+from pipelines.option_types import column_option
+from pipelines.options import TaskOptions, task_named
 from pipelines.raydata import wire
 from pipelines.raydata.actor import Predict
 from pipelines.raydata.placement import device_of_actors, stage_cpus
@@ -192,35 +194,26 @@ def processor(
         >>> embed(ray.data.read_parquet("s3://bucket/articles")).write_parquet("s3://bucket/vectors")
     """
     options_class = task_named(task)
-    name = options_class.task
     for other, advice in _OTHER_NAMES.items():
         if other in task_options:
             raise ValueError(f"{other} is not an option of a step: {advice}")
-    if concurrency is not None and actors is not None:
-        raise ValueError(
-            f"concurrency {concurrency!r} and actors {actors!r} are two names of one option: give "
-            "one"
-        )
-    parsed = parse_actors("auto" if concurrency is None else concurrency, "concurrency")
-    if actors is not None:
-        parsed = parse_actors(actors, "actors")
+    parsed_actors = _actors(concurrency, actors)
     if not isinstance(prefix, str):
         raise ValueError(f"prefix {prefix!r} must be a text")
     columns, task_options = _columns(options_class, columns, task_options)
-    model = os.fspath(model)
-    of_model = {"model": model, "device": device, "dtype": dtype, "budget_tokens": budget_tokens}
+    of_model = {
+        "model": os.fspath(model),
+        "device": device,
+        "dtype": dtype,
+        "budget_tokens": budget_tokens,
+    }
     of_task = _own_names(options_class, task_options)
-    options: Any = from_call(model_options(name), of_model | of_task)
+    options: Any = from_call(model_options(options_class.task), of_model | of_task)
     _check_above_0("batch_timeout_s", batch_timeout_s, whole=False)
     if batch_rows is not None:
         _check_above_0("batch_rows", batch_rows, whole=True)
     options.check_inputs(options_class.input_names(len(columns)))
-    task_cls = task_class(name)
-    checkpoint = Checkpoint.open(model)
-    task_cls.check(checkpoint)
-    task_of_model = task_cls.from_checkpoint(checkpoint, options)
-    actor_device = device_of_actors(options.device)
-    run = resolve_run(options, checkpoint, task_of_model, actor_device, batch_timeout_s)
+    run = _model_run(options_class.task, options, batch_timeout_s)
     inputs = zip(options_class.input_names(), columns, strict=False)
     list_columns = {column for text, column in inputs if text in options_class.list_inputs}
     return Processor(
@@ -228,9 +221,33 @@ def processor(
         columns=columns,
         list_columns=frozenset(list_columns),
         prefix=prefix,
-        actors=parsed,
+        actors=parsed_actors,
         batch_rows=batch_rows or BATCH_ROWS[run.device],
     )
+
+
+def _actors(
+    concurrency: int | tuple[int, int] | str | None, actors: int | tuple[int, int] | str | None
+) -> Actors:
+    """Return the actors that an option with two names asks for."""
+    if concurrency is not None and actors is not None:
+        raise ValueError(
+            f"concurrency {concurrency!r} and actors {actors!r} are two names of one option: give "
+            "one"
+        )
+    if actors is not None:
+        return parse_actors(actors, "actors")
+    return parse_actors("auto" if concurrency is None else concurrency, "concurrency")
+
+
+def _model_run(task: str, options: Any, batch_timeout_s: float) -> ModelRun:
+    """Open the checkpoint and decide how its actors run it; `options`: those of task and model."""
+    task_cls = task_class(task)
+    checkpoint = Checkpoint.open(options.model)
+    task_cls.check(checkpoint)
+    task_of_model = task_cls.from_checkpoint(checkpoint, options)
+    device = device_of_actors(options.device)
+    return resolve_run(options, checkpoint, task_of_model, device, batch_timeout_s)
 
 
 def _columns(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from pipelines.checkpoints import Checkpoint
 from pipelines.errors import UserError
-from pipelines.options import ModelOptions
+from pipelines.model_options import ModelOptions
 from pipelines.tasks.base import Task
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ import pyarrow.compute as pc
 
 from modernbert.text.windows import Text
 from pipelines.input.types import is_stringlike
-from pipelines.options import TASKS, LabelList, split_labels
+from pipelines.labels import LabelList, split_labels
+from pipelines.options import TASKS
 
 Reject = tuple[int, str]
 """(row, reason)"""

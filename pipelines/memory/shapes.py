@@ -14,9 +14,10 @@ from modernbert.stored import Json
 from modernbert.text.windows import Text
 from pipelines.checkpoints import Checkpoint
 from pipelines.inference.predictor import Predictor
+from pipelines.labels import LabelList
 from pipelines.memory.arguments import Arguments, Options
 from pipelines.memory.base import Pipeline, Result, fields_of, items_of, predict_json
-from pipelines.options import AnswerOptions, LabelList
+from pipelines.options import AnswerOptions
 from pipelines.tasks.base import Task
 from pipelines.tasks.zero_shot import ZeroShot
 

@@ -10,14 +10,28 @@ from markupsafe import Markup
 
 from modernbert.stored import Json
 from pipelines.report import charts
-from pipelines.report.charts import MISSING, compact, count, percent
+from pipelines.report.attempts import (
+    attempts_compared,
+    attempts_table,
+    throughput_chart,
+    tokens_per_second,
+)
+from pipelines.report.charts import MISSING, count, percent
+from pipelines.report.formats import in_seconds, large, plural, ratio, timestamp
 from pipelines.report.progress import format_duration
 from pipelines.report.text import printable
 
-_SHOWN_LABELS, _SHOWN_REASONS, _SHOWN_FAILURES, _SHOWN_SHARDS = 12, 6, 20, 10
-_SHOWN_ATTEMPTS, _SHOWN_SETTINGS, _NAMED_ATTEMPTS, _FEW_LABELS = 10, 60, 12, 6
-_SHOWN_CHARACTERS, _COMPARED_LABELS = 240, 5
-_MODEL_WAITS, _MODEL_BUSY, _SHORT_S = 0.25, 0.1, 30
+_SHOWN_LABELS = 12
+_SHOWN_REASONS = 6
+_SHOWN_FAILURES = 20
+_SHOWN_SHARDS = 10
+_SHOWN_SETTINGS = 60
+_SHOWN_CHARACTERS = 240
+_FEW_LABELS = 6
+# The part of its time that the model waits, from which and up to which it is named.
+_MODEL_WAITS = 0.25
+_MODEL_BUSY = 0.1
+_SHORT_S = 30  # a job of less says nothing of it
 
 
 def render(report: Json) -> str:
@@ -38,18 +52,18 @@ def render(report: Json) -> str:
     attempts = report.get("attempts") or []
     labels = report.get("labels") or []
     title = report.get("title")
-    speed = _speed(attempts)
+    speed = tokens_per_second(attempts)
     state = _state(report)
     return _ENVIRONMENT.get_template("report.html.j2").render(
         page_title=f"{title or 'corpus job'}: {state['text'].lower()}",
         title=title or "unnamed",
         output=report.get("output"),
         state=state,
-        created_at=_timestamp(report.get("created_at")),
+        created_at=timestamp(report.get("created_at")),
         error=_error(report),
         failures=_failures(report.get("failed") or {}),
         figures=_figures(totals, attempts, speed, report.get("items")),
-        throughput=_throughput(report.get("throughput") or [], attempts, speed),
+        throughput=throughput_chart(report.get("throughput") or [], attempts, speed),
         line_width=charts.LINE_WIDTH,
         lengths=_lengths(report.get("lengths") or {}, totals),
         time=_time(totals),
@@ -58,8 +72,8 @@ def render(report: Json) -> str:
         scores=_scores(report.get("scores") or {}),
         rejects=_rejects(report.get("rejects") or []),
         slowest=_slowest(report.get("slowest") or []),
-        attempts=_attempts(attempts),
-        by_attempt=_by_attempt(report.get("by_attempt") or [], labels),
+        attempts=attempts_table(attempts),
+        by_attempt=attempts_compared(report.get("by_attempt") or [], labels),
         settings=_values(report.get("settings") or {}),
         versions=_values(report.get("versions") or {}),
     )
@@ -142,79 +156,35 @@ def _figures(
     padded = totals.get("padded_tokens")
     saved = None
     if tokens is not None:
-        saved = _ratio((padded or 0) - tokens, padded)
+        saved = ratio((padded or 0) - tokens, padded)
     each_row = ""
-    tokens_per_row = _ratio(tokens, labelled)
+    tokens_per_row = ratio(tokens, labelled)
     if tokens_per_row:
         each_row = f"{tokens_per_row:,.0f} for each row labelled"
     time_taken = ""
     duration = sum(attempt.get("seconds") or 0 for attempt in attempts)
     if duration:
-        time_taken = f"{format_duration(duration)} in {_plural(len(attempts), 'attempt')}"
-    of_rows = f"of {_plural(rows, 'row')} in {_plural(totals.get('shards'), 'shard')}"
-    kept = f"{_plural(rejected, 'row')}, kept in _rejected"
-    when_padded = f"{_large(padded)} tokens in padded batches of 32"
-    batches = _plural(totals.get("batches"), "batch", "es")
+        time_taken = f"{format_duration(duration)} in {plural(len(attempts), 'attempt')}"
+    of_rows = f"of {plural(rows, 'row')} in {plural(totals.get('shards'), 'shard')}"
+    kept = f"{plural(rejected, 'row')}, kept in _rejected"
+    when_padded = f"{large(padded)} tokens in padded batches of 32"
+    batches = plural(totals.get("batches"), "batch", "es")
     figures = [
-        ("Rows labelled", _large(labelled), of_rows),
-        ("Rejected", percent(_ratio(rejected, rows)), kept),
-        ("Tokens", _large(tokens), each_row),
-        ("Tokens per second", _large(speed), time_taken),
+        ("Rows labelled", large(labelled), of_rows),
+        ("Rejected", percent(ratio(rejected, rows)), kept),
+        ("Tokens", large(tokens), each_row),
+        ("Tokens per second", large(speed), time_taken),
         ("Padding saved", percent(saved), when_padded),
         ("Batch fill", percent(totals.get("fill")), batches),
     ]
     if items:
-        per_row = _ratio(totals.get("items"), labelled) or 0
-        bytes_per_row = _ratio(totals.get("item_bytes"), labelled) or 0
+        per_row = ratio(totals.get("items"), labelled) or 0
+        bytes_per_row = ratio(totals.get("item_bytes"), labelled) or 0
         note = f"{per_row:,.1f} for each row labelled, in {bytes_per_row:,.0f} bytes"
-        figures.append((items.capitalize(), _large(totals.get("items")), note))
+        figures.append((items.capitalize(), large(totals.get("items")), note))
     return [
         (name, value, note if value != MISSING else "not known") for name, value, note in figures
     ]
-
-
-def _throughput(series: list[Json], attempts: list[Json], speed: float | None) -> Json | None:
-    """Lays the attempts end to end, so that the time between them takes no room."""
-    edges: list[float] = [0.0]  # of bins, in seconds of all attempts
-    rates: list[float] = []
-    attempt_starts: list[tuple[float, str]] = []
-    for entry in series:
-        starts = entry.get("seconds") or []
-        values = entry.get("tokens_per_s") or []
-        if not starts:
-            continue
-        attempt = entry.get("attempt") or 0
-        offset = edges[-1]
-        if rates:
-            attempt_starts.append((offset, str(attempt + 1)))
-        if starts[0] > 0:  # an attempt begins before its first tokens
-            starts = [0, *starts]
-            values = [0, *values]
-        # The last bin is as wide as the one before it, but ends with its attempt.
-        duration = attempts[attempt].get("seconds") if attempt < len(attempts) else None
-        bin_s = duration or 1.0
-        if len(starts) > 1:
-            bin_s = starts[-1] - starts[-2]
-        end = starts[-1] + bin_s
-        if duration and starts[-1] < duration < end:
-            end = duration
-        edges += [offset + start for start in starts[1:]]
-        edges.append(offset + end)
-        rates += [rate or 0.0 for rate in values]
-    if len(rates) < 2:
-        return None
-
-    notes: list[str] = []
-    if speed:
-        notes.append(f"The dashed line is the mean, {speed:,.0f} tokens/s.")
-    are_named = len(attempt_starts) < _NAMED_ATTEMPTS
-    if attempt_starts and are_named:
-        notes.append("Attempts are laid end to end, each from its numbered line.")
-    elif attempt_starts:
-        notes.append("Attempts are laid end to end.")
-        attempt_starts = []
-    chart = charts.line("tokens/s", edges, rates, speed, attempt_starts)
-    return {"note": " ".join(notes), "chart": chart}
 
 
 def _lengths(lengths: Json, totals: Json) -> Json | None:
@@ -226,7 +196,7 @@ def _lengths(lengths: Json, totals: Json) -> Json | None:
     numbers_so_far = accumulate(counts)
     median = next(i for i, number in enumerate(numbers_so_far) if number * 2 >= total)
     note = f"The median window has {edges[median]:,.0f} to {edges[median + 1]:,.0f} tokens"
-    mean = _ratio(totals.get("tokens"), totals.get("windows"))
+    mean = ratio(totals.get("tokens"), totals.get("windows"))
     note += f", the mean one {mean:,.0f}." if mean else "."
     truncated = totals.get("truncated")
     if truncated:
@@ -241,7 +211,7 @@ def _time(totals: Json) -> Json | None:
     waited_s = totals.get("waited_s") or 0.0
     if not tokenise_s + predict_s + waited_s:
         return None
-    waited = _ratio(waited_s, predict_s + waited_s)
+    waited = ratio(waited_s, predict_s + waited_s)
     if waited is None or totals.get("waited_s") is None:
         note = ""
     elif predict_s < _SHORT_S:
@@ -269,7 +239,7 @@ def _time(totals: Json) -> Json | None:
     ]
     parts: list[tuple[str, str, float, str]] = []
     for name, style, seconds in stages:
-        text = _seconds(seconds) if seconds < 10 else format_duration(seconds)
+        text = in_seconds(seconds) if seconds < 10 else format_duration(seconds)
         parts.append((name, style, seconds, text))
     return {"note": note, "stages": charts.stack(parts)}
 
@@ -315,81 +285,13 @@ def _slowest(shards: list[Json]) -> Json | None:
             "name": shard.get("name"),
             "rows": count(shard.get("rows")),
             "tokens": count(shard.get("tokens")),
-            "tokenise": _seconds(shard.get("tokenise_s")),
-            "predict": _seconds(shard.get("predict_s")),
-            "speed": count(_ratio(shard.get("tokens"), shard.get("predict_s"))),
+            "tokenise": in_seconds(shard.get("tokenise_s")),
+            "predict": in_seconds(shard.get("predict_s")),
+            "speed": count(ratio(shard.get("tokens"), shard.get("predict_s"))),
         }
         for shard in shards[:_SHOWN_SHARDS]
     ]
     return {"note": "By the model's time.", "shards": rows}
-
-
-def _attempts(attempts: list[Json]) -> Json | None:
-    """Lists the last attempts, the newest first."""
-    if not attempts:
-        return None
-    rows = []
-    newest_first = list(enumerate(attempts, 1))[::-1]
-    for number, attempt in newest_first[:_SHOWN_ATTEMPTS]:
-        outcome = attempt.get("outcome")
-        seconds = attempt.get("seconds")
-        sign = "✕"
-        if outcome == "complete":
-            sign = "✓"
-        elif outcome in ("stopped", "interrupted"):
-            sign = "■"
-        row = {
-            "number": f"{number:,}",
-            "started": _timestamp(attempt.get("started")),
-            "sign": sign,
-            "outcome": outcome or "ended without notice",
-            "host": attempt.get("host"),
-            "duration": MISSING if seconds is None else format_duration(seconds),
-            "rows": count(attempt.get("rows")),
-            "tokens": count(attempt.get("tokens")),
-            "speed": count(_speed([attempt])),
-        }
-        rows.append(row)
-    note = f"The last {len(rows)} of {len(attempts):,}." if len(attempts) > len(rows) else ""
-    return {"note": note, "attempts": rows}
-
-
-def _by_attempt(sums: list[Json], labels: list[Any]) -> Json | None:
-    """Lists what attempts added, the newest first, and compares their labels with the output's."""
-    if len(sums) < 2:
-        return None
-    total = sum(number for _, number in labels)
-    compared = labels[:_COMPARED_LABELS]
-    rows = []
-    for added in sums[::-1]:
-        rejected = percent(added["rejected"] / added["rows"]) if added["rows"] else MISSING
-        cells = [count(added["rows"]), rejected]
-        counts = dict(added["labels"])
-        labels_added = sum(counts.values())
-        for label, number in compared:
-            if labels_added:
-                share_here = counts.get(label, 0) / labels_added
-                cells.append(_share(share_here, number / total))
-            else:
-                cells.append(MISSING)
-        rows.append(
-            {
-                "number": f"{added['attempt'] + 1:,}",
-                "started": _timestamp(added["started"]),
-                "cells": cells,
-            }
-        )
-    names = ["rows", "rejected", *(label for label, _ in compared)]
-    columns = [(name, "number") for name in names]
-    note = (
-        "What each attempt added: labels in per cent of its labels, and in points from their share "
-        "in the output."
-    )
-    return {"note": note, "columns": columns, "rows": rows}
-
-
-def _share(here: float, in_all: float) -> str:
-    return f"{percent(here)} ({(here - in_all) * 100:+.1f})"
 
 
 def _values(values: Json) -> Json | None:
@@ -398,43 +300,3 @@ def _values(values: Json) -> Json | None:
     rows = list(values.items())[:_SHOWN_SETTINGS]
     note = f"The first {len(rows)} of {len(values):,}." if len(values) > len(rows) else ""
     return {"note": note, "rows": rows}
-
-
-def _ratio(part: float | None, whole: float | None) -> float | None:
-    if part is None or not whole:
-        return None
-    return part / whole
-
-
-def _speed(attempts: list[Json]) -> float | None:
-    """Computes the tokens per second of the attempts whose tokens and seconds are both known."""
-    tokens = 0
-    seconds = 0.0
-    for attempt in attempts:
-        if attempt.get("tokens") is not None and attempt.get("seconds"):
-            tokens += attempt["tokens"]
-            seconds += attempt["seconds"]
-    return _ratio(tokens, seconds)
-
-
-def _plural(number: int | None, noun: str, ending: str = "s") -> str:
-    return f"{count(number)} {noun}{'' if number == 1 else ending}"
-
-
-def _large(value: float | None) -> str:
-    """Formats a number in full where it fits a headline."""
-    if value is None or value < 1e7:
-        return count(value)
-    return compact(value)
-
-
-def _seconds(value: float | None) -> str:
-    return MISSING if value is None else f"{value:,.1f} s"
-
-
-def _timestamp(value: str | None) -> dict[str, str] | str | None:
-    """Splits 2026-11-24T16:40:00Z into date and time; returns any other text as it is."""
-    date, _, time = (value or "").partition("T")
-    if not time.endswith("Z"):
-        return value
-    return {"iso": f"{value}", "date": date, "time": time[:5]}

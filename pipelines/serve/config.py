@@ -13,7 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from pipelines.errors import UserError
 from pipelines.job_options import read_yaml
-from pipelines.options import TASKS, ModelOptions, TaskOptions, plain_message
+from pipelines.model_options import ModelOptions
+from pipelines.option_types import plain_message
+from pipelines.options import TASKS, TaskOptions
 from pipelines.serve.http.limits import HttpLimits
 
 if TYPE_CHECKING:

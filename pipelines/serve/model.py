@@ -13,24 +13,20 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import ParamSpec, TypeVar
 
-import numpy as np
-
 from modernbert.text.tokenizer import Tokenizer
-from modernbert.text.windows import Text, WindowBudgetError, Windows
+from modernbert.text.windows import WindowBudgetError, Windows
 from pipelines.checkpoints import Checkpoint
 from pipelines.inference.loading import cpu_budget, device_here
-from pipelines.inference.outputs import model_outputs
 from pipelines.inference.predictor import Predictor
 from pipelines.serve.admission import Admission, half
+from pipelines.serve.answers import PreparedRequest, response_of
 from pipelines.serve.batcher import Batcher
 from pipelines.serve.config import ServedModel
 from pipelines.serve.encoding import (
     Work,
-    check_results,
     check_size,
     decode,
     encode_request,
@@ -47,7 +43,7 @@ from pipelines.serve.protocol import (
     Tokens,
 )
 from pipelines.tasks.base import Task, task_class
-from pipelines.tasks.outputs import ModelOutputs, Predictions
+from pipelines.tasks.outputs import Predictions
 
 _THREADS = min(8, max(2, os.cpu_count() or 1))  # for checking, tokenising and decoding
 _TASKS_KEPT = 256  # tasks for the options of calls
@@ -61,22 +57,6 @@ _MOST_WAIT_S = 60.0
 _MOST_WAIT_OF_SMALL_S = 5.0  # small requests have places of their own, which are soon free
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    """The documents of a request, checked and tokenised."""
-
-    task: Task
-    documents: Sequence[Text]
-    windows: Windows
-    too_long: np.ndarray
-    """(D,) bool: documents that would be truncated and are not answered; `documents` and `windows`
-    are the others.
-    """
-    started: float
-    """In seconds since 1970."""
-    seconds: float
 
 
 class ModelServer:
@@ -235,7 +215,9 @@ class ModelServer:
         try:
             windows = self._submit(prepared.task, prepared.windows)
             predictions = await asyncio.wrap_future(windows)
-            return await self._in_thread(work, self._response, prepared, predictions)
+            return await self._in_thread(
+                work, response_of, prepared, predictions, self.checkpoint.tokenizer
+            )
         except WindowBudgetError as error:
             raise self._refused("too_large", str(error)) from error
 
@@ -294,7 +276,7 @@ class ModelServer:
         other_side = "right" if tokenizer.truncation_side == "left" else "left"
         return tokenizer.truncating(other_side)
 
-    def _prepare(self, request: PredictRequest, work: Work) -> _Prepared:
+    def _prepare(self, request: PredictRequest, work: Work) -> PreparedRequest:
         """Check and tokenise a request; ValueError for what is wrong with it."""
         started = time.time()
         began = time.perf_counter()
@@ -314,70 +296,10 @@ class ModelServer:
         numbered = zip(request.documents, too_long, strict=True)
         documents = [document for document, is_too_long in numbered if not is_too_long]
         seconds = time.perf_counter() - began
-        return _Prepared(task, documents, windows, too_long, started, seconds)
-
-    def _response(self, prepared: _Prepared, predictions: Predictions) -> PredictResponse:
-        """Put the answers of documents that were run in their places among those that were not."""
-        task = prepared.task
-        windows = prepared.windows
-        count = len(prepared.too_long)
-        # The place in the request of each document that was run.
-        places = np.flatnonzero(~prepared.too_long)
-        outputs = model_outputs(
-            task,
-            self.checkpoint.tokenizer,
-            prepared.documents,
-            windows,
-            predictions.values,
-            predictions.splits,
-        )
-        failed: dict[int, str] = {}
-        for place in np.flatnonzero(prepared.too_long).tolist():
-            failed[place] = f"text has more than the {task.max_length} tokens that the model reads"
-        for document, reason in windows.rejected.items():
-            failed[int(places[document])] = reason
-        # What has failed until here is the text's fault, the rest the model's.
-        invalid = frozenset(failed)
-        for window, reason in predictions.failed.items():
-            document = windows.document[window]
-            failed.setdefault(int(places[document]), reason)
-        results = _results(task, outputs, places, failed, count)
-        check_results(task, results)
-        n_tokens = np.zeros(count, np.int64)
-        n_tokens[places] = windows.n_tokens
-        truncated = np.zeros(count, bool)
-        truncated[places] = windows.truncated
-        return PredictResponse(
-            results=results,
-            failed=failed,
-            invalid=invalid,
-            n_tokens=n_tokens.tolist(),
-            truncated=truncated.tolist(),
-            started=prepared.started,
-            tokenise_s=prepared.seconds,
-            queue_s=predictions.queue_s,
-            forward_s=predictions.seconds,
-        )
+        return PreparedRequest(task, documents, windows, too_long, started, seconds)
 
     def _record_batch(self, windows: int, tokens: int, seconds: float) -> None:
         """Count a packed batch, and learn from it how long a window takes."""
         latest_s = seconds / windows
         self._window_s += _LATEST_SHARE * (latest_s - self._window_s)
         self.metrics.record_batch(tokens, tokens / self.predictor.budget_tokens, seconds)
-
-
-def _results(
-    task: Task, outputs: ModelOutputs, places: np.ndarray, failed: dict[int, str], count: int
-) -> list[object] | np.ndarray:
-    """Put results in their places among `count` documents; failed ones are None, or zeros."""
-    response = task.response(outputs)
-    if isinstance(response, np.ndarray):
-        rows = np.zeros((count, *response.shape[1:]), response.dtype)
-        rows[places] = response
-        rows[list(failed)] = 0
-        return rows
-    results: list[object] = [None] * count
-    for place, result in zip(places.tolist(), response, strict=True):
-        if place not in failed:
-            results[place] = result
-    return results

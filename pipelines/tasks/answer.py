@@ -218,23 +218,39 @@ class Answer(Task):
         longest = min(self.max_answer_length, len(token_L))
         if not longest:
             return [], no_answer
+        first, last, scores = _likeliest_spans(start_L, end_L, longest, self._spans_of_window)
+        best: list[tuple[int, int, float]] = []
+        for first_token, last_token, score in zip(
+            token_L[first], token_L[last], scores, strict=True
+        ):
+            best.append((int(first_token), int(last_token), float(score)))
+        return best, no_answer
 
-        # A row for each start, with the ends of the 1, 2, … tokens from there.
-        padded_L = np.pad(end_L, (0, longest - 1))
-        end_LA = np.lib.stride_tricks.sliding_window_view(padded_L, longest)
-        scores = (start_L[:, None] * end_LA).ravel()
-        begin, length = np.divmod(np.arange(len(scores)), longest)
-        end = begin + length
-        candidates = np.flatnonzero(end < len(token_L))
 
-        # A window has up to a million spans, of which some are wanted: only these are sorted.
-        wanted = self._spans_of_window
-        if len(candidates) > wanted:
-            likeliest = np.argpartition(-scores[candidates], wanted - 1)[:wanted]
-            candidates = candidates[likeliest]
-        order = candidates[np.argsort(-scores[candidates], kind="stable")]
-        best = zip(token_L[begin[order]], token_L[end[order]], scores[order], strict=True)
-        return [(int(first), int(last), float(score)) for first, last, score in best], no_answer
+def _likeliest_spans(
+    start_L: np.ndarray, end_L: np.ndarray, longest: int, wanted: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the first token, the last one and the score of the `wanted` spans with the highest
+    scores, highest first.
+
+    `start_L`, `end_L`: how likely an answer starts and ends at each token. `longest`: the most
+    tokens in a span.
+    """
+    # A row for each start, with the ends of the spans of 1, 2, … tokens from there; rows near the
+    # end of the text run into padding.
+    padded_L = np.pad(end_L, (0, longest - 1))
+    end_LA = np.lib.stride_tricks.sliding_window_view(padded_L, longest)
+    scores = (start_L[:, None] * end_LA).ravel()
+    first, more_tokens = np.divmod(np.arange(len(scores)), longest)
+    last = first + more_tokens
+    spans = np.flatnonzero(last < len(end_L))
+
+    # A window has up to a million spans, of which some are wanted: only these are sorted.
+    if len(spans) > wanted:
+        likeliest = np.argpartition(-scores[spans], wanted - 1)[:wanted]
+        spans = spans[likeliest]
+    spans = spans[np.argsort(-scores[spans], kind="stable")]
+    return first[spans], last[spans], scores[spans]
 
 
 def _word_spans(windows: Windows) -> np.ndarray:

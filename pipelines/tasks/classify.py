@@ -15,7 +15,8 @@ from modernbert.encoders.sentence_config import CrossEncoderConfig
 from modernbert.stored import Json
 from modernbert.text.windows import Windows
 from pipelines.checkpoints import Checkpoint
-from pipelines.options import ClassifyOptions, Function, Merge
+from pipelines.option_types import Function, Merge
+from pipelines.options import ClassifyOptions
 from pipelines.tasks.base import Task, label_maps
 from pipelines.tasks.outputs import ModelOutputs
 from pipelines.tasks.postprocess import activation_named, list_array, merged, sigmoid, softmax

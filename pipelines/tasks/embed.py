@@ -17,7 +17,8 @@ from modernbert.stored import Json
 from modernbert.text.tokenizer import Tokenizer
 from modernbert.text.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
-from pipelines.options import EmbedOptions, Precision
+from pipelines.option_types import Precision
+from pipelines.options import EmbedOptions
 from pipelines.tasks.base import Task, fingerprint_with
 from pipelines.tasks.outputs import ModelOutputs, Results
 from pipelines.tasks.postprocess import check_packs, merged, normalised, stored, vector_type

@@ -108,31 +108,23 @@ class MaxSim(Task):
         from modernbert.encoders.multi_vector import max_similarity
         from modernbert.packing import PackedBatch
 
-        # A pair becomes two sequences for the model: a query, then its passage.
-        end_W = np.cumsum(batch.seqlens, dtype=np.int64)
-        start_W = np.concatenate(([0], end_W[:-1]))
-        separator_W = np.flatnonzero(ids == SEPARATOR)
-        query_lengths_W = separator_W - start_W
-        passage_lengths_W = end_W - separator_W - 1
-        lengths = np.stack((query_lengths_W, passage_lengths_W), axis=1).ravel().astype(np.int64)
-        is_query = np.arange(len(lengths)) % 2 == 0
-        own_ids = ids[ids != SEPARATOR]
-        pairs = PackedBatch.from_arrays(own_ids, lengths.tolist(), batch.input_ids.device)
+        own_ids, lengths = _sequences_of_pairs(ids, batch.seqlens)
+        device = batch.input_ids.device
+        sequences = PackedBatch.from_arrays(own_ids, lengths.tolist(), device)
 
-        # Which tokens have vectors depends on the side; the host counts those of each sequence.
+        # Which tokens have vectors depends on the side.
+        is_query = np.arange(len(lengths)) % 2 == 0
         is_query_T = np.repeat(is_query, lengths)
         kept_T = np.where(is_query_T, self.query.kept(own_ids), self.passage.kept(own_ids))
-        kept_before = np.concatenate(([0], np.cumsum(kept_T)))
-        splits = np.concatenate(([0], np.cumsum(lengths)))
-        counts = np.diff(kept_before[splits])
-        kept = torch.from_numpy(np.flatnonzero(kept_T)).to(batch.input_ids.device)
+        kept = torch.from_numpy(np.flatnonzero(kept_T)).to(device)
 
         # Passages are not expanded: a mask at the end of one is a token of its own.
         visible = self.query.visible(own_ids, lengths.tolist())
         if visible is not None:
             visible = np.where(is_query, visible, lengths).tolist()
-        vectors = model.forward_packed(pairs, kept, visible)
-        return max_similarity(vectors, counts.tolist(), self.mean)[:, None]
+        vectors = model.forward_packed(sequences, kept, visible)
+        vectors_of_sequences = _count_in_sequences(kept_T, lengths)
+        return max_similarity(vectors, vectors_of_sequences.tolist(), self.mean)[:, None]
 
     def decode(self, outputs: ModelOutputs) -> pa.StructArray:
         scores = pa.array(self._scores(outputs))
@@ -147,3 +139,25 @@ class MaxSim(Task):
 
     def _scores(self, outputs: ModelOutputs) -> np.ndarray:
         return merged(outputs.windows, outputs.values, "max")[:, 0]
+
+
+def _sequences_of_pairs(ids: np.ndarray, seqlens: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Turn each pair into two sequences for the model, a query and then its passage.
+
+    Returns the ids without separators (T,), and the tokens of each sequence (2 W,).
+    """
+    end_W = np.cumsum(seqlens, dtype=np.int64)
+    start_W = np.concatenate(([0], end_W[:-1]))
+    separator_W = np.flatnonzero(ids == SEPARATOR)
+    query_lengths_W = separator_W - start_W
+    passage_lengths_W = end_W - separator_W - 1
+    lengths = np.stack((query_lengths_W, passage_lengths_W), axis=1).ravel().astype(np.int64)
+    return ids[ids != SEPARATOR], lengths
+
+
+def _count_in_sequences(is_kept_T: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Return how many tokens are kept of each sequence, also of an empty one."""
+    kept_before = np.concatenate(([0], np.cumsum(is_kept_T)))
+    splits = np.concatenate(([0], np.cumsum(lengths)))
+    counts: np.ndarray = np.diff(kept_before[splits])
+    return counts

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from modernbert.text.windows import Windows
-from pipelines.options import Precision
+from pipelines.option_types import Precision
 
 Merge = Literal["mean", "max"]
 _STORED_TYPES = {

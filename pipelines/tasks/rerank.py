@@ -19,7 +19,8 @@ from modernbert.stored import Json
 from modernbert.text.tokenizer import Tokenizer
 from modernbert.text.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
-from pipelines.options import Merge, RerankOptions
+from pipelines.option_types import Merge
+from pipelines.options import RerankOptions
 from pipelines.tasks.base import Task, fingerprint_with, label_maps
 from pipelines.tasks.maxsim import MaxSim
 from pipelines.tasks.multi_vector import MultiVector

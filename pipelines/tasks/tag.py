@@ -16,7 +16,8 @@ from modernbert.stored import Json
 from modernbert.text.tokenizer import Tokenizer
 from modernbert.text.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
-from pipelines.options import Aggregation, TagOptions
+from pipelines.option_types import Aggregation
+from pipelines.options import TagOptions
 from pipelines.tasks.base import Task, label_maps
 from pipelines.tasks.outputs import ModelOutputs
 from pipelines.tasks.postprocess import list_array, per_document, softmax

@@ -20,7 +20,9 @@ from modernbert.stored import Json
 from modernbert.text.tokenizer import Tokenizer
 from modernbert.text.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
-from pipelines.options import Merge, ZeroShotOptions, label_mistake, split_labels
+from pipelines.labels import label_mistake, split_labels
+from pipelines.option_types import Merge
+from pipelines.options import ZeroShotOptions
 from pipelines.tasks.base import Options, Task, label_maps
 from pipelines.tasks.classify import plain_classifier
 from pipelines.tasks.outputs import ModelOutputs

@@ -18,7 +18,8 @@ from commands import run_job
 from pipelines import pipeline, processor
 from pipelines.dataset import processor as dataset_step
 from pipelines.input.documents import cut, longest, valid_documents
-from pipelines.options import TASKS, LabelList, split_labels
+from pipelines.labels import LabelList, split_labels
+from pipelines.options import TASKS
 from pipelines.raydata.actor import Predict
 from pipelines.serve.config import served_models
 from pipelines.serve.local import LocalModelClient

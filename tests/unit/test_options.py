@@ -19,7 +19,8 @@ from pipelines.job_options import (
     corpus_command_options,
     option_names,
 )
-from pipelines.options import TASKS, Words, marker
+from pipelines.option_types import Words, marker
+from pipelines.options import TASKS
 from pipelines.serve.config import ServedModel, ServiceOptions
 from pipelines.serve.http.limits import HttpLimits
 

@@ -33,7 +33,7 @@ from pipelines.inference import predictor
 from pipelines.inference.documents import encode
 from pipelines.inference.loading import resolve_run
 from pipelines.input.shards import Shard
-from pipelines.options import model_options
+from pipelines.model_options import model_options
 from pipelines.raydata import wire
 from pipelines.raydata.actor import Predict
 from pipelines.serve.config import served_models

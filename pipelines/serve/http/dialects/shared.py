@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from modernbert.stored import Json
 from modernbert.text.windows import Text
-from pipelines.options import Function
+from pipelines.option_types import Function
 from pipelines.serve.http.bodies import Direction, Inputs, Int, Many, NonEmpty, TolerantBody
 from pipelines.serve.http.errors import ApiError
 from pipelines.serve.http.handler import CUT_OFF, HandledRequest, RequestHandler, Truncation

@@ -35,7 +35,7 @@ from pipelines.serve.http.dialects.shared import (
     similarity,
 )
 from pipelines.serve.http.errors import ApiError
-from pipelines.serve.http.handler import RequestHandler
+from pipelines.serve.http.handler import HandledRequest, RequestHandler
 from pipelines.serve.http.responses import json_response
 from pipelines.serve.http.routes import new_router, route_docs
 from pipelines.serve.protocol import Info, Tokens
@@ -152,15 +152,7 @@ def _add_embed(router: APIRouter, handler: RequestHandler, name: str | None) -> 
     async def embed_all(body: EmbedAllRequest) -> Response:
         """A vector for each token of each input, special tokens included."""
         info = await handler.pick("embed", name)
-        texts = await handler.texts(info, body.inputs, "inputs")
-        handled = await handler.predict(
-            info,
-            texts,
-            field="inputs",
-            options=prompt_options(info, body.prompt_name),
-            token_vectors=True,
-            truncation=body.truncation,
-        )
+        handled = await _predict_inputs(handler, info, body, token_vectors=True)
         return handled.reply(handled.token_vectors)
 
     example = {
@@ -184,16 +176,28 @@ def _add_sparse(router: APIRouter, handler: RequestHandler, name: str | None) ->
     async def embed_sparse(body: EmbedSparseRequest) -> Response:
         """The tokens of each input, [{index, value}] from the heaviest on."""
         info = await handler.pick("sparse", name)
-        texts = await handler.texts(info, body.inputs, "inputs")
-        handled = await handler.predict(
-            info,
-            texts,
-            field="inputs",
-            options=prompt_options(info, body.prompt_name),
-            truncation=body.truncation,
-        )
+        handled = await _predict_inputs(handler, info, body)
         results = handled.response.results
         return handled.reply(_weights(ids.tolist(), values.tolist()) for ids, values in results)
+
+
+async def _predict_inputs(
+    handler: RequestHandler,
+    info: Info,
+    body: EmbedAllRequest | EmbedSparseRequest,
+    *,
+    token_vectors: bool = False,
+) -> HandledRequest:
+    """Run the inputs of a request, each behind the prompt that the request names."""
+    texts = await handler.texts(info, body.inputs, "inputs")
+    return await handler.predict(
+        info,
+        texts,
+        field="inputs",
+        options=prompt_options(info, body.prompt_name),
+        token_vectors=token_vectors,
+        truncation=body.truncation,
+    )
 
 
 def _weights(ids: list[int], values: list[float]) -> Iterator[Json]:
