@@ -222,8 +222,8 @@ class ModernBertConfig:
                 ignored.
 
         Raises:
-            ConfigError: for another model type, a quantised checkpoint, and a field with a value
-                that is not allowed.
+            ConfigError: for another model type, a quantised or causal checkpoint, and a field with
+                a value that is not allowed.
         """
         if raw.get("model_type") != "modernbert":
             raise ConfigError(
@@ -231,6 +231,12 @@ class ModernBertConfig:
             )
         if raw.get("quantization_config"):
             raise ConfigError("quantization_config is set; quantised checkpoints cannot be loaded")
+        if raw.get("is_causal"):
+            # transformers 5 then hides the tokens behind each one; earlier versions do not.
+            raise ConfigError(
+                f"is_causal is {raw['is_causal']!r}; only false is supported: attention sees both "
+                "sides of a token"
+            )
         values: Json = {}  # as JSON has them; __post_init__ checks them
         for field_ in fields(cls):
             value = raw.get(field_.name)

@@ -95,8 +95,16 @@ def test_what_is_written_reads_the_same_here_and_in_transformers(tmp_path):
         ),
         ({"global_attn_every_n_layers": 0.5}, "global_attn_every_n_layers"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
+        ({"is_causal": True}, "is_causal is True; only false is supported"),
     ],
 )
 def test_what_cannot_be_honoured_is_an_error_that_names_the_field(change, message):
     with pytest.raises(ConfigError, match=message.replace("(", r"\(")):
         ModernBertConfig.from_dict(LEGACY | change)
+
+
+def test_is_causal_false_is_the_default():
+    """Ettin's encoders ship it."""
+    assert ModernBertConfig.from_dict(LEGACY | {"is_causal": False}) == ModernBertConfig.from_dict(
+        LEGACY
+    )
