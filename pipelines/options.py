@@ -305,7 +305,8 @@ class AnswerOptions(TaskOptions):
         bool, Field(description="let no answer, an empty one, compete with the spans")
     ] = False
     align_to_words: Annotated[
-        bool, Field(description="let answers begin and end with whole words")
+        bool,
+        Field(description="let answers begin and end with whole words, if the tokenizer has any"),
     ] = True
 
 

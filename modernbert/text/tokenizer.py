@@ -151,6 +151,12 @@ class Tokenizer:
         return self._special("unk_token", "[UNK]")
 
     @cached_property
+    def knows_words(self) -> bool:
+        """Whether texts are cut into words; for Gemma's tokenizer (mmBERT) a text is one word."""
+        words = self._fast.encode("a a", add_special_tokens=False).word_ids
+        return len(set(words)) > 1
+
+    @cached_property
     def lowercased(self) -> Tokenizer:
         """This tokenizer with lower-casing of all but special tokens (sentence-transformers)."""
         fast = FastTokenizer.from_str(self._fast.to_str())
