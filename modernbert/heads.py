@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from modernbert import gpu
 from modernbert.checkpoint import PreTrained, init_weights
-from modernbert.config import ConfigError, ModernBertConfig
+from modernbert.config import ModernBertConfig
 from modernbert.inputs import ModelInputs
 from modernbert.layers import layer_norm
 from modernbert.linear import Linear, activation_function, map_row_chunks
@@ -33,6 +33,7 @@ from modernbert.outputs import (
     Traces,
 )
 from modernbert.packing import PackedBatch
+from modernbert.stored import ConfigError
 
 
 class ModernBertPredictionHead(nn.Module):
