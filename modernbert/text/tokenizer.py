@@ -4,7 +4,7 @@ packed windows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import chain, pairwise
@@ -57,6 +57,8 @@ class Tokenizer:
         fast: a tokenizer of the `tokenizers` library; its truncation and padding are switched off.
         settings: the content of tokenizer_config.json, whose truncation_side counts before that of
             tokenizer.json.
+        num_embeddings: the embeddings of the model, if it may have fewer than the tokenizer has
+            ids; `encode` rejects documents with others.
 
     Example:
         >>> tokenizer = Tokenizer.from_pretrained("answerdotai/ModernBERT-base")
@@ -65,7 +67,12 @@ class Tokenizer:
         torch.Size([2, 6])
     """
 
-    def __init__(self, fast: FastTokenizer, settings: Json | None = None):
+    def __init__(
+        self,
+        fast: FastTokenizer,
+        settings: Json | None = None,
+        num_embeddings: int | None = None,
+    ):
         settings = settings or {}
         stored_side = (fast.truncation or {}).get("direction", "right")
         self.truncation_side: str = settings.get("truncation_side") or stored_side
@@ -82,6 +89,8 @@ class Tokenizer:
         fast.encode_special_tokens = bool(settings.get("split_special_tokens"))
         self._fast = fast
         self._settings = settings
+        has_more_ids = num_embeddings is not None and num_embeddings < self.vocab_size
+        self._num_embeddings = num_embeddings if has_more_ids else None
         self._pieces = PieceCache.for_tokenizer(fast)
         has_clean_text = not isinstance(fast.model, BPE) or bool(settings.get(CLEAN_UP_BPE))
         self._cleans_up = bool(settings.get("clean_up_tokenization_spaces")) and has_clean_text
@@ -90,8 +99,12 @@ class Tokenizer:
         """The longest input in tokens, as stated by the checkpoint; None where it states none."""
 
     @classmethod
-    def from_folder(cls, folder: CheckpointPath) -> Tokenizer:
+    def from_folder(cls, folder: CheckpointPath, num_embeddings: int | None = None) -> Tokenizer:
         """Load tokenizer.json, and the files beside it that say more, from a checkpoint's folder.
+
+        Args:
+            folder: the checkpoint.
+            num_embeddings: the embeddings of its model, as for `Tokenizer`.
 
         Raises:
             CheckpointError: where tokenizer.json is missing, a file cannot be read, or another
@@ -106,7 +119,7 @@ class Tokenizer:
             fast = FastTokenizer.from_buffer(file.read_bytes())
         except Exception as error:  # the library raises plain Exception
             raise CheckpointError(f"{file} is not a readable tokenizer: {error}") from error
-        return cls(fast, read_tokenizer_settings(folder, fast))
+        return cls(fast, read_tokenizer_settings(folder, fast), num_embeddings)
 
     @classmethod
     def from_pretrained(cls, model: str | Path, *, revision: str | None = None) -> Tokenizer:
@@ -164,14 +177,19 @@ class Tokenizer:
         if fast.normalizer:
             steps.append(fast.normalizer)
         fast.normalizer = normalizers.Sequence(steps)
-        return Tokenizer(fast, self._settings | self._sides)
+        return Tokenizer(fast, self._settings | self._sides, self._num_embeddings)
 
     @cached_property
     def without_special_tokens(self) -> Tokenizer:
         """This tokenizer without special tokens around texts."""
         fast = FastTokenizer.from_str(self._fast.to_str())
         fast.post_processor = processors.Sequence([])
-        return Tokenizer(fast, self._settings | self._sides)
+        return Tokenizer(fast, self._settings | self._sides, self._num_embeddings)
+
+    @property
+    def special_ids(self) -> list[int]:
+        """The ids of the special tokens around a text and around a pair."""
+        return [*chain(*self._template(pairs=False)), *chain(*self._template(pairs=True))]
 
     @property
     def ending_ids(self) -> list[int]:
@@ -185,7 +203,8 @@ class Tokenizer:
 
     def truncating(self, side: str) -> Tokenizer:
         """Return this tokenizer with another `truncation_side`."""
-        return Tokenizer(self._fast, self._settings | self._sides | {"truncation_side": side})
+        settings = self._settings | self._sides | {"truncation_side": side}
+        return Tokenizer(self._fast, settings, self._num_embeddings)
 
     @property
     def continuing_subword_prefix(self) -> str:
@@ -242,8 +261,8 @@ class Tokenizer:
             add_special_tokens: False: windows have no special tokens.
 
         Returns:
-            The windows, in the order of `documents`. Documents that cannot be cut into windows are
-            in `rejected`.
+            The windows, in the order of `documents`. Documents that cannot be cut into windows, or
+            have tokens without an embedding, are in `rejected`.
 
         Raises:
             ValueError: where `max_length` leaves no room beside special tokens, and for a mixture
@@ -337,6 +356,9 @@ class Tokenizer:
                     f"too long: its second text leaves {max(smallest_room, 0)} of {max_length}"
                     f" tokens to it; {least_room} are needed"
                 )
+                second_parts = []
+            elif reason := self._refusal([text.ids, *(second.ids for second in second_parts)]):
+                rejected[document] = reason
                 second_parts = []
 
             for second, room in zip(second_parts, rooms, strict=False):
@@ -522,6 +544,10 @@ class Tokenizer:
         ranges = []
         for n_kept, length in zip(kept, lengths, strict=True):
             ranges.append(self._kept_range(n_kept, length))
+        kept_ids = [part.ids[start:stop] for part, (start, stop) in zip(parts, ranges, strict=True)]
+        if reason := self._refusal(kept_ids):
+            builder.reject(reason)
+            return
         first_of_last_text = ranges[-1][0]
         builder.add(parts, ranges, first_of_last_text)
         builder.finish(sum(kept), truncated=kept != lengths)
@@ -552,7 +578,22 @@ class Tokenizer:
                 detail = f"its first text has {first_lengths[0]} tokens"
             builder.reject(f"too long for overlapping windows: {detail}, and {stride} are shared")
             return
+        if reason := self._refusal([part.ids for part in parts]):
+            builder.reject(reason)
+            return
         whole_ranges = [(0, length) for length in first_lengths]
         for start, stop in window_ranges(last_length, capacity, stride, self.truncation_side):
             builder.add(parts, [*whole_ranges, (start, stop)], start)
         builder.finish(all_tokens, truncated=False)
+
+    def _refusal(self, ids_of_texts: Iterable[Sequence[int]]) -> str | None:
+        """Return the reason why the model cannot read the tokens of a document, or None."""
+        if self._num_embeddings is None:
+            return None
+        largest = max(chain.from_iterable(ids_of_texts), default=0)
+        if largest < self._num_embeddings:
+            return None
+        return (
+            f"holds the token {self.token(largest)!r}, whose id is {largest}: the model has"
+            f" embeddings for {self._num_embeddings} ids"
+        )
