@@ -63,11 +63,8 @@ class Words:
 
 Names = Annotated[Sequence[str] | None, NoDecode, Commas()]
 Tokens = Annotated[Sequence[str] | None, NoDecode, Commas(strip=False)]
-AsQuery = Annotated[
-    bool,
-    Field(description="what texts are read as (default: document)"),
-    Words("as", {"query": True, "document": False}),
-]
+_AS = Words("as", {"query": True, "document": False})
+AsQuery = Annotated[bool, Field(description="what texts are read as (default: document)"), _AS]
 
 
 class TaskOptions(BaseModel):
@@ -352,6 +349,11 @@ class EmbedOptions(TaskOptions):
     ] = None
     dimensions: Annotated[
         int | None, Field(ge=1, description="keep only the first DIMENSIONS numbers")
+    ] = None
+    as_query: Annotated[
+        bool | None,
+        Field(description="what texts are read as (default: as the model's default prompt says)"),
+        _AS,
     ] = None
     normalize: Annotated[
         bool, Field(description="make vectors of length one, after --dimensions")

@@ -110,6 +110,40 @@ def test_prompts(both, pooling, include_prompt):
     assert_same(ours(texts, prompt="é 👍🏽 "), theirs.encode(texts, prompt="é 👍🏽 "))
 
 
+SIDES = {
+    "both": {"query": "find: ", "document": "the cat "},
+    "query alone": {"query": "find: "},
+    "none": {},
+    "passage beside document": {"passage": "sat ", "document": "the "},
+}
+
+
+@pytest.mark.parametrize("prompts", SIDES.values(), ids=SIDES)
+@pytest.mark.parametrize("has_default", [False, True])
+def test_queries_and_documents(both, prompts, has_default):
+    default = {"default_prompt_name": "more"} if has_default else {}
+    theirs, ours = both(prompts={"more": "cat cat ", **prompts}, **default)
+    texts = TEXTS[1:8]
+    assert_same(ours(texts), theirs.encode(texts))
+    assert_same(ours(texts, as_query=True), theirs.encode_query(texts))
+    assert_same(ours(texts, as_query=False), theirs.encode_document(texts))
+    assert_same(
+        ours(texts, as_query=True, prompt="the "), theirs.encode_query(texts, prompt="the ")
+    )
+    want = theirs.encode_document(texts, prompt_name="more")
+    assert_same(ours(texts, as_query=False, prompt_name="more"), want)
+
+
+def test_a_prompt_that_the_library_passes_over(both, tmp_path):
+    both(prompts={"passage": "sat "})
+    settings = tmp_path / "config_sentence_transformers.json"
+    content = json.loads(settings.read_text())
+    content["prompts"] = {"query": "a ", "passage": "sat "}
+    settings.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"no prompt 'document', .* passes over its 'passage'"):
+        pipeline("sentence-embedding", str(tmp_path), as_query=False)("a")
+
+
 def test_a_plain_encoder(encoder):
     assert_same(
         pipeline("sentence-embedding", str(encoder))(TEXTS),
