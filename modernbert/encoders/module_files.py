@@ -19,8 +19,8 @@ from modernbert.stored import CheckpointError, CheckpointPath, Json, StoredFiles
 logger = logging.getLogger(__name__)
 MODULES = "modules.json"
 SETTINGS = "config_sentence_transformers.json"
-PYLATE_DENSE = "pylate.models.Dense.Dense"
-"""PyLate's name of a dense layer on the vectors of tokens."""
+PYLATE_DENSE = ("pylate.models.Dense.Dense", "pylate.models.Dense")
+"""PyLate's names of a dense layer on the vectors of tokens."""
 _STANFORD = "HF_ColBERT"  # the architecture that ColBERT's own library writes, without modules
 _KNOWN_SETTINGS = {  # of SETTINGS: followed, or without an effect on answers
     "prompts",
@@ -152,9 +152,14 @@ def encoder_folder(folder: CheckpointPath) -> CheckpointPath:
 
 
 def purpose(folder: CheckpointPath) -> str | None:
-    """Say what a checkpoint of sentence-transformers gives, and the task for it; None for a plain
-    one.
+    """Say what a checkpoint of sentence-transformers or SetFit gives, and the task for it; None for
+    a plain one.
     """
+    if any(folder.glob("config_setfit.json")) or any(folder.glob("model_head.pkl")):
+        return (
+            "it is one of SetFit, whose classifier, model_head.pkl, is a pickle and never loaded;"
+            " embed runs its encoder"
+        )
     if not read_modules(folder):
         return _DOES["ColBERT"] if is_stanford(folder) else None
     return _DOES.get(_model_type(read_json(folder / SETTINGS)))
@@ -217,7 +222,7 @@ def module_kinds(folder: CheckpointPath, modules: Sequence[Module]) -> list[str]
     kinds = []
     for module in modules:
         type_ = module["type"]
-        if type_ != PYLATE_DENSE and not type_.startswith("sentence_transformers."):
+        if type_ not in PYLATE_DENSE and not type_.startswith("sentence_transformers."):
             raise CheckpointError(
                 f"{folder / MODULES} has a module {type_}, which cannot be run; known are the"
                 " modules of sentence_transformers"
@@ -253,9 +258,9 @@ def read_model_settings(
         if similarity.lower() in ("maxsim", "meanmaxsim"):
             model_type = "MultiVectorEncoder"
             evidence = f"similarity_fn_name {similarity}"
-        elif PYLATE_DENSE in module_types:
+        elif of_pylate := sorted(set(PYLATE_DENSE) & set(module_types)):
             model_type = "MultiVectorEncoder"
-            evidence = f"a module {PYLATE_DENSE} in {MODULES}"
+            evidence = f"a module {of_pylate[0]} in {MODULES}"
 
     if model_type in _DOES and model_type not in model_types:
         raise CheckpointError(f"{file} has {evidence}: {_DOES[model_type]}")

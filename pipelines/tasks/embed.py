@@ -216,7 +216,7 @@ def _of_side(stored: SentenceConfig, options: EmbedOptions) -> SentenceConfig:
     others = [name for name in ("passage", "corpus") if name in stored.prompts]
     if side == "document" and others and not has_own:
         raise ValueError(
-            f"prompt_name or prompt is needed for documents: this model has no prompt 'document', and"
-            f" sentence-transformers passes over its {others[0]!r}"
+            "prompt_name or prompt is needed for documents: this model has no prompt 'document',"
+            f" and sentence-transformers passes over its {others[0]!r}"
         )
     return replace(stored, prompts={side: "", **stored.prompts}, default_prompt_name=side)

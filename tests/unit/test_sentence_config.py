@@ -42,6 +42,18 @@ def saved(tmp_path_factory, encoder):
     return folder
 
 
+def test_setfit_has_its_classifier_in_a_pickle(saved, tmp_path):
+    for file in saved.rglob("*"):
+        if file.is_file():
+            copy = tmp_path / file.relative_to(saved)
+            copy.parent.mkdir(exist_ok=True)
+            copy.write_bytes(file.read_bytes())
+    (tmp_path / "config_setfit.json").write_text('{"labels": ["a", "b"]}')
+    with pytest.raises(ValueError, match=r"one of SetFit, .* is a pickle and never loaded; embed"):
+        pipeline("text-classification", str(tmp_path))
+    assert len(pipeline("sentence-embedding", str(tmp_path))("a")) == 64
+
+
 def modular_reranker(encoder, folder):
     modules = [
         Transformer(str(encoder)), Pooling(64, "cls"), Dense(64, 64, activation_function=torch.nn.GELU()),
