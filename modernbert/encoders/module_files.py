@@ -38,6 +38,7 @@ _TRANSFORMER_SETTINGS = {  # of sentence_bert_config.json
     "transformer_task",
     "modality_config",
     "module_output_name",
+    "processing_kwargs",
     "unpad_inputs",
     "model_args",
     "config_args",
@@ -308,10 +309,40 @@ def transformer_settings(
             raise CheckpointError(
                 f"{file} has {key} {', '.join(changing)}: put them into the checkpoint's own files"
             )
+    max_length = _processing_length(folder, settings.get("processing_kwargs", {}))
     return {
-        "max_length": settings.get("max_seq_length"),
+        "max_length": max_length or settings.get("max_seq_length"),
         "lower_case": bool(settings.get("do_lower_case")),
     }
+
+
+def _processing_length(folder: CheckpointPath, stored: Json) -> int | None:
+    """Return the longest input in processing_kwargs, which counts before max_seq_length.
+
+    Raises CheckpointError for settings of texts that are not followed, and for a length that
+    tokenizer_config.json cuts.
+    """
+    file = folder / "sentence_bert_config.json"
+    length = None
+    for place in ("text", "common", "chat_template"):
+        for key, value in (stored.get(place) or {}).items():
+            is_length = key == "max_length" and isinstance(value, int) and place != "chat_template"
+            is_default = key == "truncation" and value in (True, "longest_first")
+            is_harmless = key in ("padding", "return_tensors") and place != "chat_template"
+            if is_length:
+                length = value
+            elif not is_default and not is_harmless:
+                raise CheckpointError(
+                    f"{file} has processing_kwargs {place}.{key} {value!r}; followed are"
+                    " text.max_length and truncation of the longest first"
+                )
+    longest = read_json(folder / "tokenizer_config.json").get("model_max_length")
+    if length is not None and longest is not None and length > longest:
+        raise CheckpointError(
+            f"{file} has processing_kwargs of max_length {length}, above the model_max_length"
+            f" {longest} in tokenizer_config.json: make both the same"
+        )
+    return length
 
 
 def stored_prompts(settings: Json) -> Prompts:

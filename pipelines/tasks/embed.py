@@ -155,6 +155,8 @@ class Embed(Task):
         return self.vectors(outputs)
 
     def for_tokens(self, checkpoint: Checkpoint) -> TokenVectors:
+        if SentenceConfig.from_folder(checkpoint.folder).token_layers:
+            raise ValueError("token vectors of a model with Dense before its Pooling are not given")
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         values["size"] = checkpoint.config.hidden_size
         values["stride"] = None

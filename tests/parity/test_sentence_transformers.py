@@ -65,6 +65,56 @@ def both(encoder, tmp_path):
     return make
 
 
+def test_dense_layers_on_tokens(encoder, tmp_path):
+    torch.manual_seed(0)
+    on_tokens = {"module_input_name": "token_embeddings"}
+    modules = [
+        Transformer(str(encoder)),
+        Dense(64, 48, activation_function=torch.nn.GELU(), **on_tokens),
+        Dense(48, 32, bias=False, activation_function=torch.nn.Identity(), **on_tokens),
+        Pooling(32, ("mean", "max")),
+        Normalize(),
+    ]
+    SentenceTransformer(modules=modules, device="cpu").save(str(tmp_path))
+    theirs = SentenceTransformer(str(tmp_path), device="cpu")
+    ours = pipeline("sentence-embedding", str(tmp_path))
+    together = ours(TEXTS)
+    assert_same(together, theirs.encode(TEXTS))
+    assert [ours(text) for text in TEXTS] == together
+    # A layer that names no input works on the vector of a text, which is not there yet.
+    file = tmp_path / "1_Dense" / "config.json"
+    stored = json.loads(file.read_text())
+    del stored["module_input_name"]
+    file.write_text(json.dumps(stored))
+    with pytest.raises(CheckpointError, match="has module_input_name None; it must be 'token_e"):
+        pipeline("sentence-embedding", str(tmp_path))
+
+
+PROCESSING = {
+    "text": {"text": {"max_length": 20}},
+    "common counts before text": {"text": {"max_length": 60}, "common": {"max_length": 12}},
+    "harmless": {"text": {"max_length": 30, "truncation": True, "padding": "max_length"}},
+}
+
+
+@pytest.mark.parametrize("stored", PROCESSING.values(), ids=PROCESSING)
+def test_processing_kwargs(encoder, tmp_path, stored):
+    transformer = Transformer(str(encoder), processing_kwargs=stored)
+    modules = [transformer, Pooling(64, "mean")]
+    SentenceTransformer(modules=modules, device="cpu").save(str(tmp_path))
+    theirs = SentenceTransformer(str(tmp_path), device="cpu")
+    assert_same(pipeline("sentence-embedding", str(tmp_path))(TEXTS), theirs.encode(TEXTS))
+    file = tmp_path / "sentence_bert_config.json"
+    content = json.loads(file.read_text())
+    for change, message in (
+        ({"text": {"add_special_tokens": False}}, "text.add_special_tokens False; followed are"),
+        ({"text": {"max_length": 9000}}, "max_length 9000, above the model_max_length 8192"),
+    ):
+        file.write_text(json.dumps(content | {"processing_kwargs": change}))
+        with pytest.raises(CheckpointError, match=message.replace(".", r"\.")):
+            pipeline("sentence-embedding", str(tmp_path))
+
+
 STACKS = {
     "mean": {},
     "cls": {"pooling": "cls"},
