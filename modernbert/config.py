@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from modernbert.stored import CheckpointPath, Json
+from modernbert.rope_scaling import RopeScaling, read_rope_scaling
+from modernbert.stored import CheckpointPath, ConfigError, Json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,10 +37,6 @@ ACTIVATIONS = {
 """The names that transformers gives activations, with the function that each means
 (`modernbert.linear`).
 """
-
-
-class ConfigError(ValueError):
-    """A config.json cannot be used; the message names the field, its value and what is allowed."""
 
 
 @dataclass(kw_only=True)
@@ -86,6 +83,9 @@ class ModernBertConfig:
     """
     global_rope_theta: float = 160_000.0
     local_rope_theta: float = 10_000.0
+    global_rope_scaling: RopeScaling | None = None
+    """How the rotary embeddings of global layers are made for longer texts; None: they are not."""
+    local_rope_scaling: RopeScaling | None = None
     local_attention: int = 128
     """Width of the sliding window in tokens: half of it on each side of a token, both ends
     inclusive.
@@ -143,6 +143,11 @@ class ModernBertConfig:
     def rope_theta(self, layer: int) -> float:
         """The base period of the rotary embedding in layer `layer`."""
         return self.local_rope_theta if self.layer_types[layer] == LOCAL else self.global_rope_theta
+
+    def rope_scaling(self, layer: int) -> RopeScaling | None:
+        """How the rotary embedding in layer `layer` differs from that of its theta alone."""
+        is_local = self.layer_types[layer] == LOCAL
+        return self.local_rope_scaling if is_local else self.global_rope_scaling
 
     def _resolve_labels(self) -> None:
         """Derive `num_labels`, `id2label` and `label2id` from those that are set."""
@@ -222,8 +227,8 @@ class ModernBertConfig:
                 ignored.
 
         Raises:
-            ConfigError: for another model type, a quantised checkpoint, and a field with a value
-                that is not allowed.
+            ConfigError: for another model type, a quantised or causal checkpoint, and a field with
+                a value that is not allowed.
         """
         if raw.get("model_type") != "modernbert":
             raise ConfigError(
@@ -231,13 +236,19 @@ class ModernBertConfig:
             )
         if raw.get("quantization_config"):
             raise ConfigError("quantization_config is set; quantised checkpoints cannot be loaded")
+        if raw.get("is_causal"):
+            # transformers 5 then hides the tokens behind each one; earlier versions do not.
+            raise ConfigError(
+                f"is_causal is {raw['is_causal']!r}; only false is supported: attention sees both "
+                "sides of a token"
+            )
         values: Json = {}  # as JSON has them; __post_init__ checks them
         for field_ in fields(cls):
             value = raw.get(field_.name)
             # null means the default, unless null is an allowed value of the field.
             if field_.name in raw and (value is not None or "None" in str(field_.type)):
                 values[field_.name] = value
-        values |= _rope_thetas(raw)
+        values |= _read_ropes(raw)
         if raw.get("sliding_window") is not None:
             values["local_attention"] = _local_attention(raw["sliding_window"])
         if not values.get("global_attn_every_n_layers"):
@@ -273,7 +284,7 @@ class ModernBertConfig:
 
     def to_dict(self) -> Json:
         """Return the content of a config.json that this package and transformers 4.48 and later
-        read.
+        read; scaled rotary embeddings transformers 5 alone.
 
         Raises:
             ConfigError: where an activation is a function, which JSON cannot hold.
@@ -281,10 +292,13 @@ class ModernBertConfig:
         out: Json = {"model_type": "modernbert", **asdict(self)}
         out["id2label"] = {str(i): label for i, label in self.id2label.items()}
         out["label2id"] = self.label2id
-        out["rope_parameters"] = {
-            GLOBAL: {"rope_type": "default", "rope_theta": self.global_rope_theta},
-            LOCAL: {"rope_type": "default", "rope_theta": self.local_rope_theta},
-        }
+        out["rope_parameters"] = {}
+        for layer_type, kind in ((GLOBAL, "global"), (LOCAL, "local")):
+            out.pop(f"{kind}_rope_scaling")
+            scaling = getattr(self, f"{kind}_rope_scaling")
+            rope = scaling.to_dict() if scaling else {"rope_type": "default"}
+            rope["rope_theta"] = getattr(self, f"{kind}_rope_theta")
+            out["rope_parameters"][layer_type] = rope
         for name in ("hidden_activation", "classifier_activation"):
             if callable(out[name]):
                 raise ConfigError(
@@ -320,32 +334,31 @@ def _local_attention(sliding_window: object) -> int:
     return 2 * sliding_window
 
 
-def _rope_thetas(raw: Json) -> dict[str, float]:
-    """Read both thetas; `rope_parameters` counts before the older names, as in transformers 5."""
-    scaling = raw.get("rope_scaling") or {}
-    scaling_type = scaling.get("rope_type", scaling.get("type", "default"))
-    if scaling_type != "default" or set(scaling) - {"rope_type", "type"}:
-        raise ConfigError(
-            f"rope_scaling is {scaling}; only the default rotary embedding is supported"
-        )
+def _read_ropes(raw: Json) -> Json:
+    """Read theta and scaling of both types of layers.
+
+    `rope_parameters` counts before the older names, and `rope_scaling` before it, as in
+    transformers 5.
+    """
+    scaling_of_all = raw.get("rope_scaling") or {}
     parameters = raw.get("rope_parameters") or {}
     if unknown := sorted(set(parameters) - {GLOBAL, LOCAL}):
         raise ConfigError(
             f"rope_parameters holds {', '.join(unknown)}; it must hold {GLOBAL} and {LOCAL}"
         )
-    thetas: dict[str, float] = {}
-    for layer_type, name in ((GLOBAL, "global_rope_theta"), (LOCAL, "local_rope_theta")):
-        rope = parameters.get(layer_type) or {}
-        if rope.get("rope_type", "default") != "default":
-            raise ConfigError(
-                f"rope_parameters.{layer_type}.rope_type is {rope['rope_type']!r}; only 'default' "
-                "is supported"
-            )
+    max_positions = raw.get("max_position_embeddings") or ModernBertConfig.max_position_embeddings
+    values: Json = {}
+    for layer_type, kind in ((GLOBAL, "global"), (LOCAL, "local")):
+        stored = parameters.get(layer_type) or {}
+        rope = {**stored, **scaling_of_all}
+        place = "rope_scaling" if scaling_of_all else f"rope_parameters.{layer_type}"
+        values[f"{kind}_rope_scaling"] = read_rope_scaling(rope, place, max_positions)
+        name = f"{kind}_rope_theta"
         theta = rope.get("rope_theta", raw.get(name))
         # Before transformers 5, null means "as in the global layers".
-        if theta is None and layer_type == LOCAL and name in raw and not rope:
-            theta = thetas["global_rope_theta"]
+        if theta is None and layer_type == LOCAL and name in raw and not stored:
+            theta = values["global_rope_theta"]
         if theta is None:
             theta = getattr(ModernBertConfig, name)
-        thetas[name] = float(theta)
-    return thetas
+        values[name] = float(theta)
+    return values

@@ -122,6 +122,11 @@ def load_config(folder: CheckpointPath) -> ModernBertConfig:
         ConfigError: where it cannot be used.
     """
     _refuse_adapter(folder)
+    if not (folder / "config.json").is_file() and any(folder.glob("gliner_config.json")):
+        raise CheckpointError(
+            f"{folder} holds gliner_config.json, a checkpoint of GLiNER: no task here runs one; tag"
+            " runs a ModernBertForTokenClassification"
+        )
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder} lacks config.json: it is not a checkpoint folder")
     return ModernBertConfig.from_json(folder / "config.json")
@@ -143,8 +148,11 @@ def fingerprint(folder: CheckpointPath) -> str:
 def _refuse_adapter(folder: CheckpointPath) -> None:
     """Raise CheckpointError for an adapter: transformers would change the weights by it."""
     if (folder / "adapter_config.json").is_file():
+        more = ""
+        if (folder / "modules.json").is_file():
+            more = " with copies of modules.json and of all that it names"
         raise CheckpointError(
             f"{folder} holds adapter_config.json, an adapter of PEFT, which is not loaded. Merge it"
             " once: AutoPeftModelFor….from_pretrained(folder).merge_and_unload()"
-            ".save_pretrained(merged), and load that folder"
+            f".save_pretrained(merged), and load that folder{more}"
         )

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from modernbert.checkpoint import init_weights
-from modernbert.config import ConfigError, ModernBertConfig
+from modernbert.config import ModernBertConfig
 from modernbert.forward_arguments import ForwardArguments
 from modernbert.head_parts import (
     EncoderWithClassifier,
@@ -37,6 +37,7 @@ from modernbert.outputs import (
     Traces,
 )
 from modernbert.packing import PackedBatch
+from modernbert.stored import ConfigError
 
 
 class ModernBertForMaskedLM(EncoderWithHead):

@@ -29,7 +29,11 @@ from modernbert.layers import ModernBertEmbeddings, ModernBertEncoderLayer, laye
 from modernbert.outputs import BaseModelOutput, ModelOutput, Traces
 from modernbert.packing import PackedBatch
 from modernbert.rope import rope_table
+from modernbert.rope_scaling import RopeScaling
 from modernbert.torch_attention import visible_attention
+
+Rope = tuple[float, RopeScaling | None]
+"""The theta of a rotary embedding, and how it is scaled."""
 
 
 class ModernBertModel(PreTrained):
@@ -60,7 +64,7 @@ class ModernBertModel(PreTrained):
             ModernBertEncoderLayer(config, i) for i in range(config.num_hidden_layers)
         )
         self.final_norm = layer_norm(config)
-        self._rope_tables: dict[float, tuple[Tensor, Tensor]] = {}
+        self._rope_tables: dict[Rope, tuple[Tensor, Tensor]] = {}
         self._graphs: EncoderGraphs | None = None
         init_weights(self)
         if config.reference_compile:
@@ -121,14 +125,15 @@ class ModernBertModel(PreTrained):
         """Compute `forward_packed`, always without CUDA graphs."""
         x_TD: Tensor = self.embeddings(batch)
         attention = self._attention_of(batch, x_TD)
-        # Layers share the table of their theta: it is looked up once.
-        thetas = {self.config.rope_theta(i) for i in range(len(self.layers))}
-        rope = {theta: self.rope(theta, batch) for theta in thetas}
+        # Layers share the table of their embedding: it is looked up once.
+        config = self.config
+        kinds = [(config.rope_theta(i), config.rope_scaling(i)) for i in range(len(self.layers))]
+        ropes = {kind: self.rope(kind, batch) for kind in set(kinds)}
         for i, layer in enumerate(self.layers):
             if hidden_states is not None:
                 # Layers on a GPU overwrite their input.
                 hidden_states.append(x_TD.clone() if gpu.kernels_for(x_TD) else x_TD)
-            x_TD = layer(x_TD, rope[self.config.rope_theta(i)], batch, attention, maps)
+            x_TD = layer(x_TD, ropes[kinds[i]], batch, attention, maps)
         x_TD = self.final_norm(x_TD)
         if hidden_states is not None:
             hidden_states.append(x_TD)
@@ -237,18 +242,27 @@ class ModernBertModel(PreTrained):
             traces["attentions"] = tuple(_padded_maps(inputs, layer_maps) for layer_maps in maps)
         return inputs, x_TD, traces
 
-    def rope(self, theta: float, batch: PackedBatch) -> tuple[Tensor, Tensor]:
+    def rope(self, kind: Rope, batch: PackedBatch) -> tuple[Tensor, Tensor]:
         """Return cos and sin, fp32: of the batch's tokens (T, H/2), or of all positions where a
         kernel looks them up.
 
-        The tables of positions are kept, and grow where a batch needs more.
+        The tables of positions are kept, and grow where a batch needs more. Raises ValueError for
+        positions that a dynamic embedding does not have.
         """
+        theta, scaling = kind
+        most = self.config.max_position_embeddings
+        if scaling and scaling.rope_type == "dynamic" and batch.num_positions > most:
+            # From there on, the longest sequence of a batch would change the answers of all others.
+            raise ValueError(
+                f"the input has {batch.num_positions} positions; a model with a dynamic rotary "
+                f"embedding reads at most its max_position_embeddings, {most}"
+            )
         device = batch.cu_seqlens.device
-        tables = self._rope_tables.get(theta)
+        tables = self._rope_tables.get(kind)
         if tables is None or len(tables[0]) < batch.num_positions or tables[0].device != device:
             positions = max(batch.num_positions, self.config.max_position_embeddings)
-            tables = rope_table(theta, self.config.head_dim, positions, device)
-            self._rope_tables[theta] = tables
+            tables = rope_table(theta, self.config.head_dim, positions, device, scaling)
+            self._rope_tables[kind] = tables
         if gpu.kernels_for(batch.cu_seqlens):
             return tables
         cos_SH, sin_SH = tables

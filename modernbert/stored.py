@@ -43,6 +43,10 @@ _SMALL_FILES = {
 _HEADER = ":header"  # behind the name of weights, for the digest of their header
 
 
+class ConfigError(ValueError):
+    """A config.json cannot be used; the message names the field, its value and what is allowed."""
+
+
 class CheckpointError(ValueError):
     """A checkpoint cannot be loaded; the message says what is there and what is needed."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import tempfile
@@ -22,6 +23,7 @@ from modernbert.text.tokenizer import Tokenizer
 from pipelines.errors import UserError
 from pipelines.storage import Folder, Location, redact, redact_credentials
 
+logger = logging.getLogger(__name__)
 _MODEL_FILES = (".json", ".safetensors", COLBERT_METADATA)
 
 
@@ -104,16 +106,31 @@ class Checkpoint:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer, loaded once per process."""
-        return Tokenizer.from_folder(self.encoder)
+        """The tokenizer, loaded once per process; it rejects texts that the model has no embeddings
+        for.
+        """
+        return Tokenizer.from_folder(self.encoder, self.config.vocab_size)
 
     def check_tokenizer(self) -> None:
-        """Raise ValueError if the tokenizer has more ids than the model."""
+        """Warn if the tokenizer has more ids than the model.
+
+        Raises ValueError if the model has no embedding for a token that is put around each text.
+        """
         tokenizer = self.tokenizer
-        if tokenizer.vocab_size > self.config.vocab_size:
+        embeddings = self.config.vocab_size
+        largest = max(tokenizer.special_ids, default=0)
+        if largest >= embeddings:
             raise ValueError(
-                f"tokenizer.json has {tokenizer.vocab_size} tokens, the model only "
-                f"{self.config.vocab_size}"
+                f"tokenizer.json puts {tokenizer.token(largest)!r} around each text, whose id is "
+                f"{largest}: the model has embeddings for {embeddings} ids"
+            )
+        if tokenizer.vocab_size > embeddings:
+            logger.warning(
+                "model %r: tokenizer.json has %d tokens, the model embeddings for %d: texts with "
+                "others are refused",
+                self.name,
+                tokenizer.vocab_size,
+                embeddings,
             )
 
 

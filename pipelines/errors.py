@@ -2,7 +2,7 @@
 
 ValueError            a mistake in the call: one line, exit code 2
   UserError           in what the user asked for: options, input, output
-  ConfigError         in a config.json (modernbert.config)
+  ConfigError         in a config.json (modernbert.stored)
   CheckpointError     in a checkpoint (modernbert.files)
 JobError              what keeps a job from going on: one line, exit code 1
 ServeError            why an online request has no answer (pipelines.serve.protocol)

@@ -43,11 +43,8 @@ class Words:
 
 Names = Annotated[Sequence[str] | None, NoDecode, Commas()]
 Tokens = Annotated[Sequence[str] | None, NoDecode, Commas(strip=False)]
-AsQuery = Annotated[
-    bool,
-    Field(description="what texts are read as (default: document)"),
-    Words("as", {"query": True, "document": False}),
-]
+AS_WORDS = Words("as", {"query": True, "document": False})
+AsQuery = Annotated[bool, Field(description="what texts are read as (default: document)"), AS_WORDS]
 
 
 def marker(field: FieldInfo, kind: type[Marker]) -> Marker | None:

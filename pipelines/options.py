@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from pipelines.labels import label_mistake
 from pipelines.option_types import (
+    AS_WORDS,
     LONG_DOCUMENTS,
     Aggregation,
     AsQuery,
@@ -265,7 +266,8 @@ class AnswerOptions(TaskOptions):
         bool, Field(description="let no answer, an empty one, compete with the spans")
     ] = False
     align_to_words: Annotated[
-        bool, Field(description="let answers begin and end with whole words")
+        bool,
+        Field(description="let answers begin and end with whole words, if the tokenizer has any"),
     ] = True
 
 
@@ -311,6 +313,11 @@ class EmbedOptions(TaskOptions):
     ] = None
     dimensions: Annotated[
         int | None, Field(ge=1, description="keep only the first DIMENSIONS numbers")
+    ] = None
+    as_query: Annotated[
+        bool | None,
+        Field(description="what texts are read as (default: as the model's default prompt says)"),
+        AS_WORDS,
     ] = None
     normalize: Annotated[
         bool, Field(description="make vectors of length one, after --dimensions")

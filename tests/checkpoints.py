@@ -104,6 +104,67 @@ def write_tokenizer(folder: Path, vocab_size: int = 300, text: str = SENTENCE) -
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
+def write_gemma_tokenizer(folder: Path) -> None:
+    """Write a tokenizer like mmBERT's (Gemma 2): BPE with bytes for what is not in the vocabulary, without words."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+    names = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
+    in_bytes = [f"<0x{code:02X}>" for code in range(256)]
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=names + in_bytes, show_progress=False
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")  # in training alone
+    tokenizer.train_from_iterator([SENTENCE] * 3, trainer)
+    # The normalizer leaves no space at which it could split.
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    _save_with_bos_and_eos(folder, tokenizer, "<bos>", "<eos>")
+
+
+def write_unigram_tokenizer(folder: Path) -> None:
+    """Write a tokenizer like that of ModernBERT-Ja and Ruri v3: Unigram of sentencepiece."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="never")
+    trainer = trainers.UnigramTrainer(
+        vocab_size=60,
+        special_tokens=["<unk>", "<s>", "</s>", "<pad>", "<mask>"],
+        unk_token="<unk>",
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([SENTENCE, "abcdefgh 0123 é 中文"] * 3, trainer)
+    _save_with_bos_and_eos(folder, tokenizer, "<s>", "</s>")
+
+
+def _save_with_bos_and_eos(folder: Path, tokenizer: Any, bos: str, eos: str) -> None:
+    from tokenizers import processors
+
+    ids = [(name, tokenizer.token_to_id(name)) for name in (bos, eos)]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{bos} $A {eos}", pair=f"{bos} $A {eos} $B:1 {eos}:1", special_tokens=ids
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    names = {"bos_token": bos, "eos_token": eos, "cls_token": bos, "sep_token": eos}
+    names |= {"pad_token": "<pad>", "unk_token": "<unk>", "mask_token": "<mask>"}
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 8192, **names}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+TOKENIZERS = {
+    "byte-level BPE": write_tokenizer,
+    "Gemma": write_gemma_tokenizer,
+    "Unigram": write_unigram_tokenizer,
+}
+"""The kinds of tokenizers that checkpoints of the family have."""
+
+
 HEADS: dict[str, dict[str, Any]] = {
     "ModernBertModel": {},
     "ModernBertForMaskedLM": {},
@@ -144,8 +205,15 @@ def example(architecture: str, rows: int = 2, length: int = 90) -> dict[str, tor
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **labels}
 
 
-def write_task(folder: Path, architecture: str, *, heat: float = 1.5, **config: Any) -> Path:
-    """Write a hot random checkpoint with its tokenizer, and return its folder."""
+def write_task(
+    folder: Path,
+    architecture: str,
+    *,
+    heat: float = 1.5,
+    tokenizer: str = "byte-level BPE",
+    **config: Any,
+) -> Path:
+    """Write a hot random checkpoint with one of TOKENIZERS, and return its folder."""
     if labels := config.pop("labels", None):
         config |= {
             "id2label": dict(enumerate(labels)),
@@ -153,7 +221,7 @@ def write_task(folder: Path, architecture: str, *, heat: float = 1.5, **config: 
         }
     folder.mkdir(parents=True, exist_ok=True)
     write_checkpoint(folder, architecture=architecture, heat=heat, **config)
-    write_tokenizer(folder)
+    TOKENIZERS[tokenizer](folder)
     return folder
 
 

@@ -19,7 +19,7 @@ from pipelines.tasks.outputs import ModelOutputs
 
 def described(tokenizer: Any = None, **config: Any) -> Any:
     """What stands for a checkpoint where a task reads no more than its configuration (and tokenizer)."""
-    tokenizer = tokenizer or SimpleNamespace(model_max_length=None)
+    tokenizer = tokenizer or SimpleNamespace(model_max_length=None, knows_words=True)
     return SimpleNamespace(
         config=ModernBertConfig(**config),
         raw_config={},

@@ -19,8 +19,8 @@ from modernbert.stored import CheckpointError, CheckpointPath, Json, StoredFiles
 logger = logging.getLogger(__name__)
 MODULES = "modules.json"
 SETTINGS = "config_sentence_transformers.json"
-PYLATE_DENSE = "pylate.models.Dense.Dense"
-"""PyLate's name of a dense layer on the vectors of tokens."""
+PYLATE_DENSE = ("pylate.models.Dense.Dense", "pylate.models.Dense")
+"""PyLate's names of a dense layer on the vectors of tokens."""
 _STANFORD = "HF_ColBERT"  # the architecture that ColBERT's own library writes, without modules
 _KNOWN_SETTINGS = {  # of SETTINGS: followed, or without an effect on answers
     "prompts",
@@ -38,6 +38,7 @@ _TRANSFORMER_SETTINGS = {  # of sentence_bert_config.json
     "transformer_task",
     "modality_config",
     "module_output_name",
+    "processing_kwargs",
     "unpad_inputs",
     "model_args",
     "config_args",
@@ -152,9 +153,14 @@ def encoder_folder(folder: CheckpointPath) -> CheckpointPath:
 
 
 def purpose(folder: CheckpointPath) -> str | None:
-    """Say what a checkpoint of sentence-transformers gives, and the task for it; None for a plain
-    one.
+    """Say what a checkpoint of sentence-transformers or SetFit gives, and the task for it; None for
+    a plain one.
     """
+    if any(folder.glob("config_setfit.json")) or any(folder.glob("model_head.pkl")):
+        return (
+            "it is one of SetFit, whose classifier, model_head.pkl, is a pickle and never loaded;"
+            " embed runs its encoder"
+        )
     if not read_modules(folder):
         return _DOES["ColBERT"] if is_stanford(folder) else None
     return _DOES.get(_model_type(read_json(folder / SETTINGS)))
@@ -217,7 +223,7 @@ def module_kinds(folder: CheckpointPath, modules: Sequence[Module]) -> list[str]
     kinds = []
     for module in modules:
         type_ = module["type"]
-        if type_ != PYLATE_DENSE and not type_.startswith("sentence_transformers."):
+        if type_ not in PYLATE_DENSE and not type_.startswith("sentence_transformers."):
             raise CheckpointError(
                 f"{folder / MODULES} has a module {type_}, which cannot be run; known are the"
                 " modules of sentence_transformers"
@@ -253,9 +259,9 @@ def read_model_settings(
         if similarity.lower() in ("maxsim", "meanmaxsim"):
             model_type = "MultiVectorEncoder"
             evidence = f"similarity_fn_name {similarity}"
-        elif PYLATE_DENSE in module_types:
+        elif of_pylate := sorted(set(PYLATE_DENSE) & set(module_types)):
             model_type = "MultiVectorEncoder"
-            evidence = f"a module {PYLATE_DENSE} in {MODULES}"
+            evidence = f"a module {of_pylate[0]} in {MODULES}"
 
     if model_type in _DOES and model_type not in model_types:
         raise CheckpointError(f"{file} has {evidence}: {_DOES[model_type]}")
@@ -303,10 +309,40 @@ def transformer_settings(
             raise CheckpointError(
                 f"{file} has {key} {', '.join(changing)}: put them into the checkpoint's own files"
             )
+    max_length = _processing_length(folder, settings.get("processing_kwargs", {}))
     return {
-        "max_length": settings.get("max_seq_length"),
+        "max_length": max_length or settings.get("max_seq_length"),
         "lower_case": bool(settings.get("do_lower_case")),
     }
+
+
+def _processing_length(folder: CheckpointPath, stored: Json) -> int | None:
+    """Return the longest input in processing_kwargs, which counts before max_seq_length.
+
+    Raises CheckpointError for settings of texts that are not followed, and for a length that
+    tokenizer_config.json cuts.
+    """
+    file = folder / "sentence_bert_config.json"
+    length = None
+    for place in ("text", "common", "chat_template"):
+        for key, value in (stored.get(place) or {}).items():
+            is_length = key == "max_length" and isinstance(value, int) and place != "chat_template"
+            is_default = key == "truncation" and value in (True, "longest_first")
+            is_harmless = key in ("padding", "return_tensors") and place != "chat_template"
+            if is_length:
+                length = value
+            elif not is_default and not is_harmless:
+                raise CheckpointError(
+                    f"{file} has processing_kwargs {place}.{key} {value!r}; followed are"
+                    " text.max_length and truncation of the longest first"
+                )
+    longest = read_json(folder / "tokenizer_config.json").get("model_max_length")
+    if length is not None and longest is not None and length > longest:
+        raise CheckpointError(
+            f"{file} has processing_kwargs of max_length {length}, above the model_max_length"
+            f" {longest} in tokenizer_config.json: make both the same"
+        )
+    return length
 
 
 def stored_prompts(settings: Json) -> Prompts:

@@ -15,13 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modernbert.encoders.multi_vector_config import MultiVectorConfig
-from modernbert.encoders.sentence import load_dense
+from modernbert.encoders.sentence import apply_to_tokens, load_dense
 from modernbert.encoders.stored_encoder import StoredEncoder
-from modernbert.linear import compute_in_chunks
 from modernbert.model import ModernBertModel
 from modernbert.packing import PackedBatch
-
-_DENSE_ROWS = 64  # always as many: the bits of a matrix product may depend on its number of rows
 
 
 class MultiVectorEncoder(StoredEncoder[MultiVectorConfig]):
@@ -53,22 +50,10 @@ class MultiVectorEncoder(StoredEncoder[MultiVectorConfig]):
         if visible is not None:
             batch = replace(batch, visible=tuple(visible))
         x_TD = self.encoder.forward_packed(batch)
-        x_PE = self._project(x_TD[kept].float())
+        x_PE = x_TD[kept].float()
+        if self.layers:
+            x_PE = apply_to_tokens(self.layers, x_PE)
         return F.normalize(x_PE, dim=-1) if self.config.normalize else x_PE
-
-    def _project(self, x_PD: Tensor) -> Tensor:
-        if not self.layers:
-            return x_PD
-        if x_PD.device.type != "cpu" or not len(x_PD):
-            return self._apply_layers(x_PD)
-        return compute_in_chunks(
-            self._apply_layers, (x_PD,), chunk_rows=_DENSE_ROWS, row_multiple=_DENSE_ROWS
-        )
-
-    def _apply_layers(self, x_PE: Tensor) -> Tensor:
-        for layer in self.layers:
-            x_PE = layer(x_PE)
-        return x_PE
 
 
 def max_similarity(vectors_PE: Tensor, counts: Sequence[int], mean: bool) -> Tensor:

@@ -264,7 +264,14 @@ def _read_lengths(encoder: CheckpointPath, settings: Json, is_of_pylate: bool) -
     settings.
     """
     lengths = _pylate_lengths(settings) if is_of_pylate else {}
-    for name, value in read_json(encoder / "sentence_bert_config.json").items():
+    stored_texts = read_json(encoder / "sentence_bert_config.json")
+    if stored_texts.get("processing_kwargs"):
+        raise CheckpointError(
+            f"{encoder / 'sentence_bert_config.json'} has processing_kwargs, which a"
+            " multi-vector encoder cannot have here; its lengths are query_length and"
+            " document_length"
+        )
+    for name, value in stored_texts.items():
         if name in _LENGTH_SETTINGS:
             lengths[name] = value
     return lengths

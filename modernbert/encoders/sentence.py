@@ -5,7 +5,7 @@ Shapes: T packed tokens, B sequences, D hidden, E embedding width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -14,10 +14,13 @@ from torch import Tensor, nn
 from modernbert import gpu
 from modernbert.encoders.sentence_config import Dense, Norm, SentenceConfig
 from modernbert.encoders.stored_encoder import StoredEncoder
+from modernbert.linear import compute_in_chunks
 from modernbert.model import ModernBertModel
 from modernbert.packing import PackedBatch
 from modernbert.stored import CheckpointError, CheckpointPath
 from modernbert.tensors import read_tensors
+
+_TOKEN_ROWS = 64  # always as many: the bits of a matrix product may depend on its number of rows
 
 
 class SentenceEncoder(StoredEncoder[SentenceConfig]):
@@ -38,6 +41,7 @@ class SentenceEncoder(StoredEncoder[SentenceConfig]):
         super().__init__()
         self.encoder = encoder
         self.config = config
+        self.token_layers = nn.ModuleList(load_dense(layer) for layer in config.token_layers)
         self.layers = nn.ModuleList(_load_layer(layer) for layer in config.layers)
 
     def forward_packed(
@@ -54,6 +58,8 @@ class SentenceEncoder(StoredEncoder[SentenceConfig]):
             (B, E) fp32, in the order of the batch.
         """
         x_TD = self.encoder.forward_packed(batch)
+        if self.token_layers:
+            x_TD = apply_to_tokens(self.token_layers, x_TD.float())
         modes = pooling or self.config.pooling
         if x_TD.device.type != "cpu":
             pooled = [_pool_on_gpu(x_TD, batch, mode, prompt_tokens) for mode in modes]
@@ -102,6 +108,27 @@ class _Normalize(nn.Module):
 
     def forward(self, x_BD: Tensor) -> Tensor:
         return F.normalize(x_BD, dim=-1)
+
+
+def apply_to_tokens(layers: Iterable[nn.Module], x_TD: Tensor) -> Tensor:
+    """Apply layers, one after the other, to the vectors of tokens.
+
+    Args:
+        layers: modules from (rows, D) to (rows, E).
+        x_TD: fp32.
+
+    Returns:
+        (T, E) fp32; on a CPU, a token's vector does not depend on how many others there are.
+    """
+
+    def apply_all(x_TD: Tensor) -> Tensor:
+        for layer in layers:
+            x_TD = layer(x_TD)
+        return x_TD
+
+    if x_TD.device.type != "cpu" or not len(x_TD):
+        return apply_all(x_TD)
+    return compute_in_chunks(apply_all, (x_TD,), chunk_rows=_TOKEN_ROWS, row_multiple=_TOKEN_ROWS)
 
 
 def _load_layer(layer: Dense | Norm) -> nn.Module:

@@ -70,6 +70,8 @@ class SentenceConfig(TextSettings):
     """One or more of POOLINGS, whose vectors are concatenated."""
     include_prompt: bool = True
     """Whether the tokens of a prompt take part in the pooling."""
+    token_layers: tuple[Dense, ...] = ()
+    """What is done to the vectors of tokens before the pooling, in order."""
     layers: tuple[Dense | Norm, ...] = ()
     """What follows the pooling, in order."""
     normalize: bool = False
@@ -111,6 +113,7 @@ class SentenceConfig(TextSettings):
             **stored_prompts(settings),
             pooling=stack.pooling,
             include_prompt=stack.include_prompt,
+            token_layers=stack.token_layers,
             layers=stack.layers,
             normalize=stack.normalize,
             truncate_dim=settings.get("truncate_dim"),
@@ -120,13 +123,16 @@ class SentenceConfig(TextSettings):
     def width(self, hidden_size: int) -> int:
         """Return the width of a vector, for an encoder of `hidden_size`."""
         widths = [layer.out_features for layer in self.layers if isinstance(layer, Dense)]
-        return widths[-1] if widths else hidden_size * len(self.pooling)
+        if widths:
+            return widths[-1]
+        token_width = self.token_layers[-1].out_features if self.token_layers else hidden_size
+        return token_width * len(self.pooling)
 
     @property
     def files(self) -> list[CheckpointPath]:
         """The files of the layers, on which vectors depend besides the encoder's."""
         files = []
-        for layer in self.layers:
+        for layer in (*self.token_layers, *self.layers):
             files += files_in(layer.folder)
         return files
 
@@ -187,6 +193,7 @@ class CrossEncoderConfig(TextSettings):
             **stack.texts,
             pooling=stack.pooling,
             include_prompt=stack.include_prompt,
+            token_layers=stack.token_layers,
             layers=stack.layers,
         )
         return cls(**stack.texts, **prompts, activation=activation, stack=scorer)
@@ -200,6 +207,7 @@ class _Stack:
     texts: TransformerSettings
     pooling: tuple[str, ...]
     include_prompt: bool
+    token_layers: tuple[Dense, ...]
     layers: tuple[Dense | Norm, ...]
     normalize: bool
 
@@ -212,13 +220,19 @@ def _read_stack(folder: CheckpointPath, modules: Sequence[Module], output: str) 
     texts: TransformerSettings = {"max_length": None, "lower_case": False}
     pooling: tuple[str, ...] = ()
     include_prompt = True
+    token_layers: list[Dense] = []
     layers: list[Dense | Norm] = []
     for i, (kind, module) in enumerate(zip(kinds, modules, strict=True)):
         module_folder = folder / module["path"]
         has_config = kind not in ("Transformer", "Dropout")
         stored = read_json(module_folder / "config.json") if has_config else {}
         is_last = i == len(modules) - 1
-        _check_features(module_folder, stored, output if is_last else "sentence_embedding")
+        if kind == "Dense" and not pooling:
+            _check_features(module_folder, stored, "token_embeddings", "token_embeddings")
+            token_layers.append(parse_dense(module_folder, stored))
+            continue
+        made = output if is_last else "sentence_embedding"
+        _check_features(module_folder, stored, "sentence_embedding", made)
         if kind == "Transformer":
             encoder = module_folder
             texts = transformer_settings(encoder, "feature-extraction", "last_hidden_state")
@@ -234,7 +248,9 @@ def _read_stack(folder: CheckpointPath, modules: Sequence[Module], output: str) 
     normalize = isinstance(last, Norm) and not last.learned
     if normalize:
         layers.pop()
-    return _Stack(encoder, texts, pooling, include_prompt, tuple(layers), normalize)
+    return _Stack(
+        encoder, texts, pooling, include_prompt, tuple(token_layers), tuple(layers), normalize
+    )
 
 
 def parse_dense(folder: CheckpointPath, settings: Json) -> Dense:
@@ -267,7 +283,9 @@ def _pooling_modes(settings: Json) -> tuple[str, ...]:
 
 
 def _check_order(folder: CheckpointPath, modules: Sequence[Module], kinds: list[str]) -> None:
-    """Raise CheckpointError unless the modules are Transformer, Pooling, then layers on vectors."""
+    """Raise CheckpointError unless the modules are Transformer, Dense layers on the vectors of
+    tokens, Pooling, then layers on those of texts.
+    """
     for kind, module in zip(kinds, modules, strict=True):
         if kind not in _EMBEDDING_MODULES:
             raise CheckpointError(
@@ -275,20 +293,24 @@ def _check_order(folder: CheckpointPath, modules: Sequence[Module], kinds: list[
                 f" {', '.join(_EMBEDDING_MODULES)}"
             )
     relevant = [kind for kind in kinds if kind != "Dropout"]
-    first = relevant[:2]
-    layers = relevant[2:]
-    if first != ["Transformer", "Pooling"] or {"Transformer", "Pooling"} & set(layers):
+    pooling = relevant.index("Pooling") if "Pooling" in relevant else 0
+    layers = relevant[pooling + 1 :]
+    begins_well = relevant[:1] == ["Transformer"] and set(relevant[1:pooling]) <= {"Dense"}
+    if not pooling or not begins_well or {"Transformer", "Pooling"} & set(layers):
         raise CheckpointError(
             f"{folder / MODULES} has the modules {', '.join(kinds)}; a vector per text comes from"
-            " Transformer, Pooling, then any number of Dense, LayerNorm and Normalize"
+            " Transformer, Dense layers on tokens, Pooling, then any number of Dense, LayerNorm and"
+            " Normalize"
         )
 
 
-def _check_features(folder: CheckpointPath, stored: Json, output: str) -> None:
-    """Raise CheckpointError for a module that does not work on the vector of a text."""
-    allowed = {"module_input_name": "sentence_embedding", "module_output_name": output}
+def _check_features(folder: CheckpointPath, stored: Json, input_: str, output: str) -> None:
+    """Raise CheckpointError for a module that does not work on what stands at its place."""
+    allowed = {"module_input_name": input_, "module_output_name": output}
     for key, known in allowed.items():
-        if stored.get(key) not in (None, known):
+        is_unnamed = stored.get(key) is None and key == "module_input_name"
+        # A module that names no input works on the vector of a text.
+        if (is_unnamed and known != "sentence_embedding") or stored.get(key) not in (None, known):
             raise CheckpointError(
-                f"{folder / 'config.json'} has {key} {stored[key]!r}; it must be {known!r}"
+                f"{folder / 'config.json'} has {key} {stored.get(key)!r}; it must be {known!r}"
             )

@@ -5,7 +5,7 @@ Shapes: D documents.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import NamedTuple, cast
@@ -48,6 +48,8 @@ class WindowEncoder:
     pieces: PieceCache | None
     """The ids of pieces of texts, where they are certain for `fast`."""
     truncation_side: str
+    num_embeddings: int | None = None
+    """The embeddings of the model, where it may have fewer than the tokenizer has ids."""
 
     def encode(
         self,
@@ -109,6 +111,8 @@ class WindowEncoder:
             for second in second_parts:
                 rooms.append(max_length - builder.num_special - len(second.ids))
             reason = _lack_of_room(len(text.ids), rooms, max_length, stride)
+            if reason is None:
+                reason = self._refusal([text.ids, *(second.ids for second in second_parts)])
             if reason is not None:
                 rejected[document] = reason
                 second_parts = []
@@ -204,6 +208,10 @@ class WindowEncoder:
         ranges = []
         for n_kept, length in zip(kept, lengths, strict=True):
             ranges.append(self._kept_range(n_kept, length))
+        kept_ids = [part.ids[start:stop] for part, (start, stop) in zip(parts, ranges, strict=True)]
+        if reason := self._refusal(kept_ids):
+            builder.reject(reason)
+            return
         first_of_last_text = ranges[-1][0]
         builder.add(parts, ranges, first_of_last_text)
         builder.finish(sum(kept), truncated=kept != lengths)
@@ -234,6 +242,9 @@ class WindowEncoder:
                 detail = f"its first text has {first_lengths[0]} tokens"
             builder.reject(f"too long for overlapping windows: {detail}, and {stride} are shared")
             return
+        if reason := self._refusal([part.ids for part in parts]):
+            builder.reject(reason)
+            return
         whole_ranges = [(0, length) for length in first_lengths]
         for start, stop in window_ranges(last_length, capacity, stride, self.truncation_side):
             builder.add(parts, [*whole_ranges, (start, stop)], start)
@@ -258,6 +269,19 @@ class WindowEncoder:
         for start, stop in ranges:
             builder.add((text, second), [(start, stop), (0, len(second.ids))], start)
         builder.finish(length, truncated=False)
+
+    def _refusal(self, ids_of_texts: Iterable[Sequence[int]]) -> str | None:
+        """Return the reason why the model cannot read the tokens of a document, or None."""
+        if self.num_embeddings is None:
+            return None
+        largest = max(chain.from_iterable(ids_of_texts), default=0)
+        if largest < self.num_embeddings:
+            return None
+        token = self.fast.id_to_token(largest)
+        return (
+            f"holds the token {token!r}, whose id is {largest}: the model has embeddings for"
+            f" {self.num_embeddings} ids"
+        )
 
     def _kept_range(self, kept: int, length: int) -> tuple[int, int]:
         """Return the tokens [start, stop) that stay of `length`, at most `kept`."""

@@ -43,6 +43,8 @@ class Tokenizer:
         fast: a tokenizer of the `tokenizers` library; its truncation and padding are switched off.
         settings: the content of tokenizer_config.json, whose truncation_side counts before that of
             tokenizer.json.
+        num_embeddings: the embeddings of the model, if it may have fewer than the tokenizer has
+            ids; `encode` rejects documents with others.
 
     Example:
         >>> tokenizer = Tokenizer.from_pretrained("answerdotai/ModernBERT-base")
@@ -51,7 +53,12 @@ class Tokenizer:
         torch.Size([2, 6])
     """
 
-    def __init__(self, fast: FastTokenizer, settings: Json | None = None):
+    def __init__(
+        self,
+        fast: FastTokenizer,
+        settings: Json | None = None,
+        num_embeddings: int | None = None,
+    ):
         settings = settings or {}
         stored_side = (fast.truncation or {}).get("direction", "right")
         self.truncation_side: str = settings.get("truncation_side") or stored_side
@@ -68,6 +75,8 @@ class Tokenizer:
         fast.encode_special_tokens = bool(settings.get("split_special_tokens"))
         self._fast = fast
         self._settings = settings
+        has_more_ids = num_embeddings is not None and num_embeddings < self.vocab_size
+        self._num_embeddings = num_embeddings if has_more_ids else None
         self._pieces = PieceCache.for_tokenizer(fast)
         has_clean_text = not isinstance(fast.model, BPE) or bool(settings.get(CLEAN_UP_BPE))
         self._cleans_up = bool(settings.get("clean_up_tokenization_spaces")) and has_clean_text
@@ -76,8 +85,12 @@ class Tokenizer:
         """The longest input in tokens, as stated by the checkpoint; None where it states none."""
 
     @classmethod
-    def from_folder(cls, folder: CheckpointPath) -> Tokenizer:
+    def from_folder(cls, folder: CheckpointPath, num_embeddings: int | None = None) -> Tokenizer:
         """Load tokenizer.json, and the files beside it that say more, from a checkpoint's folder.
+
+        Args:
+            folder: the checkpoint.
+            num_embeddings: the embeddings of its model, as for `Tokenizer`.
 
         Raises:
             CheckpointError: where tokenizer.json is missing, a file cannot be read, or another
@@ -92,7 +105,7 @@ class Tokenizer:
             fast = FastTokenizer.from_buffer(file.read_bytes())
         except Exception as error:  # the library raises plain Exception
             raise CheckpointError(f"{file} is not a readable tokenizer: {error}") from error
-        return cls(fast, read_tokenizer_settings(folder, fast))
+        return cls(fast, read_tokenizer_settings(folder, fast), num_embeddings)
 
     @classmethod
     def from_pretrained(cls, model: str | Path, *, revision: str | None = None) -> Tokenizer:
@@ -137,6 +150,12 @@ class Tokenizer:
         return self._special("unk_token", "[UNK]")
 
     @cached_property
+    def knows_words(self) -> bool:
+        """Whether texts are cut into words; for Gemma's tokenizer (mmBERT) a text is one word."""
+        words = self._fast.encode("a a", add_special_tokens=False).word_ids
+        return len(set(words)) > 1
+
+    @cached_property
     def lowercased(self) -> Tokenizer:
         """This tokenizer with lower-casing of all but special tokens (sentence-transformers)."""
         fast = FastTokenizer.from_str(self._fast.to_str())
@@ -144,14 +163,20 @@ class Tokenizer:
         if fast.normalizer:
             steps.append(fast.normalizer)
         fast.normalizer = normalizers.Sequence(steps)
-        return Tokenizer(fast, self._settings | self._sides)
+        return Tokenizer(fast, self._settings | self._sides, self._num_embeddings)
 
     @cached_property
     def without_special_tokens(self) -> Tokenizer:
         """This tokenizer without special tokens around texts."""
         fast = FastTokenizer.from_str(self._fast.to_str())
         fast.post_processor = processors.Sequence([])
-        return Tokenizer(fast, self._settings | self._sides)
+        return Tokenizer(fast, self._settings | self._sides, self._num_embeddings)
+
+    @property
+    def special_ids(self) -> list[int]:
+        """The ids of the special tokens around a text and around a pair."""
+        templates = (self._encoder.template(pairs=False), self._encoder.template(pairs=True))
+        return [token for template in templates for ids in template for token in ids]
 
     @property
     def ending_ids(self) -> list[int]:
@@ -165,7 +190,8 @@ class Tokenizer:
 
     def truncating(self, side: str) -> Tokenizer:
         """Return this tokenizer with another `truncation_side`."""
-        return Tokenizer(self._fast, self._settings | self._sides | {"truncation_side": side})
+        settings = self._settings | self._sides | {"truncation_side": side}
+        return Tokenizer(self._fast, settings, self._num_embeddings)
 
     @property
     def continuing_subword_prefix(self) -> str:
@@ -222,8 +248,8 @@ class Tokenizer:
             add_special_tokens: False: windows have no special tokens.
 
         Returns:
-            The windows, in the order of `documents`. Documents that cannot be cut into windows are
-            in `rejected`.
+            The windows, in the order of `documents`. Documents that cannot be cut into windows, or
+            have tokens without an embedding, are in `rejected`.
 
         Raises:
             ValueError: where `max_length` leaves no room beside special tokens, and for a mixture
@@ -346,7 +372,7 @@ class Tokenizer:
     @property
     def _encoder(self) -> WindowEncoder:
         """What encodes documents, with the truncation side as it is now."""
-        return WindowEncoder(self._fast, self._pieces, self.truncation_side)
+        return WindowEncoder(self._fast, self._pieces, self.truncation_side, self._num_embeddings)
 
     @property
     def _sides(self) -> dict[str, str]:

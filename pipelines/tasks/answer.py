@@ -9,8 +9,10 @@ Shapes: T tokens, L context tokens of a window, A answer length in tokens, W win
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +27,7 @@ from pipelines.tasks.outputs import ModelOutputs, Results
 from pipelines.tasks.postprocess import list_array, per_document, softmax
 from pipelines.tasks.resolve import resolve_windowing
 
+logger = logging.getLogger(__name__)
 SPAN = pa.struct(
     [("answer", pa.string()), ("score", pa.float32()), ("start", pa.int32()), ("end", pa.int32())]
 )
@@ -81,13 +84,17 @@ class Answer(Task):
                 f"of {length} tokens; at most {_MOST_SPANS // length} tokens of answer are "
                 "compared there"
             )
+        # Where a tokenizer knows no words, a whole context would be one, and be each answer.
+        align_to_words = options.align_to_words and checkpoint.tokenizer.knows_words
+        if options.align_to_words and not align_to_words:
+            _warn_of_tokens(str(checkpoint.folder))
         return cls(
             max_length=windowing.max_length,
             stride=windowing.stride,
             top_k=options.top_k,
             max_answer_length=options.max_answer_length,
             no_answer=options.no_answer,
-            align_to_words=options.align_to_words,
+            align_to_words=align_to_words,
         )
 
     @classmethod
@@ -251,6 +258,16 @@ def _likeliest_spans(
         spans = spans[likeliest]
     spans = spans[np.argsort(-scores[spans], kind="stable")]
     return first[spans], last[spans], scores[spans]
+
+
+@cache
+def _warn_of_tokens(model: str) -> None:
+    """Warn, once for a model, that its answers do not follow words."""
+    logger.warning(
+        "model %r: its tokenizer cuts no text into words, so that answers begin and end with tokens"
+        " (align_to_words is off)",
+        model,
+    )
 
 
 def _word_spans(windows: Windows) -> np.ndarray:

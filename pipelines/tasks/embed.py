@@ -69,7 +69,7 @@ class Embed(Task):
         if dimensions > size:
             raise ValueError(f"dimensions {dimensions} must be from 1 to the model's {size}")
         check_packs(options.precision, dimensions)
-        prompt = resolve_prompt(options, stored)
+        prompt = resolve_prompt(options, _of_side(stored, options))
         prompt_tokens = 0
         if prompt and not stored.include_prompt:
             tokenizer = checkpoint.tokenizer
@@ -156,6 +156,8 @@ class Embed(Task):
         return self.vectors(outputs)
 
     def for_tokens(self, checkpoint: Checkpoint) -> TokenVectors:
+        if SentenceConfig.from_folder(checkpoint.folder).token_layers:
+            raise ValueError("token vectors of a model with Dense before its Pooling are not given")
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         values["size"] = checkpoint.config.hidden_size
         values["stride"] = None
@@ -203,3 +205,21 @@ class TokenVectors(Embed):
 
     def response(self, outputs: ModelOutputs) -> Results:  # type: ignore[override]
         return self.results(outputs)
+
+
+def _of_side(stored: SentenceConfig, options: EmbedOptions) -> SentenceConfig:
+    """Return the stored prompts, of which that of the side that texts are read as is the default.
+
+    As in sentence-transformers, a side without a prompt of its name has an empty one.
+    """
+    if options.as_query is None:
+        return stored
+    side = "query" if options.as_query else "document"
+    has_own = side in stored.prompts or options.prompt is not None or options.prompt_name
+    others = [name for name in ("passage", "corpus") if name in stored.prompts]
+    if side == "document" and others and not has_own:
+        raise ValueError(
+            "prompt_name or prompt is needed for documents: this model has no prompt 'document',"
+            f" and sentence-transformers passes over its {others[0]!r}"
+        )
+    return replace(stored, prompts={side: "", **stored.prompts}, default_prompt_name=side)

@@ -21,7 +21,7 @@ from pipelines.checkpoints import Checkpoint
 from pipelines.options import FillOptions
 from pipelines.tasks.base import Task
 from pipelines.tasks.outputs import ModelOutputs, Results
-from pipelines.tasks.postprocess import list_array, per_document
+from pipelines.tasks.postprocess import keep_windows, list_array, per_document
 from pipelines.tasks.resolve import resolve_windowing
 
 if TYPE_CHECKING:
@@ -65,6 +65,12 @@ class Fill(Task):
         if options.top_k > vocab_size:
             raise ValueError(
                 f"top_k {options.top_k} must be from 1 to the vocabulary's {vocab_size} tokens"
+            )
+        largest = max((mask, *(targets or ())))
+        if largest >= vocab_size:
+            raise ValueError(
+                f"targets and the mask are tokens with an id below {vocab_size}, the model's "
+                f"embeddings; {tokenizer.token(largest)!r} has {largest}"
             )
         windowing = resolve_windowing(checkpoint, options)
         return cls(
@@ -237,27 +243,6 @@ class Fill(Task):
         is_first[1:] = other_document | other_place
         rows_P = order[is_first]
         return rows_P, np.bincount(document_P[rows_P], minlength=len(outputs.documents))
-
-
-def keep_windows(windows: Windows, keep_W: np.ndarray) -> Windows:
-    """Keep some of the windows; the counts of rejected documents become zero."""
-    if keep_W.all():
-        return windows
-    keep_T = np.repeat(keep_W, windows.lengths)
-    rejected = np.array(sorted(windows.rejected), dtype=np.int64)
-    n_tokens = windows.n_tokens.copy()
-    n_tokens[rejected] = 0
-    truncated = windows.truncated.copy()
-    truncated[rejected] = False
-    return replace(
-        windows,
-        input_ids=windows.input_ids[keep_T],
-        cu_seqlens=np.concatenate(([0], np.cumsum(windows.lengths[keep_W]))),
-        document=windows.document[keep_W],
-        start=windows.start[keep_W],
-        n_tokens=n_tokens,
-        truncated=truncated,
-    )
 
 
 @lru_cache(maxsize=16)

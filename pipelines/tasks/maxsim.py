@@ -25,7 +25,7 @@ from pipelines.options import RerankOptions
 from pipelines.tasks.base import Task, label_maps
 from pipelines.tasks.multi_vector import Side, encoder_fingerprint, load_encoder
 from pipelines.tasks.outputs import ModelOutputs
-from pipelines.tasks.postprocess import merged
+from pipelines.tasks.postprocess import keep_windows, merged
 from pipelines.tasks.resolve import resolve_prompt
 from pipelines.tasks.sparse import PROMPTS
 
@@ -91,6 +91,11 @@ class MaxSim(Task):
     def encode(self, tokenizer: Tokenizer, documents: Sequence[Text]) -> Windows:
         queries = self.query.encode(tokenizer, [pair[0] for pair in documents])
         passages = self.passage.encode(tokenizer, [pair[1] for pair in documents])
+        # A pair is left out where either of its texts cannot be read.
+        rejected = queries.rejected | passages.rejected
+        if rejected:
+            queries = _without(queries, rejected)
+            passages = _without(passages, rejected)
         # Each query gets its separator, and behind it the tokens of its passage.
         ids = np.insert(queries.input_ids, queries.cu_seqlens[1:], SEPARATOR)
         ends = queries.cu_seqlens + np.arange(len(queries.cu_seqlens))
@@ -161,3 +166,9 @@ def _count_in_sequences(is_kept_T: np.ndarray, lengths: np.ndarray) -> np.ndarra
     splits = np.concatenate(([0], np.cumsum(lengths)))
     counts: np.ndarray = np.diff(kept_before[splits])
     return counts
+
+
+def _without(windows: Windows, rejected: dict[int, str]) -> Windows:
+    """Return the windows, which `rejected` documents do not have."""
+    keep_W = ~np.isin(windows.document, list(rejected))
+    return keep_windows(replace(windows, rejected=rejected), keep_W)

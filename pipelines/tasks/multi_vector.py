@@ -256,11 +256,12 @@ def _expansion_id(checkpoint: Checkpoint, expansion: Expansion) -> int:
     filler = tokenizer.mask_token_id
     if expansion.token is not None:
         filler = tokenizer.token_id(expansion.token)
-    if filler is None or filler in tokenizer.ending_ids:
+    is_embedded = filler is not None and filler < checkpoint.config.vocab_size
+    if filler is None or not is_embedded or filler in tokenizer.ending_ids:
         raise ValueError(
             f"model {str(checkpoint.folder)!r} expands queries with "
-            f"{expansion.token or 'the mask token'}, which its tokenizer does not have, or which "
-            "ends every text"
+            f"{expansion.token or 'the mask token'}, which its tokenizer does not have, which "
+            "has no embedding, or which ends every text"
         )
     # Where no token sees the expansion, this must see a token of the query: by local attention.
     seen = checkpoint.config.local_attention // 2

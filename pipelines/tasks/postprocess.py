@@ -6,6 +6,7 @@ Shapes: W windows, D documents, C numbers a row.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -127,3 +128,24 @@ def activation_named(path: str | None, known: Sequence[str], option: str) -> str
             f"{option}"
         )
     return name or None
+
+
+def keep_windows(windows: Windows, keep_W: np.ndarray) -> Windows:
+    """Keep some of the windows; the counts of rejected documents become zero."""
+    if keep_W.all():
+        return windows
+    keep_T = np.repeat(keep_W, windows.lengths)
+    rejected = np.array(sorted(windows.rejected), dtype=np.int64)
+    n_tokens = windows.n_tokens.copy()
+    n_tokens[rejected] = 0
+    truncated = windows.truncated.copy()
+    truncated[rejected] = False
+    return replace(
+        windows,
+        input_ids=windows.input_ids[keep_T],
+        cu_seqlens=np.concatenate(([0], np.cumsum(windows.lengths[keep_W]))),
+        document=windows.document[keep_W],
+        start=windows.start[keep_W],
+        n_tokens=n_tokens,
+        truncated=truncated,
+    )

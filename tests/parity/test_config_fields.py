@@ -30,8 +30,8 @@ from modernbert import (
     ModernBertModel,
 )
 from modernbert.attention import varlen_attention
-from modernbert.config import ConfigError
 from modernbert.linear import prepack
+from modernbert.stored import ConfigError
 
 MASKED, CLASSIFIER, TAGGER = (
     "ModernBertForMaskedLM",
@@ -363,6 +363,66 @@ def test_sliding_window(tmp_path, raw):
             ConfigError, match=r"sliding_window is .*; it must be a whole number of at least 1"
         ):
             ModernBertConfig.from_dict(config | {"sliding_window": wrong})
+
+
+SCALINGS = {
+    "linear": {"rope_type": "linear", "factor": 4.0},
+    "dynamic": {"rope_type": "dynamic", "factor": 4.0},
+    "proportional": {"rope_type": "proportional", "factor": 2.0, "partial_rotary_factor": 0.4},
+    "proportional, all pairs": {"rope_type": "proportional"},
+    "yarn": {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 1024},
+    "yarn, more settings": {
+        "rope_type": "yarn",
+        "factor": 4.0,
+        "original_max_position_embeddings": 64,
+        "beta_fast": 4.0,
+        "beta_slow": 0.5,
+        "mscale": 0.7,
+        "mscale_all_dim": 0.4,
+    },
+    "yarn, attention_factor": {"rope_type": "yarn", "factor": 2.0, "attention_factor": 1.3},
+}
+
+
+@pytest.mark.parametrize("scaling", SCALINGS.values(), ids=SCALINGS)
+@pytest.mark.parametrize("kind", ["global", "local", "both"])
+@torch.no_grad()
+def test_global_rope_scaling_and_local_rope_scaling(tmp_path, kind, scaling):
+    """Both as `rope_scaling`, the older name, which is for all layers."""
+    plain = {"rope_type": "default", "rope_theta": 900.0}
+    ropes = {
+        name: (scaling | {"rope_theta": 900.0} if name == kind else plain)
+        for name in ("global", "local")
+    }
+    names = {
+        "rope_parameters": {"full_attention": ropes["global"], "sliding_attention": ropes["local"]}
+    }
+    theirs, ours = write_pair(
+        tmp_path, "ModernBertModel", **{"rope_scaling": scaling} if kind == "both" else names
+    )
+    want = theirs(IDS)[0]
+    assert relative_error(ours(IDS)[0], want) < 2e-5
+    if scaling["rope_type"] != "dynamic" and scaling != {"rope_type": "proportional"}:
+        unscaled = like(ours, global_rope_scaling=None, local_rope_scaling=None)
+        assert relative_error(unscaled(IDS)[0], want) > 1e-3
+    ours.save_pretrained(tmp_path / "again")
+    again = ModernBertModel.from_pretrained(tmp_path / "again")
+    assert again.config == ours.config
+    theirs_again = transformers.AutoModel.from_pretrained(tmp_path / "again")
+    assert relative_error(theirs_again(IDS)[0], want) < 2e-5
+
+
+@torch.no_grad()
+def test_a_dynamic_embedding_ends_where_its_batch_would_change_answers(tmp_path):
+    theirs, ours = write_pair(
+        tmp_path,
+        "ModernBertModel",
+        rope_scaling={"rope_type": "dynamic", "factor": 4.0},
+        max_position_embeddings=60,
+    )
+    assert relative_error(ours(IDS[:, :60])[0], theirs(IDS[:, :60])[0]) < 2e-5
+    with pytest.raises(ValueError, match=r"has 90 positions; .* at most .* 60"):
+        ours(IDS)
 
 
 @pytest.mark.parametrize("kind", ["global", "local"])

@@ -65,6 +65,56 @@ def both(encoder, tmp_path):
     return make
 
 
+def test_dense_layers_on_tokens(encoder, tmp_path):
+    torch.manual_seed(0)
+    on_tokens = {"module_input_name": "token_embeddings"}
+    modules = [
+        Transformer(str(encoder)),
+        Dense(64, 48, activation_function=torch.nn.GELU(), **on_tokens),
+        Dense(48, 32, bias=False, activation_function=torch.nn.Identity(), **on_tokens),
+        Pooling(32, ("mean", "max")),
+        Normalize(),
+    ]
+    SentenceTransformer(modules=modules, device="cpu").save(str(tmp_path))
+    theirs = SentenceTransformer(str(tmp_path), device="cpu")
+    ours = pipeline("sentence-embedding", str(tmp_path))
+    together = ours(TEXTS)
+    assert_same(together, theirs.encode(TEXTS))
+    assert [ours(text) for text in TEXTS] == together
+    # A layer that names no input works on the vector of a text, which is not there yet.
+    file = tmp_path / "1_Dense" / "config.json"
+    stored = json.loads(file.read_text())
+    del stored["module_input_name"]
+    file.write_text(json.dumps(stored))
+    with pytest.raises(CheckpointError, match="has module_input_name None; it must be 'token_e"):
+        pipeline("sentence-embedding", str(tmp_path))
+
+
+PROCESSING = {
+    "text": {"text": {"max_length": 20}},
+    "common counts before text": {"text": {"max_length": 60}, "common": {"max_length": 12}},
+    "harmless": {"text": {"max_length": 30, "truncation": True, "padding": "max_length"}},
+}
+
+
+@pytest.mark.parametrize("stored", PROCESSING.values(), ids=PROCESSING)
+def test_processing_kwargs(encoder, tmp_path, stored):
+    transformer = Transformer(str(encoder), processing_kwargs=stored)
+    modules = [transformer, Pooling(64, "mean")]
+    SentenceTransformer(modules=modules, device="cpu").save(str(tmp_path))
+    theirs = SentenceTransformer(str(tmp_path), device="cpu")
+    assert_same(pipeline("sentence-embedding", str(tmp_path))(TEXTS), theirs.encode(TEXTS))
+    file = tmp_path / "sentence_bert_config.json"
+    content = json.loads(file.read_text())
+    for change, message in (
+        ({"text": {"add_special_tokens": False}}, "text.add_special_tokens False; followed are"),
+        ({"text": {"max_length": 9000}}, "max_length 9000, above the model_max_length 8192"),
+    ):
+        file.write_text(json.dumps(content | {"processing_kwargs": change}))
+        with pytest.raises(CheckpointError, match=message.replace(".", r"\.")):
+            pipeline("sentence-embedding", str(tmp_path))
+
+
 STACKS = {
     "mean": {},
     "cls": {"pooling": "cls"},
@@ -108,6 +158,40 @@ def test_prompts(both, pooling, include_prompt):
     assert_same(ours(texts), theirs.encode(texts))
     assert_same(ours(texts, prompt_name="document"), theirs.encode(texts, prompt_name="document"))
     assert_same(ours(texts, prompt="é 👍🏽 "), theirs.encode(texts, prompt="é 👍🏽 "))
+
+
+SIDES = {
+    "both": {"query": "find: ", "document": "the cat "},
+    "query alone": {"query": "find: "},
+    "none": {},
+    "passage beside document": {"passage": "sat ", "document": "the "},
+}
+
+
+@pytest.mark.parametrize("prompts", SIDES.values(), ids=SIDES)
+@pytest.mark.parametrize("has_default", [False, True])
+def test_queries_and_documents(both, prompts, has_default):
+    default = {"default_prompt_name": "more"} if has_default else {}
+    theirs, ours = both(prompts={"more": "cat cat ", **prompts}, **default)
+    texts = TEXTS[1:8]
+    assert_same(ours(texts), theirs.encode(texts))
+    assert_same(ours(texts, as_query=True), theirs.encode_query(texts))
+    assert_same(ours(texts, as_query=False), theirs.encode_document(texts))
+    assert_same(
+        ours(texts, as_query=True, prompt="the "), theirs.encode_query(texts, prompt="the ")
+    )
+    want = theirs.encode_document(texts, prompt_name="more")
+    assert_same(ours(texts, as_query=False, prompt_name="more"), want)
+
+
+def test_a_prompt_that_the_library_passes_over(both, tmp_path):
+    both(prompts={"passage": "sat "})
+    settings = tmp_path / "config_sentence_transformers.json"
+    content = json.loads(settings.read_text())
+    content["prompts"] = {"query": "a ", "passage": "sat "}
+    settings.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"no prompt 'document', .* passes over its 'passage'"):
+        pipeline("sentence-embedding", str(tmp_path), as_query=False)("a")
 
 
 def test_a_plain_encoder(encoder):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import pyarrow as pa
 import pytest
-from checkpoints import write_tokenizer
+from checkpoints import TOKENIZERS, write_gemma_tokenizer, write_tokenizer
 from predictions import described, random_texts, said
 
 from modernbert.text.tokenizer import Tokenizer
@@ -120,6 +122,28 @@ def test_words_are_whole_where_asked(tokenizer):
     logits = at({3: 5}, {6: 5})
     assert answers(tokenizer, logits, "bd fgij kl")[0]["answer"] == " fgij"
     assert answers(tokenizer, logits, "bd fgij kl", **PLAIN)[0]["answer"] == "fgi"
+
+
+def test_answers_are_tokens_where_a_tokenizer_knows_no_words(tmp_path, caplog):
+    """transformers 4.57 answers with the whole context."""
+    write_gemma_tokenizer(tmp_path)
+    tokenizer = Tokenizer.from_folder(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        outputs = Answer.from_checkpoint(described(tokenizer), AnswerOptions())
+    assert "cuts no text into words, so that answers begin and end with tokens" in caplog.text
+    pairs = [("the?", "the qzx sat")]
+    prediction = said(outputs, tokenizer, pairs, at({5: 5}, {6: 5}))
+    assert outputs.decode(prediction).to_pylist()[0]["answer"] == "z"
+    plain = Answer.from_checkpoint(described(tokenizer), AnswerOptions(align_to_words=False))
+    assert plain == outputs
+
+
+def test_which_tokenizers_know_words(tmp_path):
+    known = {}
+    for name, write in TOKENIZERS.items():
+        write(tmp_path)
+        known[name] = Tokenizer.from_folder(tmp_path).knows_words
+    assert known == {"byte-level BPE": True, "Gemma": False, "Unigram": True}
 
 
 @pytest.mark.parametrize("align", [True, False])

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from modernbert.checkpoint import check_weights, load
 from modernbert.config import ModernBertConfig
+from modernbert.encoders.module_files import open_folder
 from modernbert.files import CheckpointError, fingerprint, load_config, resolve
 from modernbert.heads import ModernBertForSequenceClassification
 from modernbert.linear import prepack
@@ -102,6 +103,22 @@ def test_an_adapter(tmp_path, whole):
         match=r"holds adapter_config\.json, an adapter of PEFT, which is not loaded. Merge",
     ):
         load(ModernBertForSequenceClassification, tmp_path)
+
+
+def test_an_adapter_of_a_sentence_encoder(tmp_path):
+    """What PEFT saves lacks the modules."""
+    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / "modules.json").write_text("[]")
+    with pytest.raises(CheckpointError, match=r"with copies of modules\.json and of all"):
+        load(ModernBertForSequenceClassification, tmp_path)
+
+
+def test_a_checkpoint_of_gliner(tmp_path):
+    (tmp_path / "gliner_config.json").write_text("{}")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    for folder in (tmp_path, open_folder(tmp_path)):
+        with pytest.raises(CheckpointError, match="a checkpoint of GLiNER: no task here runs one"):
+            load(ModernBertForSequenceClassification, folder)
 
 
 def test_inference_compiles_nothing(tmp_path):

@@ -8,7 +8,8 @@ import pytest
 import transformers
 from checkpoints import TINY
 
-from modernbert.config import ConfigError, ModernBertConfig
+from modernbert.config import ModernBertConfig
+from modernbert.stored import ConfigError
 
 LEGACY = {
     "model_type": "modernbert", "hidden_size": 64, "num_attention_heads": 2, "num_hidden_layers": 7, "vocab_size": 300,
@@ -73,11 +74,28 @@ def test_what_is_written_reads_the_same_here_and_in_transformers(tmp_path):
         ({"hidden_activation": "swiglu"}, "hidden_activation is 'swiglu'; known are gelu"),
         ({"classifier_activation": "what"}, "classifier_activation is 'what'"),
         (
-            {"rope_parameters": {"full_attention": {"rope_type": "yarn"}}},
-            "rope_parameters.full_attention.rope_type",
+            {"rope_parameters": {"full_attention": {"rope_type": "longrope"}}},
+            "rope_parameters.full_attention has rope_type 'longrope'; known are default, dynamic",
         ),
         ({"rope_parameters": {"rope_theta": 5.0}}, "rope_parameters holds rope_theta"),
-        ({"rope_scaling": {"type": "linear", "factor": 2}}, "rope_scaling"),
+        (
+            {"rope_scaling": {"type": "linear", "factor": 2}},
+            "rope_scaling has type 'linear', which transformers 5 passes over; name it rope_type",
+        ),
+        ({"rope_scaling": {"factor": 2}}, "rope_scaling has factor; default has"),
+        ({"rope_scaling": {"rope_type": "linear"}}, "rope_scaling has no factor"),
+        (
+            {"rope_scaling": {"rope_type": "linear", "factor": 0}},
+            "rope_scaling has factor 0; it must be a number above 0",
+        ),
+        (
+            {"rope_scaling": {"rope_type": "linear", "factor": 2, "partial_rotary_factor": 0.5}},
+            "rope_scaling has partial_rotary_factor; linear has",
+        ),
+        (
+            {"rope_scaling": {"rope_type": "yarn", "factor": 2, "truncate": False}},
+            "rope_scaling has truncate false",
+        ),
         ({"hidden_size": 65}, "hidden_size 65 is not divisible by num_attention_heads 2"),
         ({"hidden_size": "64"}, "wrong type"),
         (
@@ -95,8 +113,16 @@ def test_what_is_written_reads_the_same_here_and_in_transformers(tmp_path):
         ),
         ({"global_attn_every_n_layers": 0.5}, "global_attn_every_n_layers"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
+        ({"is_causal": True}, "is_causal is True; only false is supported"),
     ],
 )
 def test_what_cannot_be_honoured_is_an_error_that_names_the_field(change, message):
     with pytest.raises(ConfigError, match=message.replace("(", r"\(")):
         ModernBertConfig.from_dict(LEGACY | change)
+
+
+def test_is_causal_false_is_the_default():
+    """Ettin's encoders ship it."""
+    assert ModernBertConfig.from_dict(LEGACY | {"is_causal": False}) == ModernBertConfig.from_dict(
+        LEGACY
+    )

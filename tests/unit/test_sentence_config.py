@@ -6,6 +6,7 @@ They are written by sentence-transformers where it can. Each is refused by the n
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -40,6 +41,14 @@ def saved(tmp_path_factory, encoder):
         modules=[Transformer(str(encoder)), Pooling(64, "mean")], device="cpu"
     ).save(str(folder))
     return folder
+
+
+def test_setfit_has_its_classifier_in_a_pickle(saved, tmp_path):
+    shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "config_setfit.json").write_text('{"labels": ["a", "b"]}')
+    with pytest.raises(ValueError, match=r"one of SetFit, .* is a pickle and never loaded; embed"):
+        pipeline("text-classification", str(tmp_path))
+    assert len(pipeline("sentence-embedding", str(tmp_path))("a")) == 64
 
 
 def modular_reranker(encoder, folder):
@@ -150,8 +159,8 @@ SETTINGS = [
     ("sentence_bert_config.json", {"query_length": 32}, "has query_length: unknown settings"),
     (
         "sentence_bert_config.json",
-        {"processing_kwargs": {"text": {"max_length": 8}}},
-        "has processing_kwargs: unknown",
+        {"processing_kwargs": {"text": {"padding_side": "left", "max_length": 8}}},
+        "has processing_kwargs text.padding_side 'left'; followed are",
     ),
     (
         "sentence_bert_config.json",
@@ -223,7 +232,9 @@ def test_modules_in_another_order(tmp_path, saved, order):
         {"path": f"2_{name}", "type": f"{kind.__module__}.{name}"} for name, kind in kinds.items()
     ]
     (tmp_path / "modules.json").write_text(json.dumps([modules[i] for i in order]))
-    with pytest.raises(CheckpointError, match="a vector per text comes from Transformer, Pooling"):
+    with pytest.raises(
+        CheckpointError, match="a vector per text comes from Transformer, Dense layers"
+    ):
         SentenceConfig.from_folder(tmp_path)
 
 
