@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -36,6 +37,7 @@ _RELEASES_WITHIN_S = 5.0
 _HANDLED_AGAIN_S = 0.002
 _FINISHES_WITHIN_S = 40.0
 """How long the work that is under way may take: less than `_STOPS_WITHIN_S`."""
+_LOOKS_EVERY_S = 0.3
 _SAME_SIGNAL_S = 1.0
 """Signals so soon after the first one are of the same stop: schedulers send several at once."""
 
@@ -61,7 +63,7 @@ class _State:
     """Whether an exception may be raised here and now."""
     ends: bool = False
     """Whether the process ends anyway, and only has to say goodbye to Ray."""
-    ask: Callable[[], None] | None = None
+    finish: Callable[[], None] | None = None
     """What the first signal calls in place of an exception (`finishing_signals`)."""
     asked_at: float | None = None
     is_command: bool = False
@@ -191,26 +193,24 @@ def raised_signals() -> Iterator[None]:
 
 
 @contextmanager
-def finishing_signals(ask: Callable[[], None]) -> Iterator[None]:
-    """Let the first signal within the block, which is in a `raised_signals`, call `ask` in another
-    thread: the block is to finish what it is at.
+def finishing_signals(stop: Callable[[], None], is_done: Callable[[], bool]) -> Iterator[None]:
+    """Let the block, which is in a `raised_signals`, finish what it is at when a signal comes.
 
-    The signal is raised at the end of the block, after 40 s, or when another one comes.
+    The signal is raised when that is done, after 40 s, or when another one comes.
+
+    Args:
+        stop: lets nothing more begin; called in another thread.
+        is_done: tells whether nothing is under way; called there, too.
     """
     if threading.current_thread() is not threading.main_thread() or not _state.raises:
         yield
         return
-    _state.ask = ask
+    _state.finish = partial(_finish, stop, is_done)
     try:
         yield
     finally:
-        _state.ask = None
+        _state.finish = None
     _raise_delayed()
-
-
-def is_finishing() -> bool:
-    """Tell whether a signal has asked to finish what is under way."""
-    return _state.asked_at is not None
 
 
 @contextmanager
@@ -291,10 +291,10 @@ def _on_signal(number: int, _: FrameType | None) -> None:
     if not _state.raises:
         return
     now = time.monotonic()
-    if _state.ask is not None:
+    if _state.finish is not None:
         if _state.asked_at is None:
             _state.asked_at = now
-            threading.Thread(target=_finish, args=(_state.ask, _state.first), daemon=True).start()
+            threading.Thread(target=_state.finish, daemon=True, name="finish").start()
             return
         if now - _state.asked_at < _SAME_SIGNAL_S:
             return
@@ -303,13 +303,16 @@ def _on_signal(number: int, _: FrameType | None) -> None:
         raise _exception(_state.first)
 
 
-def _finish(ask: Callable[[], None], number: int) -> None:
-    """Ask to finish what is under way, and send the signal again where that takes too long."""
-    with suppress(Exception):  # then the signal is raised when its time is over
-        ask()
-    time.sleep(_FINISHES_WITHIN_S)
-    if _state.ask is not None:
-        signal.pthread_kill(threading.main_thread().ident or 0, number)
+def _finish(stop: Callable[[], None], is_done: Callable[[], bool]) -> None:
+    """Wait until what is under way is done, and send the signal again, which is raised then."""
+    until = time.monotonic() + _FINISHES_WITHIN_S
+    with suppress(Exception):  # what it asks may be gone
+        stop()
+        while not is_done() and time.monotonic() < until:
+            time.sleep(_LOOKS_EVERY_S)
+    if _state.finish is not None:
+        _state.finish = None
+        signal.pthread_kill(threading.main_thread().ident or 0, _state.first or signal.SIGTERM)
 
 
 def _raise_delayed() -> None:
@@ -379,7 +382,7 @@ def _watch(reader: int) -> None:
             releases.start()
             releases.join(_RELEASES_WITHIN_S)
             _end(_state.first)
-        may_finish = _state.ask is not None and _state.asked_at is not None
+        may_finish = _state.finish is not None and _state.asked_at is not None
         if _state.holds and not ready and not may_finish:
             # The main thread may have lost the exception, or be in a call that a signal interrupts.
             signal.pthread_kill(threading.main_thread().ident or 0, first)

@@ -11,7 +11,7 @@ import logging
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -66,7 +66,7 @@ from pipelines.raydata.wire import (
 )
 from pipelines.report.progress import progress_bar
 from pipelines.report.text import say
-from pipelines.signals import finishing_signals, is_finishing
+from pipelines.signals import finishing_signals
 
 MAX_SHARDS = 16_384
 """The shards of a round: Ray keeps what it knows of each in the driver's memory until its end."""
@@ -199,18 +199,22 @@ class Execution:
         def no_actor_has_a_place() -> bool:
             return not ray.get(watch.any_start.remote(round_.number))
 
+        def nothing_is_under_way() -> bool:
+            # Of each shard that an actor has begun, the commit was reported.
+            begun: set[str] = ray.get(watch.begun.remote(round_.number))
+            return not any(name in missing for name in begun)
+
         try:
             with (
                 waiting_said(no_actor_has_a_place, self.job.device),
-                finishing_signals(lambda: ray.get(watch.stop.remote())),
+                finishing_signals(lambda: ray.get(watch.stop.remote()), nothing_is_under_way),
             ):
                 for row in through_stages(self.job, round_, pool, watch).iter_rows():
                     self.check()
-                    shard = missing.pop(row["name"])
+                    shard = missing[row["name"]]
                     if self._receive(row, shard, log_file):
                         raised.append(shard)
-                    if is_finishing() and not self._under_way(missing, round_, watch):
-                        break
+                    del missing[shard.name]
             interrupted = ray.get(watch.interrupted.remote(round_.number))
         except RayError as error:
             _log.error("the job ended with this error", exc_info=error)
@@ -224,13 +228,6 @@ class Execution:
             reason = interrupted.get(name)
             self._lose(name, reason, blamed=was_running and reason is None)
         return raised + list(missing.values())
-
-    def _under_way(
-        self, missing: Collection[str], round_: Round, watch: WatchHandle
-    ) -> Collection[str]:
-        """Return the shards that actors have begun, and whose commits have not been reported."""
-        begun: set[str] = ray.get(watch.begun.remote(round_.number))
-        return begun.intersection(missing)
 
     def _receive(self, row: Json, shard: Shard, log_file: Path) -> bool:
         """Take in what the commit of a shard reports; tell whether the shard is to be run again."""
