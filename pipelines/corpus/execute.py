@@ -73,6 +73,8 @@ MAX_SHARDS = 16_384
 _MAX_BLOCKS = 4096
 """The blocks that what is read together is dealt out in: a task each."""
 _log = logging.getLogger("ray.data")  # goes to the file that log_ray_data_to_file names
+_ANSWER_S = 3.0
+"""How long the watch may take to answer where the job is stopped."""
 _SHARE_FROM_ROWS = 1000  # from so many rows on, a share of rejected rows counts
 
 
@@ -199,15 +201,19 @@ class Execution:
         def no_actor_has_a_place() -> bool:
             return not ray.get(watch.any_start.remote(round_.number))
 
+        # A signal to all processes of a job may have ended Ray, too: then there is no answer.
+        def begin_no_more() -> None:
+            ray.get(watch.stop.remote(), timeout=_ANSWER_S)
+
         def nothing_is_under_way() -> bool:
             # Of each shard that an actor has begun, the commit was reported.
-            begun: set[str] = ray.get(watch.begun.remote(round_.number))
+            begun: set[str] = ray.get(watch.begun.remote(round_.number), timeout=_ANSWER_S)
             return not any(name in missing for name in begun)
 
         try:
             with (
                 waiting_said(no_actor_has_a_place, self.job.device),
-                finishing_signals(lambda: ray.get(watch.stop.remote()), nothing_is_under_way),
+                finishing_signals(begin_no_more, nothing_is_under_way),
             ):
                 for row in through_stages(self.job, round_, pool, watch).iter_rows():
                     self.check()
