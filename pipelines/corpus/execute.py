@@ -10,6 +10,7 @@ import json
 import logging
 import re
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -332,6 +333,8 @@ def through_stages(job: Job, round_: Round, pool: Pool, watch: WatchHandle) -> D
     if pool.cores_per_actor > 1:
         readers = pool.high * (pool.cores_per_actor - 1)
     rows = [unit_row(unit) for unit in units_of(round_.shards, readers)]
+    # Ray Data advises more blocks where few shards reach the commit.
+    warnings.filterwarnings("ignore", message="The maximum number of concurrent tasks")
     with DataContext.current(_context(round_, pool)):  # a dataset keeps the one it is made in
         shards = ray.data.from_items(rows, override_num_blocks=min(len(rows), _MAX_BLOCKS))
         tokenised = shards.map_batches(
