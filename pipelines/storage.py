@@ -463,8 +463,8 @@ def store_options(location: Location) -> tuple[str, dict[str, str]]:
     """Return a path or URI without credentials, and the options with which the libraries of tables
     connect as its Arrow file system does.
 
-    What is not given, they find in the environment, as Arrow does. Raises UserError for a storage
-    other than a disk and S3.
+    What no option names, they take from the environment, as Arrow does. Raises UserError for a
+    storage other than a disk and S3.
     """
     filesystem, path = location.filesystem_and_path
     if filesystem.type_name == "local":
@@ -473,7 +473,7 @@ def store_options(location: Location) -> tuple[str, dict[str, str]]:
         raise UserError("tables are read on disk and from s3://; copy it there")
     options = _s3_options(filesystem)
     endpoint = options["endpoint_override"]
-    given = {
+    named = {
         "aws_access_key_id": options["access_key"],
         "aws_secret_access_key": options["secret_key"],
         "aws_session_token": options["session_token"],
@@ -482,7 +482,7 @@ def store_options(location: Location) -> tuple[str, dict[str, str]]:
         "aws_allow_http": "true" if options["scheme"] == "http" else "",
         "aws_skip_signature": "true" if options["anonymous"] else "",
     }
-    return f"s3://{path}", {name: value for name, value in given.items() if value}
+    return f"s3://{path}", {name: value for name, value in named.items() if value}
 
 
 @lru_cache(maxsize=16)  # to make one takes long, and several threads may use one

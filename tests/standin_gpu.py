@@ -50,7 +50,7 @@ class StandIn:
                 meet_actors(Path(os.environ[ACTORS]), int(os.environ[ACTORS_AT_ONCE]))
             else:
                 time.sleep(seconds)
-        done(len(cu_seqlens) - 1, len(input_ids))
+        done()
         splits = np.concatenate(([0], np.cumsum(self.task.rows(input_ids, cu_seqlens))))
         return Predictions(
             np.zeros((splits[-1], self.task.width), np.float32), splits, {}, 1, seconds

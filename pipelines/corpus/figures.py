@@ -52,15 +52,8 @@ class ShardFigures:
     def add(self, stats: pa.Table) -> None:
         """Add the stats of shards."""
         self.totals.add(stats)
-        timed = stats.select(_SLOWEST_COLUMNS)
-        timed = pa.concat_tables([self.slowest, timed.filter(pc.is_valid(timed["predict_s"]))])
-        self.slowest = timed.sort_by([("predict_s", "descending")]).slice(0, _SLOWEST)
-
-        last_run = pa.scalar(self._attempts[-1].run, pa.string())
-        own = stats.select(["rows", "tokens"]).filter(pc.equal(stats["run"], last_run))
-        self.own_rows += pc.sum(own["rows"]).as_py() or 0
-        self.own_tokens += pc.sum(own["tokens"]).as_py() or 0
-
+        self._keep_slowest(stats)
+        self._add_own(stats)
         times: np.ndarray = pc.fill_null(stats["committed_at"], 0.0).to_numpy()
         attempt_of = self._attempt_of(stats["run"].to_pylist(), times)
         for name, sums in self._sums.items():
@@ -68,6 +61,20 @@ class ShardFigures:
         self._shards_of += np.bincount(attempt_of, minlength=len(self._attempts))
         self._labels.update(_count_labels(stats["labels"].combine_chunks(), attempt_of))
         self._shards.append(np.stack([attempt_of, times, _filled(stats["tokens"])]))
+
+    def _keep_slowest(self, stats: pa.Table) -> None:
+        is_timed = pc.is_valid(stats["predict_s"])
+        timed = stats.select(_SLOWEST_COLUMNS).filter(is_timed)
+        candidates = pa.concat_tables([self.slowest, timed])
+        slowest_first = candidates.sort_by([("predict_s", "descending")])
+        self.slowest = slowest_first.slice(0, _SLOWEST)
+
+    def _add_own(self, stats: pa.Table) -> None:
+        """Add what the last attempt has committed."""
+        last_run = pa.scalar(self._attempts[-1].run, pa.string())
+        own = stats.select(["rows", "tokens"]).filter(pc.equal(stats["run"], last_run))
+        self.own_rows += pc.sum(own["rows"]).as_py() or 0
+        self.own_tokens += pc.sum(own["tokens"]).as_py() or 0
 
     def _attempt_of(self, runs: list[str | None], times: np.ndarray) -> np.ndarray:
         """Return for each shard the number of the attempt that committed it.

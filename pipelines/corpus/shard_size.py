@@ -13,7 +13,7 @@ _CPU_FLOPS = 2.0e11
 bfloat16.
 """
 _OF_AN_H100 = 0.4
-"""The speed of a usual GPU beside that of an H100."""
+"""The speed of a typical GPU beside that of an H100."""
 _TEXT_BYTES_PER_TOKEN = 4
 _VALUE_BYTES = 128 << 20
 """The most bytes of the model's values for a shard."""

@@ -162,13 +162,17 @@ def _first_rows(job: Job, first: str | None) -> list[str]:
     table = pq.ParquetFile(data).read(columns=columns).slice(0, _SHOWN_ROWS)
     texts = [take_field(table, path).to_pylist() for path in job.text_columns]
     shown = []
-    for number, row in enumerate(table.to_pylist()):
-        texts_of_row = [" ".join(str(values[number]).split()) for values in texts]
-        text = " | ".join(texts_of_row)[:_SHOWN_TEXT]
+    for row, texts_of_row in zip(table.to_pylist(), zip(*texts, strict=True), strict=True):
+        text = " | ".join(_on_one_line(text) for text in texts_of_row)
         answer = job.task.preview({name: row[stored] for name, stored in stored_names.items()})
-        shown.append((printable(answer), printable(text)))
+        shown.append((printable(answer), printable(text[:_SHOWN_TEXT])))
     width = min(max((len(answer) for answer, _ in shown), default=0), _SHOWN_WIDTH)
     return [f"example    {answer:<{width}}  {text}" for answer, text in shown]
+
+
+def _on_one_line(text: object) -> str:
+    """Return a text, or the list of them that a document may be, without line ends."""
+    return " ".join(str(text).split())
 
 
 def describe_budget(job: Job) -> str:

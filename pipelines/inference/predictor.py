@@ -116,15 +116,15 @@ class Predictor:
         self,
         input_ids: np.ndarray,
         cu_seqlens: np.ndarray,
-        done: Callable[[int, int], None] | None = None,
+        batch_is_done: Callable[[], None] | None = None,
         task: Task | None = None,
     ) -> Predictions:
         """Run windows laid end to end, `input_ids` (T,) cut at `cu_seqlens` (W+1,), and return
         their values in order.
 
-        `done(windows, tokens)` is called when the values of a packed batch have come. A GPU has up
-        to IN_FLIGHT batches of a call at a time, so that it never waits for the host; several
-        threads may call at once. A batch that exceeds the device's memory is halved until it fits;
+        `batch_is_done` is called when the values of a packed batch have come. A GPU has up to
+        IN_FLIGHT batches of a call at a time, so that it never waits for the host; several threads
+        may call at once. A batch that exceeds the device's memory is halved until it fits;
         a window that fails alone, or whose values are not finite, is in `failed`.
         """
         started = time.perf_counter()
@@ -142,8 +142,8 @@ class Predictor:
                 windows, wait_for_values = in_flight.popleft()
                 collected.put(windows, wait_for_values())
                 batches += 1
-                if done:
-                    done(len(windows), int(lengths[windows].sum()))
+                if batch_is_done:
+                    batch_is_done()
                 continue
             windows = to_run.popleft()
             ids = input_ids[ranges(cu_seqlens, windows)]

@@ -13,7 +13,7 @@ import pyarrow as pa
 from deltalake import DeltaTable
 from pyarrow import fs
 
-from pipelines.input.parquet import PARQUET
+from pipelines.input import parquet
 from pipelines.input.shards import Format, Scan
 from pipelines.input.snapshots import Snapshot, TableLocation, file_version
 from pipelines.input.types import convert, is_exact, plain_type
@@ -152,10 +152,7 @@ def _inspect(
     texts: frozenset[str],
 ) -> tuple[Scan, pa.Schema] | None:
     """Read the footer; the columns have the types that the table gives them."""
-    assert PARQUET.inspect is not None
-    found = PARQUET.inspect(filesystem, path, wanted, texts)
-    assert found is not None  # no file of Parquet is staged
-    scan, in_file = found
+    scan, in_file = parquet.inspect(filesystem, path, wanted, texts)
     left = _deletions(location).get(path)
     if left is not None:
         # Rows that are left are at other places than the row groups say.
@@ -190,14 +187,13 @@ def _read(
     columns: list[str],
 ) -> Iterator[pa.Table]:
     """Yield rows, counted without those that are deleted."""
-    assert PARQUET.read is not None
     left = _deletions(location).get(path)
     if left is None:
-        yield from PARQUET.read(filesystem, path, ranges, columns)
+        yield from parquet.read(filesystem, path, ranges, columns)
         return
     numbers = [_rows_left(left, start, rows) for start, rows in ranges]
     around = [(int(each[0]), int(each[-1]) + 1 - int(each[0])) for each in numbers]
-    tables = PARQUET.read(filesystem, path, around, columns)
+    tables = parquet.read(filesystem, path, around, columns)
     for each, table in zip(numbers, tables, strict=True):
         if len(table) <= each[-1] - each[0]:
             raise ValueError(

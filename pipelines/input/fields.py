@@ -18,17 +18,20 @@ def prefixes(path: str) -> list[str]:
 
 def column_of(schema: pa.Schema, path: str) -> str:
     """Return the column that holds a field; KeyError where there is none."""
-    found = _find(dict(zip(schema.names, schema.types, strict=True)), path)
-    if found is None:
+    place = _place_in(schema, path)
+    if place is None:
         raise KeyError(path)
-    names, _ = found
+    names, _ = place
     return names[0]
 
 
 def field_type(schema: pa.Schema, path: str) -> pa.DataType | None:
     """Return the type of a field, None where there is none."""
-    found = _find(dict(zip(schema.names, schema.types, strict=True)), path)
-    return None if found is None else found[1]
+    place = _place_in(schema, path)
+    if place is None:
+        return None
+    _, type_ = place
+    return type_
 
 
 def take_field(table: pa.Table, path: str, schema: pa.Schema | None = None) -> pa.ChunkedArray:
@@ -42,10 +45,12 @@ def take_field(table: pa.Table, path: str, schema: pa.Schema | None = None) -> p
     if path in table.column_names:
         return table[path]
     schema = schema or table.schema
-    found = _find(dict(zip(schema.names, schema.types, strict=True)), path)
-    if found is None or found[0][0] not in table.column_names:
+    place = _place_in(schema, path)
+    if place is None:
         raise KeyError(path)
-    (name, *fields), _ = found
+    (name, *fields), _ = place
+    if name not in table.column_names:
+        raise KeyError(path)
     column = convert(table[name], schema.field(name).type)
     for field in fields:
         column = pc.struct_field(column, [column.type.get_field_index(field)])
@@ -72,8 +77,17 @@ def describe_missing(schema: pa.Schema, path: str) -> str:
     return f"input has no column {path!r}; it has {', '.join(schema.names)}"
 
 
-def _find(types: dict[str, pa.DataType], path: str) -> tuple[list[str], pa.DataType] | None:
-    """Return the names on the way to a field, and its type: the longest name that leads to it."""
+_Place = tuple[list[str], pa.DataType]
+"""The names on the way to a field, and its type."""
+
+
+def _place_in(schema: pa.Schema, path: str) -> _Place | None:
+    """Return where a field is in the columns of a table, None where there is none."""
+    return _place(dict(zip(schema.names, schema.types, strict=True)), path)
+
+
+def _place(types: dict[str, pa.DataType], path: str) -> _Place | None:
+    """Return where a field is: behind the longest name that leads to it."""
     for name in prefixes(path):
         if name not in types:
             continue
@@ -83,7 +97,8 @@ def _find(types: dict[str, pa.DataType], path: str) -> tuple[list[str], pa.DataT
             return [name], type_
         if not pa.types.is_struct(type_):
             continue
-        found = _find({field.name: field.type for field in type_}, rest)
-        if found is not None:
-            return [name, *found[0]], found[1]
+        inside = _place({field.name: field.type for field in type_}, rest)
+        if inside is not None:
+            names, type_ = inside
+            return [name, *names], type_
     return None

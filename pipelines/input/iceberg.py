@@ -20,7 +20,7 @@ from pyiceberg.manifest import DataFile, FileFormat
 from pyiceberg.schema import Schema
 from pyiceberg.table import FileScanTask, StaticTable
 
-from pipelines.input.parquet import PARQUET
+from pipelines.input import parquet
 from pipelines.input.ranges import cut_ranges
 from pipelines.input.shards import BLOCK_ROWS, Block, Format, Reading, Scan
 from pipelines.input.snapshots import Snapshot, TableLocation, file_version
@@ -154,10 +154,7 @@ def _inspect(
     """Read the footer; None for a file that takes pyiceberg to be read."""
     if _tasks(location)[path].delete_files:
         return None
-    assert PARQUET.inspect is not None
-    found = PARQUET.inspect(filesystem, path, wanted, texts)
-    assert found is not None  # no file of Parquet is staged for its own sake
-    scan, in_file = found
+    scan, in_file = parquet.inspect(filesystem, path, wanted, texts)
     if not _is_as_now(in_file, _schema(location)):
         return None
     return scan, _schema(location)
@@ -220,8 +217,7 @@ def _read(
     An earlier run may have planned it before the columns of the table became others.
     """
     if _inspect(location, filesystem, path) is not None:
-        assert PARQUET.read is not None
-        yield from PARQUET.read(filesystem, path, ranges, columns)
+        yield from parquet.read(filesystem, path, ranges, columns)
         return
     schema = _schema(location)
     present = [name for name in columns if name in schema.names]

@@ -84,6 +84,11 @@ class ShardName(NamedTuple):
     stop: int
 
 
+def without_rows(name: str) -> str:
+    """Return what of a shard's name its subshards have, too: the file and its version."""
+    return name.rsplit("-", 2)[0]
+
+
 def split_shard_name(name: str) -> ShardName | None:
     """Return what a shard's name says; None for a name that `shard_name` has not made."""
     match = _SHARD.fullmatch(name)

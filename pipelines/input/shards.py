@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import fs
 
-from pipelines.input.names import shard_name
+from pipelines.input.names import shard_name, without_rows
 from pipelines.input.shapes import Shape
 from pipelines.input.text import TextOptions
 
@@ -107,7 +107,7 @@ class Shard:
     def subshards(self) -> list[Shard]:
         """The shard cut into at most 16 row ranges, each a shard with a name of its own."""
         first, stop = self.row_range or (0, self.rows)
-        stem = self.name.rsplit("-", 2)[0]  # without the rows
+        stem = without_rows(self.name)
         step = math.ceil((stop - first) / _MAX_SUBSHARDS)
         subshards: list[Shard] = []
         for begin in range(first, stop, step):

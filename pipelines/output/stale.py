@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.input.corpus import Corpus
-from pipelines.input.names import is_shared, shard_name, split_shard_name
+from pipelines.input.names import is_shared, shard_name, split_shard_name, without_rows
 from pipelines.output.committing import (
     FileRows,
     commit_shard,
@@ -50,13 +50,12 @@ def find_todo(present: Listing, corpus: Corpus) -> tuple[list[int], set[str]]:
     for name in unplanned:
         shard_name = split_shard_name(name)
         if shard_name is not None:
-            with_version = name.rsplit("-", 2)[0]
-            ranges_of_file[with_version].append((shard_name.start, shard_name.stop, name))
+            ranges_of_file[without_rows(name)].append((shard_name.start, shard_name.stop, name))
     still_todo: list[int] = []
     for place in todo:
         shard = corpus.shards[place]
         first, stop = shard.start, shard.start + shard.rows
-        ranges = ranges_of_file.get(shard.name.rsplit("-", 2)[0], [])
+        ranges = ranges_of_file.get(without_rows(shard.name), [])
         inside = [each for each in ranges if first <= each[0] and each[1] <= stop]
         if sum(end - begin for begin, end, _ in inside) == shard.rows and inside:
             unplanned.difference_update(name for _, _, name in inside)
@@ -100,7 +99,7 @@ def remove_stale(folder: Folder, parts: str, unplanned: Iterable[str], corpus: C
 
 def _is_removed_from_table(name: str, corpus: Corpus) -> bool:
     """Tell whether a part is of a file, or a version of one, that a table has no more."""
-    return corpus.stems is not None and name.rsplit("-", 2)[0] not in corpus.stems
+    return corpus.stems is not None and without_rows(name) not in corpus.stems
 
 
 _Shared = tuple[pa.Table, list[FileRows]]

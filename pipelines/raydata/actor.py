@@ -81,8 +81,9 @@ class Predict:
             return wire.unpredicted_row(table, "the job stops", wire.STOPPED)
         try:
             with self.time_limit:
+                # The next batch has all the time, too.
                 predictions = self.predictor.predict(
-                    windows.input_ids, windows.cu_seqlens, self._batch_is_done
+                    windows.input_ids, windows.cu_seqlens, self.time_limit.restart
                 )
         except Exception as error:  # whatever the model raises
             reason = _with_traceback(error)
@@ -175,10 +176,6 @@ class Predict:
             self._answer_probe()
         except Exception:  # whatever it is: another process is to try the shard
             os._exit(1)
-
-    def _batch_is_done(self, windows: int, tokens: int) -> None:  # noqa: ARG002
-        """Give the next batch all the time."""
-        self.time_limit.restart()
 
 
 class Reports:
