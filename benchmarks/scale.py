@@ -40,7 +40,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from pipelines import run_corpus
-from pipelines.corpus import execute
+from pipelines.corpus import pipeline
 from pipelines.corpus.execute import Execution
 from pipelines.input.cutting import ShardSize
 from pipelines.input.inspection import inspect_input
@@ -227,7 +227,7 @@ def many_shards(shards: int) -> dict[str, Any]:
             corpus = cut(inspect_input(Location.of_user(str(folder)), TextOptions()), size)
         planned = len(corpus.shards)
         ray.init("local", log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
-        execute.Predict, execute.read_and_tokenise, execute.commit = (
+        pipeline.Predict, pipeline.read_and_tokenise, pipeline.commit = (
             Nothing,
             shards_of,
             committed,

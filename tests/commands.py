@@ -20,7 +20,7 @@ from conftest import REPOSITORY
 from ray.data import DataContext, Dataset
 
 from pipelines import signals
-from pipelines.corpus import execute, stages, staging
+from pipelines.corpus import execute, pipeline, stages, staging
 from pipelines.corpus.plan import JobPlan
 from pipelines.corpus.run import run_corpus
 from pipelines.input.staging import StagedFile, StageTask
@@ -80,7 +80,7 @@ def without_ray(patch: pytest.MonkeyPatch) -> None:
 
     def run_all(self: execute.Execution, actors: str, wait_s: float) -> None:
         actor = Predict(self.job) if self.todo else None
-        for unit in execute.units_of(self.todo, readers=1):
+        for unit in pipeline.units_of(self.todo, readers=1):
             row = pa.Table.from_pylist([unit_row(unit)])
             for table in stages.read_and_tokenise(self.job, row):
                 committed = stages.commit(self.job, actor(table)).to_pylist()[0]

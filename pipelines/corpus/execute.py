@@ -10,20 +10,16 @@ import json
 import logging
 import re
 import time
-import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import ray
-from ray.data import DataContext, Dataset
-from ray.data.context import AutoscalingConfig
 from ray.exceptions import RayError
 
 from modernbert.stored import Json
 from pipelines.corpus.nodes import check_nodes
+from pipelines.corpus.pipeline import Pool, Round, through_stages
 from pipelines.corpus.plan import Job
 from pipelines.corpus.retries import (
     MAX_SHARDS_TO_SPLIT,
@@ -37,24 +33,22 @@ from pipelines.corpus.retries import (
     plan_next_round,
     take_held,
 )
-from pipelines.corpus.stages import commit, read_and_tokenise, reject_shard
+from pipelines.corpus.stages import reject_shard
 from pipelines.errors import JobError, UserError
 from pipelines.input.shards import Shard
 from pipelines.output.committing import REJECTED
 from pipelines.output.folder import unwritable
 from pipelines.output.shard_stats import Stats
 from pipelines.output.shards_file import SegmentWriter
-from pipelines.raydata.actor import Predict
 from pipelines.raydata.cluster import describe_cluster, log_ray_data_to_file
 from pipelines.raydata.placement import (
     cores_per_gpu,
     pool_size,
-    stage_cpus,
     wait_for_places,
     waiting_said,
     warn_of_few_cores,
 )
-from pipelines.raydata.pools import MapBatches, actor_options, start_watch
+from pipelines.raydata.pools import start_watch
 from pipelines.raydata.watch import WatchHandle
 from pipelines.raydata.wire import (
     CHANGED,
@@ -63,7 +57,6 @@ from pipelines.raydata.wire import (
     START,
     STOPPED,
     UNREADABLE,
-    unit_row,
 )
 from pipelines.report.progress import progress_bar
 from pipelines.report.text import say
@@ -71,32 +64,10 @@ from pipelines.signals import finishing_signals
 
 MAX_SHARDS = 16_384
 """The shards of a round: Ray keeps what it knows of each in the driver's memory until its end."""
-_MAX_BLOCKS = 4096
-"""The blocks that what is read together is dealt out in: a task each."""
 _log = logging.getLogger("ray.data")  # goes to the file that log_ray_data_to_file names
 _ANSWER_S = 3.0
 """How long the watch may take to answer where the job is stopped."""
 _SHARE_FROM_ROWS = 1000  # from so many rows on, a share of rejected rows counts
-
-
-@dataclass(frozen=True)
-class Pool:
-    """The model actors of a run: from `low` to `high` of them."""
-
-    low: int
-    high: int
-    cores_per_actor: int
-    """The CPU cores that keep one actor busy with tokenised shards."""
-
-
-@dataclass(frozen=True)
-class Round:
-    """Shards that go through the stages together."""
-
-    number: int
-    shards: Sequence[Shard]
-    one_by_one: bool
-    """Whether an actor has one shard at a time, so that none is lost because of another."""
 
 
 class Execution:
@@ -312,86 +283,6 @@ class Execution:
                 f"--max-rejected {self.max_rejected}: {reasons}; they are in "
                 f"{self.job.folder}/{REJECTED}"
             )
-
-
-def through_stages(job: Job, round_: Round, pool: Pool, watch: WatchHandle) -> Dataset:
-    """Return what the commits of shards report, as the rows of a lazy Dataset.
-
-    A block whose process ends is left out, and its actor is started again. An actor on a GPU works
-    at two blocks at once unless the round goes one by one: while the last batches of a shard are
-    computed, those of the next are prepared.
-
-    The stages' resources differ on purpose: Ray fuses stages whose resources are equal. Commits
-    take next to no CPU, and so are bounded by their number: each runs in a process of its own.
-    """
-    read_cpus, _, commit_cpus = stage_cpus(job.device)
-    predict = actor_options(
-        job.device, (pool.low, pool.high), retries=0, one_by_one=round_.one_by_one
-    )
-    one_shard: MapBatches = {"batch_size": 1, "batch_format": "pyarrow"}
-    readers = 1
-    if pool.cores_per_actor > 1:
-        readers = pool.high * (pool.cores_per_actor - 1)
-    rows = [unit_row(unit) for unit in units_of(round_.shards, readers)]
-    # Ray Data advises more blocks where few shards reach the commit.
-    warnings.filterwarnings("ignore", message="The maximum number of concurrent tasks")
-    with DataContext.current(_context(round_, pool)):  # a dataset keeps the one it is made in
-        shards = ray.data.from_items(rows, override_num_blocks=min(len(rows), _MAX_BLOCKS))
-        tokenised = shards.map_batches(
-            partial(read_and_tokenise, job, watch=watch), num_cpus=read_cpus, **one_shard
-        )
-        predicted = tokenised.map_batches(
-            Predict, fn_constructor_args=(job, watch, round_.number), **predict, **one_shard
-        )
-        return predicted.map_batches(
-            partial(commit, job), num_cpus=commit_cpus, concurrency=pool.high, **one_shard
-        )
-
-
-def units_of(shards: Sequence[Shard], readers: int) -> list[list[Shard]]:
-    """Put shards together that are decoded in one pass over their file.
-
-    Tokenising takes longer than decoding: where there are fewer units than `readers`, a unit is
-    shared by several, each of which decodes the rows before its own, too.
-    """
-    units: list[list[Shard]] = []
-    for shard in shards:
-        last = units[-1][-1] if units else None
-        if last is not None and last.is_read_with(shard):
-            units[-1].append(shard)
-        else:
-            units.append([shard])
-    readers_of_each = -(-readers // max(len(units), 1))
-    if readers_of_each == 1:
-        return units
-    smaller: list[list[Shard]] = []
-    for unit in units:
-        size = -(-len(unit) // readers_of_each)
-        smaller += [unit[start : start + size] for start in range(0, len(unit), size)]
-    return smaller
-
-
-def _context(round_: Round, pool: Pool) -> DataContext:
-    """Return the settings of Ray Data for a round; other datasets of the process keep theirs."""
-    context = DataContext.get_current().copy()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    # A shard is a block of its own: it goes on as soon as it is done.
-    context.target_max_block_size = 1
-    # A shard that is slow holds no other's commit back.
-    context.execution_options.preserve_order = False
-    # What becomes of a block that is lost is for retries.py to say.
-    context.max_errored_blocks = -1
-    # Actors that Ray itself cannot start (modules that do not import there, a lost node), none
-    # between that starts.
-    context.max_consecutive_actor_init_deaths = max(8, 4 * pool.high)
-    # A shard of long texts may take hours; --batch-timeout-s is the limit.
-    context.execution_no_progress_timeout_s = -1
-    context.autoscaling_config = AutoscalingConfig()
-    if round_.one_by_one:
-        # The pool grows where each actor has its task, not only where tasks wait for actors.
-        context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
-    return context
 
 
 def _summary(error: RayError) -> str:

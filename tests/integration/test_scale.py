@@ -17,7 +17,8 @@ import pyarrow as pa
 import pytest
 from conftest import HEAD_ENVIRONMENT, REPOSITORY, SOAK
 
-from pipelines.corpus.execute import MAX_SHARDS, Execution, Pool
+from pipelines.corpus.execute import MAX_SHARDS, Execution
+from pipelines.corpus.pipeline import Pool
 from pipelines.input.shards import Piece, Shard
 from pipelines.storage import Folder
 
