@@ -15,7 +15,7 @@ import standin_gpu
 from commands import run_job
 from conftest import own_ray
 
-from pipelines.corpus import execute
+from pipelines.corpus import pipeline
 from pipelines.raydata import placement
 
 pytestmark = pytest.mark.slow
@@ -85,7 +85,7 @@ def test_as_many_readers_as_feed_a_gpu_run_beside_it(readers, checkpoint, tmp_pa
 
 def test_a_reader_that_takes_most_cores_is_alone(readers, checkpoint, tmp_path, monkeypatch):
     """What the test above sees is the plan of CPUs for each stage: with another one, a GPU has a single reader."""
-    monkeypatch.setattr(execute, "stage_cpus", lambda _: (5, 1, 0.5))
+    monkeypatch.setattr(pipeline, "stage_cpus", lambda _: (5, 1, 0.5))
     run(tmp_path, checkpoint, monkeypatch, shards=8)
     assert at_once(readers) == 1
 
