@@ -262,21 +262,21 @@ def windows(count: int, length: int) -> tuple[np.ndarray, np.ndarray]:
 
 def test_the_predictor_keeps_three_batches_in_flight(monkeypatch, predictor_on):
     ids, starts = windows(80, 128)  # five batches of 2,048 tokens
-    done: list[int] = []
+    values_came: list[int] = []
     with fake_gpu(monkeypatch) as gpu:
         predictor = predictor_on()
         predictor.predict(ids[:256], starts[:3])  # with the rotary tables of the process
         gpu.uploads.clear()
         gpu.downloads.clear()
         gpu.waits.clear()
-        got = predictor.predict(ids, starts, lambda _, tokens: done.append(tokens))
+        got = predictor.predict(ids, starts, lambda: values_came.append(len(gpu.waits)))
     assert not got.failed
     assert (
         gpu.uploads == [(True, (2 * BUDGET + 16 + 1,))] * 5
     )  # one copy a batch, pinned, not waited for
     assert gpu.downloads == [True] * 5
     assert gpu.waits == [3, 4, 5, 5, 5]  # a wait is for the oldest of three batches
-    assert done == [BUDGET] * 5
+    assert values_came == [1, 2, 3, 4, 5]  # told once a batch, as soon as its values have come
     assert got.batches == 5
 
 
