@@ -188,7 +188,7 @@ def shards_of(_: Any, table: pa.Table, watch: Any) -> Iterator[pa.Table]:  # noq
         yield pa.table({"shard": [json.dumps(asdict(shard))]})
 
 
-def committed(_: Any, table: pa.Table) -> pa.Table:
+def committed(_: Any, table: pa.Table, watch: Any, round_number: int) -> pa.Table:  # noqa: ARG001
     """Report a shard of 4,096 rows as it is reported that is labelled."""
     stats = {
         "name": shard_of(table).name,

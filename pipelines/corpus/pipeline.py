@@ -74,7 +74,10 @@ def through_stages(job: Job, round_: Round, pool: Pool, watch: WatchHandle) -> D
             Predict, fn_constructor_args=(job, watch, round_.number), **predict, **one_shard
         )
         return predicted.map_batches(
-            partial(commit, job), num_cpus=commit_cpus, concurrency=pool.high, **one_shard
+            partial(commit, job, watch=watch, round_number=round_.number),
+            num_cpus=commit_cpus,
+            concurrency=pool.high,
+            **one_shard,
         )
 
 

@@ -93,13 +93,19 @@ def reject_shard(job: Job, shard: Shard, rejects: list[Reject]) -> Committed:
     return _commit(job, wire.rejected_row(shard, rejects, read))
 
 
-def commit(job: Job, table: pa.Table) -> pa.Table:
-    """Write a shard's rows with their answers, and its rejected rows; report what was written."""
+def commit(
+    job: Job, table: pa.Table, watch: WatchHandle | None = None, round_number: int = 0
+) -> pa.Table:
+    """Write a shard's rows with their answers, and its rejected rows; report what was written, to
+    `watch`, too, so that the actor of the shard may begin another.
+    """
+    name = wire.shard_of(table).name
     try:
         committed = _commit(job, table)
     except Exception as error:  # whatever it is, it is this shard's alone
-        name = wire.shard_of(table).name
         committed = Committed(name, error=f"cannot be committed: {one_line(error)}")
+    if watch is not None:
+        watch.committed.remote(round_number, name)
     return committed.to_table()
 
 

@@ -17,7 +17,7 @@ from ray.exceptions import RayError
 from modernbert.stored import CheckpointChanged
 from pipelines.inference.loading import ModelRun
 from pipelines.raydata import wire
-from pipelines.raydata.watch import WatchHandle
+from pipelines.raydata.watch import GO_ON, WAIT, WatchHandle
 from pipelines.storage import one_line, redact
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ After the last one it is tried on, as long as other actors start.
 """
 MAX_STARTS = 20
 """How often the process of an actor may end while it starts, before it is started no more."""
+_ASK_AGAIN_S = 0.05
+"""The pause after which an actor that waits for its commits asks again."""
 
 
 class Predict:
@@ -209,11 +211,17 @@ class Reports:
         return all_fail
 
     def begin(self, shard: str) -> bool:
-        """Report that the actor begins a shard; False if the job stops instead."""
+        """Report that the actor begins a shard, once its last ones are committed; False if the job
+        stops instead.
+        """
         if not self.watch:
             return True
-        goes_on: bool = ray.get(self.watch.begin.remote(self.round_number, shard))
-        return goes_on
+        while True:
+            begin = self.watch.begin.remote(self.round_number, self._actor, shard)
+            answer = ray.get(begin)
+            if answer != WAIT:
+                return bool(answer == GO_ON)
+            time.sleep(_ASK_AGAIN_S)
 
     def end(self, shard: str) -> None:
         """Report that the actor has come to the end of a shard."""

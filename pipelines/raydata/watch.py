@@ -4,11 +4,25 @@ ended is known here.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from typing import Any, TypeAlias
 
 WatchHandle: TypeAlias = Any
 """Ray's handle of a Watch, whose methods Ray makes when the program runs."""
+MAX_UNCOMMITTED = 2
+"""The shards of an actor that are begun and not committed: so many are lost at most with a job."""
+SHORT_S = 2.0
+"""An actor may have more of them as long as it began the first less than so many seconds ago:
+the commit of a shard that takes milliseconds would take longer than the shard.
+"""
+MAX_WAIT_S = 60.0
+"""How long an actor waits for commits: one whose process or node is lost is never reported."""
+
+# What an actor that asks for a shard is answered.
+GO_ON = "go on"
+WAIT = "wait"
+STOP = "stop"
 
 
 class Watch:
@@ -29,6 +43,8 @@ class Watch:
         self._failing: dict[str, bool] = {}
         self._running: dict[str, str | None] = {}
         self._begun: set[str] = set()
+        self._uncommitted: dict[str, dict[str, float]] = {}  # by actor: when each was begun
+        self._waits_since: dict[str, float] = {}
 
     def _is_current(self, round_number: int) -> bool:
         if round_number > self._round:
@@ -49,6 +65,7 @@ class Watch:
             return 1
         self._failing[actor] = False
         self._starts[actor] += 1
+        self._forget_uncommitted(actor)  # its last process may have ended in a shard's middle
         return self._starts[actor]
 
     def any_start(self, round_number: int) -> bool:
@@ -68,14 +85,43 @@ class Watch:
         self._failing[actor] = True
         return all(self._failing.values())
 
-    def begin(self, round_number: int, shard: str) -> bool:
-        """Note that an actor that is ready begins a shard; False if the job stops instead."""
+    def begin(self, round_number: int, actor: str, shard: str) -> str:
+        """Note that an actor that is ready begins a shard, and let it GO_ON.
+
+        It is to STOP where the job does, and to WAIT and ask again while MAX_UNCOMMITTED of its
+        shards are not committed.
+        """
         if self._stops:
+            return STOP
+        if not self._is_current(round_number):
+            return GO_ON
+        now = time.monotonic()
+        if self._has_enough_uncommitted(actor, now):
+            waits_since = self._waits_since.setdefault(actor, now)
+            if now - waits_since < MAX_WAIT_S:
+                return WAIT
+            self._forget_uncommitted(actor)
+        self._waits_since.pop(actor, None)
+        self._uncommitted.setdefault(actor, {})[shard] = now
+        self._running[shard] = None
+        self._begun.add(shard)
+        return GO_ON
+
+    def _has_enough_uncommitted(self, actor: str, now: float) -> bool:
+        begun_at = self._uncommitted.get(actor, {})
+        if len(begun_at) < MAX_UNCOMMITTED:
             return False
+        return now - min(begun_at.values()) > SHORT_S
+
+    def _forget_uncommitted(self, actor: str) -> None:
+        self._uncommitted.pop(actor, None)
+        self._waits_since.pop(actor, None)
+
+    def committed(self, round_number: int, shard: str) -> None:
+        """Note that the commit of a shard has ended, whatever came of it."""
         if self._is_current(round_number):
-            self._running[shard] = None
-            self._begun.add(shard)
-        return True
+            for begun_at in self._uncommitted.values():
+                begun_at.pop(shard, None)
 
     def begun(self, round_number: int) -> set[str]:
         """Return the shards that actors have begun."""

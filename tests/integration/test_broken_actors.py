@@ -20,7 +20,6 @@ from conftest import SOAK, joined_ray
 from modernbert.text.tokenizer import Tokenizer
 from pipelines.corpus import execute, retries
 from pipelines.errors import JobError
-from pipelines.raydata.watch import Watch
 
 ROWS = 10
 in_the_soak = pytest.mark.skipif(not SOAK, reason="alike to another case: .ci/soak runs it")
@@ -169,28 +168,3 @@ def test_a_row_that_raises_where_the_probe_is_answered_is_rejected_alone(run, tm
     assert ds.dataset(tmp_path / "out").to_table()["id"].to_pylist() == [
         i for i in range(ROWS) if i != 4
     ]
-
-
-def test_an_actor_gives_up_only_where_no_other_one_starts():
-    watch = Watch()
-    assert [watch.start(1, "a"), watch.start(1, "b"), watch.start(1, "a")] == [1, 1, 2]
-    assert not watch.start_failed(1, "a")  # b may start yet
-    watch.started(1, "b")
-    assert not watch.start_failed(1, "a")
-    assert watch.start(1, "b") == 1  # its process has ended since it was ready
-    assert not watch.start_failed(1, "a")
-    assert watch.start_failed(1, "b")
-
-
-def test_what_an_actor_notes_after_its_round_is_passed_over():
-    watch = Watch()
-    assert watch.start(1, "a") == 1
-    watch.begin(1, "shard")
-    assert watch.interrupted(1) == {"shard": None}
-    assert watch.interrupted(2) == {}
-    watch.start(1, "a")
-    watch.begin(1, "shard")
-    watch.broke(1, "shard", "CUDA error")
-    assert not watch.start_failed(1, "a")
-    assert watch.interrupted(2) == {}
-    assert not watch.any_start(2)

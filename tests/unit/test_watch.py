@@ -1,0 +1,112 @@
+"""What the watch of a job knows of its model actors, and how far ahead of their commits they may be."""
+
+import pytest
+
+from pipelines.raydata import watch as module
+from pipelines.raydata.watch import GO_ON, MAX_WAIT_S, SHORT_S, STOP, WAIT, Watch
+
+
+class Clock:
+    """A clock that stands still until it is told."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(module, "time", clock)
+    return clock
+
+
+@pytest.fixture
+def watch():
+    watch = Watch()
+    watch.start(1, "a")
+    watch.start(1, "b")
+    return watch
+
+
+def begin(watch, clock, actor, shards, seconds=SHORT_S):
+    answers = []
+    for shard in shards:
+        answers.append(watch.begin(1, actor, shard))
+        clock.now += seconds
+    return answers
+
+
+def test_an_actor_has_two_shards_that_are_not_committed(watch, clock):
+    assert begin(watch, clock, "a", "123") == [GO_ON, GO_ON, WAIT]
+    assert watch.begun(1) == {"1", "2"}
+    watch.committed(1, "2")  # in whatever order
+    assert begin(watch, clock, "a", "34") == [GO_ON, WAIT]
+    assert begin(watch, clock, "b", "567") == [GO_ON, GO_ON, WAIT]  # each has its own
+
+
+def test_shards_of_milliseconds_may_be_more_for_a_while(watch, clock):
+    shards = [str(number) for number in range(300)]
+    answers = begin(watch, clock, "a", shards, seconds=0.01)
+    went_on = answers.count(GO_ON)
+    assert answers == [GO_ON] * went_on + [WAIT] * (300 - went_on)
+    assert went_on == pytest.approx(SHORT_S / 0.01, abs=2)
+
+
+def test_a_commit_that_is_never_reported_holds_its_actor_for_a_while(watch, clock):
+    assert begin(watch, clock, "a", "123") == [GO_ON, GO_ON, WAIT]
+    clock.now += MAX_WAIT_S - 2 * SHORT_S
+    assert watch.begin(1, "a", "3") == WAIT
+    clock.now += 2 * SHORT_S
+    assert begin(watch, clock, "a", "345") == [GO_ON, GO_ON, WAIT]
+    watch.committed(1, "1")  # one that was forgotten frees nothing
+    assert watch.begin(1, "a", "5") == WAIT
+
+
+def test_an_actor_whose_process_starts_again_waits_for_nothing_of_its_last_one(watch, clock):
+    assert begin(watch, clock, "a", "123") == [GO_ON, GO_ON, WAIT]
+    watch.start(1, "a")
+    assert begin(watch, clock, "a", "34") == [GO_ON, GO_ON]
+
+
+def test_a_new_round_waits_for_nothing_of_the_last_one(watch, clock):
+    assert begin(watch, clock, "a", "12") == [GO_ON, GO_ON]
+    watch.start(2, "a")
+    assert watch.begin(2, "a", "3") == GO_ON
+    watch.committed(1, "3")  # of the last round: another shard of that name
+    assert watch.begin(2, "a", "4") == GO_ON
+    clock.now += 2 * SHORT_S
+    assert watch.begin(2, "a", "5") == WAIT
+
+
+def test_nothing_begins_where_the_job_stops(watch, clock):
+    assert begin(watch, clock, "a", "12") == [GO_ON, GO_ON]
+    watch.stop()
+    assert begin(watch, clock, "a", "3") == [STOP]  # a waiting actor, too
+
+
+def test_an_actor_gives_up_only_where_no_other_one_starts():
+    watch = Watch()
+    assert [watch.start(1, "a"), watch.start(1, "b"), watch.start(1, "a")] == [1, 1, 2]
+    assert not watch.start_failed(1, "a")  # b may start yet
+    watch.started(1, "b")
+    assert not watch.start_failed(1, "a")
+    assert watch.start(1, "b") == 1  # its process has ended since it was ready
+    assert not watch.start_failed(1, "a")
+    assert watch.start_failed(1, "b")
+
+
+def test_what_an_actor_notes_after_its_round_is_passed_over():
+    watch = Watch()
+    assert watch.start(1, "a") == 1
+    watch.begin(1, "a", "shard")
+    assert watch.interrupted(1) == {"shard": None}
+    assert watch.interrupted(2) == {}
+    watch.start(1, "a")
+    watch.begin(1, "a", "shard")
+    watch.broke(1, "shard", "CUDA error")
+    assert not watch.start_failed(1, "a")
+    assert watch.interrupted(2) == {}
+    assert not watch.any_start(2)
