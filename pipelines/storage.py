@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from functools import cache, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -121,15 +122,20 @@ class Folder(Location):
     def names(self, below: str = "") -> Iterator[str]:
         """Yield the names of what is in the folder, or in the one `below` it, in any order.
 
-        A folder on disk is read entry by entry: millions of names need not be in memory at once.
+        Millions of names need not be in memory at once: a folder on disk is read entry by entry,
+        one of S3 page by page where the extra s3 is installed. Arrow holds a whole listing.
         """
-        if not self.is_local:
-            for info in self._infos(below):
-                yield info.base_name
+        if self.is_local:
+            with suppress(FileNotFoundError), os.scandir(Path(self.uri, below)) as entries:
+                for entry in entries:
+                    yield entry.name
             return
-        with suppress(FileNotFoundError), os.scandir(Path(self.uri, below)) as entries:
-            for entry in entries:
-                yield entry.name
+        filesystem, path = self.filesystem_and_path
+        if filesystem.type_name == "s3" and has_s3_client():
+            yield from _names_in_s3(filesystem, f"{path}/{below}".rstrip("/"))
+            return
+        for info in self._infos(below):
+            yield info.base_name
 
     def read(self, name: str) -> bytes:
         """Read a file; FileNotFoundError if it is missing."""
@@ -410,8 +416,8 @@ def has_empty_part(filesystem: fs.FileSystem, path: str) -> bool:
 
 
 @cache
-def can_read_empty_parts() -> bool:
-    """Tell whether what `open_input` needs for such keys is installed."""
+def has_s3_client() -> bool:
+    """Tell whether the extra s3 is installed, for such keys and for listings page by page."""
     return all(find_spec(name) is not None for name in ("boto3", "smart_open"))
 
 
@@ -437,16 +443,45 @@ def file_info(filesystem: fs.FileSystem, path: str) -> fs.FileInfo:
     try:
         head = _s3_client(filesystem).head_object(Bucket=bucket, Key=key)
     except ClientError as error:
-        if error.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
+        if _is_not_found(error):
             return fs.FileInfo(path, fs.FileType.NotFound)
         raise OSError(redact(str(error))) from error
     # Times in S3 are whole seconds, in a listing of Arrow's, too.
-    changed_ns = int(head["LastModified"].timestamp()) * 10**9
+    changed_ns = int(parsedate_to_datetime(head["LastModified"]).timestamp()) * 10**9
     return fs.FileInfo(path, fs.FileType.File, size=head["ContentLength"], mtime_ns=changed_ns)
 
 
+def _names_in_s3(filesystem: fs.FileSystem, folder: str) -> Iterator[str]:
+    """Yield the names of what is in a folder of S3, of which a page is in memory at a time."""
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    bucket, _, key = folder.partition("/")
+    prefix = f"{key}/" if key else ""
+    pages = _s3_client(filesystem).get_paginator("list_objects_v2")
+    try:
+        for page in pages.paginate(Bucket=bucket, Prefix=prefix, Delimiter="/"):
+            for entry in page.get("CommonPrefixes", ()):
+                yield entry["Prefix"].removeprefix(prefix).rstrip("/")
+            for entry in page.get("Contents", ()):
+                if entry["Key"] != prefix:  # an empty key says that there is a folder
+                    yield entry["Key"].removeprefix(prefix)
+    except (BotoCoreError, ClientError) as error:
+        if isinstance(error, ClientError) and _is_not_found(error):
+            return
+        raise OSError(redact(str(error))) from error
+
+
+def _is_not_found(error: Any) -> bool:  # boto3 has no types
+    """Tell whether a ClientError says that there is no such key or bucket."""
+    return bool(error.response["ResponseMetadata"]["HTTPStatusCode"] == 404)
+
+
 def _s3_client(filesystem: fs.FileSystem) -> Any:  # boto3 has no types
-    """Return a client of boto3 that signs and connects as an Arrow file system does."""
+    """Return a client of boto3 that signs and connects as an Arrow file system does.
+
+    Times in its answers are the texts that were sent: to parse those of a listing takes three
+    times as long as everything else of it.
+    """
     options = _s3_options(filesystem)
     endpoint = options["endpoint_override"]
     return _s3_client_of(
@@ -497,8 +532,12 @@ def _s3_client_of(
     import boto3
     from botocore import UNSIGNED
     from botocore.config import Config
+    from botocore.session import get_session
 
-    return boto3.client(
+    session = get_session()
+    parsers = session.get_component("response_parser_factory")
+    parsers.set_parser_defaults(timestamp_parser=str)
+    return boto3.Session(botocore_session=session).client(
         "s3",
         region_name=region or None,
         endpoint_url=endpoint or None,

@@ -13,7 +13,7 @@ from pyarrow import fs
 
 from pipelines.input.formats import file_format
 from pipelines.input.tables import TABLE_MARKS, is_table_metadata
-from pipelines.storage import can_read_empty_parts, has_empty_part
+from pipelines.storage import has_empty_part, has_s3_client
 
 RECORD = "_run.json"
 """The record of an output (output/record.py)."""
@@ -76,7 +76,7 @@ def list_remote(filesystem: fs.FileSystem, folder: str, pattern: str | None = No
         wanted = hidden is None if pattern is None else _matches(info.path, pattern)
         if not wanted:
             continue
-        if has_empty_part(filesystem, info.path) and not can_read_empty_parts():
+        if has_empty_part(filesystem, info.path) and not has_s3_client():
             listing.broken[info.path] = (
                 "its key has an empty part (//), which Arrow does not open: pip install "
                 "'modernbert-ray[s3]'"

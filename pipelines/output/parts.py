@@ -100,6 +100,7 @@ def list_parts(folder: Folder, parts: str) -> Listing:
             recent = []
     columns.append(pa.array(recent, pa.large_string()))
     column = pa.concat_arrays(columns)
+    columns.clear()  # millions of names need not be there three times while they are sorted
     return Listing(column.take(pc.sort_indices(column)), sorted(foreign), temporary)
 
 

@@ -64,7 +64,7 @@ class Bucket:
             key = environ["PATH_INFO"].removeprefix("/bucket/")
             if "list-type" in query:
                 what = "LIST"
-                key = query["prefix"][0]
+                key = query.get("prefix", [""])[0]
             elif "uploads" in query or "uploadId" in query:
                 what = "UPLOAD"
             self.requests[what, key.rpartition("/")[0]] += 1
@@ -172,6 +172,35 @@ def test_input_model_and_output_in_object_storage(bucket, checkpoint, tmp_path, 
     assert run("--input", bucket.uri("in2"), *remote[2:], "--overwrite").returncode == 0
     labelled = ds.dataset("bucket/out", filesystem=bucket.filesystem, format="parquet").to_table()
     assert labelled["id"].to_pylist() == [i for i in range(101) if i != 7]
+
+
+def test_a_folder_is_listed_page_by_page(bucket, monkeypatch):
+    """As Arrow lists it, which holds all of it: files, folders, none for the key of the folder itself."""
+    from moto.core import DEFAULT_ACCOUNT_ID
+    from moto.s3.models import s3_backends
+
+    words = ["a.parquet", "b c%2F.parquet", "é/x", "é/y", "k/_.parquet", ".temporary.1", ""]
+    store = s3_backends[DEFAULT_ACCOUNT_ID]["aws"]  # 2,500 requests would take seconds
+    for key in words + [f"{number:04d}.parquet" for number in range(2500)]:
+        store.put_object("bucket", f"pages/data/{key}", b"")
+
+    def names(uri: str, below: str) -> list[str]:
+        return sorted(Folder(uri).names(below))
+
+    places = [
+        (bucket.uri("pages"), "data"),
+        (bucket.uri("pages"), ""),
+        (bucket.uri(""), ""),
+        (bucket.uri("pages"), "nowhere"),
+        (bucket.uri("pages").replace("@bucket/", "@no-bucket/"), "data"),
+    ]
+    bucket.requests.clear()
+    names(*places[0])
+    assert bucket.requests == {("LIST", "pages/data"): 3}
+    by_page = [names(*place) for place in places]
+    monkeypatch.setattr("pipelines.storage.has_s3_client", lambda: False)
+    assert by_page == [names(*place) for place in places]
+    assert [len(each) for each in by_page[:2]] == [2500 + 5, 1]
 
 
 def test_requests_of_a_shard(bucket, checkpoint, tmp_path, monkeypatch):
@@ -316,7 +345,7 @@ def test_keys_with_an_empty_part_are_named_where_nothing_opens_them(bucket, tmp_
         str(tmp_path / "a.csv"), "bucket/named/a.csv", destination_filesystem=bucket.filesystem
     )
     bucket.client.put_object(Bucket="bucket", Key="named//a.csv", Body=b"id,text\n2,dog\n")
-    monkeypatch.setattr("pipelines.input.listing.can_read_empty_parts", lambda: False)
+    monkeypatch.setattr("pipelines.input.listing.has_s3_client", lambda: False)
     corpus = plan(bucket.uri("named"), str(tmp_path / "out"))
     assert [file.path for file in corpus.files] == ["bucket/named/a.csv"]
     assert list(corpus.broken) == ["bucket/named//a.csv"]
