@@ -175,8 +175,8 @@ def most_between(began: np.ndarray, ended: np.ndarray) -> int:
 class Nothing:
     """In place of the model actor."""
 
-    def __init__(self, *_: Any) -> None:
-        pass
+    def __init__(self, _: Any, watch: Any, round_number: int) -> None:
+        ray.get(watch.start.remote(round_number, "stand-in"))
 
     def __call__(self, table: pa.Table) -> pa.Table:
         return table

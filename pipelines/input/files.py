@@ -146,7 +146,10 @@ def _files_of_table(
     """Return the files that count in the snapshot that a table has now."""
     snapshot = take_snapshot(source, kind)
     if not snapshot.versions:
-        raise UserError(f"input '{source}' has no rows ({snapshot.location.title})")
+        raise UserError(
+            f"input '{source}' has no rows ({snapshot.location.title}): an output keeps the parts "
+            "that it has until a run finds rows again; remove the output to be rid of them now"
+        )
     note = f"the input is a table, read as of {snapshot.location.title}"
     return InputFiles(filesystem, base, snapshot.versions, notes=[note], snapshot=snapshot)
 

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
 
 import pyarrow as pa
+from pyarrow import fs
 
 from pipelines.errors import UserError
-from pipelines.input.shards import Format
+from pipelines.input.shards import Block, Format, Reading, Scan
 from pipelines.storage import Location, one_line
 
 _LIBRARIES = {"Delta": "deltalake", "Iceberg": "pyiceberg", "Lance": "lance"}
@@ -89,8 +92,57 @@ def take_snapshot(source: Location, kind: str) -> Snapshot:
 @cache
 def table_format(location: TableLocation) -> Format:
     """Return the format of a snapshot's files: its functions read them as the snapshot has them."""
-    format_: Format = _module(location.kind).table_format(location)
-    return format_
+    of_kind: Format = _module(location.kind).table_format(location)
+    inspect_file, read_file, blocks_of_file = of_kind.inspect, of_kind.read, of_kind.blocks
+    assert inspect_file is not None
+    assert read_file is not None
+
+    def inspect(
+        filesystem: fs.FileSystem,
+        path: str,
+        wanted: frozenset[str] | None,
+        texts: frozenset[str],
+    ) -> tuple[Scan, pa.Schema] | None:
+        with _changes_named(location):
+            return inspect_file(filesystem, path, wanted, texts)
+
+    def read(
+        filesystem: fs.FileSystem, path: str, ranges: Sequence[tuple[int, int]], columns: list[str]
+    ) -> Iterator[pa.Table]:
+        with _changes_named(location):
+            yield from read_file(filesystem, path, ranges, columns)
+
+    def blocks(reading: Reading) -> Iterator[Block]:
+        assert blocks_of_file is not None
+        with _changes_named(location):
+            yield from blocks_of_file(reading)
+
+    return replace(of_kind, inspect=inspect, read=read, blocks=blocks_of_file and blocks)
+
+
+@contextmanager
+def _changes_named(location: TableLocation) -> Iterator[None]:
+    """Turn an error into one that says so where the table is no longer as the snapshot has it.
+
+    What removes old files (a vacuum, an expiry) leaves those that the table has now.
+    """
+    try:
+        yield
+    except Exception as error:  # each library has errors of its own
+        if not _has_changed(location):
+            raise
+        raise ValueError(
+            f"the table has changed since {location.title} was planned, whose files may be gone "
+            "(a vacuum, expired snapshots); the same command, run again, reads the table as it is "
+            f"then: {one_line(error)}"
+        ) from error
+
+
+def _has_changed(location: TableLocation) -> bool:
+    try:
+        return take_snapshot(Location(location.uri), location.kind).location != location
+    except UserError:  # the table itself is gone, which the first error says
+        return False
 
 
 def _module(kind: str) -> ModuleType:

@@ -7,6 +7,8 @@ import json
 import shutil
 import struct
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from decimal import Decimal
 from pathlib import Path
 
@@ -18,6 +20,7 @@ import pyarrow.parquet as pq
 import pyroaring
 import pytest
 from commands import run_job
+from conftest import SOAK, own_ray
 from corpora import plan, read_all
 from deltalake import DeltaTable, write_deltalake
 from pyarrow import fs
@@ -27,13 +30,20 @@ from pyiceberg.table import Table
 from pyiceberg.typedef import Record
 from pyiceberg.types import IntegerType
 
+from pipelines import run_corpus
+from pipelines.corpus import execute
+from pipelines.corpus.pipeline import Round
 from pipelines.corpus.run import dry_run
 from pipelines.errors import UserError
+from pipelines.input import delta as delta_tables
 from pipelines.input import iceberg as iceberg_tables
+from pipelines.input import lance as lance_tables
 from pipelines.input import snapshots
 from pipelines.input.files import find_files
+from pipelines.input.reading import read_shard
+from pipelines.input.shards import Shard
 from pipelines.job_options import corpus_options
-from pipelines.storage import Location
+from pipelines.storage import Folder, Location
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # of pyiceberg: nothing to delete
 
@@ -378,6 +388,109 @@ def test_a_job_goes_on_with_the_snapshot_that_it_was_planned_with(delta, tmp_pat
     assert "the input is a table, read as of Delta version 1" in dry_run(options)
 
 
+def changed_delta(folder: Path) -> Callable[[], None]:
+    """Write a table of two files; what is returned replaces their rows and removes the files."""
+    write_deltalake(str(folder), rows(1, 2))
+    write_deltalake(str(folder), rows(3, 4), mode="append")
+
+    def change() -> None:
+        write_deltalake(str(folder), rows(5), mode="overwrite")
+        table = DeltaTable(str(folder))
+        table.vacuum(0, dry_run=False, enforce_retention_duration=False)
+        table.create_checkpoint()
+        for commit in Path(folder, "_delta_log").glob("*[01].json"):  # old ones are not kept
+            commit.unlink()
+
+    return change
+
+
+def changed_iceberg(folder: Path) -> Callable[[], None]:
+    """As `changed_delta`, for a table of Iceberg, whose snapshot expires with its metadata."""
+    warehouse = folder.parent.parent
+    catalog = SqlCatalog(
+        "local", uri=f"sqlite:///{warehouse}/catalog.db", warehouse=f"file://{warehouse}"
+    )
+    catalog.create_namespace(folder.parent.name)
+    table = catalog.create_table(f"{folder.parent.name}.{folder.name}", schema=rows(1).schema)
+    table.append(rows(1, 2))
+    table.append(rows(3, 4))
+
+    def change() -> None:
+        old = [task.file.file_path for task in table.scan().plan_files()]
+        old.append(table.metadata_location)
+        table.overwrite(rows(5))
+        for path in old:  # as engines remove them, which pyiceberg does not
+            Path(path.removeprefix("file://")).unlink()
+
+    return change
+
+
+def changed_lance(folder: Path) -> Callable[[], None]:
+    """As `changed_delta`, for a dataset of Lance."""
+    lance.write_dataset(rows(1, 2), folder)
+    lance.write_dataset(rows(3, 4), folder, mode="append")
+
+    def change() -> None:
+        lance.write_dataset(rows(5), folder, mode="overwrite")
+        now = datetime.timedelta(0)
+        lance.dataset(folder).cleanup_old_versions(older_than=now, delete_unverified=True)
+
+    return change
+
+
+CHANGED = {"Delta": changed_delta, "Iceberg": changed_iceberg, "Lance": changed_lance}
+
+
+@pytest.mark.parametrize("is_new_process", [False, True])
+@pytest.mark.parametrize("kind", CHANGED)
+def test_a_table_whose_old_files_are_removed_while_a_job_runs(kind, is_new_process, tmp_path):
+    """Its shards have the rows of their plan until then; later an error says what happened, and no row is wrong."""
+    folder, out = tmp_path / "n" / "table", tmp_path / "out"
+    change = CHANGED[kind](folder)
+    location = find_files(Location.of_user(str(folder))).snapshot.location
+    corpus = plan(folder, out)
+
+    def ids_of(shard: Shard) -> list[int]:
+        read = read_shard(location, Folder(str(out)), shard, corpus.schema, ["id"])
+        return read.table["id"].to_pylist()
+
+    assert sorted(map(ids_of, corpus.shards)) == [[1, 2], [3, 4]]
+    change()
+    if is_new_process:
+        forget_tables()
+    for shard in corpus.shards:
+        with pytest.raises(ValueError, match=f"^the table has changed since {location.title} was"):
+            ids_of(shard)
+    now = find_files(Location.of_user(str(folder))).snapshot.location
+    table, _ = read_all(plan(folder, out), now, out)
+    assert table["id"].to_pylist() == [5]
+
+
+def forget_tables() -> None:
+    """Forget what is known of tables, as a process that has read none."""
+    for module in (delta_tables, iceberg_tables, lance_tables):
+        for function in vars(module).values():
+            if hasattr(function, "cache_clear"):
+                function.cache_clear()
+
+
+def test_a_table_that_is_emptied_keeps_its_parts_until_it_has_rows_again(
+    delta, tmp_path, checkpoint, in_process
+):
+    nights = Nights(tmp_path / "table", tmp_path / "out", checkpoint)
+    write_deltalake(delta, rows(1, 2))
+    nights.night(rows(1, 2), 2, "Delta version 0")
+    DeltaTable(delta).delete()
+    files = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=r"no rows \(Delta version 1\): an output keeps the parts"):
+        run_job("classify", **nights.options)
+    assert files == {
+        path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()
+    }
+    write_deltalake(delta, rows(3), mode="append")
+    nights.night(rows(3), 1, "Delta version 2")
+
+
 def test_values_of_partitions_have_the_types_of_the_table(delta, tmp_path):
     stamp = datetime.datetime(2024, 2, 29, 1, 2, 3, 4, tzinfo=datetime.UTC)
     keys = {
@@ -391,6 +504,60 @@ def test_values_of_partitions_have_the_types_of_the_table(delta, tmp_path):
     }
     write_deltalake(delta, rows(1, 2, **keys), partition_by=list(keys))
     read_like_the_table(tmp_path / "table", DeltaTable(delta).to_pyarrow_table(), tmp_path / "out")
+
+
+@pytest.mark.skipif(not SOAK, reason="nine jobs on a cluster of its own: .ci/soak runs it")
+def test_tables_on_workers_of_two_nodes(tmp_path, checkpoint, monkeypatch):
+    """A night each; then one in whose middle the files of the plan are removed, and the next one."""
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setattr(execute, "MAX_SHARDS", 1)  # a round each
+    head = {"num_cpus": 0, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    try:
+        for _ in range(2):
+            cluster.add_node(num_cpus=1)
+        with own_ray(cluster.address):
+            for kind, table_to_change in CHANGED.items():
+                folder, output = tmp_path / kind / "table", tmp_path / f"{kind}-out"
+                change = table_to_change(folder)
+                call = {"input": str(folder), "model": str(checkpoint), "actors": "1"}
+                done = run_corpus("classify", output=str(output), **call)
+                assert (done.outcome, done.rows) == ("complete", 4), done
+                assert sorted(ids_of_parts(output)) == [1, 2, 3, 4]
+
+                output = tmp_path / f"{kind}-changed"
+                with after_the_first_round(change):
+                    done = run_corpus("classify", output=str(output), **call)
+                assert (done.outcome, done.rows) == ("failed", 2), done
+                (reason,) = done.failed.values()
+                assert reason.startswith(f"cannot be read: the table has changed since {kind}")
+                assert sorted(ids_of_parts(output)) in ([1, 2], [3, 4])
+                done = run_corpus("classify", output=str(output), **call)
+                assert (done.outcome, done.rows) == ("complete", 1), done
+                assert ids_of_parts(output) == [5]
+    finally:
+        cluster.shutdown()
+
+
+@contextmanager
+def after_the_first_round(change: Callable[[], None]) -> Iterator[None]:
+    """Call `change` when the first round of a job in the block has ended."""
+    run_round = execute.Execution._run_round
+
+    def then_change(self: execute.Execution, round_: Round, *arguments) -> list[Shard]:
+        lost = run_round(self, round_, *arguments)
+        if round_.number == 1:
+            change()
+        return lost
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(execute.Execution, "_run_round", then_change)
+        yield
+
+
+def ids_of_parts(output: Path) -> list[int]:
+    return ds.dataset(output / "data").to_table()["id"].to_pylist()
 
 
 def test_the_metadata_of_an_iceberg_table_is_named_or_the_last_one(tmp_path):
