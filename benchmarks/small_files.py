@@ -1,6 +1,7 @@
 """Many small files beside few large ones with the same rows: whole jobs, in turn.
 
 python benchmarks/small_files.py --out benchmarks/results/small_files.json
+python benchmarks/small_files.py --before ../old  # a checkout of an older commit, whose jobs run in turn with ours
 """
 
 from __future__ import annotations
@@ -48,17 +49,21 @@ def write_files(folder: Path, table: pa.Table, files: int) -> None:
         pq.write_table(table.slice(number * rows, rows), folder / f"{number:05d}.parquet")
 
 
-def job(folder: Path, source: Path, model: Path) -> float:
-    """Run a job, and return the seconds that it takes."""
+def job(repository: Path, folder: Path, source: Path, model: Path) -> float:
+    """Run a job of a repository, and return the seconds that it takes."""
     out = folder / f"out-{time.time_ns()}"
-    command = [sys.executable, str(REPOSITORY / "jobs/classify_corpus.py")]
+    command = [sys.executable, str(repository / "jobs/classify_corpus.py")]
     command += ["--input", str(source), "--output", str(out), "--model", str(model)]
     started = time.monotonic()
-    environment = os.environ | {"RAY_ADDRESS": "local"}
+    environment = os.environ | {"RAY_ADDRESS": "local", "PYTHONPATH": str(repository)}
     subprocess.run(command, check=True, env=environment, capture_output=True)
     seconds = time.monotonic() - started
     parts = ds.dataset(out / "data")
-    print(f"{source.name}: {seconds:.1f} s, {parts.count_rows():,} rows, {len(parts.files)} parts")
+    print(
+        f"{repository.name}, {source.name}: {seconds:.1f} s, {parts.count_rows():,} rows, "
+        f"{len(parts.files)} parts",
+        flush=True,
+    )
     return seconds
 
 
@@ -71,6 +76,7 @@ def main() -> None:
     parser.add_argument("--few", type=int, default=8)
     parser.add_argument("--many", type=int, default=5000)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--before", type=Path, help="a checkout of an older commit")
     parser.add_argument("--out", type=Path, help="a JSON file for the figures")
     options = parser.parse_args()
     texts = pq.read_table(REPOSITORY / "jobs/demo/requests.parquet")["text"].cast("binary")
@@ -78,20 +84,27 @@ def main() -> None:
     good = [text for text in decoded if len(text) < 80]  # about 17 tokens
     chosen = np.random.default_rng(1).integers(0, len(good), options.rows)
     table = pa.table({"id": range(options.rows), "text": [good[i] for i in chosen]})
+    trees = {"now": REPOSITORY}
+    if options.before:
+        trees["before"] = options.before.absolute()
+    seconds: dict[str, dict[str, list[float]]] = {tree: {"few": [], "many": []} for tree in trees}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_model(folder / "model")
-        seconds: dict[str, list[float]] = {"few": [], "many": []}
-        for kind in seconds:
+        for kind in ("few", "many"):
             write_files(folder / kind, table, getattr(options, kind))
         for _ in range(options.rounds):
-            for kind, taken in seconds.items():
-                taken.append(round(job(folder, folder / kind, folder / "model"), 1))
+            for tree, repository in trees.items():
+                for kind, taken in seconds[tree].items():
+                    taken.append(round(job(repository, folder, folder / kind, folder / "model"), 1))
     figures = {
         "rows": options.rows,
         "files": {"few": options.few, "many": options.many},
         "seconds": seconds,
-        "ratio": round(min(seconds["many"]) / min(seconds["few"]), 3),
+        "ratio": {
+            tree: round(min(taken["many"]) / min(taken["few"]), 3)
+            for tree, taken in seconds.items()
+        },
         "machine": f"{os.cpu_count()} cores of {platform.machine()}",
     }
     print(json.dumps(figures, indent=2))
