@@ -56,7 +56,8 @@ def job(repository: Path, folder: Path, source: Path, model: Path) -> float:
     command += ["--input", str(source), "--output", str(out), "--model", str(model)]
     started = time.monotonic()
     environment = os.environ | {"RAY_ADDRESS": "local", "PYTHONPATH": str(repository)}
-    subprocess.run(command, check=True, env=environment, capture_output=True)
+    # Workers of Ray import what is in the folder where the job was started, too.
+    subprocess.run(command, check=True, env=environment, cwd=repository, capture_output=True)
     seconds = time.monotonic() - started
     parts = ds.dataset(out / "data")
     print(
