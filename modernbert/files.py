@@ -7,6 +7,7 @@ import json
 import logging
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -166,11 +167,9 @@ def raw_config(folder: CheckpointPath) -> Json:
         return raw
     labels = classifier.shape[0]
     if labels != ModernBertConfig.from_dict(raw).num_labels:
-        logger.warning(
-            "%s has %d labels, for which neither it nor its base has names; a config.json with"
-            " id2label beside it names them",
-            folder,
-            labels,
+        warn_once(
+            f"{folder} has {labels} labels, for which neither it nor its base has names; a"
+            " config.json with id2label beside it names them"
         )
         unnamed = {key: raw[key] for key in raw if key not in ("id2label", "label2id")}
         raw = unnamed | {"num_labels": labels}
@@ -265,6 +264,12 @@ def fingerprint(folder: CheckpointPath) -> str:
         if file.is_file():
             digest.update(file_digest(file))
     return digest.hexdigest()
+
+
+@lru_cache(maxsize=64)
+def warn_once(message: str) -> None:
+    """Warn of what a checkpoint says, however often a process reads it."""
+    logger.warning("%s", message)
 
 
 def _config_file(folder: CheckpointPath) -> CheckpointPath:

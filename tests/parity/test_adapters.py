@@ -278,3 +278,16 @@ def test_a_base_by_its_name_on_the_hub(masked, tmp_path, monkeypatch):
     assert checkpoint.base == Checkpoint("org/base", commit)
     want = answers("text-classification", tmp_path / "merged", {})
     assert_close(answers("text-classification", tmp_path / "adapter", {}), want)
+
+
+def test_an_adapter_alone_over_a_sentence_encoder(encoder, tmp_path, caplog):
+    """What pools in the base is not in the adapter's folder: the library takes the mean then, and so is said."""
+    modules = [Transformer(str(encoder)), Pooling(64, "cls")]
+    SentenceTransformer(modules=modules, device="cpu").save(str(tmp_path / "base"))
+    write_adapter(
+        tmp_path / "adapter", tmp_path / "base", "ModernBertModel", task_type="FEATURE_EXTRACTION"
+    )
+    write_tokenizer(tmp_path / "adapter")
+    want = SentenceTransformer(str(tmp_path / "adapter"), device="cpu").encode(TEXTS)
+    assert_close(pipeline("sentence-embedding", str(tmp_path / "adapter"))(TEXTS), want.tolist())
+    assert caplog.text.count("is an adapter without modules.json") == 1
