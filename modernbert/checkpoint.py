@@ -10,13 +10,14 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import nn
 
+from modernbert.adapter import LowRank
 from modernbert.config import ModernBertConfig
-from modernbert.files import load_config, resolve
+from modernbert.files import adapter_weights, load_config, resolve
 from modernbert.linear import Linear
 from modernbert.matching import HEAD_PREFIXES, Location, match_weights
 from modernbert.stored import CheckpointError, CheckpointPath
@@ -28,6 +29,15 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 """The dtypes that models run in, by name."""
 _DECODER = "decoder.weight"  # of a masked language model; the embeddings, where the two are tied
 _MOST_LISTED_PROBLEMS = 40
+
+
+class FoundWeights(NamedTuple):
+    """Where the parameters of a model are stored."""
+
+    locations: dict[str, Location]
+    """{name of a parameter: (file, name in the file)}."""
+    changes: dict[str, LowRank]
+    """What an adapter adds to some of them."""
 
 
 class PreTrained(nn.Module):
@@ -160,7 +170,7 @@ def check_weights(
     config: ModernBertConfig,
     *,
     new_head: bool = False,
-) -> dict[str, Location]:
+) -> FoundWeights:
     """Check that a checkpoint has the weights of a model class, by the headers of its files alone.
 
     Heads that the class does not have are left out, as is what no forward pass reads (position_ids,
@@ -174,7 +184,7 @@ def check_weights(
         new_head: whether the head may be missing, too, which is logged as a warning.
 
     Returns:
-        {name of a parameter: (file, name in the file)}.
+        Where each parameter is stored, and what an adapter adds to it.
 
     Raises:
         CheckpointError: listing all weights that are missing, unexpected or of another shape or
@@ -188,9 +198,16 @@ def check_weights(
 
     # A tied decoder is the embeddings, whether or not the file has a weight of its name.
     tied = _DECODER if config.tie_word_embeddings and _DECODER in shapes else None
-    embeddings = locations.get(f"{model_class.encoder_prefix}embeddings.tok_embeddings.weight")
+    embeddings_name = f"{model_class.encoder_prefix}embeddings.tok_embeddings.weight"
+    embeddings = locations.get(embeddings_name)
     if tied and embeddings:
         locations[tied] = embeddings
+    if tied and {tied, embeddings_name} & match.adapted:
+        # PEFT's own answers differ before and after merging.
+        match.problems.append(
+            "its adapter changes embeddings or decoder, which tie_word_embeddings makes one: merge"
+            " it with PEFT"
+        )
 
     # A head may be new, for training; all other weights must be there.
     missing = [name for name in shapes if name not in locations and name != tied]
@@ -217,7 +234,8 @@ def check_weights(
         logger.info("%s: left out %s, which %s does not have", folder, heads, class_name)
     if new:
         logger.warning("%s lacks %s: newly initialised, train before use", folder, ", ".join(new))
-    return {name: locations[name] for name in shapes if name in locations}
+    ordered = {name: locations[name] for name in shapes if name in locations}
+    return FoundWeights(ordered, match.changes)
 
 
 def load(
@@ -262,7 +280,8 @@ def _load(
 ) -> Model:
     """Load a model; `head_dtype` is the dtype of what is not the encoder, `dtype` by default."""
     head_dtype = head_dtype or dtype
-    locations = check_weights(model_class, folder, config, new_head=new_head)
+    locations, changes = check_weights(model_class, folder, config, new_head=new_head)
+    matrices = _read_matrices(folder, changes)
     # A decoder of another dtype than the embeddings has a weight of its own.
     tied = config.tie_word_embeddings and head_dtype == dtype
     if tied:
@@ -273,6 +292,8 @@ def _load(
         model = model_class(config, attention)
     weights = {}
     for name, weight in _read_weights(locations):
+        if change := changes.get(name):
+            weight = _add_low_rank(weight, change, matrices)
         in_encoder = name.startswith(model_class.encoder_prefix)
         weights[name] = weight.to(device).to(dtype if in_encoder else head_dtype)
     model.load_state_dict(weights, assign=True, strict=False)
@@ -300,6 +321,24 @@ def _read_weights(locations: Mapping[str, Location]) -> Iterator[tuple[str, torc
         for key, weight in read_tensors(file, names_of):
             for name in names_of[key]:
                 yield name, weight
+
+
+def _read_matrices(
+    folder: CheckpointPath, changes: Mapping[str, LowRank]
+) -> dict[str, torch.Tensor]:
+    """Return the matrices of an adapter's changes, by their names in its file."""
+    names = {key for change in changes.values() for key in (change.a, change.b)}
+    return dict(read_tensors(adapter_weights(folder), names)) if names else {}
+
+
+def _add_low_rank(
+    weight: torch.Tensor, change: LowRank, matrices: Mapping[str, torch.Tensor]
+) -> torch.Tensor:
+    """Return a weight with what an adapter adds, computed in fp32 whatever the files have."""
+    product = matrices[change.b].float() @ matrices[change.a].float()
+    if change.is_embedding:
+        product = product.T
+    return weight.float() + change.scale * product
 
 
 @torch.no_grad()

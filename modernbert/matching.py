@@ -9,7 +9,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from modernbert.files import weight_files
+from modernbert.adapter import LowRank, match_adapter
+from modernbert.files import adapter_weights, read_adapter, weight_files
 from modernbert.header import StoredTensor
 from modernbert.stored import CheckpointPath, read_header
 from modernbert.tensors import STORED_DTYPES
@@ -40,6 +41,10 @@ class Match:
 
     locations: dict[str, Location] = field(default_factory=dict)
     """Where each parameter of the class is stored, as far as it is."""
+    changes: dict[str, LowRank] = field(default_factory=dict)
+    """What an adapter adds to parameters."""
+    adapted: set[str] = field(default_factory=set)
+    """The parameters that an adapter changes or replaces."""
     problems: list[str] = field(default_factory=list)
     """A line for each weight that is unexpected, or of another shape or dtype."""
     unexpected: list[str] = field(default_factory=list)
@@ -61,7 +66,7 @@ class Match:
 def match_weights(
     folder: CheckpointPath, shapes: Mapping[str, Shape], encoder_prefix: str, num_labels: int
 ) -> Match:
-    """Match the weights of a checkpoint with parameters.
+    """Match the weights of a checkpoint with parameters; those of an adapter with its base's.
 
     Args:
         folder: the checkpoint.
@@ -87,7 +92,41 @@ def match_weights(
             else:
                 match.unexpected.append(key)
                 match.problems.append(f"unexpected {key}")
+    _add_adapter(match, folder, shapes, encoder_prefix, num_labels)
     return match
+
+
+def _add_adapter(
+    match: Match,
+    folder: CheckpointPath,
+    shapes: Mapping[str, Shape],
+    encoder_prefix: str,
+    num_labels: int,
+) -> None:
+    """Add what an adapter in `folder` changes to what was matched of its base."""
+    adapter = read_adapter(folder)
+    if not adapter:
+        return
+    file = adapter_weights(folder)
+    tensors = read_header(file)
+    adapted = match_adapter(
+        adapter, tensors, shapes, lambda key: _parameter_name(key, encoder_prefix), HEAD_PREFIXES
+    )
+    # A head of the base that is replaced need not fit.
+    replaced = {match.locations[name][1] for name in adapted.saved if name in match.locations}
+    match.problems = [line for line in match.problems if line.partition(" ")[0] not in replaced]
+    for name, key in adapted.saved.items():
+        match.locations[name] = (file, key)
+        if problem := _misfit(key, tensors[key], shapes[name], num_labels):
+            match.problems.append(problem)
+    for change in adapted.changes.values():
+        for key in (change.a, change.b):
+            if tensors[key].dtype not in STORED_DTYPES:
+                match.problems.append(f"{key} is stored as {tensors[key].dtype}")
+    match.changes = adapted.changes
+    match.adapted = {*adapted.changes, *adapted.saved}
+    match.problems += adapted.problems
+    match.other_heads += adapted.other_heads
 
 
 def _parameter_name(key: str, encoder_prefix: str) -> str:

@@ -25,9 +25,12 @@ COLBERT_METADATA = "artifact.metadata"
 """The settings of Stanford's ColBERT, as JSON."""
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+"""The two files of an adapter of PEFT."""
 _SMALL_FILES = {
     "config.json",
-    "adapter_config.json",
+    ADAPTER_CONFIG,
     WEIGHTS_INDEX,
     COLBERT_METADATA,
     "tokenizer.json",
@@ -66,6 +69,8 @@ class StoredFiles:
             expected: the digests that its files must have (`digests`); None: any files will do.
         """
         self.root = root
+        self.base: StoredPath | None = None
+        """The folder of the model that an adapter among the files changes."""
         self._expected = expected
         self._contents: dict[Path, bytes] = {}
         self._headers: dict[Path, tuple[bytes, int]] = {}
@@ -85,7 +90,10 @@ class StoredFiles:
                 file = folder / name
                 if file.is_file():
                     self._contents[file] = file.read_bytes()
-            for name in weight_names(self._contents.get(folder / WEIGHTS_INDEX)):
+            weights = weight_names(self._contents.get(folder / WEIGHTS_INDEX))
+            if ADAPTER_CONFIG in names:
+                weights.append(ADAPTER_WEIGHTS)
+            for name in weights:
                 file = folder / name
                 if file.is_file():
                     with file.open("rb") as stream:

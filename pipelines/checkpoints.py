@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -12,19 +11,46 @@ from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from hashlib import sha256
 from pathlib import Path
+from typing import NamedTuple, TypeAlias
 
 from pyarrow import fs
 
 from modernbert.config import ModernBertConfig
 from modernbert.encoders.module_files import encoder_folder, open_folder
-from modernbert.files import load_config, resolve
-from modernbert.stored import COLBERT_METADATA, CheckpointChanged, CheckpointPath, Json, StoredPath
+from modernbert.files import (
+    check_base,
+    load_config,
+    missing_base,
+    raw_config,
+    read_adapter,
+    resolve,
+    tokenizer_folder,
+)
+from modernbert.stored import (
+    COLBERT_METADATA,
+    CheckpointChanged,
+    CheckpointError,
+    CheckpointPath,
+    Json,
+    StoredPath,
+)
 from modernbert.text.tokenizer import Tokenizer
 from pipelines.errors import UserError
 from pipelines.storage import Folder, Location, redact, redact_credentials
 
 logger = logging.getLogger(__name__)
 _MODEL_FILES = (".json", ".safetensors", COLBERT_METADATA)
+Digests: TypeAlias = tuple[tuple[str, str], ...]
+"""(path, digest) of each file of a checkpoint."""
+
+
+class Sent(NamedTuple):
+    """A checkpoint as it travels to other processes; the fields are those of `Checkpoint`."""
+
+    model: str
+    revision: str | None
+    digests: Digests
+    sent_base: Sent | None
 
 
 @dataclass(frozen=True)
@@ -42,8 +68,10 @@ class Checkpoint:
     """A folder, a hub id, or a location with its credentials: `name` is for people."""
     revision: str | None
     """The commit of the hub, or a digest of the listing in object storage, in all processes."""
-    digests: tuple[tuple[str, str], ...] | None = field(default=None, repr=False, compare=False)
-    """(path, digest) of each file in the process that opened the checkpoint; None in that one."""
+    digests: Digests | None = field(default=None, repr=False, compare=False)
+    """Those in the process that opened the checkpoint; None in that one."""
+    sent_base: Sent | None = field(default=None, repr=False, compare=False)
+    """The base of an adapter in the process that opened the checkpoint."""
 
     def __repr__(self) -> str:
         return f"Checkpoint({self.name!r})"
@@ -60,31 +88,64 @@ class Checkpoint:
 
         Raises CheckpointError or UserError if it is missing or cannot be read.
         """
-        name = str(model)
-        if "://" in name:
-            checkpoint = cls(name, download_checkpoint(name).name)
-        else:
-            folder = resolve(name, revision).absolute()
-            is_local = Path(name).expanduser().is_dir()
-            checkpoint = cls(str(folder), None) if is_local else cls(name, folder.name)
+        checkpoint = cls._find(model, revision)
         checkpoint.folder  # noqa: B018 (now, not when it is used first)
         return checkpoint
 
+    @classmethod
+    def _find(cls, model: str | Path, revision: str | None) -> Checkpoint:
+        """Find a checkpoint, and read nothing yet."""
+        name = str(model)
+        if "://" in name:
+            return cls(name, download_checkpoint(name).name)
+        folder = resolve(name, revision).absolute()
+        is_local = Path(name).expanduser().is_dir()
+        return cls(str(folder), None) if is_local else cls(name, folder.name)
+
     def __reduce__(self) -> tuple[Callable[..., Checkpoint], tuple[object, ...]]:
         """Take the digests of all files along, those of the weights if need be taken now."""
+        return _received, tuple(self._sent)
+
+    @property
+    def _sent(self) -> Sent:
         digests = self.digests
         if not digests:
             digests = tuple(sorted(self.folder.files.digests().items()))
-        return _received, (self.model, self.revision, digests)
+        sent_base = self.base._sent if self.base else None
+        return Sent(self.model, self.revision, digests, sent_base)
 
-    @cached_property
+    @property
     def folder(self) -> StoredPath:
         """The checkpoint's folder on this machine, fetched if need be, with its files of then.
 
         Raises CheckpointChanged if they are not those of the process that opened the checkpoint.
         """
+        return self._opened[0]
+
+    @property
+    def base(self) -> Checkpoint | None:
+        """The model that an adapter changes; None for a whole model."""
+        return self._opened[1]
+
+    @cached_property
+    def _opened(self) -> tuple[StoredPath, Checkpoint | None]:
+        """The folder, and the base of an adapter in it."""
         digests = None if self.digests is None else dict(self.digests)
-        return open_folder(_folder(self.model, self.revision), digests)
+        folder = open_folder(_folder(self.model, self.revision), digests)
+        adapter = read_adapter(encoder_folder(folder))
+        if not adapter:
+            return folder, None
+        if self.sent_base:
+            base = _received(*self.sent_base)
+        else:
+            try:
+                base = Checkpoint._find(*adapter.base)
+            except (CheckpointError, UserError) as error:
+                raise missing_base(adapter, error) from error
+            # An adapter that named itself would be opened without an end.
+            check_base(adapter, _folder(base.model, base.revision))
+        folder.files.base = base.folder
+        return folder, base
 
     @cached_property
     def encoder(self) -> CheckpointPath:
@@ -100,16 +161,14 @@ class Checkpoint:
     def raw_config(self) -> Json:
         """The content of config.json as it is stored, JSON with keys that `config` may lack."""
         self.config  # noqa: B018 (names the file where it is missing or wrong)
-        text = (self.encoder / "config.json").read_text(encoding="utf-8")
-        content: Json = json.loads(text)
-        return content
+        return raw_config(self.encoder)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer, loaded once per process; it rejects texts that the model has no embeddings
         for.
         """
-        return Tokenizer.from_folder(self.encoder, self.config.vocab_size)
+        return Tokenizer.from_folder(tokenizer_folder(self.encoder), self.config.vocab_size)
 
     def check_tokenizer(self) -> None:
         """Warn if the tokenizer has more ids than the model.
@@ -190,6 +249,8 @@ def _folder(model: str, revision: str | None) -> Path:
 
 
 @lru_cache(maxsize=8)
-def _received(model: str, revision: str | None, digests: tuple[tuple[str, str], ...]) -> Checkpoint:
+def _received(
+    model: str, revision: str | None, digests: Digests, sent_base: Sent | None
+) -> Checkpoint:
     """Return a checkpoint that another process has opened; the same each time, to load it once."""
-    return Checkpoint(model, revision, digests)
+    return Checkpoint(model, revision, digests, sent_base)

@@ -247,3 +247,16 @@ def write_multi_vector(folder: Path, **settings: Any) -> Path:
     ]
     MultiVectorEncoder(modules=modules, device="cpu").save(str(folder / "saved"))
     return folder / "saved"
+
+
+def change_json(file: Path, **values: Any) -> None:
+    """Change the values of a JSON file."""
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+SETTINGS_OF_SIDES: dict[str, dict[str, Any]] = {
+    "no prompts": {"prompts": {}},
+    "query alone": {"prompts": {"query": "the: "}},
+    "a default one": {"prompts": {"more": "cat cat "}, "default_prompt_name": "more"},
+}
+"""Prompts as versions of sentence-transformers before 6 store them: not for both sides."""

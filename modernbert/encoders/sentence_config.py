@@ -19,7 +19,7 @@ from modernbert.encoders.module_files import (
     stored_prompts,
     transformer_settings,
 )
-from modernbert.files import read_json
+from modernbert.files import base_of, read_adapter, read_json, warn_once
 from modernbert.stored import CheckpointError, CheckpointPath, Json, files_in
 
 POOLINGS = ("cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
@@ -100,6 +100,12 @@ class SentenceConfig(TextSettings):
             if is_stanford(folder):
                 raise CheckpointError(
                     f"{folder} is a checkpoint of Stanford's ColBERT: {purpose(folder)}"
+                )
+            if read_adapter(folder) and (base_of(folder) / MODULES).is_file():
+                warn_once(
+                    f"{folder} is an adapter without {MODULES}: vectors are the mean over tokens,"
+                    " as in sentence-transformers, whatever its base does; copies of the base's"
+                    f" {MODULES} and of what it names change that"
                 )
             return cls(folder)
         kinds = module_kinds(folder, modules)

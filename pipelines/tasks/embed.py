@@ -22,7 +22,7 @@ from pipelines.options import EmbedOptions
 from pipelines.tasks.base import Task, fingerprint_with
 from pipelines.tasks.outputs import ModelOutputs, Results
 from pipelines.tasks.postprocess import check_packs, merged, normalised, stored, vector_type
-from pipelines.tasks.resolve import resolve_prompt, resolve_windowing
+from pipelines.tasks.resolve import resolve_prompt, resolve_windowing, unused_passage_prompt
 
 if TYPE_CHECKING:
     import torch
@@ -69,7 +69,14 @@ class Embed(Task):
         if dimensions > size:
             raise ValueError(f"dimensions {dimensions} must be from 1 to the model's {size}")
         check_packs(options.precision, dimensions)
-        prompt = resolve_prompt(options, _of_side(stored, options))
+        has_own_prompt = options.prompt is not None or options.prompt_name is not None
+        unused = unused_passage_prompt(stored)
+        if options.as_query is False and unused and not has_own_prompt:
+            raise ValueError(
+                "prompt_name or prompt is needed for documents: this model has no prompt 'document'"
+                f", and sentence-transformers passes over its {unused!r}"
+            )
+        prompt = resolve_prompt(options, stored, as_query=options.as_query)
         prompt_tokens = 0
         if prompt and not stored.include_prompt:
             tokenizer = checkpoint.tokenizer
@@ -205,21 +212,3 @@ class TokenVectors(Embed):
 
     def response(self, outputs: ModelOutputs) -> Results:  # type: ignore[override]
         return self.results(outputs)
-
-
-def _of_side(stored: SentenceConfig, options: EmbedOptions) -> SentenceConfig:
-    """Return the stored prompts, of which that of the side that texts are read as is the default.
-
-    As in sentence-transformers, a side without a prompt of its name has an empty one.
-    """
-    if options.as_query is None:
-        return stored
-    side = "query" if options.as_query else "document"
-    has_own = side in stored.prompts or options.prompt is not None or options.prompt_name
-    others = [name for name in ("passage", "corpus") if name in stored.prompts]
-    if side == "document" and others and not has_own:
-        raise ValueError(
-            "prompt_name or prompt is needed for documents: this model has no prompt 'document',"
-            f" and sentence-transformers passes over its {others[0]!r}"
-        )
-    return replace(stored, prompts={side: "", **stored.prompts}, default_prompt_name=side)

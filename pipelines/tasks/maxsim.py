@@ -27,7 +27,6 @@ from pipelines.tasks.multi_vector import Side, encoder_fingerprint, load_encoder
 from pipelines.tasks.outputs import ModelOutputs
 from pipelines.tasks.postprocess import keep_windows, merged
 from pipelines.tasks.resolve import resolve_prompt
-from pipelines.tasks.sparse import PROMPTS
 
 if TYPE_CHECKING:
     import torch
@@ -61,10 +60,10 @@ class MaxSim(Task):
                 "long_documents must be truncate: a multi-vector encoder reads a passage at once"
             )
         config = MultiVectorConfig.from_folder(checkpoint.folder)
-        prompt = resolve_prompt(options, config, PROMPTS[True])
+        prompt = resolve_prompt(options, config, as_query=True)
         # The prompt of the options is for queries: passages have the model's own.
         without_prompt = options.model_copy(update={"prompt": None, "prompt_name": None})
-        passage_prompt = resolve_prompt(without_prompt, config, PROMPTS[False])
+        passage_prompt = resolve_prompt(without_prompt, config, as_query=False)
         query = Side.resolve(checkpoint, config, options, query=True, prompt=prompt)
         passage = Side.resolve(checkpoint, config, options, query=False, prompt=passage_prompt)
         return cls(

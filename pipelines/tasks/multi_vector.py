@@ -29,7 +29,6 @@ from pipelines.tasks.postprocess import (
     vector_type,
 )
 from pipelines.tasks.resolve import resolve_prompt, resolve_windowing
-from pipelines.tasks.sparse import PROMPTS
 
 if TYPE_CHECKING:
     import torch
@@ -164,7 +163,7 @@ class MultiVector(Task):
         config = MultiVectorConfig.from_folder(checkpoint.folder)
         size = config.width(checkpoint.config.hidden_size)
         check_packs(options.precision, size)
-        prompt = resolve_prompt(options, config, PROMPTS[options.as_query])
+        prompt = resolve_prompt(options, config, as_query=options.as_query)
         side = Side.resolve(checkpoint, config, options, query=options.as_query, prompt=prompt)
         return cls(
             max_length=side.max_length,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
 from dataclasses import dataclass
 from typing import Protocol
 
 from modernbert.text.windows import MOST_OVERLAP
 from pipelines.checkpoints import Checkpoint
 from pipelines.options import TaskOptions
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,19 +78,40 @@ class StoredPrompts(Protocol):
     def default_prompt_name(self) -> str | None: ...
 
 
-def resolve_prompt(options: PromptOptions, stored: StoredPrompts, usual: Sequence[str] = ()) -> str:
+def resolve_prompt(
+    options: PromptOptions, stored: StoredPrompts, *, as_query: bool | None = None
+) -> str:
     """Return the text before each document: the options', else the checkpoint's, else none.
 
-    `usual`: names of prompts of which the first that the checkpoint has comes before its default
-    one. Raises ValueError for a name that the checkpoint does not have.
+    `as_query`: whether texts are queries or documents, which have the prompt of their side in place
+    of the checkpoint's default one, or none, as in sentence-transformers; None: neither. Raises
+    ValueError for a name that the checkpoint does not have.
     """
     if options.prompt is not None:
         return options.prompt
-    default = next((name for name in usual if name in stored.prompts), stored.default_prompt_name)
-    name = options.prompt_name or default
+    if options.prompt_name is None and as_query is not None:
+        unused = None if as_query else unused_passage_prompt(stored)
+        if unused:
+            logger.warning(
+                "this model has a prompt %r and none of its documents: they are read without one, "
+                "as in sentence-transformers; prompt_name %s uses it",
+                unused,
+                unused,
+            )
+        return stored.prompts.get("query" if as_query else "document", "")
+    name = options.prompt_name or stored.default_prompt_name
     if name is None:
         return ""
     if name not in stored.prompts:
         known = ", ".join(stored.prompts) or "none"
         raise ValueError(f"prompt_name {name!r} is unknown; this model has {known}")
     return stored.prompts[name]
+
+
+def unused_passage_prompt(stored: StoredPrompts) -> str | None:
+    """Return the name of a prompt for passages that sentence-transformers passes over: it reads
+    documents with the prompt "document", which is empty where a checkpoint has none.
+    """
+    if "document" in stored.prompts:
+        return None
+    return next((name for name in ("passage", "corpus") if name in stored.prompts), None)

@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from modernbert.encoders.sparse import SparseEncoder
     from modernbert.packing import PackedBatch
 
-PROMPTS = {True: ("query",), False: ("document", "passage", "corpus")}
-"""The prompts of queries and of documents, by their usual names."""
 _WEIGHT = pa.struct([("token_id", pa.int32()), ("token", pa.string()), ("weight", pa.float32())])
 Weights = tuple[np.ndarray, np.ndarray]
 """The ids of tokens and their weights, the heaviest first."""
@@ -89,7 +87,7 @@ class Sparse(Task):
             static=static,
             top_k=options.top_k or stored.max_active_dims,
             min_weight=options.min_weight,
-            prompt=resolve_prompt(options, stored, PROMPTS[options.as_query]),
+            prompt=resolve_prompt(options, stored, as_query=options.as_query),
             lower_case=stored.lower_case and not static,
         )
 

@@ -12,7 +12,7 @@ import string
 import numpy as np
 import pytest
 import torch
-from checkpoints import write_task
+from checkpoints import SETTINGS_OF_SIDES, change_json, write_task
 from predictions import random_texts
 from safetensors.torch import load_file, save_file
 from sentence_transformers import MultiVectorEncoder, SentenceTransformer
@@ -93,6 +93,28 @@ def test_query_expansion(both, expansion):
     assert_same(
         [ours(TEXTS[0], as_query=True)], [theirs.encode_query(TEXTS[0], convert_to_numpy=True)]
     )
+
+
+@pytest.mark.parametrize("settings", SETTINGS_OF_SIDES.values(), ids=SETTINGS_OF_SIDES)
+def test_a_side_without_a_prompt_has_an_empty_one(both, tmp_path, settings):
+    both()
+    change_json(tmp_path / "config_sentence_transformers.json", **settings)
+    theirs = MultiVectorEncoder(str(tmp_path), device="cpu")
+    ours = pipeline("multi-vector", str(tmp_path))
+    texts = TEXTS[:6]
+    assert_same(ours(texts), theirs.encode_document(texts, convert_to_numpy=True))
+    assert_same(ours(texts, as_query=True), theirs.encode_query(texts, convert_to_numpy=True))
+
+
+def test_passages_are_ranked_without_a_prompt_that_the_library_passes_over(both, tmp_path, caplog):
+    both()
+    change_json(tmp_path / "config_sentence_transformers.json", prompts={"passage": "sat "})
+    theirs = MultiVectorEncoder(str(tmp_path), device="cpu")
+    query = theirs.encode_query("the cat?")
+    want = theirs.similarity([query], theirs.encode_document(TEXTS))[0].numpy()
+    scores = [each["score"] for each in pipeline("rerank", str(tmp_path))("the cat?", TEXTS)]
+    assert scores == pytest.approx(sorted(want.tolist(), reverse=True), rel=1e-5, abs=1e-5)
+    assert "has a prompt 'passage' and none of its documents" in caplog.text
 
 
 MASKS = {

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from checkpoints import write_task
+from checkpoints import SETTINGS_OF_SIDES, change_json, write_task
 from predictions import random_texts
 from sentence_transformers import SparseEncoder
 from sentence_transformers.base.modules import Router, Transformer
@@ -116,6 +116,31 @@ def test_prompts(both):
         (theirs.encode(TEXTS, prompt="", convert_to_sparse_tensor=False), {"prompt": ""}),
     ):
         assert_same(ours(TEXTS, **options), want.numpy())
+
+
+@pytest.mark.parametrize("settings", SETTINGS_OF_SIDES.values(), ids=SETTINGS_OF_SIDES)
+def test_a_side_without_a_prompt_has_an_empty_one(both, tmp_path, settings):
+    both()
+    change_json(tmp_path / "config_sentence_transformers.json", **settings)
+    theirs = SparseEncoder(str(tmp_path), device="cpu")
+    ours = pipeline("sparse-embedding", str(tmp_path))
+    texts = TEXTS[:6]
+    documents = theirs.encode_document(texts, convert_to_sparse_tensor=False)
+    queries = theirs.encode_query(texts, convert_to_sparse_tensor=False)
+    assert_same(ours(texts), documents.numpy())
+    assert_same(ours(texts, as_query=True), queries.numpy())
+
+
+def test_a_prompt_of_passages_that_the_library_passes_over(both, tmp_path, caplog):
+    both()
+    change_json(tmp_path / "config_sentence_transformers.json", prompts={"passage": "sat "})
+    theirs = SparseEncoder(str(tmp_path), device="cpu")
+    ours = pipeline("sparse-embedding", str(tmp_path))
+    want = theirs.encode_document(["a"], convert_to_sparse_tensor=False)
+    assert_same([ours("a")], want.numpy())
+    assert "has a prompt 'passage' and none of its documents" in caplog.text
+    want = theirs.encode_document(["a"], prompt_name="passage", convert_to_sparse_tensor=False)
+    assert_same([ours("a", prompt_name="passage")], want.numpy())
 
 
 def test_queries_without_inference(both):

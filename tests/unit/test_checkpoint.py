@@ -92,27 +92,6 @@ def test_a_wrapper_that_was_saved_too(tmp_path, prefix, hint):
         assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("whole", [True, False])
-def test_an_adapter(tmp_path, whole):
-    """transformers adds it to the weights, also to those that lie beside it."""
-    if whole:
-        write_checkpoint(tmp_path)
-    (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(
-        CheckpointError,
-        match=r"holds adapter_config\.json, an adapter of PEFT, which is not loaded. Merge",
-    ):
-        load(ModernBertForSequenceClassification, tmp_path)
-
-
-def test_an_adapter_of_a_sentence_encoder(tmp_path):
-    """What PEFT saves lacks the modules."""
-    (tmp_path / "adapter_config.json").write_text("{}")
-    (tmp_path / "modules.json").write_text("[]")
-    with pytest.raises(CheckpointError, match=r"with copies of modules\.json and of all"):
-        load(ModernBertForSequenceClassification, tmp_path)
-
-
 def test_a_checkpoint_of_gliner(tmp_path):
     (tmp_path / "gliner_config.json").write_text("{}")
     (tmp_path / "pytorch_model.bin").write_bytes(b"")

@@ -21,7 +21,11 @@ from sentence_transformers.base.modules.dense import Dense
 from sentence_transformers.base.modules.normalize import Normalize
 from sentence_transformers.base.modules.router import Router
 from sentence_transformers.base.modules.transformer import Transformer
-from sentence_transformers.sentence_transformer.modules import LayerNorm, Pooling
+from sentence_transformers.sentence_transformer.modules import (
+    LayerNorm,
+    Pooling,
+    WeightedLayerPooling,
+)
 
 from modernbert.encoders.sentence_config import CrossEncoderConfig, SentenceConfig
 from modernbert.files import CheckpointError
@@ -122,6 +126,16 @@ def test_checkpoints_of_another_kind(tmp_path, encoder, write, embed, rerank):
     for task, message in (("sentence-embedding", embed), ("rerank", rerank)):
         with pytest.raises(CheckpointError, match=message):
             pipeline(task, str(tmp_path / "checkpoint"))
+
+
+def test_a_pooling_over_layers_is_refused_by_its_name(tmp_path, encoder):
+    """It changes vectors where config.json says output_hidden_states; else sentence-transformers passes over it."""
+    transformer = Transformer(str(encoder), config_kwargs={"output_hidden_states": True})
+    weighted = WeightedLayerPooling(64, num_hidden_layers=4, layer_start=2)
+    modules = [transformer, weighted, Pooling(64)]
+    SentenceTransformer(modules=modules, device="cpu").save(str(tmp_path))
+    with pytest.raises(CheckpointError, match=r"has a module .*\.WeightedLayerPooling; known are"):
+        pipeline("sentence-embedding", str(tmp_path))
 
 
 @pytest.mark.parametrize("write", [multi_vector, pylate])

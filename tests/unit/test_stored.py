@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from checkpoints import write_multi_vector, write_task
+from checkpoints import change_json, write_multi_vector, write_task
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
@@ -110,6 +110,19 @@ def write_stanford(folder: Path) -> None:
     (folder / "artifact.metadata").write_text(json.dumps({"query_maxlen": 16, "doc_maxlen": 50}))
 
 
+def write_adapter(folder: Path) -> None:
+    """A classifier by PEFT, with its base in a folder beneath it."""
+    import peft
+    from transformers import AutoModelForSequenceClassification
+
+    base = write_task(folder / "base", "ModernBertForMaskedLM", **SMALL)
+    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=4)
+    settings = peft.LoraConfig(
+        task_type="SEQ_CLS", target_modules=["Wqkv"], init_lora_weights=False
+    )
+    peft.get_peft_model(model, settings).save_pretrained(folder)
+
+
 def write_sharded(folder: Path) -> None:
     """A classifier in two files with an index."""
     from modernbert import ModernBertForSequenceClassification
@@ -132,6 +145,7 @@ FORMS: dict[str, tuple[Callable[[Path], object], str, list[dict]]] = {
         [{"top_k": 2}, {"top_k": 3}],
     ),
     "shards": (write_sharded, "classify", [{"top_k": 2}, {"top_k": 3}]),
+    "adapter": (write_adapter, "classify", [{"top_k": 2}, {"top_k": 3}]),
     "tag": (
         head("TokenClassification", labels=["O", "B-x", "I-x"]),
         "tag",
@@ -183,6 +197,9 @@ def written(tmp_path_factory):
 def form(request, written, tmp_path):
     """A copy of a checkpoint that may be changed, and its task."""
     shutil.copytree(written(request.param), tmp_path / "model")
+    adapter = tmp_path / "model/adapter_config.json"
+    if adapter.exists():
+        change_json(adapter, base_model_name_or_path=str(tmp_path / "model/base"))
     return tmp_path / "model", *FORMS[request.param][1:]
 
 
@@ -413,7 +430,9 @@ def test_another_process_refuses_other_files(form, tmp_path):
         Path.unlink,
         lambda file: os.truncate(file, 0),
     ]
-    known = run.model.folder.files.digests()
+    known = set(run.model.folder.files.digests())
+    if run.model.base:
+        known |= {f"base/{name}" for name in run.model.base.folder.files.digests()}
     for file in model_files(folder):
         if str(file.relative_to(folder)) not in known:
             continue
