@@ -20,7 +20,7 @@ from torch import Tensor
 
 from modernbert import gpu
 from modernbert.packing import PackedBatch
-from modernbert.torch_attention import Window, torch_attention
+from modernbert.torch_attention import FUSED, CpuWay, Window, torch_attention
 
 BACKENDS = ("flash_attn_3", "torch_varlen", "flash_attn", "flash_attn_4", "sdpa", "eager")
 """The attention backends, in the order in which "auto" asks for them."""
@@ -121,6 +121,7 @@ def packed_attention(
     classes: list[LengthClass],
     window: Window,
     backend: str,
+    way: CpuWay = FUSED,
     dropout: float = 0.0,
     deterministic: bool = False,
 ) -> Tensor:
@@ -134,6 +135,7 @@ def packed_attention(
             seqlens,
             window,
             backend=backend,
+            way=way,
             dropout=dropout,
             deterministic=deterministic,
         )
@@ -151,6 +153,7 @@ def varlen_attention(
     window: Window = None,
     *,
     backend: str = "auto",
+    way: CpuWay = FUSED,
     dropout: float = 0.0,
     deterministic: bool = False,
 ) -> Tensor:
@@ -165,6 +168,7 @@ def varlen_attention(
         window: keys that a query sees to its left and right, both ends inclusive; None: its whole
             sequence.
         backend: one of BACKENDS, or "auto" for the best one available (`resolve_backend`).
+        way: how "sdpa" computes it (`cpu_attention.fastest_way`).
         dropout: the probability of dropping an attention weight.
         deterministic: passed to flash-attn, for a deterministic backward pass.
 
@@ -181,7 +185,8 @@ def varlen_attention(
     if backend == "auto":
         backend = resolve_backend("auto", q.device, q.dtype, q.shape[-1])
     if backend in _TORCH_BACKENDS:
-        return torch_attention(q, k, v, seqlens, window, dropout, plain=backend == "eager")
+        plain = backend == "eager"
+        return torch_attention(q, k, v, seqlens, window, dropout, plain=plain, way=way)
 
     return _run_kernel(
         backend,

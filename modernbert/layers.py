@@ -67,9 +67,8 @@ class ModernBertAttention(nn.Module):
         return torch.cat((rotated_T2NH, v_T1NH), dim=1)
 
     def prepack(self) -> None:
-        """Reorder queries and keys for `apply_rope_interleaved_`, in half precision."""
-        # In fp32 the last bits would change.
-        if self.Wqkv.weight.dtype == torch.float32:
+        """Reorder queries and keys for `apply_rope_interleaved_`."""
+        if self.interleaved:
             return
         self.interleaved = True
         heads = self.qkv_shape[1]

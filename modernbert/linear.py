@@ -81,7 +81,7 @@ class GatedLinear(Linear):
     """The gated linear unit `act(a) * b` with `[a, b] = x W^T + bias` (Shazeer 2020,
     arXiv:2002.05202).
 
-    Prepacked in half precision, activation and gate are fused into two products.
+    Prepacked, activation and gate are fused into two products.
     """
 
     def __init__(self, in_features: int, out_features: int, bias: bool, activation: Activation):
@@ -90,9 +90,7 @@ class GatedLinear(Linear):
         self.fused = _FUSED.get(ACTIVATIONS[activation]) if isinstance(activation, str) else None
 
     def prepack(self) -> None:
-        # In fp32, two fused halves would change the last bits.
-        if self.weight.dtype == torch.float32 or self.fused is None:
-            self.fused = None
+        if self.fused is None:
             return super().prepack()
         biases = (None, None) if self.bias is None else self.bias.chunk(2)
         weights = self.weight.detach().chunk(2)

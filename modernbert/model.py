@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from modernbert import gpu
+from modernbert import cpu, gpu
 from modernbert.attention import (
     Attention,
     length_classes,
@@ -30,7 +30,7 @@ from modernbert.outputs import BaseModelOutput, ModelOutput, Traces
 from modernbert.packing import PackedBatch
 from modernbert.rope import rope_table
 from modernbert.rope_scaling import RopeScaling
-from modernbert.torch_attention import visible_attention
+from modernbert.torch_attention import FUSED, visible_attention
 
 Rope = tuple[float, RopeScaling | None]
 """The theta of a rotary embedding, and how it is scaled."""
@@ -59,6 +59,7 @@ class ModernBertModel(PreTrained):
         super().__init__()
         self.config = config
         self.attention = attention
+        self.cpu_way = FUSED
         self.embeddings = ModernBertEmbeddings(config)
         self.layers = nn.ModuleList(
             ModernBertEncoderLayer(config, i) for i in range(config.num_hidden_layers)
@@ -71,6 +72,13 @@ class ModernBertModel(PreTrained):
             self.embeddings.compile(dynamic=True)
             for layer in self.layers:
                 layer.mlp.compile(dynamic=True)  # type: ignore[union-attr]
+
+    def prepack(self) -> None:
+        """Find out how attention is computed fastest on this CPU (`linear.prepack` asks for it)."""
+        half = self.config.local_attention // 2
+        dtype = self.embeddings.tok_embeddings.weight.dtype
+        heads, head_dim = self.config.num_attention_heads, self.config.head_dim
+        self.cpu_way = cpu.fastest_way(heads, head_dim, (half, half), dtype)
 
     def forward_packed(
         self,
@@ -148,7 +156,7 @@ class ModernBertModel(PreTrained):
         if batch.visible is not None:
             return partial(visible_attention, seqlens=batch.seqlens, visible=batch.visible)
         classes = length_classes(batch, self.config.num_attention_heads, backend)
-        return partial(packed_attention, classes=classes, backend=backend)
+        return partial(packed_attention, classes=classes, backend=backend, way=self.cpu_way)
 
     def forward(
         self,

@@ -92,12 +92,14 @@ def apply_rope(qk_TGNH: Tensor, cos_TH: Tensor, sin_TH: Tensor) -> Tensor:
 
 
 def apply_rope_interleaved_(qk_TGNH: Tensor, cos_TH: Tensor, sin_TH: Tensor) -> None:
-    """Rotate interleaved pairs (2i, 2i + 1) in place: `apply_rope` as one complex product, twice as
-    fast on CPUs.
+    """Rotate interleaved pairs (2i, 2i + 1) in place: `apply_rope` as one complex product, which is
+    faster on CPUs; in fp32 without a copy.
     """
+    turns_TH = torch.complex(cos_TH, sin_TH)[:, None, None]
     pairs = torch.view_as_complex(qk_TGNH.float().unflatten(-1, (-1, 2)))
-    pairs *= torch.complex(cos_TH, sin_TH)[:, None, None]
-    qk_TGNH.copy_(torch.view_as_real(pairs).flatten(-2))
+    pairs *= turns_TH
+    if qk_TGNH.dtype != torch.float32:
+        qk_TGNH.copy_(torch.view_as_real(pairs).flatten(-2))
 
 
 def interleave_pairs(weight_OD: Tensor, heads: int) -> Tensor:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import groupby
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +26,19 @@ AttentionFn = Callable[[Tensor, Tensor, Tensor, Tensor | None, float], Tensor]
 """(queries (R, N, Q, H), keys and values (R, N, K, H), additive mask or None, dropout) -> (R, N, Q,
 H).
 """
+
+
+class CpuWay(NamedTuple):
+    """How attention is computed: which of the ways is fastest depends on the processor."""
+
+    product: str
+    """One of PRODUCTS."""
+    tile: int
+    """The queries of a tile of a sliding window."""
+
+
+FUSED = CpuWay("sdpa", 32)
+"""The way on GPUs, in training, and on CPUs in fp32."""
 _SCORES_IN_CACHE = 1_200_000  # scores computed at a time, of as many sequences or tiles as fit
 # Query rows computed at a time, head by head, where one sequence has more than twice those scores.
 _ROWS_PER_STEP = 512
@@ -39,6 +53,7 @@ def torch_attention(
     dropout: float,
     *,
     plain: bool,
+    way: CpuWay = FUSED,
 ) -> Tensor:
     """Compute `attention.varlen_attention` by torch's operations.
 
@@ -50,14 +65,15 @@ def torch_attention(
         window: keys that a query sees to its left and right; None: its whole sequence.
         dropout: the probability of dropping an attention weight.
         plain: whether to compute the plain formula, with all scores of a sequence at once.
+        way: how it is computed otherwise.
 
     Returns:
         (T, N, H).
     """
-    attention_fn: AttentionFn = _matmul
+    attention_fn = PRODUCTS[way.product]
     if plain:
         attention_fn = _eager
-    elif dropout or _use_sdpa(q):
+    elif dropout:
         attention_fn = _sdpa
     out = []
     start = 0
@@ -67,7 +83,7 @@ def torch_attention(
         q_RLNH = q[rows].unflatten(0, (-1, length))
         k_RLNH = k[rows].unflatten(0, (-1, length))
         v_RLNH = v[rows].unflatten(0, (-1, length))
-        y_RLNH = _equal_lengths(q_RLNH, k_RLNH, v_RLNH, window, attention_fn, dropout)
+        y_RLNH = _equal_lengths(q_RLNH, k_RLNH, v_RLNH, window, way.tile, attention_fn, dropout)
         out.append(y_RLNH.flatten(0, 1))
         start = rows.stop
     return torch.cat(out)
@@ -135,17 +151,19 @@ def attention_maps(
     return tuple(maps)
 
 
-def _use_sdpa(q: Tensor) -> bool:
-    """Return whether torch's fused kernel is the fastest: always, except in half-precision
-    inference on CPUs.
-    """
-    return q.device.type != "cpu" or q.dtype == torch.float32 or torch.is_grad_enabled()
-
-
 def _sdpa(
     q_RNQH: Tensor, k_RNKH: Tensor, v_RNKH: Tensor, mask: Tensor | None, dropout: float
 ) -> Tensor:
     return F.scaled_dot_product_attention(q_RNQH, k_RNKH, v_RNKH, attn_mask=mask, dropout_p=dropout)
+
+
+def _sdpa_in_fp32(
+    q_RNQH: Tensor, k_RNKH: Tensor, v_RNKH: Tensor, mask: Tensor | None, dropout: float
+) -> Tensor:
+    if mask is not None:
+        mask = mask.float()
+    y_RNQH = _sdpa(q_RNQH.float(), k_RNKH.float(), v_RNKH.float(), mask, dropout)
+    return y_RNQH.to(q_RNQH.dtype)
 
 
 def _matmul(
@@ -200,6 +218,16 @@ def _softmax(scores: Tensor) -> Tensor:
     return scores.softmax(dim=-1, dtype=torch.float32).to(scores.dtype)
 
 
+PRODUCTS: dict[str, AttentionFn] = {
+    "sdpa": _sdpa,
+    "sdpa_in_fp32": _sdpa_in_fp32,
+    "matmul": _matmul,
+}
+"""How queries, keys and values are multiplied: by torch's fused kernel, by the same in fp32, or by
+two products with a softmax between them.
+"""
+
+
 def _eager(
     q_RNQH: Tensor, k_RNKH: Tensor, v_RNKH: Tensor, mask: Tensor | None, dropout: float
 ) -> Tensor:
@@ -214,13 +242,18 @@ def _weights(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _equal_lengths(
-    q: Tensor, k: Tensor, v: Tensor, window: Window, attention_fn: AttentionFn, dropout: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    window: Window,
+    tile: int,
+    attention_fn: AttentionFn,
+    dropout: float,
 ) -> Tensor:
     """Compute attention for R sequences of one length, (R, L, N, H); the path depends on L, never
     on R.
     """
     length = q.shape[1]
-    tile = 32 if attention_fn is _sdpa else 64
     # Measured: above this length tiles are faster.
     if window and attention_fn is not _eager and 10 * length > 13 * (tile + sum(window)):
         out = []

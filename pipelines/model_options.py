@@ -30,8 +30,10 @@ class ModelOptions(BaseModel):
         Literal["auto", "cpu", "cuda"], Field(description="auto: GPUs where there are any")
     ] = "auto"
     dtype: Annotated[
-        Literal["auto", "float32", "bfloat16", "float16", "float8"],
-        Field(description="auto: float32, on GPUs bfloat16; float8: less exact"),
+        Literal["auto", "float32", "bfloat16", "float16", "float8", "int8"],
+        Field(
+            description="auto: float32, on GPUs bfloat16; float8 on GPUs, int8 on CPUs: less exact"
+        ),
     ] = "auto"
 
     @model_validator(mode="before")

@@ -12,6 +12,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import ray
@@ -49,7 +50,7 @@ from pipelines.raydata.placement import (
     warn_of_few_cores,
 )
 from pipelines.raydata.pools import start_watch
-from pipelines.raydata.watch import WatchHandle
+from pipelines.raydata.watch import WatchHandle, Way
 from pipelines.raydata.wire import (
     CHANGED,
     NONE_ANSWERED,
@@ -74,13 +75,21 @@ class Execution:
     """A run of shards: the stats of those that were committed, and those that failed."""
 
     def __init__(
-        self, job: Job, todo: Sequence[Shard], max_rejected: str | None, check: Callable[[], None]
+        self,
+        job: Job,
+        todo: Sequence[Shard],
+        max_rejected: str | None,
+        check: Callable[[], None],
+        ways: dict[str, Way] | None = None,
     ):
-        """`max_rejected`: a number or a share of rows; `check` runs between shards, may raise."""
+        """`max_rejected`: a number or a share of rows; `check` runs between shards, may raise;
+        `ways`: how earlier attempts computed attention, by the processor.
+        """
         self.job = job
         self.todo = todo
         self.max_rejected = max_rejected
         self.check = check
+        self.ways = ways or {}
         self.stats = SegmentWriter(job.folder, job.run)
         self.retries = RetryState()
         self.rows_todo = sum(shard.rows for shard in todo)
@@ -106,12 +115,16 @@ class Execution:
         check_nodes(self.job.source, self.job.folder, self.job.run)
         pool = self._plan_pool(actors)
         self._announce(pool)
-        watch = start_watch()
+        watch = start_watch(self.ways)
         with progress_bar(self.rows_todo, lambda: (self.committed_rows, self.committed_tokens)):
             wait_for_places(pool.low, self.job.device, wait_s)
             if self.job.device == "cuda":
                 warn_of_few_cores(pool.low, pool.cores_per_actor)
-            self._run_rounds(pool, watch)
+            try:
+                self._run_rounds(pool, watch)
+            finally:
+                with suppress(RayError):  # a stop may have ended the watch
+                    self.ways = ray.get(watch.ways.remote(), timeout=_ANSWER_S)
 
     def _run_rounds(self, pool: Pool, watch: WatchHandle) -> None:
         """Run all shards, many at a time, then again those that have no answer."""

@@ -35,6 +35,7 @@ from pipelines.output.record import PARTS, Attempt, RunRecord
 from pipelines.output.shard_stats import Stats
 from pipelines.output.shards_file import SegmentWriter, write_shard_stats
 from pipelines.raydata.cluster import cluster_resources
+from pipelines.raydata.watch import Way
 from pipelines.report.html import render
 from pipelines.signals import delayed_signals, how_stopped, raised_signals
 from pipelines.storage import Folder
@@ -236,7 +237,10 @@ def _stage_again(run: Run, held: Lease) -> None:
 def _execute(run: Run, held: Lease) -> None:
     """Run the shards, and write what is known of the output however that ends."""
     options = run.plan.options
-    execution = Execution(run.job, run.todo, options.max_rejected, held.check)
+    ways: dict[str, Way] = {}
+    for attempt in run.record.attempts:
+        ways |= attempt.attention
+    execution = Execution(run.job, run.todo, options.max_rejected, held.check, ways)
     for path, reason in run.broken.items():
         execution.failed[path] = f"cannot be read: {reason}"
     started = time.monotonic()
@@ -250,6 +254,7 @@ def _execute(run: Run, held: Lease) -> None:
         raise
     finally:
         run.failed = execution.failed
+        run.attempt.attention = execution.ways
         run.totals = execution.stats.totals()
         run.attempt.seconds = time.monotonic() - started
         run.attempt.rows = run.totals["rows"]

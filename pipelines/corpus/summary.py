@@ -202,6 +202,15 @@ def start_attempt(job: Job) -> Attempt:
     )
 
 
+def _attention(attempt: Attempt) -> dict[str, str]:
+    """Say how attention was computed on CPUs, where there was a choice."""
+    ways = [
+        f"{product}, tiles of {tile} on {processor}"
+        for processor, (product, tile) in attempt.attention.items()
+    ]
+    return {"attention": "; ".join(ways)} if ways else {}
+
+
 def report(job: Job, record: RunRecord, figures: ShardFigures) -> Json:
     """Return the values that the report shows; `figures`: of all shards of the output."""
     totals = record.totals or {}
@@ -218,6 +227,7 @@ def report(job: Job, record: RunRecord, figures: ShardFigures) -> Json:
             "text columns": ", ".join(job.text_columns),
             "model": job.model.name,
             "device": last.device,
+            **_attention(last),
             "token budget": f"{describe_budget(job)} a packed batch",
             "long texts": long_documents_policy(job.task),
         },

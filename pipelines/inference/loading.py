@@ -55,7 +55,9 @@ def resolve_run(
     Raises UserError for a dtype that the device does not have.
     """
     if device == "cpu" and options.dtype in _GPU_DTYPES:
-        raise UserError(f"dtype {options.dtype} is for GPUs; on CPUs use bfloat16 or float32")
+        raise UserError(f"dtype {options.dtype} is for GPUs; on CPUs use float32, bfloat16 or int8")
+    if device != "cpu" and options.dtype == "int8":
+        raise UserError("dtype int8 is for CPUs; on GPUs use bfloat16 or float8")
     return ModelRun(
         model=checkpoint,
         task=task,
@@ -107,18 +109,19 @@ def device_in_memory(device: int | str | torch.device | None) -> str:
 def resolve_dtype(dtype: str, device: str) -> str:
     """Return `dtype`, or what "auto" stands for on `device`: float32 on CPUs, bfloat16 on GPUs.
 
-    Warns of bfloat16 on an x86 CPU that has no instructions for it.
+    Warns of bfloat16 on a CPU that multiplies it more slowly than float32.
     """
-    import torch
-
     if dtype == "auto":
         return _DTYPE_OF_DEVICE[device]
-    if device == "cpu" and dtype == "bfloat16" and torch.cpu._is_avx2_supported():
-        is_fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        if not is_fast:
+    if device == "cpu" and dtype == "bfloat16":
+        from modernbert.cpu import bfloat16_slowdown, processor
+
+        if (slowdown := bfloat16_slowdown()) > 1:
             logger.warning(
-                "bfloat16 on this CPU, which has neither AVX512_BF16 nor AMX, is about three times "
-                "slower than float32; use dtype float32"
+                "a product in bfloat16 takes %.1f times as long as in float32 on this processor, "
+                "%s; use dtype float32, or int8 where it has AVX512_VNNI",
+                slowdown,
+                processor(),
             )
     return dtype
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
+from modernbert import int8
 from modernbert.checkpoint import as_dtype
 from modernbert.linear import prepack
 from modernbert.model import ModernBertModel
@@ -46,11 +47,11 @@ class Predictor:
         """Load the checkpoint.
 
         `device`, `dtype`: torch's names; dtype "auto" is float32 on CPUs and bfloat16 on GPUs;
-        "float8" is bfloat16 with products in float8. `budget_tokens`: the most tokens in a packed
-        batch, None for what the device holds. `threads`: CPU threads of torch, None to leave its
-        setting. `graphs`: whether small batches run as CUDA graphs where they can, for latency.
-        Raises ValueError for an unknown dtype or one that the device does not have, and for a
-        budget below 1.
+        "float8" on GPUs and "int8" on CPUs are those with the encoder's products in them.
+        `budget_tokens`: the most tokens in a packed batch, None for what the device holds.
+        `threads`: CPU threads of torch, None to leave its setting. `graphs`: whether small batches
+        run as CUDA graphs where they can, for latency. Raises ValueError for an unknown dtype or
+        one that the device does not have, and for a budget below 1.
         """
         if budget_tokens is not None and budget_tokens < 1:
             raise ValueError(f"budget_tokens {budget_tokens} must be at least 1")
@@ -58,7 +59,7 @@ class Predictor:
         self.checkpoint = checkpoint
         self.task = task
         self.dtype = resolve_dtype(dtype, self.device.type)
-        self.torch_dtype = torch.bfloat16 if self.dtype == "float8" else as_dtype(self.dtype)
+        self.torch_dtype = self._dtype_of_weights()
         self._launching = threading.Lock()
         if self.device.type == "cpu" and threads:
             torch.set_num_threads(threads)
@@ -72,16 +73,37 @@ class Predictor:
             from modernbert.float8 import quantise
 
             quantise(self.model)
+        if self.dtype == "int8":
+            int8.quantise(self.model)
         prepack(self.model)
         if graphs and self.device.type == "cuda":
-            self._encoder.enable_graphs()
+            self.encoder.enable_graphs()
         # Only now, with the model loaded, is it known what a GPU has left.
         self.budget_tokens = budget_tokens or self._default_budget()
 
+    def _dtype_of_weights(self) -> torch.dtype:
+        if self.dtype == "float8":
+            return torch.bfloat16
+        if self.dtype == "int8":
+            if self.device.type != "cpu":
+                raise ValueError("dtype int8 is for CPUs; on GPUs use bfloat16 or float8")
+            int8.check_processor()  # before the weights are read
+            return int8.compute_dtype()
+        return as_dtype(self.dtype)
+
     @property
-    def _encoder(self) -> ModernBertModel:
+    def encoder(self) -> ModernBertModel:
+        """The encoder of the model."""
         encoders = (each for each in self.model.modules() if isinstance(each, ModernBertModel))
         return next(encoders)
+
+    @property
+    def attention(self) -> str | None:
+        """How attention is computed on a CPU in half precision, where there is a choice."""
+        if self.device.type != "cpu" or self.torch_dtype == torch.float32:
+            return None
+        way = self.encoder.cpu_way
+        return f"{way.product}, tiles of {way.tile}"
 
     def _default_budget(self) -> int:
         on_cpu = cpu_budget(self.device.type)

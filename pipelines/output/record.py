@@ -40,6 +40,10 @@ class Attempt:
     """Its identity, which the stats of its shards have, too; None in outputs before 0.2."""
     snapshot: str | None = None
     """For a table, the version or snapshot of it that was read."""
+    attention: dict[str, tuple[str, int]] = field(default_factory=dict)
+    """How actors on CPUs computed it in half precision, by the processor: the product and the size
+    of tiles (torch_attention.CpuWay).
+    """
 
 
 @dataclass

@@ -17,7 +17,7 @@ from ray.exceptions import RayError
 from modernbert.stored import CheckpointChanged
 from pipelines.inference.loading import ModelRun
 from pipelines.raydata import wire
-from pipelines.raydata.watch import GO_ON, WAIT, WatchHandle
+from pipelines.raydata.watch import GO_ON, WAIT, WatchHandle, Way
 from pipelines.storage import one_line, redact
 
 if TYPE_CHECKING:
@@ -158,7 +158,24 @@ class Predict:
             budget_tokens=run.budget_tokens,
             threads=1,
         )
+        if run.device == "cpu":
+            self._agree_on_attention(self.predictor)
         self._answer_probe()
+
+    def _agree_on_attention(self, predictor: Predictor) -> None:
+        """Compute attention as the other actors do on this kind of processor: what is fastest may
+        be a tie, and answers are to be equal to the last bit.
+        """
+        import torch
+
+        from modernbert.cpu import processor
+        from modernbert.torch_attention import CpuWay
+
+        if predictor.torch_dtype == torch.float32:  # there is one way
+            return
+        fastest = predictor.encoder.cpu_way
+        agreed = self.reports.agree(processor(), (fastest.product, fastest.tile))
+        predictor.encoder.cpu_way = CpuWay(*agreed)
 
     def _answer_probe(self) -> None:
         """Raise an exception if the model does not answer the task's probe."""
@@ -209,6 +226,13 @@ class Reports:
             return True
         all_fail: bool = ray.get(self.watch.start_failed.remote(self.round_number, self._actor))
         return all_fail
+
+    def agree(self, processor: str, way: Way) -> Way:
+        """Report how attention is fastest on a processor; return how it is computed there."""
+        if not self.watch:
+            return way
+        agreed: Way = ray.get(self.watch.agree.remote(processor, way))
+        return agreed
 
     def begin(self, shard: str) -> bool:
         """Report that the actor begins a shard, once its last ones are committed; False if the job

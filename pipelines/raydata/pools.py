@@ -10,7 +10,7 @@ from ray.data import ActorPoolStrategy
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines.raydata.placement import stage_cpus
-from pipelines.raydata.watch import Watch, WatchHandle
+from pipelines.raydata.watch import Watch, WatchHandle, Way
 
 MapBatches: TypeAlias = dict[str, Any]
 """Options of Ray Data's `map_batches`, which has no type for them."""
@@ -46,9 +46,12 @@ def actor_options(
     return options
 
 
-def start_watch() -> WatchHandle:
-    """Start the watch of a job on the driver's node, where it ends with the driver."""
+def start_watch(ways: dict[str, Way] | None = None) -> WatchHandle:
+    """Start the watch of a job on the driver's node, where it ends with the driver.
+
+    `ways`: how an earlier attempt computed attention on CPUs.
+    """
     node = ray.get_runtime_context().get_node_id()
     place = NodeAffinitySchedulingStrategy(node, soft=True)
     watch = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Watch)
-    return watch.options(scheduling_strategy=place).remote()
+    return watch.options(scheduling_strategy=place).remote(ways)

@@ -10,6 +10,8 @@ from typing import Any, TypeAlias
 
 WatchHandle: TypeAlias = Any
 """Ray's handle of a Watch, whose methods Ray makes when the program runs."""
+Way: TypeAlias = tuple[str, int]
+"""How attention is computed on a CPU: torch_attention.CpuWay without torch."""
 MAX_UNCOMMITTED = 2
 """The shards of an actor that are begun and not committed: so many are lost at most with a job."""
 SHORT_S = 2.0
@@ -33,8 +35,10 @@ class Watch:
     is lost.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ways: dict[str, Way] | None = None) -> None:
+        """`ways`: those of an earlier attempt of the job."""
         self._stops = False
+        self._ways = dict(ways or {})
         self._begin_round(0)
 
     def _begin_round(self, number: int) -> None:
@@ -84,6 +88,16 @@ class Watch:
             return False
         self._failing[actor] = True
         return all(self._failing.values())
+
+    def agree(self, processor: str, way: Way) -> Way:
+        """Return how actors on this kind of processor compute attention: as their first one does,
+        whose way this is.
+        """
+        return self._ways.setdefault(processor, way)
+
+    def ways(self) -> dict[str, Way]:
+        """Return how attention is computed on each kind of processor."""
+        return self._ways
 
     def begin(self, round_number: int, actor: str, shard: str) -> str:
         """Note that an actor that is ready begins a shard, and let it GO_ON.

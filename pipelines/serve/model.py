@@ -126,6 +126,7 @@ class ModelServer:
             task=options.task,
             device=str(self.predictor.device),
             dtype=self.predictor.dtype,
+            attention=self.predictor.attention,
             max_length=self.task.max_length,
             budget_tokens=self.predictor.budget_tokens,
             max_documents=half(options.max_queued_documents),

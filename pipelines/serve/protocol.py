@@ -97,6 +97,8 @@ class Info:
     dtype: str
     max_length: int
     """Tokens that the model reads at a time."""
+    attention: str | None
+    """How a CPU computes attention, where there is a choice."""
     budget_tokens: int
     max_documents: int
     """Documents that a request of one client may hold."""
