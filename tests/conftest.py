@@ -177,11 +177,19 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextmanager
 def own_ray(address: str = "local", **options: Any) -> Iterator[None]:
-    """A Ray of this process, or the one at `address`, in place of one that an earlier test may have started."""
+    """A Ray of this process, or the one at `address`, in place of one that an earlier test may have started.
+
+    One that starts here goes without what no test of it looks at: the autoscaler and the processes that collect the
+    workers' lines and serve the dashboard, each of which imports for a second.
+    """
     import ray
+    from ray._private.node import Node
 
     ray.shutdown()
-    ray.init(address, log_to_driver=False, logging_level="ERROR", **options)
+    with pytest.MonkeyPatch.context() as patch:
+        for start in ("start_monitor", "start_log_monitor", "start_api_server"):
+            patch.setattr(Node, start, lambda *_, **__: None)
+        ray.init(address, log_to_driver=False, logging_level="ERROR", **options)
     yield
     ray.shutdown()
 
