@@ -275,10 +275,12 @@ def own_head(cpus: int) -> Iterator[RayHead]:
     options += ["--head", "--block", f"--num-cpus={cpus}", f"--temp-dir={folder}"]
     options += ["--include-dashboard=true"]  # it takes jobs
     options += ["--include-log-monitor=false"]  # nobody reads the workers' lines
-    process = subprocess.Popen(
-        [*RAY, "start", *options],
-        env=HEAD_ENVIRONMENT, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    log = Path(folder, "start.log")
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [*RAY, "start", *options],
+            env=HEAD_ENVIRONMENT, start_new_session=True, stdout=output, stderr=output,
+        )  # fmt: skip
     address = f"http://127.0.0.1:{dashboard}"
     try:
         for _ in range(120):
@@ -286,7 +288,7 @@ def own_head(cpus: int) -> Iterator[RayHead]:
                 urllib.request.urlopen(f"{address}/api/jobs/", timeout=5).read()
                 break
             except OSError:
-                assert process.poll() is None, "the head ended"
+                assert process.poll() is None, log.read_text()
                 time.sleep(1)
         else:
             pytest.fail("the job server did not answer")
