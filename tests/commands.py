@@ -24,6 +24,7 @@ from pipelines.corpus import execute, pipeline, stages, staging
 from pipelines.corpus.plan import JobPlan
 from pipelines.corpus.run import run_corpus
 from pipelines.input.staging import StagedFile, StageTask
+from pipelines.output import lease
 from pipelines.raydata.actor import Predict
 from pipelines.raydata.wire import unit_row
 
@@ -62,7 +63,10 @@ def run_module(
 
 
 def without_ray(patch: pytest.MonkeyPatch) -> None:
-    """Run the stages of jobs in this process, without Ray: one file, then one shard after the other."""
+    """Run the stages of jobs in this process, without Ray: one file, then one shard after the other.
+
+    No other run writes where they do, which a lease waits to see.
+    """
 
     def stage_all(
         plan: JobPlan, tasks: Sequence[StageTask], check: Callable[[], None]
@@ -87,6 +91,7 @@ def without_ray(patch: pytest.MonkeyPatch) -> None:
                 assert committed["error"] is None, committed
                 self.add_committed(json.loads(committed["stats"]))
 
+    patch.setattr(lease, "_SETTLED_S", {True: 0.0, False: 0.0})
     patch.setattr(staging, "check_nodes", lambda *_: None)  # there is this one
     patch.setattr(staging, "_run_tasks", stage_all)
     patch.setattr(execute.Execution, "run", run_all)

@@ -177,11 +177,19 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextmanager
 def own_ray(address: str = "local", **options: Any) -> Iterator[None]:
-    """A Ray of this process, or the one at `address`, in place of one that an earlier test may have started."""
+    """A Ray of this process, or the one at `address`, in place of one that an earlier test may have started.
+
+    One that starts here goes without what no test of it looks at: the autoscaler and the processes that collect the
+    workers' lines and serve the dashboard, each of which imports for a second.
+    """
     import ray
+    from ray._private.node import Node
 
     ray.shutdown()
-    ray.init(address, log_to_driver=False, logging_level="ERROR", **options)
+    with pytest.MonkeyPatch.context() as patch:
+        for start in ("start_monitor", "start_log_monitor", "start_api_server"):
+            patch.setattr(Node, start, lambda *_, **__: None)
+        ray.init(address, log_to_driver=False, logging_level="ERROR", **options)
     yield
     ray.shutdown()
 
@@ -267,10 +275,12 @@ def own_head(cpus: int) -> Iterator[RayHead]:
     options += ["--head", "--block", f"--num-cpus={cpus}", f"--temp-dir={folder}"]
     options += ["--include-dashboard=true"]  # it takes jobs
     options += ["--include-log-monitor=false"]  # nobody reads the workers' lines
-    process = subprocess.Popen(
-        [*RAY, "start", *options],
-        env=HEAD_ENVIRONMENT, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    log = Path(folder, "start.log")
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [*RAY, "start", *options],
+            env=HEAD_ENVIRONMENT, start_new_session=True, stdout=output, stderr=output,
+        )  # fmt: skip
     address = f"http://127.0.0.1:{dashboard}"
     try:
         for _ in range(120):
@@ -278,7 +288,7 @@ def own_head(cpus: int) -> Iterator[RayHead]:
                 urllib.request.urlopen(f"{address}/api/jobs/", timeout=5).read()
                 break
             except OSError:
-                assert process.poll() is None, "the head ended"
+                assert process.poll() is None, log.read_text()
                 time.sleep(1)
         else:
             pytest.fail("the job server did not answer")

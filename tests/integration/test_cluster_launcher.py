@@ -85,7 +85,7 @@ def machine(folder: Path, address: str, key: Path) -> Iterator[Machine]:
         PasswordAuthentication no
         KbdInteractiveAuthentication no
         PermitRootLogin yes
-        SetEnv RAY_AUTH_MODE=disabled RAY_gcs_rpc_server_reconnect_timeout_s={RECONNECT_S}
+        SetEnv RAY_AUTH_MODE=disabled RAY_gcs_rpc_server_reconnect_timeout_s={RECONNECT_S} AUTOSCALER_UPDATE_INTERVAL_S=1
     """)
     home = Path.home()  # a layer of the machine's own lies over it: Ray writes there
     script = f"""

@@ -58,7 +58,6 @@ def folder(tmp_path_factory) -> Path:
 def crashing(patch: pytest.MonkeyPatch) -> None:
     """Run jobs in this process, each as if the process of the one before it were gone."""
     without_ray(patch)
-    patch.setattr(lease, "_SETTLED_S", {True: 0.0, False: 0.0})
     patch.setattr(lease, "_alive", lambda _: False)
 
 

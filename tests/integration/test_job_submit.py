@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -22,7 +20,16 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from conftest import HEAD_ENVIRONMENT, RAY, REPOSITORY, RayHead, free_port, kill_tree, own_head
+from conftest import (
+    HEAD_ENVIRONMENT,
+    RAY,
+    REPOSITORY,
+    SOAK,
+    RayHead,
+    free_port,
+    kill_tree,
+    own_head,
+)
 from corpora import count_parts
 from ray._raylet import GcsClient
 
@@ -30,31 +37,25 @@ SERVE = [str(Path(sys.executable).with_name("serve"))]
 
 
 @contextmanager
-def joined(head: RayHead, raylets: int) -> Iterator[None]:
-    """As many raylets of a CPU each beside the head."""
-    folders = [
-        tempfile.mkdtemp(prefix="ray", dir="/tmp") for _ in range(raylets)
-    ]  # one for two can hang both
-    options = ["--address", head.address, "--block", "--num-cpus=1"]
-    running = [
-        subprocess.Popen(
-            [*RAY, "start", *options, f"--temp-dir={folder}", f"--dashboard-agent-listen-port={free_port()}"],
-            env=HEAD_ENVIRONMENT, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )
-        for folder in folders
-    ]  # fmt: skip
+def joined(head: RayHead) -> Iterator[None]:
+    """A raylet of two CPUs beside the head."""
+    folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")
+    options = ["--address", head.address, "--block", "--num-cpus=2", f"--temp-dir={folder}"]
+    options += [f"--dashboard-agent-listen-port={free_port()}"]
+    raylet = subprocess.Popen(
+        [*RAY, "start", *options],
+        env=HEAD_ENVIRONMENT, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
     try:
         gcs = GcsClient(address=head.address)
-        while len(gcs.get_all_node_info()) < 1 + raylets:
-            assert all(process.poll() is None for process in running)
+        while len(gcs.get_all_node_info()) < 2:
+            assert raylet.poll() is None
             time.sleep(0.2)
         yield
     finally:
-        for process in running:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait(60)
-        for folder in folders:
-            shutil.rmtree(folder, ignore_errors=True)
+        kill_tree(raylet)
+        raylet.wait(60)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_corpus(folder: Path, rows: int) -> list[str]:
@@ -66,7 +67,7 @@ def write_corpus(folder: Path, rows: int) -> list[str]:
     options = {
         "input": folder / "in.parquet",
         "output": folder / "out",
-        "model": REPOSITORY / "jobs/demo/intent-classifier",
+        "model": "jobs/demo/intent-classifier",  # in the working directory, which is uploaded
     }
     named = [part for name, value in options.items() for part in (f"--{name}", str(value))]
     return ["python", "jobs/classify_corpus.py", *named, "--text-column", "message"]
@@ -119,11 +120,11 @@ def test_the_files_that_are_not_uploaded_are_named():
 
 
 @pytest.mark.slow
-def test_a_job_that_is_stopped_and_then_lost_with_its_cluster_goes_on(tmp_path):
-    """On a head without CPUs for actors and two raylets, as `ray job stop` does it; then on another head."""
+def test_a_job_that_is_stopped_and_then_lost_with_its_cluster_goes_on(ray_head, tmp_path):
+    """On a head without CPUs for actors and a raylet, as `ray job stop` does it; then on another head."""
     rows, out = 3000, tmp_path / "out"
     job = write_corpus(tmp_path, rows)
-    with own_head(cpus=0) as head, joined(head, raylets=2):
+    with own_head(cpus=0) as head, joined(head):
         assert submit(head, job, "--no-wait", "--submission-id", "first").returncode == 0
         wait_until(head, lambda: count_parts(out) >= 8)
         url = f"{head.dashboard}/api/jobs/first"
@@ -133,8 +134,8 @@ def test_a_job_that_is_stopped_and_then_lost_with_its_cluster_goes_on(tmp_path):
         while (status := json.load(urllib.request.urlopen(url))["status"]) == "RUNNING":
             time.sleep(0.5)
         assert status == "STOPPED"
-        logs = ray_job(head, "logs", "first").stdout
-        assert re.search(r"Ray joined at [\d.]+:\d+: 3 nodes, 2 CPUs, 0 GPUs", logs), logs
+        logs = json.load(urllib.request.urlopen(f"{url}/logs"))["logs"]
+        assert re.search(r"Ray joined at [\d.]+:\d+: 2 nodes, 2 CPUs, 0 GPUs", logs), logs
         assert logs.rstrip().endswith("stopped; the same command goes on where this one stopped"), (
             logs
         )
@@ -159,74 +160,29 @@ def test_a_job_that_is_stopped_and_then_lost_with_its_cluster_goes_on(tmp_path):
         wait_until(head, lambda: count_parts(out) > done)
         kill_tree(head.process)  # the machine is gone, with the job's driver on it
     lost = count_parts(out)
-    with own_head(cpus=2) as head:
-        again = submit(head, job)
-        assert again.returncode == 0, again.stdout[-3000:] + again.stderr[-3000:]
-        assert re.search(r"\d+ shards were in the output already", again.stdout)
-        assert (
-            submit(head, [*job, "--top-k", "0"]).returncode == 1
-        )  # all that the job server tells apart
+    again = submit(ray_head, job)
+    assert again.returncode == 0, again.stdout[-3000:] + again.stderr[-3000:]
+    assert re.search(r"\d+ shards were in the output already", again.stdout)
+    assert re.search(r"^rows +[\d,]+: [\d,]+ labelled, 0 rejected", again.stdout, re.MULTILINE)
+    if SOAK:  # what the job itself exits with, test_task_jobs.py has for each
+        # 1 is all that the job server tells apart.
+        assert submit(ray_head, [*job, "--top-k", "0"]).returncode == 1
     assert done < lost < count_parts(out)
     assert [attempt["outcome"] for attempt in record(out)["attempts"]] == [
         "stopped",
         None,
         "complete",
     ]
-    assert ds.dataset(out).to_table()["id"].to_pylist() == list(range(rows))
+    labelled = ds.dataset(out).to_table()
+    assert labelled["id"].to_pylist() == list(range(rows))
+    assert set(labelled["label"].to_pylist()) == {"alarm"}
     assert "By attempt" in (out / "_report.html").read_text()
-
-
-@pytest.mark.slow
-def test_a_submitted_job_labels_a_corpus(ray_head, tmp_path):
-    pq.write_table(
-        pa.table({"message": [f"please set an alarm for {i} o'clock" for i in range(100)]}),
-        tmp_path / "in.parquet",
-    )
-    job = [
-        "python",
-        "jobs/classify_corpus.py",
-        "--input",
-        str(tmp_path / "in.parquet"),
-        "--output",
-        str(tmp_path / "out"),
-    ]
-    job += ["--model", "jobs/demo/intent-classifier", "--text-column", "message"]
-    submit = [
-        *RAY,
-        "job",
-        "submit",
-        "--address",
-        ray_head.dashboard,
-        "--working-dir",
-        ".",
-        "--",
-        *job,
-    ]
-    for _ in range(5):  # the head answers some seconds before its agent takes jobs
-        done = subprocess.run(
-            submit,
-            cwd=REPOSITORY,
-            env=HEAD_ENVIRONMENT,
-            capture_output=True,
-            text=True,
-            timeout=180,
-        )
-        if "No available agent" not in done.stdout + done.stderr:
-            break
-        time.sleep(5)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert "100 labelled" in done.stdout
-    rows = ds.dataset(tmp_path / "out").to_table()
-    assert rows["message"].to_pylist() == [
-        f"please set an alarm for {i} o'clock" for i in range(100)
-    ]
-    assert set(rows["label"].to_pylist()) == {"alarm"}
 
 
 def serve(address: str, command: str, *options: str) -> str:
     """What a command of `serve` says to the head at `address`."""
     call = [*SERVE, command, "--address", address, *options]
-    done = subprocess.run(call, env=HEAD_ENVIRONMENT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(call, env=HEAD_ENVIRONMENT, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -245,13 +201,12 @@ def test_a_deployed_service_answers(ray_head, tmp_path):
         served[0]["model"] = model
         file.write_text(yaml.safe_dump(config))
         serve(ray_head.dashboard, "deploy", str(file))
-        for _ in range(120):
-            state = yaml.safe_load(serve(ray_head.dashboard, "status"))["applications"][
-                "modernbert"
-            ]
+        for _ in range(480):
+            with urllib.request.urlopen(f"{ray_head.dashboard}/api/serve/applications/") as reply:
+                state = json.load(reply)["applications"]["modernbert"]
             if state["status"] in ("RUNNING", "DEPLOY_FAILED"):
                 return state
-            time.sleep(1)
+            time.sleep(0.25)
         raise AssertionError(state)
 
     wrong = deployed(str(tmp_path / "nothing"))
@@ -260,6 +215,8 @@ def test_a_deployed_service_answers(ray_head, tmp_path):
         True,
     ), wrong
     assert deployed(str(REPOSITORY / "jobs/demo/intent-classifier"))["status"] == "RUNNING"
+    shown = yaml.safe_load(serve(ray_head.dashboard, "status"))["applications"]["modernbert"]
+    assert shown["status"] == "RUNNING"
     body = json.dumps({"inputs": "wake me up at six", "parameters": {"top_k": 1}}).encode()
     kind = {"content-type": "application/json"}
     request = urllib.request.Request(f"http://127.0.0.1:{port}/models/intent", body, kind)

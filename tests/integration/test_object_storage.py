@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
-from commands import run_script, without_ray
+from commands import run_script, stages_here, without_ray
 from conftest import REPOSITORY, joined_ray
 from corpora import plan, read_all
 from deltalake import write_deltalake
@@ -129,17 +129,9 @@ def test_input_model_and_output_in_object_storage(bucket, checkpoint, tmp_path, 
     first = run(*remote)
     assert first.returncode == 0, first.stdout + first.stderr
     assert "some-secret" not in first.stdout + first.stderr
-    assert (
-        run(
-            "--input",
-            str(tmp_path / "in"),
-            "--model",
-            str(checkpoint),
-            "--output",
-            str(tmp_path / "out"),
-        ).returncode
-        == 0
-    )
+    local = ["--input", tmp_path / "in", "--model", checkpoint, "--output", tmp_path / "out"]
+    with stages_here():
+        assert run(*map(str, local)).returncode == 0
     there = Folder(bucket.uri("out"))
     want, got = (
         list(list_parts(Folder(str(tmp_path / "out")), "data")),
@@ -169,7 +161,8 @@ def test_input_model_and_output_in_object_storage(bucket, checkpoint, tmp_path, 
     other = run("--input", bucket.uri("in2"), *remote[2:])
     assert other.returncode == 2
     assert "was begun with source s3://bucket/in, not s3://bucket/in2" in other.stderr
-    assert run("--input", bucket.uri("in2"), *remote[2:], "--overwrite").returncode == 0
+    with stages_here():
+        assert run("--input", bucket.uri("in2"), *remote[2:], "--overwrite").returncode == 0
     labelled = ds.dataset("bucket/out", filesystem=bucket.filesystem, format="parquet").to_table()
     assert labelled["id"].to_pylist() == [i for i in range(101) if i != 7]
 
@@ -212,7 +205,6 @@ def test_requests_of_a_shard(bucket, checkpoint, tmp_path, monkeypatch):
     pq.write_table(pa.table({"text": texts}), tmp_path / "in" / "a.parquet", row_group_size=256)
     bucket.copy(tmp_path / "in", "counted-in")
     without_ray(monkeypatch)
-    monkeypatch.setattr(lease, "_SETTLED_S", {True: 0.0, False: 0.0})
     call = {"input": bucket.uri("counted-in"), "output": bucket.uri("counted")}
     for run in ("all", "none"):
         bucket.requests.clear()

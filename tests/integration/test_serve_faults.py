@@ -59,14 +59,28 @@ def http():
         serve.shutdown()
 
 
+@pytest.fixture(scope="module")
+def deployed(http):
+    """The options of the application that runs; none at first."""
+    return {}
+
+
 @pytest.fixture
-def deploy(http, folder):
-    """Deploy with options; returns the address of the model."""
+def deploy(http, folder, deployed):
+    """Deploy with options; returns the address of the model.
+
+    The first deploy of a test goes on with the application that the last test has left if that has the same options.
+    """
     from ray import serve
 
     from pipelines.serve.deployment import build
 
+    left = dict(deployed)
+
     def deploy(**options):
+        if left and left != options:
+            serve.delete("faults")
+        left.clear()
         served = {"name": "cat", "task": "classify", "model": str(folder), "cpus": 0.1, **options}
         top = {
             name.removeprefix("http_"): served.pop(name)
@@ -74,10 +88,11 @@ def deploy(http, folder):
             if name in served
         }
         serve.run(build({"models": [served], **top}), name="faults", route_prefix="/")
+        deployed.clear()
+        deployed.update(options)
         return f"http://127.0.0.1:{http}/models/{served['name']}"
 
-    yield deploy
-    serve.delete("faults")
+    return deploy
 
 
 def processes(deployment="cat"):
@@ -139,7 +154,10 @@ def test_a_copy_that_is_killed_under_load_loses_no_request(deploy, expected, rep
     assert answered >= 8  # each client at least one
 
 
-def test_a_copy_that_stands_still_is_replaced(deploy, expected):
+def test_a_copy_that_stands_still_is_replaced(deploy, expected, monkeypatch):
+    """By checks as often as a second, each with three seconds: it is replaced after three that fail."""
+    monkeypatch.setattr("pipelines.serve.deployment._HEALTH_S", 1.0)
+    monkeypatch.setattr("pipelines.serve.deployment._GRACE_S", 2.0)
     url = deploy(batch_timeout_s=1, timeout_s=5)
     (stopped,) = processes()
     stopped.suspend()
@@ -171,7 +189,7 @@ def test_a_copy_that_finds_another_model_does_not_start(deploy, expected, folder
     """The others answer as before, the status says why; the next deploy takes the files that are there."""
     from ray import serve
 
-    url = deploy(replicas=2)
+    url = deploy(replicas=2, budget_tokens=64)  # as the test above has left it
     before = {process.pid for process in processes()}
     shutil.copytree(folder, tmp_path / "kept")
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
@@ -203,6 +221,8 @@ def test_a_copy_that_finds_another_model_does_not_start(deploy, expected, folder
 
 
 def test_copies_come_and_go_with_the_load_without_a_lost_request(deploy, expected, monkeypatch):
+    """Ray has the figures of every copy of the HTTP side, too: together, each request that was answered."""
+    import ray
     from ray import serve
 
     usual = serve.deployment
@@ -219,31 +239,25 @@ def test_copies_come_and_go_with_the_load_without_a_lost_request(deploy, expecte
         return usual(**options)
 
     monkeypatch.setattr(serve, "deployment", at_once)
-    url = deploy(replicas=1, max_replicas=3, target_ongoing_requests=2)
-    assert len(processes()) == 1
+    scaled = {"replicas": 1, "max_replicas": 3, "target_ongoing_requests": 2}
+    url = deploy(name="counted", http_replicas=2, **scaled)
+    assert len(processes("counted")) == 1
+    requests = 0
     for clients, reached in ((16, 3), (1, 1)):
         wrong, answered = asyncio.run(
             load(
                 url,
                 expected,
-                lambda: until(lambda: len(processes()) == reached, 180),  # noqa: B023
+                lambda: until(lambda: len(processes("counted")) == reached, 180),  # noqa: B023
                 clients=clients,
             )
         )
         assert wrong == []
         assert answered >= clients
-
-
-def test_ray_has_the_figures_of_every_copy_of_the_http_side(deploy):
-    import ray
-
-    url = deploy(http_replicas=2, name="counted")
-    for _ in range(20):  # of which each copy has some
-        with httpx.Client(timeout=60) as client:
-            assert client.post(url, json={"inputs": "a"}).status_code == 200
+        requests += answered
     (node,) = ray.nodes()
 
-    def answered():
+    def counts():
         text = httpx.get(f"http://127.0.0.1:{node['MetricsExportPort']}/metrics", timeout=60).text
         lines = re.findall(r"^ray_modernbert_http_requests_total\{(.*)\} (.*)$", text, re.MULTILINE)
         of_route = [
@@ -252,8 +266,8 @@ def test_ray_has_the_figures_of_every_copy_of_the_http_side(deploy):
         assert all('status="200"' in labels for labels, _ in of_route)
         return {re.search(r'WorkerId="(\w+)"', labels)[1]: value for labels, value in of_route}
 
-    until(lambda: sum(answered().values()) == 20)
-    assert len(answered()) == 2
+    until(lambda: sum(counts().values()) == requests)
+    assert len(counts()) == 2
 
 
 def test_one_process_serves_and_comes_back(deploy, expected):

@@ -108,6 +108,12 @@ def test_a_ray_that_was_killed_on_this_machine_is_forgotten(no_ray, monkeypatch,
     assert services.canonicalize_bootstrap_address(None) is None  # one is started here
 
 
+def listens(port: int) -> bool:
+    """Tell whether somebody listens on a port of this machine."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 @pytest.mark.slow
 def test_a_ray_that_wants_a_token_says_where_to_put_it(tmp_path):
     port, secret = free_port(), {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a" * 40}
@@ -143,6 +149,9 @@ def test_a_ray_that_wants_a_token_says_where_to_put_it(tmp_path):
         return done.stdout + done.stderr
 
     try:
+        while not listens(port):  # each process that connects imports for seconds
+            assert head.poll() is None, "the head ended"
+            time.sleep(0.2)
         while "no Ray answers" in (said := connect(RAY_AUTH_MODE="")):
             assert head.poll() is None, "the head ended"
         for wrong in (

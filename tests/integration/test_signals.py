@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 
 import psutil
@@ -22,6 +23,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
+from commands import run_job, stages_here
 from conftest import REPOSITORY, runs
 
 from pipelines.output.lease import LEASE
@@ -41,9 +43,13 @@ def dice() -> random.Random:
     return random.Random(seed)
 
 
+def folders(folder: Path, checkpoint: Path) -> dict[str, Path]:
+    return {"input": folder / "in.parquet", "output": folder / "out", "model": checkpoint}
+
+
 def start(folder: Path, checkpoint: Path, *options: str, **settings) -> subprocess.Popen:
-    command = [sys.executable, JOB, "--input", folder / "in.parquet", "--output", folder / "out"]
-    command += ["--model", checkpoint, "--actors", "1", *options]
+    named = [(f"--{name}", path) for name, path in folders(folder, checkpoint).items()]
+    command = [sys.executable, JOB, *chain.from_iterable(named), "--actors", "1", *options]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, start_new_session=True, **pipes | settings)
 
@@ -133,8 +139,7 @@ def test_a_signal_at_any_time_is_one_line_and_its_exit_code(tmp_path, checkpoint
         key = f"{job.returncode} {attempts[-1]['outcome'] if attempts else 'before any attempt'}"
         outcomes[key] = outcomes.get(key, 0) + 1
     print(outcomes)
-    job = start(tmp_path, checkpoint, env=environment)
-    _, message = job.communicate(timeout=200)
-    assert job.returncode == 0, message
+    with stages_here():
+        assert run_job("classify", **folders(tmp_path, checkpoint)) == 0
     rows = ds.dataset(tmp_path / "out" / "data").to_table()
     assert sorted(rows["id"].to_pylist()) == list(range(ROWS))

@@ -6,6 +6,7 @@ import logging
 import os
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,14 +72,22 @@ def two_cores():
 
 # What each way to say it stands for is in tests/unit/test_step.py.
 @pytest.mark.parametrize(
-    "options", [{}, {"actors": (2, 2)}, *([{"concurrency": 2}] if SOAK else [])]
+    "options",
+    [
+        [{"actors": (2, 2)}, {}, {"actors": (2, 2)}],
+        *([[{}, {}], [{"actors": (2, 2)}] * 2, [{"concurrency": 2}] * 2] if SOAK else []),
+    ],
 )
-def test_two_steps_run_in_one_pipeline_on_two_cores(options, two_cores, tmp_path):
+def test_steps_of_fixed_and_of_growing_pools_run_in_one_pipeline_on_two_cores(
+    options, two_cores, tmp_path
+):
     dataset = ray.data.read_parquet(str(messages(tmp_path)))
-    check(embed(**options)(classify(**options)(dataset)), "", "e_")
-    assert (
-        not dataset.context.custom_execution_callback_classes
-    )  # the caller's dataset is as it was
+    context = dataset.context
+    steps = [classify, embed, partial(classify, prefix="c_")]
+    for step, of_step in zip(steps, options, strict=False):
+        dataset = step(**of_step)(dataset)
+    check(dataset, *["", "e_", "c_"][: len(options)])
+    assert not context.custom_execution_callback_classes  # the caller's dataset is as it was
 
 
 def test_a_dataset_of_one_block_has_work_for_each_actor(two_cores, tmp_path, monkeypatch):
