@@ -97,11 +97,11 @@ class Info:
     dtype: str
     max_length: int
     """Tokens that the model reads at a time."""
-    attention: str | None
-    """How a CPU computes attention, where there is a choice."""
     budget_tokens: int
     max_documents: int
     """Documents that a request of one client may hold."""
+    attention: str | None = None
+    """How a CPU computes attention, where there is a choice."""
     labels: tuple[str, ...] = ()
     """The labels of classify and tag, in the order of their ids."""
     problem_type: str | None = None
