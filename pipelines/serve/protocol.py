@@ -100,8 +100,6 @@ class Info:
     budget_tokens: int
     max_documents: int
     """Documents that a request of one client may hold."""
-    attention: str | None = None
-    """How a CPU computes attention, where there is a choice."""
     labels: tuple[str, ...] = ()
     """The labels of classify and tag, in the order of their ids."""
     problem_type: str | None = None
@@ -126,6 +124,8 @@ class Info:
     """Whether OpenAI's route cuts inputs that are too long off."""
     openai_token_ids: bool = False
     """Whether OpenAI's route takes token ids."""
+    attention: str | None = None
+    """How a CPU computes attention, where there is a choice."""
 
 
 @dataclass(frozen=True)
