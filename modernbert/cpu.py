@@ -7,6 +7,7 @@ times, with AMX and without), products with a softmax between them on AMD.
 
 from __future__ import annotations
 
+import logging
 import platform
 import time
 from functools import cache
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from modernbert.torch_attention import FUSED, CpuWay, torch_attention
 
+logger = logging.getLogger(__name__)
 WAYS = (
     FUSED,
     CpuWay("sdpa", 64),
@@ -95,7 +97,12 @@ def fastest_way(heads: int, head_dim: int, window: tuple[int, int], dtype: torch
                 if round_number:  # the first one warms up
                     seconds[way] = min(seconds[way], took)
     fastest = min(WAYS, key=seconds.__getitem__)
-    return fastest if seconds[fastest] < _CLEARLY * seconds[FUSED] else FUSED
+    if seconds[fastest] >= _CLEARLY * seconds[FUSED]:
+        fastest = FUSED
+    logger.info(
+        "attention in %s on %s: %s, tiles of %d", dtype, processor(), fastest.product, fastest.tile
+    )
+    return fastest
 
 
 def _seconds(q: Tensor, k: Tensor, v: Tensor, window: tuple[int, int], way: CpuWay) -> float:

@@ -311,6 +311,7 @@ def _tokens(text: str, tokens: Tokens) -> Iterator[Json]:
 
 
 def _info(info: Info, handler: RequestHandler) -> Json:
+    attention = {"attention": info.attention} if info.attention else {}  # not of TEI
     return {
         "model_id": info.model,
         "model_sha": info.revision,
@@ -327,6 +328,7 @@ def _info(info: Info, handler: RequestHandler) -> Json:
         "version": version("modernbert-ray"),
         "sha": None,
         "docker_label": None,
+        **attention,
     }
 
 
