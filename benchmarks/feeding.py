@@ -126,7 +126,7 @@ def make_job(task: str, source: Path, folder: Path, model: Path) -> tuple[Job, l
         source=Location(str(source)),
         folder=Folder.at(str(folder)),
         parts="data",
-        run="feeding",
+        attempt_id="feeding",
         model=checkpoint,
         task=task_class(task).from_checkpoint(checkpoint, TASKS[task]()),
         schema=corpus.schema,
@@ -140,7 +140,7 @@ def make_job(task: str, source: Path, folder: Path, model: Path) -> tuple[Job, l
         batch_timeout_s=600,
     )
     # Each commit looks at the lease of its run.
-    job.folder.write_atomic(LEASE, json.dumps({"run": job.run}).encode())
+    job.folder.write_atomic(LEASE, json.dumps({"run": job.attempt_id}).encode())
     return job, corpus.shards
 
 

@@ -234,7 +234,7 @@ def many_shards(shards: int) -> dict[str, Any]:
         )  # type: ignore
         out = Folder(str(folder / "out"))
         job = SimpleNamespace(
-            device="cpu", dtype="float32", source="nowhere", folder=out, run="scale"
+            device="cpu", dtype="float32", source="nowhere", folder=out, attempt_id="scale"
         )
         with measured() as streaming:
             execution = Execution(job, corpus.shards, None, lambda: None)  # type: ignore[arg-type]

@@ -90,7 +90,7 @@ class Execution:
         self.max_rejected = max_rejected
         self.check = check
         self.ways = ways or {}
-        self.stats = SegmentWriter(job.folder, job.run)
+        self.stats = SegmentWriter(job.folder, job.attempt_id)
         self.retries = RetryState()
         self.rows_todo = sum(shard.rows for shard in todo)
         self.committed_rows = 0
@@ -112,7 +112,7 @@ class Execution:
         """
         if not self.todo:
             return
-        check_nodes(self.job.source, self.job.folder, self.job.run)
+        check_nodes(self.job.source, self.job.folder, self.job.attempt_id)
         pool = self._plan_pool(actors)
         self._announce(pool)
         watch = start_watch(self.ways)
@@ -278,7 +278,7 @@ class Execution:
         # The clocks of workers may differ from the driver's, and that one may be set meanwhile.
         committed_at = self._epoch + time.monotonic()
         try:
-            self.stats.add(stats | {"run": self.job.run, "committed_at": committed_at})
+            self.stats.add(stats | {"run": self.job.attempt_id, "committed_at": committed_at})
         except OSError as error:
             raise unwritable(self.job.folder, error.strerror or str(error)) from error
         self.committed_rows += stats["rows"]

@@ -51,8 +51,8 @@ class JobPlan:
     """The output."""
     parts: str
     """The folder of the parts in the output."""
-    run: str
-    """The identity of this run, which the output's lease has, too."""
+    attempt_id: str
+    """The identity of this attempt, which the output's lease has, too."""
     model: ModelRun
     inspection: Inspection
     fingerprint: Json
@@ -68,8 +68,8 @@ class Job(ModelRun):
     """The output."""
     parts: str
     """The folder of the parts in the output."""
-    run: str
-    """The identity of this run, which the output's lease has, too."""
+    attempt_id: str
+    """The identity of this attempt, which the output's lease has, too."""
     schema: pa.Schema
     """The columns of the input."""
     text_columns: list[str]
@@ -111,7 +111,7 @@ def plan_job(options: CorpusOptions, with_weights: bool = True) -> JobPlan:
         source=inspection.source,
         folder=folder,
         parts=record.parts if record else PARTS,
-        run=uuid4().hex,
+        attempt_id=uuid4().hex,
         model=model_run,
         inspection=inspection,
         fingerprint=_fingerprint(options, source, inspection, model_run, with_weights),
@@ -160,7 +160,7 @@ def make_job(plan: JobPlan, corpus: Corpus) -> Job:
         source=plan.source,
         folder=plan.folder,
         parts=plan.parts,
-        run=plan.run,
+        attempt_id=plan.attempt_id,
         schema=corpus.schema,
         text_columns=list(options.text_columns.values()),
         keep_columns=keep_columns,

@@ -139,7 +139,7 @@ def run_job(options: CorpusOptions) -> Outcome:
     plan = plan_job(options)
     output.open_output(plan.folder, plan.fingerprint, options.overwrite)
     try:
-        with delayed_signals(), lease(plan.folder, plan.run) as held, raised_signals():
+        with delayed_signals(), lease(plan.folder, plan.attempt_id) as held, raised_signals():
             # Again: another run may have written the output until it was ours.
             record = output.open_output(plan.folder, plan.fingerprint, options.overwrite)
             staged = stage_files(plan, plan.inspection.unstaged, held.check)
@@ -294,7 +294,7 @@ def _write_record(run: Run, stats: SegmentWriter) -> set[str]:
         run.first_part = next(iter(listing), None)
         figures = ShardFigures(record.attempts)
         missing = write_shard_stats(
-            job.folder, job.parts, listing, job.run, run_of, see=figures.add
+            job.folder, job.parts, listing, job.attempt_id, run_of, see=figures.add
         )
         attempt.rows = figures.own_rows
         attempt.tokens = figures.own_tokens

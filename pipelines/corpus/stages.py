@@ -121,7 +121,7 @@ def _commit(job: Job, table: pa.Table) -> Committed:
     except CheckpointChanged as error:
         return Committed(shard.name, error=one_line(error), cause=wire.CHANGED)
     try:
-        check_lease(job.folder, job.run)
+        check_lease(job.folder, job.attempt_id)
         commit_shard(job.folder, job.parts, stats, answered, rejected, files)
     except OSError as error:  # of the output, which no other shard can be written to either
         return Committed(shard.name, error=one_line(error), stops=True)

@@ -50,7 +50,7 @@ def stage_files(
         else:
             results[task.name] = staged
     if todo:
-        check_nodes(plan.source, plan.folder, plan.run)
+        check_nodes(plan.source, plan.folder, plan.attempt_id)
         staged_folder = f"{plan.folder}/{STAGED}"
         say(printable(f"reading {len(todo):,} {inspection.format} file(s) into {staged_folder}"))
         results |= _run_tasks(plan, todo, check)

@@ -197,7 +197,7 @@ def start_attempt(job: Job) -> Attempt:
             "python": platform.python_version(),
             **{name: _version(name) for name in _PACKAGES},
         },
-        run=job.run,
+        run=job.attempt_id,
         snapshot=job.source.title if isinstance(job.source, TableLocation) else None,
     )
 

@@ -49,7 +49,7 @@ def test_a_hundred_thousand_shards_are_rounds_of_few_and_little_memory(tmp_path,
         Shard(f"{i:06}", "parquet", (Piece("in", "in", "0", 4096 * i, 4096),))
         for i in range(SHARDS)
     ]
-    job = SimpleNamespace(device="cpu", folder=Folder.at(str(tmp_path)), run="scale")
+    job = SimpleNamespace(device="cpu", folder=Folder.at(str(tmp_path)), attempt_id="scale")
     execution = Execution(job, shards, None, lambda: None)
     rounds = []
 

@@ -41,7 +41,7 @@ def planned(tmp_path_factory):
     job_plan = plan_job(options)
     corpus = cut_shards(job_plan, job_plan.inspection, None)
     job = make_job(job_plan, corpus)
-    job.folder.write_atomic("_lease.json", json.dumps({"run": job.run}).encode())
+    job.folder.write_atomic("_lease.json", json.dumps({"run": job.attempt_id}).encode())
     return job, pa.Table.from_pylist([wire.unit_row(corpus.shards)]), Predict(job)
 
 
