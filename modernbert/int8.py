@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from modernbert.cpu import processor
 from modernbert.layers import ModernBertEncoderLayer
 from modernbert.linear import GatedLinear, Linear
 
@@ -66,7 +67,8 @@ def quantise(model: nn.Module) -> None:
     Raises:
         ValueError: for a processor without instructions for it.
     """
-    check_processor()
+    if reason := why_unsupported():
+        raise ValueError(reason)
     for layer in model.modules():
         if not isinstance(layer, ModernBertEncoderLayer):
             continue
@@ -82,13 +84,14 @@ def compute_dtype() -> torch.dtype:
     return torch.bfloat16 if torch.cpu._is_amx_tile_supported() else torch.float32
 
 
-def check_processor() -> None:
-    """Raise ValueError where the processor multiplies int8 no faster than fp32."""
-    if not (torch.cpu._is_vnni_supported() or torch.cpu._is_amx_tile_supported()):
-        raise ValueError(
-            "dtype int8 needs a processor with AVX512_VNNI or AMX (Intel since 2019, AMD since "
-            "Zen 4), which this one has not; use dtype float32"
-        )
+def why_unsupported() -> str | None:
+    """Say why int8 is no faster than float32 on this processor; None where it is."""
+    if torch.cpu._is_vnni_supported() or torch.cpu._is_amx_tile_supported():
+        return None
+    return (
+        "dtype int8 needs a processor with AVX512_VNNI or AMX (Intel since 2019, AMD since Zen 4), "
+        f"which this one has not: {processor()}; use dtype float32"
+    )
 
 
 def _rows_in_int8(x_TD: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,6 +20,7 @@ from modernbert.model import ModernBertModel
 from modernbert.packing import PackedBatch
 from modernbert.text.windows import Text
 from pipelines.checkpoints import Checkpoint
+from pipelines.errors import UserError
 from pipelines.inference.bucketing import packed_batches
 from pipelines.inference.loading import cpu_budget, gpu_budget, resolve_dtype
 from pipelines.inference.outputs import ValuesBuilder, model_outputs, ranges
@@ -86,8 +87,9 @@ class Predictor:
             return torch.bfloat16
         if self.dtype == "int8":
             if self.device.type != "cpu":
-                raise ValueError("dtype int8 is for CPUs; on GPUs use bfloat16 or float8")
-            int8.check_processor()  # before the weights are read
+                raise UserError("dtype int8 is for CPUs; on GPUs use bfloat16 or float8")
+            if reason := int8.why_unsupported():  # before the weights are read
+                raise UserError(reason)
             return int8.compute_dtype()
         return as_dtype(self.dtype)
 

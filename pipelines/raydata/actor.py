@@ -15,6 +15,7 @@ import ray
 from ray.exceptions import RayError
 
 from modernbert.stored import CheckpointChanged
+from pipelines.errors import UserError
 from pipelines.inference.loading import ModelRun
 from pipelines.raydata import wire
 from pipelines.raydata.watch import GO_ON, WAIT, WatchHandle, Way
@@ -132,8 +133,9 @@ class Predict:
                 self._load()
                 self.reports.started()
                 return None
-            except CheckpointChanged as error:
-                # No later attempt finds the old files, and they must not be mixed.
+            except (CheckpointChanged, UserError) as error:
+                # No later attempt finds the old files, which must not be mixed, or what the
+                # processor lacks.
                 return _with_traceback(error)
             except Exception as error:  # a slow or busy server or file system, a device
                 reason = _with_traceback(error)

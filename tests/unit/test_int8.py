@@ -17,8 +17,11 @@ from modernbert.model import ModernBertModel
 from modernbert.packing import PackedBatch
 from pipelines import pipeline
 from pipelines.checkpoints import Checkpoint
+from pipelines.inference.loading import ModelRun
 from pipelines.inference.predictor import Predictor
-from pipelines.options import EmbedOptions
+from pipelines.options import ClassifyOptions, EmbedOptions
+from pipelines.raydata import actor
+from pipelines.tasks.classify import Classify
 from pipelines.tasks.embed import Embed
 
 DEMO = Path(__file__).parents[2] / "jobs/demo"
@@ -75,11 +78,35 @@ def test_a_model_is_near_its_twin_and_no_answer_depends_on_its_neighbours(config
         assert torch.equal(alone, part)
 
 
-def test_a_processor_without_it_is_refused(monkeypatch):
+def test_a_processor_without_it_is_refused_at_once(monkeypatch, checkpoint):
+    """An actor does not try again, as it does where a server or a device may be busy."""
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    with pytest.raises(ValueError, match="dtype int8 needs a processor with AVX512_VNNI or AMX"):
+    message = "dtype int8 needs a processor with AVX512_VNNI or AMX"
+    with pytest.raises(ValueError, match=message):
         quantise(torch.nn.Linear(2, 2))
+
+    class Reports:
+        """Those of an actor of which others start."""
+
+        watch = object()
+
+        def __init__(self, *_):
+            pass
+
+        def start(self):
+            return 1
+
+        def no_other_actor_starts(self):
+            raise AssertionError("the failure is not final")
+
+    monkeypatch.setattr(actor, "Reports", Reports)
+    model = Checkpoint.open(checkpoint)
+    task = Classify.from_checkpoint(model, ClassifyOptions())
+    run = ModelRun(
+        model=model, task=task, device="cpu", dtype="int8", budget_tokens=64, batch_timeout_s=60
+    )
+    assert message in actor.Predict(run).start_error
 
 
 @pytest.mark.parametrize(("amx", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
