@@ -50,13 +50,15 @@ def load_texts(text_length: str) -> list[str]:
     return [text for text in decoded if min_chars < len(text) < max_chars and not text.isspace()]
 
 
-def base_checkpoint(folder: Path) -> Path:
-    """Write a checkpoint of the size of ModernBERT-base: random weights, the demo's tokenizer and labels."""
+def base_checkpoint(folder: Path, layers: int = 22) -> Path:
+    """Write a checkpoint of the width of ModernBERT-base: random weights, the demo's tokenizer and labels."""
     import transformers
 
     labels = json.loads((DEMO / "intent-classifier/config.json").read_text())["id2label"]
     config = transformers.ModernBertConfig(
-        id2label={int(i): label for i, label in labels.items()}, pad_token_id=0
+        num_hidden_layers=layers,
+        id2label={int(i): label for i, label in labels.items()},
+        pad_token_id=0,
     )
     transformers.ModernBertForSequenceClassification(config).save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
