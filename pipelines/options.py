@@ -325,6 +325,22 @@ class EmbedOptions(TaskOptions):
     precision: Annotated[Precision, Field(description="how vectors are stored")] = "float32"
     prompt: Prompt = None
     prompt_name: PromptName = None
+    chunk_tokens: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            description=(
+                "read texts whole, cut at ends of sentences into chunks of at most CHUNK_TOKENS, "
+                "and give the list chunks, with a vector for each"
+            ),
+        ),
+    ] = None
+    chunk_overlap: Annotated[
+        int, Field(ge=0, description="tokens that a chunk shares with the one before, at most")
+    ] = 0
+    late: Annotated[
+        bool, Field(description="pool the tokens of chunks after a pass over the whole text")
+    ] = False
 
 
 class SparseOptions(TaskOptions):

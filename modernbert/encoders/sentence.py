@@ -1,6 +1,6 @@
 """Sentence encoders: an encoder, pooling, dense layers and normalisation.
 
-Shapes: T packed tokens, B sequences, D hidden, E embedding width.
+Shapes: T packed tokens, B sequences, C chunks, D hidden, E embedding width.
 """
 
 from __future__ import annotations
@@ -57,20 +57,49 @@ class SentenceEncoder(StoredEncoder[SentenceConfig]):
         Returns:
             (B, E) fp32, in the order of the batch.
         """
-        x_TD = self.encoder.forward_packed(batch)
-        if self.token_layers:
-            x_TD = apply_to_tokens(self.token_layers, x_TD.float())
+        x_TD = self._token_vectors(batch)
         modes = pooling or self.config.pooling
         if x_TD.device.type != "cpu":
             pooled = [_pool_on_gpu(x_TD, batch, mode, prompt_tokens) for mode in modes]
             return self._apply_layers(torch.cat(pooled, dim=1))
+        return self._pool_each(x_TD.split(batch.seqlens), modes, prompt_tokens)
+
+    def forward_chunks(
+        self, batch: PackedBatch, chunks: Sequence[Sequence[int]], pooling: Sequence[str] = ()
+    ) -> Tensor:
+        """Compute the vectors of chunks of a packed batch's sequences, before any normalisation.
+
+        Args:
+            batch: the input, on the model's device.
+            chunks: the tokens [first, stop) of each in the batch; they may overlap.
+            pooling: modes that replace the configured ones; empty: those of the configuration.
+
+        Returns:
+            (C, E) fp32, in the order of the chunks.
+        """
+        x_TD = self._token_vectors(batch)
+        modes = pooling or self.config.pooling
+        return self._pool_each([x_TD[first:stop] for first, stop in chunks], modes)
+
+    def _token_vectors(self, batch: PackedBatch) -> Tensor:
+        x_TD = self.encoder.forward_packed(batch)
+        if self.token_layers:
+            x_TD = apply_to_tokens(self.token_layers, x_TD.float())
+        return x_TD
+
+    def _pool_each(
+        self, stretches: Iterable[Tensor], modes: Sequence[str], prompt_tokens: int = 0
+    ) -> Tensor:
+        """Pool stretches of tokens (L, D), one after the other, and apply the layers behind."""
         rows = []
-        for x_LD in x_TD.split(batch.seqlens):
+        for x_LD in stretches:
             x_LD = x_LD.float()
             pooled = [_POOLING_FUNCTIONS[mode](x_LD, prompt_tokens) for mode in modes]
             rows.append(torch.cat(pooled))
         if not self.layers:
             return torch.stack(rows)
+        if rows[0].device.type != "cpu":
+            return self._apply_layers(torch.stack(rows))
         # One row at a time, each in memory of its own: the bits of a matrix product may depend on
         # its number of rows, and on where they begin.
         return torch.cat([self._apply_layers(x_D[None]) for x_D in rows])

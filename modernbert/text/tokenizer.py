@@ -179,6 +179,11 @@ class Tokenizer:
         return [token for template in templates for ids in template for token in ids]
 
     @property
+    def starting_ids(self) -> list[int]:
+        """The ids of the special tokens before a text."""
+        return self._encoder.template(pairs=False)[0]
+
+    @property
     def ending_ids(self) -> list[int]:
         """The ids of the special tokens behind a text."""
         return self._encoder.template(pairs=False)[-1]

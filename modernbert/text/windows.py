@@ -1,6 +1,6 @@
 """Windows: documents cut into stretches of at most `max_length` tokens, laid end to end.
 
-Shapes: T packed tokens, W windows, D documents.
+Shapes: T packed tokens, W windows, D documents, C chunks.
 """
 
 from __future__ import annotations
@@ -83,6 +83,10 @@ class Windows:
     token_tags: np.ndarray = field(default_factory=lambda: np.empty(0, np.int8))
     """(T,) int8: a tag that a task sets for each token. Empty without `details`, like the three
     arrays before it.
+    """
+    chunk_spans: np.ndarray = field(default_factory=lambda: np.empty((0, 2), np.int32))
+    """(C, 2) int32: the characters [start, end) of each chunk in its text, where documents are cut
+    into chunks; in the order of the windows.
     """
 
     @property

@@ -33,12 +33,12 @@ def shard_size(model_run: ModelRun, rows_per_file: int | None) -> ShardSize:
         tokens_s = _CPU_FLOPS / (2 * weights_of_layers(config))
     tokens = SHARD_S * tokens_s
     rows = _MAX_ROWS
-    # float32 values, for each text or for each token.
+    # float32 values, for each text or for so many tokens.
     values = _VALUE_BYTES // (4 * task.width)
-    if task.per_token or task.gives_token_vectors:
-        tokens = min(tokens, values)
-    else:
+    if task.tokens_per_row is None:
         rows = min(rows, values)
+    else:
+        tokens = min(tokens, values * task.tokens_per_row)
     read_bytes = None
     if task.stride is None:
         read_bytes = task.max_length * _TEXT_BYTES_PER_TOKEN

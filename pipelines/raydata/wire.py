@@ -46,6 +46,7 @@ WINDOWS = {
     "truncated": pa.bool_(),
     "offsets": pa.int32(),
     "token_tags": pa.int8(),
+    "chunk_spans": pa.int32(),
 }
 """The arrays of a shard's Windows, flattened."""
 TOKENISED = pa.schema(
@@ -229,7 +230,8 @@ def predicted_row(
 def windows_of(table: pa.Table) -> Windows:
     """Decode the Windows of a row; the documents that they reject are among the row's rejects."""
     arrays = {name: array_of(table, name) for name in WINDOWS}
-    arrays["offsets"] = arrays["offsets"].reshape(-1, 2)
+    for name in ("offsets", "chunk_spans"):
+        arrays[name] = arrays[name].reshape(-1, 2)
     return Windows(**arrays, rejected={})
 
 

@@ -113,6 +113,16 @@ class ServedModel(TaskOptions, ModelOptions):
         return self
 
     @model_validator(mode="after")
+    def _no_chunks(self) -> Self:
+        for name in ("chunk_tokens", "chunk_overlap", "late"):
+            if getattr(self, name, None):
+                raise ValueError(
+                    f"{name} is an option of requests to /embed, not of a model: other routes give "
+                    "a vector a text; leave it out here"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _ordered(self) -> Self:
         if self.max_replicas is not None and self.max_replicas < self.replicas:
             raise ValueError(f"max_replicas {self.max_replicas} is below replicas {self.replicas}")

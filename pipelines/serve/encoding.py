@@ -258,4 +258,5 @@ def _join(parts: Sequence[Windows]) -> Windows:
         word_ids=joined("word_ids"),
         sequence_ids=joined("sequence_ids"),
         token_tags=joined("token_tags"),
+        chunk_spans=joined("chunk_spans"),
     )

@@ -71,6 +71,13 @@ class Task(ABC):
     """Whether decoding needs the offsets, word ids and sequence ids of the tokens."""
 
     @property
+    def tokens_per_row(self) -> float | None:
+        """How many tokens there are for a row of values, at least or about; None: a document has
+        one row, or few.
+        """
+        return 1 if self.per_token or self.gives_token_vectors else None
+
+    @property
     def needs_documents(self) -> bool:
         """Whether decoding needs the documents themselves."""
         return self.needs_details

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from modernbert.text.sentences import Chunking
 from modernbert.text.windows import MOST_OVERLAP
 from pipelines.checkpoints import Checkpoint
-from pipelines.options import TaskOptions
+from pipelines.options import EmbedOptions, TaskOptions
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +61,67 @@ def resolve_windowing(
             f"the same token; it may be at most {longest_stride}"
         )
     return Windowing(max_length=length, stride=stride)
+
+
+def resolve_chunking(options: EmbedOptions, pooling: Sequence[str], prompt: str) -> Chunking | None:
+    """Return how texts become chunks, or None where they do not.
+
+    `pooling`: the model's. Raises ValueError for options that do not fit each other or the model.
+    """
+    tokens = options.chunk_tokens
+    overlap = options.chunk_overlap
+    if tokens is None:
+        if options.late:
+            raise ValueError("late is for chunks: give chunk_tokens, too")
+        if overlap:
+            raise ValueError(f"chunk_overlap {overlap} is for chunks: give chunk_tokens, too")
+        return None
+    if overlap > tokens // 2:
+        raise ValueError(
+            f"chunk_overlap {overlap} may be at most half of chunk_tokens, {tokens // 2}"
+        )
+    if options.late and "cls" in pooling:
+        raise ValueError(
+            "late pools the tokens of a chunk, and this model takes the vector of [CLS]: leave "
+            "late out, or give pooling mean"
+        )
+    return Chunking(tokens=tokens, overlap=overlap, prompt=prompt)
+
+
+def resolve_chunk_windowing(
+    checkpoint: Checkpoint,
+    options: EmbedOptions,
+    default_length: int | None,
+    chunking: Chunking,
+    around: int,
+) -> Windowing:
+    """Choose the windows of texts that are cut into chunks, which are read whole.
+
+    `around`: the tokens of a window that are no text: special ones and those of the prompt. The
+    stride is what chunks share, or with late what a window has before its first chunk. Raises
+    ValueError for options that leave a chunk no room.
+    """
+    stride = options.stride
+    if stride is not None and not options.late:
+        raise ValueError(f"stride {stride} is for late; chunks share chunk_overlap tokens")
+    whole = {"long_documents": "windows" if options.late else "truncate"}
+    windowing = resolve_windowing(checkpoint, options.model_copy(update=whole), default_length)
+    room = windowing.max_length - around
+    if chunking.tokens > room:
+        raise ValueError(
+            f"chunk_tokens {chunking.tokens} is more than a window of max_length "
+            f"{windowing.max_length} has room for: {max(room, 0)} beside special tokens and the "
+            "prompt"
+        )
+    if windowing.stride is None:
+        return Windowing(max_length=windowing.max_length, stride=chunking.overlap)
+    longest_stride = min(room // 2, room - chunking.tokens)
+    if stride is not None and stride > longest_stride:
+        raise ValueError(
+            f"stride {stride} may be at most {longest_stride}, half of a window and what "
+            f"chunk_tokens {chunking.tokens} leaves of it"
+        )
+    return Windowing(max_length=windowing.max_length, stride=min(windowing.stride, longest_stride))
 
 
 class PromptOptions(Protocol):

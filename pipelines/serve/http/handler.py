@@ -256,6 +256,11 @@ class HandledRequest:
         return (base64.b64encode(row.tobytes()).decode() for row in rows)
 
     @property
+    def chunks(self) -> Iterator[Iterator[dict[str, object]]]:
+        """For each input its chunks, {start, end, embedding}, as they are sent."""
+        return (chunks_of(spans, vectors) for spans, vectors in self.response.results)
+
+    @property
     def token_vectors(self) -> Iterator[Iterator[list[float]]]:
         """For each input the vectors of its tokens, each a list as it is sent."""
         return ((row.tolist() for row in vectors) for vectors in self.response.results)
@@ -302,3 +307,9 @@ class HandledRequest:
 def _length(document: _Input) -> int:
     """Return the characters of a text or a pair, or the number of ids."""
     return sum(map(len, document)) if isinstance(document, tuple) else len(document)
+
+
+def chunks_of(spans: np.ndarray, vectors: np.ndarray) -> Iterator[dict[str, object]]:
+    """Yield the chunks of an input, whose characters are `spans`."""
+    for (start, end), vector in zip(spans.tolist(), vectors, strict=True):
+        yield {"start": start, "end": end, "embedding": vector.tolist()}

@@ -328,8 +328,8 @@ def _add_embed(router: APIRouter, handler: RequestHandler, name: str, path: str)
 
     @router.post(path, **route_docs(list[object], example))
     async def feature_extraction(body: VectorRequest) -> Response:
-        """A vector for each input; with inputs {source_sentence, sentences} their cosines: sentence
-        similarity.
+        """A vector for each input, or with chunk_tokens a list of {start, end, embedding}; with
+        inputs {source_sentence, sentences} their cosines: sentence similarity.
         """
         info = await handler.pick("embed", name)
         if isinstance(body, SimilarityRequest):

@@ -53,6 +53,26 @@ class EmbedRequest(TruncationParams):
     prompt_name: str | None = Field(
         default=None, description="a prompt of the model's to put before each input"
     )
+    chunk_tokens: Int | None = Field(
+        default=None,
+        ge=1,
+        description="give [{start, end, embedding}] of chunks of at most so many tokens",
+    )
+    chunk_overlap: Int | None = Field(
+        default=None, ge=0, description="tokens that a chunk shares with the one before, at most"
+    )
+    late: bool | None = Field(
+        default=None, description="pool the tokens of chunks after a pass over the whole input"
+    )
+
+    @property
+    def chunk_options(self) -> dict[str, object]:
+        """The options of chunks under the task's own names."""
+        return {
+            "chunk_tokens": self.chunk_tokens,
+            "chunk_overlap": self.chunk_overlap,
+            "late": self.late,
+        }
 
 
 class SimilarityParameters(TruncationParams):
@@ -137,7 +157,7 @@ async def embed(
 
 
 async def embedded(handler: RequestHandler, info: Info, body: EmbedRequest) -> Response:
-    """Answer a request for vectors with a list of them."""
+    """Answer a request for vectors with a list of them, or of lists of chunks with theirs."""
     texts = await handler.texts(info, body.inputs, "inputs")
     handled = await embed(
         handler,
@@ -148,8 +168,9 @@ async def embedded(handler: RequestHandler, info: Info, body: EmbedRequest) -> R
         normalize=body.normalize,
         dimensions=body.dimensions,
         truncation=body.truncation,
+        more=body.chunk_options,
     )
-    return handled.reply(handled.vectors)
+    return handled.reply(handled.vectors if body.chunk_tokens is None else handled.chunks)
 
 
 async def similarity(handler: RequestHandler, info: Info, body: SimilarityRequest) -> Response:

@@ -140,9 +140,9 @@ class DecodeRequest(TolerantBody):
 def _add_embed(router: APIRouter, handler: RequestHandler, name: str | None) -> None:
     example: Json = {"inputs": ["What is Deep Learning?"], "normalize": True}
 
-    @router.post("/embed", **route_docs(list[list[float]], example))
+    @router.post("/embed", **route_docs(list[list[float] | list[Json]], example))
     async def embed(body: EmbedRequest) -> Response:
-        """A vector for each input."""
+        """A vector for each input; with chunk_tokens a list of {start, end, embedding}."""
         info = await handler.pick("embed", name)
         return await embedded(handler, info, body)
 
