@@ -11,7 +11,7 @@ import warnings
 import numpy as np
 import pytest
 import transformers
-from checkpoints import SENTENCE, write_task
+from checkpoints import write_task
 from predictions import PIECES, assert_close, random_texts
 from transformers.pipelines.pt_utils import KeyDataset
 
@@ -191,37 +191,11 @@ def test_token_classification(both, labels, strategy):
         same(pipes, inputs, aggregation_strategy=strategy)
 
 
-def write_wordpiece(folder):
-    """Write a tokenizer whose vocabulary marks tokens that go on with a word, and that lacks some characters."""
-    from tokenizers import (
-        Tokenizer,
-        decoders,
-        models,
-        normalizers,
-        pre_tokenizers,
-        processors,
-        trainers,
-    )
-
-    names = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"]
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
-    trainer = trainers.WordPieceTrainer(vocab_size=120, special_tokens=names, show_progress=False)
-    tokenizer.train_from_iterator([SENTENCE, "abcdefgh 0123 é 中文"], trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
-    )
-    tokenizer.save(str(folder / "tokenizer.json"))
-
-
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_token_classification_with_wordpieces(tmp_path, strategy):
-    folder = write_task(tmp_path, "ModernBertForTokenClassification", labels=BIO)
-    write_wordpiece(folder)
-    settings = folder / "tokenizer_config.json"
-    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"unk_token": "[UNK]"}))
+    folder = write_task(
+        tmp_path, "ModernBertForTokenClassification", labels=BIO, tokenizer="WordPiece"
+    )
     pipes = transformers.pipeline("ner", model=str(folder)), pipeline("ner", str(folder))
     assert any(same(pipes, ODD + random_texts(2, 20), aggregation_strategy=strategy))
 
