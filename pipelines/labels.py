@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from typing import Self
+from collections.abc import Sequence
 
 from pipelines.option_types import split_at_commas
+from pipelines.text_lists import TextList
 
 
-class LabelList(str):
-    """The labels of a document in one text, a JSON array.
-
-    Its type says that it is one: no text of a user's is read as JSON, and `split_labels` gives back
-    these very labels, whatever characters they hold.
-
-    Example: `LabelList.of(["New\\nYork", "a, b"])` returns the text `["New\\nYork", "a, b"]`.
-    """
-
-    @classmethod
-    def of(cls, labels: Iterable[str]) -> Self:
-        """Return the text of `labels`."""
-        return cls(json.dumps(list(labels), ensure_ascii=False))
+class LabelList(TextList):
+    """The labels of a document in one text."""
 
 
 def split_labels(text: str) -> list[str]:
@@ -31,8 +19,7 @@ def split_labels(text: str) -> list[str]:
     comma-separated.
     """
     if isinstance(text, LabelList):
-        labels: list[str] = json.loads(text)
-        return labels
+        return text.texts
     # str.splitlines would split at characters, too, that end no line of a file.
     lines = re.split(r"\r\n|\r|\n", text)
     if len(lines) == 1:

@@ -95,6 +95,11 @@ class TaskOptions(BaseModel):
                 raise ValueError(f"{name} {first['input']} must be at least {least}") from error
             raise ValueError(f"{name} {values[name]!r}: {plain_message(first['msg'])}") from error
 
+    @property
+    def reads_words(self) -> bool:
+        """Whether a document is a list of words."""
+        return False
+
     @classmethod
     def input_names(cls, count: int | None = None) -> tuple[str, ...]:
         """Return the names of the texts of a document that has `count` of them, by default all."""
@@ -228,6 +233,9 @@ class TagOptions(TaskOptions):
     implementation = "pipelines.tasks.tag:Tag"
     purpose = "Find the entities in every document of a corpus with a ModernBERT token classifier."
     aliases = ("token-classification", "ner")
+    optional_inputs = {
+        "text_pair": "second text of a pair, in which entities are then found (default: none)"
+    }
     fits = {"ModernBertForTokenClassification": "tag"}
     transformers_names = {"aggregation_strategy": "aggregation"}
 
@@ -236,6 +244,20 @@ class TagOptions(TaskOptions):
     ignore_labels: Annotated[
         Names, Field(description="labels to leave out, comma-separated (default: O)")
     ] = None
+    is_split_into_words: Annotated[
+        bool, Field(description="texts are lists of words, each of which gets a label")
+    ] = False
+
+    @property
+    def reads_words(self) -> bool:
+        return self.is_split_into_words
+
+    def check_inputs(self, names: Collection[str]) -> None:
+        if self.is_split_into_words and "text_pair" in names:
+            raise ValueError(
+                "is_split_into_words is for lists of words, which have no second text: leave "
+                "text_pair_column out"
+            )
 
 
 class AnswerOptions(TaskOptions):

@@ -143,6 +143,22 @@ def write_unigram_tokenizer(folder: Path) -> None:
     _save_with_bos_and_eos(folder, tokenizer, "<s>", "</s>")
 
 
+def write_wordpiece_tokenizer(folder: Path) -> None:
+    """Write a tokenizer whose vocabulary marks tokens that go on with a word, and that lacks some characters."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+    names = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"]
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    trainer = trainers.WordPieceTrainer(vocab_size=120, special_tokens=names, show_progress=False)
+    tokenizer.train_from_iterator([SENTENCE, "abcdefgh 0123 é 中文"], trainer)
+    _save_with_bos_and_eos(folder, tokenizer, "[CLS]", "[SEP]")
+    settings = folder / "tokenizer_config.json"
+    change_json(settings, pad_token="[PAD]", unk_token="[UNK]", mask_token="[MASK]")
+
+
 def _save_with_bos_and_eos(folder: Path, tokenizer: Any, bos: str, eos: str) -> None:
     from tokenizers import processors
 
@@ -157,36 +173,11 @@ def _save_with_bos_and_eos(folder: Path, tokenizer: Any, bos: str, eos: str) -> 
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
-def write_wordpiece_tokenizer(folder: Path) -> None:
-    """Write a tokenizer like BERT's, which lacks some characters, in a folder with those of `write_tokenizer`."""
-    from tokenizers import (
-        Tokenizer,
-        decoders,
-        models,
-        normalizers,
-        pre_tokenizers,
-        processors,
-        trainers,
-    )
-
-    names = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"]
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
-    trainer = trainers.WordPieceTrainer(vocab_size=120, special_tokens=names, show_progress=False)
-    tokenizer.train_from_iterator([SENTENCE, "abcdefgh 0123 é 中文"], trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
-    )
-    tokenizer.save(str(folder / "tokenizer.json"))
-    change_json(folder / "tokenizer_config.json", unk_token="[UNK]")
-
-
 TOKENIZERS = {
     "byte-level BPE": write_tokenizer,
     "Gemma": write_gemma_tokenizer,
     "Unigram": write_unigram_tokenizer,
+    "WordPiece": write_wordpiece_tokenizer,
 }
 """The kinds of tokenizers that checkpoints of the family have."""
 

@@ -42,7 +42,7 @@ class _CrossedCounts(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class WindowEncoder:
-    """Encodes documents as `Tokenizer.encode` and `Tokenizer.encode_crossed` say."""
+    """Encodes documents as the methods of `Tokenizer` with the same names say."""
 
     fast: FastTokenizer
     pieces: PieceCache | None
@@ -69,14 +69,8 @@ class WindowEncoder:
         template = self.template(pairs)
         if not add_special_tokens:
             template = [[] for _ in template]
-        num_special = sum(map(len, template))
-        max_tokens = _NO_LIMIT if max_length is None else max_length - num_special
-        if max_tokens < 1:
-            raise ValueError(
-                f"max_length {max_length} leaves no room: {num_special} of its tokens are special"
-                " ones"
-            )
         builder = WindowsBuilder(template, details)
+        max_tokens = _room(max_length, builder.num_special)
         # Of a document that is cut off, the tokens beyond the cut need not be known.
         needed_tokens = max_tokens if stride is None else _NO_LIMIT
         parts_of = self._iter_tokens(documents, needed_tokens, details)
@@ -85,6 +79,19 @@ class WindowEncoder:
                 self._add_truncated(builder, document, parts, max_tokens)
             else:
                 self._add_overlapping(builder, parts, max_tokens, stride)
+        return builder.windows()
+
+    def encode_words(
+        self, documents: Sequence[Sequence[str]], max_length: int, *, stride: int | None
+    ) -> Windows:
+        """Encode lists of words, as `Tokenizer.encode_words` does."""
+        builder = WindowsBuilder(self.template(pairs=False), details=True)
+        max_tokens = _room(max_length, builder.num_special)
+        for tokens in self._iter_words(documents):
+            if stride is None:
+                self._add_truncated(builder, "", (tokens,), max_tokens)
+            else:
+                self._add_overlapping(builder, (tokens,), max_tokens, stride)
         return builder.windows()
 
     def encode_crossed(
@@ -165,6 +172,23 @@ class WindowEncoder:
                 columns = [[first for first, _ in pairs], [second for _, second in pairs]]
             encoded = [self._encode_texts(texts, max_tokens, details) for texts in columns]
             yield from zip(*encoded, strict=True)
+            start = stop
+            num_chars = 0
+
+    def _iter_words(self, documents: Sequence[Sequence[str]]) -> Iterator[TextTokens]:
+        """Yield the tokens of each list of words, encoded for some lists at a time."""
+        start = 0
+        num_chars = 0
+        for stop, words in enumerate(documents, 1):
+            num_chars += sum(map(len, words))
+            if num_chars < _CHARS_PER_CALL and stop < len(documents):
+                continue
+            chunk = [list(each) for each in documents[start:stop]]
+            encodings = self.fast.encode_batch(
+                chunk, is_pretokenized=True, add_special_tokens=False
+            )
+            for encoding in encodings:
+                yield TextTokens.from_encoding(encoding, details=True)
             start = stop
             num_chars = 0
 
@@ -287,6 +311,17 @@ class WindowEncoder:
         """Return the tokens [start, stop) that stay of `length`, at most `kept`."""
         kept = min(kept, length)
         return (0, kept) if self.truncation_side == "right" else (length - kept, length)
+
+
+def _room(max_length: int | None, num_special: int) -> int:
+    """Return the tokens of texts in a window; ValueError where special tokens leave none."""
+    if max_length is None:
+        return _NO_LIMIT
+    if max_length <= num_special:
+        raise ValueError(
+            f"max_length {max_length} leaves no room: {num_special} of its tokens are special ones"
+        )
+    return max_length - num_special
 
 
 def _lack_of_room(

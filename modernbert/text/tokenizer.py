@@ -275,6 +275,34 @@ class Tokenizer:
             add_special_tokens=add_special_tokens,
         )
 
+    def encode_words(
+        self,
+        documents: Sequence[Sequence[str]],
+        max_length: int,
+        *,
+        stride: int | None = None,
+    ) -> Windows:
+        """Encode lists of words as windows with special tokens and details.
+
+        Each word is tokenised by itself, as transformers does with `is_split_into_words`.
+
+        Args:
+            documents: the words of each document.
+            max_length: the most tokens in a window, special tokens included.
+            stride: None: what is too long is cut off; a number: it is cut into windows whose
+                neighbours share this many tokens.
+
+        Returns:
+            The windows, in the order of `documents`. Of a token, `word_ids` has the number of its
+            word in the list, and `offsets` its characters in the word.
+
+        Example:
+            >>> windows = tokenizer.encode_words([["Ada", "Lovelace"]], max_length=128)
+            >>> windows.word_ids.tolist()
+            [-1, 0, 1, 1, 1, -1]
+        """
+        return self._encoder.encode_words(documents, max_length, stride=stride)
+
     def encode_crossed(
         self,
         texts: Sequence[str],

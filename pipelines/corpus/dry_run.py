@@ -12,12 +12,13 @@ from pipelines.corpus.plan import Job, JobPlan, cut_shards, make_job
 from pipelines.corpus.summary import describe_budget, long_documents_policy
 from pipelines.inference.documents import ADDED
 from pipelines.input.corpus import Corpus
-from pipelines.input.documents import valid_documents
-from pipelines.input.fields import column_of, take_field
+from pipelines.input.documents import is_text_list, valid_documents
+from pipelines.input.fields import column_of, field_type, take_field
 from pipelines.input.inspection import Inspection, sample
 from pipelines.input.reading import read_shard
 from pipelines.input.shapes import Shape
 from pipelines.input.shards import Scan
+from pipelines.input.types import convert
 from pipelines.output.record import RunRecord
 
 T = TypeVar("T")
@@ -129,12 +130,21 @@ def _tokenise(job: Job, tables: Sequence[pa.Table]) -> SampleCounts:
         if not wanted <= set(table.column_names):
             continue
         first = table.slice(0, _SAMPLED_ROWS)
-        columns = [take_field(first, path, job.schema) for path in job.text_columns]
+        columns = [_column(first, path, job.schema) for path in job.text_columns]
         inputs = job.task.options_class.input_names(len(columns))
-        documents, _, rejects = valid_documents(columns, inputs)
+        documents, _, rejects = valid_documents(columns, inputs, reads_words=job.task.reads_words)
         windows = job.task.encode(job.model.tokenizer, documents)
         counts.rows += len(documents) + len(rejects)
         counts.rejected += len(rejects) + len(windows.rejected)
         counts.tokens += len(windows.input_ids)
         counts.truncated += int(windows.truncated.sum())
     return counts
+
+
+def _column(table: pa.Table, path: str, schema: pa.Schema) -> pa.ChunkedArray:
+    """Return a column of texts; lists, which are text in a file that is not staged, as lists."""
+    column = take_field(table, path, schema)
+    type_ = field_type(schema, path)
+    if type_ is not None and is_text_list(type_):
+        return convert(column, type_)
+    return column

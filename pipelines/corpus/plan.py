@@ -22,7 +22,7 @@ from pipelines.inference.documents import ADDED, clashing
 from pipelines.inference.loading import ModelRun, resolve_run
 from pipelines.input.columns import corpus_columns
 from pipelines.input.corpus import Corpus
-from pipelines.input.documents import is_text, is_text_list
+from pipelines.input.documents import is_text, wrong_type
 from pipelines.input.fields import describe_missing, field_type, prefixes
 from pipelines.input.inspection import Inspection, inspect_input, sample
 from pipelines.input.names import first_portable_name, portable_name
@@ -97,7 +97,7 @@ def plan_job(options: CorpusOptions, with_weights: bool = True) -> JobPlan:
     # The columns of all files are known only when text files are staged (`make_job`), which is
     # work; most mistakes show in those that are known, or in the first records.
     seen_columns = _seen_columns(inspection, list(options.text_columns.values()))
-    _check_text_columns(options, seen_columns)
+    _check_text_columns(options, seen_columns, are_known=not inspection.unstaged)
 
     checkpoint = Checkpoint.open(model)
     task_cls = task_class(options.task)
@@ -145,7 +145,7 @@ def make_job(plan: JobPlan, corpus: Corpus) -> Job:
     """Make the job of a plan, now that all columns are known; UserError for wrong ones."""
     options = plan.options
     names = corpus.schema.names
-    _check_text_columns(options, corpus.schema)
+    _check_text_columns(options, corpus.schema, are_known=True)
     keep_columns = names if options.keep_columns is None else list(options.keep_columns)
     absent = [name for name in keep_columns if name not in names]
     if absent:
@@ -269,13 +269,19 @@ def _check_added_columns(options: CorpusOptions, task: Task, names: Sequence[str
         )
 
 
-def _check_text_columns(options: CorpusOptions, schema: pa.Schema) -> None:
-    """Raise UserError for a text column that is missing or holds something else."""
+def _check_text_columns(options: CorpusOptions, schema: pa.Schema, *, are_known: bool) -> None:
+    """Raise UserError for a text column that is missing or holds something else.
+
+    `are_known`: whether all types are known; before text files are staged, lists look like text.
+    """
     for name, column in options.text_columns.items():
         flag = f"--{column_option(name).replace('_', '-')}"
         stored = field_type(schema, column)
         if stored is None:
             raise UserError(f"{describe_missing(schema, column)} (see {flag})")
-        may_be_list = name in options.list_inputs
-        if not is_text(stored) and not (may_be_list and is_text_list(stored)):
-            raise UserError(f"column {column!r} holds {stored}, not text (see {flag})")
+        if not are_known and is_text(stored):
+            continue
+        takes_lists = name in options.list_inputs
+        wanted = wrong_type(stored, reads_words=options.reads_words, takes_lists=takes_lists)
+        if wanted is not None:
+            raise UserError(f"column {column!r} holds {stored}, not {wanted} (see {flag})")

@@ -30,7 +30,7 @@ from pipelines.inference.documents import (
 )
 from pipelines.inference.loading import ModelRun, resolve_run
 from pipelines.inference.outputs import model_outputs
-from pipelines.input.documents import is_text, is_text_list, readable
+from pipelines.input.documents import readable, wrong_type
 from pipelines.input.shards import Rows, Shard
 from pipelines.model_options import from_call, model_options
 from pipelines.option_types import column_option
@@ -122,10 +122,14 @@ class Processor:
         if isinstance(schema, pa.Schema):
             for name in self.columns:
                 stored = schema.field(name).type
-                may_be_list = name in self.list_columns
-                if not is_text(stored) and not (may_be_list and is_text_list(stored)):
+                wanted = wrong_type(
+                    stored,
+                    reads_words=self.run.task.reads_words,
+                    takes_lists=name in self.list_columns,
+                )
+                if wanted is not None:
                     raise ValueError(
-                        f"column {name!r} holds {stored}, not text; cast it, or name another"
+                        f"column {name!r} holds {stored}, not {wanted}; cast it, or name another"
                     )
         added = [self.prefix + name for name in (*self.run.task.columns.names, *ADDED, "error")]
         if both := clashing(added, schema.names):

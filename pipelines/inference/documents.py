@@ -21,6 +21,7 @@ from pipelines.inference.loading import ModelRun
 from pipelines.input.documents import Reject, cut, longest, valid_documents
 from pipelines.tasks.base import Task
 from pipelines.tasks.outputs import ModelOutputs
+from pipelines.text_lists import WordList
 
 ADDED = ("n_tokens", "n_windows", "truncated")
 """The columns that all tasks add beside their own."""
@@ -43,7 +44,7 @@ def accepted_documents(
     where long documents are truncated, it is cut.
     """
     names = task.options_class.input_names(len(columns))
-    documents, rows, rejects = valid_documents(columns, names)
+    documents, rows, rejects = valid_documents(columns, names, reads_words=task.reads_words)
     is_read_whole = task.stride is not None
     accepted: list[Text] = []
     accepted_rows: list[int] = []
@@ -73,6 +74,17 @@ def check_documents(
     takes_only_pairs = len(options_class.inputs) == 2
     for i, document in enumerate(documents, first):
         check_text(document, i)
+        is_word_list = isinstance(document, WordList)
+        if task.reads_words and not is_word_list:
+            raise ValueError(
+                f"input {i} is no list of words, which {options_class.task} takes with "
+                "is_split_into_words"
+            )
+        if is_word_list and not task.reads_words:
+            raise ValueError(
+                f"input {i} is a list of words, which {options_class.task} does not take without "
+                "is_split_into_words"
+            )
         is_tuple = isinstance(document, tuple)
         is_pair = isinstance(document, tuple) and len(document) == 2
         if is_tuple and not takes_pairs:

@@ -12,6 +12,7 @@ from modernbert.text.windows import Text
 from pipelines.input.types import is_stringlike
 from pipelines.labels import LabelList, split_labels
 from pipelines.options import TASKS
+from pipelines.text_lists import TextList, WordList
 
 Reject = tuple[int, str]
 """(row, reason)"""
@@ -30,17 +31,32 @@ def is_text_list(type_: pa.DataType) -> bool:
     return is_list and is_text(type_.value_type)
 
 
+def wrong_type(type_: pa.DataType, *, reads_words: bool, takes_lists: bool) -> str | None:
+    """Return what a column of this type does not hold as it must, or None.
+
+    `reads_words`: whether it must hold lists of words; `takes_lists`: whether it may hold lists of
+    texts.
+    """
+    if reads_words:
+        return None if is_text_list(type_) or pa.types.is_null(type_) else "lists of words"
+    is_fitting = is_text(type_) or (takes_lists and is_text_list(type_))
+    return None if is_fitting else "text"
+
+
 def valid_documents(
-    columns: Sequence[pa.ChunkedArray], names: Sequence[str]
+    columns: Sequence[pa.ChunkedArray], names: Sequence[str], *, reads_words: bool = False
 ) -> tuple[list[Text], list[int], list[Reject]]:
     """Return the documents in `columns`, their rows, and the rejected rows with the reason.
 
-    A document is a text or, with two columns, a pair; `names` name the texts in reasons.
+    A document is a text or, with two columns, a pair; where `reads_words`, a list of words. `names`
+    name the texts in reasons.
     """
     documents: list[Text] = []
     rows: list[int] = []
     rejects: list[Reject] = []
-    parts = [_texts(column, name) for column, name in zip(columns, names, strict=True)]
+    parts = []
+    for column, name in zip(columns, names, strict=True):
+        parts.append(_lists(column, name, WordList) if reads_words else _texts(column, name))
     for row, cells in enumerate(zip(*parts, strict=True)):
         reason = next((reason for _, reason in cells if reason), None)
         if reason:
@@ -58,24 +74,42 @@ def _texts(column: pa.ChunkedArray, name: str) -> list[tuple[str, str | None]]:
     if is_text_list(column.type):
         if not takes_lists:
             raise ValueError(f"{name} is a column of {column.type}; it must hold texts")
-        return [_text(items, name) for items in _lists_of_bytes(column)]
+        return _lists(column, name, LabelList)
     texts = [_text(value, name) for value in _as_bytes(column)]
     if takes_lists:
         return [(LabelList.of(split_labels(text)), reason) for text, reason in texts]
     return texts
 
 
-def _text(cell: bytes | list[bytes | None] | None, name: str) -> tuple[str, str | None]:
-    """Return the text of a cell, of a list a LabelList, and the reason if there is none."""
+def _lists(
+    column: pa.ChunkedArray, name: str, kind: type[TextList]
+) -> list[tuple[str, str | None]]:
+    """Return the list of each row, and the reason if there is none."""
+    if pa.types.is_null(column.type):
+        return [_list(None, name, kind)] * len(column)
+    if not is_text_list(column.type):
+        raise ValueError(f"{name} is a column of {column.type}; it must hold lists of texts")
+    return [_list(items, name, kind) for items in _lists_of_bytes(column)]
+
+
+def _text(cell: bytes | None, name: str) -> tuple[str, str | None]:
+    """Return the text of a cell, and the reason if there is none."""
     if cell is None:
         return "", f"{name} is null"
-    if isinstance(cell, bytes):
-        try:
-            text = cell.decode("utf-8")
-        except UnicodeDecodeError:
-            return "", f"{name} is not valid UTF-8"
-        is_empty = not text or text.isspace()
-        return text, f"{name} is empty" if is_empty else None
+    try:
+        text = cell.decode("utf-8")
+    except UnicodeDecodeError:
+        return "", f"{name} is not valid UTF-8"
+    is_empty = not text or text.isspace()
+    return text, f"{name} is empty" if is_empty else None
+
+
+def _list(
+    cell: list[bytes | None] | None, name: str, kind: type[TextList]
+) -> tuple[str, str | None]:
+    """Return the texts of a list in one, and the reason if there is none."""
+    if cell is None:
+        return "", f"{name} is null"
     items: list[str] = []
     for item in cell:
         if item is None:
@@ -84,7 +118,7 @@ def _text(cell: bytes | list[bytes | None] | None, name: str) -> tuple[str, str 
             items.append(item.decode("utf-8"))
         except UnicodeDecodeError:
             return "", f"{name} holds a text that is not valid UTF-8"
-    return LabelList.of(items), None if items else f"{name} is empty"
+    return kind.of(items), None if items else f"{name} is empty"
 
 
 def _lists_of_bytes(column: pa.ChunkedArray) -> list[list[bytes | None] | None]:
@@ -104,13 +138,21 @@ def _as_bytes(column: pa.ChunkedArray) -> list[bytes | None]:
 
 
 def longest(document: Text) -> int:
-    """Return the characters of a document's longest text; labels, never cut, do not count."""
+    """Return the characters of a document's longest text, or of its words; labels, never cut, do
+    not count.
+    """
+    if isinstance(document, WordList):
+        return sum(map(len, document.texts))
     texts = document if isinstance(document, tuple) else (document,)
     return max(0 if isinstance(text, LabelList) else len(text) for text in texts)
 
 
 def cut(document: Text, most: int) -> Text:
-    """Cut the texts of a document to `most` characters, but no label: it would be another one."""
+    """Cut the texts of a document to `most` characters, but no word and no label: it would be
+    another one.
+    """
+    if isinstance(document, WordList):
+        return document.cut(most)
     if isinstance(document, str):
         return document[:most]
     first, second = document

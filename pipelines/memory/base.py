@@ -114,7 +114,7 @@ class Pipeline:
 
         `first`: the number of the first of `documents` in the call.
         """
-        texts = check_documents(self.task_cls, documents, first)
+        texts = check_documents(self.task(options), documents, first)
         results, failed = self.run(texts, options)
         for document, reason in failed.items():
             raise ValueError(f"input {first + document}: {reason}")

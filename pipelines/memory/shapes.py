@@ -6,7 +6,7 @@ Arguments and results are those of transformers' pipelines for the same tasks.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -16,10 +16,18 @@ from pipelines.checkpoints import Checkpoint
 from pipelines.inference.predictor import Predictor
 from pipelines.labels import LabelList
 from pipelines.memory.arguments import Arguments, Options
-from pipelines.memory.base import Pipeline, Result, fields_of, items_of, predict_json
+from pipelines.memory.base import (
+    Pipeline,
+    Result,
+    fields_of,
+    is_stream,
+    items_of,
+    predict_json,
+)
 from pipelines.options import AnswerOptions
 from pipelines.tasks.base import Task
 from pipelines.tasks.zero_shot import ZeroShot
+from pipelines.text_lists import WordList
 
 
 class ClassifyPipeline(Pipeline):
@@ -43,11 +51,7 @@ class ClassifyPipeline(Pipeline):
         return isinstance(inputs, str | dict | tuple)
 
     def document(self, item: object) -> object:
-        if not isinstance(item, dict):
-            return item
-        (text,) = fields_of(item, "text")
-        second = item.get("text_pair")
-        return text if second is None else (text, second)
+        return text_or_pair(item)
 
     def run(
         self, documents: Sequence[Text], options: Arguments
@@ -184,15 +188,72 @@ class MultiVectorPipeline(Pipeline):
         return [each.tolist() if isinstance(each, np.ndarray) else each for each in results]
 
 
+class TagPipeline(Pipeline):
+    """token-classification: the entities of each text, [{entity or entity_group, score, word,
+    start, end}]; of each list of words the label of each, [{entity, score, index, word}].
+    """
+
+    def __call__(self, inputs: Any, **options: Any) -> Any:
+        """Find the entities of texts, or of the second text of {text, text_pair} dictionaries.
+
+        With `is_split_into_words` a list of texts is the words of one document, and a list of such
+        lists is several.
+        """
+        if not self._reads_words(options):
+            return super().__call__(inputs, **options)
+        if is_word_list(inputs):
+            return super().__call__(WordList.of(inputs), **options)
+        if is_stream(inputs):
+            return super().__call__(map(word_list, iter(items_of(inputs))), **options)
+        return super().__call__([word_list(item) for item in items_of(inputs)], **options)
+
+    def document(self, item: object) -> object:
+        return text_or_pair(item)
+
+    def predict_lines(self, lines: Sequence[str]) -> list[Result]:
+        if not self._reads_words({}):
+            return super().predict_lines(lines)
+
+        def predict(item: object) -> Result:
+            return self.predict([word_list(item)], {})[0]
+
+        return [predict_json(line, predict) for line in lines]
+
+    def _reads_words(self, options: Arguments) -> bool:
+        return bool(self.arguments(options).get("is_split_into_words"))
+
+
 SHAPES: dict[str, type[Pipeline]] = {
     "classify": ClassifyPipeline,
     "zero_shot": ZeroShotPipeline,
+    "tag": TagPipeline,
     "answer": AnswerPipeline,
     "fill": FillPipeline,
     "rerank": RerankPipeline,
     "multi_vector": MultiVectorPipeline,
 }
 """The shapes of tasks that differ from Pipeline, by the names of the tasks."""
+
+
+def is_word_list(item: object) -> TypeGuard[list[str] | tuple[str, ...]]:
+    """Tell whether an item is a list of words."""
+    if not isinstance(item, list | tuple) or not item:
+        return False
+    return all(isinstance(word, str) for word in item)
+
+
+def word_list(item: object) -> object:
+    """Return the document of an item that may be a list of words; else the item, to be refused."""
+    return WordList.of(item) if is_word_list(item) else item
+
+
+def text_or_pair(item: object) -> object:
+    """Return the document of an item that may be a dictionary with a text and a second one."""
+    if not isinstance(item, dict):
+        return item
+    (text,) = fields_of(item, "text")
+    second = item.get("text_pair")
+    return text if second is None else (text, second)
 
 
 def question_pairs(question: Any, context: Any) -> list[Text]:

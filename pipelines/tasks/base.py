@@ -67,6 +67,8 @@ class Task(ABC):
     """A column of lists whose items and bytes the summary and the report count, and what the items
     are called.
     """
+    reads_words: ClassVar[bool] = False
+    """Whether a document is a list of words, a WordList."""
     needs_details: ClassVar[bool] = False
     """Whether decoding needs the offsets, word ids and sequence ids of the tokens."""
 

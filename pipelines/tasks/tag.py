@@ -18,14 +18,15 @@ from modernbert.text.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
 from pipelines.option_types import Aggregation
 from pipelines.options import TagOptions
-from pipelines.tasks.base import Task, label_maps
+from pipelines.tasks.base import Task
 from pipelines.tasks.outputs import ModelOutputs
 from pipelines.tasks.postprocess import list_array, per_document, softmax
 from pipelines.tasks.resolve import resolve_windowing
+from pipelines.tasks.tag_words import TagWords, TokenClassifier
 
 SPECIAL, SUBWORD = -1, 1
-"""Values of `Windows.token_tags`: not a token of the text; a token that continues the word before
-it.
+"""Values of `Windows.token_tags`: not a token of the text, or of the second one of a pair; a token
+that continues the word before it.
 """
 ENTITY = pa.struct(
     [
@@ -66,10 +67,9 @@ class Entities:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tag(Task):
+class Tag(TokenClassifier):
     """Entities from the logits of tokens; `token_tags` of its windows are SPECIAL, SUBWORD or 0."""
 
-    labels: tuple[str, ...]
     aggregation: Aggregation
     """none: each token by itself; simple: adjacent tokens of one entity together; first, average,
     max: words first, by their first token, the mean of their tokens' scores, or their most probable
@@ -77,14 +77,12 @@ class Tag(Task):
     """
     ignore_labels: tuple[str, ...]
 
-    options_class = TagOptions
-    model_class = "modernbert.heads:ModernBertForTokenClassification"
-    per_token = True
-    needs_details = True
     columns = pa.schema([("entities", pa.list_(ENTITY))])
 
     @classmethod
-    def from_checkpoint(cls, checkpoint: Checkpoint, options: TagOptions) -> Tag:
+    def from_checkpoint(cls, checkpoint: Checkpoint, options: TagOptions) -> Task:
+        if options.is_split_into_words:
+            return TagWords.from_checkpoint(checkpoint, options)
         config = checkpoint.config
         windowing = resolve_windowing(checkpoint, options)
         ignored = ("O",) if options.ignore_labels is None else tuple(options.ignore_labels)
@@ -97,43 +95,34 @@ class Tag(Task):
         )
 
     @classmethod
-    def for_pipeline(cls, checkpoint: Checkpoint, options: TagOptions) -> Tag:
+    def for_pipeline(cls, checkpoint: Checkpoint, options: TagOptions) -> Task:
         if "aggregation" not in options.model_fields_set:
             options = options.model_copy(update={"aggregation": "none"})
         return cls.from_checkpoint(checkpoint, options)
-
-    def info(self, checkpoint: Checkpoint) -> Json:  # noqa: ARG002
-        return {"labels": self.labels, "model_type": {"token_classifier": label_maps(self.labels)}}
-
-    @property
-    def width(self) -> int:
-        return len(self.labels)
 
     def encode(self, tokenizer: Tokenizer, documents: Sequence[Text]) -> Windows:
         # As in transformers' pipeline: a token goes on with a word where the tokenizer spells it so
         # ("##ing"), or where it has no such spelling, where no space is before it.
         windows = super().encode(tokenizer, documents)
+        # Of a pair, the first text is there to be read with the second one, and has no entities.
+        is_pair = bool(documents) and isinstance(documents[0], tuple)
+        is_read_T = windows.sequence_ids == (1 if is_pair else 0)
         if tokenizer.continuing_subword_prefix:
             spelt = [len(tokenizer.token(i)) for i in windows.input_ids.tolist()]
             read_T = np.diff(windows.offsets, axis=1)[:, 0]
             tags_T = (np.array(spelt, dtype=np.int32) != read_T).astype(np.int32)
         else:
-            tags_T = _inside_words([str(document) for document in documents], windows)
+            start_T = np.where(is_read_T, windows.offsets[:, 0], 0)
+            tags_T = _inside_words([_read_text(each) for each in documents], windows, start_T)
         tags_T[windows.input_ids == tokenizer.unk_token_id] = 0
-        tags_T[windows.sequence_ids < 0] = SPECIAL
+        tags_T[~is_read_T] = SPECIAL
         return replace(windows, token_tags=tags_T.astype(np.int8))
-
-    def rows(self, input_ids: np.ndarray, cu_seqlens: np.ndarray) -> np.ndarray:  # noqa: ARG002
-        return np.diff(cu_seqlens)
-
-    def most_results(self, windows: Windows) -> int:
-        return len(windows.input_ids)
 
     def decode(self, outputs: ModelOutputs) -> pa.StructArray:
         entities = self.entities(outputs.windows, outputs.values)
         texts = []
         for document, (start, end) in zip(entities.document, entities.span.tolist(), strict=True):
-            texts.append(str(outputs.documents[document])[start:end])
+            texts.append(_read_text(outputs.documents[document])[start:end])
         fields = [
             pa.array(entities.label, pa.string()),
             pa.array(entities.score, pa.float32()),
@@ -160,7 +149,8 @@ class Tag(Task):
                 entity["index"] = int(first - window_starts[window])
             else:
                 entity["entity_group"] = entities.label[i]
-            entity["word"] = self._word(outputs, str(outputs.documents[document]), first, last)
+            text = _read_text(outputs.documents[document])
+            entity["word"] = self._word(outputs, text, first, last)
             entity["start"] = start
             entity["end"] = end
             by_document[document].append(entity)
@@ -298,9 +288,14 @@ class Tag(Task):
         return tokenizer.join([tokenizer.join(word) for word in words])
 
 
-def _inside_words(texts: list[str], windows: Windows) -> np.ndarray:
-    """Tag tokens with SUBWORD if neither their first character nor the one before it is a space,
-    else with 0.
+def _read_text(document: Text) -> str:
+    """Return the text whose entities are found: of a pair, the second one."""
+    return document if isinstance(document, str) else document[1]
+
+
+def _inside_words(texts: list[str], windows: Windows, start_T: np.ndarray) -> np.ndarray:
+    """Tag tokens with SUBWORD if neither their first character, at `start_T` of the text, nor the
+    one before it is a space, else with 0.
     """
     first_windows, counts = per_document(windows)
     tags_T = np.zeros(len(windows.input_ids), dtype=np.int32)
@@ -310,8 +305,8 @@ def _inside_words(texts: list[str], windows: Windows) -> np.ndarray:
         is_space = np.append(is_space, False)  # the end of the text, where a token may be empty
         first_window = first_windows[document]
         begin, end = windows.cu_seqlens[[first_window, first_window + counts[document]]]
-        start_T = windows.offsets[begin:end, 0]
-        is_inside = (start_T > 0) & ~is_space[start_T - 1] & ~is_space[start_T]
+        starts = start_T[begin:end]
+        is_inside = (starts > 0) & ~is_space[starts - 1] & ~is_space[starts]
         tags_T[begin:end] = SUBWORD * is_inside
     return tags_T
 

@@ -12,7 +12,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 import torch
-from checkpoints import TOKENIZERS, write_task, write_wordpiece_tokenizer
+from checkpoints import TOKENIZERS, write_task
 from commands import LocalDataset
 from online_service import serving
 from predictions import random_texts
@@ -29,21 +29,16 @@ from pipelines import pipeline, processor, run_corpus
 from pipelines.serve.config import served_models
 from pipelines.serve.local import LocalModelClient
 
-STYLES = [*TOKENIZERS, "WordPiece"]
 PIECES = [*"abct", " the", " cat", " sat", ". ", "! ", "? ", "\n\n", "é", "。", " The", '." ', " é"]
 TEXTS = ["the cat", *random_texts(3, 4, 40, 200, PIECES)]
 PROMPT = "The cat: "
 
 
-@pytest.fixture(scope="module", params=STYLES)
+@pytest.fixture(scope="module", params=TOKENIZERS)
 def styled(request, tmp_path_factory):
     """A checkpoint with the tokenizer."""
     folder = tmp_path_factory.mktemp("checkpoint")
-    if request.param in TOKENIZERS:
-        return write_task(folder, "ModernBertModel", tokenizer=request.param)
-    write_task(folder, "ModernBertModel")
-    write_wordpiece_tokenizer(folder)
-    return folder
+    return write_task(folder, "ModernBertModel", tokenizer=request.param)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import warnings
 import numpy as np
 import pytest
 import transformers
-from checkpoints import write_task, write_wordpiece_tokenizer
+from checkpoints import write_task
 from predictions import PIECES, assert_close, random_texts
 from transformers.pipelines.pt_utils import KeyDataset
 
@@ -193,8 +193,9 @@ def test_token_classification(both, labels, strategy):
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_token_classification_with_wordpieces(tmp_path, strategy):
-    folder = write_task(tmp_path, "ModernBertForTokenClassification", labels=BIO)
-    write_wordpiece_tokenizer(folder)
+    folder = write_task(
+        tmp_path, "ModernBertForTokenClassification", labels=BIO, tokenizer="WordPiece"
+    )
     pipes = transformers.pipeline("ner", model=str(folder)), pipeline("ner", str(folder))
     assert any(same(pipes, ODD + random_texts(2, 20), aggregation_strategy=strategy))
 

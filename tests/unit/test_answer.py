@@ -143,7 +143,7 @@ def test_which_tokenizers_know_words(tmp_path):
     for name, write in TOKENIZERS.items():
         write(tmp_path)
         known[name] = Tokenizer.from_folder(tmp_path).knows_words
-    assert known == {"byte-level BPE": True, "Gemma": False, "Unigram": True}
+    assert known == {"byte-level BPE": True, "Gemma": False, "Unigram": True, "WordPiece": True}
 
 
 @pytest.mark.parametrize("align", [True, False])

@@ -338,7 +338,7 @@ def test_arguments_that_would_change_answers(folders, options, message):
 
 INPUTS = [
     ("token-classification", (7,), {}, "inputs must be a text or an iterable of texts, not '7'"),
-    ("token-classification", ({"text": "the"},), {}, r"input 0 holds .* \(dict\), not text"),
+    ("fill-mask", ({"text": "the"},), {}, r"input 0 holds .* \(dict\), not text"),
     ("token-classification", (["the", 1],), {}, r"input 1 holds '1' \(int\), not text"),
     (
         "token-classification",
@@ -346,7 +346,31 @@ INPUTS = [
         {},
         r"input 1 holds '\\udc80', half a surrogate pair",
     ),
-    ("token-classification", ([("the", "cat")],), {}, "input 0 is a pair; tag takes single texts"),
+    ("fill-mask", ([("the", "cat")],), {}, "input 0 is a pair; fill takes single texts"),
+    (
+        "token-classification",
+        (["the", ["cat"]],),
+        {"is_split_into_words": True},
+        r"input 0 is no list of words, which tag takes with is_split_into_words",
+    ),
+    (
+        "token-classification",
+        ([["the", 1]],),
+        {"is_split_into_words": True},
+        r"input 0 holds .* \(list\), not text",
+    ),
+    (
+        "token-classification",
+        (["the"],),
+        {"is_split_into_words": True, "aggregation_strategy": "max"},
+        "aggregation max is for texts",
+    ),
+    (
+        "token-classification",
+        (["the"],),
+        {"is_split_into_words": True, "ignore_labels": ["O"]},
+        "ignore_labels is for entities",
+    ),
     ("text-classification", ([{"texts": "the"}],), {}, "input must hold text, not"),
     (
         "text-classification",

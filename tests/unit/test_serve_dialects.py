@@ -192,7 +192,7 @@ def test_a_list_of_texts_is_a_pair_and_a_list_of_lists_a_batch() -> None:
 
 def test_options_have_our_names() -> None:
     assert TagParameters(aggregation_strategy="max", stride=3).options == {
-        "aggregation": "max", "ignore_labels": None, "stride": 3,
+        "aggregation": "max", "ignore_labels": None, "stride": 3, "is_split_into_words": None,
     }  # fmt: skip
     given = AnswerParameters(
         top_k=2, max_answer_len=3, max_seq_len=30, doc_stride=4, handle_impossible_answer=True

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeGuard
 
 from fastapi import APIRouter
 from pydantic import Discriminator, Field, Tag
@@ -29,8 +29,11 @@ from pipelines.serve.http.dialects.tei import TEI
 from pipelines.serve.http.errors import ApiError
 from pipelines.serve.http.handler import HandledRequest, RequestHandler
 from pipelines.serve.http.routes import new_router, route_docs
+from pipelines.serve.protocol import MOST_RESULTS
+from pipelines.text_lists import WordList
 
 _MOST_NAMES = 1000  # in an option
+_MOST_WORDS = 1 << 17  # in a list: some times the tokens that a model reads
 _DEFAULT_TOP_K = 5  # of fill
 _MOST_CHARACTERS = 20_000_000  # of the sequences in a fill-mask answer
 _FIRST_MODEL_PATHS = ("/", "/invocations")
@@ -40,7 +43,7 @@ Target = Annotated[Name, Field(min_length=1)]
 
 
 class TextPair(TolerantBody):
-    """Two texts that are classified together."""
+    """Two texts that are read together."""
 
     text: NonEmpty
     text_pair: NonEmpty
@@ -52,13 +55,16 @@ OneOrPair = Annotated[
 ]
 
 
+TextsOrPairs = Annotated[
+    Annotated[OneOrPair, Tag("<one>")] | Annotated[Many[OneOrPair], Tag("<texts>")],
+    Discriminator(lambda value: "<texts>" if isinstance(value, list) else "<one>"),
+]
+
+
 class ClassifyRequest(TolerantBody):
     """Texts or pairs to classify."""
 
-    inputs: Annotated[
-        Annotated[OneOrPair, Tag("<one>")] | Annotated[Many[OneOrPair], Tag("<texts>")],
-        Discriminator(lambda value: "<texts>" if isinstance(value, list) else "<one>"),
-    ]
+    inputs: TextsOrPairs
     parameters: ClassifyParameters | None = None
 
 
@@ -106,6 +112,9 @@ class TagParameters(TolerantBody):
     stride: Int | None = Field(
         default=None, ge=0, description="tokens that the windows of a long text share"
     )
+    is_split_into_words: bool | None = Field(
+        default=None, description="inputs are a list of words, or lists of them, to label"
+    )
 
     @property
     def options(self) -> dict[str, object]:
@@ -114,13 +123,39 @@ class TagParameters(TolerantBody):
             "aggregation": self.aggregation_strategy,
             "ignore_labels": self.ignore_labels,
             "stride": self.stride,
+            "is_split_into_words": self.is_split_into_words,
         }
 
 
-class TagRequest(TolerantBody):
-    """Texts to find entities in."""
+Words = Annotated[list[str], Field(fail_fast=True, min_length=1, max_length=_MOST_WORDS)]
 
-    inputs: Texts
+
+def _tag_input(value: object) -> str:
+    if isinstance(value, list):
+        return "<words>"
+    return "<pair>" if isinstance(value, dict | TextPair) else "<text>"
+
+
+TagInput = Annotated[
+    Annotated[NonEmpty, Tag("<text>")]
+    | Annotated[TextPair, Tag("<pair>")]
+    | Annotated[Words, Tag("<words>")],
+    Discriminator(_tag_input),
+]
+
+
+TagInputs = str | TextPair | list[str | TextPair | list[str]]
+
+
+class TagRequest(TolerantBody):
+    """Texts to find entities in, pairs of which the second text has them, or lists of words to
+    label.
+    """
+
+    inputs: Annotated[
+        Annotated[OneOrPair, Tag("<one>")] | Annotated[Many[TagInput], Tag("<several>")],
+        Discriminator(lambda value: "<several>" if isinstance(value, list) else "<one>"),
+    ]
     parameters: TagParameters | None = None
 
 
@@ -236,9 +271,11 @@ def _add_classify(router: APIRouter, handler: RequestHandler, name: str, path: s
         return handled.reply(labels)
 
 
-def _document(item: str | TextPair) -> Text:
+def _document(item: str | TextPair | list[str]) -> Text:
     if isinstance(item, str):
         return item
+    if isinstance(item, list):
+        return WordList.of(item)
     return item.text, item.text_pair
 
 
@@ -265,14 +302,33 @@ def _add_tag(router: APIRouter, handler: RequestHandler, name: str, path: str) -
 
     @router.post(path, **route_docs(list[object], example))
     async def token_classification(body: TagRequest) -> Response:
-        """[{entity_group or entity, score, word, start, end}] for a text; a list of such lists for
-        several.
+        """[{entity_group or entity, score, word, start, end}] for a text, in a pair for its second
+        one; a list of such lists for several. With is_split_into_words [{entity, score, index,
+        word}] for a list of words; a list of such lists for several.
         """
         info = await handler.pick("tag", name)
         parameters = body.parameters or TagParameters()
-        texts = as_list(body.inputs)
-        handled = await handler.predict(info, texts, field="inputs", options=parameters.options)
-        return _reply(handled, body.inputs)
+        inputs: TagInputs = body.inputs
+        if parameters.is_split_into_words and _is_word_list(inputs):
+            inputs = WordList.of(inputs)
+        documents = [_document(item) for item in _items(inputs)]
+        options = parameters.options
+        handled = await handler.predict(info, documents, field="inputs", options=options)
+        return _reply(handled, inputs)
+
+
+def _is_word_list(inputs: object) -> TypeGuard[list[str]]:
+    return isinstance(inputs, list) and all(isinstance(item, str) for item in inputs)
+
+
+def _items(inputs: TagInputs) -> list[str | TextPair | list[str]]:
+    """Return the documents of inputs; ApiError where they hold too many words."""
+    items: list[str | TextPair | list[str]] = as_list(inputs)
+    words = sum(len(item) for item in items if isinstance(item, list))
+    if words > MOST_RESULTS:
+        message = f"inputs hold {words:,} words; a request may hold {MOST_RESULTS:,}"
+        raise ApiError("invalid", message, field="inputs")
+    return items
 
 
 def _add_fill(router: APIRouter, handler: RequestHandler, name: str, path: str) -> None:
