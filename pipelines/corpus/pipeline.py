@@ -22,6 +22,11 @@ from pipelines.raydata.wire import unit_row
 
 _MAX_BLOCKS = 4096
 """The blocks that what is read together is dealt out in: a task each."""
+_FED_BY_A_READER = 2
+"""The actors on CPUs that a reader feeds: many more where files are near, fewer where they are far.
+
+Each process more takes the CPU time of a shard or two to start, which the actors then lack.
+"""
 
 
 @dataclass(frozen=True)
@@ -59,16 +64,19 @@ def through_stages(job: Job, round_: Round, pool: Pool, watch: WatchHandle) -> D
         job.device, (pool.low, pool.high), retries=0, one_by_one=round_.one_by_one
     )
     one_shard: MapBatches = {"batch_size": 1, "batch_format": "pyarrow"}
+    reading: MapBatches = {"num_cpus": read_cpus}
     readers = 1
     if pool.cores_per_actor > 1:
         readers = pool.high * (pool.cores_per_actor - 1)
+    if job.device == "cpu":
+        reading["concurrency"] = -(-pool.high // _FED_BY_A_READER)
     rows = [unit_row(unit) for unit in units_of(round_.shards, readers)]
     # Ray Data advises more blocks where few shards reach the commit.
     warnings.filterwarnings("ignore", message="The maximum number of concurrent tasks")
     with DataContext.current(_context(round_, pool)):  # a dataset keeps the one it is made in
         shards = ray.data.from_items(rows, override_num_blocks=min(len(rows), _MAX_BLOCKS))
         tokenised = shards.map_batches(
-            partial(read_and_tokenise, job, watch=watch), num_cpus=read_cpus, **one_shard
+            partial(read_and_tokenise, job, watch=watch), **reading, **one_shard
         )
         predicted = tokenised.map_batches(
             Predict, fn_constructor_args=(job, watch, round_.number), **predict, **one_shard

@@ -20,6 +20,17 @@ from pipelines.signals import call_when_stopped, kept_signals
 
 _ANSWERS_S = 10.0
 """How long a Ray has to answer before it counts as unreachable."""
+_QUIET: dict[str, Any] = {
+    "log_to_driver": False,
+    "logging_level": logging.ERROR,
+    "include_dashboard": False,
+}
+_KEEPS_IDLE_MS = 60_000
+"""How long the Ray that is started here keeps a process without work.
+
+Where more processes run than there are CPUs, actors included, Ray ends them after a second: a job's
+next shard would wait until another one has imported Ray Data, which takes longer than the shard.
+"""
 
 
 def cluster_resources() -> dict[str, float]:
@@ -32,10 +43,13 @@ def cluster_resources() -> dict[str, float]:
     if not ray.is_initialized():
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         with _stderr_closed():  # Ray reports in a line of its own that this level was set
-            _check_reachable()
+            address = _address_to_join()
             try:
                 with kept_signals():
-                    _join_or_start()
+                    if address is None:
+                        _start()
+                    else:
+                        ray.init(**_QUIET)
                 if started_here():
                     call_when_stopped(_end_agents)
             except Exception as error:  # Ray raises plain ones where a node is too slow to start
@@ -44,11 +58,9 @@ def cluster_resources() -> dict[str, float]:
     return resources
 
 
-def _join_or_start() -> None:
-    settings: dict[str, Any] = {
-        "log_to_driver": False,
-        "logging_level": logging.ERROR,
-        "include_dashboard": False,
+def _start() -> None:
+    settings = _QUIET | {
+        "_system_config": {"idle_worker_killing_time_threshold_ms": _KEEPS_IDLE_MS}
     }
     try:
         ray.init(**settings)
@@ -74,8 +86,8 @@ def _end_agents() -> None:
             process.kill()
 
 
-def _check_reachable() -> None:
-    """Ask the Ray that is to be joined, if any, whether it is there.
+def _address_to_join() -> str | None:
+    """Return the address of the Ray that is to be joined, which answers; None to start one here.
 
     Ray itself tries in silence for two minutes.
     """
@@ -93,12 +105,16 @@ def _check_reachable() -> None:
         raise UserError(
             f"RAY_ADDRESS {named} must be host:port of a head, auto or local: {error}"
         ) from error
-    if address is not None:  # else one is started here
-        _ask_for_cluster(address, named)
+    if address is None or not _answers(address, named):
+        return None
+    return address
 
 
-def _ask_for_cluster(address: str, named: str) -> None:
-    """Raise JobError unless a Ray answers at `address`; `named`: RAY_ADDRESS, or empty."""
+def _answers(address: str, named: str) -> bool:
+    """Tell whether a Ray answers at `address`, which is forgotten where an earlier one was killed.
+
+    `named`: RAY_ADDRESS, or empty. Raises JobError where the Ray should be there, but is not.
+    """
     from grpc import RpcError, StatusCode
     from ray._common.utils import reset_ray_address
     from ray._private.authentication import authentication_token_setup
@@ -117,7 +133,7 @@ def _ask_for_cluster(address: str, named: str) -> None:
         with init_grpc_channel(address) as channel:
             head = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
             head.GetClusterId(GetClusterIdRequest(), timeout=_ANSWERS_S)
-        return
+        return True
     except (RpcError, AuthenticationError) as error:
         cause = error
     status = None if isinstance(cause, AuthenticationError) else cause.code()
@@ -131,7 +147,7 @@ def _ask_for_cluster(address: str, named: str) -> None:
         # then Ray would try it again.
         reset_ray_address()
         if canonicalize_bootstrap_address(None) is None:  # type: ignore[arg-type]
-            return
+            return False
     whose = "RAY_ADDRESS names it"
     if is_of_this_machine:
         whose = "the last one that was started on this machine"
