@@ -168,7 +168,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--save", action="store_true")
     options = parser.parse_args()
-    # Ray's tasks that read and write need CPUs beside those of the actors: with 2 they would wait for ever.
+    # Ray's tasks that read and write need CPUs beside those of the actors: with 2 they wait.
     ray.init("local", num_cpus=ACTORS + 2, include_dashboard=False, log_to_driver=False)
     with tempfile.TemporaryDirectory() as name:
         folder, model = Path(name), CLASSIFIER
