@@ -1,7 +1,7 @@
 """Measure tokens per second of the packed encoder and of transformers, on the same lengths and dtype in one process.
 
-transformers runs with sdpa on padded batches, sorted by length: of 8, of 32 and by token budget; the best of the three
-counts. Passes over the same documents are interleaved and the best pass of each is kept, so that noise favours none.
+transformers runs with sdpa one document at a time, and on padded batches, sorted by length: of 8, of 32 and by token budget;
+the best of the four counts. Passes over the same documents are interleaved and the best pass of each is kept, so that noise favours none.
 
     python benchmarks/encoder.py --dtype bfloat16
     python benchmarks/encoder.py --dtype float32 --layers 6 --tokens 20000
@@ -167,6 +167,7 @@ def main() -> None:
         int8.quantise(model)
     prepack(model)
     batchings = {
+        "transformers one at a time": padded_batches(lengths, None, 1),
         "transformers batch 8": padded_batches(lengths, None, 8),
         "transformers batch 32": padded_batches(lengths, None, 32),
         "transformers token budget": padded_batches(lengths, options.budget_tokens, None),
