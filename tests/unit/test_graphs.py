@@ -56,13 +56,13 @@ def test_batches_that_no_graph_fits():
 def model(monkeypatch):
     """A model whose attention cuts a batch by `cu_seqlens`, as GPU kernels do, and leaves other rows undefined."""
 
-    def attention(q, k, v, *, classes, window, backend, dropout, deterministic):
+    def attention(q, k, v, *, classes, window, backend, way, dropout, deterministic):
         starts = classes[0].cu_seqlens
         lengths = [stop - start for start, stop in pairwise(starts.tolist()) if stop > start]
         rows = slice(0, int(starts[-1]))
         out = torch.full_like(q, float("nan"))
         out[rows] = varlen_attention(
-            q[rows], k[rows], v[rows], starts, lengths, window, backend=backend
+            q[rows], k[rows], v[rows], starts, lengths, window, backend=backend, way=way
         )
         return out
 

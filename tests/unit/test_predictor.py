@@ -10,8 +10,10 @@ import torch
 
 from modernbert import cpu
 from pipelines.checkpoints import Checkpoint
-from pipelines.inference.loading import resolve_dtype
+from pipelines.errors import UserError
+from pipelines.inference.loading import resolve_dtype, resolve_run
 from pipelines.inference.predictor import Predictor
+from pipelines.model_options import ModelOptions
 from pipelines.options import ClassifyOptions
 from pipelines.tasks.classify import Classify
 
@@ -93,3 +95,15 @@ def test_bfloat16_on_a_cpu_that_is_slower_in_it_is_warned_of(
     messages = [record.getMessage() for record in caplog.records]
     assert len(messages) == warned
     assert all("takes 1.7 times as long as in float32" in message for message in messages)
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "message"),
+    [
+        ("cuda", "int8", "dtype int8 is for CPUs; on GPUs use bfloat16 or float8"),
+        ("cpu", "float8", "dtype float8 is for GPUs; on CPUs use float32, bfloat16 or int8"),
+    ],
+)
+def test_a_dtype_of_another_device_is_refused(predictor, device, dtype, message):
+    with pytest.raises(UserError, match=message):
+        resolve_run(ModelOptions(dtype=dtype), predictor.checkpoint, predictor.task, device, 60.0)

@@ -413,7 +413,7 @@ MISTAKES = [
         "max_length 40 is above the 32 that this service reads",
     ),
     ("classify", PredictRequest(["a"], token_vectors=True), "token vectors come from embed models"),
-    ("tag", PredictRequest([("a", "b")]), "input 0 is a pair"),
+    ("embed", PredictRequest([("a", "b")]), "input 0 is a pair"),
     (
         "answer",
         PredictRequest(["a"]),
