@@ -31,7 +31,7 @@ _DECODER = "decoder.weight"  # of a masked language model; the embeddings, where
 _MOST_LISTED_PROBLEMS = 40
 
 
-class FoundWeights(NamedTuple):
+class StoredWeights(NamedTuple):
     """Where the parameters of a model are stored."""
 
     locations: dict[str, Location]
@@ -170,7 +170,7 @@ def check_weights(
     config: ModernBertConfig,
     *,
     new_head: bool = False,
-) -> FoundWeights:
+) -> StoredWeights:
     """Check that a checkpoint has the weights of a model class, by the headers of its files alone.
 
     Heads that the class does not have are left out, as is what no forward pass reads (position_ids,
@@ -235,7 +235,7 @@ def check_weights(
     if new:
         logger.warning("%s lacks %s: newly initialised, train before use", folder, ", ".join(new))
     ordered = {name: locations[name] for name in shapes if name in locations}
-    return FoundWeights(ordered, match.changes)
+    return StoredWeights(ordered, match.changes)
 
 
 def load(

@@ -25,9 +25,7 @@ class Int8Linear(nn.Module):
 
     def __init__(self, linear: Linear):
         super().__init__()
-        weight_ED = linear.weight.detach().float()
-        scales_E1 = weight_ED.abs().amax(dim=1, keepdim=True).clamp(min=_LEAST_SCALE) / _LARGEST
-        int8_ED = (weight_ED / scales_E1).round().to(torch.int8)
+        int8_ED, scales_E1 = _rows_in_int8(linear.weight.detach())
         self.weight = nn.Parameter(int8_ED, requires_grad=False)
         self.scales = nn.Parameter(scales_E1.squeeze(1), requires_grad=False)
         self.bias = linear.bias

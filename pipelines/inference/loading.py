@@ -56,8 +56,6 @@ def resolve_run(
     """
     if device == "cpu" and options.dtype in _GPU_DTYPES:
         raise UserError(f"dtype {options.dtype} is for GPUs; on CPUs use float32, bfloat16 or int8")
-    if device != "cpu" and options.dtype == "int8":
-        raise UserError("dtype int8 is for CPUs; on GPUs use bfloat16 or float8")
     return ModelRun(
         model=checkpoint,
         task=task,
@@ -109,8 +107,11 @@ def device_in_memory(device: int | str | torch.device | None) -> str:
 def resolve_dtype(dtype: str, device: str) -> str:
     """Return `dtype`, or what "auto" stands for on `device`: float32 on CPUs, bfloat16 on GPUs.
 
-    Warns of bfloat16 on a CPU that multiplies it more slowly than float32.
+    Warns of bfloat16 on a CPU that multiplies it more slowly than float32. Raises UserError for
+    int8 on a GPU.
     """
+    if device != "cpu" and dtype == "int8":
+        raise UserError("dtype int8 is for CPUs; on GPUs use bfloat16 or float8")
     if dtype == "auto":
         return _DTYPE_OF_DEVICE[device]
     if device == "cpu" and dtype == "bfloat16":

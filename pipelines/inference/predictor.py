@@ -86,8 +86,6 @@ class Predictor:
         if self.dtype == "float8":
             return torch.bfloat16
         if self.dtype == "int8":
-            if self.device.type != "cpu":
-                raise UserError("dtype int8 is for CPUs; on GPUs use bfloat16 or float8")
             if reason := int8.why_unsupported():  # before the weights are read
                 raise UserError(reason)
             return int8.compute_dtype()

@@ -44,11 +44,11 @@ def test_an_error_of_ray_is_one_line(monkeypatch):
 @pytest.mark.parametrize(("address", "keeps_processes"), [("local", True), ("1.2.3.4:6379", False)])
 def test_only_a_ray_that_is_started_here_is_given_settings(monkeypatch, address, keeps_processes):
     """Ray refuses them for one that is joined."""
-    given = {}
+    passed = {}
     monkeypatch.setenv("RAY_ADDRESS", address)
     monkeypatch.setattr("ray.is_initialized", lambda: False)
-    monkeypatch.setattr("ray.init", lambda **settings: given.update(settings))
+    monkeypatch.setattr("ray.init", lambda **settings: passed.update(settings))
     monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 2.0})
     monkeypatch.setattr(cluster, "_answers", lambda *_: True)
     assert cluster.cluster_resources() == {"CPU": 2.0}
-    assert ("_system_config" in given) == keeps_processes
+    assert ("_system_config" in passed) == keeps_processes

@@ -132,9 +132,9 @@ def test_the_demo_models_answer_in_int8_as_in_fp32():
         )
         entities.append(
             {
-                (row, found["entity_group"], found["start"], found["end"])
+                (row, entity["entity_group"], entity["start"], entity["end"])
                 for row, answer in enumerate(tag(texts))
-                for found in answer
+                for entity in answer
             }
         )
         checkpoint = Checkpoint.open(str(DEMO / "sentence-encoder"))
