@@ -144,14 +144,16 @@ def compare(model: Path, folder: Path, options: argparse.Namespace) -> dict[str,
     for name, way in ways.items():
         start, _ = measured(clock, partial(way, folder / "few", folder / f"{name}, few", model))
         whole, output = measured(clock, partial(way, folder / "corpus", folder / name, model))
-        their_labels = labels(output)
-        our_labels = our_labels or their_labels
+        output_labels = labels(output)
+        our_labels = our_labels or output_labels
         rows = options.rows - ROWS_OF_A_START
         results[name] = whole | {
             "start": start,
             "rows_per_s": round(rows / (whole["wall_s"] - start["wall_s"]), 2),
             "rows_per_cpu_s": round(rows / (whole["cpu_s"] - start["cpu_s"]), 2),
-            "same_labels": round(float(np.mean(np.array(their_labels) == np.array(our_labels))), 4),
+            "same_labels": round(
+                float(np.mean(np.array(output_labels) == np.array(our_labels))), 4
+            ),
         }
         print(f"{name}: {results[name]}", file=sys.stderr, flush=True)
     for result in results.values():
