@@ -60,6 +60,8 @@ class ModernBertModel(PreTrained):
         self.config = config
         self.attention = attention
         self.cpu_way = FUSED
+        self.is_shared = False
+        """Whether several heads read the hidden states of a batch (`sharing.share_encoder`)."""
         self.embeddings = ModernBertEmbeddings(config)
         self.layers = nn.ModuleList(
             ModernBertEncoderLayer(config, i) for i in range(config.num_hidden_layers)
@@ -107,11 +109,16 @@ class ModernBertModel(PreTrained):
             >>> model.forward_packed(batch).shape
             torch.Size([7, 768])
         """
-        if self._graphs is not None and hidden_states is None and maps is None:
-            x_TD = self._graphs.run(batch)
-            if x_TD is not None:
-                return x_TD
-        return self.run_layers(batch, hidden_states, maps)
+        if hidden_states is not None or maps is not None:
+            return self.run_layers(batch, hidden_states, maps)
+        if self in batch.encoded:
+            return batch.encoded[self]
+        x_TD = self._graphs.run(batch) if self._graphs is not None else None
+        if x_TD is None:
+            x_TD = self.run_layers(batch)
+        if self.is_shared:
+            batch.encoded[self] = x_TD
+        return x_TD
 
     def enable_graphs(self) -> None:
         """Run small batches as CUDA graphs from now on, where the attention backend allows it.

@@ -6,7 +6,7 @@ Shapes: T packed tokens, B sequences, S padded sequence length, D hidden.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -45,6 +45,10 @@ class PackedBatch:
     visible: tuple[int, ...] | None = None
     """The first tokens of each sequence that its tokens see; the others see them, and are seen by
     none. None: all.
+    """
+    encoded: dict[object, Tensor] = field(init=False, default_factory=dict)
+    """The hidden states (T, D) of encoders that several heads share, so that each batch is computed
+    once.
     """
 
     @classmethod

@@ -65,7 +65,6 @@ def main(arguments: list[str]) -> int:
 def _run_task(name: str, arguments: list[str]) -> int:
     """Run a task as its corpus job where an input is named, else on the lines of standard input."""
     from pipelines.arguments import parse, prefix_flag
-    from pipelines.errors import UserError
     from pipelines.job_options import command_options, corpus_command_options
     from pipelines.options import task_named
     from pipelines.report.text import printable_lines, say
@@ -83,9 +82,8 @@ def _run_task(name: str, arguments: list[str]) -> int:
             return run_command(task, arguments=arguments)
 
         # Parsed once more, so that an option of the job alone is not passed over in silence.
-        options = parse(command_options(task), arguments, {}, program)
-        if options.model is None:
-            raise UserError("--model is missing")
+        options: Any = parse(command_options(task), arguments, {}, program)
+        options.model_named(options.model)  # raises where there is none
         return _predict_lines(name, options)
     except BrokenPipeError:  # the reader, head for one, has enough
         return 0
@@ -126,7 +124,6 @@ def _serve(arguments: list[str]) -> int:
 
 
 def _predict_lines(name: str, options: CommandOptions) -> int:
-    assert options.model is not None
     # torch takes seconds to import, which a mistake in the options should not cost.
     from pipelines.memory.pipeline import pipeline
     from pipelines.options import task_named

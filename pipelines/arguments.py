@@ -11,7 +11,7 @@ from pydantic.fields import FieldInfo
 
 from pipelines.errors import UserError
 from pipelines.job_options import ENV_PREFIX, CommandOptions
-from pipelines.option_types import Words, marker, plain_message
+from pipelines.option_types import Repeated, Words, marker, plain_message
 from pipelines.report.text import printable
 
 Options = TypeVar("Options", bound=CommandOptions)
@@ -22,6 +22,24 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         super().error(printable(message))
+
+
+class _Once(argparse.Action):
+    """Stores the value of a flag that must not be there twice."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        if hasattr(namespace, self.dest):
+            parser.error(
+                f"{option_string} is there twice: several models over one reading are the task "
+                "several, --model TASK=MODEL for each"
+            )
+        setattr(namespace, self.dest, values)
 
 
 def parse(
@@ -50,8 +68,14 @@ def parse(
         ),
         allow_abbrev=False,
     )
+    repeated: set[str] = set()
+    for field in options_class.model_fields.values():
+        of_list = marker(field, Repeated)
+        if of_list is not None:
+            repeated.add(of_list.flag)
     for name, field in options_class.model_fields.items():
-        _add_argument(parser, name, field)
+        if name not in repeated:
+            _add_argument(parser, name, field)
     flags = vars(parser.parse_args(arguments))
     try:
         options = options_class.from_command_line(flags)
@@ -87,7 +111,23 @@ def _add_argument(parser: _Parser, name: str, field: FieldInfo) -> None:
         flag = _flag(words.name)
         parser.add_argument(flag, metavar=metavar, default=argparse.SUPPRESS, help=text)
         return
+    of_list = marker(field, Repeated)
+    if of_list is not None:
+        parser.add_argument(
+            _flag(of_list.flag),
+            dest=name,
+            action="append",
+            metavar=of_list.metavar,
+            default=argparse.SUPPRESS,
+            help=text,
+        )
+        return
     flag = _flag(name)
+    if name == "model":
+        parser.add_argument(
+            flag, action=_Once, metavar="MODEL", default=argparse.SUPPRESS, help=text
+        )
+        return
     if type_ is bool:
         # A flag that is off by default needs no form that switches it off.
         action = "store_true" if field.default is False else argparse.BooleanOptionalAction

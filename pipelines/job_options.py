@@ -112,11 +112,10 @@ class CorpusOptions(TaskOptions, ModelOptions):
         """Return input, model and output; UserError if one is missing."""
         if self.input is None:
             raise UserError("--input is missing")
-        if self.model is None:
-            raise UserError("--model is missing")
+        model = self.model_named(self.model)
         if self.output is None:
             raise UserError("--output is missing")
-        return self.input, self.model, self.output
+        return self.input, model, self.output
 
     @property
     def text_columns(self) -> dict[str, str]:

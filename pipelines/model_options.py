@@ -100,5 +100,7 @@ def from_call(options_class: type[Options], values: Mapping[str, object]) -> Opt
         mistakes: list[str] = []
         for each in error.errors():
             message = plain_message(each["msg"])
-            mistakes.append(f"{each['loc'][0]} {each['input']!r}: {message}")
+            # Of several options together, a message names them itself.
+            place = f"{each['loc'][0]} {each['input']!r}: " if each["loc"] else ""
+            mistakes.append(f"{place}{message}")
         raise ValueError("; ".join(mistakes)) from None

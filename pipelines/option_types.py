@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -41,8 +41,20 @@ class Words:
     """What the words stand for: any value that the option takes."""
 
 
+@dataclass(frozen=True)
+class Repeated:
+    """Marks a list of which each element has a flag of its own on the command line."""
+
+    flag: str
+    metavar: str
+
+
 Names = Annotated[Sequence[str] | None, NoDecode, Commas()]
 Tokens = Annotated[Sequence[str] | None, NoDecode, Commas(strip=False)]
+ModelEntries = Annotated[
+    Sequence[Mapping[str, Any] | str], NoDecode, Repeated("model", "TASK=MODEL")
+]
+"""Several models: a mapping of options each, or a text, "classify=my-org/my-model"."""
 AS_WORDS = Words("as", {"query": True, "document": False})
 AsQuery = Annotated[bool, Field(description="what texts are read as (default: document)"), AS_WORDS]
 

@@ -8,8 +8,9 @@ task's `from_checkpoint`.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, NamedTuple, Self
 
+import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pipelines.labels import label_mistake
@@ -21,6 +22,7 @@ from pipelines.option_types import (
     Function,
     LongDocuments,
     Merge,
+    ModelEntries,
     Names,
     Precision,
     Prompt,
@@ -89,6 +91,8 @@ class TaskOptions(BaseModel):
             return cls.model_validate(dict(values), strict=True)
         except ValidationError as error:
             first = error.errors()[0]
+            if not first["loc"]:  # of several options together, it names them itself
+                raise ValueError(plain_message(first["msg"])) from error
             name = str(first["loc"][0])
             if first["type"] == "greater_than_equal":
                 least = first["ctx"]["ge"]
@@ -99,6 +103,15 @@ class TaskOptions(BaseModel):
     def reads_words(self) -> bool:
         """Whether a document is a list of words."""
         return False
+
+    def model_named(self, model: str | None) -> str:
+        """Return the model that a call names with `model`, or in the task's own options.
+
+        Raises ValueError that begins with "model" where it is in neither or in both.
+        """
+        if model is None:
+            raise ValueError("model is missing: a folder, a URI or a Hugging Face hub id")
+        return model
 
     @classmethod
     def input_names(cls, count: int | None = None) -> tuple[str, ...]:
@@ -437,9 +450,108 @@ class FeaturesOptions(TaskOptions):
     online = False
 
 
+class ModelEntry(NamedTuple):
+    """One of the models of SeveralOptions."""
+
+    model: str
+    prefix: str
+    options: TaskOptions
+
+
+class SeveralOptions(TaskOptions):
+    """The answers of several models to each text, which is read once."""
+
+    task = "several"
+    implementation = "pipelines.tasks.several:Several"
+    purpose = (
+        "Label every document of a corpus with several ModernBERT models at once; those with equal "
+        "encoders share its work."
+    )
+    online = False
+
+    long_documents: Annotated[LongDocuments | None, LONG_DOCUMENTS] = None  # type: ignore[assignment]
+    models: Annotated[
+        ModelEntries,
+        Field(
+            description=(
+                "task and model, for each of several; in YAML and Python also a mapping of model, "
+                "task, prefix (of its columns; default: the model's last name) and task options"
+            )
+        ),
+    ] = ()
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _parse_yaml(cls, value: object) -> object:
+        return yaml.safe_load(value) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _check_models(self) -> Self:
+        if not self.models:
+            raise ValueError("models is missing: a list of models, each with model and task")
+        self.entries  # noqa: B018 (raises for a mistake)
+        return self
+
+    def model_named(self, model: str | None) -> str:
+        if model is not None:
+            raise ValueError(f"model {model!r} must be one of models, where several are named")
+        return self.entries[0].model
+
+    @property
+    def entries(self) -> list[ModelEntry]:
+        """The models, with the options of their tasks.
+
+        Raises ValueError, whose message begins with "models", for a mistake in one.
+        """
+        shared = {name: getattr(self, name) for name in TaskOptions.model_fields}
+        entries: list[ModelEntry] = []
+        for number, values in enumerate(self.models):
+            try:
+                entry = _model_entry(values, shared)
+            except ValueError as error:
+                raise ValueError(f"models[{number}]: {error}") from error
+            for other in entries:
+                if other.prefix == entry.prefix:
+                    raise ValueError(
+                        f"models[{number}]: prefix {entry.prefix!r} is that of another model; give "
+                        "each its own"
+                    )
+            entries.append(entry)
+        return entries
+
+
+def _model_entry(values: Mapping[str, object] | str, shared: Mapping[str, object]) -> ModelEntry:
+    """Return one of several models; `shared`: the options that all of them have."""
+    if isinstance(values, str):
+        named_task, _, named_model = values.partition("=")
+        values = {"task": named_task, "model": named_model or None}
+    options = {**shared, **values}
+    model = options.pop("model", None)
+    if not isinstance(model, str):
+        raise ValueError("model is missing: task=model, or a mapping that has it")
+    name = options.pop("task", None)
+    if not isinstance(name, str):
+        raise ValueError(f"task is missing: what the model does, one of {', '.join(TASKS)}")
+    options_class = task_named(name)
+    if set(options_class.inputs) != {"text"} or options_class is SeveralOptions:
+        raise ValueError(f"task {name} does not read a text alone, as several models do")
+    folder = model.rstrip("/").rpartition("/")[2]
+    prefix = options.pop("prefix", f"{folder}_")
+    if not isinstance(prefix, str):
+        raise ValueError(f"prefix {prefix!r} must be a text")
+    parsed = options_class.parse(options)
+    parsed.check_inputs(("text",))
+    if parsed.reads_words:
+        raise ValueError("is_split_into_words is for a model alone: several models read texts")
+    if isinstance(parsed, EmbedOptions) and parsed.chunk_tokens is not None:
+        raise ValueError("chunk_tokens is for a model alone: several models read texts whole")
+    return ModelEntry(model, prefix, parsed)
+
+
 _TASKS = (
     *(ClassifyOptions, ZeroShotOptions, TagOptions, AnswerOptions, FillOptions),
     *(EmbedOptions, SparseOptions, MultiVectorOptions, RerankOptions, FeaturesOptions),
+    SeveralOptions,
 )
 TASKS: dict[str, type[TaskOptions]] = {options.task: options for options in _TASKS}
 """Every task by its name."""

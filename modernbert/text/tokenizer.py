@@ -124,6 +124,14 @@ class Tokenizer:
         """
         return cls.from_folder(resolve(model, revision))
 
+    def reads_like(self, other: Tokenizer) -> bool:
+        """Tell whether another tokenizer gives the same windows of any text."""
+        return (
+            self.truncation_side == other.truncation_side
+            and self._num_embeddings == other._num_embeddings
+            and (self is other or self._fast.to_str() == other._fast.to_str())
+        )
+
     @property
     def vocab_size(self) -> int:
         """The number of ids, including added tokens."""

@@ -10,7 +10,6 @@ import pyarrow as pa
 
 from pipelines.corpus.plan import Job, JobPlan, cut_shards, make_job
 from pipelines.corpus.summary import describe_budget, long_documents_policy
-from pipelines.inference.documents import ADDED
 from pipelines.input.corpus import Corpus
 from pipelines.input.documents import is_text_list, valid_documents
 from pipelines.input.fields import column_of, field_type, take_field
@@ -50,13 +49,13 @@ def dry_run_report(plan: JobPlan, record: RunRecord | None) -> str:
     counts = _tokenise(job, tables)
     about = "about " if unstaged else ""
     tokens = counts.tokens / max(counts.rows, 1) * corpus.rows
-    added = [job.prefix + name for name in (*job.task.columns.names, *ADDED)]
+    added = [job.prefix + name for name in job.task.added_columns.names]
     lines = {
         "input": f"{job.source}: {len(corpus.files)} {corpus.format} file(s), "
         f"{about}{corpus.rows:,} rows",
         "shards": f"{about}{len(corpus.shards):,} of at most {corpus.shards.largest:,} rows",
         "output": f"{job.folder}/{job.parts}".rstrip("/"),
-        "model": f"{job.model.name}: {job.task.options_class.task}",
+        "model": f"{job.task.model_name(job.model)}: {job.task.options_class.task}",
         "text columns": ", ".join(job.text_columns),
         "columns": f"{', '.join(job.keep_columns)} + {', '.join(added)}",
         "device": f"{job.device} in {job.dtype}",
@@ -135,9 +134,11 @@ def _tokenise(job: Job, tables: Sequence[pa.Table]) -> SampleCounts:
         documents, _, rejects = valid_documents(columns, inputs, reads_words=job.task.reads_words)
         windows = job.task.encode(job.model.tokenizer, documents)
         counts.rows += len(documents) + len(rejects)
-        counts.rejected += len(rejects) + len(windows.rejected)
+        not_encoded = {number % len(documents) for number in windows.rejected}
+        counts.rejected += len(rejects) + len(not_encoded)
         counts.tokens += len(windows.input_ids)
-        counts.truncated += int(windows.truncated.sum())
+        truncated_KD = windows.truncated.reshape(job.task.readings, -1)
+        counts.truncated += int(truncated_KD.any(axis=0).sum())
     return counts
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from uuid import uuid4
 
 import pyarrow as pa
@@ -18,7 +18,7 @@ from modernbert.stored import Json
 from pipelines.checkpoints import Checkpoint
 from pipelines.corpus.shard_size import shard_size
 from pipelines.errors import UserError
-from pipelines.inference.documents import ADDED, clashing
+from pipelines.inference.documents import clashing
 from pipelines.inference.loading import ModelRun, resolve_run
 from pipelines.input.columns import corpus_columns
 from pipelines.input.corpus import Corpus
@@ -187,7 +187,7 @@ def _fingerprint(
         "reading": inspection.options.changed() or None,
         "limit": options.limit,
         "task": options.task,
-        **asdict(model_run.task),
+        **model_run.task.settings,
     }
     if with_weights:
         fingerprint["model"] = model_run.task.fingerprint(model_run.model)
@@ -259,7 +259,7 @@ def _seen_type(shape: Shape) -> pa.DataType:
 
 def _check_added_columns(options: CorpusOptions, task: Task, names: Sequence[str]) -> None:
     """Raise UserError where a column that is kept has the name of one that the job adds."""
-    added = [options.output_prefix + name for name in (*task.columns.names, *ADDED)]
+    added = [options.output_prefix + name for name in task.added_columns.names]
     kept = names if options.keep_columns is None else options.keep_columns
     clash = clashing(added, [name for name in kept if name in names])
     if clash:

@@ -90,7 +90,9 @@ class Outcome:
         return read(paths) if paths else ray.data.from_arrow(pa.table({}))
 
 
-def run_corpus(task: str, *, input: str, output: str, model: str, **options: Any) -> Outcome:
+def run_corpus(
+    task: str, *, input: str, output: str, model: str | None = None, **options: Any
+) -> Outcome:
     """Run the corpus job of a task: each input row comes once into the output or once into its
     rejects.
 
@@ -100,7 +102,8 @@ def run_corpus(task: str, *, input: str, output: str, model: str, **options: Any
         task: the name of a task, here ("classify") or in transformers ("text-classification").
         input: a file, folder or glob, or a URI of one.
         output: a folder or URI.
-        model: a folder, a Hugging Face hub id or a URI of object storage.
+        model: a folder, a Hugging Face hub id or a URI of object storage; None where the options
+            of the task "several" name models.
         options: those of the job's command (text_column="body", actors="1:8", top_k=3, …).
 
     Returns:
@@ -117,11 +120,8 @@ def run_corpus(task: str, *, input: str, output: str, model: str, **options: Any
         >>> done.dataset().filter(expr="score > 0.9").write_parquet("sure/")
     """
     name = task_named(task).task
-    return run_job(
-        from_call(
-            corpus_options(name), {"input": input, "output": output, "model": model, **options}
-        )
-    )
+    values = {"input": input, "output": output, "model": model, **options}
+    return run_job(from_call(corpus_options(name), values))
 
 
 def dry_run(options: CorpusOptions) -> str:

@@ -72,6 +72,7 @@ def _tokenised(job: Job, shards: Sequence[Shard]) -> Iterator[pa.Table]:
         documents, rows, rejected = _documents(job, read)
         windows = encode(job, documents, job.max_characters)
         rejects = [wire.reject(row, reason, "read", raw) for row, reason, raw in read.bad]
+        rows = np.tile(rows, job.task.readings)
         rejects += wire.rejects_of_tokenising(rejected, windows, rows)
         tokenise_s = time.perf_counter() - started
         yield wire.tokenised_row(shard, windows, rows, rejects, tokenise_s, stored=read)
@@ -139,7 +140,8 @@ def _answers(
     """
     task = job.task
     windows = wire.windows_of(table)
-    rows_of_documents = wire.array_of(table, "rows")
+    rows_of_windows = wire.array_of(table, "rows")
+    rows_of_documents = rows_of_windows[: len(rows_of_windows) // task.readings]
     rejects = wire.rejects_of(table)
 
     read = wire.stored_of(table)
@@ -160,13 +162,15 @@ def _answers(
     kept = {name: read.table[name].take(places) for name in job.keep_columns}
     kept, replaced = readable_columns(kept)
     added = {job.prefix + name: values for name, values in answers.items()}
+    truncated_KD = windows.truncated.reshape(task.readings, -1)
+    truncated_D: np.ndarray = truncated_KD.any(axis=0)
 
     stats: Stats = {
         "name": shard.name,
         "rows": shard.count,
         "labelled": len(answered),
         "tokens": len(windows.input_ids),
-        "truncated": int(windows.truncated[answered].sum()),
+        "truncated": int(truncated_D[answered].sum()),
         "replaced": replaced,
         "rejects": Counter(reject["reason"] for reject in rejects),
     }

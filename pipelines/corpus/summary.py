@@ -225,7 +225,7 @@ def report(job: Job, record: RunRecord, figures: ShardFigures) -> Json:
         "settings": {
             "input": str(job.source),
             "text columns": ", ".join(job.text_columns),
-            "model": job.model.name,
+            "model": job.task.model_name(job.model),
             "device": last.device,
             **_attention(last),
             "token budget": f"{describe_budget(job)} a packed batch",
@@ -261,6 +261,10 @@ def _truncated(task: Task, documents: int) -> str:
 
 def long_documents_policy(task: Task) -> str:
     """Say what happens to documents that are longer than a window."""
-    if task.stride is None:
-        return f"truncated to {task.max_length:,} tokens"
-    return f"read in windows of {task.max_length:,} tokens that share {task.stride:,}"
+    policies: list[str] = []
+    for part in task.parts:
+        policy = f"truncated to {part.max_length:,} tokens"
+        if part.stride is not None:
+            policy = f"read in windows of {part.max_length:,} tokens that share {part.stride:,}"
+        policies.append(policy)
+    return "; ".join(dict.fromkeys(policies))

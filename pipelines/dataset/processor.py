@@ -22,7 +22,6 @@ from modernbert.text.windows import Text
 from pipelines.checkpoints import Checkpoint
 from pipelines.dataset.step_actors import Actors, SayWhatWaits, parse_actors, step_pool
 from pipelines.inference.documents import (
-    ADDED,
     accepted_documents,
     answer_columns,
     clashing,
@@ -131,7 +130,8 @@ class Processor:
                     raise ValueError(
                         f"column {name!r} holds {stored}, not {wanted}; cast it, or name another"
                     )
-        added = [self.prefix + name for name in (*self.run.task.columns.names, *ADDED, "error")]
+        of_task = self.run.task.added_columns.names
+        added = [self.prefix + name for name in (*of_task, "error")]
         if both := clashing(added, schema.names):
             alike = next(name for name in added if clashing([name], both[:1]))
             case = "" if alike == both[0] else f" (as {alike!r} for readers that ignore case)"
@@ -151,7 +151,7 @@ def _not_a_dataset(value: object) -> str:
 
 def processor(
     task: str,
-    model: str | os.PathLike[str],
+    model: str | os.PathLike[str] | None = None,
     *columns: str,
     prefix: str = "",
     concurrency: int | tuple[int, int] | str | None = None,
@@ -171,7 +171,8 @@ def processor(
 
     Args:
         task: the name of a task, here ("classify") or in transformers ("text-classification").
-        model: a folder, a Hugging Face hub id or a URI of object storage.
+        model: a folder, a Hugging Face hub id or a URI of object storage; None where the options
+            of the task "several" name models.
         columns: the columns of a document's texts; by default those that the task names ("text"). A
             second one makes pairs, where the task takes them ("text", "text_pair"). They may be
             named as in run_corpus, too (`text_column=`).
@@ -206,7 +207,7 @@ def processor(
         raise ValueError(f"prefix {prefix!r} must be a text")
     columns, task_options = _columns(options_class, columns, task_options)
     of_model = {
-        "model": os.fspath(model),
+        "model": None if model is None else os.fspath(model),
         "device": device,
         "dtype": dtype,
         "budget_tokens": budget_tokens,
@@ -247,7 +248,7 @@ def _actors(
 def _model_run(task: str, options: Any, batch_timeout_s: float) -> ModelRun:
     """Open the checkpoint and decide how its actors run it; `options`: those of task and model."""
     task_cls = task_class(task)
-    checkpoint = Checkpoint.open(options.model)
+    checkpoint = Checkpoint.open(options.model_named(options.model))
     task_cls.check(checkpoint)
     task_of_model = task_cls.from_checkpoint(checkpoint, options)
     device = device_of_actors(options.device)
@@ -318,6 +319,7 @@ def _tokenise(step: Processor, table: pa.Table) -> pa.Table:
     step._check_columns(table.schema)
     documents, rows, rejected = _documents(step, table)
     windows = encode(step.run, documents, MAX_CHARACTERS)
+    rows = rows * step.run.task.readings
     rejects = wire.rejects_of_tokenising(rejected, windows, rows)
     batch = Shard(name="batch", format="", pieces=())
     stored = Rows(table, np.arange(len(table)), [])
@@ -344,7 +346,8 @@ def _answer(step: Processor, table: pa.Table) -> pa.Table:
     if error and table["cause"][0].as_py() == wire.START:
         raise RuntimeError(f"no actor starts: {error}")
 
-    rows_of_documents = wire.array_of(table, "rows")
+    rows_of_windows = wire.array_of(table, "rows")
+    rows_of_documents = rows_of_windows[: len(rows_of_windows) // step.run.task.readings]
     reasons = {reject["row"]: reject["reason"] for reject in wire.rejects_of(table)}
     if error:
         # Rows that were rejected before keep their own reasons.
@@ -375,9 +378,7 @@ def _answer(step: Processor, table: pa.Table) -> pa.Table:
 
 def _no_answers(step: Processor, rows: int) -> dict[str, pa.Array]:
     """Return the columns of answers for rows that have none."""
-    types = {field.name: field.type for field in step.run.task.columns}
-    types |= {"n_tokens": pa.int32(), "n_windows": pa.int32(), "truncated": pa.bool_()}
-    return {name: pa.nulls(rows, type_) for name, type_ in types.items()}
+    return {field.name: pa.nulls(rows, field.type) for field in step.run.task.added_columns}
 
 
 def _answers(

@@ -23,8 +23,6 @@ from pipelines.tasks.base import Task
 from pipelines.tasks.outputs import ModelOutputs
 from pipelines.text_lists import WordList
 
-ADDED = ("n_tokens", "n_windows", "truncated")
-"""The columns that all tasks add beside their own."""
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -122,20 +120,14 @@ def encode(run: ModelRun, documents: Sequence[Text], max_characters: int) -> Win
     short_enough = [cut(document, max_characters) for document in documents]
     windows = run.task.encode(run.model.tokenizer, short_enough)
     is_cut_D = [longest(document) > max_characters for document in documents]
-    windows.truncated[:] |= np.array(is_cut_D, dtype=bool)
+    windows.truncated[:] |= np.tile(np.array(is_cut_D, dtype=bool), run.task.readings)
     return windows
 
 
 def answer_columns(task: Task, outputs: ModelOutputs, documents: pa.Array) -> dict[str, pa.Array]:
-    """Decode outputs into the columns of the task and those that all tasks add.
+    """Decode outputs into the columns that a job adds.
 
     `documents`: the number of each row's document, or null for a row without an answer.
     """
-    windows = outputs.windows
-    decoded = task.decode(outputs)
-    counts_D = np.bincount(windows.document, minlength=len(windows.n_tokens))
-    answers = {name: decoded.field(name) for name in task.columns.names}
-    answers["n_tokens"] = pa.array(windows.n_tokens)
-    answers["n_windows"] = pa.array(counts_D, pa.int32())
-    answers["truncated"] = pa.array(windows.truncated)
+    answers = task.answers(outputs)
     return {name: values.take(documents) for name, values in answers.items()}

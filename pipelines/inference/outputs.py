@@ -12,7 +12,7 @@ import numpy as np
 from modernbert.text.tokenizer import Tokenizer
 from modernbert.text.windows import Text, Windows
 from pipelines.tasks.base import Task
-from pipelines.tasks.outputs import ModelOutputs
+from pipelines.tasks.outputs import ModelOutputs, Predictions
 
 
 def model_outputs(
@@ -111,3 +111,27 @@ def ranges(splits: np.ndarray, windows: np.ndarray) -> np.ndarray:
 
 def _splits(counts: np.ndarray) -> np.ndarray:
     return np.concatenate(([0], np.cumsum(counts)))
+
+
+def joined(predictions: Sequence[Predictions]) -> Predictions:
+    """Lay the predictions of several heads end to end, as one of flat values.
+
+    Returns:
+        Predictions whose `values` are those of one head after the other, and whose `splits` count
+        numbers, not rows, from 0 for each head. Heads that share windows share their batches.
+    """
+    failed: dict[int, str] = {}
+    batches: dict[int, int] = {}  # by the first window of those that go through heads together
+    seconds: dict[int, float] = {}
+    for each in predictions:
+        for window, reason in each.failed.items():
+            failed.setdefault(each.first_window + window, reason)
+        batches[each.first_window] = each.batches
+        seconds[each.first_window] = each.seconds
+    return Predictions(
+        values=np.concatenate([each.values.ravel() for each in predictions]),
+        splits=np.concatenate([each.splits * each.values.shape[1] for each in predictions]),
+        failed=failed,
+        batches=sum(batches.values()),
+        seconds=sum(seconds.values()),
+    )

@@ -9,6 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -18,14 +19,14 @@ from modernbert.checkpoint import as_dtype
 from modernbert.linear import prepack
 from modernbert.model import ModernBertModel
 from modernbert.packing import PackedBatch
-from modernbert.text.windows import Text
+from modernbert.text.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
 from pipelines.errors import UserError
 from pipelines.inference.bucketing import packed_batches
 from pipelines.inference.loading import cpu_budget, gpu_budget, resolve_dtype
-from pipelines.inference.outputs import ValuesBuilder, model_outputs, ranges
+from pipelines.inference.outputs import ValuesBuilder, joined, model_outputs, ranges
 from pipelines.tasks.base import Task
-from pipelines.tasks.outputs import ModelOutputs, Predictions
+from pipelines.tasks.outputs import Head, ModelOutputs, Predictions
 
 IN_FLIGHT = 3
 """Packed batches that a GPU is given ahead: one that it computes, one that is copied, one more."""
@@ -78,7 +79,8 @@ class Predictor:
             int8.quantise(self.model)
         prepack(self.model)
         if graphs and self.device.type == "cuda":
-            self.encoder.enable_graphs()
+            for encoder in self.encoders:
+                encoder.enable_graphs()
         # Only now, with the model loaded, is it known what a GPU has left.
         self.budget_tokens = budget_tokens or self._default_budget()
 
@@ -92,17 +94,16 @@ class Predictor:
         return as_dtype(self.dtype)
 
     @property
-    def encoder(self) -> ModernBertModel:
-        """The encoder of the model."""
-        encoders = (each for each in self.model.modules() if isinstance(each, ModernBertModel))
-        return next(encoders)
+    def encoders(self) -> list[ModernBertModel]:
+        """The encoder of the model; of several models, each once."""
+        return [each for each in self.model.modules() if isinstance(each, ModernBertModel)]
 
     @property
     def attention(self) -> str | None:
         """How attention is computed on a CPU in half precision, where there is a choice."""
         if self.device.type != "cpu" or self.torch_dtype == torch.float32:
             return None
-        way = self.encoder.cpu_way
+        way = self.encoders[0].cpu_way
         return f"{way.product}, tiles of {way.tile}"
 
     def _default_budget(self) -> int:
@@ -110,8 +111,11 @@ class Predictor:
         if on_cpu is not None:
             return on_cpu
         free_bytes, _ = torch.cuda.mem_get_info(self.device)
-        config = self.checkpoint.config
-        return gpu_budget(free_bytes, config, self.task.per_token, self.torch_dtype)
+        budgets: list[int] = []
+        for encoder in self.encoders:
+            budget = gpu_budget(free_bytes, encoder.config, self.task.per_token, self.torch_dtype)
+            budgets.append(budget)
+        return min(budgets)
 
     def answer(
         self, documents: Sequence[Text], task: Task | None = None
@@ -124,16 +128,36 @@ class Predictor:
         task = task or self.task
         tokenizer = self.checkpoint.tokenizer
         windows = task.encode(tokenizer, documents)
-        predictions = self.predict(windows.input_ids, windows.cu_seqlens, task=task)
-        failed = dict(windows.rejected)
+        predictions = self.predict_windows(windows, task=task)
+        failed: dict[int, str] = {}
+        for number, reason in windows.rejected.items():
+            failed.setdefault(number % len(documents), reason)
         for window, reason in predictions.failed.items():
-            failed[int(windows.document[window])] = reason
+            failed.setdefault(int(windows.document[window]) % len(documents), reason)
         outputs = model_outputs(
             task, tokenizer, documents, windows, predictions.values, predictions.splits
         )
         return outputs, failed
 
-    @torch.inference_mode()
+    def predict_windows(
+        self,
+        windows: Windows,
+        batch_is_done: Callable[[], None] | None = None,
+        task: Task | None = None,
+    ) -> Predictions:
+        """Run all windows of documents, as `predict` does; where the task has several models, each
+        runs its own.
+        """
+        task = task or self.task
+        predictions: list[Predictions] = []
+        first = 0
+        for one_pass in task.passes(self.model, windows):
+            ids, cu_seqlens = one_pass.input_ids, one_pass.cu_seqlens
+            of_heads = self._predict(one_pass.heads, ids, cu_seqlens, batch_is_done)
+            predictions += [replace(each, first_window=first) for each in of_heads]
+            first += len(cu_seqlens) - 1
+        return predictions[0] if len(predictions) == 1 else joined(predictions)
+
     def predict(
         self,
         input_ids: np.ndarray,
@@ -149,20 +173,32 @@ class Predictor:
         may call at once. A batch that exceeds the device's memory is halved until it fits;
         a window that fails alone, or whose values are not finite, is in `failed`.
         """
+        heads = [(task or self.task, self.model)]
+        return self._predict(heads, input_ids, cu_seqlens, batch_is_done)[0]
+
+    @torch.inference_mode()
+    def _predict(
+        self,
+        heads: Sequence[Head],
+        input_ids: np.ndarray,
+        cu_seqlens: np.ndarray,
+        batch_is_done: Callable[[], None] | None,
+    ) -> list[Predictions]:
+        """Run windows as `predict` does, through each of several heads: the predictions of each."""
         started = time.perf_counter()
-        task = task or self.task
         lengths = np.diff(cu_seqlens)
-        collected = ValuesBuilder(task, input_ids, cu_seqlens)
+        collected = [ValuesBuilder(task, input_ids, cu_seqlens) for task, _ in heads]
         failed: dict[int, str] = {}
         to_run = deque(packed_batches(lengths, self.budget_tokens))
-        in_flight: deque[tuple[np.ndarray, Callable[[], np.ndarray]]] = deque()
+        in_flight: deque[tuple[np.ndarray, list[Callable[[], np.ndarray]]]] = deque()
         most_in_flight = 1 if self.device.type == "cpu" else IN_FLIGHT
         batches = 0
         while to_run or in_flight:
             # Values are fetched only once the device has all the work that it is given ahead.
             if not to_run or len(in_flight) == most_in_flight:
-                windows, wait_for_values = in_flight.popleft()
-                collected.put(windows, wait_for_values())
+                windows, waits = in_flight.popleft()
+                for of_head, wait_for_values in zip(collected, waits, strict=True):
+                    of_head.put(windows, wait_for_values())
                 batches += 1
                 if batch_is_done:
                     batch_is_done()
@@ -170,7 +206,7 @@ class Predictor:
             windows = to_run.popleft()
             ids = input_ids[ranges(cu_seqlens, windows)]
             try:
-                wait_for_values = self._launch(task, ids, lengths[windows])
+                waits = self._launch(heads, ids, lengths[windows])
             except torch.OutOfMemoryError as error:
                 if len(windows) == 1:
                     reason = f"out of memory on {self.device}: {str(error).splitlines()[0]}"
@@ -180,22 +216,31 @@ class Predictor:
                 to_run.appendleft(windows[middle:])
                 to_run.appendleft(windows[:middle])
                 continue
-            in_flight.append((windows, wait_for_values))
-        values, splits = collected.finish()
-        for window in _windows_not_finite(values, splits):
-            failed[window] = "the model's answer is not a finite number"
-        return Predictions(values, splits, failed, batches, time.perf_counter() - started)
+            in_flight.append((windows, waits))
+        seconds = time.perf_counter() - started
+        predictions: list[Predictions] = []
+        for of_head in collected:
+            values, splits = of_head.finish()
+            for window in _windows_not_finite(values, splits):
+                failed[window] = "the model's answer is not a finite number"
+            predictions.append(Predictions(values, splits, failed, batches, seconds))
+        return predictions
 
-    def _launch(self, task: Task, ids: np.ndarray, lengths: np.ndarray) -> Callable[[], np.ndarray]:
-        """Start a packed batch and return what waits for its values (R, C).
+    def _launch(
+        self, heads: Sequence[Head], ids: np.ndarray, lengths: np.ndarray
+    ) -> list[Callable[[], np.ndarray]]:
+        """Start a packed batch and return what waits for its values (R, C), for each head.
 
         Raises OutOfMemoryError where it does not fit.
         """
 
-        def launch() -> Callable[[], np.ndarray]:
+        def launch() -> list[Callable[[], np.ndarray]]:
             batch = PackedBatch.from_arrays(ids, lengths.tolist(), self.device)
-            values = task.forward(self.model, batch, ids)
-            return self._download(values.float())
+            waits: list[Callable[[], np.ndarray]] = []
+            for task, model in heads:
+                values = task.forward(model, batch, ids)
+                waits.append(self._download(values.float()))
+            return waits
 
         with self._launching:
             try:

@@ -21,7 +21,7 @@ from pipelines.tasks.base import task_class
 
 def pipeline(
     task: str,
-    model: str,
+    model: str | None = None,
     *,
     revision: str | None = None,
     device: int | str | torch.device | None = None,
@@ -58,10 +58,13 @@ def pipeline(
         >>> classify(["wake me up at six"])
         [{'label': 'alarm', 'score': 0.95}]
     """
-    name = task_named(task).task
+    options_class = task_named(task)
+    name = options_class.task
     task_cls = task_class(name)
     # Arguments are checked before a checkpoint, which may have to be fetched.
     loading, task_options = split_arguments(options)
+    if model is None or name == "several":
+        model = options_class.parse(task_options).model_named(model)
     check_loading(str(model), loading)
     dtype_name = dtype_of(str(model), dtype, loading)
     device_name = device_in_memory(device_of(device, loading))

@@ -223,6 +223,20 @@ class TagPipeline(Pipeline):
         return bool(self.arguments(options).get("is_split_into_words"))
 
 
+class SeveralPipeline(Pipeline):
+    """several: a dictionary per text, with what each model's pipeline returns by its prefix."""
+
+    def task(self, options: Arguments) -> Task:
+        """The task, whose models are opened once: a call cannot change their options."""
+        if options:
+            raise ValueError(f"{next(iter(options))} is of the models: give it with them")
+        if self._task is None:
+            self._task = super().task({})
+        return self._task
+
+    _task: Task | None = None
+
+
 SHAPES: dict[str, type[Pipeline]] = {
     "classify": ClassifyPipeline,
     "zero_shot": ZeroShotPipeline,
@@ -231,6 +245,7 @@ SHAPES: dict[str, type[Pipeline]] = {
     "fill": FillPipeline,
     "rerank": RerankPipeline,
     "multi_vector": MultiVectorPipeline,
+    "several": SeveralPipeline,
 }
 """The shapes of tasks that differ from Pipeline, by the names of the tasks."""
 

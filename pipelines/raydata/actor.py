@@ -85,9 +85,7 @@ class Predict:
         try:
             with self.time_limit:
                 # The next batch has all the time, too.
-                predictions = self.predictor.predict(
-                    windows.input_ids, windows.cu_seqlens, self.time_limit.restart
-                )
+                predictions = self.predictor.predict_windows(windows, self.time_limit.restart)
         except Exception as error:  # whatever the model raises
             reason = _with_traceback(error)
             self._check_health(shard, reason)
@@ -104,8 +102,12 @@ class Predict:
 
         rows = wire.array_of(table, "rows")
         rejects = wire.rejects_of(table)
+        rejected_rows = {reject["row"] for reject in rejects}
         for document, reason in failed.items():
-            rejects.append(wire.reject(rows[document], reason, "predict"))
+            row = int(rows[document])
+            if row not in rejected_rows:  # by another reading of it
+                rejected_rows.add(row)
+                rejects.append(wire.reject(row, reason, "predict"))
         documents = len(np.unique(windows.document))
         if len(failed) < documents:
             self.has_answered = True
@@ -175,9 +177,10 @@ class Predict:
 
         if predictor.torch_dtype == torch.float32:  # there is one way
             return
-        fastest = predictor.encoder.cpu_way
+        fastest = predictor.encoders[0].cpu_way
         agreed = self.reports.agree(processor(), (fastest.product, fastest.tile))
-        predictor.encoder.cpu_way = CpuWay(*agreed)
+        for encoder in predictor.encoders:
+            encoder.cpu_way = CpuWay(*agreed)
 
     def _answer_probe(self) -> None:
         """Raise an exception if the model does not answer the task's probe."""

@@ -98,8 +98,10 @@ def rejects_of_tokenising(
     `rejected`: the former; `rows`: the rows of the documents of `windows`.
     """
     rejects = [reject(row, reason, "text") for row, reason in rejected]
-    for document, reason in windows.rejected.items():
-        rejects.append(reject(rows[document], reason, "encode"))
+    not_encoded: dict[int, str] = {}
+    for document, reason in windows.rejected.items():  # in more than one reading, it may be
+        not_encoded.setdefault(int(rows[document]), reason)
+    rejects += [reject(row, reason, "encode") for row, reason in not_encoded.items()]
     return rejects
 
 

@@ -13,7 +13,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, ClassVar, TypedDict, TypeVar
 
@@ -27,7 +27,7 @@ from modernbert.text.tokenizer import Tokenizer
 from modernbert.text.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
 from pipelines.options import TASKS, TaskOptions
-from pipelines.tasks.outputs import ModelOutputs, Results
+from pipelines.tasks.outputs import ModelOutputs, Pass, Results
 
 if TYPE_CHECKING:
     import torch
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from modernbert.packing import PackedBatch
 
 Options = TypeVar("Options", bound=TaskOptions)
+COUNTS = pa.schema([("n_tokens", pa.int32()), ("n_windows", pa.int32()), ("truncated", pa.bool_())])
+"""The columns that every task adds beside its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +113,43 @@ class Task(ABC):
     @property
     @abstractmethod
     def columns(self) -> pa.Schema:
-        """The columns that a corpus job adds for the task."""
+        """The columns of the task's own that a corpus job adds."""
+
+    @property
+    def added_columns(self) -> pa.Schema:
+        """All columns that a corpus job adds: those of the task, and COUNTS."""
+        return pa.schema([*self.columns, *COUNTS])
+
+    @property
+    def readings(self) -> int:
+        """How often a document is tokenised: once, unless several models read it each in its way.
+
+        `Windows` of D documents that are read K times number them K * D: a reading after the other.
+        """
+        return 1
+
+    @property
+    def reading(self) -> tuple[object, ...] | None:
+        """What the windows of a text depend on beside the tokenizer, where that is little: tasks
+        that agree in it have the same windows. None: they are the task's own.
+        """
+        if type(self).encode is Task.encode:
+            return self.max_length, self.stride
+        return None
+
+    @property
+    def parts(self) -> tuple[Task, ...]:
+        """The tasks that it consists of: itself, unless there are several models."""
+        return (self,)
+
+    @property
+    def settings(self) -> Json:
+        """The options that answers depend on, for the fingerprint of an output."""
+        return asdict(self)
+
+    def model_name(self, checkpoint: Checkpoint) -> str:
+        """The model's name, for people."""
+        return checkpoint.name
 
     @property
     @abstractmethod
@@ -130,6 +168,17 @@ class Task(ABC):
         """Turn the model's values into one plain Python value per document, as transformers'
         pipelines do.
         """
+
+    def answers(self, outputs: ModelOutputs) -> dict[str, pa.Array]:
+        """Return `added_columns` by name, with a value for each document."""
+        windows = outputs.windows
+        decoded = self.decode(outputs)
+        counts_D = np.bincount(windows.document, minlength=len(windows.n_tokens))
+        answers = {name: decoded.field(name) for name in self.columns.names}
+        answers["n_tokens"] = pa.array(windows.n_tokens)
+        answers["n_windows"] = pa.array(counts_D, pa.int32())
+        answers["truncated"] = pa.array(windows.truncated)
+        return answers
 
     def response(self, outputs: ModelOutputs) -> Sequence[Any] | np.ndarray:
         """Return what an online model answers per document: the `results`, or an array with a row
@@ -236,6 +285,10 @@ class Task(ABC):
         """
         values: Tensor = model.forward_packed(batch)
         return values
+
+    def passes(self, model: Any, windows: Windows) -> list[Pass]:
+        """Return the windows that go through the model, and with what they go through it."""
+        return [Pass(windows.input_ids, windows.cu_seqlens, [(self, model)])]
 
     def label_counts(self, answers: pa.StructArray) -> Counter[str]:  # noqa: ARG002
         """Count answers by label, for the summary of a run."""

@@ -156,6 +156,12 @@ class Embed(Task):
         }
 
     @property
+    def reading(self) -> tuple[object, ...] | None:
+        if self.prompt or self.lower_case or type(self) is not Embed:
+            return None
+        return self.max_length, self.stride
+
+    @property
     def columns(self) -> pa.Schema:
         return pa.schema([("embedding", vector_type(self.dimensions, self.precision))])
 

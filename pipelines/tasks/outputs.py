@@ -34,6 +34,23 @@ class Predictions:
     """From the start of the first of these batches to the end of the last."""
     queue_s: float = 0.0
     """The time online in the queue before the first batch."""
+    first_window: int = 0
+    """The number of the first of these windows among those of all readings of the documents."""
+
+
+Head: TypeAlias = tuple[Any, Any]
+"""A Task, and the model that it was loaded with."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Windows that go through one or more heads together."""
+
+    input_ids: np.ndarray
+    """(T,) int32"""
+    cu_seqlens: np.ndarray
+    """(W+1,) int64"""
+    heads: list[Head]
 
 
 @dataclass(frozen=True)

@@ -118,6 +118,10 @@ class Tag(TokenClassifier):
         tags_T[~is_read_T] = SPECIAL
         return replace(windows, token_tags=tags_T.astype(np.int8))
 
+    @property
+    def reading(self) -> tuple[object, ...]:
+        return self.max_length, self.stride  # the tags beside the tokens are no others' concern
+
     def decode(self, outputs: ModelOutputs) -> pa.StructArray:
         entities = self.entities(outputs.windows, outputs.values)
         texts = []

@@ -112,7 +112,7 @@ def test_results_and_error_lines(tmp_path, task):
 MISTAKES = {
     "no task": ([], "usage: python -m pipelines TASK --model MODEL [options]"),
     "unknown task": (["translate"], "usage: python -m pipelines TASK --model MODEL [options]"),
-    "no model": (["fill-mask"], "error: --model is missing"),
+    "no model": (["fill-mask"], "error: --model is missing: a folder"),
     "no such model": (["fill-mask", "--model", "/nowhere"], "error: "),
     "no number": (
         ["fill-mask", "--model", "x", "--top-k", "many"],
