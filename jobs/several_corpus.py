@@ -1,9 +1,7 @@
-"""Label every document of a corpus with several ModernBERT models, of which equal encoders run once.
+"""Label every document of a corpus with several ModernBERT models, whose equal encoders run once.
 
-python jobs/several_corpus.py --config several.yaml
-
-where the file names the models: models: [{model: my-org/topics, task: classify}, {model:
-my-org/entities, task: tag}]
+python jobs/several_corpus.py --input articles/ --output labelled/ --model classify=my-org/topics
+--model tag=my-org/entities
 """
 
 from __future__ import annotations
