@@ -28,7 +28,8 @@ from modernbert.stored import Json
 from pipelines.errors import UserError
 from pipelines.model_options import ModelOptions
 from pipelines.option_types import Names, Words, column_option, marker
-from pipelines.options import TASKS, TaskOptions
+from pipelines.options import TASKS
+from pipelines.task_options import TaskOptions
 
 ENV_PREFIX = "MODERNBERT_"
 OTHER_VARIABLES = frozenset({"api_key", "ray_dashboard"})

@@ -12,11 +12,11 @@ from starlette.responses import Response
 
 from pipelines.input.shapes import Shape
 from pipelines.input.shards import Block, Format
-from pipelines.options import TaskOptions
 from pipelines.serve.http.bodies import Body
 from pipelines.serve.http.dialect import Dialect
 from pipelines.serve.http.responses import json_response
 from pipelines.serve.http.routes import new_router
+from pipelines.task_options import TaskOptions
 from pipelines.tasks.base import Task
 from pipelines.tasks.postprocess import merged
 from pipelines.tasks.resolve import resolve_windowing

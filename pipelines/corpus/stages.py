@@ -163,7 +163,7 @@ def _answers(
     kept, replaced = readable_columns(kept)
     added = {job.prefix + name: values for name, values in answers.items()}
     truncated_KD = windows.truncated.reshape(task.readings, -1)
-    truncated_D: np.ndarray = truncated_KD.any(axis=0)
+    truncated_D = np.logical_or.reduce(truncated_KD, axis=0)
 
     stats: Stats = {
         "name": shard.name,

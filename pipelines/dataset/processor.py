@@ -33,11 +33,12 @@ from pipelines.input.documents import readable, wrong_type
 from pipelines.input.shards import Rows, Shard
 from pipelines.model_options import from_call, model_options
 from pipelines.option_types import column_option
-from pipelines.options import TaskOptions, task_named
+from pipelines.options import task_named
 from pipelines.raydata import wire
 from pipelines.raydata.actor import Predict
 from pipelines.raydata.placement import device_of_actors, stage_cpus
 from pipelines.raydata.pools import MapBatches, actor_options
+from pipelines.task_options import TaskOptions
 from pipelines.tasks.base import task_class
 
 MAX_CHARACTERS = 5_000_000

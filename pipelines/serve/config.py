@@ -15,8 +15,9 @@ from pipelines.errors import UserError
 from pipelines.job_options import read_yaml
 from pipelines.model_options import ModelOptions
 from pipelines.option_types import plain_message
-from pipelines.options import TASKS, TaskOptions
+from pipelines.options import TASKS
 from pipelines.serve.http.limits import HttpLimits
+from pipelines.task_options import TaskOptions
 
 if TYPE_CHECKING:
     from pipelines.checkpoints import Checkpoint

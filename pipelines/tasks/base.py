@@ -26,7 +26,8 @@ from modernbert.stored import CheckpointPath, Json
 from modernbert.text.tokenizer import Tokenizer
 from modernbert.text.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
-from pipelines.options import TASKS, TaskOptions
+from pipelines.options import TASKS
+from pipelines.task_options import TaskOptions
 from pipelines.tasks.outputs import ModelOutputs, Pass, Results
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from typing import Protocol
 from modernbert.text.sentences import Chunking
 from modernbert.text.windows import MOST_OVERLAP
 from pipelines.checkpoints import Checkpoint
-from pipelines.options import EmbedOptions, TaskOptions
+from pipelines.options import EmbedOptions
+from pipelines.task_options import TaskOptions
 
 logger = logging.getLogger(__name__)
 
