@@ -41,9 +41,10 @@ class StandIn:
     def answer(self, documents):  # noqa: ARG002
         return None, {}
 
-    def predict(self, input_ids, cu_seqlens, done):
+    def predict_windows(self, windows, done):
         from pipelines.tasks.outputs import Predictions
 
+        input_ids, cu_seqlens = windows.input_ids, windows.cu_seqlens
         seconds = len(input_ids) / GPU_TOKENS_S
         with self.device:  # it does one thing at a time, as a GPU does for two threads
             if ACTORS in os.environ and all_actors_are_there():

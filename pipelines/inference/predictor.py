@@ -149,6 +149,8 @@ class Predictor:
         runs its own.
         """
         task = task or self.task
+        if task.parts == (task,):
+            return self.predict(windows.input_ids, windows.cu_seqlens, batch_is_done, task)
         predictions: list[Predictions] = []
         first = 0
         for one_pass in task.passes(self.model, windows):
@@ -156,7 +158,7 @@ class Predictor:
             of_heads = self._predict(one_pass.heads, ids, cu_seqlens, batch_is_done)
             predictions += [replace(each, first_window=first) for each in of_heads]
             first += len(cu_seqlens) - 1
-        return predictions[0] if len(predictions) == 1 else joined(predictions)
+        return joined(predictions)
 
     def predict(
         self,

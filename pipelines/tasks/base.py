@@ -288,8 +288,8 @@ class Task(ABC):
         return values
 
     def passes(self, model: Any, windows: Windows) -> list[Pass]:
-        """Return the windows that go through the model, and with what they go through it."""
-        return [Pass(windows.input_ids, windows.cu_seqlens, [(self, model)])]
+        """Return what goes through the models of several `parts`."""
+        raise NotImplementedError
 
     def label_counts(self, answers: pa.StructArray) -> Counter[str]:  # noqa: ARG002
         """Count answers by label, for the summary of a run."""
