@@ -39,6 +39,7 @@ import pyarrow.parquet as pq
 import ray
 from ray.cluster_utils import Cluster
 
+from modernbert.text.windows import Windows
 from pipelines import run_corpus
 from pipelines.corpus import pipeline
 from pipelines.corpus.execute import Execution
@@ -66,7 +67,8 @@ def install(seconds: float, spans: Path) -> None:
         def __init__(self, task: Any):
             self.task, self.device = task, threading.Lock()
 
-        def predict(self, input_ids: np.ndarray, cu_seqlens: np.ndarray, done: Any) -> Predictions:
+        def predict_windows(self, windows: Windows, done: Any) -> Predictions:
+            input_ids, cu_seqlens = windows.input_ids, windows.cu_seqlens
             with self.device:  # a GPU does one thing at a time for the two threads of its actor
                 began = time.time()
                 time.sleep(seconds)
