@@ -13,6 +13,7 @@ from typing import Any
 
 from modernbert.adapter import PREFIX, Adapter
 from modernbert.config import ModernBertConfig
+from modernbert.encoders import gliclass_config
 from modernbert.stored import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -132,19 +133,19 @@ def weight_files(folder: CheckpointPath) -> Sequence[CheckpointPath]:
 
 
 def load_config(folder: CheckpointPath) -> ModernBertConfig:
-    """Return the configuration of a checkpoint.
+    """Return the configuration of a checkpoint; that of a GLiClass is a GLiClassConfig.
 
     Raises:
-        CheckpointError: where config.json is missing.
+        CheckpointError: where config.json is missing or not valid JSON.
         ConfigError: where it cannot be used.
     """
-    file = _config_file(folder)
-    if not read_adapter(folder):
-        return ModernBertConfig.from_json(file)
+    raw = raw_config(folder)
+    is_gliclass = raw.get("model_type") == gliclass_config.MODEL_TYPE
+    config_class = gliclass_config.GLiClassConfig if is_gliclass else ModernBertConfig
     try:
-        return ModernBertConfig.from_dict(raw_config(folder))
+        return config_class.from_dict(raw)
     except ConfigError as error:
-        raise ConfigError(f"{file}: {error}") from error
+        raise ConfigError(f"{_config_file(folder)}: {error}") from error
 
 
 def raw_config(folder: CheckpointPath) -> Json:

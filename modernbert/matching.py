@@ -31,8 +31,11 @@ _WRAPPERS = {
     " model.module.save_pretrained(folder)",
     "base_model.model.": "it was saved with PEFT's adapters; save it again with"
     " model.merge_and_unload().save_pretrained(folder)",
+    "model.encoder_model.": "as GLiClass stores them, whose models are for zero_shot",
 }
-"""What wrappers of a model put before the names of its weights, and how it is saved without."""
+"""What is put before the names of weights, by wrappers of a model and by other libraries, and what
+to do.
+"""
 
 
 @dataclass
@@ -80,7 +83,7 @@ def match_weights(
     match = Match()
     for file in weight_files(folder):
         for key, stored in read_header(file).items():
-            name = _parameter_name(key, encoder_prefix)
+            name = _parameter_name(key, encoder_prefix, shapes)
             if name in shapes:
                 match.locations[name] = (file, key)
                 if problem := _misfit(key, stored, shapes[name], num_labels):
@@ -110,7 +113,11 @@ def _add_adapter(
     file = adapter_weights(folder)
     tensors = read_header(file)
     adapted = match_adapter(
-        adapter, tensors, shapes, lambda key: _parameter_name(key, encoder_prefix), HEAD_PREFIXES
+        adapter,
+        tensors,
+        shapes,
+        lambda key: _parameter_name(key, encoder_prefix, shapes),
+        HEAD_PREFIXES,
     )
     # A head of the base that is replaced need not fit.
     replaced = {match.locations[name][1] for name in adapted.saved if name in match.locations}
@@ -129,9 +136,9 @@ def _add_adapter(
     match.other_heads += adapted.other_heads
 
 
-def _parameter_name(key: str, encoder_prefix: str) -> str:
+def _parameter_name(key: str, encoder_prefix: str, shapes: Mapping[str, Shape]) -> str:
     """Return the parameter that a weight is; an encoder alone is saved without "model."."""
-    if key.startswith(HEAD_PREFIXES):
+    if key in shapes or key.startswith(HEAD_PREFIXES):
         return key
     return encoder_prefix + key.removeprefix("model.")
 

@@ -69,7 +69,7 @@ class ZeroShotOptions(TaskOptions):
     implementation = "pipelines.tasks.zero_shot:ZeroShot"
     purpose = (
         "Label every document of a corpus with labels of your choice, by a ModernBERT model of "
-        "entailment (NLI)."
+        "entailment (NLI) or a GLiClass."
     )
     aliases = ("zero-shot-classification",)
     optional_inputs = {
@@ -79,12 +79,18 @@ class ZeroShotOptions(TaskOptions):
         )
     }
     list_inputs = frozenset({"labels"})
-    fits = {"ModernBertForSequenceClassification": "zero_shot with a label of entailment"}
+    fits = {
+        "ModernBertForSequenceClassification": "zero_shot with a label of entailment",
+        "GLiClassModel": "zero_shot",
+    }
 
     labels: Annotated[Names, Field(description="labels to choose from, comma-separated")] = None
     labels_file: Annotated[str | None, Field(description="text file with a label per line")] = None
     hypothesis_template: Annotated[
-        str, Field(description="sentence that says of a text that label {} fits")
+        str,
+        Field(
+            description="sentence that says of a text that label {} fits, for models of entailment"
+        ),
     ] = "This example is {}."
     multi_label: Annotated[
         bool, Field(description="score each label by itself: several may fit, or none")

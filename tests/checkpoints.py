@@ -266,6 +266,33 @@ def write_multi_vector(folder: Path, **settings: Any) -> Path:
     return folder / "saved"
 
 
+def write_gliclass(
+    folder: Path, *, tokenizer: str = "byte-level BPE", heat: float = 1.5, **config: Any
+) -> Path:
+    """Write a hot random GLiClass with the package gliclass, whose tokenizer knows its markers, and return its folder."""
+    import transformers
+    from gliclass import GLiClassModel, GLiClassModelConfig
+
+    folder.mkdir(parents=True, exist_ok=True)
+    TOKENIZERS[tokenizer](folder)
+    markers = ["<<LABEL>>", "<<SEP>>", "<<EXAMPLE>>"]
+    with_markers = transformers.AutoTokenizer.from_pretrained(folder)
+    with_markers.add_tokens(markers, special_tokens=True)
+    with_markers.save_pretrained(folder)
+    label, sep, example = with_markers.convert_tokens_to_ids(markers)
+    small = {"num_hidden_layers": 2, "vocab_size": len(with_markers)}
+    encoder = transformers.ModernBertConfig(**TINY | small | config.pop("encoder", {}))
+    named = {"class_token_index": label, "text_token_index": sep, "example_token_index": example}
+    torch.manual_seed(0)
+    settings = {"scorer_num_heads": 4} | named | config
+    model = GLiClassModel(
+        GLiClassModelConfig(encoder_config=encoder, encoder_model="its base", **settings)
+    )
+    make_hot(model, heat)
+    model.save_pretrained(folder)
+    return folder
+
+
 def change_json(file: Path, **values: Any) -> None:
     """Change the values of a JSON file."""
     file.write_text(json.dumps(json.loads(file.read_text()) | values))

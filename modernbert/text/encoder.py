@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import NamedTuple, cast
+from typing import Literal, NamedTuple, cast
 
 import numpy as np
 from tokenizers import Tokenizer as FastTokenizer
@@ -28,6 +28,8 @@ from modernbert.text.windows import (
 # Encodings take more memory than ids, so that they are made for some documents at a time.
 _CHARS_PER_CALL = 4 << 20
 _NO_LIMIT = 1 << 62
+Side = Literal["before", "behind"]
+"""Where a text stands that is joined to another one."""
 
 
 class _CrossedCounts(NamedTuple):
@@ -101,13 +103,17 @@ class WindowEncoder:
         max_length: int,
         *,
         stride: int | None,
+        joined: Side | None,
     ) -> Windows:
         """Encode each text with each of its second texts, as `Tokenizer.encode_crossed` does."""
         distinct = list(dict.fromkeys(chain.from_iterable(seconds)))
         encoded = self._encode_texts(distinct, _NO_LIMIT, details=False)
         tokens_of = dict(zip(distinct, encoded, strict=True))
 
-        builder = WindowsBuilder(self.template(pairs=True), details=False)
+        template = self.template(pairs=joined is None)
+        if joined is not None:
+            template.insert(1, [])
+        builder = WindowsBuilder(template, details=False)
         counts: list[_CrossedCounts] = []
         rejected: dict[int, str] = {}
         needed_tokens = max_length if stride is None else _NO_LIMIT
@@ -125,7 +131,7 @@ class WindowEncoder:
                 second_parts = []
                 rooms = []
             for second, room in zip(second_parts, rooms, strict=True):
-                self._add_pair(builder, text, second, room, stride)
+                self._add_pair(builder, text, second, room, stride, joined)
             counts.append(_count_crossed(len(text.ids), rooms, builder.num_special, stride))
 
         # What the builder has counted by pair is counted by text.
@@ -281,17 +287,22 @@ class WindowEncoder:
         second: TextTokens,
         room: int,
         stride: int | None,
+        joined: Side | None,
     ) -> None:
         """Add the windows of a text with a whole second one; each has `room` for tokens of the
         text.
         """
         length = len(text.ids)
+        whole = (0, len(second.ids))
         if stride is None:
             ranges = [self._kept_range(room, length)]
         else:
             ranges = window_ranges(length, room, stride, self.truncation_side)
         for start, stop in ranges:
-            builder.add((text, second), [(start, stop), (0, len(second.ids))], start)
+            if joined == "before":
+                builder.add((second, text), [whole, (start, stop)], start)
+            else:
+                builder.add((text, second), [(start, stop), whole], start)
         builder.finish(length, truncated=False)
 
     def _refusal(self, ids_of_texts: Iterable[Sequence[int]]) -> str | None:
@@ -337,7 +348,7 @@ def _lack_of_room(
     if length <= smallest_room or smallest_room >= least_room:
         return None
     return (
-        f"too long: its second text leaves {max(smallest_room, 0)} of {max_length}"
+        f"too long: what is read beside it leaves {max(smallest_room, 0)} of {max_length}"
         f" tokens to it; {least_room} are needed"
     )
 

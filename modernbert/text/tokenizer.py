@@ -25,7 +25,7 @@ from modernbert.text.call import (
     to_tensors,
     truncates,
 )
-from modernbert.text.encoder import WindowEncoder
+from modernbert.text.encoder import Side, WindowEncoder
 from modernbert.text.pieces import PieceCache
 from modernbert.text.tokenizer_settings import (
     CLEAN_UP_BPE,
@@ -318,6 +318,7 @@ class Tokenizer:
         max_length: int,
         *,
         stride: int | None = None,
+        joined: Side | None = None,
     ) -> Windows:
         """Encode each text with each of its second texts, as pairs of one document.
 
@@ -330,6 +331,8 @@ class Tokenizer:
             max_length: the most tokens in a window, special tokens included.
             stride: None: what is too long of a text is cut off. A number: the text is cut into
                 overlapping windows.
+            joined: "before" or "behind": a text and a second text are no pair, but one text, with
+                the second text at this side of it, without special tokens between them.
 
         Returns:
             The windows of each text with its first second text, then with the next one. `n_tokens`
@@ -342,7 +345,9 @@ class Tokenizer:
             >>> windows.document.tolist()
             [0, 0, 1]
         """
-        return self._encoder.encode_crossed(texts, seconds, max_length, stride=stride)
+        return self._encoder.encode_crossed(
+            texts, seconds, max_length, stride=stride, joined=joined
+        )
 
     def __call__(
         self,

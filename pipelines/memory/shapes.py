@@ -26,7 +26,7 @@ from pipelines.memory.base import (
 )
 from pipelines.options import AnswerOptions
 from pipelines.tasks.base import Task
-from pipelines.tasks.zero_shot import ZeroShot
+from pipelines.tasks.candidate_labels import CandidateLabels
 from pipelines.text_lists import WordList
 
 
@@ -83,7 +83,7 @@ class ZeroShotPipeline(Pipeline):
         if self.options.pop("labels_file", None) is not None:
             # The file has been read, and is not read again at each call.
             task = self.predictor.task
-            assert isinstance(task, ZeroShot)
+            assert isinstance(task, CandidateLabels)
             self.options["labels"] = task.labels
 
     def __call__(self, sequences: Any, candidate_labels: Any = None, **options: Any) -> Any:  # type: ignore[override]  # as in transformers

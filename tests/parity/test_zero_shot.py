@@ -147,7 +147,7 @@ MISTAKES = {
     ),
     "long": (
         {"candidate_labels": "a " * 90, "max_length": 64},
-        "input 0: too long: its second text leaves 0 of 64",
+        "input 0: too long: what is read beside it leaves 0 of 64",
     ),
 }
 

@@ -1,0 +1,208 @@
+"""zero_shot with a GLiClass, which reads a text and all labels together: one pass in place of one
+for each label.
+
+A window is a text with `<<LABEL>>` before each label and `<<SEP>>` behind the last one, in the
+order that the model was trained with. Where a text is too long it is cut, and never the labels.
+
+Shapes: W windows, D documents, L labels of a document, R labels of all windows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from modernbert.encoders.gliclass_config import LABEL, SEP, GLiClassConfig
+from modernbert.stored import Json
+from modernbert.text.encoder import Side
+from modernbert.text.tokenizer import Tokenizer
+from modernbert.text.windows import Text, Windows
+from pipelines.checkpoints import Checkpoint
+from pipelines.options import ZeroShotOptions
+from pipelines.tasks.base import label_maps
+from pipelines.tasks.candidate_labels import CandidateLabels, labels_of, probabilities, text_of
+from pipelines.tasks.outputs import ModelOutputs
+from pipelines.tasks.postprocess import keep_windows, per_document
+from pipelines.tasks.resolve import resolve_windowing
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from modernbert.encoders.gliclass import GLiClassModel
+    from modernbert.packing import PackedBatch
+
+_EXAMPLES = ("a", " a", "a ", "A b", "-")
+"""Texts that tokenizers of all kinds read otherwise where something stands beside them, if any."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GLiClass(CandidateLabels):
+    """Labels and scores from the logit of each label beside a document."""
+
+    prompt_first: bool
+    """Whether the labels stand before the text."""
+    class_token: int
+    """The id of the token before each label."""
+    text_token: int
+    """The id of the token behind the last label."""
+
+    model_class = "modernbert.encoders.gliclass:GLiClassModel"
+    width = 1
+
+    @classmethod
+    def check(cls, checkpoint: Checkpoint) -> None:
+        super().check(checkpoint)
+        config = _config_of(checkpoint)
+        tokenizer = checkpoint.tokenizer
+        for token, configured, name in (
+            (LABEL, config.class_token_index, "class_token_index"),
+            (SEP, config.text_token_index, "text_token_index"),
+        ):
+            if tokenizer.token_id(token) != configured or configured >= config.vocab_size:
+                raise ValueError(
+                    f"model {str(checkpoint.folder)!r} has {name} {configured}, the id of {token}, "
+                    f"which in its tokenizer is {tokenizer.token_id(token)}; the model has "
+                    f"embeddings for {config.vocab_size} ids"
+                )
+        _check_pieces(checkpoint, config)
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: Checkpoint, options: ZeroShotOptions) -> GLiClass:
+        config = _config_of(checkpoint)
+        default = ZeroShotOptions.model_fields["hypothesis_template"].default
+        if options.hypothesis_template != default:
+            raise ValueError(
+                "hypothesis_template is for models of entailment; a GLiClass reads labels as they "
+                "are: leave it out, or write its words into the labels"
+            )
+        windowing = resolve_windowing(checkpoint, options)
+        task = cls(
+            max_length=windowing.max_length,
+            stride=windowing.stride,
+            labels=labels_of(options),
+            multi_label=options.multi_label,
+            top_k=options.top_k,
+            threshold=options.threshold or 0.0,
+            merge=options.merge,
+            prompt_first=config.prompt_first,
+            class_token=config.class_token_index,
+            text_token=config.text_token_index,
+        )
+        if task.labels is not None:
+            # Labels of all documents that leave no room, or hold a marker, would reject them all.
+            mistake = task.encode(checkpoint.tokenizer, ["a"]).rejected.get(0)
+            if mistake:
+                raise ValueError(f"labels do not fit this model: {mistake}")
+        return task
+
+    def info(self, checkpoint: Checkpoint) -> Json:  # noqa: ARG002
+        labels = self.labels or ()
+        return {"labels": labels, "model_type": {"zero_shot": label_maps(labels)}}
+
+    def encode(self, tokenizer: Tokenizer, documents: Sequence[Text]) -> Windows:
+        texts: list[str] = []
+        prompts: list[list[str]] = []
+        mistakes: dict[int, str] = {}
+        counts: list[int] = []
+        for i, document in enumerate(documents):
+            labels, mistake = self.checked_candidates(document)
+            if mistake:
+                mistakes[i] = mistake
+            texts.append(text_of(document))
+            prompts.append([_prompt(labels)] if labels else [])
+            counts.append(len(labels))
+        windows = tokenizer.encode_crossed(
+            texts,
+            prompts,
+            self.max_length,
+            stride=self.stride,
+            joined=_side(self.prompt_first),
+        )
+        windows = replace(windows, rejected=windows.rejected | mistakes)
+        return self._without_markers(windows, np.array(counts, dtype=np.int64))
+
+    def _without_markers(self, windows: Windows, counts_D: np.ndarray) -> Windows:
+        """Reject documents whose text or labels hold a marker, which the model would take for the
+        start of a label or of the text.
+        """
+        has_more_W = self.rows(windows.input_ids, windows.cu_seqlens) != counts_D[windows.document]
+        has_more_W |= _count(windows.input_ids == self.text_token, windows.cu_seqlens) != 1
+        if not has_more_W.any():
+            return windows
+        documents = np.unique(windows.document[has_more_W])
+        reason = f"its text or its labels hold {LABEL} or {SEP}, which are for the model alone"
+        rejected = windows.rejected | dict.fromkeys(documents.tolist(), reason)
+        keep_W = ~np.isin(windows.document, documents)
+        return keep_windows(replace(windows, rejected=rejected), keep_W)
+
+    def rows(self, input_ids: np.ndarray, cu_seqlens: np.ndarray) -> np.ndarray:
+        return _count(input_ids == self.class_token, cu_seqlens)
+
+    def most_results(self, windows: Windows) -> int:
+        return int(np.count_nonzero(windows.input_ids == self.class_token))
+
+    def forward(self, model: GLiClassModel, batch: PackedBatch, ids: np.ndarray) -> Tensor:
+        return model.forward_packed(batch, ids)[:, None]
+
+    def scores_of_labels(self, outputs: ModelOutputs) -> Iterator[tuple[Sequence[str], np.ndarray]]:
+        first_D, counts_D = per_document(outputs.windows)
+        for document, first, count in zip(
+            outputs.documents, first_D.tolist(), counts_D.tolist(), strict=True
+        ):
+            if not count:
+                yield (), np.empty(0, np.float32)
+                continue
+            rows = slice(outputs.splits[first], outputs.splits[first + count])
+            logits_WL = outputs.values[rows, 0].reshape(count, -1)
+            merge = np.max if self.merge == "max" else np.mean
+            logits_L = logits_WL[0] if count == 1 else merge(logits_WL, axis=0)
+            scores_L = probabilities(logits_L, logits_L, multi_label=self.multi_label)
+            yield self.candidates(document), scores_L
+
+
+def is_gliclass(checkpoint: Checkpoint) -> bool:
+    """Tell whether a checkpoint is a GLiClass."""
+    return isinstance(checkpoint.config, GLiClassConfig)
+
+
+def _config_of(checkpoint: Checkpoint) -> GLiClassConfig:
+    config = checkpoint.config
+    assert isinstance(config, GLiClassConfig)
+    return config
+
+
+def _prompt(labels: Sequence[str]) -> str:
+    """Return labels as a GLiClass reads them beside a text."""
+    return "".join(LABEL + label for label in labels) + SEP
+
+
+def _side(prompt_first: bool) -> Side:
+    """Return where labels stand beside the text."""
+    return "before" if prompt_first else "behind"
+
+
+def _count(is_one_T: np.ndarray, cu_seqlens: np.ndarray) -> np.ndarray:
+    """Return how many tokens of each window are one."""
+    before = np.concatenate(([0], np.cumsum(is_one_T)))
+    counts: np.ndarray = np.diff(before[cu_seqlens])
+    return counts
+
+
+def _check_pieces(checkpoint: Checkpoint, config: GLiClassConfig) -> None:
+    """Raise ValueError for a tokenizer that reads a text beside labels otherwise than alone."""
+    tokenizer = checkpoint.tokenizer
+    longest = config.max_position_embeddings
+    for text in _EXAMPLES:
+        prompt = _prompt([text])
+        whole = prompt + text if config.prompt_first else text + prompt
+        pieces = tokenizer.encode_crossed(
+            [text], [[prompt]], longest, joined=_side(config.prompt_first)
+        )
+        if tokenizer.encode([whole]).input_ids.tolist() != pieces.input_ids.tolist():
+            raise ValueError(
+                f"model {str(checkpoint.folder)!r}: its tokenizer reads {text!r} otherwise beside "
+                f"{LABEL} and {SEP} than alone, which no task here does"
+            )
