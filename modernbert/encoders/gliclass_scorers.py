@@ -179,7 +179,7 @@ class Calibrator(nn.Module):
         """Compute the calibrated logits (R,); `counts` are the labels of each sequence."""
         statistics = torch.cat([_statistics(x_C) for x_C in logits_R.split(list(counts))])
         out = in_rows(self._read, text_RD, classes_RD, statistics)
-        beta_R = self.beta_max * out[:, 0].sigmoid()
+        beta_R = out[:, 0]
         return beta_R * logits_R + (out[:, 1] if self.use_bias else 0)
 
     def _read(self, text_RD: Tensor, classes_RD: Tensor, statistics: Tensor) -> Tensor:
@@ -187,7 +187,8 @@ class Calibrator(nn.Module):
         label_RD = self.label_norm(classes_RD)
         both = (text_RD, label_RD, text_RD * label_RD, (text_RD - label_RD).abs())
         out: Tensor = self.mlp(torch.cat((*both, statistics), dim=-1))
-        return out
+        beta_R1 = self.beta_max * out[:, :1].sigmoid()
+        return torch.cat((beta_R1, out[:, 1:]), dim=1)
 
 
 def _statistics(logits_C: Tensor) -> Tensor:

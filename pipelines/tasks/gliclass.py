@@ -92,15 +92,24 @@ class GLiClass(CandidateLabels):
             text_token=config.text_token_index,
         )
         if task.labels is not None:
-            # Labels of all documents that leave no room, or hold a marker, would reject them all.
-            mistake = task.encode(checkpoint.tokenizer, ["a"]).rejected.get(0)
-            if mistake:
-                raise ValueError(f"labels do not fit this model: {mistake}")
+            task._check_labels(checkpoint.tokenizer, task.labels)
         return task
 
     def info(self, checkpoint: Checkpoint) -> Json:  # noqa: ARG002
         labels = self.labels or ()
         return {"labels": labels, "model_type": {"zero_shot": label_maps(labels)}}
+
+    def _check_labels(self, tokenizer: Tokenizer, labels: Sequence[str]) -> None:
+        """Raise ValueError for labels of all documents that hold a marker or leave no room."""
+        windows = tokenizer.encode([_prompt(labels)])
+        if self._has_other_markers(windows, np.array([len(labels)])).any():
+            raise ValueError(f"labels hold {LABEL} or {SEP}, which are for the model alone")
+        tokens = len(windows.input_ids)
+        if tokens >= self.max_length:
+            raise ValueError(
+                f"labels have {tokens} tokens with those around them, and leave none of the "
+                f"{self.max_length} of a window to a text: give fewer or shorter ones at a time"
+            )
 
     def encode(self, tokenizer: Tokenizer, documents: Sequence[Text]) -> Windows:
         texts: list[str] = []
@@ -128,15 +137,23 @@ class GLiClass(CandidateLabels):
         """Reject documents whose text or labels hold a marker, which the model would take for the
         start of a label or of the text.
         """
-        has_more_W = self.rows(windows.input_ids, windows.cu_seqlens) != counts_D[windows.document]
-        has_more_W |= _count(windows.input_ids == self.text_token, windows.cu_seqlens) != 1
-        if not has_more_W.any():
+        has_others_W = self._has_other_markers(windows, counts_D)
+        if not has_others_W.any():
             return windows
-        documents = np.unique(windows.document[has_more_W])
+        documents = np.unique(windows.document[has_others_W])
         reason = f"its text or its labels hold {LABEL} or {SEP}, which are for the model alone"
         rejected = windows.rejected | dict.fromkeys(documents.tolist(), reason)
         keep_W = ~np.isin(windows.document, documents)
         return keep_windows(replace(windows, rejected=rejected), keep_W)
+
+    def _has_other_markers(self, windows: Windows, counts_D: np.ndarray) -> np.ndarray:
+        """Return which windows, (W,), have other markers than one for each of their document's
+        labels, of which there are `counts_D`, and one behind these.
+        """
+        labels_W = self.rows(windows.input_ids, windows.cu_seqlens)
+        ends_W = _count(windows.input_ids == self.text_token, windows.cu_seqlens)
+        has_others_W: np.ndarray = (labels_W != counts_D[windows.document]) | (ends_W != 1)
+        return has_others_W
 
     def rows(self, input_ids: np.ndarray, cu_seqlens: np.ndarray) -> np.ndarray:
         return _count(input_ids == self.class_token, cu_seqlens)

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from checkpoints import change_json, write_multi_vector, write_task
+from checkpoints import change_json, write_gliclass, write_multi_vector, write_task
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
@@ -158,6 +158,7 @@ FORMS: dict[str, tuple[Callable[[Path], object], str, list[dict]]] = {
         "zero_shot",
         [{"labels": ["cat", "mat"]}, {"labels": ["cat", "the"]}],
     ),
+    "gliclass": (write_gliclass, "zero_shot", [{"labels": ["cat", "mat"]}, {"labels": ["cat"]}]),
     "embed": (write_sentence, "embed", [{"dimensions": 8}, {"prompt_name": "other"}]),
     "rerank": (
         head("SequenceClassification", labels=["a"]),
