@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from checkpoints import write_multi_vector, write_task
+from checkpoints import write_gliclass, write_multi_vector, write_task
 
 for name in (
     "transformers",
@@ -53,12 +53,19 @@ def test_maxsim(tmp_path):
     assert got == pytest.approx(want, abs=1e-3)  # sums of 16 products
 
 
-def test_zero_shot(tmp_path):
+def write_nli(folder):
     labels = ["contradiction", "neutral", "entailment"]
-    cpu, cuda = both(
-        "zero-shot-classification",
-        write_task(tmp_path, "ModernBertForSequenceClassification", labels=labels),
-    )
+    return write_task(folder, "ModernBertForSequenceClassification", labels=labels)
+
+
+def write_pooled_gliclass(folder):
+    parts = {"use_segment_embeddings": True, "use_calibrator": True}
+    return write_gliclass(folder, pooling_strategy="avg", class_token_pooling="average", **parts)
+
+
+@pytest.mark.parametrize("write", [write_nli, write_gliclass, write_pooled_gliclass])
+def test_zero_shot(tmp_path, write):
+    cpu, cuda = both("zero-shot-classification", write(tmp_path))
     for want, got in zip(cpu(TEXTS, ["cat", "mat"]), cuda(TEXTS, ["cat", "mat"]), strict=True):
         assert dict(zip(got["labels"], got["scores"], strict=True)) == pytest.approx(
             dict(zip(want["labels"], want["scores"], strict=True)), abs=1e-4

@@ -16,7 +16,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 import ray
-from checkpoints import write_checkpoint, write_multi_vector, write_tokenizer
+from checkpoints import write_checkpoint, write_gliclass, write_multi_vector, write_tokenizer
 from commands import LocalDataset, run_job, run_script
 from conftest import REPOSITORY, SOAK, readme_block
 from online_service import serving
@@ -70,7 +70,10 @@ ROWS, NULL, EMPTY, NO_MASK, LONG = 60, 4, 5, 6, 7
 COLUMNS = {"answer": {"context_column": "text"}, "fill": {"text_column": "masked"},
            "rerank": {"query_column": "question", "passage_column": "text"}}  # fmt: skip
 
-OPTIONS = {"zero_shot": {"labels": ["cat", "the mat", "politics"]}}
+FORMS = {"gliclass": "zero_shot"}
+"""Other forms of checkpoints, and the task that runs them."""
+LABELS = {"labels": ["cat", "the mat", "politics"]}
+OPTIONS = {"zero_shot": LABELS, "gliclass": LABELS}
 """What a task needs to be told."""
 WINDOWS = {"zero_shot": 3}
 """The windows of a document that is cut off, where that is not one: a window for each label."""
@@ -91,6 +94,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             continue
         write_checkpoint(folders[name], architecture=architecture, heat=1.5, **SMALL, **settings)
         write_tokenizer(folders[name])
+    folders["gliclass"] = write_gliclass(
+        tmp_path_factory.mktemp("gliclass"), prompt_first=True, normalize_features=True
+    )
     return folders
 
 
@@ -123,7 +129,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(task: str, corpus: Path, model: Path, output: Path, **options: Any) -> int:
     return run_job(
-        task,
+        FORMS.get(task, task),
         input=corpus,
         model=model,
         output=output,
@@ -134,7 +140,7 @@ def run(task: str, corpus: Path, model: Path, output: Path, **options: Any) -> i
 def in_memory(task: str, model: Path, rows: list[dict[str, Any]], **options: Any) -> list[Any]:
     """What `pipeline` says of the same rows, in the columns of the job."""
     more = {"aggregation": "simple"} if task == "tag" else OPTIONS.get(task, {})
-    pipe = pipeline(task, str(model), **more, **options)
+    pipe = pipeline(FORMS.get(task, task), str(model), **more, **options)
     if task in ("answer", "rerank"):
         documents = [(row["question"], row["text"]) for row in rows]
     else:
@@ -153,7 +159,7 @@ BAD = {
     "rerank": {NULL: "passage is null", EMPTY: "query is empty"},
     **{
         task: {NULL: "text is null", EMPTY: "text is empty"}
-        for task in ("zero_shot", "sparse", "multi_vector")
+        for task in ("zero_shot", "gliclass", "sparse", "multi_vector")
     },
 }
 
@@ -166,7 +172,8 @@ def over_http(
     task: str, model: Path, rows: list[dict[str, Any]], **options: Any
 ) -> list[dict[str, Any]]:
     """What HTTP says of the same rows, in the columns of the job that its replies have."""
-    entry = {"name": "model", "task": task, "model": str(model), **OPTIONS.get(task, {}), **options}
+    name = FORMS.get(task, task)
+    entry = {"name": "model", "task": name, "model": str(model), **OPTIONS.get(task, {}), **options}
     models = LocalModelClient(served_models([entry]))
     with serving(models) as url, httpx.Client(base_url=url, timeout=120) as client:
 
@@ -176,7 +183,7 @@ def over_http(
             return reply.json()
 
         chunks = [rows[i : i + CHUNK] for i in range(0, len(rows), CHUNK)]
-        got = [answer for chunk in chunks for answer in HTTP[task](ask, chunk)]
+        got = [answer for chunk in chunks for answer in HTTP[name](ask, chunk)]
     models.close()
     return got
 
@@ -295,8 +302,8 @@ def _common(one: Any, other: Any) -> Any:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "long_documents"),
-    [(task, "truncate") for task in MODELS]
-    + [(task, "windows") for task in MODELS if task != "multi_vector"],
+    [(task, "truncate") for task in (*MODELS, *FORMS)]
+    + [(task, "windows") for task in (*MODELS, *FORMS) if task != "multi_vector"],
 )
 def test_a_job_answers_as_memory_does(
     task, long_documents, corpus, models, local_ray, tmp_path, request
@@ -331,7 +338,12 @@ def test_a_job_answers_as_memory_does(
         assert {row["n_windows"] for row in rows} == {windows}
         options |= OPTIONS.get(task, {})
         step = processor(
-            task, str(models[task]), *STEP_COLUMNS.get(task, ()), actors=1, batch_rows=16, **options
+            FORMS.get(task, task),
+            str(models[task]),
+            *STEP_COLUMNS.get(task, ()),
+            actors=1,
+            batch_rows=16,
+            **options,
         )
         if task in STEPS_ON_RAY:
             dataset = step(

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
-from checkpoints import write_task
+from checkpoints import write_gliclass, write_task
 from commands import run_job
 
 from pipelines import pipeline, processor
@@ -49,14 +49,14 @@ def random_labels(dice: random.Random) -> list[str]:
     return list(labels)
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+@pytest.fixture(scope="module", params=["entailment", "GLiClass"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("model")
+    if request.param == "GLiClass":
+        return str(write_gliclass(folder))
     head = "ModernBertForSequenceClassification"
-    return str(
-        write_task(
-            tmp_path_factory.mktemp("nli"), head, labels=["contradiction", "neutral", "entailment"]
-        )
-    )
+    labels = ["contradiction", "neutral", "entailment"]
+    return str(write_task(folder, head, labels=labels))
 
 
 @pytest.fixture(scope="module")
@@ -259,7 +259,7 @@ def test_a_file_of_labels_is_read_once(model: str, tmp_path: Path) -> None:
     entry = {"name": "nli", "task": "zero_shot", "model": model, "labels_file": str(file)}
     models = LocalModelClient(served_models([entry]))
     other.write_text("red\ngreen\n")
-    for content in (b"dog\nfrog\n", b"dog\ndog\n", b"", None):
+    for number, content in enumerate((b"dog\nfrog\n", b"dog\ndog\n", b"", None)):
         if content is None:
             file.unlink()
         else:
@@ -268,7 +268,7 @@ def test_a_file_of_labels_is_read_once(model: str, tmp_path: Path) -> None:
         assert sorted(call("a", labels_file=str(other))["labels"]) == ["green", "red"]
         assert sorted(call("a", ["x", "y"])["labels"]) == ["x", "y"]
         # A task is made anew for options that no call had before.
-        options = {"top_k": 1 + bool(content), "hypothesis_template": f"It is {{}}, {content}."}
+        options = {"top_k": 1 + bool(content), "threshold": number / 1000}
         answer = asyncio.run(models.predict("nli", PredictRequest(["a"], options)))
         assert {each["label"] for each in answer.results[0]} <= {"cat", "mat"}, content
     models.close()
