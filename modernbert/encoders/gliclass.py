@@ -36,7 +36,7 @@ class GLiClassModel(PreTrained):
     Weights have the names that the package gliclass stores.
 
     Example:
-        >>> model = load(GLiClassModel, resolve("knowledgator/gliclass-modern-base-v2.0"))
+        >>> model = load(GLiClassModel, resolve("knowledgator/gliclass-modern-base-v2.0-init"))
         >>> windows = tokenizer.encode(["<<LABEL>>sport<<LABEL>>politics<<SEP>>a text"])
         >>> ids, lengths = torch.from_numpy(windows.input_ids), tuple(windows.lengths.tolist())
         >>> model.forward_packed(PackedBatch.from_lengths(ids, lengths), windows.input_ids).shape

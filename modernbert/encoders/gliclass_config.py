@@ -12,8 +12,9 @@ from modernbert.stored import ConfigError, Json
 
 MODEL_TYPE = "GLiClass"
 """The model_type of config.json."""
-LABEL, SEP = "<<LABEL>>", "<<SEP>>"
-"""The tokens before each label and behind the last one."""
+LABEL, SEP, EXAMPLE = "<<LABEL>>", "<<SEP>>", "<<EXAMPLE>>"
+"""The tokens before each label, behind the last one, and before examples, which are not read here.
+"""
 POOLINGS = ("first", "last", "avg", "sum", "max", "rms", "abs_max", "abs_avg")
 """How the vectors of a text's tokens become one."""
 NO_POOLING = "pass"
@@ -45,6 +46,8 @@ class GLiClassConfig(ModernBertConfig):
     """The id of LABEL; -1: the file has none."""
     text_token_index: int = -1
     """The id of SEP."""
+    example_token_index: int = -1
+    """The id of EXAMPLE."""
     projection_size: int
     """The width inside the projectors: the file's `hidden_size`, which here is the encoder's."""
     prompt_first: bool = False

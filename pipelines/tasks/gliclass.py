@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from modernbert.encoders.gliclass_config import LABEL, SEP, GLiClassConfig
+from modernbert.encoders.gliclass_config import EXAMPLE, LABEL, SEP, GLiClassConfig
 from modernbert.stored import Json
 from modernbert.text.encoder import Side
 from modernbert.text.tokenizer import Tokenizer
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from modernbert.encoders.gliclass import GLiClassModel
     from modernbert.packing import PackedBatch
 
+_MARKERS = f"{LABEL}, {SEP} or {EXAMPLE}"
 _EXAMPLES = ("a", " a", "a ", "A b", "-")
 """Texts that tokenizers of all kinds read otherwise where something stands beside them, if any."""
 
@@ -48,6 +49,8 @@ class GLiClass(CandidateLabels):
     """The id of the token before each label."""
     text_token: int
     """The id of the token behind the last label."""
+    example_token: int | None
+    """The id of the token before examples, where the model reads all else otherwise beside it."""
 
     model_class = "modernbert.encoders.gliclass:GLiClassModel"
     width = 1
@@ -90,6 +93,7 @@ class GLiClass(CandidateLabels):
             prompt_first=config.prompt_first,
             class_token=config.class_token_index,
             text_token=config.text_token_index,
+            example_token=config.example_token_index if config.use_segment_embeddings else None,
         )
         if task.labels is not None:
             task._check_labels(checkpoint.tokenizer, task.labels)
@@ -103,7 +107,7 @@ class GLiClass(CandidateLabels):
         """Raise ValueError for labels of all documents that hold a marker or leave no room."""
         windows = tokenizer.encode([_prompt(labels)])
         if self._has_other_markers(windows, np.array([len(labels)])).any():
-            raise ValueError(f"labels hold {LABEL} or {SEP}, which are for the model alone")
+            raise ValueError(f"labels hold {_MARKERS}, which are for the model alone")
         tokens = len(windows.input_ids)
         if tokens >= self.max_length:
             raise ValueError(
@@ -141,7 +145,7 @@ class GLiClass(CandidateLabels):
         if not has_others_W.any():
             return windows
         documents = np.unique(windows.document[has_others_W])
-        reason = f"its text or its labels hold {LABEL} or {SEP}, which are for the model alone"
+        reason = f"its text or its labels hold {_MARKERS}, which are for the model alone"
         rejected = windows.rejected | dict.fromkeys(documents.tolist(), reason)
         keep_W = ~np.isin(windows.document, documents)
         return keep_windows(replace(windows, rejected=rejected), keep_W)
@@ -153,6 +157,9 @@ class GLiClass(CandidateLabels):
         labels_W = self.rows(windows.input_ids, windows.cu_seqlens)
         ends_W = _count(windows.input_ids == self.text_token, windows.cu_seqlens)
         has_others_W: np.ndarray = (labels_W != counts_D[windows.document]) | (ends_W != 1)
+        if self.example_token is not None:
+            examples_W = _count(windows.input_ids == self.example_token, windows.cu_seqlens)
+            has_others_W |= examples_W > 0
         return has_others_W
 
     def rows(self, input_ids: np.ndarray, cu_seqlens: np.ndarray) -> np.ndarray:

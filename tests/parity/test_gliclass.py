@@ -226,9 +226,12 @@ MISTAKES = {
     ),
     "a marker": (
         {"candidate_labels": ["a", "b<<SEP>>c"]},
-        "labels hold <<LABEL>> or <<SEP>>, which are for the model alone",
+        "labels hold <<LABEL>>, <<SEP>> or <<EXAMPLE>>, which are for the model alone",
     ),
-    "another marker": ({"candidate_labels": ["<<LABEL>>"]}, "labels hold <<LABEL>> or <<SEP>>"),
+    "another marker": (
+        {"candidate_labels": ["<<LABEL>>"]},
+        "labels hold <<LABEL>>, <<SEP>> or <<EX",
+    ),
 }
 
 
@@ -253,7 +256,7 @@ def test_documents_that_cannot_be_read(plain):
             ("the mat", "cat\nmat"),
         ]
         outputs, failed = ours.predictor.answer(documents, task)
-        marker = "its text or its labels hold <<LABEL>> or <<SEP>>, which are for the model alone"
+        marker = "its text or its labels hold <<LABEL>>, <<SEP>> or <<EXAMPLE>>, which are for the model alone"
         assert failed == {
             1: marker,
             2: marker,
@@ -266,6 +269,19 @@ def test_documents_that_cannot_be_read(plain):
             assert sorted(rows[i]["labels"]) == ["cat", "mat"]
             (alone,) = ours([documents[i]])
             assert (rows[i]["labels"], rows[i]["scores"]) == (alone["labels"], alone["scores"])
+
+
+def test_a_text_with_the_token_of_examples(plain, tmp_path):
+    """It is a token as any other, but for segments: gliclass then has all tokens in that of examples."""
+    text = "the <<EXAMPLE>> cat"
+    for theirs, ours in plain.values():
+        (want,) = theirs([text], LABELS, return_hierarchical=True)
+        assert scores_of(ours(text, LABELS, multi_label=True)) == pytest.approx(want, abs=1e-5)
+    segments = pipeline(
+        "zero-shot-classification", str(write_gliclass(tmp_path, use_segment_embeddings=True))
+    )
+    with pytest.raises(ValueError, match=r"input 1: its text or its labels hold .*<<EXAMPLE>>"):
+        segments(["the cat", text], LABELS)
 
 
 NOT_RUN = {
