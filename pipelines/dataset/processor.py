@@ -1,9 +1,8 @@
 """A task as a step of a Ray Dataset: lazily a Dataset in, a Dataset out, with the stages of the
 corpus job.
 
-A batch of rows travels between the stages as ONE row, as a shard of a corpus job does (wire.py),
-with its columns. What Ray Data runs again after a failure it may do twice: answers come at least
-once, and the sink decides on the rest.
+What Ray Data runs again after a failure it may do twice: answers come at least once, and the sink
+decides on the rest.
 """
 
 from __future__ import annotations
@@ -14,37 +13,31 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-from ray.data import Dataset, Schema
+from ray.data import Dataset
+from ray.runtime_env import RuntimeEnv
 
-from modernbert.text.windows import Text
 from pipelines.checkpoints import Checkpoint
-from pipelines.dataset.step_actors import Actors, SayWhatWaits, parse_actors, step_pool
-from pipelines.inference.documents import (
-    accepted_documents,
-    answer_columns,
-    clashing,
-    encode,
+from pipelines.dataset.columns import declare_schema, known_schema, step_columns, text_columns
+from pipelines.dataset.execution import StepWatch
+from pipelines.dataset.stages import Step, answer, tokenise
+from pipelines.dataset.step_actors import (
+    StepActors,
+    parse_concurrency,
+    parse_num_gpus,
+    step_pool,
 )
+from pipelines.errors import UserError
 from pipelines.inference.loading import ModelRun, resolve_run
-from pipelines.inference.outputs import model_outputs
-from pipelines.input.documents import readable, wrong_type
-from pipelines.input.shards import Rows, Shard
 from pipelines.model_options import from_call, model_options
-from pipelines.option_types import column_option
 from pipelines.options import task_named
-from pipelines.raydata import wire
 from pipelines.raydata.actor import Predict
 from pipelines.raydata.placement import device_of_actors, stage_cpus
 from pipelines.raydata.pools import MapBatches, actor_options
+from pipelines.storage import one_line
 from pipelines.task_options import TaskOptions
 from pipelines.tasks.base import task_class
 
-MAX_CHARACTERS = 5_000_000
-"""Longer texts are cut where long documents are truncated, and have no answer where they are read
-in windows.
-"""
 MAX_TASK_RETRIES = 3
 """How often a batch whose process ends is run again, before the Dataset fails."""
 BATCH_ROWS = {"cpu": 512, "cuda": 4096}
@@ -52,16 +45,14 @@ BATCH_ROWS = {"cpu": 512, "cuda": 4096}
 on GPUs enough to fill packed batches.
 """
 _OTHER_NAMES = {
-    "batch_size": "a packed batch has budget_tokens=, and batch_rows= rows travel together",
-    "num_gpus": 'an actor takes a GPU with device="cuda"; concurrency= says how many actors',
-    "num_cpus": "an actor takes a core; concurrency= says how many actors",
+    "actors": "concurrency= says how many actors there are",
+    "batch_rows": "batch_size= says how many rows travel together",
+    "num_cpus": "actors share the CPUs; concurrency= says how many there are",
     "columns": "name the columns after the model, one by one",
     "preprocess": "map the dataset before this step",
     "postprocess": "map the dataset after this step",
-    "runtime_env": "give it to ray.init",
-    "accelerator_type": "start Ray on the nodes that have it",
 }
-"""What users of ray.data.llm type, and what to do here."""
+"""What users of ray.data.llm, of the corpus job and of older versions type, and what to do here."""
 _MEMORY = "; for texts in memory there is pipelines.pipeline"
 
 
@@ -69,13 +60,10 @@ _MEMORY = "; for texts in memory there is pipelines.pipeline"
 class Processor:
     """A task as a step of a Dataset: call it with one. `processor` makes it."""
 
-    run: ModelRun
-    columns: tuple[str, ...]
-    list_columns: frozenset[str]
-    """Those that may hold lists of texts."""
-    prefix: str
-    actors: Actors
-    batch_rows: int
+    step: Step
+    actors: StepActors
+    batch_size: int | None
+    runtime_env: dict[str, Any] | None
 
     def __call__(self, dataset: Dataset) -> Dataset:
         """Return, lazily, the rows of `dataset` with their answers, in their order.
@@ -84,61 +72,51 @@ class Processor:
         actors than there can be.
         """
         if not isinstance(dataset, Dataset):
-            raise ValueError(_not_a_dataset(dataset))
-        known = dataset.schema(fetch_if_missing=False)
-        if known is not None:
-            self._check_columns(getattr(known, "base_schema", known))
-        device = self.run.device
-        actors, reserved = step_pool(self.actors, device)
-        pool = actor_options(device, actors, retries=MAX_TASK_RETRIES) | reserved
-        read_cpus, _, answer_cpus = stage_cpus(device)
-        one_row: MapBatches = {"batch_size": 1, "batch_format": "pyarrow"}
+            raise UserError(_not_a_dataset(dataset))
+        columns = self.step.columns
+        schema = known_schema(dataset)
+        if schema is not None:
+            columns.check(schema)
+        run = self.step.run
+        pool, reserved = step_pool(self.actors, run.device)
+        actors = actor_options(run.device, pool, retries=MAX_TASK_RETRIES) | reserved
+        read_cpus, _, answer_cpus = stage_cpus(run.device)
+        environment: MapBatches = {}
+        if self.runtime_env is not None:
+            environment["runtime_env"] = self.runtime_env
+        one_row: MapBatches = {"batch_size": 1, "batch_format": "pyarrow", **environment}
         # With a context of its own: the caller's stays as it is.
         dataset = dataset.copy(dataset, _deep_copy=True)
         dataset.context.execution_options.preserve_order = True
         callbacks = dataset.context.custom_execution_callback_classes
-        if SayWhatWaits not in callbacks:
-            callbacks.append(SayWhatWaits)
+        if StepWatch not in callbacks:
+            callbacks.append(StepWatch)
+        batch_size = self.batch_size or _default_batch_size(dataset, run.device, pool[1])
         # An actor takes a block at a time: a dataset of one block would keep one actor busy.
-        blocks = dataset.repartition(target_num_rows_per_block=self.batch_rows)
+        blocks = dataset.repartition(target_num_rows_per_block=batch_size)
         tokenised = blocks.map_batches(
-            partial(_tokenise, self),
-            batch_size=self.batch_rows,
+            partial(tokenise, self.step),
+            batch_size=batch_size,
             batch_format="pyarrow",
             num_cpus=read_cpus,
+            **environment,
         )
-        predicted = tokenised.map_batches(
-            Predict, fn_constructor_args=(self.run,), **pool, **one_row
+        predicted = tokenised.map_batches(Predict, fn_constructor_args=(run,), **actors, **one_row)
+        answered = predicted.map_batches(
+            partial(answer, self.step), num_cpus=answer_cpus, **one_row
         )
-        return predicted.map_batches(partial(_answer, self), num_cpus=answer_cpus, **one_row)
-
-    def _check_columns(self, schema: pa.Schema | Schema) -> None:
-        """Raise ValueError for columns that do not fit; `schema`: Arrow's, or names alone."""
-        missing = [name for name in self.columns if name not in schema.names]
-        if missing:
-            raise ValueError(
-                f"column {missing[0]!r} is missing; the dataset has {', '.join(schema.names)}"
-            )
         if isinstance(schema, pa.Schema):
-            for name in self.columns:
-                stored = schema.field(name).type
-                wanted = wrong_type(
-                    stored,
-                    reads_words=self.run.task.reads_words,
-                    takes_lists=name in self.list_columns,
-                )
-                if wanted is not None:
-                    raise ValueError(
-                        f"column {name!r} holds {stored}, not {wanted}; cast it, or name another"
-                    )
-        of_task = self.run.task.added_columns.names
-        added = [self.prefix + name for name in (*of_task, "error")]
-        if both := clashing(added, schema.names):
-            alike = next(name for name in added if clashing([name], both[:1]))
-            case = "" if alike == both[0] else f" (as {alike!r} for readers that ignore case)"
-            raise ValueError(
-                f"column {both[0]!r} is in the dataset already{case}; give prefix=, or rename it"
-            )
+            declare_schema(answered, pa.schema([*schema, *columns.added]))
+        return answered
+
+
+def _default_batch_size(dataset: Dataset, device: str, actors: int | None) -> int:
+    """Return the rows that travel together: fewer where a dataset has few for its actors."""
+    rows: int | None = dataset._meta_count()  # None before it runs, mostly
+    most = BATCH_ROWS[device]
+    if not rows or actors is None:
+        return most
+    return min(most, -(-rows // actors))
 
 
 def _not_a_dataset(value: object) -> str:
@@ -155,12 +133,15 @@ def processor(
     model: str | os.PathLike[str] | None = None,
     *columns: str,
     prefix: str = "",
-    concurrency: int | tuple[int, int] | str | None = None,
-    actors: int | tuple[int, int] | str | None = None,
+    output_columns: Mapping[str, str] | None = None,
+    concurrency: int | tuple[int, int] | str = 1,
+    batch_size: int | None = None,
+    num_gpus: float | None = None,
+    accelerator_type: str | None = None,
+    runtime_env: Mapping[str, Any] | None = None,
     device: str = "auto",
     dtype: str = "auto",
     budget_tokens: int | None = None,
-    batch_rows: int | None = None,
     batch_timeout_s: float = 600.0,
     **task_options: Any,
 ) -> Processor:
@@ -178,14 +159,21 @@ def processor(
             second one makes pairs, where the task takes them ("text", "text_pair"). They may be
             named as in run_corpus, too (`text_column=`).
         prefix: put before the name of each column that is added.
-        concurrency: model actors, one a GPU or CPU core: the most of them (the pool begins with
-            one, and grows where there is room), (MIN, MAX), or by default "auto", all that there is
-            room for. Steps of one pipeline share the cluster.
-        actors: another name of `concurrency`.
-        device: "cpu", "cuda" or "auto".
+        output_columns: other names for columns that are added, by their names: {"label": "topic"}.
+            `prefix` is not put before these.
+        concurrency: the model actors: N, the most of them (the pool begins with one, and grows
+            where there is room), (MIN, MAX), or "auto", all that there is room for, one a GPU or
+            CPU core. By default one, as in ray.data.llm.
+        batch_size: the most rows that travel together, and that are done again where a process
+            ends. By default 512 on CPUs and 4,096 on GPUs, fewer where a dataset is known to have
+            few rows for its actors. The batches of the model have `budget_tokens`.
+        num_gpus: the share of a GPU that an actor takes, above 0 and at most 1. By default one
+            GPU; on the only GPU of a cluster steps share it.
+        accelerator_type: the type of the actors' GPUs in Ray's words, such as "L4" or "H100".
+        runtime_env: the runtime environment of the step's tasks and actors, as of ray.init.
+        device: "cpu", "cuda" or "auto": GPUs where there are any.
         dtype: the name of a dtype; "auto" is float32 on CPUs and bfloat16 on GPUs.
         budget_tokens: tokens in a packed batch.
-        batch_rows: the most rows that travel together, by default 512 on CPUs and 4,096 on GPUs.
         batch_timeout_s: the seconds that a packed batch may take before its actor is replaced.
         task_options: those of the task's corpus job, under our names or those of transformers.
 
@@ -202,11 +190,11 @@ def processor(
     options_class = task_named(task)
     for other, advice in _OTHER_NAMES.items():
         if other in task_options:
-            raise ValueError(f"{other} is not an option of a step: {advice}")
-    parsed_actors = _actors(concurrency, actors)
-    if not isinstance(prefix, str):
-        raise ValueError(f"prefix {prefix!r} must be a text")
-    columns, task_options = _columns(options_class, columns, task_options)
+            raise UserError(f"{other} is not an option of a step: {advice}")
+    least, most = parse_concurrency(concurrency)
+    actors = StepActors(least, most, parse_num_gpus(num_gpus), accelerator_type)
+    device = _device_named(device, actors)
+    texts, task_options = text_columns(options_class, columns, task_options)
     of_model = {
         "model": None if model is None else os.fspath(model),
         "device": device,
@@ -216,34 +204,48 @@ def processor(
     of_task = _own_names(options_class, task_options)
     options: Any = from_call(model_options(options_class.task), of_model | of_task)
     _check_above_0("batch_timeout_s", batch_timeout_s, whole=False)
-    if batch_rows is not None:
-        _check_above_0("batch_rows", batch_rows, whole=True)
-    options.check_inputs(options_class.input_names(len(columns)))
+    if batch_size is not None:
+        _check_above_0("batch_size", batch_size, whole=True)
+    environment = _checked_environment(runtime_env)
+    options.check_inputs(options_class.input_names(len(texts)))
     run = _model_run(options_class.task, options, batch_timeout_s)
-    inputs = zip(options_class.input_names(), columns, strict=False)
-    list_columns = {column for text, column in inputs if text in options_class.list_inputs}
-    return Processor(
-        run=run,
-        columns=columns,
-        list_columns=frozenset(list_columns),
-        prefix=prefix,
-        actors=parsed_actors,
-        batch_rows=batch_rows or BATCH_ROWS[run.device],
-    )
+    inputs = zip(options_class.input_names(), texts, strict=False)
+    list_texts = frozenset(column for text, column in inputs if text in options_class.list_inputs)
+    step = Step(run, step_columns(run.task, texts, list_texts, prefix, output_columns))
+    return Processor(step, actors, batch_size, environment)
 
 
-def _actors(
-    concurrency: int | tuple[int, int] | str | None, actors: int | tuple[int, int] | str | None
-) -> Actors:
-    """Return the actors that an option with two names asks for."""
-    if concurrency is not None and actors is not None:
-        raise ValueError(
-            f"concurrency {concurrency!r} and actors {actors!r} are two names of one option: give "
-            "one"
+def _device_named(device: str, actors: StepActors) -> str:
+    """Return the device that is asked for: GPUs where one of their options is given."""
+    type_ = actors.accelerator_type
+    if type_ is not None and (not isinstance(type_, str) or not type_):
+        raise UserError(f"accelerator_type {type_!r} must be a type of GPU in Ray's words, as 'L4'")
+    of_gpus = {"num_gpus": actors.num_gpus, "accelerator_type": type_}
+    given = [f"{name} {value!r}" for name, value in of_gpus.items() if value is not None]
+    if given and device == "cpu":
+        raise UserError(f'{given[0]} is for GPUs, and device is "cpu": leave one of them out')
+    return "cuda" if given and device == "auto" else device
+
+
+def _checked_environment(runtime_env: object) -> dict[str, Any] | None:
+    """Return a runtime environment that Ray takes; it may hold secrets, and no message shows it."""
+    if runtime_env is None:
+        return None
+    if not isinstance(runtime_env, Mapping):
+        raise UserError(
+            f"runtime_env is a {type(runtime_env).__name__} and must be a dictionary, as "
+            '{"env_vars": {"HF_HOME": "/models"}}'
         )
-    if actors is not None:
-        return parse_actors(actors, "actors")
-    return parse_actors("auto" if concurrency is None else concurrency, "concurrency")
+    environment = dict(runtime_env)
+    unknown = sorted(set(map(str, environment)) - RuntimeEnv.known_fields)
+    if unknown:
+        known = ", ".join(sorted(field for field in RuntimeEnv.known_fields if field[0] != "_"))
+        raise UserError(f"runtime_env has {unknown[0]!r}; Ray takes {known}")
+    try:
+        RuntimeEnv(**environment)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"runtime_env: {one_line(error)}") from error
+    return environment
 
 
 def _model_run(task: str, options: Any, batch_timeout_s: float) -> ModelRun:
@@ -254,39 +256,6 @@ def _model_run(task: str, options: Any, batch_timeout_s: float) -> ModelRun:
     task_of_model = task_cls.from_checkpoint(checkpoint, options)
     device = device_of_actors(options.device)
     return resolve_run(options, checkpoint, task_of_model, device, batch_timeout_s)
-
-
-def _columns(
-    options_class: type[TaskOptions], columns: tuple[str, ...], options: Mapping[str, object]
-) -> tuple[tuple[str, ...], dict[str, object]]:
-    """Return the columns of a document's texts, however they are given, and the other options."""
-    inputs = options_class.input_names()
-    others = dict(options)
-    named: dict[str, object] = {}  # by the text that a column holds
-    for text in inputs:
-        if column_option(text) in others:
-            named[text] = others.pop(column_option(text))
-    if named and columns:
-        option = column_option(next(iter(named)))
-        raise ValueError(
-            f"{option} and {columns[0]!r} both name columns: give the columns in one way"
-        )
-    wanted: list[object] = list(columns or options_class.inputs)
-    if named:
-        # Those that are not named have the name of their text, where the task needs them.
-        default_columns = {text: text for text in options_class.inputs}
-        column_of = default_columns | named
-        wanted = [column_of[text] for text in inputs if text in column_of]
-    names: list[str] = []
-    for column in wanted:
-        if not isinstance(column, str):
-            raise ValueError(f"column {column!r} must be a name; give several one by one: 'a', 'b'")
-        names.append(column)
-    counts = len(options_class.inputs), len(inputs)
-    if len(names) not in counts:
-        takes = " or ".join(map(str, dict.fromkeys(counts)))
-        raise ValueError(f"{options_class.task} takes {takes} columns of texts, not {len(names)}")
-    return tuple(names), others
 
 
 def _own_names(
@@ -303,7 +272,7 @@ def _own_names(
             own[name] = value
             continue
         if our_name in options:
-            raise ValueError(f"{name} and {our_name} are two names of one option: give one")
+            raise UserError(f"{name} and {our_name} are two names of one option: give one")
         own[our_name] = value.lower() if isinstance(value, str) else value
     return own
 
@@ -312,85 +281,4 @@ def _check_above_0(name: str, value: object, *, whole: bool) -> None:
     kinds = int if whole else int | float
     if isinstance(value, bool) or not isinstance(value, kinds) or not value > 0:
         expected = "whole number" if whole else "number"
-        raise ValueError(f"{name} {value!r} must be a {expected} above 0")
-
-
-def _tokenise(step: Processor, table: pa.Table) -> pa.Table:
-    """Turn a batch of rows into one row: their windows, and the rows themselves."""
-    step._check_columns(table.schema)
-    documents, rows, rejected = _documents(step, table)
-    windows = encode(step.run, documents, MAX_CHARACTERS)
-    rows = rows * step.run.task.readings
-    rejects = wire.rejects_of_tokenising(rejected, windows, rows)
-    batch = Shard(name="batch", format="", pieces=())
-    stored = Rows(table, np.arange(len(table)), [])
-    return wire.tokenised_row(
-        batch, windows, np.array(rows, dtype=np.int64), rejects, 0.0, stored=stored
-    )
-
-
-def _documents(
-    step: Processor, table: pa.Table
-) -> tuple[list[Text], list[int], list[tuple[int, str]]]:
-    """Return the documents of a batch, their rows, and the rows without one, with the reason."""
-    columns = [table[name] for name in step.columns]
-    too_long = f"longer than {MAX_CHARACTERS} characters"
-    return accepted_documents(step.run.task, columns, MAX_CHARACTERS, too_long)
-
-
-def _answer(step: Processor, table: pa.Table) -> pa.Table:
-    """Return the rows of a batch with their answers."""
-    rows = wire.stored_of(table).table
-    error = table["error"][0].as_py()
-    if error:
-        error = error.partition("\n")[0]  # a traceback may follow
-    if error and table["cause"][0].as_py() == wire.START:
-        raise RuntimeError(f"no actor starts: {error}")
-
-    rows_of_windows = wire.array_of(table, "rows")
-    rows_of_documents = rows_of_windows[: len(rows_of_windows) // step.run.task.readings]
-    reasons = {reject["row"]: reject["reason"] for reject in wire.rejects_of(table)}
-    if error:
-        # Rows that were rejected before keep their own reasons.
-        reasons = dict.fromkeys(rows_of_documents.tolist(), error) | reasons
-    document_of_row = np.full(len(rows), -1)
-    document_of_row[rows_of_documents] = np.arange(len(rows_of_documents))
-    document_of_row[list(reasons)] = -1
-    has_no_answer = document_of_row < 0
-    rows_without_answer = set(np.flatnonzero(has_no_answer).tolist())
-    assert rows_without_answer == set(reasons), "a row has neither an answer nor a reason"
-
-    columns = {name: rows[name] for name in rows.column_names}
-    if reasons:
-        # A text that is not UTF-8 would break whatever reads the row next.
-        for name in step.columns:
-            columns[name] = readable(rows[name])
-    if error:
-        answers = _no_answers(step, len(rows))
-    else:
-        documents = pa.array(np.maximum(document_of_row, 0), mask=has_no_answer)
-        answers = _answers(step, table, rows, documents)
-    reason_of_row = [reasons.get(row) for row in range(len(rows))]
-    answers["error"] = pa.array(reason_of_row, pa.string())
-    for name, values in answers.items():
-        columns[step.prefix + name] = values
-    return pa.table(columns)
-
-
-def _no_answers(step: Processor, rows: int) -> dict[str, pa.Array]:
-    """Return the columns of answers for rows that have none."""
-    return {field.name: pa.nulls(rows, field.type) for field in step.run.task.added_columns}
-
-
-def _answers(
-    step: Processor, table: pa.Table, rows: pa.Table, documents: pa.Array
-) -> dict[str, pa.Array]:
-    """Decode the answers of a batch; `documents`: the number of each row's document, or null."""
-    task = step.run.task
-    documents_of_batch = _documents(step, rows)[0] if task.needs_documents else None
-    values = wire.array_of(table, "values")
-    splits = wire.array_of(table, "splits")
-    windows = wire.windows_of(table)
-    tokenizer = step.run.model.tokenizer
-    outputs = model_outputs(task, tokenizer, documents_of_batch, windows, values, splits)
-    return answer_columns(task, outputs, documents)
+        raise UserError(f"{name} {value!r} must be a {expected} above 0")

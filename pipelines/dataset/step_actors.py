@@ -1,22 +1,15 @@
-"""The actors of a step of a Dataset: how many are asked for, what each reserves, and what is said
-while none starts.
-"""
+"""The actors of a step of a Dataset: how many are asked for, and what each reserves."""
 
 from __future__ import annotations
 
-import logging
 import math
-import time
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, TypeGuard
 
 import numpy as np
 import ray
-from ray.data._internal.execution.execution_callback import ExecutionCallback
-from ray.data._internal.execution.operators.actor_pool_map_operator import ActorPoolMapOperator
 
 from pipelines.errors import UserError
-from pipelines.raydata.cluster import cluster_resources
 from pipelines.raydata.placement import describe_nodes, is_fixed, stage_cpus, wait_for_nodes
 
 _STEPS_AT_ONCE = 8
@@ -25,55 +18,64 @@ reads.
 """
 _GRANULARITY = 10_000
 """Ray counts CPUs and GPUs in ten-thousandths."""
-_SAID_EVERY_S = 60.0
-_ALLOWED = "a number from 1 on, (MIN, MAX) or 'auto'"
-logger = logging.getLogger(__name__)
+_ALLOWED = "must be a number from 1 on, (MIN, MAX) or 'auto'"
+_TYPE_PREFIX = "accelerator_type:"
+"""How Ray calls the resource that a node of a type of accelerator has."""
 
 
-class Actors(NamedTuple):
-    """How many model actors a step has."""
+@dataclass(frozen=True)
+class StepActors:
+    """Which model actors a step asks for."""
 
     least: int
     most: int | None
     """None for as many as the cluster has room for."""
+    num_gpus: float | None = None
+    """The share of a GPU that each takes; None: a GPU, and on the only one of a cluster less."""
+    accelerator_type: str | None = None
+    """The type of GPU that they run on; None: any."""
 
 
-def parse_actors(value: int | str | Sequence[int], name: str) -> Actors:
-    """Return the actors that `value` stands for, whose argument is called `name`.
+def parse_concurrency(value: object) -> tuple[int, int | None]:
+    """Return the least and the most actors that an argument `concurrency` stands for.
 
     A number is the most, as in ray.data.llm: the pool begins with one actor, and grows where there
-    is room. (MIN, MAX) or "MIN:MAX" begins with MIN; "auto" stands for (1, all that there is room
-    for). Raises ValueError for anything else.
+    is room. (MIN, MAX) begins with MIN; "auto" stands for one and all that there is room for.
+    Raises UserError for anything else.
     """
     if isinstance(value, str) and value == "auto":
-        return Actors(1, None)
-    parts: Sequence[object] = [value]
-    if isinstance(value, str):
-        parts = value.split(":")
-    elif isinstance(value, list | tuple):
-        parts = value
-    counts = [count for count in map(_count, parts) if count is not None]
-    if len(counts) < len(parts) or len(counts) not in (1, 2):
-        raise ValueError(f"{name} {value!r} must be {_ALLOWED}")
-    least, most = (1, *counts)[-2:]
+        return 1, None
+    parts = value if isinstance(value, list | tuple) else [1, value]
+    counts = [int(count) for count in parts if _is_number(count, whole=True) and count > 0]
+    if len(parts) != 2 or len(counts) < 2:
+        raise UserError(f"concurrency {value!r} {_ALLOWED}")
+    least, most = counts
     if least > most:
-        raise ValueError(
-            f"{name} {value!r}: MIN {least} is above MAX {most}; {name} must be {_ALLOWED}"
-        )
-    return Actors(least, most)
+        raise UserError(f"concurrency {value!r}: MIN {least} is above MAX {most}")
+    return least, most
 
 
-def _count(value: object) -> int | None:
-    """Return a number from 1 on; None for anything else."""
-    if isinstance(value, str) and value.isascii() and value.isdecimal():
-        value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+def _is_number(value: object, *, whole: bool) -> TypeGuard[float]:
+    kinds = int | np.integer if whole else int | float | np.number
+    return isinstance(value, kinds) and not isinstance(value, bool)
+
+
+def parse_num_gpus(value: object) -> float | None:
+    """Return the share of a GPU that an argument `num_gpus` stands for, None for the default."""
+    if value is None:
         return None
-    return int(value)
+    if not _is_number(value, whole=False) or not 0 < value <= 1:
+        raise UserError(
+            f"num_gpus {value!r} must be above 0 and at most 1: an actor runs on one GPU or a "
+            'share of it (concurrency= says how many there are; device="cpu" is for CPUs)'
+        )
+    return float(value)
 
 
-def step_pool(actors: Actors, device: str) -> tuple[Actors, dict[str, float]]:
-    """Return the actors of a step, and what each reserves: `num_cpus`, and on GPUs `num_gpus`.
+def step_pool(
+    actors: StepActors, device: str
+) -> tuple[tuple[int, int | None], dict[str, float | str]]:
+    """Return the least and the most actors of a step, and what each reserves, in Ray's words.
 
     Ray starts the least actors of all steps of a pipeline at once, whatever is free, and they hold
     what they reserve until their step is done; Ray Data starts more of them as it finds room.
@@ -85,48 +87,65 @@ def step_pool(actors: Actors, device: str) -> tuple[Actors, dict[str, float]]:
     Raises UserError if the cluster can never have so many actors.
     """
     wait_for_nodes()
-    unit = "GPU" if device == "cuda" else "CPU"
-    reserved = {"num_cpus": stage_cpus(device)[1]}
-    if unit == "GPU":
-        reserved["num_gpus"] = 1.0
+    on_gpu = device == "cuda"
+    reserved: dict[str, float | str] = {"num_cpus": stage_cpus(device)[1]}
+    if on_gpu:
+        reserved["num_gpus"] = actors.num_gpus or 1.0
+    if actors.accelerator_type:
+        reserved["accelerator_type"] = actors.accelerator_type
     if not is_fixed():
-        return actors, reserved
-    there = int(cluster_resources().get(unit, 0))
-    if actors.least > there:
-        raise UserError(
-            f"{actors.least:,} actors need a {unit} each; {describe_nodes()}: give at most "
-            f"{there:,}"
-        )
-    most = there if actors.most is None else min(actors.most, there)
-    alive = [node for node in ray.nodes() if node["Alive"]]
-    largest = max(node["Resources"].get("CPU", 0) for node in alive)
+        return (actors.least, actors.most), reserved
+    nodes: list[dict[str, Any]] = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if actors.accelerator_type:
+        nodes = _nodes_of_type(nodes, actors.accelerator_type)
+    places = _places(nodes, actors.num_gpus or 1.0) if on_gpu else _total(nodes, "CPU")
+    if actors.least > places:
+        raise UserError(_too_many(actors, places, on_gpu))
+    most = places if actors.most is None else min(actors.most, places)
+    largest = max(node.get("CPU", 0) for node in nodes)
     room = max(largest - 1, 0) / (_STEPS_AT_ONCE * actors.least)
     room = math.floor(room * _GRANULARITY) / _GRANULARITY
-    reserved["num_cpus"] = min(reserved["num_cpus"], room)
-    if unit == "GPU" and there == 1:
+    reserved["num_cpus"] = min(stage_cpus(device)[1], room)
+    if on_gpu and actors.num_gpus is None and _total(nodes, "GPU") == 1:
         reserved["num_gpus"] = 1 / _STEPS_AT_ONCE
-    return Actors(actors.least, most), reserved
+    return (actors.least, most), reserved
 
 
-class SayWhatWaits(ExecutionCallback):
-    """Says, once a minute while a Dataset runs, which of its steps has no actor."""
+def _total(nodes: list[dict[str, Any]], unit: str) -> int:
+    return int(sum(node.get(unit, 0) for node in nodes))
 
-    def __init__(self) -> None:
-        self._without_since: dict[str, float] = {}
 
-    def on_execution_step(self, executor: Any) -> None:
-        """Look at the pools of model actors; Ray Data calls it many times a second."""
-        now = time.monotonic()
-        for operator in executor._topology:
-            if not isinstance(operator, ActorPoolMapOperator) or "(Predict)" not in operator.name:
-                continue
-            actors = operator.get_actor_info()
-            if actors.running or not actors.pending:
-                self._without_since.pop(operator.id, None)
-                continue
-            if now - self._without_since.setdefault(operator.id, now) >= _SAID_EVERY_S:
-                self._without_since[operator.id] = now
-                message = (
-                    "%s has no actor yet, for want of a place or because its model still loads: %s"
-                )
-                logger.warning(message, operator.name, describe_nodes())
+def _places(nodes: list[dict[str, Any]], share: float) -> int:
+    """Return how many actors find a place that each take a share of one GPU."""
+    return _total(nodes, "GPU") * int(1 / share + 1e-6)
+
+
+def _nodes_of_type(nodes: list[dict[str, Any]], accelerator_type: str) -> list[dict[str, Any]]:
+    """Return the nodes with a type of GPU; UserError where there is none."""
+    fitting = [node for node in nodes if _TYPE_PREFIX + accelerator_type in node]
+    if not fitting:
+        names = {
+            name.removeprefix(_TYPE_PREFIX)
+            for node in nodes
+            for name in node
+            if name.startswith(_TYPE_PREFIX)
+        }
+        there = ", ".join(sorted(names)) or "none"
+        raise UserError(
+            f"accelerator_type {accelerator_type!r} is on no node of the Ray cluster, which has "
+            f"{there}"
+        )
+    return fitting
+
+
+def _too_many(actors: StepActors, places: int, on_gpu: bool) -> str:
+    unit = "GPU" if on_gpu else "CPU"
+    what = f"a {unit}" if actors.num_gpus in (None, 1.0) else f"{actors.num_gpus:g} of a GPU"
+    of_type = f" of type {actors.accelerator_type}" if actors.accelerator_type else ""
+    share = ""
+    if on_gpu and actors.num_gpus is None:
+        share = ", or num_gpus=, the share of a GPU that each takes"
+    return (
+        f"{actors.least:,} actors need {what}{of_type} each; {describe_nodes()}: give at most "
+        f"{places:,}{share}"
+    )

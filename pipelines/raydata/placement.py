@@ -61,7 +61,7 @@ def device_of_actors(device: str) -> str:
     """
     if device == "cpu" or gpu_is_here():
         return device_here(device)
-    joined = os.environ.get("RAY_ADDRESS", "local") not in ("", "local")
+    joined = ray.is_initialized() or os.environ.get("RAY_ADDRESS", "local") not in ("", "local")
     if joined:
         wait_for_nodes()
     # "auto" without a cluster to join is about this machine, which has no GPU.
@@ -190,7 +190,7 @@ def wait_for_places(actors: int, device: str, wait_s: float) -> None:
     try:
         # The first look does not wait, so that the line comes before the first minute.
         while not group.wait(min(_SAID_EVERY_S, wait_s - waited) if waited else 0):
-            room = _describe_room(unit)
+            room = describe_room(unit)
             if waited >= wait_s:
                 raise JobError(
                     f"{wanted}, were not free within {format_duration(wait_s)}: {room}; ask for "
@@ -208,13 +208,13 @@ def waiting_said(is_waiting: Callable[[], bool], device: str) -> AbstractContext
     def say() -> bool:
         waiting = is_waiting()
         if waiting:
-            _say(f"waiting for an actor to start: {_describe_room(_unit(device))}")
+            _say(f"waiting for an actor to start: {describe_room(_unit(device))}")
         return waiting
 
     return repeated(_SAID_EVERY_S, say)
 
 
-def _describe_room(unit: str) -> str:
+def describe_room(unit: str) -> str:
     free = int(ray.available_resources().get(unit, 0))
     there = int(ray.cluster_resources().get(unit, 0))
     room = f"the Ray cluster has {there:,} {_plural(there, unit)}, {free:,} of them free"

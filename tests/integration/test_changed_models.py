@@ -90,7 +90,7 @@ def test_a_job_stops_where_its_model_changes_before_workers_load_it(given, name,
 
 @pytest.mark.slow
 def test_a_step_of_a_dataset_stops_where_its_model_changes(given):
-    step = processor("classify", str(given / "model"), device="cpu", actors=1)
+    step = processor("classify", str(given / "model"), device="cpu")
     dataset = step(ray.data.read_parquet(str(given / "in")))
     assert len(dataset.take_all()) == 16
     other_weights(given / "model")

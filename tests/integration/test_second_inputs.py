@@ -57,9 +57,7 @@ def test_classify_labels_pairs(local_ray, in_process, tmp_path):
     ours = pipeline("classify", str(model), max_length=40, top_k=None)
     assert_close(got, ours(pairs))
     assert_close(ours([(pair["text"], pair["text_pair"]) for pair in pairs]), ours(pairs))
-    answered = answers_of(
-        processor("classify", str(model), "text", "other", max_length=40, actors=1), file
-    )
+    answered = answers_of(processor("classify", str(model), "text", "other", max_length=40), file)
     assert [answered[row["id"]]["score"] for row in rows] == [row["score"] for row in rows]
     assert answered[NULL]["error"] == "text_pair is null"
     with pytest.raises(ValueError, match="classify takes 1 or 2 columns of texts, not 3"):
@@ -111,9 +109,7 @@ def test_zero_shot_by_labels_of_all_rows_and_of_each(local_ray, in_process, tmp_
     for row in rows:
         want = theirs(row["text"], row["own"], hypothesis_template="It is about {}.")
         assert_close([row["labels"], row["scores"]], [want["labels"], want["scores"]])
-    step = processor(
-        "zero_shot", str(model), "text", "own", hypothesis_template="It is about {}.", actors=1
-    )
+    step = processor("zero_shot", str(model), "text", "own", hypothesis_template="It is about {}.")
     answered = answers_of(step, file)
     assert [answered[row["id"]]["scores"] for row in rows] == [row["scores"] for row in rows]
     with pytest.raises(

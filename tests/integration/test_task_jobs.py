@@ -341,8 +341,7 @@ def test_a_job_answers_as_memory_does(
             FORMS.get(task, task),
             str(models[task]),
             *STEP_COLUMNS.get(task, ()),
-            actors=1,
-            batch_rows=16,
+            batch_size=16,
             **options,
         )
         if task in STEPS_ON_RAY:
@@ -384,7 +383,7 @@ def test_a_step_with_a_mistake_is_refused_before_anything_runs(models, local_ray
         ({"top": 3}, "top is not an option; there are model, "),
         ({"device": "tpu"}, "device 'tpu': "),
         ({"top_k": 0}, "top_k 0"),
-        ({"batch_rows": 0}, "batch_rows 0"),
+        ({"batch_size": 0}, "batch_size 0"),
         ({"dtype": "float8"}, "dtype float8 is for GPUs"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -398,7 +397,7 @@ def test_a_step_with_a_mistake_is_refused_before_anything_runs(models, local_ray
         processor("classify", model)(dataset)
     with pytest.raises(ValueError, match="column 'label' is in the dataset already; give prefix="):
         processor("classify", model, "body")(dataset)
-    (row,) = processor("classify", model, "body", prefix="p_", actors=1)(dataset).table.to_pylist()
+    (row,) = processor("classify", model, "body", prefix="p_")(dataset).table.to_pylist()
     assert (row["label"], row["p_label"], row["p_error"]) == (1, row["p_label"], None)
     assert row["p_label"].startswith("LABEL_")
 
@@ -446,7 +445,7 @@ def test_a_step_between_tables_of_delta_and_lance(local_ray, tmp_path):
     rows = pq.read_table(REPOSITORY / "jobs/demo/messages.parquet").slice(0, 40)
     deltalake.write_deltalake(str(tmp_path / "delta"), rows)
     model = str(REPOSITORY / "jobs/demo/sentence-encoder")
-    step = processor("embed", model, "text", dimensions=8, actors=1)
+    step = processor("embed", model, "text", dimensions=8)
     embedded = step(ray.data.read_delta(str(tmp_path / "delta"))).materialize()
     embedded.write_lance(str(tmp_path / "lance"))
     embedded.write_delta(str(tmp_path / "out"))

@@ -248,7 +248,7 @@ def test_every_face(masked, tmp_path, in_process):
     rows = ds.dataset(tmp_path / "out").to_table().to_pylist()
     assert [(row["label"], row["score"]) for row in rows] == want
 
-    step = processor("classify", model, device="cpu", actors=1)
+    step = processor("classify", model, device="cpu")
     rows = step(LocalDataset(table)).table.to_pylist()
     assert [(row["label"], row["score"]) for row in rows] == want
 

@@ -207,7 +207,7 @@ def test_every_face(encoder, tmp_path, in_process, late):
     ]
     assert "chunks" in str(summary)
 
-    step = processor("embed", model, device="cpu", actors=1, **options)
+    step = processor("embed", model, device="cpu", **options)
     assert step(LocalDataset(table)).table["chunks"].to_pylist() == want
 
     models = LocalModelClient(served_models([{"name": "a", "task": "embed", "model": model}]))

@@ -21,7 +21,7 @@ from online_service import post, serving
 from predictions import PIECES, assert_close, random_texts
 
 from pipelines import pipeline, processor
-from pipelines.dataset import processor as dataset_step
+from pipelines.dataset import stages
 from pipelines.raydata.actor import Predict
 from pipelines.serve.config import served_models
 from pipelines.serve.local import LocalModelClient
@@ -215,9 +215,10 @@ def test_long_lists_of_words(oracle, ours, stride):
     assert_close(ours(lists, is_split_into_words=True, **options), want)
 
 
-def answers_of_step(step, table):
+def answers_of_step(processor, table):
     """What a step of a Dataset gives for a table, without Ray."""
-    return dataset_step._answer(step, Predict(step.run)(dataset_step._tokenise(step, table)))
+    step = processor.step
+    return stages.answer(step, Predict(step.run)(stages.tokenise(step, table)))
 
 
 @pytest.fixture(scope="module")
@@ -257,7 +258,7 @@ def test_pairs_in_all_faces(model, url, tmp_path, in_process):
         assert [each["text"] for each in row["entities"]] == [
             row["other"][each["start"] : each["end"]] for each in row["entities"]
         ]
-    step = processor("tag", str(model), "text", "other", actors=1)
+    step = processor("tag", str(model), "text", "other")
     answered = answers_of_step(step, table)
     assert answered["entities"].to_pylist() == [*entities, None, None]
 
@@ -293,7 +294,7 @@ def test_words_in_all_faces(model, url, tmp_path, in_process):
     scores = [row["scores"] for row in rows]
     assert [len(each) for each in labels] == [len(words) for words in lists]
 
-    step = processor("tag", str(model), "tokens", is_split_into_words=True, actors=1)
+    step = processor("tag", str(model), "tokens", is_split_into_words=True)
     answered = answers_of_step(step, table)
     assert answered["labels"].to_pylist() == [*labels, None, None, None]
     assert answered["scores"].to_pylist() == [*scores, None, None, None]
@@ -326,7 +327,7 @@ def test_texts_where_words_are_wanted_and_words_where_texts_are(model, url, tmp_
         run_job("tag", text_column="tokens", **options)
     with pytest.raises(ValueError, match="which have no second text: leave text_pair_column out"):
         run_job("tag", is_split_into_words=True, text_pair_column="other", **options)
-    step = processor("tag", str(model), "text", is_split_into_words=True, actors=1)
+    step = processor("tag", str(model), "text", is_split_into_words=True)
     with pytest.raises(ValueError, match="column 'text' holds string, not lists of words"):
         answers_of_step(step, table)
     words = {"is_split_into_words": True}

@@ -16,7 +16,7 @@ from checkpoints import write_gliclass, write_task
 from commands import run_job
 
 from pipelines import pipeline, processor
-from pipelines.dataset import processor as dataset_step
+from pipelines.dataset import stages
 from pipelines.input.documents import cut, longest, valid_documents
 from pipelines.labels import LabelList, split_labels
 from pipelines.options import TASKS
@@ -168,8 +168,8 @@ def test_a_job_and_a_step_of_a_dataset(
     assert [row["labels"] for row in rows] == [
         want("the cat sat", row["own"])["labels"] for row in rows
     ]
-    step = processor("zero_shot", model, "text", "own")
-    answered = dataset_step._answer(step, Predict(step.run)(dataset_step._tokenise(step, table)))
+    step = processor("zero_shot", model, "text", "own").step
+    answered = stages.answer(step, Predict(step.run)(stages.tokenise(step, table)))
     assert answered["error"].null_count == len(table)
     assert answered["labels"].to_pylist() == [row["labels"] for row in rows]
 

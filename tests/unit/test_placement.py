@@ -46,6 +46,20 @@ def test_a_job_waits_for_the_nodes_of_a_cluster_that_starts(monkeypatch, capsys)
 
 
 @pytest.mark.parametrize(
+    ("joined", "gpus", "device"), [(True, 2, "cuda"), (True, 0, "cpu"), (False, 2, "cpu")]
+)
+def test_auto_is_about_the_cluster_that_the_program_has_joined(
+    joined, gpus, device, resources, monkeypatch
+):
+    """However it has: by RAY_ADDRESS or by ray.init."""
+    resources(8, gpus)
+    monkeypatch.setattr(placement, "gpu_is_here", lambda: False)
+    monkeypatch.setattr(placement, "is_fixed", lambda: True)
+    monkeypatch.setattr("ray.is_initialized", lambda: joined)
+    assert placement.device_of_actors("auto") == device
+
+
+@pytest.mark.parametrize(
     ("config", "plain", "details"), [(BASE, 5, 7), (LARGE, 3, 4), (SMALL, 5, 7)]
 )
 def test_a_gpu_wants_cores_by_its_tokens_a_second(config, plain, details):
@@ -114,9 +128,7 @@ def test_nodes_are_described_by_what_they_have(monkeypatch):
     monkeypatch.setattr("ray.available_resources", lambda: {"CPU": 0.5, "GPU": 1.0})
     kinds = "2 nodes of 8 CPUs and 1 GPU, 1 node of 1 CPU"
     assert placement.describe_nodes() == f"the Ray cluster has 17 CPUs and 2 GPUs ({kinds})"
+    assert placement.describe_room("GPU") == f"the Ray cluster has 2 GPUs, 1 of them free ({kinds})"
     assert (
-        placement._describe_room("GPU") == f"the Ray cluster has 2 GPUs, 1 of them free ({kinds})"
-    )
-    assert (
-        placement._describe_room("CPU") == f"the Ray cluster has 17 CPUs, 0 of them free ({kinds})"
+        placement.describe_room("CPU") == f"the Ray cluster has 17 CPUs, 0 of them free ({kinds})"
     )
