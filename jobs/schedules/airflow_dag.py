@@ -1,20 +1,26 @@
 """A nightly corpus job from Airflow 3 (or 2.10 and newer), on a Ray cluster whose dashboard the
 worker reaches.
 
-Copy this file into the folder of DAGs. The workers need `pip install 'ray[default]==2.60.0'`, the
-version of the cluster, whose image has the code (jobs/docker/). The values in capitals are yours.
+Copy this file and submit_once.py into the folder of DAGs. The workers need
+`pip install 'ray[default]==2.60.0'`, the version of the cluster, whose image has the code
+(jobs/docker/). A cluster with a token wants RAY_AUTH_MODE=token and RAY_AUTH_TOKEN in the
+environment of the workers. The values in capitals are yours.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import time
 from datetime import datetime, timedelta
+from typing import Any
 
 try:
     from airflow.sdk import dag, task
 except ImportError:  # Airflow 2
     from airflow.decorators import dag, task
+
+from submit_once import Run, connect, is_passing, one_line, step
 
 # yours
 DASHBOARD = os.environ.get("MODERNBERT_RAY_DASHBOARD", "http://modernbert-jobs-head-svc:8265")
@@ -24,35 +30,42 @@ JOB = (
     "--model s3://your-bucket/models/my-modernbert --text-column body --device cuda --actors 1:8"
 )
 SCHEDULE = "0 2 * * *"
-# RAY_JOB_STOP_WAIT_TIME_S: seconds that a stopped job has for its last report.
-RUNTIME_ENV = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "60"}}
+LONGEST = timedelta(hours=10)  # a job that runs for longer is stopped
 
 
-@task(retries=2, retry_delay=timedelta(minutes=15), execution_timeout=timedelta(hours=10))
-def run_job(entrypoint: str = JOB, dashboard: str = DASHBOARD, poll_s: float = 30.0) -> str:
-    """Submit a job, wait for its end and return its id; a task that is cleared or times out stops
-    its job.
+@task.sensor(
+    mode="reschedule",  # holds no slot between two polls, and survives the worker
+    poke_interval=60,
+    timeout=(LONGEST + timedelta(hours=1)).total_seconds(),
+    retries=2,
+    retry_delay=timedelta(minutes=15),
+)
+def run_job(
+    run_id: str = "", ti: Any = None, entrypoint: str = JOB, dashboard: str = DASHBOARD
+) -> bool:
+    """Submit a job, or look after the one of an earlier poll; True once it has succeeded.
 
-    A retry is the same command, which does only what is missing. A cluster with a token wants
-    RAY_AUTH_MODE=token and RAY_AUTH_TOKEN in the environment of the workers.
+    Its id is that of the DAG's run, so that a retry, or a task that is cleared while its job runs,
+    finds that job again; each retry of Airflow's allows for one more attempt. A failed poll is
+    repeated. To stop a job: `ray job stop`.
     """
-    from ray.job_submission import (
-        JobStatus,
-        JobSubmissionClient,
-    )  # seconds, which parsing the DAG should not take
-
-    client = JobSubmissionClient(dashboard)
-    job = client.submit_job(entrypoint=entrypoint, runtime_env=RUNTIME_ENV)
+    run = Run(
+        id="label-articles-" + re.sub(r"[^A-Za-z0-9]+", "-", run_id),
+        entrypoint=entrypoint,
+        attempts=ti.try_number,
+        retry_after_s=0,  # Airflow has waited
+        stop_after_s=LONGEST.total_seconds(),
+    )
     try:
-        while not (status := client.get_job_status(job)).is_terminal():
-            time.sleep(poll_s)
-    except BaseException:
-        client.stop_job(job)
-        raise
-    print(client.get_job_logs(job))
-    if status != JobStatus.SUCCEEDED:
-        raise RuntimeError(f"{job} {status}: {client.get_job_info(job).message}")
-    return job
+        client = connect(dashboard)
+        is_done, job = step(client, run, time.time())
+        print(client.get_job_logs(job) if is_done and job else f"{job} goes on")
+    except (OSError, RuntimeError) as error:
+        if not is_passing(error):
+            raise
+        print(f"no answer from {dashboard}: {one_line(error)}")
+        return False
+    return is_done
 
 
 @dag(
