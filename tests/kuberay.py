@@ -168,12 +168,14 @@ def rule_errors(document: dict[str, Any]) -> list[str]:
 
 def clusters(document: dict[str, Any]) -> list[dict[str, Any]]:
     """The specifications of the Ray clusters in a manifest."""
+    if document["apiVersion"] != "ray.io/v1":
+        return []
     spec = document["spec"]
     job = spec.get("jobTemplate", spec)
     found = {"RayCluster": spec, "RayService": spec.get("rayClusterConfig")}.get(
         document["kind"], job.get("rayClusterSpec")
     )
-    return [found] if document["apiVersion"] == "ray.io/v1" and found else []
+    return [found] if found else []
 
 
 def _name_errors(kind: str, metadata: dict[str, Any]) -> list[str]:

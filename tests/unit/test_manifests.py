@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import re
 import shlex
@@ -18,30 +17,18 @@ import ray
 import yaml
 from conftest import REPOSITORY
 from kuberay import DEFAULTED, KINDS, clusters, rule_errors, schema_errors
+from manifests import DOCUMENTS, RAY, manifest
 from ray.dashboard.modules.job.cli import submit
 from ray.serve.schema import ServeDeploySchema
-from schedules import airflow_dag
+from schedules import SUBMIT_ONCE, airflow_dag, submit_once
 
 from pipelines.arguments import parse
 from pipelines.job_options import corpus_command_options
 from pipelines.serve.config import service_options
 
 JOBS = REPOSITORY / "jobs"
-DOCUMENTS = {
-    f"{file.name}:{document['kind']}": document
-    for file in sorted((JOBS / "kubernetes").glob("*.yaml"))
-    for document in yaml.safe_load_all(file.read_text())
-}
-RAY = {
-    name: document for name, document in DOCUMENTS.items() if document["apiVersion"] == "ray.io/v1"
-}
+once = submit_once()
 RUNTIME_ENV = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "60"}}
-
-
-def manifest(name: str) -> dict[str, Any]:
-    """A copy of the document of a file that holds one of KubeRay's kinds."""
-    (found,) = [document for key, document in RAY.items() if key.startswith(f"{name}.yaml:")]
-    return copy.deepcopy(found)
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
@@ -266,7 +253,7 @@ def submissions() -> dict[str, tuple[list[str], dict[str, Any] | None]]:
             found[name] = shlex.split(job["entrypoint"]), yaml.safe_load(job["runtimeEnvYAML"])
         elif document["kind"] == "CronJob":
             (container,) = job["spec"]["template"]["spec"]["containers"]
-            if container["command"][0] == "ray":
+            if "submit_once.py" in container["command"][1]:
                 found[name] = submitted([*container["command"], *container["args"]])
     service = (JOBS / "schedules/label-articles.service").read_text().replace("\\\n", " ")
     (start,) = re.findall(r"^ExecStart=(.*)$", service, re.MULTILINE)
@@ -280,7 +267,7 @@ def submissions() -> dict[str, tuple[list[str], dict[str, Any] | None]]:
         shlex.split(next(line for line in run.splitlines() if " submit " in line))
     )
     dag = airflow_dag()
-    found["airflow_dag.py"] = shlex.split(dag["JOB"]), dag["RUNTIME_ENV"]
+    found["airflow_dag.py"] = shlex.split(dag["JOB"]), once.RUNTIME_ENV
     for file in ("README.md", "jobs/README.md"):
         blocks = "\n".join(
             re.findall(r"```bash\n(.*?)```", (REPOSITORY / file).read_text(), re.DOTALL)
@@ -293,7 +280,12 @@ def submissions() -> dict[str, tuple[list[str], dict[str, Any] | None]]:
 
 
 def submitted(command: list[str]) -> tuple[list[str], dict[str, Any] | None]:
-    """The job and the runtime environment of a `ray job submit`, as Ray's own command line reads it."""
+    """The job and the runtime environment of a `ray job submit`, as Ray's own command line reads it, or of ours."""
+    if Path(command[0]).name == "python":
+        assert (REPOSITORY / command[1].removeprefix("/app/")).samefile(SUBMIT_ONCE)
+        arguments = [word.replace("$(NAME)", "nightly-29412345") for word in command[2:]]
+        run, _ = once.parsed(["--address=http://head:8265", *arguments])
+        return shlex.split(run.entrypoint), once.RUNTIME_ENV
     assert Path(command[0]).name == "ray"
     assert command[1:3] == ["job", "submit"]
     options = submit.make_context("submit", command[3:]).params
@@ -306,7 +298,7 @@ SUBMISSIONS = submissions()
 
 def test_every_way_to_submit_is_among_them():
     assert {name.partition(":")[0] for name in SUBMISSIONS} == {
-        "rayjob.yaml", "rayjob-kueue.yaml", "raycronjob.yaml", "cronjob-submits.yaml", "label-articles.service",
+        "rayjob.yaml", "rayjob-shared-volume.yaml", "rayjob-kueue.yaml", "raycronjob.yaml", "cronjob-submits.yaml", "label-articles.service",
         "sky.yaml", "airflow_dag.py", "README.md", "jobs/README.md",
     }  # fmt: skip
 
@@ -324,7 +316,7 @@ def test_a_submitted_job_is_a_command_of_ours(name):
     assert runtime_env == RUNTIME_ENV
 
 
-@pytest.mark.parametrize("name", ["rayjob", "rayjob-kueue", "raycronjob"])
+@pytest.mark.parametrize("name", ["rayjob", "rayjob-shared-volume", "rayjob-kueue", "raycronjob"])
 def test_a_job_has_the_actors_of_its_cluster(name):
     """One actor a GPU: the numbers of --actors are those of the worker group, so that none waits and none idles."""
     document = manifest(name)
@@ -335,6 +327,10 @@ def test_a_job_has_the_actors_of_its_cluster(name):
     assert group["replicas"] == group["minReplicas"]
 
 
+JOB_NAME = "metadata.labels['batch.kubernetes.io/job-name']"
+"""Where a pod has the name of its Job, which a CronJob makes of its own and the minute in the schedule."""
+
+
 def test_the_cronjob_submits_to_the_cluster_beside_it():
     (job,) = [
         document for name, document in DOCUMENTS.items() if name == "cronjob-submits.yaml:CronJob"
@@ -342,8 +338,12 @@ def test_the_cronjob_submits_to_the_cluster_beside_it():
     (container,) = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
     cluster = manifest("raycluster")
     name = cluster["metadata"]["name"]
-    assert f"http://{name}-head-svc:8265" in container["command"]
-    assert container["env"][1]["valueFrom"]["secretKeyRef"] == {"name": name, "key": "auth_token"}
+    assert f"--address=http://{name}-head-svc:8265" in container["args"]
+    environment = {variable["name"]: variable for variable in container["env"]}
+    token = environment["RAY_AUTH_TOKEN"]["valueFrom"]["secretKeyRef"]
+    assert token == {"name": name, "key": "auth_token"}
+    assert container["command"][-2:] == ["--id", "$(NAME)"]
+    assert environment["NAME"]["valueFrom"]["fieldRef"]["fieldPath"] == JOB_NAME
     assert cluster["spec"]["authOptions"]["mode"] == "token"
     assert {group["minReplicas"] for group in cluster["spec"]["workerGroupSpecs"]} == {0}
 
@@ -363,32 +363,60 @@ def test_the_cronjob_submits_to_the_cluster_beside_it():
         ),
         (["x Initializing", "x Failed  The RayJob has passed"], 1, "has passed"),
         (["x Complete STOPPED"], 1, "STOPPED"),
-        (["x Running RUNNING", ""], 1, "rayjob.ray.io/x: deleted"),
+        (["x Running RUNNING", ""], 1, "rayjobs.ray.io/nightly-29412345: deleted"),
     ],
 )
-def test_the_cronjob_waits_for_the_rayjob_that_it_creates(states, code, says, tmp_path):
-    """The script of the manifest, with a kubectl that tells one state after another; "?" is one that cannot be had."""
-    (job,) = [
-        document
-        for name, document in DOCUMENTS.items()
-        if name == "cronjob-creates-rayjob.yaml:CronJob"
-    ]
+@pytest.mark.parametrize("is_there", [False, True])
+def test_the_cronjob_waits_for_the_rayjob_of_its_night(states, code, says, is_there, tmp_path):
+    """The script of the manifest, with a kubectl that tells one state after another; "?" is one that cannot be had.
+
+    Where a pod before this one has created the RayJob, it is not created again.
+    """
+    done = create_and_wait(tmp_path, states, "AlreadyExists" if is_there else "")
+    assert (done.returncode, done.stderr) == (code, "AlreadyExists\n" if is_there else "")
+    assert says in done.stdout
+    created = yaml.safe_load((tmp_path / "created").read_text())
+    expected = manifest("rayjob")
+    expected["metadata"] = {"name": "nightly-29412345"}
+    assert created == expected
+
+
+def test_the_cronjob_tries_again_where_kubernetes_does_not_answer(tmp_path):
+    """With a code that the policy of its Job counts as a lost pod, not as a failed run."""
+    done = create_and_wait(tmp_path, ["?"], "Unable to connect to the server")
+    assert done.returncode == 75
+    job = DOCUMENTS["cronjob-creates-rayjob.yaml:CronJob"]["spec"]["jobTemplate"]["spec"]
+    final = job["podFailurePolicy"]["rules"][0]
+    assert final == {"action": "FailJob", "onExitCodes": {"operator": "In", "values": [1]}}
+
+
+def create_and_wait(folder: Path, states: list[str], refusal: str) -> Any:
+    """Run the script of cronjob-creates-rayjob.yaml beside a kubectl that refuses to create, or does."""
+    job = DOCUMENTS["cronjob-creates-rayjob.yaml:CronJob"]
     (container,) = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
-    (tmp_path / "states").write_text("".join(f"{state}\n" for state in states))
+    assert container["env"][0]["valueFrom"]["fieldRef"]["fieldPath"] == JOB_NAME
+    # The first `get` after a refusal is not one of those that wait.
+    told = (["x"] if refusal == "AlreadyExists" else []) + states
+    (folder / "states").write_text("".join(f"{state}\n" for state in told))
     kubectl = f"""#!/bin/sh
-        cd {tmp_path}
-        case $1 in create) echo rayjob.ray.io/x; exit ;; esac
+        cd {folder}
+        if [ $1 = create ]; then
+            cat > created; refusal="{refusal}"
+            [ -z "$refusal" ] && exit; echo "$refusal" >&2; exit 1
+        fi
         state=$(head -n 1 states); sed -i 1d states
         [ "$state" = "?" ] && exit 1
         echo "$state" """
     for name, text in {"kubectl": kubectl, "sleep": "#!/bin/sh"}.items():
-        (tmp_path / name).write_text(text)
-        (tmp_path / name).chmod(0o755)
-    environment = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
-    call = [*container["command"], *container["args"]]
-    done = subprocess.run(call, env=environment, capture_output=True, text=True, timeout=20)
-    assert (done.returncode, done.stderr) == (code, "")
-    assert says in done.stdout
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    script = container["args"][0].replace("/manifest/", f"{JOBS}/kubernetes/")
+    environment = {
+        "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}",
+        "NAME": "nightly-29412345",
+    }
+    call = [*container["command"], script]
+    return subprocess.run(call, env=environment, capture_output=True, text=True, timeout=20)
 
 
 # ---- the service, schedules, versions
@@ -412,7 +440,7 @@ def test_systemd_takes_the_timer(tmp_path):
     for name in ("label-articles.service", "label-articles.timer"):
         text = (JOBS / "schedules" / name).read_text()
         # systemd looks for the program and the user
-        text = text.replace("/opt/modernbert-ray/.venv/bin/ray", sys.executable).replace(
+        text = text.replace("/opt/modernbert-ray/.venv/bin/python", sys.executable).replace(
             "User=modernbert", "User=root"
         )
         (tmp_path / name).write_text(text)
