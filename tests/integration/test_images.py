@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import REPOSITORY
@@ -102,44 +103,137 @@ def test_the_steps_of_an_image_install_the_project(tmp_path):
     assert (packages / "pipelines/report/report.html.j2").is_file()
 
 
-def test_the_image_for_gpus_differs_by_torch_and_flash_attn_alone():
-    cpu, cuda = (
-        [step for step in instructions(f"Dockerfile.{name}") if step[0] != "ARG"]
-        for name in ("cpu", "cuda")
-    )
-    assert [step for step in cuda if "flash-attn" not in step[1]] == [
-        (key, text.replace(INDEX, "")) for key, text in cpu
-    ]
+def stages(name: str) -> dict[str, list[tuple[str, str]]]:
+    """The stages of a Dockerfile; the last one, the image, has no name."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    steps: list[tuple[str, str]] = []
+    for key, text in instructions(name):
+        if key == "FROM":
+            base, _, stage = text.partition(" AS ")
+            steps = found.setdefault(stage, [(key, base)])
+        else:
+            steps.append((key, text))
+    return found
 
 
-def test_flash_attn_is_built_against_the_installed_torch(tmp_path):
-    """The line that compiles it, with a pip that writes down what it is called with."""
-    (tmp_path / "pip").write_text(
+def test_the_image_for_gpus_has_cuda_once():
+    """The libraries that torch brings: the base with a toolkit builds wheels, and what is taken from it is wheels."""
+    given, built = arguments("Dockerfile.cuda"), stages("Dockerfile.cuda")
+    assert list(built) == ["wheels", ""]
+    assert (built["wheels"][0][1], built[""][0][1]) == ("${BUILD_BASE}", "${BASE}")
+    assert given["BASE"] == arguments("Dockerfile.cpu")["BASE"]
+    base, _, cuda = given["BUILD_BASE"].rpartition("-cu")
+    assert given["BASE"] == f"{base}-cpu"
+    assert f"cuda-toolkit=={cuda[:2]}.{cuda[2]}." in LOCK.read_text()
+    taken = [text for _, text in built[""] if "from=" in text]
+    assert len(taken) == 1
+    assert "--mount=type=bind,from=wheels,source=/wheels,target=/wheels pip install" in taken[0]
+
+
+def test_the_image_for_gpus_has_what_that_for_cpus_has():
+    cpu, cuda = instructions("Dockerfile.cpu"), stages("Dockerfile.cuda")[""]
+    for key in ("USER", "WORKDIR"):
+        assert [text for name, text in cuda if name == key] == [
+            text for name, text in cpu if name == key
+        ]
+    assert cuda[-2:] == cpu[-2:]  # the jobs, and a try of one
+
+
+LOCK = REPOSITORY / "jobs/docker/requirements-cuda.txt"
+
+
+def locked() -> dict[str, str]:
+    return dict(re.findall(r"^([\w.-]+)==(\S+) \\$", LOCK.read_text(), re.MULTILINE))
+
+
+def test_the_lock_has_all_packages_of_the_image_in_the_tested_versions():
+    """Those of constraints.txt, with which torch of the index, the one with CUDA, can be installed, too."""
+    found = locked()
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    wanted = project["dependencies"] + project["optional-dependencies"]["s3"]
+    assert {re.match(r"[\w-]+", each)[0].replace("_", "-") for each in wanted} <= found.keys()
+    text = (REPOSITORY / "constraints.txt").read_text()
+    tested = {
+        name.lower().replace("_", "-"): version
+        for name, version in re.findall(r"^([\w-]+)==(.*)$", text, re.MULTILINE)
+    }
+    both = found.keys() & tested.keys()
+    assert {"torch", "triton", "ray"} <= both
+    assert {name: found[name] for name in both} == {name: tested[name] for name in both}
+    entries = re.split(r"\n(?=\w)", LOCK.read_text())
+    assert all("--hash=sha256:" in entry for entry in entries[1:])
+
+
+def test_the_builder_is_sent_what_is_copied_and_no_more():
+    ignored = (REPOSITORY / ".dockerignore").read_text().splitlines()
+    sent = {line.strip("!/") for line in ignored if line.startswith("!")}
+    copied = {
+        source.rstrip("/").split("/")[0]
+        for name in ("Dockerfile.cpu", "Dockerfile.cuda")
+        for key, text in instructions(name)
+        if key == "COPY"
+        for source in [word for word in text.split() if not word.startswith("--")][:-1]
+    }
+    assert "*" in ignored
+    assert sent == copied
+    assert all((REPOSITORY / name).exists() for name in sent)
+
+
+@pytest.mark.parametrize(
+    ("version", "package"),
+    [
+        (None, None),
+        ("2", "flash-attn>=2.7"),
+        ("3", "git+https://github.com/Dao-AILab/flash-attention@v2.8.3#subdirectory=hopper"),
+    ],
+)
+def test_flash_attention_is_built_where_it_is_asked_for(version, package, tmp_path):
+    """The step that compiles it, with a pip that writes down what it is called with: against the locked torch."""
+    done, calls = attention_step(tmp_path, version)
+    assert done.returncode == 0, done.stderr
+    if package is None:
+        assert calls == []
+        return
+    first, *_, (call, variables) = calls
+    assert first[0][-4:] == ["--no-index", "--find-links", "/wheels", "torch"]
+    assert call[:3] == ["wheel", "--no-cache-dir", "--no-deps"]
+    assert call[-4:] == ["--no-build-isolation", "--wheel-dir", "/wheels", package]
+    assert variables == {"MAX_JOBS": "8", "FLASH_ATTN_CUDA_ARCHS": "80;90"}
+
+
+def test_another_version_of_flash_attention_ends_the_build(tmp_path):
+    done, calls = attention_step(tmp_path, "4")
+    assert (done.returncode, done.stderr, calls) == (2, "FLASH_ATTN is 0, 2 or 3, not 4\n", [])
+
+
+def test_the_package_that_is_compiled_is_that_of_the_project():
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    assert [arguments("Dockerfile.cuda")["FLASH_ATTN_2"]] == project["optional-dependencies"]["gpu"]
+
+
+def attention_step(
+    folder: Path, version: str | None
+) -> tuple[subprocess.CompletedProcess[str], list[Any]]:
+    """Run the step of FLASH_ATTN, and return the calls of pip with the variables that they see."""
+    (folder / "pip").write_text(
         f"#!{sys.executable}\nimport json, os, sys\n"
-        f"with open({str(tmp_path / 'calls')!r}, 'a') as calls:\n"
+        f"with open({str(folder / 'calls')!r}, 'a') as calls:\n"
         "    names = 'MAX_JOBS', 'FLASH_ATTN_CUDA_ARCHS'\n"
         "    print(json.dumps([sys.argv[1:], {name: os.environ.get(name) for name in names}]), file=calls)\n"
     )
-    (tmp_path / "pip").chmod(0o755)
+    (folder / "pip").chmod(0o755)
+    (folder / "calls").touch()
     (line,) = [
         text
         for key, text in instructions("Dockerfile.cuda")
-        if key == "RUN" and "flash-attn" in text
+        if key == "RUN" and "FLASH_ATTN" in text
     ]
     environment = arguments("Dockerfile.cuda") | {
-        "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+        "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"
     }
-    subprocess.run(["sh", "-ec", line], env=environment, cwd=tmp_path, check=True)
-    call, variables = json.loads((tmp_path / "calls").read_text().splitlines()[-1])
-    (wanted,) = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"][
-        "optional-dependencies"
-    ]["gpu"]
-    assert call == [
-        "install",
-        "--no-cache-dir",
-        "-c",
-        "constraints.txt",
-        "--no-build-isolation",
-        wanted,
-    ]
-    assert variables == {"MAX_JOBS": "8", "FLASH_ATTN_CUDA_ARCHS": "80;90"}
+    if version is not None:
+        environment["FLASH_ATTN"] = version
+    done = subprocess.run(
+        ["sh", "-ec", line], env=environment, cwd=folder, capture_output=True, text=True
+    )
+    return done, [json.loads(each) for each in (folder / "calls").read_text().splitlines()]

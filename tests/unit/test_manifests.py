@@ -15,7 +15,7 @@ import jsonschema
 import pytest
 import ray
 import yaml
-from conftest import REPOSITORY
+from conftest import REPOSITORY, readme_block
 from kuberay import DEFAULTED, KINDS, clusters, rule_errors, schema_errors
 from manifests import DOCUMENTS, RAY, manifest
 from ray.dashboard.modules.job.cli import submit
@@ -273,7 +273,11 @@ def submissions() -> dict[str, tuple[list[str], dict[str, Any] | None]]:
             re.findall(r"```bash\n(.*?)```", (REPOSITORY / file).read_text(), re.DOTALL)
         )
         for at, line in enumerate(
-            re.findall(r"^ray job submit .*$", blocks.replace("\\\n", " "), re.MULTILINE)
+            re.findall(
+                r"^(?:ray job submit|python jobs/schedules/submit_once.py) .*$",
+                blocks.replace("\\\n", " "),
+                re.MULTILINE,
+            )
         ):
             found[f"{file}:{at}"] = submitted(shlex.split(line))
     return found
@@ -325,6 +329,36 @@ def test_a_job_has_the_actors_of_its_cluster(name):
     low, _, high = re.search(r"--actors (\S+)", job["entrypoint"])[1].partition(":")
     assert (int(low), int(high or low)) == (group["minReplicas"], group["maxReplicas"])
     assert group["replicas"] == group["minReplicas"]
+
+
+def test_the_first_backfill_is_rayjob_with_other_numbers():
+    """The command of the README, with a kubectl that shows what it is given."""
+    command = readme_block("backfill", "jobs/README.md").replace("kubectl create -f -", "cat")
+    shown = subprocess.run(
+        ["bash", "-ec", command], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    document = yaml.safe_load(shown.stdout)
+    assert schema_errors(document) + rule_errors(document) == []
+    job = document["spec"]
+    assert job["activeDeadlineSeconds"] == 7 * 24 * 3600
+    (group,) = job["rayClusterSpec"]["workerGroupSpecs"]
+    assert (group["minReplicas"], group["maxReplicas"]) == (1, 32)
+    assert job["entrypoint"].endswith("--actors 1:32")
+
+
+def test_the_secrets_of_the_readme_are_those_of_the_manifests():
+    """Names and keys, and files that exist."""
+    commands = readme_block("kubernetes", "jobs/README.md")
+    made = set(re.findall(r"kubectl create secret (?:generic|docker-registry) (\S+)", commands))
+    text = "\n".join(file.read_text() for file in (JOBS / "kubernetes").glob("*.yaml"))
+    named = set(re.findall(r"secretRef: {name: ([\w-]+)|secretKeyRef: {name: ([\w-]+)", text))
+    account = DOCUMENTS["access.yaml:ServiceAccount"]["imagePullSecrets"]
+    used = {name for pair in named for name in pair if name} | {each["name"] for each in account}
+    # KubeRay makes the secret of the cluster's token; serve/README.md has that of the service's keys.
+    assert made == used - {"modernbert-jobs", "modernbert-api"}
+    assert "--from-literal=token=" in commands
+    files = re.findall(r" -f (\S+)", commands)
+    assert [file for file in files if not (REPOSITORY / file).is_file()] == []
 
 
 JOB_NAME = "metadata.labels['batch.kubernetes.io/job-name']"
