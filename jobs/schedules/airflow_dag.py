@@ -20,7 +20,7 @@ try:
 except ImportError:  # Airflow 2
     from airflow.decorators import dag, task
 
-from submit_once import Run, connect, is_passing, one_line, step
+from submit_once import Run, RunFailed, connect, is_passing, one_line, step
 
 # yours
 DASHBOARD = os.environ.get("MODERNBERT_RAY_DASHBOARD", "http://modernbert-jobs-head-svc:8265")
@@ -60,6 +60,9 @@ def run_job(
         client = connect(dashboard)
         is_done, job = step(client, run, time.time())
         print(client.get_job_logs(job) if is_done and job else f"{job} goes on")
+    except RunFailed as error:
+        print(client.get_job_logs(error.job))
+        raise
     except (OSError, RuntimeError) as error:
         if not is_passing(error):
             raise

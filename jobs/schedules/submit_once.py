@@ -44,7 +44,11 @@ REQUEST_TIMEOUT_S = 60
 
 
 class RunFailed(Exception):
-    """A run that nothing is submitted for any more."""
+    """A run that nothing is submitted for any more; `job` is its last one."""
+
+    def __init__(self, job: str, reason: str) -> None:
+        super().__init__(f"{job} {reason}")
+        self.job = job
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,12 +91,13 @@ def step(client: JobSubmissionClient, run: Run, now_s: float) -> Step:
     if job.status == "SUCCEEDED":
         return Step(True, name)
     if job.status == "STOPPED":
-        raise RunFailed(f"{name} was stopped; a run of another id begins anew")
+        raise RunFailed(name, "was stopped; a run of another id begins anew")
     if job.status == "FAILED":
         if number >= run.attempts:
             raise RunFailed(
-                f"{name} failed, attempt {number} of {run.attempts}: {first_line(job.message)} "
-                f"(--attempts {number + 1} allows for one more)"
+                name,
+                f"failed, attempt {number} of {run.attempts}: {first_line(job.message)} "
+                f"(--attempts {number + 1} allows for one more)",
             )
         if now_s < seconds(job.end_time) + run.retry_after_s:
             return Step(False, None)
@@ -183,7 +188,7 @@ def follow(run: Run, *, address: str, poll_s: float, lost_after_s: float) -> int
             end_log(log)
             print(f"error: {error}", file=sys.stderr)
             return FAILED
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, ValueError, ImportError) as error:
             if not is_passing(error):
                 print(f"error: {one_line(error)}", file=sys.stderr)
                 return MISTAKE
@@ -302,6 +307,8 @@ def parsed(arguments: list[str]) -> tuple[Run, argparse.Namespace]:
     options.address = options.address or os.environ.get("RAY_ADDRESS", "")
     if "://" not in options.address:
         parser.error(f"--address is that of a dashboard, http://HEAD:8265, not {options.address!r}")
+    if options.working_dir and not os.path.isdir(options.working_dir):
+        parser.error(f"--working-dir is a folder, not {options.working_dir!r}")
     for name in ("attempts", "retry_after_s", "stop_after_s", "poll_s", "lost_after_s"):
         value = getattr(options, name)
         if value is not None and not value > 0:

@@ -247,6 +247,7 @@ def test_a_poll_of_the_dag_finds_the_job_of_the_last_one(ray_head, client, tmp_p
     wait_until(lambda: jobs_of(client, first)[first] == JobStatus.FAILED)
     with pytest.raises(submit_once().RunFailed, match=r"attempt 1 of 1: .*exit code 2"):
         poll()
+    assert "Running entrypoint for job" in capsys.readouterr().out  # its log
     (tmp_path / "end").write_text("0")
     wait_until(lambda: poll(try_number=2))
     assert jobs_of(client, first) == {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from conftest import free_port
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ray.job_submission import JobDetails, JobStatus, JobType
-from schedules import SUBMIT_ONCE, submit_once
+from schedules import SUBMIT_ONCE, airflow_dag, submit_once
 
 once = submit_once()
 RETRY_S = 900.0
@@ -51,6 +52,9 @@ class Cluster:
 
     def stop_job(self, job_id: str) -> None:
         self.end(job_id, JobStatus.STOPPED)
+
+    def get_job_logs(self, job_id: str) -> str:
+        return f"the log of {job_id}"
 
     def end(self, job_id: str, status: JobStatus) -> None:
         job = self.jobs[job_id]
@@ -213,6 +217,7 @@ def test_the_date_is_that_of_the_last_begin(at, now, day):
         ),
         ("--name b --at 02:00+Mars -- true", "--at is a time and a zone"),
         ("--id a/b -- true", "an id has letters, digits, . _ and -, not 'a/b'"),
+        ("--id a --working-dir nowhere -- true", "--working-dir is a folder, not 'nowhere'"),
         ("--id a --attempts 0 -- true", "--attempts is above 0, not 0"),
         ("--id a --poll-s nan -- true", "--poll-s is above 0, not nan"),
         ("--id a --pol 3 -- true", "unrecognized arguments: --pol"),
@@ -254,3 +259,27 @@ def test_a_cluster_that_never_answers_ends_the_command_with_a_code_of_its_own():
     )
     assert "the same command attaches to it" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
+
+
+def test_a_poll_of_airflow_shows_the_log_of_a_job_that_has_ended(monkeypatch, capsys):
+    """And each of its retries allows for one job more."""
+    cluster, run_job = Cluster(), airflow_dag()["run_job"]
+    monkeypatch.setitem(run_job.__globals__, "connect", lambda address: cluster)
+
+    def poll(try_number: int) -> bool:
+        return run_job(run_id="manual__2026-11-30", ti=SimpleNamespace(try_number=try_number))
+
+    assert poll(1) is False
+    name = "label-articles-manual-2026-11-30"
+    cluster.end(name, JobStatus.FAILED)
+    with pytest.raises(once.RunFailed, match="attempt 1 of 1: exit code 1"):
+        poll(1)
+    assert f"the log of {name}\n" in capsys.readouterr().out
+    assert poll(2) is False
+    assert cluster.alive == [f"{name}-try2"]
+    cluster.end(f"{name}-try2", JobStatus.SUCCEEDED)
+    assert poll(2) is True
+    assert f"the log of {name}-try2\n" in capsys.readouterr().out
+    cluster.answers = False
+    assert poll(2) is False
+    assert "no answer from http://modernbert-jobs-head-svc:8265: " in capsys.readouterr().out
