@@ -264,7 +264,7 @@ def test_a_cluster_that_never_answers_ends_the_command_with_a_code_of_its_own():
 def test_a_poll_of_airflow_shows_the_log_of_a_job_that_has_ended(monkeypatch, capsys):
     """And each of its retries allows for one job more."""
     cluster, run_job = Cluster(), airflow_dag()["run_job"]
-    monkeypatch.setitem(run_job.__globals__, "connect", lambda address: cluster)
+    monkeypatch.setitem(run_job.__globals__, "connect", lambda _: cluster)
 
     def poll(try_number: int) -> bool:
         return run_job(run_id="manual__2026-11-30", ti=SimpleNamespace(try_number=try_number))
