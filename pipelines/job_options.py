@@ -128,6 +128,24 @@ class CorpusOptions(TaskOptions, ModelOptions):
                 columns[name] = column
         return columns
 
+    @property
+    def checked_column(self) -> str | None:
+        """The column that answers are compared with; None where there is none."""
+        column: str | None = getattr(self, "gold_column", None)  # of tasks that have gold
+        return column
+
+    @property
+    def review_rows(self) -> int | None:
+        """How many rows are written for review; None for no such file."""
+        rows: int | None = getattr(self, "review", None)  # as above
+        return rows
+
+    @property
+    def read_columns(self) -> list[str]:
+        """The columns that the job reads: those of texts, and that of gold."""
+        gold = [] if self.checked_column is None else [self.checked_column]
+        return [*self.text_columns.values(), *gold]
+
     @field_validator("actors")
     @classmethod
     def _ordered(cls, value: str) -> str:
@@ -180,6 +198,11 @@ def corpus_options(task: str) -> type[CorpusOptions]:
     for name, content in options.optional_inputs.items():
         described = Field(description=f"column with the {content}")
         columns[column_option(name)] = (Annotated[str | None, described], None)
+    if options.gold:
+        described = Field(description=f"check answers: column with the {options.gold}")
+        columns["gold_column"] = (Annotated[str | None, described], None)
+        described = Field(ge=1, description="write the REVIEW least sure rows to _review.parquet")
+        columns["review"] = (Annotated[int | None, described], None)
     # The task's class comes first: its defaults win. (create_model's types know one base alone.)
     bases: Any = (options, CorpusOptions)
     created: type[CorpusOptions] = create_model(

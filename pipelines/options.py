@@ -31,6 +31,7 @@ from pipelines.option_types import (
     split_at_commas,
 )
 from pipelines.task_options import TaskOptions
+from pipelines.thresholds import Threshold
 
 
 class ClassifyOptions(TaskOptions):
@@ -42,6 +43,7 @@ class ClassifyOptions(TaskOptions):
     aliases = ("text-classification", "sentiment-analysis")
     optional_inputs = {"text_pair": "second text of a pair (default: none)"}
     fits = {"ModernBertForSequenceClassification": "classify"}
+    gold = "right label of each row, or the list of them"
     transformers_names = {"function_to_apply": "function"}
 
     top_k: Annotated[
@@ -52,8 +54,13 @@ class ClassifyOptions(TaskOptions):
         ),
     ] = None
     threshold: Annotated[
-        float | None,
-        Field(ge=0, le=1, description="least score in a multi-label model (default: 0.5)"),
+        Threshold,
+        Field(
+            description=(
+                "least score in a multi-label model: a number, a file with one for each label, or "
+                "best-f1, which finds them on gold (default: 0.5)"
+            )
+        ),
     ] = None
     merge: Annotated[Merge, Field(description="logits of windows become one by")] = "mean"
     function: Annotated[
@@ -79,6 +86,7 @@ class ZeroShotOptions(TaskOptions):
         )
     }
     list_inputs = frozenset({"labels"})
+    gold = "right label of each row, or the list of them"
     fits = {
         "ModernBertForSequenceClassification": "zero_shot with a label of entailment",
         "GLiClassModel": "zero_shot",
@@ -103,8 +111,13 @@ class ZeroShotOptions(TaskOptions):
         ),
     ] = None
     threshold: Annotated[
-        float | None,
-        Field(ge=0, le=1, description="least score of a label in the lists (default: 0)"),
+        Threshold,
+        Field(
+            description=(
+                "least score of a label in the lists: a number, a file with one for each label, or "
+                "best-f1, which finds them on gold (default: 0)"
+            )
+        ),
     ] = None
     merge: Annotated[Merge, Field(description="scores of a document's windows become one by")] = (
         "max"
@@ -158,6 +171,7 @@ class TagOptions(TaskOptions):
         "text_pair": "second text of a pair, in which entities are then found (default: none)"
     }
     fits = {"ModernBertForTokenClassification": "tag"}
+    gold = "right entities of each row ({start, end, label}), or labels of its words"
     transformers_names = {"aggregation_strategy": "aggregation"}
 
     long_documents: Annotated[LongDocuments, LONG_DOCUMENTS] = "windows"
@@ -193,6 +207,7 @@ class AnswerOptions(TaskOptions):
     aliases = ("question-answering",)
     inputs = {"question": "question", "context": "text that holds the answer"}
     fits = {"ModernBertForQuestionAnswering": "answer"}
+    gold = "right answers of each row"
     transformers_names = {
         "handle_impossible_answer": "no_answer",
         "max_answer_len": "max_answer_length",
@@ -334,6 +349,7 @@ class RerankOptions(TaskOptions):
     aliases = ("rerank",)
     inputs = {"query": "query", "passage": "passage"}
     fits = {"ModernBertForSequenceClassification": "rerank with one label"}
+    gold = "relevance of each pair, 0 or more"
 
     merge: Annotated[Merge, Field(description="logits of a passage's windows become one by")] = (
         "max"

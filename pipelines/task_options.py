@@ -40,6 +40,9 @@ class TaskOptions(BaseModel):
     """The architectures whose checkpoints it runs, and what a message then names as the task."""
     transformers_names: ClassVar[dict[str, str]] = {}
     """What transformers calls some of the options, and their names here."""
+    gold: ClassVar[str] = ""
+    """What a column of gold holds that a corpus job compares its answers with; empty: it has none.
+    """
     online: ClassVar[bool] = True
     """Whether a model can be served for it."""
 

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import pyarrow as pa
 
+from pipelines.corpus.checking import gold_notes
 from pipelines.corpus.plan import Job, JobPlan, cut_shards, make_job
 from pipelines.corpus.summary import describe_budget, long_documents_policy
 from pipelines.input.corpus import Corpus
@@ -65,7 +66,7 @@ def dry_run_report(plan: JobPlan, record: RunRecord | None) -> str:
         f"({counts.truncated} of them truncated, {counts.rejected} rejected)",
     }
     described = [f"{name:<13}{value}" for name, value in lines.items()]
-    described += [f"note         {note}" for note in inspection.notes]
+    described += [f"note         {note}" for note in (*inspection.notes, *gold_notes(job))]
     for path, reason in corpus.broken.items():
         described.append(f"note         {path}: cannot be read: {reason}")
     described.append("nothing was done (--dry-run)")

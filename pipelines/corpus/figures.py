@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
@@ -12,10 +14,12 @@ import pyarrow.compute as pc
 
 from modernbert.stored import Json
 from pipelines.output.record import Attempt
-from pipelines.output.shard_stats import SHARD_STATS, Totals, by_frequency
+from pipelines.output.shard_stats import EXAMPLES, SHARD_STATS, Totals, by_frequency
 
 _SHOWN_ATTEMPTS = 20
 _SLOWEST = 10
+_DEVIATIONS = 3
+_SHOWN_CHANGES = 5
 _SLOWEST_COLUMNS = ["name", "rows", "tokens", "tokenise_s", "predict_s"]
 _BINS = 120
 _BIN_S = 5  # the least seconds of throughput in a bin
@@ -45,6 +49,8 @@ class ShardFigures:
         """Sums over all shards."""
         self.slowest = SHARD_STATS.empty_table().select(_SLOWEST_COLUMNS)
         """The shards that took the model longest."""
+        self.examples: list[Json] = []
+        """The rows to look at first, of all shards (corpus/checking.py)."""
         self.own_rows = 0
         """The rows that the last attempt has committed."""
         self.own_tokens = 0
@@ -53,6 +59,7 @@ class ShardFigures:
         """Add the stats of shards."""
         self.totals.add(stats)
         self._keep_slowest(stats)
+        self._keep_examples(stats)
         self._add_own(stats)
         times: np.ndarray = pc.fill_null(stats["committed_at"], 0.0).to_numpy()
         attempt_of = self._attempt_of(stats["run"].to_pylist(), times)
@@ -68,6 +75,12 @@ class ShardFigures:
         candidates = pa.concat_tables([self.slowest, timed])
         slowest_first = candidates.sort_by([("predict_s", "descending")])
         self.slowest = slowest_first.slice(0, _SLOWEST)
+
+    def _keep_examples(self, stats: pa.Table) -> None:
+        texts = stats["examples"].combine_chunks().flatten().to_pylist()
+        candidates = self.examples + [json.loads(text) for text in texts]
+        candidates.sort(key=lambda each: (-each["doubt"], each["file"], each["row"]))
+        self.examples = candidates[:EXAMPLES]
 
     def _add_own(self, stats: pa.Table) -> None:
         """Add what the last attempt has committed."""
@@ -106,6 +119,35 @@ class ShardFigures:
             }
             for number in numbers
         ]
+
+    def drift(self) -> Json | None:
+        """Return how the shares of labels of the last attempt differ from those of the attempt
+        before it that labelled rows; None without two such attempts.
+
+        `distance` is the share of answers that would have to be others. Of `changes`, only those
+        are named that chance makes in one of 370 runs, the largest first.
+        """
+        labelled = [each for each in self.by_attempt() if each["labels"]]
+        if len(labelled) < 2 or labelled[-1]["attempt"] != len(self._attempts) - 1:
+            return None
+        before, now = labelled[-2]["labels"], labelled[-1]["labels"]
+        totals = sum(before.values()), sum(now.values())
+        changes: list[tuple[str, float, float]] = []
+        distance = 0.0
+        for label in sorted({*before, *now}):
+            counts = before.get(label, 0), now.get(label, 0)
+            shares = counts[0] / totals[0], counts[1] / totals[1]
+            distance += abs(shares[1] - shares[0]) / 2
+            of_both = sum(counts) / sum(totals)
+            deviation = math.sqrt(of_both * (1 - of_both) * (1 / totals[0] + 1 / totals[1]))
+            if abs(shares[1] - shares[0]) > _DEVIATIONS * deviation:
+                changes.append((label, *shares))
+        changes.sort(key=lambda change: -abs(change[2] - change[1]))
+        return {
+            "attempt": labelled[-2]["attempt"],
+            "distance": distance,
+            "changes": changes[:_SHOWN_CHANGES],
+        }
 
     def throughput(self) -> list[Json]:
         """Return tokens a second over the time of each attempt that committed something.

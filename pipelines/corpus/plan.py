@@ -23,7 +23,7 @@ from pipelines.inference.loading import ModelRun, resolve_run
 from pipelines.input.columns import corpus_columns
 from pipelines.input.corpus import Corpus
 from pipelines.input.documents import is_text, wrong_type
-from pipelines.input.fields import describe_missing, field_type, prefixes
+from pipelines.input.fields import column_of, describe_missing, field_type, prefixes
 from pipelines.input.inspection import Inspection, inspect_input, sample
 from pipelines.input.names import first_portable_name, portable_name
 from pipelines.input.plan import cut
@@ -73,7 +73,11 @@ class Job(ModelRun):
     schema: pa.Schema
     """The columns of the input."""
     text_columns: list[str]
+    gold_column: str | None
+    """What answers are compared with."""
     keep_columns: list[str]
+    stored_names: dict[str, str]
+    """What kept columns are called in the output whose names are those of ours."""
     prefix: str
     max_characters: int
     """Longer texts are cut where long documents are truncated, else rejected: none can exhaust the
@@ -96,14 +100,17 @@ def plan_job(options: CorpusOptions, with_weights: bool = True) -> JobPlan:
     inspection = _inspect(source, folder, record, options)
     # The columns of all files are known only when text files are staged (`make_job`), which is
     # work; most mistakes show in those that are known, or in the first records.
-    seen_columns = _seen_columns(inspection, list(options.text_columns.values()))
+    seen_columns = _seen_columns(inspection, options.read_columns)
     _check_text_columns(options, seen_columns, are_known=not inspection.unstaged)
 
     checkpoint = Checkpoint.open(model)
     task_cls = task_class(options.task)
     task_cls.check(checkpoint)
     task = task_cls.from_checkpoint(checkpoint, options)
-    _check_added_columns(options, task, seen_columns.names)
+    _check_gold_column(options, task, seen_columns, are_known=not inspection.unstaged)
+    if options.review_rows is not None and not task.says_how_sure:
+        raise UserError("--review needs answers that say how sure they are, which these do not")
+    _check_added_columns(options, task, seen_columns)
     device = device_of_actors(options.device)
     model_run = resolve_run(options, checkpoint, task, device, options.batch_timeout_s)
     return JobPlan(
@@ -153,7 +160,8 @@ def make_job(plan: JobPlan, corpus: Corpus) -> Job:
             f"input has no column {', '.join(absent)}; it has {', '.join(names)} "
             "(see --keep-columns)"
         )
-    _check_added_columns(options, plan.model.task, names)
+    _check_gold_column(options, plan.model.task, corpus.schema, are_known=True)
+    stored_names = _check_added_columns(options, plan.model.task, corpus.schema)
     of_model = {field.name: getattr(plan.model, field.name) for field in fields(ModelRun)}
     return Job(
         **of_model,
@@ -163,7 +171,9 @@ def make_job(plan: JobPlan, corpus: Corpus) -> Job:
         attempt_id=plan.attempt_id,
         schema=corpus.schema,
         text_columns=list(options.text_columns.values()),
+        gold_column=options.checked_column,
         keep_columns=keep_columns,
+        stored_names=stored_names,
         prefix=options.output_prefix,
         max_characters=options.max_characters,
     )
@@ -180,6 +190,8 @@ def _fingerprint(
     fingerprint: Json = {
         "source": str(source),
         "text_columns": list(options.text_columns.values()),
+        # It changes no answer, but figures are those of all rows of an output.
+        "gold_column": options.checked_column,
         "prefix": options.output_prefix,
         "dtype": model_run.dtype,
         "max_characters": options.max_characters,
@@ -202,7 +214,7 @@ def _inspect(
     reading = {field.name: getattr(options, field.name) for field in fields(TextOptions)}
     is_same_input = record is not None and record.fingerprint.get("source") == str(source)
     # A field of a column is read with all of it.
-    texts = frozenset(name for path in options.text_columns.values() for name in prefixes(path))
+    texts = frozenset(name for path in options.read_columns for name in prefixes(path))
     wanted = None
     if options.keep_columns is not None:
         wanted = frozenset(options.keep_columns) | texts
@@ -257,15 +269,50 @@ def _seen_type(shape: Shape) -> pa.DataType:
     return pa.string()
 
 
-def _check_added_columns(options: CorpusOptions, task: Task, names: Sequence[str]) -> None:
-    """Raise UserError where a column that is kept has the name of one that the job adds."""
+def _check_added_columns(options: CorpusOptions, task: Task, schema: pa.Schema) -> dict[str, str]:
+    """Raise UserError where a column that is kept has the name of one that the job adds.
+
+    The column of gold is kept under another name then, which is returned under its own.
+    """
+    names = schema.names
     added = [options.output_prefix + name for name in task.added_columns.names]
     kept = names if options.keep_columns is None else options.keep_columns
-    clash = clashing(added, [name for name in kept if name in names])
+    kept = [name for name in kept if name in names]
+    clash = clashing(added, kept)
+    stored_names: dict[str, str] = {}
+    gold = options.checked_column
+    if gold is not None and (holder := column_of(schema, gold)) in clash:
+        stored_name = f"{holder}_of_input"
+        clash = [name for name in clash if name != holder]
+        clash += clashing([*added, *kept], [stored_name])
+        stored_names[holder] = stored_name
     if clash:
         raise UserError(
             f"input already has {', '.join(clash)}, which this job adds: put a prefix before ours "
             "with --output-prefix, or leave the input's out with --keep-columns"
+        )
+    return stored_names
+
+
+def _check_gold_column(
+    options: CorpusOptions, task: Task, schema: pa.Schema, *, are_known: bool
+) -> None:
+    """Raise UserError for a column of gold that is missing or holds something else.
+
+    `are_known`: whether all types are known; before text files are staged, lists look like text.
+    """
+    column = options.checked_column
+    if column is None:
+        return
+    types = task.gold_types()
+    stored = field_type(schema, column)
+    if stored is None:
+        raise UserError(f"{describe_missing(schema, column)} (see --gold-column)")
+    if not are_known and is_text(stored):
+        return
+    if not types.fit(stored):
+        raise UserError(
+            f"column {column!r} holds {stored}, not {types.content} (see --gold-column)"
         )
 
 

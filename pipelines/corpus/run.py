@@ -4,6 +4,7 @@ finish.
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -14,10 +15,12 @@ import ray
 from ray.data import Dataset
 
 from pipelines.corpus import summary
+from pipelines.corpus.checking import check_figures, gold_notes
 from pipelines.corpus.dry_run import dry_run_report
 from pipelines.corpus.execute import Execution
 from pipelines.corpus.figures import ShardFigures
 from pipelines.corpus.plan import Job, JobPlan, cut_shards, make_job, plan_job
+from pipelines.corpus.review import write_review
 from pipelines.corpus.staging import stage_files
 from pipelines.errors import JobError
 from pipelines.input.corpus import Corpus, Shards
@@ -182,6 +185,8 @@ class Run:
     """The parts that are there, where nothing was to be run; None where they must be listed."""
     first_part: str | None = None
     """The first shard whose part is there when the run has ended."""
+    reviewed: int = 0
+    """The rows in the file for review."""
 
 
 def _begin(
@@ -194,7 +199,7 @@ def _begin(
     overwrite = plan.options.overwrite
     # Before it is replaced.
     earlier = read_files(job.folder) if record else None
-    changes = [f"note       {note}" for note in corpus.notes]
+    changes = [f"note       {note}" for note in (*corpus.notes, *gold_notes(job))]
     changes += summary.input_changes(earlier, corpus)
     if present.foreign:
         shown = ", ".join(present.foreign[:_SHOWN_NAMES])
@@ -303,9 +308,20 @@ def _write_record(run: Run, stats: SegmentWriter) -> set[str]:
             attempt.outcome = "failed"
             failed = failed | dict.fromkeys(missing, "its part is not in the output")
         record.totals = figures.totals.result()
+        counts = record.totals.pop("checks")
+        record.checks = check_figures(job, counts)
+        record.drift = figures.drift()
+        if record.checks and "thresholds" in record.checks:
+            found = record.checks["thresholds"]
+            values = {label: each["threshold"] for label, each in found.items()}
+            content = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+            job.folder.write_atomic(output.THRESHOLDS, content.encode())
         record.failed = failed
         record.complete = attempt.outcome == "complete"
         record.write(job.folder)
+        review_rows = run.plan.options.review_rows
+        if review_rows is not None and attempt.outcome in ("complete", "failed"):
+            run.reviewed = write_review(job, list(listing), review_rows)
         page = render(summary.report(job, record, figures))
         job.folder.write_atomic(output.REPORT, page.encode())
     except OSError as error:
@@ -330,10 +346,11 @@ def _outcome(run: Run) -> Outcome:
         summary=summary.format_summary(
             run.job,
             run.totals,
-            run.attempt,
+            run.record,
             run.failed,
             run.changes,
             skipped=run.skipped,
             first_part=run.first_part,
+            reviewed=run.reviewed,
         ),
     )

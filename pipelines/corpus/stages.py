@@ -17,6 +17,7 @@ import ray
 
 from modernbert.stored import CheckpointChanged
 from modernbert.text.windows import Text
+from pipelines.corpus.checking import check_answers
 from pipelines.corpus.nodes import check_lease
 from pipelines.corpus.plan import Job
 from pipelines.inference.documents import accepted_documents, answer_columns, clashing, encode
@@ -81,7 +82,8 @@ def _tokenised(job: Job, shards: Sequence[Shard]) -> Iterator[pa.Table]:
 
 def _read_columns(job: Job) -> list[str]:
     """Return the columns that the job reads: those that it keeps, and the texts."""
-    wanted = {*job.keep_columns, *(column_of(job.schema, path) for path in job.text_columns)}
+    paths = [*job.text_columns, *([job.gold_column] if job.gold_column else [])]
+    wanted = {*job.keep_columns, *(column_of(job.schema, path) for path in paths)}
     return [name for name in job.schema.names if name in wanted]
 
 
@@ -159,7 +161,9 @@ def _answers(
 
     answered_rows = rows_of_documents[answered].tolist()
     places = pa.array([place_of_row[row] for row in answered_rows], pa.int64())
-    kept = {name: read.table[name].take(places) for name in job.keep_columns}
+    kept = {}
+    for name in job.keep_columns:
+        kept[job.stored_names.get(name, name)] = read.table[name].take(places)
     kept, replaced = readable_columns(kept)
     added = {job.prefix + name: values for name, values in answers.items()}
     truncated_KD = windows.truncated.reshape(task.readings, -1)
@@ -175,7 +179,18 @@ def _answers(
         "rejects": Counter(reject["reason"] for reject in rejects),
     }
     stats |= count_windows(windows.lengths)
-    stats |= _stats_of_answers(task, answers)
+    of_task = [answers[name] for name in task.columns.names]
+    decoded = pa.StructArray.from_arrays(of_task, fields=list(task.columns))
+    stats |= _stats_of_answers(task, decoded)
+    stats |= check_answers(
+        job,
+        read.table,
+        places,
+        lambda place: shard.place(answered_rows[place]),
+        outputs,
+        answered,
+        decoded,
+    )
     rejected = _rejected(shard, read.table, place_of_row, rejects)
     files = _files(shard, rows_of_documents[answered]) if len(shard.pieces) > 1 else []
     return stats, pa.table(kept | added), rejected, files
@@ -193,10 +208,8 @@ def _files(shard: Shard, answered_rows: np.ndarray) -> list[FileRows]:
     return files
 
 
-def _stats_of_answers(task: Task, answers: dict[str, pa.Array]) -> Stats:
+def _stats_of_answers(task: Task, decoded: pa.StructArray) -> Stats:
     """Count the scores, labels and items of answers."""
-    of_task = [answers[name] for name in task.columns.names]
-    decoded = pa.StructArray.from_arrays(of_task, fields=list(task.columns))
     scores = task.scores(decoded).to_numpy(zero_copy_only=False)
     stats: Stats = {
         "scores": count_scores(scores),

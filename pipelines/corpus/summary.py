@@ -22,6 +22,7 @@ from pipelines.output.committing import REJECTED
 from pipelines.output.parts import part_path
 from pipelines.output.record import RUN, Attempt, RunRecord
 from pipelines.output.shard_stats import LENGTH_EDGES, SCORE_EDGES, Stats
+from pipelines.report.checks import describe_checks, describe_drift
 from pipelines.report.html import group_failures
 from pipelines.report.progress import format_duration
 from pipelines.report.text import printable
@@ -62,39 +63,45 @@ def input_changes(earlier: Corpus | None, corpus: Corpus) -> list[str]:
 def format_summary(
     job: Job,
     totals: Stats,
-    attempt: Attempt,
+    record: RunRecord,
     failed: dict[str, str],
     changes: list[str],
     skipped: int,
     first_part: str | None,
+    reviewed: int,
 ) -> str:
     """Describe what a run did, in lines for the terminal.
 
     Args:
         job: the job.
         totals: sums over the shards that the run has committed.
-        attempt: the record of the run.
+        record: that of the output, whose last attempt is the run.
         failed: the files and shards that failed, with the reason.
         changes: lines on how the input has changed.
         skipped: the shards that were in the output already.
         first_part: the first shard whose part is in the output.
+        reviewed: the rows that were written for review.
     """
     lines = [printable(change) for change in changes]
     if skipped:
         lines.append(f"{skipped} shards were in the output already")
     if totals["rows"]:
-        lines += _counts(job, totals, attempt.seconds or 0.0)
+        lines += _counts(job, totals, record.attempts[-1].seconds or 0.0)
     if totals.get("replaced"):
         lines.append(
             f"replaced   {totals['replaced']:>9,}  values of kept columns that are not UTF-8, in "
             "part by U+FFFD"
         )
+    lines += describe_checks(record.checks)
+    lines += describe_drift(record.drift)
     lines += _failures(failed)
     lines += _first_rows(job, first_part)
     folder = printable(str(job.folder))
     lines.append(f"output     {folder}/{job.parts}".rstrip("/"))
     if totals["rejects"]:
         lines.append(f"rejects    {folder}/{REJECTED}")
+    if reviewed:
+        lines.append(f"review     {folder}/{output.REVIEW}: the {reviewed:,} least sure rows")
     lines.append(f"report     {folder}/{output.REPORT}")
     return "\n".join(lines)
 
@@ -153,7 +160,7 @@ def _few(names: list[str]) -> str:
 def _first_rows(job: Job, first: str | None) -> list[str]:
     """Show a few answered rows, to see at a glance that the answers make sense."""
     holders = {column_of(job.schema, path) for path in job.text_columns}
-    if first is None or not holders <= set(job.keep_columns):
+    if first is None or not holders <= set(job.keep_columns) - set(job.stored_names):
         return []
     stored_names = {name: job.prefix + name for name in job.task.columns.names}
     columns = [*holders, *stored_names.values()]
@@ -225,6 +232,7 @@ def report(job: Job, record: RunRecord, figures: ShardFigures) -> Json:
         "settings": {
             "input": str(job.source),
             "text columns": ", ".join(job.text_columns),
+            **({"gold column": job.gold_column} if job.gold_column else {}),
             "model": job.task.model_name(job.model),
             "device": last.device,
             **_attention(last),
@@ -241,6 +249,9 @@ def report(job: Job, record: RunRecord, figures: ShardFigures) -> Json:
         "items": job.task.counted and job.task.counted[1],
         "scores": {"edges": SCORE_EDGES, "counts": totals["scores"]} if totals["scores"] else None,
         "rejects": list(totals["rejects"].items()),
+        "checks": record.checks,
+        "drift": record.drift,
+        "examples": figures.examples,
         "slowest": figures.slowest.to_pylist(),
         "failed": record.failed,
     }

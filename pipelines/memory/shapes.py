@@ -32,7 +32,7 @@ from pipelines.text_lists import WordList
 
 class ClassifyPipeline(Pipeline):
     """text-classification: the best label, or with `top_k` a list of the best (of all labels, where
-    it is None).
+    it is None); with `threshold` the list of those that reach it.
     """
 
     own_arguments = Pipeline.own_arguments | {"return_all_scores"}
@@ -65,6 +65,8 @@ class ClassifyPipeline(Pipeline):
             labels = list(self.checkpoint.config.id2label.values())
             for scores in results:
                 scores.sort(key=lambda score: labels.index(score["label"]))
+            return results, failed
+        if arguments.get("threshold") is not None:
             return results, failed
         return [scores[0] for scores in results], failed
 

@@ -4,6 +4,8 @@
     OUTPUT/_rejected/<shard>.parquet   rows that could not be labelled, with the reason
     OUTPUT/_run.json                   fingerprint, counts, and each attempt (record.py)
     OUTPUT/_report.html                the same, to look at
+    OUTPUT/_thresholds.json            thresholds found on gold, for --threshold
+    OUTPUT/_review.parquet             the least sure rows (--review)
     OUTPUT/_shards.arrow               what is known of each shard (shard_stats.py)
     OUTPUT/_shards/                    the same of a run that has not ended (shards_file.py)
     OUTPUT/_files.arrow                the input files as planned; only new ones are read again
@@ -33,6 +35,9 @@ from pipelines.output.stale import find_todo, remove_all, remove_stale
 from pipelines.storage import Folder, is_temporary
 
 REPORT = "_report.html"
+THRESHOLDS = "_thresholds.json"
+REVIEW = "_review.parquet"
+_SHOWN_VALUE = 200  # characters of a value in a message
 
 
 def open_output(folder: Folder, fingerprint: Json, overwrite: bool) -> RunRecord | None:
@@ -108,7 +113,7 @@ def _remove_output(folder: Folder) -> None:
         remove_all(folder, (part_path(parts, name) for name in listing))
     remove_all(folder, (f"{REJECTED}/{name}" for name in folder.names(REJECTED)))
     remove_all(folder, (f"{SEGMENTS}/{name}" for name in folder.names(SEGMENTS)))
-    remove_all(folder, [REPORT, SHARDS])
+    remove_all(folder, [REPORT, SHARDS, THRESHOLDS, REVIEW])
 
 
 def _remove_temporary(folder: Folder, parts: str, of_parts: list[str]) -> None:
@@ -139,7 +144,9 @@ def _short(value: object) -> str:
     """Return a value for a message; of a digest, the beginning."""
     text = str(value)
     is_digest = isinstance(value, str) and len(text) > 40
-    return text[:12] if is_digest else text
+    if is_digest:
+        return text[:12]
+    return text if len(text) <= _SHOWN_VALUE else f"{text[:_SHOWN_VALUE]}…"
 
 
 def unwritable(folder: Folder, reason: str) -> JobError:

@@ -67,6 +67,12 @@ class RunRecord:
     """
     parts: str = ""
     """The folder of the parts in the output; empty: the output itself."""
+    drift: Json | None = None
+    """How the shares of labels of the last run differ from those of the run before it that labelled
+    rows (corpus/figures.py).
+    """
+    checks: Json | None = None
+    """How the answers of all shards compare with gold (tasks/checks.py), where there is any."""
 
     def run_at(self, written: float) -> str | None:
         """Return the run that has probably written a part of which no run knows.

@@ -18,6 +18,8 @@ import pyarrow.compute as pc
 LENGTH_EDGES = [2**i for i in range(18)]
 """The lower edges of the bins in which windows are counted by tokens; the last bin is open."""
 SCORE_EDGES = [i / 20 for i in range(21)]
+EXAMPLES = 10
+"""The rows that a shard keeps to be looked at first, and that the report shows of all."""
 PADDED_ROWS = 32
 """The windows in a padded batch, in input order, that packed batches are compared with."""
 Stats = dict[str, Any]
@@ -27,21 +29,28 @@ SUMS = (
     *("items", "item_bytes", "replaced"),
 )
 _MEASURED = ("batches", "tokenise_s", "predict_s", "waited_s")
+_COUNTED = ("labels", "rejects", "checks")
+"""Counts by a key."""
 KEPT = (*SUMS, "lengths", "scores", "labels", "rejects")
-"""The stats in a part's footer."""
+"""The stats in a part's footer that the record has sums of; `checks` and `examples` are there, too.
+"""
 SHARD_STATS = pa.schema(
     [
         ("name", pa.string()),
         *((name, pa.int64()) for name in SUMS),
         *((name, pa.list_(pa.int64())) for name in ("lengths", "scores")),
-        *((name, pa.map_(pa.string(), pa.int64())) for name in ("labels", "rejects")),
+        *((name, pa.map_(pa.string(), pa.int64())) for name in _COUNTED),
+        ("examples", pa.list_(pa.string())),
         ("batches", pa.int64()),
         ("room", pa.int64()),
         *((name, pa.float64()) for name in ("tokenise_s", "predict_s", "waited_s", "committed_at")),
         ("run", pa.string()),
     ]
 )
-"""`room`: the tokens that the shard's batches could have held; `waited_s`: the seconds that the
+"""`checks`: answers against gold (tasks/checks.py); `examples`: the rows to look at first
+(corpus/checking.py), as JSON.
+
+`room`: the tokens that the shard's batches could have held; `waited_s`: the seconds that the
 actor was idle before the shard; `committed_at`: when the driver heard of the commit, in seconds
 since 1970; `run`: the attempt of `_run.json` that committed it, null in outputs of versions before
 0.2.
@@ -86,14 +95,15 @@ def table(shard_stats: list[Stats]) -> pa.Table:
     columns: dict[str, list[Any]] = {}  # of the types of SHARD_STATS
     for name in SHARD_STATS.names:
         columns[name] = [stats.get(name) for stats in shard_stats]
-    for name in ("labels", "rejects"):  # a map of Arrow is made of pairs
+    for name in _COUNTED:  # a map of Arrow is made of pairs
         columns[name] = [list((counts or {}).items()) for counts in columns[name]]
     return pa.table(columns, SHARD_STATS)
 
 
 def footer(stats: Stats) -> str:
     """Return the stats that the part itself keeps in its footer, as JSON."""
-    return json.dumps({name: stats[name] for name in KEPT if name in stats})
+    kept = (*KEPT, "checks", "examples")
+    return json.dumps({name: stats[name] for name in kept if name in stats})
 
 
 class Totals:
@@ -105,7 +115,7 @@ class Totals:
         # Shards of a killed run have tokens and no batches: they do not count for the fill.
         self._room = 0
         self._tokens_in_batches = 0
-        self._counts: dict[str, Counter[str]] = {"labels": Counter(), "rejects": Counter()}
+        self._counts: dict[str, Counter[str]] = {name: Counter() for name in _COUNTED}
         self._histograms: dict[str, np.ndarray | None] = {"lengths": None, "scores": None}
 
     def add(self, shard_stats: pa.Table) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from modernbert.stored import Json
@@ -89,8 +90,13 @@ def attempts_table(attempts: list[Json]) -> Json | None:
     return {"note": note, "attempts": rows}
 
 
-def attempts_compared(sums: list[Json], labels: list[Any]) -> Json | None:
-    """Lists what attempts added, the newest first, and compares their labels with the output's."""
+def attempts_compared(
+    sums: list[Json], labels: list[Any], drift: Sequence[str] = ()
+) -> Json | None:
+    """Lists what attempts added, the newest first, and compares their labels with the output's.
+
+    `drift`: lines on how the labels of the last differ from those of the one before.
+    """
     if len(sums) < 2:
         return None
     total = sum(number for _, number in labels)
@@ -120,6 +126,8 @@ def attempts_compared(sums: list[Json], labels: list[Any]) -> Json | None:
         "What each attempt added: labels in per cent of its labels, and in points from their share "
         "in the output."
     )
+    for line in drift:
+        note += f" Drift: {line.partition(' ')[2].strip()}."
     return {"note": note, "columns": columns, "rows": rows}
 
 

@@ -17,6 +17,7 @@ from pipelines.report.attempts import (
     tokens_per_second,
 )
 from pipelines.report.charts import MISSING, count, percent
+from pipelines.report.checks import checks_section, describe_drift, examples_section
 from pipelines.report.formats import in_seconds, large, plural, ratio, timestamp
 from pipelines.report.progress import format_duration
 from pipelines.report.text import printable
@@ -41,7 +42,8 @@ def render(report: Json) -> str:
 
     Args:
         report: title, output, complete, created_at, settings, versions, attempts, totals,
-            throughput, lengths, labels, items, scores, rejects, slowest, failed
+            throughput, lengths, labels, items, scores, checks, examples, drift, rejects,
+            slowest, failed
             (pipelines.corpus.summary.report). What is missing, None or empty is left out of the
             page.
 
@@ -70,10 +72,14 @@ def render(report: Json) -> str:
         labels=_labels(labels),
         few_labels=len(labels) <= _FEW_LABELS,
         scores=_scores(report.get("scores") or {}),
+        checks=checks_section(report.get("checks")),
+        examples=examples_section(report.get("examples") or [], report.get("checks")),
         rejects=_rejects(report.get("rejects") or []),
         slowest=_slowest(report.get("slowest") or []),
         attempts=attempts_table(attempts),
-        by_attempt=attempts_compared(report.get("by_attempt") or [], labels),
+        by_attempt=attempts_compared(
+            report.get("by_attempt") or [], labels, describe_drift(report.get("drift"))
+        ),
         settings=_values(report.get("settings") or {}),
         versions=_values(report.get("versions") or {}),
     )

@@ -22,9 +22,11 @@ from modernbert.text.tokenizer import Tokenizer
 from modernbert.text.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
 from pipelines.options import AnswerOptions
-from pipelines.tasks.base import Task
+from pipelines.tasks.base import GoldTypes, Task
+from pipelines.tasks.checks import Comparison
+from pipelines.tasks.gold import ANSWERS, compare_answers, holds_answers
 from pipelines.tasks.outputs import ModelOutputs, Results
-from pipelines.tasks.postprocess import list_array, per_document, softmax
+from pipelines.tasks.postprocess import doubt_of, list_array, per_document, softmax
 from pipelines.tasks.resolve import resolve_windowing
 
 logger = logging.getLogger(__name__)
@@ -68,6 +70,7 @@ class Answer(Task):
     """Whether answers begin and end at word boundaries."""
 
     options_class = AnswerOptions
+    doubt_columns = ("score",)
     model_class = "modernbert.heads:ModernBertForQuestionAnswering"
     per_token = True
     needs_details = True
@@ -193,6 +196,21 @@ class Answer(Task):
             spans.sort(key=lambda span: -span.score)
             results.append((spans[: self.top_k or 1], no_answer if is_read else 0.0))
         return results
+
+    def doubt(self, answers: pa.StructArray) -> np.ndarray:
+        return doubt_of(answers.field("score"))
+
+    def gold_types(self) -> GoldTypes:
+        return GoldTypes(ANSWERS, holds_answers)
+
+    def compare(
+        self,
+        outputs: ModelOutputs,  # noqa: ARG002
+        answered: np.ndarray,  # noqa: ARG002
+        answers: pa.StructArray,
+        gold: pa.Array,
+    ) -> Comparison:
+        return compare_answers(gold, answers)
 
     def preview(self, answer: Json) -> str:
         return f"{answer['score']:.2f}  {answer['answer']!r}"

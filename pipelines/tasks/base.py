@@ -12,10 +12,10 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
 from pkgutil import resolve_name
-from typing import TYPE_CHECKING, Any, ClassVar, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypedDict, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +28,7 @@ from modernbert.text.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
 from pipelines.options import TASKS
 from pipelines.task_options import TaskOptions
+from pipelines.tasks.checks import Comparison
 from pipelines.tasks.outputs import ModelOutputs, Pass, Results
 
 if TYPE_CHECKING:
@@ -41,11 +42,26 @@ COUNTS = pa.schema([("n_tokens", pa.int32()), ("n_windows", pa.int32()), ("trunc
 """The columns that every task adds beside its own."""
 
 
+NOT_IN_FINGERPRINT = {"in_fingerprint": False}
+"""The metadata of a field of a task that the answers of a corpus job do not depend on."""
+
+
+class GoldTypes(NamedTuple):
+    """What a column of gold must hold."""
+
+    content: str
+    """In words."""
+    fit: Callable[[pa.DataType], bool]
+    integers: str = ""
+    """What integers mean, where that is to be said."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Task(ABC):
     """A task with its options resolved for a checkpoint: a plain value that travels to workers.
 
-    Its fields are part of the fingerprint of a corpus job's output.
+    Its fields are part of the fingerprint of a corpus job's output, except for those that are
+    NOT_IN_FINGERPRINT.
     """
 
     max_length: int
@@ -70,6 +86,8 @@ class Task(ABC):
     """A column of lists whose items and bytes the summary and the report count, and what the items
     are called.
     """
+    doubt_columns: ClassVar[tuple[str, ...]] = ()
+    """The columns that `doubt` reads; none where answers do not say how sure they are."""
     reads_words: ClassVar[bool] = False
     """Whether a document is a list of words, a WordList."""
     needs_details: ClassVar[bool] = False
@@ -146,7 +164,9 @@ class Task(ABC):
     @property
     def settings(self) -> Json:
         """The options that answers depend on, for the fingerprint of an output."""
-        return asdict(self)
+        names = [each.name for each in fields(self) if each.metadata.get("in_fingerprint", True)]
+        values = asdict(self)
+        return {name: values[name] for name in names}
 
     def model_name(self, checkpoint: Checkpoint) -> str:
         """The model's name, for people."""
@@ -300,6 +320,47 @@ class Task(ABC):
         if "score" in self.columns.names:
             return answers.field("score")
         return pa.array([], pa.float32())
+
+    @property
+    def says_how_sure(self) -> bool:
+        """Whether `doubt` knows of answers how unsure they are."""
+        return bool(self.doubt_columns)
+
+    @property
+    def labels_without_threshold(self) -> Sequence[str]:
+        """The labels whose thresholds a job is to find on gold."""
+        return ()
+
+    def doubt(self, answers: pa.StructArray) -> np.ndarray:
+        """Return how unsure each answer is, (D,), from 0 to 1; NaN where that is not known.
+
+        `answers`: a struct that has the `doubt_columns`.
+        """
+        return np.full(len(answers), np.nan)
+
+    def gold_types(self) -> GoldTypes:
+        """Return what a column of gold must hold; ValueError where answers cannot be compared."""
+        raise ValueError(
+            f"gold_column is not available: {self.options_class.task} of this model gives nothing "
+            "that it could be compared with"
+        )
+
+    def compare(
+        self,
+        outputs: ModelOutputs,
+        answered: np.ndarray,
+        answers: pa.StructArray,
+        gold: pa.Array,
+    ) -> Comparison:
+        """Compare answers with gold, whose type is one of `gold_types`.
+
+        Args:
+            outputs: what was decoded.
+            answered: (D,), the documents of the answers.
+            answers: their `columns`, (D,).
+            gold: (D,).
+        """
+        raise NotImplementedError
 
     @abstractmethod
     def preview(self, answer: Json) -> str:

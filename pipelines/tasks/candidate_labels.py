@@ -19,9 +19,21 @@ from modernbert.text.windows import Text
 from pipelines.labels import label_mistake, split_labels
 from pipelines.option_types import Merge
 from pipelines.options import ZeroShotOptions
-from pipelines.tasks.base import Options, Task
+from pipelines.tasks.base import GoldTypes, Options, Task
+from pipelines.tasks.checks import Comparison
+from pipelines.tasks.gold import (
+    LABEL,
+    LABELS,
+    compare_label,
+    compare_labels,
+    describe_ids,
+    holds_label_lists,
+    holds_labels,
+)
 from pipelines.tasks.outputs import ModelOutputs
-from pipelines.tasks.postprocess import list_array, sigmoid, softmax
+from pipelines.tasks.postprocess import doubt_of, list_array, sigmoid, softmax
+from pipelines.tasks.resolve import check_best_f1
+from pipelines.thresholds import BEST_F1, thresholds_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +47,11 @@ class CandidateLabels(Task):
     top_k: int | None
     threshold: float
     merge: Merge
+    thresholds: tuple[float, ...] | None = None
+    """The least score of each of the labels, where they differ."""
+    finds_thresholds: bool | None = None
+    """Whether a job finds them on gold."""
+    doubt_columns = ("score",)
 
     options_class = ZeroShotOptions
     columns = pa.schema(
@@ -112,6 +129,41 @@ class CandidateLabels(Task):
     def label_counts(self, answers: pa.StructArray) -> Counter[str]:
         return Counter(answers.field("label").drop_null().to_pylist())
 
+    @property
+    def labels_without_threshold(self) -> Sequence[str]:
+        return (self.labels or ()) if self.finds_thresholds else ()
+
+    def doubt(self, answers: pa.StructArray) -> np.ndarray:
+        return doubt_of(answers.field("score"))
+
+    def gold_types(self) -> GoldTypes:
+        if self.labels is None:
+            raise ValueError(
+                "gold_column is for labels that all rows share: give labels or labels_file, not "
+                "labels_column"
+            )
+        if self.multi_label:
+            return GoldTypes(LABELS, holds_label_lists, describe_ids(self.labels))
+        return GoldTypes(LABEL, holds_labels, describe_ids(self.labels))
+
+    def compare(
+        self,
+        outputs: ModelOutputs,
+        answered: np.ndarray,
+        answers: pa.StructArray,
+        gold: pa.Array,
+    ) -> Comparison:
+        assert self.labels is not None
+        scores_DL = np.zeros((len(outputs.documents), len(self.labels)), dtype=np.float32)
+        for document, (labels, scores_L) in enumerate(self.scores_of_labels(outputs)):
+            if labels:  # else it has no windows, and no answer
+                scores_DL[document] = scores_L
+        scores_DL = scores_DL[answered]
+        if self.multi_label:
+            with_grid = bool(self.finds_thresholds)
+            return compare_labels(gold, answers, scores_DL, self.labels, with_grid)
+        return compare_label(gold, answers, scores_DL, self.labels)
+
     def preview(self, answer: Json) -> str:
         return f"{answer['score']:.2f}  {answer['label']}"
 
@@ -132,7 +184,10 @@ class CandidateLabels(Task):
     def _kept(self, scores_L: np.ndarray) -> np.ndarray:
         """Return the places of the labels that are kept, from the best to the worst."""
         order = np.argsort(-scores_L, kind="stable")[: self.top_k]
-        return order[scores_L[order] >= self.threshold]
+        if self.thresholds is None:
+            return order[scores_L[order] >= self.threshold]
+        least_L = np.array(self.thresholds, dtype=np.float32)
+        return order[scores_L[order] >= least_L[order]]
 
 
 def probabilities(shared: np.ndarray, alone: np.ndarray, *, multi_label: bool) -> np.ndarray:
@@ -144,6 +199,14 @@ def probabilities(shared: np.ndarray, alone: np.ndarray, *, multi_label: bool) -
     if multi_label or len(alone) == 1:
         return sigmoid(alone)
     return softmax(shared)
+
+
+def label_thresholds(options: ZeroShotOptions) -> tuple[float, ...] | None:
+    """Return the threshold of each label where they differ; ValueError where they cannot."""
+    check_best_f1(options)
+    if options.threshold == BEST_F1 and not options.multi_label:
+        raise ValueError("threshold best-f1 is for labels scored each by itself: add multi_label")
+    return thresholds_of(options.threshold, labels_of(options), 0.0)
 
 
 def text_of(document: Text) -> str:

@@ -6,7 +6,8 @@ Shapes: W windows, D documents, C labels.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -17,11 +18,30 @@ from modernbert.text.windows import Windows
 from pipelines.checkpoints import Checkpoint
 from pipelines.option_types import Function, Merge
 from pipelines.options import ClassifyOptions
-from pipelines.tasks.base import Task, label_maps
+from pipelines.tasks.base import NOT_IN_FINGERPRINT, GoldTypes, Task, label_maps
+from pipelines.tasks.checks import Comparison
+from pipelines.tasks.gold import (
+    LABEL,
+    LABELS,
+    compare_label,
+    compare_labels,
+    describe_ids,
+    holds_label_lists,
+    holds_labels,
+)
 from pipelines.tasks.outputs import ModelOutputs
-from pipelines.tasks.postprocess import activation_named, list_array, merged, sigmoid, softmax
-from pipelines.tasks.resolve import resolve_windowing
+from pipelines.tasks.postprocess import (
+    activation_named,
+    doubt_of,
+    list_array,
+    merged,
+    sigmoid,
+    softmax,
+)
+from pipelines.tasks.resolve import check_best_f1, resolve_windowing
+from pipelines.thresholds import BEST_F1, thresholds_of
 
+_THRESHOLD = 0.5
 _FUNCTION_OF_KIND: dict[str, Function] = {
     "regression": "none",
     "multi_label_classification": "sigmoid",
@@ -40,13 +60,20 @@ class Classify(Task):
     top_k: int | None
     """The most labels in the lists `labels` and `scores`; None for no such lists."""
     threshold: float
-    """The least score of a label in the lists of a multi-label model."""
+    """The least score of labels in the lists of a multi-label model, unless `thresholds` is set."""
+    thresholds: tuple[float, ...] | None = None
+    """The least score of each label, where they differ."""
+    finds_thresholds: bool | None = None
+    """Whether a job finds them on gold."""
+    is_cut: bool = field(default=False, metadata=NOT_IN_FINGERPRINT)
+    """Whether results in memory and online leave out what is below a threshold, which was given."""
     merge: Merge
     """How the logits of a document's windows become one row."""
     function: Function
     """What turns logits into scores."""
 
     options_class = ClassifyOptions
+    doubt_columns = ("score",)
     model_class = "modernbert.heads:ModernBertForSequenceClassification"
 
     @classmethod
@@ -67,17 +94,24 @@ class Classify(Task):
             raise ValueError(
                 f"top_k {top_k} must be from 1 to the model's {config.num_labels} labels"
             )
+        check_best_f1(options)
+        labels = tuple(config.id2label[i] for i in range(config.num_labels))
         windowing = resolve_windowing(checkpoint, options, stored.max_length)
         configured = _configured_function(stored, config.num_labels, options)
+        function = configured or _FUNCTION_OF_KIND.get(kind, "softmax")
         return cls(
             max_length=windowing.max_length,
             stride=windowing.stride,
-            labels=tuple(config.id2label[i] for i in range(config.num_labels)),
+            labels=labels,
             kind=kind,
             top_k=top_k,
-            threshold=0.5 if options.threshold is None else options.threshold,
+            threshold=options.threshold if isinstance(options.threshold, float) else _THRESHOLD,
+            thresholds=thresholds_of(options.threshold, labels, _THRESHOLD),
+            finds_thresholds=options.threshold == BEST_F1 or None,
+            # Raw numbers are asked for as they are: a threshold is one of scores.
+            is_cut=options.threshold is not None and function != "none",
             merge=options.merge,
-            function=configured or _FUNCTION_OF_KIND.get(kind, "softmax"),
+            function=function,
         )
 
     @classmethod
@@ -132,7 +166,7 @@ class Classify(Task):
             listed_scores_DK = np.take_along_axis(scores_DC, listed_DK, axis=1)
             is_shown_DK = np.ones(listed_DK.shape, dtype=bool)
             if self.kind == "multi_label_classification":
-                is_shown_DK = listed_scores_DK >= self.threshold
+                is_shown_DK = listed_scores_DK >= self._least()[listed_DK]
             counts_D = is_shown_DK.sum(axis=1)
             labels = names.take(pa.array(listed_DK[is_shown_DK]))
             scores = pa.array(listed_scores_DK[is_shown_DK], pa.float32())
@@ -144,6 +178,8 @@ class Classify(Task):
         order_DC = np.argsort(-scores_DC, axis=1, kind="stable")[:, : self.top_k]
         results = []
         for scores_C, order_C in zip(scores_DC, order_DC, strict=True):
+            if self.is_cut:
+                order_C = order_C[scores_C[order_C] >= self._least()[order_C]]
             labels = [{"label": self.labels[i], "score": float(scores_C[i])} for i in order_C]
             results.append(labels)
         return results
@@ -153,6 +189,40 @@ class Classify(Task):
             return Counter()
         return Counter(answers.field("label").to_pylist())
 
+    @property
+    def says_how_sure(self) -> bool:
+        return self.kind != "regression" and self.function != "none"
+
+    @property
+    def labels_without_threshold(self) -> Sequence[str]:
+        return self.labels if self.finds_thresholds else ()
+
+    def doubt(self, answers: pa.StructArray) -> np.ndarray:
+        if not self.says_how_sure:
+            return super().doubt(answers)
+        return doubt_of(answers.field("score"))
+
+    def gold_types(self) -> GoldTypes:
+        if self.kind == "regression":
+            raise ValueError("gold_column is for labels; this model is a regression")
+        if self.kind == "multi_label_classification":
+            return GoldTypes(LABELS, holds_label_lists, describe_ids(self.labels))
+        return GoldTypes(LABEL, holds_labels, describe_ids(self.labels))
+
+    def compare(
+        self,
+        outputs: ModelOutputs,
+        answered: np.ndarray,
+        answers: pa.StructArray,
+        gold: pa.Array,
+    ) -> Comparison:
+        scores_DC = self._scores(merged(outputs.windows, outputs.values, self.merge))[answered]
+        if self.kind == "multi_label_classification":
+            return compare_labels(
+                gold, answers, scores_DC, self.labels, bool(self.finds_thresholds)
+            )
+        return compare_label(gold, answers, scores_DC, self.labels)
+
     def preview(self, answer: Json) -> str:
         return f"{answer['score']:.2f}  {answer['label']}"
 
@@ -161,6 +231,10 @@ class Classify(Task):
         if self.kind == "regression":
             return np.broadcast_to(np.arange(len(self.labels)), scores_DC.shape)
         return np.argsort(-scores_DC, axis=1, kind="stable")
+
+    def _least(self) -> np.ndarray:
+        """Return the least score of each label, (C,)."""
+        return np.array(self.thresholds or [self.threshold] * len(self.labels), dtype=np.float32)
 
     def _scores(self, logits_DC: np.ndarray) -> np.ndarray:
         if self.function == "sigmoid":

@@ -23,10 +23,17 @@ from modernbert.text.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
 from pipelines.options import ZeroShotOptions
 from pipelines.tasks.base import label_maps
-from pipelines.tasks.candidate_labels import CandidateLabels, labels_of, probabilities, text_of
+from pipelines.tasks.candidate_labels import (
+    CandidateLabels,
+    label_thresholds,
+    labels_of,
+    probabilities,
+    text_of,
+)
 from pipelines.tasks.outputs import ModelOutputs
 from pipelines.tasks.postprocess import keep_windows, per_document
 from pipelines.tasks.resolve import resolve_windowing
+from pipelines.thresholds import BEST_F1
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -88,7 +95,9 @@ class GLiClass(CandidateLabels):
             labels=labels_of(options),
             multi_label=options.multi_label,
             top_k=options.top_k,
-            threshold=options.threshold or 0.0,
+            threshold=options.threshold if isinstance(options.threshold, float) else 0.0,
+            thresholds=label_thresholds(options),
+            finds_thresholds=options.threshold == BEST_F1 or None,
             merge=options.merge,
             prompt_first=config.prompt_first,
             class_token=config.class_token_index,

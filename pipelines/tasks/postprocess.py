@@ -67,6 +67,12 @@ def sigmoid(logits: np.ndarray) -> np.ndarray:
     return shares
 
 
+def doubt_of(scores: pa.Array) -> np.ndarray:
+    """Return what probabilities leave to one."""
+    doubts: np.ndarray = 1 - scores.to_numpy(zero_copy_only=False).astype(np.float64)
+    return doubts
+
+
 def list_array(counts: np.ndarray, values: pa.Array) -> pa.ListArray:
     """Cut `values` into lists of `counts` items."""
     offsets = np.concatenate(([0], np.cumsum(counts)))

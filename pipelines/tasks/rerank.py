@@ -21,7 +21,9 @@ from modernbert.text.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
 from pipelines.option_types import Merge
 from pipelines.options import RerankOptions
-from pipelines.tasks.base import Task, fingerprint_with, label_maps
+from pipelines.tasks.base import GoldTypes, Task, fingerprint_with, label_maps
+from pipelines.tasks.checks import Comparison
+from pipelines.tasks.gold import GRADES, compare_relevance, holds_grades
 from pipelines.tasks.maxsim import MaxSim
 from pipelines.tasks.multi_vector import MultiVector
 from pipelines.tasks.outputs import ModelOutputs
@@ -104,6 +106,20 @@ class Rerank(Task):
     def results(self, outputs: ModelOutputs) -> list[float]:
         scores: list[float] = self._scores(outputs).tolist()
         return scores
+
+    def gold_types(self) -> GoldTypes:
+        if self.raw_scores:
+            raise ValueError("gold_column needs scores from 0 to 1: these are raw scores")
+        return GoldTypes(GRADES, holds_grades)
+
+    def compare(
+        self,
+        outputs: ModelOutputs,  # noqa: ARG002
+        answered: np.ndarray,  # noqa: ARG002
+        answers: pa.StructArray,
+        gold: pa.Array,
+    ) -> Comparison:
+        return compare_relevance(gold, answers.field("score").to_numpy(zero_copy_only=False))
 
     def preview(self, answer: Json) -> str:
         return f"{answer['score']:.3f}"

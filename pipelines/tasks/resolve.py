@@ -12,6 +12,7 @@ from modernbert.text.windows import MOST_OVERLAP
 from pipelines.checkpoints import Checkpoint
 from pipelines.options import EmbedOptions
 from pipelines.task_options import TaskOptions
+from pipelines.thresholds import BEST_F1
 
 logger = logging.getLogger(__name__)
 
@@ -125,6 +126,13 @@ def resolve_chunk_windowing(
     return Windowing(max_length=windowing.max_length, stride=min(windowing.stride, longest_stride))
 
 
+class ThresholdOptions(Protocol):
+    """Options with a threshold."""
+
+    @property
+    def threshold(self) -> object: ...
+
+
 class PromptOptions(Protocol):
     """What options say of the text before each document."""
 
@@ -170,6 +178,15 @@ def resolve_prompt(
         known = ", ".join(stored.prompts) or "none"
         raise ValueError(f"prompt_name {name!r} is unknown; this model has {known}")
     return stored.prompts[name]
+
+
+def check_best_f1(options: ThresholdOptions) -> None:
+    """Raise ValueError for thresholds that are to be found where there is no gold."""
+    if options.threshold == BEST_F1 and getattr(options, "gold_column", None) is None:
+        raise ValueError(
+            "threshold best-f1 is found on gold, by a corpus job with gold_column: give it, or the "
+            "file that such a job has written"
+        )
 
 
 def unused_passage_prompt(stored: StoredPrompts) -> str | None:

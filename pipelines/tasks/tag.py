@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from modernbert.stored import Json
 from modernbert.text.tokenizer import Tokenizer
@@ -18,7 +19,9 @@ from modernbert.text.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
 from pipelines.option_types import Aggregation
 from pipelines.options import TagOptions
-from pipelines.tasks.base import Task
+from pipelines.tasks.base import GoldTypes, Task
+from pipelines.tasks.checks import Comparison
+from pipelines.tasks.gold import SPANS, compare_spans, holds_spans, least_by_row
 from pipelines.tasks.outputs import ModelOutputs
 from pipelines.tasks.postprocess import list_array, per_document, softmax
 from pipelines.tasks.resolve import resolve_windowing
@@ -78,6 +81,7 @@ class Tag(TokenClassifier):
     ignore_labels: tuple[str, ...]
 
     columns = pa.schema([("entities", pa.list_(ENTITY))])
+    doubt_columns = ("entities",)
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint, options: TagOptions) -> Task:
@@ -205,6 +209,28 @@ class Tag(TokenClassifier):
 
     def scores(self, answers: pa.StructArray) -> pa.Array:
         return answers.field("entities").flatten().field("score")
+
+    def doubt(self, answers: pa.StructArray) -> np.ndarray:
+        entities = answers.field("entities")
+        scores = entities.flatten().field("score")
+        lengths = pc.list_value_length(entities).to_numpy(zero_copy_only=False)
+        return least_by_row(list_array(lengths, scores))
+
+    def gold_types(self) -> GoldTypes:
+        if self.aggregation == "none":
+            raise ValueError("gold_column is for entities; aggregation none gives tokens")
+        return GoldTypes(SPANS, holds_spans)
+
+    def compare(
+        self,
+        outputs: ModelOutputs,  # noqa: ARG002
+        answered: np.ndarray,  # noqa: ARG002
+        answers: pa.StructArray,
+        gold: pa.Array,
+    ) -> Comparison:
+        return compare_spans(
+            gold, answers.field("entities"), self._entity_names, self.ignore_labels
+        )
 
     def preview(self, answer: Json) -> str:
         entities = answer["entities"]

@@ -22,7 +22,9 @@ from modernbert.text.tokenizer import Tokenizer
 from modernbert.text.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
 from pipelines.options import TagOptions
-from pipelines.tasks.base import Task, label_maps
+from pipelines.tasks.base import GoldTypes, Task, label_maps
+from pipelines.tasks.checks import Comparison
+from pipelines.tasks.gold import compare_words, describe_ids, holds_word_labels, least_by_row
 from pipelines.tasks.outputs import ModelOutputs
 from pipelines.tasks.postprocess import list_array, softmax
 from pipelines.tasks.resolve import resolve_windowing
@@ -81,6 +83,7 @@ class TagWords(TokenClassifier):
 
     columns = pa.schema([("labels", pa.list_(pa.string())), ("scores", pa.list_(pa.float32()))])
     reads_words = True
+    doubt_columns = ("scores",)
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint, options: TagOptions) -> Self:
@@ -154,6 +157,22 @@ class TagWords(TokenClassifier):
 
     def scores(self, answers: pa.StructArray) -> pa.Array:
         return answers.field("scores").flatten().drop_null()
+
+    def doubt(self, answers: pa.StructArray) -> np.ndarray:
+        return least_by_row(answers.field("scores"))
+
+    def gold_types(self) -> GoldTypes:
+        content = "lists with the label (text) or its id for each word"
+        return GoldTypes(content, holds_word_labels, describe_ids(self.labels))
+
+    def compare(
+        self,
+        outputs: ModelOutputs,  # noqa: ARG002
+        answered: np.ndarray,  # noqa: ARG002
+        answers: pa.StructArray,
+        gold: pa.Array,
+    ) -> Comparison:
+        return compare_words(gold, answers, self.labels)
 
     def preview(self, answer: Json) -> str:
         labels = answer["labels"]

@@ -20,11 +20,18 @@ from modernbert.text.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
 from pipelines.options import ZeroShotOptions
 from pipelines.tasks.base import Task, label_maps
-from pipelines.tasks.candidate_labels import CandidateLabels, labels_of, probabilities, text_of
+from pipelines.tasks.candidate_labels import (
+    CandidateLabels,
+    label_thresholds,
+    labels_of,
+    probabilities,
+    text_of,
+)
 from pipelines.tasks.classify import plain_classifier
 from pipelines.tasks.gliclass import GLiClass, is_gliclass
 from pipelines.tasks.outputs import ModelOutputs
 from pipelines.tasks.resolve import resolve_windowing
+from pipelines.thresholds import BEST_F1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +71,9 @@ class ZeroShot(CandidateLabels):
             hypothesis_template=options.hypothesis_template,
             multi_label=options.multi_label,
             top_k=options.top_k,
-            threshold=options.threshold or 0.0,
+            threshold=options.threshold if isinstance(options.threshold, float) else 0.0,
+            thresholds=label_thresholds(options),
+            finds_thresholds=options.threshold == BEST_F1 or None,
             merge=options.merge,
             num_labels=config.num_labels,
             entailment=entailment,
