@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from modernbert.torch_attention import FUSED, CpuWay, torch_attention
+from modernbert import native
+from modernbert.torch_attention import FUSED, NATIVE, CpuWay, torch_attention
 
 logger = logging.getLogger(__name__)
 WAYS = (
@@ -84,19 +85,22 @@ def fastest_way(heads: int, head_dim: int, window: tuple[int, int], dtype: torch
         window: that of the layers with a sliding window, two of three.
         dtype: the dtype of queries, keys and values.
     """
+    ways = WAYS
     if dtype == torch.float32:
-        return FUSED
+        ways = (FUSED, NATIVE)
+        if native.library() is None or head_dim % native.HEAD_DIM_MULTIPLE:
+            return FUSED
     generator = torch.Generator().manual_seed(0)
     shape = (3, sum(_SEQLENS), heads, head_dim)
     q, k, v = torch.randn(shape, generator=generator).to(dtype)
-    seconds = dict.fromkeys(WAYS, float("inf"))
+    seconds = dict.fromkeys(ways, float("inf"))
     with torch.inference_mode():
         for round_number in range(1 + _ROUNDS):
-            for way in WAYS:
+            for way in ways:
                 took = _seconds(q, k, v, window, way)
                 if round_number:  # the first one warms up
                     seconds[way] = min(seconds[way], took)
-    fastest = min(WAYS, key=seconds.__getitem__)
+    fastest = min(ways, key=seconds.__getitem__)
     if seconds[fastest] >= _CLEARLY * seconds[FUSED]:
         fastest = FUSED
     logger.info(

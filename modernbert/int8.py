@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from modernbert import int8_native
 from modernbert.cpu import processor
 from modernbert.layers import ModernBertEncoderLayer
 from modernbert.linear import GatedLinear, Linear
@@ -55,7 +56,7 @@ class Int8GatedLinear(Int8Linear):
         return self.act(a_TF).mul_(b_TF)
 
 
-def quantise(model: nn.Module) -> None:
+def quantise(model: nn.Module, native: bool = True) -> None:
     """Turn the products of a model's encoder into int8; afterwards the model can be neither trained
     nor saved.
 
@@ -75,6 +76,9 @@ def quantise(model: nn.Module) -> None:
         layer.attn.Wo = Int8Linear(layer.attn.Wo)  # type: ignore[assignment]
         layer.mlp.Wi = Int8GatedLinear(layer.mlp.Wi)  # type: ignore[assignment]
         layer.mlp.Wo = Int8Linear(layer.mlp.Wo)  # type: ignore[assignment]
+        if native and int8_native.why_unsupported(layer) is None:
+            layer.native = int8_native.NativeLayer(layer)
+            del layer.attn_norm, layer.attn, layer.mlp_norm, layer.mlp
 
 
 def compute_dtype() -> torch.dtype:
