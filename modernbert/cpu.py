@@ -1,8 +1,9 @@
 """What this machine's processor is, and the fastest way to compute attention on it.
 
-In fp32 torch's fused kernel won on every processor that was tried, and nothing is timed. In half
-precision it depends on what the processor multiplies: the fused kernel wins on Intel (1.3 to 1.8
-times, with AMX and without), products with a softmax between them on AMD.
+In fp32 the library of modernbert/csrc is timed against torch's fused kernel, which won over torch's
+other ways on every processor that was tried. In half precision it depends on what the processor
+multiplies: the fused kernel wins on Intel (1.3 to 1.8 times, with AMX and without), products with a
+softmax between them on AMD.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ _ROUNDS = 2
 
 @cache
 def processor() -> str:
-    """Name the processor and what it multiplies fast: the same text on machines of one kind."""
+    """Name the processor, what it multiplies fast, and whether the library of modernbert/csrc is
+    used on it: the same text on machines of one kind.
+    """
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
@@ -51,6 +54,7 @@ def processor() -> str:
         "AVX512_BF16": torch.cpu._is_avx512_bf16_supported(),
         "AVX512_VNNI": torch.cpu._is_vnni_supported(),
         "AMX": torch.cpu._is_amx_tile_supported(),
+        "native library": native.library() is not None,
     }
     present = [feature for feature, is_there in features.items() if is_there]
     return f"{name} ({', '.join(present)})" if present else name

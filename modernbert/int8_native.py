@@ -21,7 +21,7 @@ from modernbert.native import address
 
 _COLUMNS = 32  # of a product that are computed together
 _LANES = 16  # floats in a register
-_LEAST_ROWS = 96  # of a thread: the library computes so many at a time
+_LEAST_ROWS = 192  # of a thread: the library computes so many at a time
 
 
 class _Product(ctypes.Structure):
@@ -41,8 +41,6 @@ class _Norm(ctypes.Structure):
 
 def why_unsupported(layer: ModernBertEncoderLayer) -> str | None:
     """Say why the library does not compute a layer here; None where it does."""
-    if torch.cpu._is_amx_tile_supported():
-        return "AMX multiplies faster than the library of modernbert/csrc"
     if reason := native.why_missing():
         return f"the library of modernbert/csrc is not used: {reason}"
     width, mlp_width = layer.mlp.Wo.weight.shape
@@ -163,7 +161,7 @@ class _NativeProduct(nn.Module):
 
 
 def _norm(norm: nn.Module) -> _Norm:
-    """Return a norm as the library reads it; that of the first layer, which is none, has no weight."""
+    """Return a norm as the library reads it; the first layer has none: no weight."""
     if not isinstance(norm, nn.LayerNorm):
         return _Norm(None, None, 0.0)
     return _Norm(address(norm.weight), address(norm.bias), norm.eps)

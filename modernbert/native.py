@@ -1,5 +1,5 @@
-"""The library built from modernbert/csrc, for x86 processors with AVX512_VNNI: attention in fp32, and
-what int8_native.py calls. Without it torch computes the same.
+"""The library that is built from modernbert/csrc, for x86 processors with AVX512_VNNI: attention in
+fp32, and what int8_native.py calls. Without it torch computes the same.
 
 Shapes: T packed tokens, N heads, H head dim.
 """
@@ -20,30 +20,35 @@ import torch
 from torch import Tensor
 
 HEAD_DIM_MULTIPLE = 32
+_INTERFACE_VERSION = 1
 _WHOLE_SEQUENCE = (1 << 40, 1 << 40)
 
 
 @cache
 def library() -> ctypes.CDLL | None:
     """Load the library; None where it was not built, or the processor does not run it."""
-    return None if why_missing() else ctypes.CDLL(str(_path()))
+    return None if why_missing() else _load()
 
 
+@cache
 def why_missing() -> str | None:
-    """Say why the library is not used on this machine; None where it is."""
+    """Say why the library of modernbert/csrc is not used on this machine; None where it is."""
     if not torch.cpu._is_vnni_supported():
         return "the processor has no AVX512_VNNI"
-    if _path() is None:
-        return "it was not built, as there was no C compiler at installation"
+    functions = _load()
+    if functions is None:
+        return "it was not built: install the package where there is a C compiler"
+    if ctypes.c_int.in_dll(functions, "interface_version").value != _INTERFACE_VERSION:
+        return "it was built from other sources: install the package again"
     return None
 
 
 @cache
-def _path() -> Path | None:
+def _load() -> ctypes.CDLL | None:
     for suffix in EXTENSION_SUFFIXES:
         path = Path(__file__).with_name(f"_native{suffix}")
         if path.is_file():
-            return path
+            return ctypes.CDLL(str(path))
     return None
 
 

@@ -34,15 +34,15 @@ class CpuWay(NamedTuple):
     """How attention is computed: which of the ways is fastest depends on the processor."""
 
     product: str
-    """One of PRODUCTS."""
+    """One of PRODUCTS, or that of NATIVE."""
     tile: int
     """The queries of a tile of a sliding window."""
 
 
 FUSED = CpuWay("sdpa", 32)
-"""The way on GPUs, in training, and on CPUs in fp32."""
+"""The way on GPUs and in training, and on CPUs unless another one is faster there."""
 NATIVE = CpuWay("native", 24)
-"""By the library of modernbert/csrc, in fp32: tiles of global attention, too."""
+"""By the library of modernbert/csrc, in fp32, whether there is a window or not."""
 _SCORES_IN_CACHE = 1_200_000  # scores computed at a time, of as many sequences or tiles as fit
 # Query rows computed at a time, head by head, where one sequence has more than twice those scores.
 _ROWS_PER_STEP = 512

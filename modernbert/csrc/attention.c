@@ -154,7 +154,7 @@ EXPORT int attention(const float *q, const float *k, const float *v, int64_t row
                      float *out, int64_t out_row, const int64_t *lengths, int64_t sequences,
                      int64_t longest, int64_t first_head, int64_t last_head, int64_t head_dim,
                      int64_t left, int64_t right) {
-    int64_t padded = (longest + COLUMNS - 1) / COLUMNS * COLUMNS;
+    int64_t padded = (larger(longest, 1) + COLUMNS - 1) / COLUMNS * COLUMNS;
     Buffers b = {.row = padded + LANES}; /* rows apart by a power of two share places in a cache */
     b.keys = aligned_alloc(64, padded * head_dim * sizeof(float));
     b.scores = aligned_alloc(64, QUERIES * b.row * sizeof(float));
