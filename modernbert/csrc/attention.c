@@ -31,8 +31,8 @@ typedef struct {
     int64_t row;
 } Buffers;
 
-/* Add left (GROUP, depth) times right (depth, 32) to `sums`, or write it there. Rows past `rows` are
-   left out: they are read from the last one and not stored. */
+/* Add left (GROUP, depth) times right (depth, 32) to `sums`, or write it there. Rows past `rows`
+   are read from the last one, and not stored. */
 INLINE void multiply(const float *left, int64_t left_row, const float *right, int64_t right_row,
                      int64_t depth, float *sums, int64_t sums_row, int64_t rows, int adds) {
     __m512 acc[GROUP][2];
@@ -59,7 +59,8 @@ INLINE void multiply(const float *left, int64_t left_row, const float *right, in
 }
 
 /* Transpose 16 rows of 16 floats: exchange blocks of 8, 4, 2 and 1 between pairs of rows. */
-INLINE void transpose(const float *from, int64_t from_row, int64_t rows, float *to, int64_t to_row) {
+INLINE void transpose(const float *from, int64_t from_row, int64_t rows, float *to,
+                      int64_t to_row) {
     __m512 x[LANES];
     __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
     _Pragma("GCC unroll 16") for (int i = 0; i < LANES; i++)
@@ -78,14 +79,16 @@ INLINE void transpose(const float *from, int64_t from_row, int64_t rows, float *
             x[i + d] = _mm512_permutex2var_ps(a, high, b);
         }
     }
-    _Pragma("GCC unroll 16") for (int i = 0; i < LANES; i++) _mm512_storeu_ps(to + i * to_row, x[i]);
+    _Pragma("GCC unroll 16") for (int i = 0; i < LANES; i++)
+        _mm512_storeu_ps(to + i * to_row, x[i]);
 }
 
 INLINE void pack_keys(const Head *h, float *keys) {
     for (int64_t key = 0; key < h->length; key += LANES) {
         float *panel = keys + key / COLUMNS * COLUMNS * h->head_dim + key % COLUMNS;
+        const float *first = h->k + key * h->row;
         for (int64_t i = 0; i < h->head_dim; i += LANES)
-            transpose(h->k + key * h->row + i, h->row, h->length - key, panel + i * COLUMNS, COLUMNS);
+            transpose(first + i, h->row, h->length - key, panel + i * COLUMNS, COLUMNS);
     }
 }
 
@@ -147,9 +150,9 @@ INLINE void attend(const Head *h, const Buffers *b, int64_t query, int64_t count
     }
 }
 
-/* Queries, keys and values are `row` floats apart from a token to the next, and `head` from a head to
-   the next; outputs `out_row` and head_dim. The heads [first_head, last_head) are computed, `left`
-   and `right` are the keys seen on each side. 0, or 1 where there is no memory. */
+/* Queries, keys and values are `row` floats apart from a token to the next, and `head` from a head
+   to the next; outputs `out_row` and head_dim. The heads [first_head, last_head) are computed,
+   `left` and `right` are the keys seen on each side. 0, or 1 where there is no memory. */
 EXPORT int attention(const float *q, const float *k, const float *v, int64_t row, int64_t head,
                      float *out, int64_t out_row, const int64_t *lengths, int64_t sequences,
                      int64_t longest, int64_t first_head, int64_t last_head, int64_t head_dim,

@@ -15,7 +15,7 @@
 #if HAS_LANES
 
 enum {
-    CHUNK = 16 * GROUP,/* rows whose values are in cache at a time */
+    CHUNK = 16 * GROUP, /* rows whose values are in cache at a time */
     LARGEST = 127       /* int8 */
 };
 /* Grows where a function's arguments change: modernbert/native.py compares it. */
@@ -101,7 +101,8 @@ INLINE float normalise_row(const float *row, int64_t width, const Norm *norm, fl
 
 /* x * Phi(x), Phi from erf by Abramowitz and Stegun 7.1.26: within 1.5e-7. */
 INLINE __m512 gelu(__m512 x) {
-    const float factors[] = {1.061405429f, -1.453152027f, 1.421413741f, -0.284496736f, 0.254829592f};
+    const float factors[] = {1.061405429f, -1.453152027f, 1.421413741f, -0.284496736f,
+                             0.254829592f};
     __m512 t = _mm512_mul_ps(_mm512_abs_ps(x), _mm512_set1_ps(0.70710678f));
     __m512 d = _mm512_fmadd_ps(t, _mm512_set1_ps(0.3275911f), _mm512_set1_ps(1.0f));
     __m512 k = _mm512_rcp14_ps(d); /* then one step of Newton's */
