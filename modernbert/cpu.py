@@ -89,7 +89,7 @@ def fastest_way(heads: int, head_dim: int, window: tuple[int, int], dtype: torch
         window: that of the layers with a sliding window, two of three.
         dtype: the dtype of queries, keys and values.
     """
-    ways = WAYS
+    ways: tuple[CpuWay, ...] = WAYS
     if dtype == torch.float32:
         ways = (FUSED, NATIVE)
         if native.library() is None or head_dim % native.HEAD_DIM_MULTIPLE:

@@ -65,16 +65,13 @@ class NativeLayer(nn.Module):
 
     def __init__(self, layer: ModernBertEncoderLayer):
         super().__init__()
-        attn, mlp = layer.attn, layer.mlp
-        self.heads_shape = attn.qkv_shape[1:]
+        self.heads_shape = layer.attn.qkv_shape[1:]
         self.attn_norm = layer.attn_norm
         self.mlp_norm = layer.mlp_norm
-        self.qkv = _NativeProduct(attn.Wqkv.weight, attn.Wqkv.scales, attn.Wqkv.bias)
-        self.attn_out = _NativeProduct(attn.Wo.weight, attn.Wo.scales, attn.Wo.bias)
-        bias = None if mlp.Wi.bias is None else _alternating(mlp.Wi.bias)
-        weight, scales = _alternating(mlp.Wi.weight), _alternating(mlp.Wi.scales)
-        self.mlp_in = _NativeProduct(weight, scales, bias)
-        self.mlp_out = _NativeProduct(mlp.Wo.weight, mlp.Wo.scales, mlp.Wo.bias)
+        self.qkv = _NativeProduct(layer.attn.Wqkv)
+        self.attn_out = _NativeProduct(layer.attn.Wo)
+        self.mlp_in = _NativeProduct(layer.mlp.Wi, gated=True)
+        self.mlp_out = _NativeProduct(layer.mlp.Wo)
 
     def project_qkv(
         self, x_TD: Tensor, cos_TH: Tensor, sin_TH: Tensor
@@ -146,10 +143,15 @@ class NativeLayer(nn.Module):
 class _NativeProduct(nn.Module):
     """A weight in int8 as the library reads it: by 32 outputs, and 4 inputs of each."""
 
-    def __init__(self, int8_ED: Tensor, scales_E: Tensor, bias_E: Tensor | None):
+    def __init__(self, linear: nn.Module, gated: bool = False):
+        """`linear`: an int8.Int8Linear; `gated`: whether half of its outputs are gates."""
         super().__init__()
+        int8_ED, scales_E, bias_E = (getattr(linear, name) for name in ("weight", "scales", "bias"))
+        if gated:
+            int8_ED, scales_E = _alternating(int8_ED), _alternating(scales_E)
+            bias_E = None if bias_E is None else _alternating(bias_E)
         self.out_features, self.in_features = int8_ED.shape
-        panels = int8_ED.view(-1, _COLUMNS, self.in_features // 4, 4).transpose(1, 2)
+        panels = int8_ED.detach().view(-1, _COLUMNS, self.in_features // 4, 4).transpose(1, 2)
         self.panels = nn.Buffer(panels.contiguous())
         self.offsets = nn.Buffer((int8_ED.sum(dim=1) * 128).int())
         self.scales = nn.Buffer(scales_E.detach().float().contiguous())
@@ -169,5 +171,5 @@ def _norm(norm: nn.Module) -> _Norm:
 
 def _alternating(values_then_gates: Tensor) -> Tensor:
     """Reorder the outputs of a gated unit: 16 values, their 16 gates, and so on."""
-    halves = values_then_gates.unflatten(0, (2, -1, _LANES))
+    halves: Tensor = values_then_gates.unflatten(0, (2, -1, _LANES))
     return halves.transpose(0, 1).flatten(0, 2)
