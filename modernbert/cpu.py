@@ -1,8 +1,9 @@
 """What this machine's processor is, and the fastest way to compute attention on it.
 
-In fp32 torch's fused kernel won on every processor that was tried, and nothing is timed. In half
-precision it depends on what the processor multiplies: the fused kernel wins on Intel (1.3 to 1.8
-times, with AMX and without), products with a softmax between them on AMD.
+In fp32 the library of modernbert/csrc is timed against torch's fused kernel, which won over torch's
+other ways on every processor that was tried. In half precision it depends on what the processor
+multiplies: the fused kernel wins on Intel (1.3 to 1.8 times, with AMX and without), products with a
+softmax between them on AMD.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from modernbert.torch_attention import FUSED, CpuWay, torch_attention
+from modernbert import native
+from modernbert.torch_attention import FUSED, NATIVE, CpuWay, torch_attention
 
 logger = logging.getLogger(__name__)
 WAYS = (
@@ -35,7 +37,9 @@ _ROUNDS = 2
 
 @cache
 def processor() -> str:
-    """Name the processor and what it multiplies fast: the same text on machines of one kind."""
+    """Name the processor, what it multiplies fast, and whether the library of modernbert/csrc is
+    used on it: the same text on machines of one kind.
+    """
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
@@ -50,6 +54,7 @@ def processor() -> str:
         "AVX512_BF16": torch.cpu._is_avx512_bf16_supported(),
         "AVX512_VNNI": torch.cpu._is_vnni_supported(),
         "AMX": torch.cpu._is_amx_tile_supported(),
+        "native library": native.library() is not None,
     }
     present = [feature for feature, is_there in features.items() if is_there]
     return f"{name} ({', '.join(present)})" if present else name
@@ -84,19 +89,22 @@ def fastest_way(heads: int, head_dim: int, window: tuple[int, int], dtype: torch
         window: that of the layers with a sliding window, two of three.
         dtype: the dtype of queries, keys and values.
     """
+    ways: tuple[CpuWay, ...] = WAYS
     if dtype == torch.float32:
-        return FUSED
+        ways = (FUSED, NATIVE)
+        if native.library() is None or head_dim % native.HEAD_DIM_MULTIPLE:
+            return FUSED
     generator = torch.Generator().manual_seed(0)
     shape = (3, sum(_SEQLENS), heads, head_dim)
     q, k, v = torch.randn(shape, generator=generator).to(dtype)
-    seconds = dict.fromkeys(WAYS, float("inf"))
+    seconds = dict.fromkeys(ways, float("inf"))
     with torch.inference_mode():
         for round_number in range(1 + _ROUNDS):
-            for way in WAYS:
+            for way in ways:
                 took = _seconds(q, k, v, window, way)
                 if round_number:  # the first one warms up
                     seconds[way] = min(seconds[way], took)
-    fastest = min(WAYS, key=seconds.__getitem__)
+    fastest = min(ways, key=seconds.__getitem__)
     if seconds[fastest] >= _CLEARLY * seconds[FUSED]:
         fastest = FUSED
     logger.info(

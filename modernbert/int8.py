@@ -4,18 +4,25 @@ Weights have a scale for each output, activations one for each row, found as the
 themselves are exact, so that a row's bits do not depend on those beside it. Attention, norms, the
 embeddings, heads and all residual sums keep the model's dtype.
 
+This is the way of torch. Without AMX, the library of modernbert/csrc computes whole layers
+(int8_native.py) where it is there.
+
 Shapes: T rows, D in, E out, F MLP width.
 """
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from torch import Tensor, nn
 
+from modernbert import int8_native
 from modernbert.cpu import processor
 from modernbert.layers import ModernBertEncoderLayer
 from modernbert.linear import GatedLinear, Linear
 
+logger = logging.getLogger(__name__)
 _LARGEST = 127
 _LEAST_SCALE = 1e-12  # of a row or an output whose values are all zero
 
@@ -57,7 +64,7 @@ class Int8GatedLinear(Int8Linear):
 
 def quantise(model: nn.Module) -> None:
     """Turn the products of a model's encoder into int8; afterwards the model can be neither trained
-    nor saved.
+    nor saved. Warns where the library of modernbert/csrc, which is faster, does not compute them.
 
     Args:
         model: a model of this package on a CPU.
@@ -75,6 +82,15 @@ def quantise(model: nn.Module) -> None:
         layer.attn.Wo = Int8Linear(layer.attn.Wo)  # type: ignore[assignment]
         layer.mlp.Wi = Int8GatedLinear(layer.mlp.Wi)  # type: ignore[assignment]
         layer.mlp.Wo = Int8Linear(layer.mlp.Wo)  # type: ignore[assignment]
+    layers = [each for each in model.modules() if isinstance(each, ModernBertEncoderLayer)]
+    if torch.cpu._is_amx_tile_supported() or not layers:  # torch uses AMX, the library does not
+        return
+    if reason := int8_native.why_unsupported(layers[0]):
+        logger.warning("int8 is computed by torch, about 1.6 times slower: %s", reason)
+        return
+    for layer in layers:
+        layer.native = int8_native.NativeLayer(layer)
+        del layer.attn_norm, layer.attn, layer.mlp_norm, layer.mlp
 
 
 def compute_dtype() -> torch.dtype:

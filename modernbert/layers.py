@@ -5,6 +5,8 @@ Shapes: T packed tokens, L tokens of one sequence, D hidden, N heads, H head dim
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor, nn
 
@@ -100,6 +102,16 @@ class ModernBertMLP(nn.Module):
         return out_TD
 
 
+class NativeRows(Protocol):
+    """What a layer computes row by row, before and after attention, in one call each."""
+
+    def project_qkv(
+        self, x_TD: Tensor, cos_TH: Tensor, sin_TH: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]: ...
+
+    def project_output(self, x_TD: Tensor, attended_TD: Tensor) -> Tensor: ...
+
+
 class ModernBertEncoderLayer(nn.Module):
     """One layer: attention and MLP, each after a norm and added to its input (pre-norm)."""
 
@@ -113,6 +125,7 @@ class ModernBertEncoderLayer(nn.Module):
         self.window = config.window(index)
         self.attention_dropout = config.attention_dropout
         self.deterministic = config.deterministic_flash_attn
+        self.native: NativeRows | None = None
 
     def forward(
         self,
@@ -135,9 +148,14 @@ class ModernBertEncoderLayer(nn.Module):
         if kernels := gpu.kernels_for(x_TD):
             qkv_T3NH = self.attn.Wqkv(self.attn_norm(x_TD)).unflatten(-1, self.attn.qkv_shape)
             kernels.rotate_(qkv_T3NH, *rope, batch.position_ids)
+            q_TNH, k_TNH, v_TNH = qkv_T3NH.unbind(dim=1)
+            del qkv_T3NH
+        elif self.native is not None:
+            q_TNH, k_TNH, v_TNH = self.native.project_qkv(x_TD, *rope)
         else:
             qkv_T3NH = map_row_chunks(self._project_qkv, x_TD, *rope)
-        q_TNH, k_TNH, v_TNH = qkv_T3NH.unbind(dim=1)
+            q_TNH, k_TNH, v_TNH = qkv_T3NH.unbind(dim=1)
+            del qkv_T3NH
         dropout = self.attention_dropout if self.training else 0.0
         if maps is not None:
             weights = attention_maps(q_TNH, k_TNH, batch.seqlens, self.window, dropout)
@@ -152,7 +170,9 @@ class ModernBertEncoderLayer(nn.Module):
                 dropout=dropout,
                 deterministic=self.deterministic,
             )
-        del qkv_T3NH, q_TNH, k_TNH, v_TNH  # the memory is the MLP's now
+        del q_TNH, k_TNH, v_TNH  # the memory is the MLP's now
+        if self.native is not None:
+            return self.native.project_output(x_TD, a_TNH.flatten(1))
         return map_row_chunks(self._project_output, x_TD, a_TNH.flatten(1))
 
     def _project_qkv(self, x_TD: Tensor, cos_TH: Tensor, sin_TH: Tensor) -> Tensor:

@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from modernbert import native
+
 Window = tuple[int, int] | None
 """(left, right): the keys that a query sees on each side, both ends inclusive; None: all keys of
 its sequence.
@@ -32,13 +34,15 @@ class CpuWay(NamedTuple):
     """How attention is computed: which of the ways is fastest depends on the processor."""
 
     product: str
-    """One of PRODUCTS."""
+    """One of PRODUCTS, or that of NATIVE."""
     tile: int
     """The queries of a tile of a sliding window."""
 
 
 FUSED = CpuWay("sdpa", 32)
-"""The way on GPUs, in training, and on CPUs in fp32."""
+"""The way on GPUs and in training, and on CPUs unless another one is faster there."""
+NATIVE = CpuWay("native", 24)
+"""By the library of modernbert/csrc, in fp32, whether there is a window or not."""
 _SCORES_IN_CACHE = 1_200_000  # scores computed at a time, of as many sequences or tiles as fit
 # Query rows computed at a time, head by head, where one sequence has more than twice those scores.
 _ROWS_PER_STEP = 512
@@ -70,7 +74,9 @@ def torch_attention(
     Returns:
         (T, N, H).
     """
-    attention_fn = PRODUCTS[way.product]
+    if way == NATIVE and not plain and not dropout:
+        return native.attention(q, k, v, seqlens, window)
+    attention_fn = _sdpa if way == NATIVE else PRODUCTS[way.product]
     if plain:
         attention_fn = _eager
     elif dropout:

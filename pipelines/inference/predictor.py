@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from modernbert import int8
+from modernbert import int8, native
 from modernbert.checkpoint import as_dtype
 from modernbert.linear import prepack
 from modernbert.model import ModernBertModel
@@ -100,8 +100,12 @@ class Predictor:
 
     @property
     def attention(self) -> str | None:
-        """How attention is computed on a CPU in half precision, where there is a choice."""
-        if self.device.type != "cpu" or self.torch_dtype == torch.float32:
+        """How attention is computed on a CPU, where there is a choice: in half precision, in int8
+        and where the library of modernbert/csrc is used.
+        """
+        if self.device.type != "cpu":
+            return None
+        if self.dtype == "float32" and native.library() is None:
             return None
         way = self.encoders[0].cpu_way
         return f"{way.product}, tiles of {way.tile}"

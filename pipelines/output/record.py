@@ -41,8 +41,8 @@ class Attempt:
     snapshot: str | None = None
     """For a table, the version or snapshot of it that was read."""
     attention: dict[str, tuple[str, int]] = field(default_factory=dict)
-    """How actors on CPUs computed it in half precision, by the processor: the product and the size
-    of tiles (torch_attention.CpuWay).
+    """How actors on CPUs computed it where there was a choice, by the processor: the product and
+    the size of tiles (torch_attention.CpuWay).
     """
 
 

@@ -7,7 +7,7 @@ import torch
 from checkpoints import relative_error
 from test_attention import plain
 
-from modernbert import cpu
+from modernbert import cpu, native
 from modernbert.attention import varlen_attention
 from modernbert.cpu import WAYS, bfloat16_slowdown, fastest_way, processor
 from modernbert.torch_attention import FUSED
@@ -48,6 +48,7 @@ def test_the_fastest_way_is_taken_where_it_clearly_wins(monkeypatch, fastest):
     assert find(6, 32, WINDOW, torch.bfloat16) == fastest
     assert set(asked) == {((6, 32), torch.bfloat16, WINDOW)}  # the model's own shapes
     asked.clear()
+    monkeypatch.setattr(native, "library", lambda: None)
     assert find(6, 32, WINDOW, torch.float32) == FUSED
     assert asked == []  # there is one way
 
