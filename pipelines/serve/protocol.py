@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+import numpy as np
+
 from modernbert.stored import Json
 from modernbert.text.windows import Text
 
@@ -130,13 +132,16 @@ class Info:
 
 @dataclass(frozen=True)
 class Tokens:
-    """The tokens of a text."""
+    """The tokens of a text; arrays, since a request may have many."""
 
-    ids: list[int]
+    ids: np.ndarray
+    """(T,) int32."""
     tokens: list[str]
     """The tokens as the vocabulary spells them."""
-    offsets: list[tuple[int, int] | None]
-    """The characters [start, end) of each token in the text; None for special tokens."""
+    offsets: np.ndarray
+    """(T, 2) int32: the characters [start, end) of each token in the text; -1 for special
+    tokens.
+    """
 
 
 class OnlineModel(Protocol):

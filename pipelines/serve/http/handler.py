@@ -169,9 +169,8 @@ class RequestHandler:
         # without special tokens.
         all_tokens = await self.tokenize(info, texts, field)
         for i, (ids, tokens) in enumerate(zip(id_lists, all_tokens, strict=True)):
-            spans = zip(tokens.ids, tokens.offsets, strict=True)
-            bare_ids = [token for token, span in spans if span is not None]
-            if ids not in (tokens.ids, bare_ids):
+            bare_ids = tokens.ids[tokens.offsets[:, 0] >= 0]
+            if ids not in (tokens.ids.tolist(), bare_ids.tolist()):
                 message = f"{field}[{i}]: no text has just these token ids; send the text"
                 raise ApiError("invalid", message, field=field)
         return texts
