@@ -65,7 +65,7 @@ class FairQueue(Generic[_Item]):
     A turn gives a client `quantum`, and lasts until that is taken; what an entry takes beyond it is
     missing in the client's next turns. So of two clients for whom something waits all the time,
     neither gets more than 2 * (quantum + the largest take) more than the other, however many
-    entries they have (and what room in batches is left by what does not fit, batch by batch), and
+    entries they have (and what fills the room that others leave is made up for later), and
     a client waits for one turn of each other client at most.
 
     Of a client's entries a short one comes before a longer one, but not for ever: an entry comes
@@ -120,10 +120,12 @@ class FairQueue(Generic[_Item]):
         while passed_over < self._size:
             client = self._round[place]
             passed = passed_by.get(client.name, 0)
-            if passed and passed == len(client.entries):
+            if passed_over and passed == len(client.entries):
                 place += 1
                 continue
-            if client.credit <= 0 or not client.entries:
+            # While something was passed over whose turn it is, nobody has another turn: what room
+            # it leaves is taken at the expense of turns to come.
+            if not passed_over and (client.credit <= 0 or not client.entries):
                 self._end_turn(place)
                 continue
             entry = client.entries[passed]
@@ -133,7 +135,8 @@ class FairQueue(Generic[_Item]):
             if self._size == size and entry.cost == cost:
                 passed_by[client.name] = passed + 1
                 passed_over += 1
-                self._due.setdefault(client.name, entry)
+                if client.credit > 0:
+                    self._due.setdefault(client.name, entry)
         if not self._size:
             self._forget_all()
 
