@@ -19,6 +19,7 @@ from pipelines.serve.step_pool import Steps
 from pipelines.tasks.base import Task
 
 _SLICE_BYTES = 1 << 17  # of texts, some 50 ms of tokenising; a longer document is its own slice
+_RESULT_BYTES = 400  # of an entity or a candidate, which is an object of four or five fields
 ID_BYTES = 4
 """What an id is counted for where texts are counted by their bytes."""
 _MOST_WINDOWS = 1 << 14  # of a request: what is done for each takes as long as for some tokens
@@ -120,14 +121,26 @@ def check_size(task: Task, windows: Windows) -> None:
         )
 
 
-def check_results(task: Task, response: Sequence[object] | np.ndarray) -> None:
-    """Raise WindowBudgetError for a response with more results than are given in a request."""
+def check_results(task: Task, response: Sequence[object] | np.ndarray) -> int:
+    """Return about how many bytes a response takes in memory.
+
+    Raises WindowBudgetError for a response with more results than are given in a request.
+    """
     results = task.count_results(response)
     if results > MOST_RESULTS:
         raise WindowBudgetError(
             f"the answer holds {results:,} results; at most {MOST_RESULTS:,} are given in a "
             "request: send fewer texts at a time, or serve the model with a lower top_k"
         )
+    if isinstance(response, np.ndarray):
+        return response.nbytes
+    return results * _RESULT_BYTES + sum(map(_array_bytes, response))
+
+
+def _array_bytes(result: object) -> int:
+    """Count the bytes of a document's arrays, of which it may have one or a tuple."""
+    arrays = result if isinstance(result, tuple) else (result,)
+    return sum(array.nbytes for array in arrays if isinstance(array, np.ndarray))
 
 
 def tokenize(tokenizer: Tokenizer, texts: Sequence[str], special: bool) -> Steps[list[Tokens]]:

@@ -35,6 +35,7 @@ from pipelines.serve.encoding import (
     tokenize,
 )
 from pipelines.serve.fair import OverloadedError
+from pipelines.serve.freed_memory import record_freed
 from pipelines.serve.metrics import Metrics
 from pipelines.serve.protocol import (
     SMALL_REQUEST,
@@ -55,6 +56,7 @@ _OPTIONS_KEPT = 1024  # characters of the options of a call whose task is kept
 _RECENT_S = 5.0  # with an answer as recent as this the model is healthy
 _FIRST_WINDOW_S = 0.01  # what a window is thought to take before any has run
 _LATEST_SHARE = 0.1  # of the latest batch or request, in what is a mean of all
+_BYTES_PER_BYTE = 32  # of memory that a byte of a text takes on its way to windows, about
 _CERTAIN_SHARE = 0.5  # of the tokens that its bytes make likely, that a request has before all else
 # The seconds after which a refused client is asked to come back.
 _LEAST_WAIT_S = 1.0
@@ -73,6 +75,7 @@ class _Admitted:
     """By time.perf_counter()."""
     work: Work[Any] | None = None
     """What is done for it in threads, of whatever result."""
+    text_bytes: int = 0
 
 
 class ModelServer:
@@ -210,6 +213,7 @@ class ModelServer:
                 claim.release()
             else:
                 self._pool.abandon(admitted.work)
+                record_freed(_BYTES_PER_BYTE * admitted.text_bytes)
                 admitted.work.future.add_done_callback(lambda _: claim.release())
 
     def _refused_as_full(self, count: int) -> ServeError:
@@ -285,6 +289,7 @@ class ModelServer:
 
     async def _checked(self, admitted: _Admitted, steps: Steps[_Result], size: int) -> _Result:
         """Do work in threads that refuses what is wrong with the request by a ValueError."""
+        admitted.text_bytes = size
         self._pool.check(admitted.client, size, admitted.deadline)
         try:
             return await self._in_steps(admitted, steps, size)

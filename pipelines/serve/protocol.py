@@ -84,6 +84,8 @@ class PredictResponse:
     """From the last token of the request's encoding to its first packed batch."""
     forward_s: float
     """From its first packed batch to the end of its last."""
+    held_bytes: int
+    """What the results take in memory, about."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,11 @@ class Tokens:
     """(T, 2) int32: the characters [start, end) of each token in the text; -1 for special
     tokens.
     """
+
+    @property
+    def held_bytes(self) -> int:
+        """What they take in memory, about: tokens of one id share their spelling."""
+        return self.ids.nbytes + self.offsets.nbytes + 8 * len(self.tokens)
 
 
 class OnlineModel(Protocol):

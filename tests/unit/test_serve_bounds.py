@@ -19,7 +19,7 @@ from modernbert.text.windows import WindowBudgetError, window_budget
 from pipelines.checkpoints import Checkpoint
 from pipelines.options import TASKS
 from pipelines.serve.admission import Admission
-from pipelines.serve.encoding import encode_request, encode_slices
+from pipelines.serve.encoding import encode_request
 from pipelines.serve.http.bodies import Body
 from pipelines.serve.http.dialects.cohere import CohereRequest
 from pipelines.serve.http.dialects.huggingface import (

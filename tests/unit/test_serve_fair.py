@@ -34,7 +34,7 @@ class Model:
             if windows[0] > room and taken:
                 continue
             turn = self.queue.credit(entry)
-            while windows and (turn > 0 and windows[0] <= room or not taken):
+            while windows and ((turn > 0 and windows[0] <= room) or not taken):
                 tokens = windows.pop(0)
                 taken.append((entry.number, tokens))
                 turn -= tokens
@@ -114,13 +114,12 @@ def test_a_short_request_waits_for_a_batch_of_each_other_client_at_most(
         model.batch()
         refill()
     number = model.push("new", [rng.randint(1, QUANTUM)])
-    for waited in range(others + 1):
+    for _ in range(others + 1):
         if number in dict(model.batch()):
             break
         refill()
     else:
         raise AssertionError(f"it still waits after {others + 1} batches")
-    assert waited <= others
 
 
 def test_a_client_that_took_more_waits_until_it_is_paid() -> None:
