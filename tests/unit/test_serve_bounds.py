@@ -287,3 +287,28 @@ class TestResponses:
         }
         assert max(map(len, sent)) < 80_000
         assert ticks > 40
+
+
+def test_a_texts_tokens_are_bounded_before_they_are_held(
+    checkpoints: dict[str, Checkpoint], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A text of a million tokens is not encoded whole to be refused; one that fits is encoded as ever."""
+    encoder = checkpoints["tag"].tokenizer._encoder
+    monkeypatch.setattr("modernbert.text.encoder._CHARS_PER_COUNT", 1000)
+    held: list[int] = []
+    encode_texts = type(encoder)._encode_texts
+
+    def recorded(self: Any, texts: Any, *arguments: Any, **named: Any) -> Any:
+        held.append(sum(map(len, texts)))
+        return encode_texts(self, texts, *arguments, **named)
+
+    monkeypatch.setattr(type(encoder), "_encode_texts", recorded)
+    text = "the cat sat on the mat " * 1000
+    tokenizer = checkpoints["tag"].tokenizer
+    tokens = len(tokenizer.encode([text], 32, stride=8).input_ids)
+    held.clear()
+    with window_budget(2000), pytest.raises(WindowBudgetError):
+        tokenizer.encode([text], 32, stride=8)
+    assert held == []
+    with window_budget(tokens):
+        assert len(tokenizer.encode([text], 32, stride=8).input_ids) == tokens
