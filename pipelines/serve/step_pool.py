@@ -9,6 +9,7 @@ import time
 from collections.abc import Generator
 from concurrent.futures import Future
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from pipelines.serve.fair import Entry, FairQueue, Speed
@@ -43,7 +44,9 @@ class StepPool:
         # Of results of any type, as the threads do not look at them.
         self._queue: FairQueue[Work[Any]] = FairQueue(_QUANTUM_BYTES)
         self._speed = Speed()
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        # One for each entry that was queued: it wakes a thread sooner than a condition does.
+        self._wakes: SimpleQueue[None] = SimpleQueue()
         self._closed = False
         self._threads = [
             threading.Thread(target=self._run, name="tokenise", daemon=True) for _ in range(threads)
@@ -59,16 +62,16 @@ class StepPool:
         work = Work(client, steps, max(size, 1), Future())
         # Work cannot be cancelled, only abandoned: its future is done when no thread is at it.
         work.future.set_running_or_notify_cancel()
-        with self._changed:
+        with self._lock:
             if self._closed:
                 raise RuntimeError("the threads are closed")
             work.number = self._queue.push(client, work, work.bytes_left)
-            self._changed.notify()
+        self._wakes.put(None)
         return work
 
     def abandon(self, work: Work[Any]) -> None:
         """End work for which nobody waits: at once, or where a thread is at it, after its step."""
-        with self._changed:
+        with self._lock:
             work.is_abandoned = True
             entry = self._queue.find(work.client, work.number)
             if entry is not None:
@@ -78,18 +81,19 @@ class StepPool:
 
     def check(self, client: str | None, size: int, deadline: float) -> None:
         """Raise OverloadedError for texts of `size` bytes that cannot be tokenised in time."""
-        with self._changed:
+        with self._lock:
             now = time.perf_counter()
             self._speed.check(self._queue.cost_until(client, size), now, deadline)
 
     def close(self) -> None:
         """End the threads, and abandon what waits."""
-        with self._changed:
+        with self._lock:
             self._closed = True
             waiting = [entry.item for entry in self._queue.turns()]
-            self._changed.notify_all()
         for work in waiting:
             self.abandon(work)
+        for _ in self._threads:
+            self._wakes.put(None)
         for thread in self._threads:
             thread.join()
 
@@ -99,13 +103,14 @@ class StepPool:
             began = time.perf_counter()
             done_bytes, is_over = _step(work)
             ended = time.perf_counter()
-            with self._changed:
+            with self._lock:
                 self._queue.charge(work.client, done_bytes)
                 if len(self._queue):
                     self._speed.record(done_bytes, began, ended)
                 if not is_over and not work.is_abandoned:
                     work.bytes_left = max(work.bytes_left - done_bytes, 1)
                     work.number = self._queue.push(work.client, work, work.bytes_left)
+                    self._wakes.put(None)
                     continue
             if not is_over:
                 work.steps.close()
@@ -113,14 +118,15 @@ class StepPool:
 
     def _wait(self) -> Entry[Work[Any]] | None:
         """Return the next work, taken out of the queue; None after the end."""
-        with self._changed:
-            while not self._closed:
+        while True:
+            self._wakes.get()
+            with self._lock:
+                if self._closed:
+                    return None
                 entry = next(self._queue.turns(), None)
                 if entry is not None:
                     self._queue.remove(entry)
                     return entry
-                self._changed.wait()
-            return None
 
 
 def _step(work: Work[Any]) -> tuple[int, bool]:
