@@ -19,9 +19,11 @@ from modernbert.text.windows import (
     MOST_OVERLAP,
     Text,
     TextTokens,
+    WindowBudgetError,
     Windows,
     WindowsBuilder,
     longest_first,
+    tokens_allowed,
     window_ranges,
 )
 
@@ -30,6 +32,9 @@ _CHARS_PER_CALL = 4 << 20
 _NO_LIMIT = 1 << 62
 Side = Literal["before", "behind"]
 """Where a text stands that is joined to another one."""
+# Of a text whose tokens are counted: its encodings take some 200 bytes a token.
+_CHARS_PER_COUNT = 1 << 16
+_CUT_TOKENS = 8  # that a cut through a text may add, and more
 
 
 class _CrossedCounts(NamedTuple):
@@ -176,10 +181,30 @@ class WindowEncoder:
             if isinstance(document, tuple):
                 pairs = cast("Sequence[tuple[str, str]]", chunk)
                 columns = [[first for first, _ in pairs], [second for _, second in pairs]]
+            if max_tokens == _NO_LIMIT:
+                for texts in columns:
+                    self._check_budget(texts)
             encoded = [self._encode_texts(texts, max_tokens, details) for texts in columns]
             yield from zip(*encoded, strict=True)
             start = stop
             num_chars = 0
+
+    def _check_budget(self, texts: Sequence[str]) -> None:
+        """Raise WindowBudgetError for a text of which windows would hold more than is allowed,
+        before all of it is encoded.
+        """
+        allowed = tokens_allowed()
+        for text in texts:
+            # A token stands for a byte at least.
+            if len(text) * 4 <= allowed or len(text.encode("utf-8", "replace")) <= allowed:
+                continue
+            tokens = 0
+            for start in range(0, len(text), _CHARS_PER_COUNT):
+                piece = text[start : start + _CHARS_PER_COUNT]
+                (encoding,) = self.fast.encode_batch_fast([piece], add_special_tokens=False)
+                tokens += len(encoding) - _CUT_TOKENS
+                if tokens > allowed:
+                    raise WindowBudgetError(f"a text has more than {allowed:,} tokens")
 
     def _iter_words(self, documents: Sequence[Sequence[str]]) -> Iterator[TextTokens]:
         """Yield the tokens of each list of words, encoded for some lists at a time."""

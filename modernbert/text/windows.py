@@ -40,6 +40,11 @@ def window_budget(tokens: int) -> Iterator[None]:
         _budget.reset(token)
 
 
+def tokens_allowed() -> int:
+    """Return the tokens that `window_budget` allows, a very large number outside of it."""
+    return _budget.get()
+
+
 @dataclass(frozen=True)
 class Windows:
     """The result of `Tokenizer.encode`: the windows of some documents, laid end to end.

@@ -76,6 +76,11 @@ class Claim:
         self._pool: _Pool | None = None
         self._count = 0
 
+    @property
+    def count(self) -> int:
+        """The places that it holds."""
+        return self._count
+
     def resize(self, count: int) -> bool:
         """Hold `count` places in all; False where they are taken, and then what was held stays."""
         admission = self._admission

@@ -66,7 +66,7 @@ def response_of(
         document = windows.document[window]
         failed.setdefault(int(places[document]), reason)
     results = _results(task, outputs, places, failed, count)
-    check_results(task, results)
+    held_bytes = check_results(task, results)
     n_tokens = np.zeros(count, np.int64)
     n_tokens[places] = windows.n_tokens
     truncated = np.zeros(count, bool)
@@ -81,6 +81,7 @@ def response_of(
         tokenise_s=prepared.seconds,
         queue_s=predictions.queue_s,
         forward_s=predictions.seconds,
+        held_bytes=held_bytes,
     )
 
 

@@ -1,6 +1,10 @@
 """Batcher: windows of many requests in, packed batches through one predictor, values out. Threads,
 no event loop.
 
+Clients share the model fairly, in tokens (fair.py). A request that cannot be answered in time, by
+the speed of late, is refused when it comes; and if others have come since, before it is begun or
+goes on, so that hardly any work is done for answers that come too late.
+
 An idle model runs what is there at once. While it runs, the queue fills, and the next batch takes
 what is there then, so batches grow with the load. Clients that have just been answered ask again,
 and else the first of them would run alone, which on a GPU takes as long as all of them: so after a
@@ -15,7 +19,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -25,13 +28,14 @@ import numpy as np
 from modernbert.text.windows import WindowBudgetError
 from pipelines.inference.outputs import ValuesBuilder
 from pipelines.inference.predictor import Predictor
+from pipelines.serve.fair import Entry, FairQueue, OverloadedError, Speed
 from pipelines.serve.protocol import MOST_NUMBERS
 from pipelines.tasks.base import Task
 from pipelines.tasks.outputs import Predictions
 
 logger = logging.getLogger(__name__)
 TURN_FRACTION = 4
-"""A request gets a TURN_FRACTION-th of a batch before the next request has its turn."""
+"""A client gets a TURN_FRACTION-th of a batch before the next client has its turn."""
 LINGER = 0.05
 """The wait after a batch, as a share of the time that the batch took."""
 
@@ -39,8 +43,9 @@ LINGER = 0.05
 class PendingRequest:
     """The windows of a request, some of which are still in the queue."""
 
-    def __init__(self, task: Task, input_ids: np.ndarray, cu_seqlens: np.ndarray):
+    def __init__(self, task: Task, input_ids: np.ndarray, cu_seqlens: np.ndarray, deadline: float):
         self.task = task
+        self.deadline = deadline  # by time.perf_counter()
         self.input_ids = input_ids
         self.cu_seqlens = cu_seqlens
         self.windows = len(cu_seqlens) - 1
@@ -52,17 +57,12 @@ class PendingRequest:
         self.batches = 0
         self.future: Future[Predictions] = Future()
 
-    @property
-    def tokens_left(self) -> int:
-        """The tokens of the windows that are in no batch yet."""
-        return int(self.cu_seqlens[-1] - self.cu_seqlens[self.next])
-
     def count_next(self, turn: int, room: int, *, at_least_one: bool) -> int:
         """Return how many of its next windows a batch takes.
 
         Args:
-            turn: the tokens of a batch that a request gets before the next one has its turn; a
-                single window may have more.
+            turn: the tokens that its client may still take in this turn; a single window may have
+                more.
             room: the tokens for which the batch still has room.
             at_least_one: whether it takes a window for which there is no room, too.
         """
@@ -101,11 +101,13 @@ class PendingRequest:
 
     def refuse_size(self) -> None:
         """End with WindowBudgetError: the model gives more numbers than a request may have."""
-        if self.future.done() or not self.future.set_running_or_notify_cancel():
-            return
         message = f"the model gives more than the {MOST_NUMBERS:,} numbers that a request may have"
-        error = WindowBudgetError(f"{message}: send fewer or shorter texts at a time")
-        self.future.set_exception(error)
+        self.refuse(WindowBudgetError(f"{message}: send fewer or shorter texts at a time"))
+
+    def refuse(self, error: Exception) -> None:
+        """End with an error, unless it has ended."""
+        if not self.future.done() and self.future.set_running_or_notify_cancel():
+            self.future.set_exception(error)
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,12 @@ class _Part:
         """The tokens of the windows, end to end."""
         cu_seqlens = self.request.cu_seqlens
         return self.request.input_ids[cu_seqlens[self.first] : cu_seqlens[self.stop]]
+
+    @property
+    def tokens(self) -> int:
+        """The number of its tokens."""
+        cu_seqlens = self.request.cu_seqlens
+        return int(cu_seqlens[self.stop] - cu_seqlens[self.first])
 
     @property
     def lengths(self) -> np.ndarray:
@@ -141,6 +149,15 @@ class _Part:
                 self.request.failed[window] = reason
 
 
+@dataclass(frozen=True)
+class _Batch:
+    """What runs at a time."""
+
+    parts: list[_Part]
+    is_full: bool
+    """Whether more waited than there was room for: only then its time tells the speed."""
+
+
 class Batcher:
     """The queue of one predictor, and the threads that run it."""
 
@@ -152,7 +169,9 @@ class Batcher:
         self._on_batch = on_batch
         self.succeeded = float("-inf")
         """When a batch last succeeded, by time.monotonic()."""
-        self._queue: deque[PendingRequest] = deque()
+        turn_tokens = max(predictor.budget_tokens // TURN_FRACTION, 1)
+        self._queue: FairQueue[PendingRequest] = FairQueue(turn_tokens)
+        self._speed = Speed()
         self._changed = threading.Condition()
         self._closed = False
         # When the wait after the last batch is over, by time.perf_counter().
@@ -167,7 +186,14 @@ class Batcher:
             thread.start()
 
     def submit(
-        self, task: Task, input_ids: np.ndarray, cu_seqlens: np.ndarray, *, first: bool = False
+        self,
+        task: Task,
+        input_ids: np.ndarray,
+        cu_seqlens: np.ndarray,
+        *,
+        client: str | None = None,
+        deadline: float = float("inf"),
+        first: bool = False,
     ) -> Future[Predictions]:
         """Queue the windows of a request.
 
@@ -175,27 +201,42 @@ class Batcher:
             task: what is done with them.
             input_ids: (T,), the tokens of the windows, end to end.
             cu_seqlens: (W+1,), where each window starts, with T at the end.
+            client: who asks; those without a name are one.
+            deadline: when nobody waits for the answer any more, by time.perf_counter().
             first: whether they come before all others.
 
         Returns:
             A future, whose cancelling takes what has not run out of the queue. It raises
-            WindowBudgetError where the model gives more than MOST_NUMBERS.
+            WindowBudgetError where the model gives more than MOST_NUMBERS, and OverloadedError
+            where others have come so that there is no time for it any more.
 
         Raises:
+            OverloadedError: where there is no time for it.
             RuntimeError: after `close`.
         """
-        request = PendingRequest(task, input_ids, cu_seqlens)
+        request = PendingRequest(task, input_ids, cu_seqlens, deadline)
+        tokens = len(input_ids)
         with self._changed:
             if self._closed:
                 raise RuntimeError("the batcher is closed")
             if request.windows == 0:
                 request.finish(request.started)
-            elif first:
-                self._queue.appendleft(request)
-            else:
-                self._queue.append(request)
+                return request.future
+            self._check_time(client, tokens, deadline)
+            number = self._queue.push(client, request, tokens, first=first)
             self._changed.notify()
+        request.future.add_done_callback(lambda future: self._forget(client, number, future))
         return request.future
+
+    def check_time(self, client: str | None, tokens: int, deadline: float) -> None:
+        """Raise OverloadedError for a request of so many tokens that `submit` would refuse."""
+        with self._changed:
+            self._check_time(client, tokens, deadline)
+
+    @property
+    def queued(self) -> int:
+        """The requests that have windows in the queue."""
+        return len(self._queue)
 
     def close(self) -> None:
         """Answer what is in the queue, refuse more, and end the threads."""
@@ -209,16 +250,16 @@ class Batcher:
         """Run batches until the batcher is closed and its queue empty."""
         while True:
             batch = self._wait_for_batch()
-            if not batch:
+            if not batch.parts:
                 return
             self._run(batch)
 
-    def _wait_for_batch(self) -> list[_Part]:
+    def _wait_for_batch(self) -> _Batch:
         """Return the next batch as soon as there is one; nothing after the end."""
         with self._changed:
             while True:
                 batch = self._next_batch()
-                if batch or (self._closed and not self._queue):
+                if batch.parts or (self._closed and not self._queue):
                     return batch
                 # What is in the queue waits for more to share its batch, but not for long.
                 timeout_s = None
@@ -226,39 +267,67 @@ class Batcher:
                     timeout_s = max(self._wait_until - time.perf_counter(), 0)
                 self._changed.wait(timeout_s)
 
-    def _next_batch(self) -> list[_Part]:
-        """The next batch: requests take turns in the order of arrival, a part of the batch each,
-        until it is full.
+    def _next_batch(self) -> _Batch:
+        """The next batch: clients take turns, a part of the batch each, until it is full.
 
-        A request whose next window does not fit any more keeps its place, and so comes first in the
-        next batch; one that had a turn stands behind all others. Only requests whose forward pass
-        is the same share a batch. Nothing where it is better to wait for more.
+        A request whose next window does not fit any more keeps its place, and the first of these
+        comes first in the next batch. Only requests whose forward pass is the same share a batch.
+        Nothing where it is better to wait for more.
         """
-        batch: list[_Part] = []
+        parts: list[_Part] = []
         if self._is_better_to_wait():
-            return batch
-        passed_over: list[PendingRequest] = []
+            return _Batch(parts, is_full=False)
         room = self.predictor.budget_tokens
-        turn = max(room // TURN_FRACTION, 1)
-        while self._queue and room > 0:
-            request = self._queue.popleft()
-            # It was cancelled, or refused for its size.
-            if request.future.done():
+        now = time.perf_counter()
+        for entry in self._queue.turns():
+            request = entry.item
+            if not self._is_in_time(entry, now):
+                self._queue.remove(entry)
                 continue
             count = 0
-            if not batch or _share_a_pass(batch[0].request.task, request.task):
+            if not parts or _share_a_pass(parts[0].request.task, request.task):
                 # A window longer than the budget is a batch of its own.
-                count = request.count_next(turn, room, at_least_one=not batch)
+                turn = self._queue.credit(entry)
+                count = request.count_next(turn, room, at_least_one=not parts)
             if count == 0:
-                passed_over.append(request)
                 continue
             part = request.take(count)
-            batch.append(part)
-            room -= int(request.cu_seqlens[part.stop] - request.cu_seqlens[part.first])
-            if request.next < request.windows:
-                self._queue.append(request)
-        self._queue.extendleft(reversed(passed_over))
-        return batch
+            parts.append(part)
+            room -= part.tokens
+            self._queue.take(entry, part.tokens)
+            if room <= 0:
+                break
+        return _Batch(parts, is_full=len(self._queue) > 0)
+
+    def _is_in_time(self, entry: Entry[PendingRequest], now: float) -> bool:
+        """Tell whether a request can still be answered in time; else it is refused.
+
+        One that was cancelled, or refused for its size, cannot.
+        """
+        request = entry.item
+        if request.future.done():
+            return False
+        if request.deadline == float("inf"):
+            return True
+        try:
+            self._speed.check(self._queue.cost_of_next(entry), now, request.deadline, promised=1.0)
+        except OverloadedError as error:
+            request.refuse(error)
+            return False
+        return True
+
+    def _check_time(self, client: str | None, tokens: int, deadline: float) -> None:
+        tokens_until = self._queue.cost_until(client, tokens)
+        self._speed.check(tokens_until, time.perf_counter(), deadline)
+
+    def _forget(self, client: str | None, number: int, future: Future[Predictions]) -> None:
+        """Take a request that was cancelled out of the queue."""
+        if not future.cancelled():
+            return
+        with self._changed:
+            entry = self._queue.find(client, number)
+            if entry is not None:
+                self._queue.remove(entry)
 
     def _is_better_to_wait(self) -> bool:
         """Tell whether those whom the last batch answered may soon ask again and share the next."""
@@ -266,25 +335,21 @@ class Batcher:
             return False
         if len(self._queue) >= self._answered:
             return False
-        room = self.predictor.budget_tokens
-        for request in self._queue:
-            room -= request.tokens_left
-            if room <= 0:
-                return False
-        return True
+        return self._queue.backlog < self.predictor.budget_tokens
 
-    def _run(self, batch: list[_Part]) -> None:
+    def _run(self, batch: _Batch) -> None:
         """Run a batch and hand its values, or the reasons why there are none, to its requests."""
-        ids = np.concatenate([part.input_ids for part in batch])
-        lengths = np.concatenate([part.lengths for part in batch])
+        parts = batch.parts
+        ids = np.concatenate([part.input_ids for part in parts])
+        lengths = np.concatenate([part.lengths for part in parts])
         windows = len(lengths)
         began = time.perf_counter()
-        predictions = self._predict(batch[0].request.task, ids, lengths)
+        predictions = self._predict(parts[0].request.task, ids, lengths)
         # A model that fails every window is not healthy.
         if len(predictions.failed) < windows:
             self.succeeded = time.monotonic()
         offset = 0
-        for part in batch:
+        for part in parts:
             part.collect(predictions, offset)
             offset += part.stop - part.first
         ended = time.perf_counter()
@@ -292,7 +357,9 @@ class Batcher:
         self._on_batch(windows, len(ids), seconds)
         # Another thread may have run other windows of the same requests.
         with self._changed:
-            completed = _completed(batch)
+            completed = _completed(parts)
+            if batch.is_full:
+                self._speed.record(len(ids), began, ended)
             self._answered = len(completed)
             self._wait_until = ended + LINGER * seconds
         for request in completed:
@@ -318,10 +385,10 @@ def _share_a_pass(task: Task, other: Task) -> bool:
     return task.forward_options == other.forward_options
 
 
-def _completed(batch: list[_Part]) -> list[PendingRequest]:
+def _completed(parts: list[_Part]) -> list[PendingRequest]:
     """Count the windows of a batch as answered, and return the requests that have no other."""
     completed = []
-    for part in batch:
+    for part in parts:
         request = part.request
         request.unanswered -= part.stop - part.first
         request.batches += 1

@@ -1,16 +1,13 @@
-"""Documents of a request to windows, some at a time: a request that nobody waits for, or that is
-too large, ends early.
+"""Documents of a request to windows, some at a time: others have their turns between two steps, and
+a request that nobody waits for, or that is too large, ends early.
 
 Shapes: T packed tokens, W windows, D documents.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 
@@ -18,48 +15,37 @@ from modernbert.text.tokenizer import Tokenizer
 from modernbert.text.windows import Text, WindowBudgetError, Windows, window_budget
 from pipelines.inference.documents import check_documents, check_text
 from pipelines.serve.protocol import MOST_NUMBERS, MOST_RESULTS, MOST_TOKEN_NUMBERS, Tokens
+from pipelines.serve.step_pool import Steps
 from pipelines.tasks.base import Task
 
-_SLICE_CHARACTERS = 1 << 18  # about 0.1 s of tokenising; a longer document is a slice of its own
+_SLICE_BYTES = 1 << 17  # of texts, some 50 ms of tokenising; a longer document is its own slice
+_RESULT_BYTES = 400  # of an entity or a candidate, which is an object of four or five fields
+ID_BYTES = 4
+"""What an id is counted for where texts are counted by their bytes."""
 _MOST_WINDOWS = 1 << 14  # of a request: what is done for each takes as long as for some tokens
-
-
-class Abandoned(Exception):
-    """Nobody waits for the work any more."""
-
-
-class Work:
-    """What a request has under way in threads."""
-
-    def __init__(self) -> None:
-        self.abandoned = threading.Event()
-        self.thread: Future[Any] | None = None  # of whatever is done in it
-
-    def check(self) -> None:
-        """Raise Abandoned if nobody waits for the work; threads call it between two parts of it."""
-        if self.abandoned.is_set():
-            raise Abandoned
 
 
 def encode_slices(
     encode: Callable[[Sequence[Text], int], Windows],
     documents: Sequence[Text],
     most_tokens: int,
-    work: Work,
-) -> Windows:
+) -> Steps[Windows]:
     """Encode documents by slices, as one call would: `encode` takes a slice and the number of its
     first document.
 
-    Raises WindowBudgetError before the windows hold more than `most_tokens`, and Abandoned.
+    Raises WindowBudgetError before the windows hold more than `most_tokens`.
     """
-    parts = []
+    parts: list[Windows] = []
     tokens_left = most_tokens
-    for start, stop in _slices(documents):
-        work.check()
+    done_bytes = 0
+    for start, stop, size in _slices(documents):
+        if parts:
+            yield done_bytes
         with window_budget(tokens_left):
             part = encode(documents[start:stop], start)
         tokens_left -= len(part.input_ids)
         parts.append(part)
+        done_bytes = size
     return parts[0] if len(parts) == 1 else _join(parts)
 
 
@@ -70,13 +56,12 @@ def encode_request(
     *,
     truncate: bool,
     most_tokens: int,
-    work: Work,
-) -> tuple[Windows, np.ndarray]:
+) -> Steps[tuple[Windows, np.ndarray]]:
     """Return the windows of documents, and which of them, (D,) bool, are too long and so are not in
     the windows.
 
-    Raises ValueError for a document that the task does not take, WindowBudgetError for a request
-    that is too large, and Abandoned.
+    Raises ValueError for a document that the task does not take, and WindowBudgetError for a
+    request that is too large.
     """
     too_long = np.zeros(len(documents), dtype=bool)
 
@@ -92,12 +77,13 @@ def encode_request(
         return task.encode(tokenizer, short)
 
     try:
-        return encode_slices(encode, documents, most_tokens, work), too_long
+        windows = yield from encode_slices(encode, documents, most_tokens)
     except WindowBudgetError:
         raise WindowBudgetError(
             f"the windows of the request hold more than {most_tokens:,} tokens, the most that a "
             "request may have (max_request_tokens); send fewer or shorter texts at a time"
         ) from None
+    return windows, too_long
 
 
 def check_size(task: Task, windows: Windows) -> None:
@@ -135,20 +121,32 @@ def check_size(task: Task, windows: Windows) -> None:
         )
 
 
-def check_results(task: Task, response: Sequence[object] | np.ndarray) -> None:
-    """Raise WindowBudgetError for a response with more results than are given in a request."""
+def check_results(task: Task, response: Sequence[object] | np.ndarray) -> int:
+    """Return about how many bytes a response takes in memory.
+
+    Raises WindowBudgetError for a response with more results than are given in a request.
+    """
     results = task.count_results(response)
     if results > MOST_RESULTS:
         raise WindowBudgetError(
             f"the answer holds {results:,} results; at most {MOST_RESULTS:,} are given in a "
             "request: send fewer texts at a time, or serve the model with a lower top_k"
         )
+    if isinstance(response, np.ndarray):
+        return response.nbytes
+    return results * _RESULT_BYTES + sum(map(_array_bytes, response))
 
 
-def tokenize(tokenizer: Tokenizer, texts: Sequence[str], special: bool, work: Work) -> list[Tokens]:
+def _array_bytes(result: object) -> int:
+    """Count the bytes of a document's arrays, of which it may have one or a tuple."""
+    arrays = result if isinstance(result, tuple) else (result,)
+    return sum(array.nbytes for array in arrays if isinstance(array, np.ndarray))
+
+
+def tokenize(tokenizer: Tokenizer, texts: Sequence[str], special: bool) -> Steps[list[Tokens]]:
     """Return the tokens of each text.
 
-    Raises ValueError for what is no text, WindowBudgetError for too many tokens, and Abandoned.
+    Raises ValueError for what is no text, and WindowBudgetError for too many tokens.
     """
 
     def encode(some: Sequence[Text], first: int) -> Windows:
@@ -157,46 +155,45 @@ def tokenize(tokenizer: Tokenizer, texts: Sequence[str], special: bool, work: Wo
         return tokenizer.encode(some, details=True)
 
     try:
-        windows = encode_slices(encode, texts, MOST_RESULTS, work)
+        windows = yield from encode_slices(encode, texts, MOST_RESULTS)
     except WindowBudgetError:
         raise WindowBudgetError(
             f"the texts have more than {MOST_RESULTS:,} tokens, the most that a request may have; "
             "send fewer or shorter texts at a time"
         ) from None
+    distinct_ids, places = np.unique(windows.input_ids, return_inverse=True)
+    spelled = [tokenizer.token(token_id) for token_id in distinct_ids.tolist()]
+    is_special = windows.sequence_ids < 0
+    offsets = np.where(is_special[:, None], -1, windows.offsets)
+    is_wanted = np.full(len(is_special), True) if special else ~is_special
     all_tokens = []
     for start, stop in pairwise(windows.cu_seqlens.tolist()):
-        work.check()
-        ids: list[int] = []
-        spans: list[tuple[int, int] | None] = []
-        texts_of_tokens = windows.sequence_ids[start:stop].tolist()
-        offsets = windows.offsets[start:stop].tolist()
-        for token_id, text, offset in zip(
-            windows.input_ids[start:stop].tolist(), texts_of_tokens, offsets, strict=True
-        ):
-            is_special = text < 0
-            if is_special and not special:
-                continue
-            ids.append(token_id)
-            spans.append(None if is_special else (offset[0], offset[1]))
-        all_tokens.append(Tokens(ids, [tokenizer.token(token_id) for token_id in ids], spans))
+        wanted = start + np.flatnonzero(is_wanted[start:stop])
+        # Tokens of the same id share their spelling.
+        spellings = [spelled[place] for place in places[wanted].tolist()]
+        all_tokens.append(Tokens(windows.input_ids[wanted], spellings, offsets[wanted]))
     return all_tokens
 
 
 def decode(
-    tokenizer: Tokenizer, ids: Sequence[Sequence[int]], skip_special_tokens: bool, work: Work
-) -> list[str]:
+    tokenizer: Tokenizer, ids: Sequence[Sequence[int]], skip_special_tokens: bool
+) -> Steps[list[str]]:
     """Return the text of each list of ids.
 
-    Raises ValueError for an id that the tokenizer does not have, WindowBudgetError for too many
-    ids, and Abandoned.
+    Raises ValueError for an id that the tokenizer does not have, and WindowBudgetError for too many
+    ids.
     """
     count = sum(map(len, ids))
     if count > MOST_RESULTS:
         raise WindowBudgetError(f"the request holds {count:,} ids; it may hold {MOST_RESULTS:,}")
     size = tokenizer.vocab_size
     texts = []
+    done_bytes = 0
     for number, one_text in enumerate(ids):
-        work.check()
+        if done_bytes >= _SLICE_BYTES:
+            yield done_bytes
+            done_bytes = 0
+        done_bytes += ID_BYTES * len(one_text)
         wrong = next((each for each in one_text if not _is_id(each, size)), None)
         if wrong is not None:
             message = f"ids {number} hold {str(wrong)[:40]}; they must be from 0 to {size - 1}"
@@ -209,26 +206,32 @@ def _is_id(value: object, size: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < size
 
 
-def _slices(documents: Sequence[Text]) -> Iterator[tuple[int, int]]:
-    """Yield ranges [start, stop) of documents of one kind that are short together."""
+def _slices(documents: Sequence[Text]) -> Iterator[tuple[int, int, int]]:
+    """Yield ranges [start, stop) of documents of one kind that are short together, and their
+    bytes.
+    """
     start = 0
-    characters = 0
+    slice_bytes = 0
     for number, document in enumerate(documents):
-        length = _characters(document)
+        size = text_bytes(document)
         is_other_kind = isinstance(document, str) != isinstance(documents[start], str)
-        is_full = characters + length > _SLICE_CHARACTERS
+        is_full = slice_bytes + size > _SLICE_BYTES
         if number > start and (is_other_kind or is_full):
-            yield start, number
+            yield start, number, slice_bytes
             start = number
-            characters = 0
-        characters += length
-    yield start, len(documents)
+            slice_bytes = 0
+        slice_bytes += size
+    yield start, len(documents), slice_bytes
 
 
-def _characters(document: object) -> int:
-    """Count the characters of a text or a pair; what is no text is refused later."""
+def text_bytes(document: object) -> int:
+    """Count the bytes of a text or a pair in UTF-8; what is no text is refused later."""
     texts = document if isinstance(document, tuple) else (document,)
-    return sum(len(text) for text in texts if isinstance(text, str))
+    return sum(_utf8_length(text) for text in texts if isinstance(text, str))
+
+
+def _utf8_length(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
 
 def _join(parts: Sequence[Windows]) -> Windows:

@@ -11,10 +11,11 @@ import json
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from modernbert.text.tokenizer import Tokenizer
 from modernbert.text.windows import WindowBudgetError, Windows
@@ -26,12 +27,15 @@ from pipelines.serve.answers import PreparedRequest, response_of
 from pipelines.serve.batcher import Batcher
 from pipelines.serve.config import ServedModel
 from pipelines.serve.encoding import (
-    Work,
+    ID_BYTES,
     check_size,
     decode,
     encode_request,
+    text_bytes,
     tokenize,
 )
+from pipelines.serve.fair import OverloadedError
+from pipelines.serve.freed_memory import record_freed
 from pipelines.serve.metrics import Metrics
 from pipelines.serve.protocol import (
     SMALL_REQUEST,
@@ -42,6 +46,7 @@ from pipelines.serve.protocol import (
     ServeError,
     Tokens,
 )
+from pipelines.serve.step_pool import StepPool, Steps, Work
 from pipelines.tasks.base import Task, task_class
 from pipelines.tasks.outputs import Predictions
 
@@ -50,13 +55,27 @@ _TASKS_KEPT = 256  # tasks for the options of calls
 _OPTIONS_KEPT = 1024  # characters of the options of a call whose task is kept
 _RECENT_S = 5.0  # with an answer as recent as this the model is healthy
 _FIRST_WINDOW_S = 0.01  # what a window is thought to take before any has run
-_LATEST_SHARE = 0.1  # of the latest batch, in the mean time that a window takes
+_LATEST_SHARE = 0.1  # of the latest batch or request, in what is a mean of all
+_BYTES_PER_BYTE = 32  # of memory that a byte of a text takes on its way to windows, about
+_CERTAIN_SHARE = 0.5  # of the tokens that its bytes make likely, that a request has before all else
 # The seconds after which a refused client is asked to come back.
 _LEAST_WAIT_S = 1.0
 _MOST_WAIT_S = 60.0
 _MOST_WAIT_OF_SMALL_S = 5.0  # small requests have places of their own, which are soon free
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
+
+
+@dataclass
+class _Admitted:
+    """A request that is being answered."""
+
+    client: str | None
+    deadline: float
+    """By time.perf_counter()."""
+    work: Work[Any] | None = None
+    """What is done for it in threads, of whatever result."""
+    text_bytes: int = 0
 
 
 class ModelServer:
@@ -86,17 +105,18 @@ class ModelServer:
             graphs=True,
         )
         self.metrics = Metrics(options.name)
-        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="tokenise")
+        self._pool = StepPool(_THREADS)
         self._admission = Admission(options.max_queued_documents, SMALL_REQUEST)
         self._window_s = _FIRST_WINDOW_S
+        self._tokens_per_byte = 0.0
         self._probe = self.task.encode(self.checkpoint.tokenizer, [self.task.probe])
         self.batcher = Batcher(self.predictor, self._record_batch)
 
     async def predict(self, request: PredictRequest) -> PredictResponse:
         """Answer a request; what the caller cancels leaves the queue."""
         limit_s = min(request.timeout_s or self.options.timeout_s, self.options.timeout_s)
-        async with self._admitted(request.client, len(request.documents), limit_s) as work:
-            response = await self._answer(request, work)
+        async with self._admitted(request.client, len(request.documents), limit_s) as admitted:
+            response = await self._answer(request, admitted)
         self.metrics.record_response(response)
         return response
 
@@ -107,7 +127,7 @@ class ModelServer:
         name = self.options.name
         limit_s = self.options.batch_timeout_s
         try:
-            probe = self._submit(self.task, self._probe, first=True)
+            probe = self._submit(self.task, self._probe)
             predictions = await asyncio.wait_for(asyncio.wrap_future(probe), limit_s)
         except TimeoutError:
             message = f"model {name} gave no answer within {limit_s:g} s"
@@ -141,8 +161,9 @@ class ModelServer:
     ) -> list[Tokens]:
         """Tokenise texts, as OnlineModel does."""
         tokenizer = self.checkpoint.tokenizer
-        async with self._admitted(client, len(texts), self.options.timeout_s) as work:
-            return await self._checked(work, tokenize, tokenizer, texts, special, work)
+        size = sum(map(text_bytes, texts))
+        async with self._admitted(client, len(texts), self.options.timeout_s) as admitted:
+            return await self._checked(admitted, tokenize(tokenizer, texts, special), size)
 
     async def decode(
         self,
@@ -152,13 +173,14 @@ class ModelServer:
     ) -> list[str]:
         """Decode lists of token ids, as OnlineModel does."""
         tokenizer = self.checkpoint.tokenizer
-        async with self._admitted(client, len(ids), self.options.timeout_s) as work:
-            return await self._checked(work, decode, tokenizer, ids, skip_special_tokens, work)
+        size = ID_BYTES * sum(map(len, ids))
+        async with self._admitted(client, len(ids), self.options.timeout_s) as admitted:
+            return await self._checked(admitted, decode(tokenizer, ids, skip_special_tokens), size)
 
     def close(self) -> None:
         """Answer what is in the queue and refuse more."""
         self.batcher.close()
-        self._pool.shutdown(cancel_futures=True)
+        self._pool.close()
 
     @property
     def documents_under_way(self) -> int:
@@ -168,7 +190,7 @@ class ModelServer:
     @asynccontextmanager
     async def _admitted(
         self, client: str | None, count: int, limit_s: float
-    ) -> AsyncIterator[Work]:
+    ) -> AsyncIterator[_Admitted]:
         """Hold places for documents while they are worked on; ServeError where there are none."""
         most = self._admission.most_of(client)
         if count > most:
@@ -177,19 +199,22 @@ class ModelServer:
         claim = self._admission.claim(client)
         if not claim.resize(count):
             raise self._refused_as_full(count)
-        work = Work()
+        admitted = _Admitted(client, time.perf_counter() + limit_s)
         try:
             async with asyncio.timeout(limit_s):
-                yield work
+                yield admitted
+        except OverloadedError as error:
+            raise self._refused_as_late(error, limit_s) from None
         except TimeoutError:
             raise self._refused("timeout", f"no answer within {limit_s:g} s") from None
         finally:
-            # A thread cannot be cancelled: it ends at its next check, and holds the places so long.
-            work.abandoned.set()
-            if work.thread is None:
+            # A thread cannot be cancelled: it ends after its step, and holds the places so long.
+            if admitted.work is None:
                 claim.release()
             else:
-                work.thread.add_done_callback(lambda _: claim.release())
+                self._pool.abandon(admitted.work)
+                record_freed(_BYTES_PER_BYTE * admitted.text_bytes)
+                admitted.work.future.add_done_callback(lambda _: claim.release())
 
     def _refused_as_full(self, count: int) -> ServeError:
         """Return the error of a request for which there is no place, with when there may be one."""
@@ -203,6 +228,15 @@ class ModelServer:
         wait_s = max(under_way * self._window_s, _LEAST_WAIT_S)
         return self._refused("overloaded", message, min(wait_s, longest_s))
 
+    def _refused_as_late(self, error: OverloadedError, limit_s: float) -> ServeError:
+        """Return the error of a request that cannot be answered in time."""
+        message = (
+            f"an answer would take {error.wait_s:.0f} s, with what waits before it; a request may "
+            f"take {limit_s:g} s: try again later, or send fewer texts at a time"
+        )
+        retry_after_s = min(max(error.retry_after_s, _LEAST_WAIT_S), _MOST_WAIT_S)
+        return self._refused("overloaded", message, retry_after_s)
+
     def _refused(
         self, error_type: ErrorType, message: str, retry_after_s: float | None = None
     ) -> ServeError:
@@ -210,45 +244,55 @@ class ModelServer:
         self.metrics.record_refusal(error_type)
         return ServeError(error_type, f"model {self.options.name}: {message}", retry_after_s)
 
-    async def _answer(self, request: PredictRequest, work: Work) -> PredictResponse:
+    async def _answer(self, request: PredictRequest, admitted: _Admitted) -> PredictResponse:
         """Tokenise in a thread, wait for the batches, and decode in a thread."""
-        prepared = await self._checked(work, self._prepare, request, work)
+        size = sum(map(text_bytes, request.documents))
+        self._check_time(len(request.documents), size, admitted)
+        prepared = await self._checked(admitted, self._prepare(request), size)
+        tokens = len(prepared.windows.input_ids)
+        self._tokens_per_byte += _LATEST_SHARE * (tokens / max(size, 1) - self._tokens_per_byte)
         try:
-            windows = self._submit(prepared.task, prepared.windows)
+            windows = self._submit(prepared.task, prepared.windows, admitted)
             predictions = await asyncio.wrap_future(windows)
-            return await self._in_thread(
-                work, response_of, prepared, predictions, self.checkpoint.tokenizer
-            )
+            decoding = _in_one_step(response_of, prepared, predictions, self.checkpoint.tokenizer)
+            return await self._in_steps(admitted, decoding, ID_BYTES * tokens)
         except WindowBudgetError as error:
             raise self._refused("too_large", str(error)) from error
 
-    def _submit(self, task: Task, windows: Windows, *, first: bool = False) -> Future[Predictions]:
+    def _check_time(self, documents: int, size: int, admitted: _Admitted) -> None:
+        """Raise OverloadedError for a request that can hardly be answered in time, before any work
+        is done for it.
+        """
+        tokens = _CERTAIN_SHARE * self._tokens_per_byte * size
+        if self.task.stride is None:
+            tokens = min(tokens, documents * self.task.max_length)
+        self.batcher.check_time(admitted.client, int(tokens), admitted.deadline)
+
+    def _submit(
+        self, task: Task, windows: Windows, admitted: _Admitted | None = None
+    ) -> Future[Predictions]:
+        """Queue windows: those of a request, or else of a probe, which comes first."""
+        ids, cu_seqlens = windows.input_ids, windows.cu_seqlens
         try:
-            return self.batcher.submit(task, windows.input_ids, windows.cu_seqlens, first=first)
+            if admitted is None:
+                return self.batcher.submit(task, ids, cu_seqlens, first=True)
+            return self.batcher.submit(
+                task, ids, cu_seqlens, client=admitted.client, deadline=admitted.deadline
+            )
         except RuntimeError as error:
             raise self._refused("unhealthy", str(error)) from error
 
-    async def _in_thread(
-        self,
-        work: Work,
-        function: Callable[_Arguments, _Result],
-        *arguments: _Arguments.args,
-        **named: _Arguments.kwargs,
-    ) -> _Result:
-        thread = self._pool.submit(function, *arguments, **named)
-        work.thread = thread
-        return await asyncio.wrap_future(thread)
+    async def _in_steps(self, admitted: _Admitted, steps: Steps[_Result], size: int) -> _Result:
+        """Do work on texts of `size` bytes in threads."""
+        admitted.work = self._pool.submit(admitted.client, steps, size)
+        return await asyncio.wrap_future(admitted.work.future)
 
-    async def _checked(
-        self,
-        work: Work,
-        function: Callable[_Arguments, _Result],
-        *arguments: _Arguments.args,
-        **named: _Arguments.kwargs,
-    ) -> _Result:
-        """Run a function that refuses what is wrong with the request by a ValueError."""
+    async def _checked(self, admitted: _Admitted, steps: Steps[_Result], size: int) -> _Result:
+        """Do work in threads that refuses what is wrong with the request by a ValueError."""
+        admitted.text_bytes = size
+        self._pool.check(admitted.client, size, admitted.deadline)
         try:
-            return await self._in_thread(work, function, *arguments, **named)
+            return await self._in_steps(admitted, steps, size)
         except WindowBudgetError as error:
             raise self._refused("too_large", str(error)) from error
         except ValueError as error:
@@ -277,7 +321,7 @@ class ModelServer:
         other_side = "right" if tokenizer.truncation_side == "left" else "left"
         return tokenizer.truncating(other_side)
 
-    def _prepare(self, request: PredictRequest, work: Work) -> PreparedRequest:
+    def _prepare(self, request: PredictRequest) -> Steps[PreparedRequest]:
         """Check and tokenise a request; ValueError for what is wrong with it."""
         started = time.time()
         began = time.perf_counter()
@@ -285,13 +329,12 @@ class ModelServer:
         tokenizer = self.checkpoint.tokenizer
         if request.truncation_side not in (None, tokenizer.truncation_side):
             tokenizer = self._truncating_elsewhere
-        windows, too_long = encode_request(
+        windows, too_long = yield from encode_request(
             task,
             tokenizer,
             request.documents,
             truncate=request.truncate,
             most_tokens=self.options.max_request_tokens,
-            work=work,
         )
         check_size(task, windows)
         numbered = zip(request.documents, too_long, strict=True)
@@ -304,3 +347,13 @@ class ModelServer:
         latest_s = seconds / windows
         self._window_s += _LATEST_SHARE * (latest_s - self._window_s)
         self.metrics.record_batch(tokens, tokens / self.predictor.budget_tokens, seconds)
+
+
+def _in_one_step(
+    function: Callable[_Arguments, _Result],
+    *arguments: _Arguments.args,
+    **named: _Arguments.kwargs,
+) -> Steps[_Result]:
+    """Work that has no second step."""
+    yield from ()
+    return function(*arguments, **named)

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+import numpy as np
+
 from modernbert.stored import Json
 from modernbert.text.windows import Text
 
@@ -82,6 +84,8 @@ class PredictResponse:
     """From the last token of the request's encoding to its first packed batch."""
     forward_s: float
     """From its first packed batch to the end of its last."""
+    held_bytes: int
+    """What the results take in memory, about."""
 
 
 @dataclass(frozen=True)
@@ -130,13 +134,21 @@ class Info:
 
 @dataclass(frozen=True)
 class Tokens:
-    """The tokens of a text."""
+    """The tokens of a text; arrays, since a request may have many."""
 
-    ids: list[int]
+    ids: np.ndarray
+    """(T,) int32."""
     tokens: list[str]
     """The tokens as the vocabulary spells them."""
-    offsets: list[tuple[int, int] | None]
-    """The characters [start, end) of each token in the text; None for special tokens."""
+    offsets: np.ndarray
+    """(T, 2) int32: the characters [start, end) of each token in the text; -1 for special
+    tokens.
+    """
+
+    @property
+    def held_bytes(self) -> int:
+        """What they take in memory, about: tokens of one id share their spelling."""
+        return self.ids.nbytes + self.offsets.nbytes + 8 * len(self.tokens)
 
 
 class OnlineModel(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import re
 import socket
@@ -49,8 +50,10 @@ REFUSED: dict[str, tuple[str, Any, str]] = {
     "unknown parameters": (
         "/models/pii", {"inputs": "a", "parameters": {f"f{i}": 1 for i in range(MANY)}}, "parameters has 200000 fields",
     ),
-    "lists of ids": ("/decode", {"ids": [[5]] * 70_000}, "ids holds more than 65,536 items"),
+    "lists of ids": ("/decode", {"ids": [[5]] * 60_000}, "ids holds 60,000 inputs; a request may hold 2,048"),
     "more lists": ("/decode", {"ids": [[5]] * MANY}, "the body holds 200,002 lists and objects; a request may hold"),
+    "texts": ("/embed", b'{"inputs": ["a"' + b',"\\\\"' * 300_000 + b"]}", "the body holds 300,002 texts and names"),
+    "objects": ("/v1/rerank", {"query": "a", "documents": [{"text": "a"}] * 60_000}, "documents holds 60,000 inputs"),
     "empty objects": ("/embed", {"inputs": [{}] * MANY}, "lists and objects; a request may hold 131,072"),
     "many ids": ("/decode", {"ids": [[5] * 1000] * 500}, "ids holds 500,000 token ids; a request may hold 400,000"),
     "ids as inputs": ("/embed", {"inputs": [[5] * 1000] * 500}, "inputs holds 500,000 token ids; a request may hold"),
@@ -210,3 +213,44 @@ def test_a_client_that_left_leaves_no_work_behind() -> None:
             httpx.post(f"{service()}/models/pii", json=body, timeout=0.05, trust_env=False)
     assert post("/models/pii", {"inputs": "the cat"}).status_code == 200
     until(lambda: model.documents_under_way == 0)
+
+
+def test_answers_that_nobody_reads_are_bounded(two_keys: Path) -> None:
+    """Bytes of answers count until their last part is sent; another client is answered, and they are given back."""
+    most = 8 << 20
+    body = json.dumps({"inputs": [LETTERS * 3000] * 8}).encode()
+    with serving(all_models(), api_key_file=two_keys, max_answers_bytes=most) as url:
+        host, port = re.findall(r"//(.*):(\d+)", url)[0]
+        head = (
+            f"POST /tokenize HTTP/1.1\r\nhost: {host}\r\nauthorization: Bearer one\r\n"
+            f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+        )
+        unread = [socket.socket() for _ in range(4)]
+        for connection in unread:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.settimeout(60)
+            connection.connect((host, int(port)))
+            connection.sendall(head.encode() + body)
+        begun = sorted(connection.recv(12) for connection in unread)
+        # An answer of 192,000 tokens takes 3.8 MB, of which a client may hold 4.2.
+        assert begun == [b"HTTP/1.1 200", *[b"HTTP/1.1 429"] * 3]
+        one, two = ({"authorization": f"Bearer {key}"} for key in ("one", "two"))
+        refused = post("/tokenize", json.loads(body), url, **one)
+        assert is_error(refused, "/tokenize", 429)
+        assert "answers of 8,388,608 bytes may wait to be read" in refused.text
+        assert post("/tokenize", json.loads(body), url, **two).status_code == 200
+        for connection in unread:
+            connection.close()
+        until(lambda: post("/tokenize", json.loads(body), url, **one).status_code == 200)
+
+
+def test_two_hosts_are_refused() -> None:
+    host, port = re.findall(r"//(.*):(\d+)", service())[0]
+    connection = http.client.HTTPConnection(host, int(port), timeout=60)
+    connection.putrequest("GET", "/info", skip_host=True)
+    for name in ("127.0.0.1", "evil.example"):
+        connection.putheader("host", name)
+    connection.endheaders()
+    found = connection.getresponse()
+    assert found.status == 400
+    assert b"several host headers" in found.read()

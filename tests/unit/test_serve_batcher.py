@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import pickle
 import threading
+import time
 from contextlib import contextmanager
 
 import numpy as np
@@ -20,6 +21,7 @@ from pipelines.options import TASKS
 from pipelines.serve import batcher
 from pipelines.serve.batcher import Batcher
 from pipelines.serve.config import served_models
+from pipelines.serve.fair import OverloadedError
 from pipelines.serve.local import LocalModelClient
 from pipelines.serve.protocol import PredictRequest, ServeError
 from pipelines.tasks.base import task_class
@@ -143,22 +145,71 @@ def test_a_large_request_does_not_keep_a_small_one_waiting(recorded):
     assert sum(map(len, recorded.batches)) == 51
 
 
-def test_small_requests_do_not_keep_a_large_one_waiting(recorded):
-    """Each batch takes up to five of the small ones; a long window comes before those that arrived after it."""
+def test_of_a_clients_requests_short_ones_come_first(recorded):
     with recorded.busy():
         waiting = [recorded.submit([100]) for _ in range(12)]
-        waiting.append(recorded.submit([BUDGET]))
+        waiting += [recorded.submit([BUDGET]), recorded.submit([60] * 20)]
         waiting += [recorded.submit([100]) for _ in range(12)]
     assert all(not predictions.result(60).failed for predictions in waiting)
-    assert recorded.batches.index([BUDGET]) == 3
-    assert recorded.batches[2] == [100] * 5
+    assert recorded.batches.index([BUDGET]) == 5
+    assert recorded.batches[:4] == [[100] * 5] * 4
+    # What there is no room for leaves it to what comes after it.
+    assert recorded.batches[4] == [100] * 4 + [60]
 
 
-def test_two_large_requests_share_each_batch(recorded):
+def test_of_two_large_requests_one_is_done_first(recorded):
+    """If both were done at a time, both would be late where there is no time for both."""
     with recorded.busy():
         waiting = [recorded.submit([60] * 20), recorded.submit([50] * 20)]
     assert all(not predictions.result(60).failed for predictions in waiting)
-    assert all(60 in batch and 50 in batch for batch in recorded.batches[:3])
+    assert recorded.batches[0] == [50] * 10
+
+
+def test_another_clients_short_request_waits_for_two_batches_at_most(recorded):
+    """Whatever the windows of 100 requests of one client are, and however full its batches."""
+    for lengths in ([BUDGET], [BUDGET * 3] * 4, [20] * 5, [BUDGET // 2 + 1] * 3, [7] * 300):
+        with recorded.busy():
+            flood = [recorded.submit(lengths, client="one") for _ in range(100)]
+            short = recorded.submit([11], client="another")
+        short.result(60)
+        before = [batch for batch in recorded.batches if 11 not in batch]
+        first = next(i for i, batch in enumerate(recorded.batches) if 11 in batch)
+        # One batch ran when it came.
+        assert first <= 1, before[:3]
+        for request in flood:
+            request.cancel()
+        assert recorded.batcher.queued == 0
+
+
+def test_what_cannot_be_answered_in_time_is_refused(recorded):
+    """At once, by the speed of late and what each client has waiting."""
+    now = time.perf_counter()
+    with recorded.busy():
+        waiting = [
+            recorded.submit([100] * 50, client="one"),
+            recorded.submit([512] * 3, client="two"),
+        ]
+        recorded.batcher._speed.record(1000, now, now + 10)  # 100 tokens a second
+        with pytest.raises(OverloadedError) as error:
+            recorded.submit([100] * 50, client="one", deadline=now + 100)
+        assert error.value.wait_s == pytest.approx(50 + 50 + 15.36)
+        # 80 of the 100 s are promised.
+        assert error.value.retry_after_s == pytest.approx(error.value.wait_s - 80, abs=5)
+        waiting.append(recorded.submit([20], client="one", deadline=now + 100))
+        waiting.append(recorded.submit([100] * 19, client="three", deadline=now + 100))
+    assert all(not each.result(60).failed for each in waiting)
+
+
+def test_what_has_become_late_is_refused_before_it_is_begun(recorded):
+    with recorded.busy():
+        late = recorded.submit([100] * 9, client="one", deadline=time.perf_counter() + 1)
+        now = time.perf_counter()
+        recorded.batcher._speed.record(100, now, now + 10)
+        kept = recorded.submit([50], client="one")
+    kept.result(60)
+    with pytest.raises(OverloadedError):
+        late.result(60)
+    assert recorded.batches == [[50]]
 
 
 def test_what_nobody_waits_for_leaves_the_queue(recorded):
@@ -210,7 +261,7 @@ def test_an_answer_that_is_no_number_fails_alone(recorded, predictor):
     assert predictions.result(60).failed == {1: "the model's answer is not a finite number"}
     assert not predictions.result(60).values[1].any()
     assert neighbour.result(60).failed == {}
-    assert recorded.batches == [[40, 3, 3, 2]]
+    assert recorded.batches == [[3, 3, 2, 40]]
 
 
 def test_options_that_the_forward_pass_does_not_read_share_a_batch(recorded, predictor):
@@ -545,6 +596,7 @@ def test_documents_count_until_their_thread_is_done(serving, monkeypatch, what):
     entered, going = threading.Event(), threading.Event()
 
     def stuck(*_, **__):
+        yield from ()
         entered.set()
         assert going.wait(60)
         raise ValueError("late")
@@ -564,7 +616,6 @@ def test_documents_count_until_their_thread_is_done(serving, monkeypatch, what):
         going.set()
 
     asyncio.run(leave())
-    model._pool.submit(int).result(60)
     for _ in range(1000):
         if not model.documents_under_way:
             break
@@ -630,10 +681,10 @@ def test_tokens_and_back(serving):
     models = serving("embed")
     (whole, inner), back = asyncio.run(_tokens(models, ["the cat", "[SEP]é"]))
     assert whole.tokens[0] == "[CLS]"
-    assert whole.offsets[0] is whole.offsets[-1] is None
-    assert whole.offsets[1][0] == 0
-    assert whole.offsets[-2][1] == 7
-    assert inner.offsets[1] == (0, 5)
+    assert whole.offsets[[0, -1]].tolist() == [[-1, -1]] * 2
+    assert whole.offsets[1, 0] == 0
+    assert whole.offsets[-2, 1] == 7
+    assert inner.offsets[1].tolist() == [0, 5]
     assert back == ["the cat", "[SEP]é"]
     with pytest.raises(ServeError, match="ids 0 hold 1000000; they must be from 0 to 283"):
         asyncio.run(models.decode("embed", [[5, 1_000_000]]))
@@ -642,7 +693,7 @@ def test_tokens_and_back(serving):
 async def _tokens(models, texts):
     bare = await models.tokenize("embed", texts, special=False)
     return await models.tokenize("embed", texts), await models.decode(
-        "embed", [t.ids for t in bare], False
+        "embed", [t.ids.tolist() for t in bare], False
     )
 
 

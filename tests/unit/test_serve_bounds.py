@@ -19,7 +19,7 @@ from modernbert.text.windows import WindowBudgetError, window_budget
 from pipelines.checkpoints import Checkpoint
 from pipelines.options import TASKS
 from pipelines.serve.admission import Admission
-from pipelines.serve.encoding import Abandoned, Work, encode_request, encode_slices
+from pipelines.serve.encoding import encode_request
 from pipelines.serve.http.bodies import Body
 from pipelines.serve.http.dialects.cohere import CohereRequest
 from pipelines.serve.http.dialects.huggingface import (
@@ -184,6 +184,15 @@ DOCUMENTS: dict[str, list[Any]] = {
 WINDOWS = {"max_length": 32, "stride": 8, "long_documents": "windows"}
 
 
+def result_of(steps: Any) -> Any:
+    """What work in steps gives in the end."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
+
+
 @pytest.mark.parametrize("task_name", DOCUMENTS)
 def test_slices_give_the_windows_of_one_call(
     checkpoints: dict[str, Checkpoint], monkeypatch: pytest.MonkeyPatch, task_name: str
@@ -191,31 +200,15 @@ def test_slices_give_the_windows_of_one_call(
     checkpoint, documents = checkpoints[task_name], DOCUMENTS[task_name]
     task = task_class(task_name).from_checkpoint(checkpoint, TASKS[task_name].parse(WINDOWS))
     want = task.encode(checkpoint.tokenizer, documents)
-    monkeypatch.setattr("pipelines.serve.encoding._SLICE_CHARACTERS", 100)
-    got, too_long = encode_request(
-        task, checkpoint.tokenizer, documents, truncate=True, most_tokens=1 << 20, work=Work()
+    monkeypatch.setattr("pipelines.serve.encoding._SLICE_BYTES", 100)
+    got, too_long = result_of(
+        encode_request(task, checkpoint.tokenizer, documents, truncate=True, most_tokens=1 << 20)
     )
     assert not too_long.any()
     for name, value in vars(want).items():
         found = getattr(got, name)
         assert found == value if name == "rejected" else np.array_equal(found, value), name
         assert name == "rejected" or found.dtype == value.dtype, name
-
-
-def test_work_that_nobody_waits_for_ends_at_the_next_slice(
-    checkpoints: dict[str, Checkpoint],
-) -> None:
-    tokenizer, work, encoded = checkpoints["tag"].tokenizer, Work(), []
-
-    def encode(texts: Any, first: int) -> Any:
-        encoded.append(first)
-        if len(encoded) == 2:
-            work.abandoned.set()
-        return tokenizer.encode(texts)
-
-    with pytest.raises(Abandoned):
-        encode_slices(encode, ["a" * 200_000] * 50, 1 << 30, work)
-    assert encoded == [0, 1]
 
 
 @pytest.mark.parametrize(("documents", "options"), [
@@ -233,8 +226,8 @@ def test_windows_end_at_the_budget(
         WindowBudgetError,
         match=r"hold more than 40 tokens, the most .* \(max_request_tokens\); send",
     ):
-        encode_request(
-            task, checkpoint.tokenizer, documents, truncate=True, most_tokens=most, work=Work()
+        result_of(
+            encode_request(task, checkpoint.tokenizer, documents, truncate=True, most_tokens=most)
         )
     with window_budget(1 << 20):
         assert len(task.encode(checkpoint.tokenizer, documents[:1]).input_ids) >= 4
@@ -294,3 +287,28 @@ class TestResponses:
         }
         assert max(map(len, sent)) < 80_000
         assert ticks > 40
+
+
+def test_a_texts_tokens_are_bounded_before_they_are_held(
+    checkpoints: dict[str, Checkpoint], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A text of a million tokens is not encoded whole to be refused; one that fits is encoded as ever."""
+    encoder = checkpoints["tag"].tokenizer._encoder
+    monkeypatch.setattr("modernbert.text.encoder._CHARS_PER_COUNT", 1000)
+    held: list[int] = []
+    encode_texts = type(encoder)._encode_texts
+
+    def recorded(self: Any, texts: Any, *arguments: Any, **named: Any) -> Any:
+        held.append(sum(map(len, texts)))
+        return encode_texts(self, texts, *arguments, **named)
+
+    monkeypatch.setattr(type(encoder), "_encode_texts", recorded)
+    text = "the cat sat on the mat " * 1000
+    tokenizer = checkpoints["tag"].tokenizer
+    tokens = len(tokenizer.encode([text], 32, stride=8).input_ids)
+    held.clear()
+    with window_budget(2000), pytest.raises(WindowBudgetError):
+        tokenizer.encode([text], 32, stride=8)
+    assert held == []
+    with window_budget(tokens):
+        assert len(tokenizer.encode([text], 32, stride=8).input_ids) == tokens

@@ -227,7 +227,7 @@ class Echo:
         if model == "one":
             results = [[{"label": "score", "score": 0.5}]] * count
         return PredictResponse(
-            results, {}, frozenset(), [1] * count, [False] * count, 0.0, 0.0, 0.0, 0.0
+            results, {}, frozenset(), [1] * count, [False] * count, 0.0, 0.0, 0.0, 0.0, 0
         )
 
 

@@ -22,6 +22,7 @@ from pipelines.serve.http.limits import MOST_ITEMS
 _MOST_IDS = 1 << 17  # in a list of token ids: some times what a model reads
 _MOST_FIELDS = 50  # in an object
 _MOST_CONTAINERS = 2 * MOST_ITEMS  # lists and objects in a body
+_MOST_STRINGS = 4 * MOST_ITEMS  # names of fields among them
 # A string without an end goes on to the end of the body.
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"?', re.DOTALL)
 _T = TypeVar("_T")
@@ -132,6 +133,10 @@ def parse_json(body: bytes) -> object:
     Raises HTTPException for what is not JSON, and for more lists and objects than a request may
     hold.
     """
+    strings = _count_strings(body)
+    if strings > _MOST_STRINGS:
+        message = f"the body holds {strings:,} texts and names of fields"
+        raise HTTPException(400, f"{message}; a request may hold {_MOST_STRINGS:,}")
     # Python's garbage collector visits each of them again and again while they are made.
     count = _count_containers(body)
     if count > _MOST_CONTAINERS:
@@ -144,6 +149,26 @@ def parse_json(body: bytes) -> object:
     except ValueError as error:
         raise HTTPException(400, f"the body is not valid JSON: {error}") from None
     return content
+
+
+def check_counts(content: object, most_inputs: int) -> None:
+    """Raise HTTPException for more objects or lists in a field than a request may have inputs:
+    each would be checked before they are counted.
+    """
+    fields = content.items() if isinstance(content, dict) else ()
+    for name, value in fields:
+        has_objects = isinstance(value, list) and value and isinstance(value[0], dict | list)
+        if has_objects and len(value) > most_inputs:
+            message = f"{name[:100]} holds {len(value):,} inputs; a request may hold"
+            raise HTTPException(400, f"{message} {most_inputs:,}")
+
+
+def _count_strings(body: bytes) -> int:
+    """Return how many strings JSON has: half of its quotes, less those that are escaped."""
+    if b"\\" not in body:
+        return body.count(b'"') // 2
+    without_backslashes = body.replace(b"\\\\", b"")
+    return (without_backslashes.count(b'"') - without_backslashes.count(b'\\"')) // 2
 
 
 def _count_containers(body: bytes) -> int:

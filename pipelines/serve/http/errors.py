@@ -33,6 +33,7 @@ _PHRASES = {
     "string_too_short": "is empty",
     "model_type": "must be a JSON object",
     "model_attributes_type": "must be a JSON object",
+    "tuple_type": "must be a list",
 }
 """By pydantic's type of a mistake, what is said of it in place of pydantic's words."""
 _MOST_MESSAGE = 1000  # characters

@@ -16,7 +16,7 @@ from modernbert.text.windows import Text
 from pipelines.serve.admission import Admission
 from pipelines.serve.http.bodies import Inputs
 from pipelines.serve.http.errors import ApiError
-from pipelines.serve.http.limits import CLIENT, HttpLimits
+from pipelines.serve.http.limits import CLIENT, HELD, HttpLimits
 from pipelines.serve.http.metrics import HttpMetrics
 from pipelines.serve.http.responses import json_response
 from pipelines.serve.http.tracing import TRACE
@@ -132,6 +132,7 @@ class RequestHandler:
         )
         with self._counted(documents, field):
             response = await self.models.predict(info.name, request)
+        self._hold(response.held_bytes)
         trace = TRACE.get()
         if trace:
             trace.add_response(info.name, response)
@@ -169,9 +170,8 @@ class RequestHandler:
         # without special tokens.
         all_tokens = await self.tokenize(info, texts, field)
         for i, (ids, tokens) in enumerate(zip(id_lists, all_tokens, strict=True)):
-            spans = zip(tokens.ids, tokens.offsets, strict=True)
-            bare_ids = [token for token, span in spans if span is not None]
-            if ids not in (tokens.ids, bare_ids):
+            bare_ids = tokens.ids[tokens.offsets[:, 0] >= 0]
+            if ids not in (tokens.ids.tolist(), bare_ids.tolist()):
                 message = f"{field}[{i}]: no text has just these token ids; send the text"
                 raise ApiError("invalid", message, field=field)
         return texts
@@ -181,7 +181,9 @@ class RequestHandler:
     ) -> list[Tokens]:
         """Return the tokens of each text."""
         with self._counted(texts, field):
-            return await self.models.tokenize(info.name, texts, special, CLIENT.get())
+            all_tokens = await self.models.tokenize(info.name, texts, special, CLIENT.get())
+        self._hold(sum(tokens.held_bytes for tokens in all_tokens))
+        return all_tokens
 
     async def decode(
         self, info: Info, ids: Sequence[Sequence[int]], field: str, skip_special_tokens: bool = True
@@ -209,6 +211,16 @@ class RequestHandler:
             yield
         finally:
             claim.release()
+
+    def _hold(self, answer_bytes: int) -> None:
+        """Count the bytes of an answer until it is sent; ApiError where too many are held."""
+        held = HELD.get()
+        if held is not None and not held.resize(answer_bytes):
+            message = (
+                f"answers of {self.limits.max_answers_bytes:,} bytes may wait to be read, at most "
+                "half of them of one client: read those that came, or ask for less at a time"
+            )
+            raise ApiError("overloaded", message, retry_after_s=1)
 
     def _check_size(self, inputs: Sequence[_Input], field: str, client: str | None) -> None:
         """Raise ApiError for too many inputs in a request, and for too long ones."""

@@ -11,11 +11,15 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
+from pipelines.serve.admission import Claim
+
 API_KEY = "MODERNBERT_API_KEY"
 MOST_ITEMS = 1 << 16
 """Items in a list of a body; HttpLimits.max_inputs is at most this."""
 CLIENT: ContextVar[str | None] = ContextVar("client", default=None)
 """Who sent the request that is being answered: its key, by number, or else its address."""
+HELD: ContextVar[Claim | None] = ContextVar("held", default=None)
+"""The bytes of the answer of the request; they are given back when its last part is sent."""
 _KEY = re.compile(r"[\x21-\x7e]+")
 
 
@@ -31,6 +35,15 @@ class HttpLimits(BaseModel):
             ge=1, description="bytes in all bodies under way, at most half of them of one client"
         ),
     ] = 256 << 20
+    max_answers_bytes: Annotated[
+        int,
+        Field(
+            ge=1,
+            description=(
+                "bytes of all answers that are not sent yet, at most half of them of one client"
+            ),
+        ),
+    ] = 512 << 20
     max_inputs: Annotated[int, Field(ge=1, le=MOST_ITEMS, description="inputs in a request")] = 2048
     max_characters: Annotated[int, Field(ge=1, description="characters in an input")] = 1_000_000
     max_documents: Annotated[

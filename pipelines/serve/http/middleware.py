@@ -17,9 +17,10 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipelines.serve.admission import Admission, Claim
+from pipelines.serve.freed_memory import record_freed
 from pipelines.serve.http.dialect import Dialect, dialect_of, error_response, path_of
 from pipelines.serve.http.errors import ApiError
-from pipelines.serve.http.limits import CLIENT, HttpLimits
+from pipelines.serve.http.limits import CLIENT, HELD, HttpLimits
 from pipelines.serve.http.metrics import HttpMetrics
 from pipelines.serve.http.tracing import TRACE, Export, Trace
 
@@ -54,6 +55,7 @@ class RequestLimitsMiddleware:
         self.behind_serve = behind_serve
         self._export_trace = export_trace
         self._bodies = Admission(limits.max_bodies_bytes, _SMALL_BODY)
+        self._answers = Admission(limits.max_answers_bytes, _SMALL_BODY)
         metrics.bytes_in_bodies = lambda: self._bodies.used
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -76,6 +78,7 @@ class RequestLimitsMiddleware:
         client = self._client(scope, headers)
         trace = Trace({"modernbert.request_id": request_id}) if self._export_trace else None
         scope["request_id"] = request_id
+        scope["most_inputs"] = self.limits.max_inputs
         scope["dialect"] = dialect_of(path_of(scope), self.dialects)
         CLIENT.set(client)
         TRACE.set(trace)
@@ -86,6 +89,8 @@ class RequestLimitsMiddleware:
                 await error_response(scope, error)(scope, receive, response.send)
 
         claim = self._bodies.claim(client)
+        answer = self._answers.claim(client)
+        HELD.set(answer)
         try:
             await self._answer(scope, headers, receive, response.send, claim)
         except ApiError as error:
@@ -98,7 +103,9 @@ class RequestLimitsMiddleware:
             await refuse(ApiError("internal", message))
         finally:
             # Also where the client left, which cancels this task.
+            record_freed(claim.count + answer.count)
             claim.release()
+            answer.release()
             seconds = time.perf_counter() - started
             self._record(scope, headers, response.status, trace, seconds)
 
@@ -147,7 +154,12 @@ class RequestLimitsMiddleware:
             raise ApiError("unauthorized", message)
 
     def _check_host(self, scope: Scope, headers: Headers) -> None:
-        """Refuse a foreign host name: a web page may have pointed it to a loopback address."""
+        """Refuse a foreign host name: a web page may have pointed it to a loopback address.
+
+        Nor is a second one taken, which what stands before the service may have believed.
+        """
+        if len(headers.getlist("host")) > 1:
+            raise ApiError("malformed", "the request has several host headers; send one")
         # A page does not know the key.
         if self.limits.has_keys:
             return

@@ -16,7 +16,7 @@ from starlette.routing import Match
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from modernbert.stored import Json
-from pipelines.serve.http.bodies import Body, parse_json
+from pipelines.serve.http.bodies import Body, check_counts, parse_json
 from pipelines.serve.http.dialect import Dialect, error_responses
 
 _NO_NAME = re.compile(r"[^\w.-]", re.ASCII)
@@ -63,6 +63,7 @@ def _body_app(
         # Before the body is checked, since its mistakes are answered in the dialect.
         if choose_dialect:
             scope["dialect"] = choose_dialect(content)
+        check_counts(content, scope["most_inputs"])
         try:
             body = adapter.validate_python(content)
         except ValidationError as error:

@@ -217,8 +217,8 @@ async def _first_tokens(
     for i, tokens in enumerate(all_tokens):
         if len(tokens.ids) <= count:
             continue
-        _, end = tokens.offsets[count - 1] or (0, 0)
-        shorter[i] = texts[i][:end]
+        end = int(tokens.offsets[count - 1, 1])
+        shorter[i] = texts[i][: max(end, 0)]
         shortened.add(i)
     return shorter, shortened
 

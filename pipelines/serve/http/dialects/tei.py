@@ -302,12 +302,12 @@ def _add_tokenizer(router: APIRouter, handler: RequestHandler, model: str) -> No
 
 def _tokens(text: str, tokens: Tokens) -> Iterator[Json]:
     for id_, token, span in zip(tokens.ids, tokens.tokens, tokens.offsets, strict=True):
-        if span is None:
-            yield {"id": id_, "text": token, "special": True, "start": None, "stop": None}
+        start, stop = span.tolist()
+        if start < 0:
+            yield {"id": int(id_), "text": token, "special": True, "start": None, "stop": None}
         else:
-            start, stop = span
             content = text[start:stop]
-            yield {"id": id_, "text": content, "special": False, "start": start, "stop": stop}
+            yield {"id": int(id_), "text": content, "special": False, "start": start, "stop": stop}
 
 
 def _info(info: Info, handler: RequestHandler) -> Json:
