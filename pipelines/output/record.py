@@ -42,7 +42,7 @@ class Attempt:
     """For a table, the version or snapshot of it that was read."""
     attention: dict[str, tuple[str, int]] = field(default_factory=dict)
     """How actors on CPUs computed it in half precision, by the processor: the product and the size
-    of tiles (torch_attention.CpuWay).
+    of tiles (torch_attention.CpuWay); on GPUs the backend and 0.
     """
 
 
