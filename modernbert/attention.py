@@ -8,33 +8,35 @@ Shapes: T packed tokens, B sequences, N heads, H head dim.
 
 from __future__ import annotations
 
-import importlib
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
-from functools import cache
-from itertools import pairwise
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Sequence
+from itertools import groupby, pairwise
+from typing import NamedTuple, Protocol
 
-import torch
+import numpy as np
 from torch import Tensor
 
 from modernbert import gpu
+from modernbert.attention_kernels import (
+    BLOCKS_PER_LAUNCH,
+    FLASH_ATTN_2,
+    TORCH_BACKENDS,
+    kernel_that_writes,
+    resolve_backend,
+    run_kernel,
+    started_blocks,
+)
 from modernbert.packing import PackedBatch
-from modernbert.torch_attention import FUSED, CpuWay, Window, torch_attention
+from modernbert.torch_attention import (
+    FUSED,
+    CpuWay,
+    Window,
+    torch_attention,
+    visible_attention,
+)
 
-BACKENDS = ("flash_attn_3", "torch_varlen", "flash_attn", "flash_attn_4", "sdpa", "eager")
-"""The attention backends, in the order in which "auto" asks for them."""
-_TORCH_BACKENDS = ("sdpa", "eager")  # on every device, without a kernel of their own
-_MODULES = {
-    "flash_attn_3": "flash_attn_interface",
-    "flash_attn": "flash_attn",
-    "flash_attn_4": "flash_attn.cute",
-}
-_FLASH_ATTN_2 = ("torch_varlen", "flash_attn")  # the same kernels
-_BLOCK_QUERIES = 128  # of flash-attn 2
 _LENGTH_CLASSES = (128, 512, 2048)  # the upper bounds of all classes of lengths but the last
-# Estimated, in idle blocks: what a launch, and putting a token's results together, take as long as.
-_BLOCKS_PER_LAUNCH = 1200
+# How many idle blocks take as long as putting a token's results together (an estimate).
 _BLOCKS_PER_TOKEN_AND_HEAD = 0.03
 
 
@@ -49,6 +51,8 @@ class LengthClass(NamedTuple):
     """
     seqlens: Sequence[int]
     """The tokens in each of them, on the host."""
+    visible: Tensor | None = None
+    """(B,), the first tokens of each that its tokens see; None: all."""
 
 
 class Attention(Protocol):
@@ -67,12 +71,13 @@ class Attention(Protocol):
 
 
 def length_classes(batch: PackedBatch, heads: int, backend: str) -> list[LengthClass]:
-    """Cut a packed batch into the calls of `varlen_attention` that are fastest: one, unless
-    flash-attn 2 runs it.
+    """Cut a packed batch into the calls of attention that are fastest: one, unless flash-attn 2
+    runs it, or a kernel of a GPU does and sequences have tokens that are not seen.
 
-    That kernel starts as many blocks for each sequence as the longest one needs. Where sequences
+    flash-attn 2 starts as many blocks for each sequence as the longest one needs. Where sequences
     are in the order of their lengths, and enough of those blocks would find nothing to do, classes
-    of lengths are computed one by one.
+    of lengths are computed one by one. No kernel hides tokens: neighbours that have such are
+    computed by `visible_attention`.
 
     Args:
         batch: the packed batch.
@@ -80,37 +85,56 @@ def length_classes(batch: PackedBatch, heads: int, backend: str) -> list[LengthC
         backend: one of BACKENDS.
     """
     seqlens = batch.seqlens
-    whole = [LengthClass(slice(None), batch.cu_seqlens, seqlens)]
-    if backend not in _FLASH_ATTN_2 or seqlens[-1] <= _LENGTH_CLASSES[0]:
-        return whole
+    whole = LengthClass(slice(None), batch.cu_seqlens, seqlens)
+    if batch.visible is None:
+        return _classes_of(whole, heads, backend)
+    (visible_B,) = gpu.upload(batch.cu_seqlens.device, np.array(batch.visible, dtype=np.int32))
+    if backend in TORCH_BACKENDS:
+        return [whole._replace(visible=visible_B)]
+    classes = []
+    sequence = 0
+    hides_tokens = [seen < length for seen, length in zip(batch.visible, seqlens, strict=True)]
+    for hides, run in groupby(hides_tokens):
+        stop = sequence + len(list(run))
+        stretch = _part(whole, sequence, stop)
+        if hides:
+            classes.append(stretch._replace(visible=visible_B[sequence:stop]))
+        else:
+            classes += _classes_of(stretch, heads, backend)
+        sequence = stop
+    return classes
+
+
+def _part(whole: LengthClass, first: int, stop: int) -> LengthClass:
+    """Return the sequences [first, stop) of a class."""
+    before = sum(whole.seqlens[:first])
+    tokens = sum(whole.seqlens[first:stop])
+    start = (whole.rows.start or 0) + before
+    starts_B = whole.cu_seqlens[first : stop + 1]
+    if before:
+        starts_B = starts_B - before
+    return LengthClass(slice(start, start + tokens), starts_B, whole.seqlens[first:stop])
+
+
+def _classes_of(whole: LengthClass, heads: int, backend: str) -> list[LengthClass]:
+    """Cut a class into classes of lengths where that is faster."""
+    seqlens = whole.seqlens
+    if backend not in FLASH_ATTN_2 or seqlens[-1] <= _LENGTH_CLASSES[0]:
+        return [whole]
     if list(seqlens) != sorted(seqlens):
-        return whole
+        return [whole]
 
     # The sequences [first, stop) of each class, as far as there are some.
     bounds = {bisect_right(seqlens, longest) for longest in _LENGTH_CLASSES}
     cuts = sorted({0, *bounds, len(seqlens)})
     spans = list(pairwise(cuts))
-    saved_blocks = _blocks(seqlens) - sum(_blocks(seqlens[first:stop]) for first, stop in spans)
+    blocks_of_spans = (started_blocks(stop - first, seqlens[stop - 1]) for first, stop in spans)
+    saved_blocks = started_blocks(len(seqlens), seqlens[-1]) - sum(blocks_of_spans)
     more_launches = len(spans) - 1
-    cost = _BLOCKS_PER_LAUNCH * more_launches + _BLOCKS_PER_TOKEN_AND_HEAD * heads * sum(seqlens)
+    cost = BLOCKS_PER_LAUNCH * more_launches + _BLOCKS_PER_TOKEN_AND_HEAD * heads * sum(seqlens)
     if saved_blocks * heads < cost:
-        return whole
-
-    classes = []
-    start = 0
-    for first, stop in spans:
-        tokens = sum(seqlens[first:stop])
-        starts_B = batch.cu_seqlens[first : stop + 1]
-        if start:
-            starts_B = starts_B - start
-        classes.append(LengthClass(slice(start, start + tokens), starts_B, seqlens[first:stop]))
-        start += tokens
-    return classes
-
-
-def _blocks(seqlens: Sequence[int]) -> int:
-    """Return the blocks of queries that flash-attn 2 starts for a head, for ascending lengths."""
-    return len(seqlens) * -(-seqlens[-1] // _BLOCK_QUERIES)
+        return [whole]
+    return [_part(whole, first, stop) for first, stop in spans]
 
 
 def packed_attention(
@@ -125,23 +149,48 @@ def packed_attention(
     dropout: float = 0.0,
     deterministic: bool = False,
 ) -> Tensor:
-    """Compute `varlen_attention` of each class of a batch, (T, N, H), with its other arguments."""
-    out = [
-        varlen_attention(
-            q[rows],
-            k[rows],
-            v[rows],
-            cu_seqlens,
-            seqlens,
+    """Compute the attention of each class of a batch, (T, N, H); for the other arguments see
+    `varlen_attention`.
+    """
+
+    def attention_of(each: LengthClass) -> Tensor:
+        q_part, k_part, v_part = q[each.rows], k[each.rows], v[each.rows]
+        if each.visible is not None:
+            return visible_attention(
+                q_part,
+                k_part,
+                v_part,
+                seqlens=each.seqlens,
+                visible=each.visible,
+                window=window,
+                dropout=dropout,
+            )
+        return varlen_attention(
+            q_part,
+            k_part,
+            v_part,
+            each.cu_seqlens,
+            each.seqlens,
             window,
             backend=backend,
             way=way,
             dropout=dropout,
             deterministic=deterministic,
         )
-        for rows, cu_seqlens, seqlens in classes
-    ]
-    return out[0] if len(out) == 1 else torch.cat(out)
+
+    if len(classes) == 1:
+        return attention_of(classes[0])
+    write = kernel_that_writes(backend)
+    out_TNH = q.new_empty(q.shape)
+    for each in classes:
+        rows = each.rows
+        if write and each.visible is None:
+            longest = max(each.seqlens)
+            parts = (out_TNH[rows], q[rows], k[rows], v[rows])
+            write(*parts, each.cu_seqlens, longest=longest, window=window)
+        else:
+            out_TNH[rows].copy_(attention_of(each))
+    return out_TNH
 
 
 def varlen_attention(
@@ -184,11 +233,11 @@ def varlen_attention(
     """
     if backend == "auto":
         backend = resolve_backend("auto", q.device, q.dtype, q.shape[-1])
-    if backend in _TORCH_BACKENDS:
+    if backend in TORCH_BACKENDS:
         plain = backend == "eager"
         return torch_attention(q, k, v, seqlens, window, dropout, plain=plain, way=way)
 
-    return _run_kernel(
+    return run_kernel(
         backend,
         q,
         k,
@@ -199,131 +248,3 @@ def varlen_attention(
         dropout=dropout,
         deterministic=deterministic,
     )
-
-
-def _run_kernel(
-    backend: str,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cu_seqlens: Tensor,
-    *,
-    longest: int,
-    window: Window,
-    dropout: float,
-    deterministic: bool,
-) -> Tensor:
-    """Compute `varlen_attention` by the kernel of a GPU backend; `longest`: the tokens of the
-    longest sequence.
-    """
-    # Kernels ignore a window that covers the bound: one above both keeps to one code path for every
-    # batch.
-    whole_blocks = -(-longest // _BLOCK_QUERIES) * _BLOCK_QUERIES
-    bound = max(_BLOCK_QUERIES, whole_blocks, window[1] + 2 if window else 0)
-    kernel = _kernel(backend)
-    no_window = (None, None) if backend == "flash_attn_4" else (-1, -1)
-    window_size = window or no_window
-    if backend == "torch_varlen":
-        out: Tensor = kernel(q, k, v, cu_seqlens, cu_seqlens, bound, bound, window_size=window_size)
-        return out
-
-    options: dict[str, Any] = {}  # they differ between the packages
-    if backend == "flash_attn":
-        options["dropout_p"] = dropout
-        options["deterministic"] = deterministic
-    else:
-        # The keys of a query are never split by what else the GPU has to do.
-        options["num_splits"] = 1
-    result = kernel(
-        q,
-        k,
-        v,
-        cu_seqlens_q=cu_seqlens,
-        cu_seqlens_k=cu_seqlens,
-        max_seqlen_q=bound,
-        max_seqlen_k=bound,
-        window_size=window_size,
-        **options,
-    )
-    # Some versions return the log-sum-exp as well.
-    out = result[0] if isinstance(result, tuple) else result
-    return out
-
-
-@cache
-def resolve_backend(
-    name: str, device: torch.device, dtype: torch.dtype, head_dim: int, dropout: bool = False
-) -> str:
-    """Return the attention backend that `name` stands for.
-
-    Args:
-        name: one of BACKENDS, or "auto" for the first of them that can run.
-        device: where the model runs.
-        dtype: the dtype of queries, keys and values.
-        head_dim: H, the width of a head.
-        dropout: whether the backend must be able to drop attention weights.
-
-    Raises:
-        ValueError: for an unknown name, and for a backend that cannot run here; the message says
-            what it needs.
-
-    Example:
-        >>> resolve_backend("auto", torch.device("cpu"), torch.float32, 64)
-        'sdpa'
-    """
-    if name not in (*BACKENDS, "auto"):
-        raise ValueError(
-            f"attention backend {name!r} is unknown; known are auto, {', '.join(BACKENDS)}"
-        )
-    if name == "auto":
-        available = (
-            backend
-            for backend in BACKENDS
-            if not _missing(backend, device, dtype, head_dim, dropout)
-        )
-        return next(available)
-    if missing := _missing(name, device, dtype, head_dim, dropout):
-        raise ValueError(
-            f"attention backend {name!r} {missing}; 'auto' would take the best one there is"
-        )
-    return name
-
-
-def _missing(
-    backend: str, device: torch.device, dtype: torch.dtype, head_dim: int, dropout: bool
-) -> str:
-    """Return what a backend lacks to run here, or an empty text."""
-    if backend in _TORCH_BACKENDS:
-        return ""
-    if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
-        return f"needs a CUDA device and float16 or bfloat16, not {device.type} and {dtype}"
-    capability = gpu.compute_capability(device)
-    if capability < (8, 0) or (backend == "flash_attn_3" and capability != (9, 0)):
-        needed = "9.0" if backend == "flash_attn_3" else "8.0 or above"
-        return f"needs a GPU of compute capability {needed}, not {capability[0]}.{capability[1]}"
-    if head_dim % 8 or head_dim > 256:
-        return f"needs heads whose width is a multiple of 8 and at most 256, not {head_dim}"
-    if dropout and backend != "flash_attn":
-        return "has no dropout, which attention_dropout asks for in training"
-    try:
-        _kernel(backend)
-    except (ImportError, OSError, RuntimeError) as error:  # not there, or built for another torch
-        return f"cannot be imported ({error})"
-    return ""
-
-
-@cache
-def _kernel(backend: str) -> Callable[..., Any]:  # a tensor, or a tuple that begins with it
-    """Import the function of a GPU backend; an error where its package lacks or cannot load it."""
-    if backend == "torch_varlen":
-        if torch.__version__ < "2.11":
-            raise ImportError(f"torch 2.11 or newer is needed, this is {torch.__version__}")
-        from torch.nn.attention.varlen import varlen_attn
-
-        return varlen_attn
-    module = importlib.import_module(_MODULES[backend])
-    try:
-        function: Callable[..., Any] = module.flash_attn_varlen_func
-    except AttributeError as error:  # the folder of another package
-        raise ImportError(f"{_MODULES[backend]} has no flash_attn_varlen_func") from error
-    return function

@@ -70,7 +70,7 @@ class PreTrained(nn.Module):
             device: where the weights are put.
             dtype: float32, bfloat16 or float16, as a torch dtype or by name, whatever dtype the
                 file has.
-            attention: one of `modernbert.attention.BACKENDS`, or "auto" for the best one on
+            attention: one of `modernbert.attention_kernels.BACKENDS`, or "auto" for the best one on
                 `device`.
             overrides: fields of the configuration that replace those of the checkpoint.
 
@@ -257,7 +257,8 @@ def load(
         device: where the weights are put.
         dtype: the dtype that the encoder runs in, whatever dtype the file has; heads always run in
             fp32.
-        attention: one of `modernbert.attention.BACKENDS`, or "auto" for the best one on `device`.
+        attention: one of `modernbert.attention_kernels.BACKENDS`, or "auto" for the best one on
+            `device`.
 
     Raises:
         CheckpointError: where a file or a weight is missing or does not fit.

@@ -103,6 +103,18 @@ def quantise(model: nn.Module) -> None:
         layer.mlp.Wo = Float8Linear(layer.mlp.Wo)  # type: ignore[assignment]
 
 
+def why_no_graphs(device: torch.device) -> str:
+    """Return why products in float8 cannot be captured in CUDA graphs, or an empty text."""
+    # On Ada, torch before 2.12 launches row-wise products on the default stream, whatever the
+    # current one is (pytorch #177651).
+    if gpu.compute_capability(device) == (8, 9) and torch.__version__ < "2.12":
+        return (
+            "float8 runs without CUDA graphs on a GPU of compute capability 8.9 with torch "
+            f"{torch.__version__}, small batches take longer: torch 2.12 or newer has them"
+        )
+    return ""
+
+
 def scaled_product(
     x: Float8Rows, weight_ED: Tensor, scales_1E: Tensor, dtype: torch.dtype
 ) -> Tensor:

@@ -1,4 +1,5 @@
-"""What a GPU can do: its compute capability, what fits into its memory, whether Triton runs on it.
+"""What a GPU can do: its compute capability, what fits into its memory, whether Triton runs on it;
+and what the models of a process share on it.
 
 `modernbert.kernels` needs Triton, which torch's wheels with CUDA bring along, and is imported here
 alone.
@@ -6,8 +7,16 @@ alone.
 
 from __future__ import annotations
 
+import atexit
 import logging
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -17,6 +26,18 @@ from torch import Tensor
 from modernbert.config import ModernBertConfig
 
 logger = logging.getLogger(__name__)
+LAUNCHING = threading.Lock()
+"""Held by whoever launches work on GPUs or captures a CUDA graph: torch captures one at a time in a
+process, and no device may be waited for meanwhile. Launches are Python, so that threads take turns
+in any case.
+"""
+NO_KERNELS = "without Triton's kernels, at about half the speed"
+# What errors of libraries say that do not have torch's type for it.
+_OUT_OF_MEMORY = (
+    "CUDA error: out of memory",  # of pinned memory of the host, too
+    "Triton Error [CUDA]: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
 
 
 def kernels_for(x: Tensor) -> ModuleType | None:
@@ -60,6 +81,28 @@ def bytes_per_token(config: ModernBertConfig, per_token: bool, dtype: torch.dtyp
     return max(encoder_bytes, head_bytes)
 
 
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Tell whether an error says that a GPU, or pinned memory beside it, is full."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return any(text in str(error) for text in _OUT_OF_MEMORY)
+
+
+@contextmanager
+def tf32_products(on: bool) -> Iterator[None]:
+    """Compute products of fp32 matrices on GPUs in TF32, or in fp32, meanwhile.
+
+    The setting is the process's: hold LAUNCHING.
+    """
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "tf32" if on else "ieee"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
+
+
 @cache
 def compute_capability(device: torch.device) -> tuple[int, int]:
     """Return the compute capability of a GPU: (9, 0) for an H100."""
@@ -69,6 +112,7 @@ def compute_capability(device: torch.device) -> tuple[int, int]:
 @cache
 def _kernels(device: torch.device) -> ModuleType | None:
     """Import the kernels and run one; the slower path is not taken in silence where that fails."""
+    _find_cache()
     try:
         from modernbert import kernels
 
@@ -77,11 +121,30 @@ def _kernels(device: torch.device) -> ModuleType | None:
     except Exception as error:
         reason = (str(error).splitlines() or [""])[0]
         logger.warning(
-            "Triton's kernels do not run on %s (%s: %s); the model runs without them, at about "
-            "half the speed",
+            "Triton's kernels do not run on %s (%s: %s); the model runs %s",
             device,
             type(error).__name__,
             reason,
+            NO_KERNELS,
         )
         return None
     return kernels
+
+
+def _find_cache() -> None:
+    """Let Triton keep what it compiles in a temporary folder of this process where it cannot write
+    to its own.
+    """
+    if "TRITON_CACHE_DIR" in os.environ:
+        return
+    try:
+        home = os.environ.get("TRITON_HOME") or Path.home()
+        folder = Path(home, ".triton", "cache")
+        folder.mkdir(parents=True, exist_ok=True)
+        writable = os.access(folder, os.W_OK)
+    except (OSError, RuntimeError):  # no folder can be made, or there is no home
+        writable = False
+    if not writable:
+        temporary = tempfile.mkdtemp(prefix="triton-")
+        atexit.register(shutil.rmtree, temporary, ignore_errors=True)
+        os.environ["TRITON_CACHE_DIR"] = temporary

@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-POOLING = {"mean": 0, "mean_sqrt_len_tokens": 1, "weightedmean": 2, "max": 3}
+POOLING = {"mean": 0, "mean_sqrt_len_tokens": 1, "weightedmean": 2, "max": 3, "sum": 4}
 """The poolings over all tokens of a sequence that `pool_sequences` computes, with their numbers in
 its kernel.
 """
@@ -27,6 +27,10 @@ LAUNCH = {"num_warps": 4, "enable_fp_fusion": True}
 """How all kernels are compiled; fusion is stated, since it changes bits and its default differs
 between Tritons.
 """
+# Numbers of tokens, whose divisors and whose 1 the code must not be compiled for anew, and pointers
+# to parts of what is uploaded together.
+_ANY_TOKENS = {"do_not_specialize": ["tokens", "skip"]}
+_ANY_PLACES = {"do_not_specialize_on_alignment": ["positions", "starts", "stops"]}
 _FLOAT8_MAX = tl.constexpr(448.0)  # the largest number of float8_e4m3fn
 
 
@@ -69,7 +73,9 @@ def geglu(y_TF: Tensor) -> Tensor:
     return out_TF
 
 
-def pool_sequences(x_TD: Tensor, cu_seqlens: Tensor, pooling: str, skip: int = 0) -> Tensor:
+def pool_sequences(
+    x_TD: Tensor, cu_seqlens: Tensor, pooling: str, skip: int = 0, out_BD: Tensor | None = None
+) -> Tensor:
     """Pool the tokens of each sequence but its first `skip`.
 
     Args:
@@ -77,17 +83,34 @@ def pool_sequences(x_TD: Tensor, cu_seqlens: Tensor, pooling: str, skip: int = 0
         cu_seqlens: (B+1,) int32, where each sequence starts, with T at the end.
         pooling: one of POOLING.
         skip: tokens at the start of each sequence that are left out.
+        out_BD: where the result is put, contiguous; None: into a new tensor.
 
     Returns:
         (B, D) fp32.
     """
-    sequences, width = len(cu_seqlens) - 1, x_TD.shape[1]
-    out_BD = x_TD.new_empty(sequences, width, dtype=torch.float32)
+    return pool_stretches(x_TD, cu_seqlens[:-1], cu_seqlens[1:], pooling, skip, out_BD)
+
+
+def pool_stretches(
+    x_TD: Tensor,
+    starts_B: Tensor,
+    stops_B: Tensor,
+    pooling: str,
+    skip: int = 0,
+    out_BD: Tensor | None = None,
+) -> Tensor:
+    """Compute `pool_sequences` of the tokens [start, stop) of each stretch, (B,) int32 and
+    contiguous, which may overlap.
+    """
+    sequences, width = len(starts_B), x_TD.shape[1]
+    if out_BD is None:
+        out_BD = x_TD.new_empty(sequences, width, dtype=torch.float32)
     grid = (sequences, triton.cdiv(width, 128))
     with torch.cuda.device_of(x_TD):
         pool_kernel[grid](
             x_TD,
-            cu_seqlens,
+            starts_B,
+            stops_B,
             out_BD,
             skip,
             POOLING=POOLING[pooling],
@@ -133,19 +156,24 @@ def geglu_float8(y_TF: Tensor) -> tuple[Tensor, Tensor]:
     tokens, width = y_TF.shape[0], y_TF.shape[1] // 2
     out_TF = y_TF.new_empty(tokens, width, dtype=torch.float8_e4m3fn)
     scales_T1 = y_TF.new_empty(tokens, 1, dtype=torch.float32)
+    # A tile of the next power of two would be up to half empty, and this kernel is bound by
+    # instructions.
+    tile = 1 << (width.bit_length() - 1)
+    rest = width - tile
     with torch.cuda.device_of(y_TF):
         geglu_float8_kernel[(tokens,)](
             y_TF,
             out_TF,
             scales_T1,
             WIDTH=width,
-            BLOCK_F=triton.next_power_of_2(width),
+            BLOCK_F=tile,
+            BLOCK_REST=triton.next_power_of_2(rest) if rest else 0,
             **LAUNCH,
         )
     return out_TF, scales_T1
 
 
-@triton.jit
+@triton.jit(**_ANY_TOKENS, **_ANY_PLACES)
 def rotate_kernel(
     qkv,
     cos,
@@ -191,7 +219,7 @@ def _geglu(a, b, dtype: tl.constexpr):
     return gelu.to(dtype).to(tl.float32) * b
 
 
-@triton.jit
+@triton.jit(**_ANY_TOKENS)
 def geglu_kernel(y, out, tokens, WIDTH: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_F: tl.constexpr):
     """Compute BLOCK_F columns of the gated unit for BLOCK_T tokens."""
     # A row of `y` has 2 * WIDTH columns: what is activated, then what it is multiplied by.
@@ -206,22 +234,37 @@ def geglu_kernel(y, out, tokens, WIDTH: tl.constexpr, BLOCK_T: tl.constexpr, BLO
 
 
 @triton.jit
-def geglu_float8_kernel(y, out, scales, WIDTH: tl.constexpr, BLOCK_F: tl.constexpr):
-    """Compute the gated unit of one token, rounded to float8 by the largest of its columns."""
+def geglu_float8_kernel(
+    y, out, scales, WIDTH: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_REST: tl.constexpr
+):
+    """Compute the gated unit of one token, rounded to float8 by the largest of its columns: the
+    first BLOCK_F of them, which are full, and the rest.
+    """
     t = tl.program_id(0).to(tl.int64)
     f = tl.arange(0, BLOCK_F)
     at = y + t * (2 * WIDTH) + f
-    a = tl.load(at, mask=f < WIDTH, other=0.0).to(tl.float32)
-    b = tl.load(at + WIDTH, mask=f < WIDTH, other=0.0).to(tl.float32)
+    a = tl.load(at).to(tl.float32)
+    b = tl.load(at + WIDTH).to(tl.float32)
     g = _geglu(a, b, y.dtype.element_ty)
-    # A row of zeros has no largest number to divide by: its scale is that of a tiny one.
     largest = tl.max(tl.abs(g), axis=0)
+    if BLOCK_REST > 0:
+        rest_f = BLOCK_F + tl.arange(0, BLOCK_REST)
+        rest_at = y + t * (2 * WIDTH) + rest_f
+        rest_a = tl.load(rest_at, mask=rest_f < WIDTH, other=0.0).to(tl.float32)
+        rest_b = tl.load(rest_at + WIDTH, mask=rest_f < WIDTH, other=0.0).to(tl.float32)
+        rest_g = _geglu(rest_a, rest_b, y.dtype.element_ty)
+        largest = tl.maximum(largest, tl.max(tl.abs(rest_g), axis=0))
+    # A row of zeros has no largest number to divide by: its scale is that of a tiny one.
     scale = tl.maximum(largest, 1e-12) / _FLOAT8_MAX
-    tl.store(out + t * WIDTH + f, (g / scale).to(tl.float8e4nv), mask=f < WIDTH)
+    inverse = 1.0 / scale  # one division for all numbers
+    tl.store(out + t * WIDTH + f, (g * inverse).to(tl.float8e4nv))
+    if BLOCK_REST > 0:
+        rest_out = (rest_g * inverse).to(tl.float8e4nv)
+        tl.store(out + t * WIDTH + rest_f, rest_out, mask=rest_f < WIDTH)
     tl.store(scales + t, scale)
 
 
-@triton.jit
+@triton.jit(**_ANY_TOKENS)
 def norm_float8_kernel(
     x,
     weight,
@@ -245,7 +288,7 @@ def norm_float8_kernel(
     # Columns beyond WIDTH would be -mean, and count in the variance.
     v = tl.where(valid, v - mean, 0.0)
     variance = tl.sum(v * v, axis=1, keep_dims=True) / WIDTH
-    v = v / tl.sqrt(variance + eps)
+    v = v * (1.0 / tl.sqrt(variance + eps))
     w = tl.load(weight + d, mask=d < WIDTH, other=0.0).to(tl.float32)
     v = v * w
     if HAS_BIAS:
@@ -254,14 +297,15 @@ def norm_float8_kernel(
     # As in geglu_float8_kernel, also for a row of zeros.
     largest = tl.max(tl.abs(v), axis=1, keep_dims=True)
     scale = tl.maximum(largest, 1e-12) / _FLOAT8_MAX
-    tl.store(out + at, (v / scale).to(tl.float8e4nv), mask=valid)
+    tl.store(out + at, (v * (1.0 / scale)).to(tl.float8e4nv), mask=valid)
     tl.store(scales + t, scale, mask=t < tokens)
 
 
-@triton.jit
+@triton.jit(**_ANY_TOKENS, **_ANY_PLACES)
 def pool_kernel(
     x,
     starts,
+    stops,
     out,
     skip,
     POOLING: tl.constexpr,
@@ -275,7 +319,7 @@ def pool_kernel(
     b = tl.program_id(0)
     d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
     first = tl.load(starts + b)
-    stop = tl.load(starts + b + 1)
+    stop = tl.load(stops + b)
     # A sum or maximum for each place in a block; the places are put together behind the loop, so
     # that the order does not depend on the batch.
     total = tl.full((BLOCK_T, BLOCK_D), float("-inf") if POOLING == 3 else 0.0, tl.float32)
@@ -306,5 +350,7 @@ def pool_kernel(
         if POOLING == 2:
             # The sum of the weights from skip + 1 to stop - first.
             count = count * (stop - first + skip + 1).to(tl.float32) / 2
-        pooled = tl.sum(total, axis=0, keep_dims=True) / count
+        pooled = tl.sum(total, axis=0, keep_dims=True)
+        if POOLING != 4:
+            pooled = pooled / count
     tl.store(out + b.to(tl.int64) * WIDTH + d, pooled, mask=d < WIDTH)

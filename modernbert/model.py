@@ -14,12 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from modernbert import cpu, gpu
-from modernbert.attention import (
-    Attention,
-    length_classes,
-    packed_attention,
-    resolve_backend,
-)
+from modernbert.attention import Attention, length_classes, packed_attention
+from modernbert.attention_kernels import FLASH_ATTN_2, resolve_backend
 from modernbert.checkpoint import PreTrained, init_weights
 from modernbert.config import ModernBertConfig
 from modernbert.forward_arguments import ForwardArguments
@@ -30,7 +26,7 @@ from modernbert.outputs import BaseModelOutput, ModelOutput, Traces
 from modernbert.packing import PackedBatch
 from modernbert.rope import rope_table
 from modernbert.rope_scaling import RopeScaling
-from modernbert.torch_attention import FUSED, visible_attention
+from modernbert.torch_attention import FUSED
 
 Rope = tuple[float, RopeScaling | None]
 """The theta of a rotary embedding, and how it is scaled."""
@@ -42,8 +38,8 @@ class ModernBertModel(PreTrained):
 
     Args:
         config: the configuration.
-        attention: one of `modernbert.attention.BACKENDS`, or "auto" for the best one on the model's
-            device.
+        attention: one of `modernbert.attention_kernels.BACKENDS`, or "auto" for the best one on the
+            model's device.
 
     Example:
         >>> tokenizer = Tokenizer.from_pretrained("answerdotai/ModernBERT-base")
@@ -123,13 +119,17 @@ class ModernBertModel(PreTrained):
     def enable_graphs(self) -> None:
         """Run small batches as CUDA graphs from now on, where the attention backend allows it.
 
-        The result of a batch is then overwritten by the next one, and calls must not overlap.
+        The result of a batch is then overwritten by the next one, and calls must not overlap. Call
+        this, and the model, in inference mode, and hold `gpu.LAUNCHING` where a process has several
+        models.
         """
         weight = self.embeddings.tok_embeddings.weight
         backend = resolve_backend(self.attention, weight.device, weight.dtype, self.config.head_dim)
         # These two cut a batch by lengths that are known on the host alone.
         if backend not in ("sdpa", "eager"):
-            self._graphs = EncoderGraphs(self.run_layers)
+            heads = self.config.num_attention_heads if backend in FLASH_ATTN_2 else 0
+            self._graphs = EncoderGraphs(self.run_layers, heads)
+            self._graphs.capture_common(weight.device)
 
     def run_layers(
         self,
@@ -160,8 +160,6 @@ class ModernBertModel(PreTrained):
         backend = resolve_backend(
             self.attention, x_TD.device, x_TD.dtype, self.config.head_dim, dropout=has_dropout
         )
-        if batch.visible is not None:
-            return partial(visible_attention, seqlens=batch.seqlens, visible=batch.visible)
         classes = length_classes(batch, self.config.num_attention_heads, backend)
         return partial(packed_attention, classes=classes, backend=backend, way=self.cpu_way)
 

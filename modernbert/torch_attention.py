@@ -101,19 +101,21 @@ def visible_attention(
     v: Tensor,
     *,
     seqlens: Sequence[int],
-    visible: Sequence[int],
+    visible: Tensor,
     window: Window,
     dropout: float = 0.0,
-    deterministic: bool = False,  # noqa: ARG001
 ) -> Tensor:
-    """Compute `varlen_attention` where only the first `visible` tokens of a sequence are seen.
+    """Compute `varlen_attention` where only the first `visible` (B,) tokens of a sequence are seen.
 
     For short sequences: the scores of all tokens are computed. Each token must see one.
     """
     out = []
     start = 0
-    for length, run in groupby(zip(seqlens, visible, strict=True), lambda pair: pair[0]):
-        seen_R = torch.tensor([seen for _, seen in run], device=q.device)
+    sequence = 0
+    for length, run in groupby(seqlens):
+        sequences = slice(sequence, sequence + len(list(run)))
+        seen_R = visible[sequences]
+        sequence = sequences.stop
         rows = slice(start, start + length * len(seen_R))
         q_RNLH = q[rows].unflatten(0, (-1, length)).transpose(1, 2)
         k_RNLH = k[rows].unflatten(0, (-1, length)).transpose(1, 2)

@@ -46,8 +46,11 @@ class FakeGpu(TorchDispatchMode):
         self.kernels = SimpleNamespace(
             rotate_=lambda *_: self._launch("rotate"),
             geglu=lambda y: self._launch("geglu", y.new_empty(y.shape[0], y.shape[1] // 2)),
-            pool_sequences=lambda x, starts, *_: self._launch(
+            pool_sequences=lambda x, starts, *_, **__: self._launch(
                 "pool", x.new_empty(len(starts) - 1, x.shape[1], dtype=torch.float32)
+            ),
+            pool_stretches=lambda x, starts, *_: self._launch(
+                "pool", x.new_empty(len(starts), x.shape[1], dtype=torch.float32)
             ),
             norm_float8=lambda x, *_: self._launch("norm_float8", _float8(x, x.shape[1])),
             geglu_float8=lambda y: self._launch("geglu_float8", _float8(y, y.shape[1] // 2)),
@@ -130,6 +133,8 @@ class _Shims(TorchFunctionMode):
                     dtype=dtype,
                     non_blocking=kwargs.get("non_blocking", False),
                 )
+        if func is torch.Tensor.copy_ and args[0].device.type == args[1].device.type == "cuda":
+            return torch.ops.aten.copy_(args[0], args[1])
         if func is torch.Tensor.__getitem__ and args[0].device.type == "cuda":
             return _index(*args)
         return func(*args, **kwargs)
@@ -152,7 +157,7 @@ def _index(x: torch.Tensor, index: Any) -> torch.Tensor:
 @contextmanager
 def fake_gpu(monkeypatch: Any, capability: tuple[int, int] = (9, 0)) -> Iterator[FakeGpu]:
     """A GPU of a compute capability, by default an H100's, for models in inference."""
-    from modernbert import attention, gpu
+    from modernbert import attention_kernels, gpu
 
     seen = FakeGpu()
     monkeypatch.setattr(gpu, "compute_capability", lambda _: capability)
@@ -173,10 +178,12 @@ def fake_gpu(monkeypatch: Any, capability: tuple[int, int] = (9, 0)) -> Iterator
     }.items():
         monkeypatch.setattr(torch.cuda, name, value)
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda *_: None)
-    attention.resolve_backend.cache_clear()
+    attention_kernels.resolve_backend.cache_clear()
+    attention_kernels._kernel.cache_clear()
     with FakeTensorMode(), torch.inference_mode(), _Shims(), seen:
         yield seen
-    attention.resolve_backend.cache_clear()
+    attention_kernels.resolve_backend.cache_clear()
+    attention_kernels._kernel.cache_clear()
 
 
 def put_on_gpu(model: torch.nn.Module, encoder: torch.dtype = torch.bfloat16) -> torch.nn.Module:

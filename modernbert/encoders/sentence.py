@@ -6,7 +6,9 @@ Shapes: T packed tokens, B sequences, C chunks, D hidden, E embedding width.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import accumulate, pairwise
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -60,7 +62,11 @@ class SentenceEncoder(StoredEncoder[SentenceConfig]):
         x_TD = self._token_vectors(batch)
         modes = pooling or self.config.pooling
         if x_TD.device.type != "cpu":
-            pooled = [_pool_on_gpu(x_TD, batch, mode, prompt_tokens) for mode in modes]
+            starts_B, stops_B = batch.cu_seqlens[:-1], batch.cu_seqlens[1:]
+            spans = list(pairwise([0, *accumulate(batch.seqlens)]))
+            pooled = [
+                _pool_on_gpu(x_TD, starts_B, stops_B, spans, mode, prompt_tokens) for mode in modes
+            ]
             return self._apply_layers(torch.cat(pooled, dim=1))
         return self._pool_each(x_TD.split(batch.seqlens), modes, prompt_tokens)
 
@@ -79,6 +85,11 @@ class SentenceEncoder(StoredEncoder[SentenceConfig]):
         """
         x_TD = self._token_vectors(batch)
         modes = pooling or self.config.pooling
+        if x_TD.device.type != "cpu":
+            spans_C2 = np.array(chunks, dtype=np.int32).reshape(-1, 2)
+            starts_C, stops_C = gpu.upload(x_TD.device, *spans_C2.T)
+            pooled = [_pool_on_gpu(x_TD, starts_C, stops_C, chunks, mode, 0) for mode in modes]
+            return self._apply_layers(torch.cat(pooled, dim=1))
         return self._pool_each([x_TD[first:stop] for first, stop in chunks], modes)
 
     def _token_vectors(self, batch: PackedBatch) -> Tensor:
@@ -98,8 +109,6 @@ class SentenceEncoder(StoredEncoder[SentenceConfig]):
             rows.append(torch.cat(pooled))
         if not self.layers:
             return torch.stack(rows)
-        if rows[0].device.type != "cpu":
-            return self._apply_layers(torch.stack(rows))
         # One row at a time, each in memory of its own: the bits of a matrix product may depend on
         # its number of rows, and on where they begin.
         return torch.cat([self._apply_layers(x_D[None]) for x_D in rows])
@@ -195,17 +204,27 @@ def _weights_of(folder: CheckpointPath) -> CheckpointPath:
     return file
 
 
-def _pool_on_gpu(x_TD: Tensor, batch: PackedBatch, mode: str, skip: int) -> Tensor:
-    """Pool all sequences of a batch at once, (B, D) fp32; one by one where Triton is missing."""
+def _pool_on_gpu(
+    x_TD: Tensor,
+    starts_B: Tensor,
+    stops_B: Tensor,
+    spans: Sequence[Sequence[int]],
+    mode: str,
+    skip: int,
+) -> Tensor:
+    """Pool all stretches of tokens at once, (B, D) fp32; one by one where Triton is missing.
+
+    `spans`: their starts and stops on the host.
+    """
     if mode == "cls":
-        return x_TD[batch.cu_seqlens[:-1] + skip].float()
+        return x_TD[starts_B + skip].float()
     if mode == "lasttoken":
-        return x_TD[batch.cu_seqlens[1:] - 1].float()
+        return x_TD[stops_B - 1].float()
     if kernels := gpu.kernels_for(x_TD):
-        pooled_BD: Tensor = kernels.pool_sequences(x_TD, batch.cu_seqlens, mode, skip)
+        pooled_BD: Tensor = kernels.pool_stretches(x_TD, starts_B, stops_B, mode, skip)
         return pooled_BD
     pool = _POOLING_FUNCTIONS[mode]
-    return torch.stack([pool(x_LD.float(), skip) for x_LD in x_TD.split(batch.seqlens)])
+    return torch.stack([pool(x_TD[start:stop].float(), skip) for start, stop in spans])
 
 
 def _weighted_mean(x_LD: Tensor, skip: int) -> Tensor:

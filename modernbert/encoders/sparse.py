@@ -7,12 +7,16 @@ are not zero.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate, pairwise
+from types import ModuleType
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from modernbert import gpu
 from modernbert.encoders.sparse_config import SparseConfig
 from modernbert.encoders.stored_encoder import StoredEncoder
 from modernbert.heads import ModernBertForMaskedLM
@@ -31,7 +35,8 @@ class SparseEncoder(StoredEncoder[SparseConfig]):
     et al. 2021, arXiv:2109.10086): log(1 + max(0, score)), the largest over all positions, or their
     sum.
 
-    The scores are computed for a chunk of tokens at a time, so that no matrix (T, V) is held.
+    The scores are computed for a chunk of tokens at a time, so that no matrix (T, V) is held. A GPU
+    holds the weights of all sequences, (B, V), until they are counted.
     """
 
     model_class = ModernBertForMaskedLM
@@ -55,12 +60,52 @@ class SparseEncoder(StoredEncoder[SparseConfig]):
             (R, 3) fp32: the number of the sequence in the batch, the token's id and its weight; in
             the order of the batch, then of ids.
         """
+        return self.launch(batch, static)()
+
+    def launch(self, batch: PackedBatch, static: bool = False) -> Callable[[], Tensor]:
+        """Start `forward_packed`, and return what gives its result.
+
+        How many weights are not zero, a GPU alone knows: what is returned waits for the current
+        stream, which may be another one then.
+        """
         if static:
-            return self._look_up(batch)
+            pairs_T2 = self._pairs(batch)
+            return lambda: self._look_up(pairs_T2)
         x_TD = self.model.model.forward_packed(batch)
+        if kernels := gpu.kernels_for(x_TD):
+            weights_BV = self._pool_together(x_TD, batch.seqlens, kernels)
+            return lambda: _nonzero(0, weights_BV)
+        rows_R3 = self._pool_one_by_one(x_TD, batch.seqlens)
+        return lambda: rows_R3
+
+    def _pool_together(self, x_TD: Tensor, seqlens: Sequence[int], kernels: ModuleType) -> Tensor:
+        """Compute the weights (B, V) on a GPU: so many launches a chunk, however many sequences."""
+        chunks = _chunks_of_sequences(seqlens, CHUNK_ROWS["cuda"])
+        starts = [np.cumsum([0, *chunk.seqlens], dtype=np.int32) for chunk in chunks]
+        starts_on_device = gpu.upload(x_TD.device, *starts)
+        vocabulary = self.model.config.vocab_size
+        pooled_BV = x_TD.new_empty(len(seqlens), vocabulary, dtype=torch.float32)
+        start = 0
+        for chunk, starts_B in zip(chunks, starts_on_device, strict=True):
+            stop = start + sum(chunk.seqlens)
+            scores_CV = self._scores(self.model.decode(x_TD[start:stop]))
+            strategy = self.config.strategy
+            rows_BV = pooled_BV[chunk.first : chunk.first + len(chunk.seqlens)]
+            if not chunk.continues:
+                kernels.pool_sequences(scores_CV, starts_B, strategy, out_BD=rows_BV)
+            elif strategy == "max":
+                rest_BV = kernels.pool_sequences(scores_CV, starts_B, strategy)
+                torch.maximum(rows_BV, rest_BV, out=rows_BV)
+            else:
+                rows_BV += kernels.pool_sequences(scores_CV, starts_B, strategy)
+            start = stop
+        return self._weights(pooled_BV)
+
+    def _pool_one_by_one(self, x_TD: Tensor, seqlens: Sequence[int]) -> Tensor:
+        """Compute the rows (R, 3) of `forward_packed`, one sequence after the other."""
         weights: list[Tensor] = []
         pooled_V: Tensor | None = None
-        ends = list(accumulate(batch.seqlens))
+        ends = list(accumulate(seqlens))
         sequence = 0
         for start, stop in self._chunks(ends, CHUNK_ROWS[x_TD.device.type]):
             logits_CV = self.model.decode(x_TD[start:stop])
@@ -113,15 +158,47 @@ class SparseEncoder(StoredEncoder[SparseConfig]):
         weights = x.relu().log1p()
         return weights.log1p() if self.config.activation == "log1p_relu" else weights
 
-    def _look_up(self, batch: PackedBatch) -> Tensor:
-        assert self.static is not None
+    def _pairs(self, batch: PackedBatch) -> Tensor:
+        """Return the sequence and the id of each token, (T, 2)."""
+        tokens = batch.input_ids.numel()
         sequences_B = torch.arange(len(batch.seqlens), device=batch.input_ids.device)
-        sequence_T = torch.repeat_interleave(sequences_B, batch.cu_seqlens.diff())
-        pairs_T2 = torch.stack((sequence_T, batch.input_ids.long()), dim=1)
+        sequence_T = torch.repeat_interleave(
+            sequences_B, batch.cu_seqlens.diff(), output_size=tokens
+        )
+        return torch.stack((sequence_T, batch.input_ids.long()), dim=1)
+
+    def _look_up(self, pairs_T2: Tensor) -> Tensor:
+        assert self.static is not None
         pairs_R2 = torch.unique(pairs_T2, dim=0)
         weights_R = self.static[pairs_R2[:, 1]]
         rows_R3 = torch.cat((pairs_R2.float(), weights_R[:, None]), dim=1)
         return rows_R3[weights_R != 0]
+
+
+class _Chunk(NamedTuple):
+    """Whole sequences whose scores are held together, or a part of one that is longer than that."""
+
+    first: int
+    """The place in the batch of the first sequence."""
+    seqlens: list[int]
+    """The tokens of each sequence that are in the chunk."""
+    continues: bool
+    """Whether the chunk before it holds the tokens before."""
+
+
+def _chunks_of_sequences(seqlens: Sequence[int], rows: int) -> list[_Chunk]:
+    """Cut a batch into chunks of at most `rows` tokens, so that where a sequence is cut does not
+    depend on the sequences before it.
+    """
+    chunks: list[_Chunk] = []
+    for sequence, length in enumerate(seqlens):
+        last = chunks[-1] if chunks else None
+        if last and not last.continues and sum(last.seqlens) + length <= rows:
+            last.seqlens.append(length)
+            continue
+        for start in range(0, length, rows):
+            chunks.append(_Chunk(sequence, [min(rows, length - start)], start > 0))
+    return chunks
 
 
 def _nonzero(first: int, weights_BV: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ class StoredEncoder(nn.Module, Generic[Config]):
             config: the configuration, which names the folders of the weights (its `from_folder`).
             device: where the weights are put.
             dtype: the dtype of the model; what follows it always runs in fp32.
-            attention: one of `modernbert.attention.BACKENDS`, or "auto" for the best one on
+            attention: one of `modernbert.attention_kernels.BACKENDS`, or "auto" for the best one on
                 `device`.
 
         Raises:

@@ -244,7 +244,8 @@ def _execute(run: Run, held: Lease) -> None:
     options = run.plan.options
     ways: dict[str, Way] = {}
     for attempt in run.record.attempts:
-        ways |= attempt.attention
+        # On GPUs there is nothing to agree on.
+        ways |= {name: way for name, way in attempt.attention.items() if way[1]}
     execution = Execution(run.job, run.todo, options.max_rejected, held.check, ways)
     for path, reason in run.broken.items():
         execution.failed[path] = f"cannot be read: {reason}"

@@ -210,9 +210,9 @@ def start_attempt(job: Job) -> Attempt:
 
 
 def _attention(attempt: Attempt) -> dict[str, str]:
-    """Say how attention was computed on CPUs, where there was a choice."""
+    """Say how attention was computed on GPUs, and on CPUs where there was a choice."""
     ways = [
-        f"{product}, tiles of {tile} on {processor}"
+        f"{product}, tiles of {tile} on {processor}" if tile else f"{product} on {processor}"
         for processor, (product, tile) in attempt.attention.items()
     ]
     return {"attention": "; ".join(ways)} if ways else {}

@@ -31,6 +31,7 @@ LEAST_GPU_TOKENS = 1024
 """The same on a GPU with next to no memory left: what does not fit is halved."""
 _DTYPE_OF_DEVICE = {"cpu": "float32", "cuda": "bfloat16"}
 _GPU_DTYPES = ("float16", "float8")
+_FIRST_WITH_BFLOAT16 = (8, 0)  # the compute capability of an A100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,16 +105,27 @@ def device_in_memory(device: int | str | torch.device | None) -> str:
     return str(device)
 
 
-def resolve_dtype(dtype: str, device: str) -> str:
-    """Return `dtype`, or what "auto" stands for on `device`: float32 on CPUs, bfloat16 on GPUs.
+def resolve_dtype(
+    dtype: str, device: str, capability: tuple[int, int] = _FIRST_WITH_BFLOAT16
+) -> str:
+    """Return `dtype`, or what "auto" stands for on `device`: float32 on CPUs, bfloat16 on GPUs, on
+    those without it float16.
 
-    Warns of bfloat16 on a CPU that multiplies it more slowly than float32. Raises UserError for
-    int8 on a GPU.
+    `capability`: the compute capability of the GPU, as far as it is known. Warns of bfloat16 on a
+    CPU that multiplies it more slowly than float32. Raises UserError for int8 on a GPU, and for
+    bfloat16 on one that only emulates it.
     """
     if device != "cpu" and dtype == "int8":
         raise UserError("dtype int8 is for CPUs; on GPUs use bfloat16 or float8")
+    has_bfloat16 = capability >= _FIRST_WITH_BFLOAT16
     if dtype == "auto":
-        return _DTYPE_OF_DEVICE[device]
+        return _DTYPE_OF_DEVICE[device] if has_bfloat16 else "float16"
+    if dtype == "bfloat16" and not has_bfloat16:
+        major, minor = capability
+        raise UserError(
+            f"dtype bfloat16 is emulated on a GPU of compute capability {major}.{minor}, more "
+            "slowly than float32; use dtype float16 there, or a GPU of 8.0 or above"
+        )
     if device == "cpu" and dtype == "bfloat16":
         from modernbert.cpu import bfloat16_slowdown, processor
 

@@ -5,16 +5,20 @@ Shapes: T packed tokens, W windows, R rows of values, C numbers a row.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
 
-from modernbert import int8, native
+from modernbert import gpu, int8, native
+from modernbert.attention_kernels import resolve_backend
 from modernbert.checkpoint import as_dtype
 from modernbert.linear import prepack
 from modernbert.model import ModernBertModel
@@ -28,6 +32,9 @@ from pipelines.inference.outputs import ValuesBuilder, joined, model_outputs, ra
 from pipelines.tasks.base import Task
 from pipelines.tasks.outputs import Head, ModelOutputs, Predictions
 
+logger = logging.getLogger(__name__)
+Values = torch.Tensor | Callable[[], torch.Tensor]
+"""What a task's `forward` returns."""
 IN_FLIGHT = 3
 """Packed batches that a GPU is given ahead: one that it computes, one that is copied, one more."""
 
@@ -48,8 +55,9 @@ class Predictor:
     ):
         """Load the checkpoint.
 
-        `device`, `dtype`: torch's names; dtype "auto" is float32 on CPUs and bfloat16 on GPUs;
-        "float8" on GPUs and "int8" on CPUs are those with the encoder's products in them.
+        `device`, `dtype`: torch's names; dtype "auto" is float32 on CPUs and bfloat16 on GPUs
+        (float16 before compute capability 8.0); "float8" on GPUs and "int8" on CPUs are those with
+        the encoder's products in them.
         `budget_tokens`: the most tokens in a packed batch, None for what the device holds.
         `threads`: CPU threads of torch, None to leave its setting. `graphs`: whether small batches
         run as CUDA graphs where they can, for latency. Raises ValueError for an unknown dtype or
@@ -60,12 +68,16 @@ class Predictor:
         self.device = torch.device(device)
         self.checkpoint = checkpoint
         self.task = task
-        self.dtype = resolve_dtype(dtype, self.device.type)
+        if self.device.type == "cuda":
+            self.dtype = resolve_dtype(dtype, "cuda", gpu.compute_capability(self.device))
+        else:
+            self.dtype = resolve_dtype(dtype, self.device.type)
         self.torch_dtype = self._dtype_of_weights()
-        self._launching = threading.Lock()
         if self.device.type == "cpu" and threads:
             torch.set_num_threads(threads)
+        self._launching = threading.Lock()
         if self.device.type == "cuda":
+            self._launching = gpu.LAUNCHING
             # Reductions stay in float32: what half precision loses depends on the shape of a batch.
             torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
             torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
@@ -79,8 +91,7 @@ class Predictor:
             int8.quantise(self.model)
         prepack(self.model)
         if graphs and self.device.type == "cuda":
-            for encoder in self.encoders:
-                encoder.enable_graphs()
+            self._enable_graphs()
         # Only now, with the model loaded, is it known what a GPU has left.
         self.budget_tokens = budget_tokens or self._default_budget()
 
@@ -93,6 +104,17 @@ class Predictor:
             return int8.compute_dtype()
         return as_dtype(self.dtype)
 
+    def _enable_graphs(self) -> None:
+        if self.dtype == "float8":
+            from modernbert.float8 import why_no_graphs
+
+            if reason := why_no_graphs(self.device):
+                logger.warning(reason)
+                return
+        with self._launching, torch.inference_mode():
+            for encoder in self.encoders:
+                encoder.enable_graphs()
+
     @property
     def encoders(self) -> list[ModernBertModel]:
         """The encoder of the model; of several models, each once."""
@@ -100,15 +122,29 @@ class Predictor:
 
     @property
     def attention(self) -> str | None:
-        """How attention is computed on a CPU, where there is a choice: in half precision, in int8
-        and where the library of modernbert/csrc is used.
+        """How attention is computed: by which backend on a GPU; on a CPU in which way, where there
+        is a choice: in half precision, in int8, and where the library of modernbert/csrc is used.
         """
+        if self.device.type == "cuda":
+            return self.attention_backend
         if self.device.type != "cpu":
             return None
         if self.dtype == "float32" and native.library() is None:
             return None
         way = self.encoders[0].cpu_way
         return f"{way.product}, tiles of {way.tile}"
+
+    @property
+    def attention_backend(self) -> str:
+        """The backend of attention, and on a GPU whether the model runs without its kernels."""
+        encoder = self.encoders[0]
+        weight = next(encoder.parameters())
+        backend = resolve_backend(
+            encoder.attention, self.device, self.torch_dtype, encoder.config.head_dim
+        )
+        with torch.inference_mode():
+            has_kernels = gpu.kernels_for(weight) is not None
+        return backend if has_kernels else f"{backend}, {gpu.NO_KERNELS}"
 
     def _default_budget(self) -> int:
         on_cpu = cpu_budget(self.device.type)
@@ -199,12 +235,28 @@ class Predictor:
         in_flight: deque[tuple[np.ndarray, list[Callable[[], np.ndarray]]]] = deque()
         most_in_flight = 1 if self.device.type == "cpu" else IN_FLIGHT
         batches = 0
+
+        def halve(windows: np.ndarray, error: RuntimeError) -> None:
+            if not gpu.is_out_of_memory(error):
+                raise error
+            if len(windows) == 1:
+                reason = f"out of memory on {self.device}: {str(error).splitlines()[0]}"
+                failed[int(windows[0])] = reason
+                return
+            middle = len(windows) // 2
+            to_run.extendleft((windows[middle:], windows[:middle]))
+
         while to_run or in_flight:
             # Values are fetched only once the device has all the work that it is given ahead.
             if not to_run or len(in_flight) == most_in_flight:
                 windows, waits = in_flight.popleft()
-                for of_head, wait_for_values in zip(collected, waits, strict=True):
-                    of_head.put(windows, wait_for_values())
+                try:
+                    values_of_heads = [wait_for_values() for wait_for_values in waits]
+                except RuntimeError as error:
+                    halve(windows, error)
+                    continue
+                for of_head, values in zip(collected, values_of_heads, strict=True):
+                    of_head.put(windows, values)
                 batches += 1
                 if batch_is_done:
                     batch_is_done()
@@ -212,17 +264,9 @@ class Predictor:
             windows = to_run.popleft()
             ids = input_ids[ranges(cu_seqlens, windows)]
             try:
-                waits = self._launch(heads, ids, lengths[windows])
-            except torch.OutOfMemoryError as error:
-                if len(windows) == 1:
-                    reason = f"out of memory on {self.device}: {str(error).splitlines()[0]}"
-                    failed[int(windows[0])] = reason
-                    continue
-                middle = len(windows) // 2
-                to_run.appendleft(windows[middle:])
-                to_run.appendleft(windows[:middle])
-                continue
-            in_flight.append((windows, waits))
+                in_flight.append((windows, self._launch(heads, ids, lengths[windows])))
+            except RuntimeError as error:
+                halve(windows, error)
         seconds = time.perf_counter() - started
         predictions: list[Predictions] = []
         for of_head in collected:
@@ -237,47 +281,66 @@ class Predictor:
     ) -> list[Callable[[], np.ndarray]]:
         """Start a packed batch and return what waits for its values (R, C), for each head.
 
-        Raises OutOfMemoryError where it does not fit.
+        Raises RuntimeError where it does not fit (`gpu.is_out_of_memory`).
         """
+        # Heads and poolings are fp32; behind a half-precision encoder TF32 is more than it gives.
+        precision: Callable[[], AbstractContextManager[None]] = nullcontext
+        if self.device.type == "cuda":
+            precision = partial(gpu.tf32_products, self.torch_dtype != torch.float32)
 
         def launch() -> list[Callable[[], np.ndarray]]:
             batch = PackedBatch.from_arrays(ids, lengths.tolist(), self.device)
             waits: list[Callable[[], np.ndarray]] = []
             for task, model in heads:
-                values = task.forward(model, batch, ids)
-                waits.append(self._download(values.float()))
+                with precision():
+                    waits.append(self._download(task.forward(model, batch, ids)))
             return waits
 
         with self._launching:
             try:
                 return launch()
-            except torch.OutOfMemoryError:
-                if self.device.type == "cpu":
+            except RuntimeError as error:
+                if self.device.type == "cpu" or not gpu.is_out_of_memory(error):
                     raise
             # The memory of all batches in flight is free once they have ended.
             torch.cuda.synchronize(self.device)
             return launch()
 
-    def _download(self, outputs: torch.Tensor) -> Callable[[], np.ndarray]:
+    def _download(self, values: Values) -> Callable[[], np.ndarray]:
         """Start the copy of values to the host and return what waits for them."""
         if self.device.type == "cpu":
-            return outputs.numpy
+            on_host = values if isinstance(values, torch.Tensor) else values()
+            return on_host.float().numpy
+        if isinstance(values, torch.Tensor):
+            values = values.float()
         # The copies have a stream of their own, beside what is computed next.
         copies = self._copies
         copies.wait_stream(torch.cuda.current_stream(self.device))
+        # A thread that waits for a blocking event leaves its core to others.
+        done = torch.cuda.Event(blocking=True)
+        if not isinstance(values, torch.Tensor):
+            done.record(copies)
+            return partial(self._fetch, values, done)
+        outputs = values
         with torch.cuda.stream(copies):
-            values = torch.empty(outputs.shape, dtype=outputs.dtype, pin_memory=True)
-            values.copy_(outputs, non_blocking=True)
+            copied = torch.empty(outputs.shape, dtype=outputs.dtype, pin_memory=True)
+            copied.copy_(outputs, non_blocking=True)
             outputs.record_stream(copies)
-            # A thread that waits for a blocking event leaves its core to others.
-            copied = torch.cuda.Event(blocking=True)
-            copied.record(copies)
+            done.record(copies)
 
         def wait() -> np.ndarray:
-            copied.synchronize()
-            return values.numpy()
+            done.synchronize()
+            return copied.numpy()
 
         return wait
+
+    def _fetch(
+        self, count_values: Callable[[], torch.Tensor], done: torch.cuda.Event
+    ) -> np.ndarray:
+        """Return values of which the device knows how many there are, once it has computed them."""
+        done.synchronize()
+        with torch.cuda.stream(self._copies):
+            return count_values().float().cpu().numpy()
 
 
 def _windows_not_finite(values: np.ndarray, splits: np.ndarray) -> list[int]:

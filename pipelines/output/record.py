@@ -42,7 +42,7 @@ class Attempt:
     """For a table, the version or snapshot of it that was read."""
     attention: dict[str, tuple[str, int]] = field(default_factory=dict)
     """How actors on CPUs computed it where there was a choice, by the processor: the product and
-    the size of tiles (torch_attention.CpuWay).
+    the size of tiles (torch_attention.CpuWay); on GPUs the backend and 0.
     """
 
 

@@ -164,6 +164,8 @@ class Predict:
         )
         if run.device == "cpu":
             self._agree_on_attention(self.predictor)
+        else:
+            self._report_attention(self.predictor)
         self._answer_probe()
 
     def _agree_on_attention(self, predictor: Predictor) -> None:
@@ -179,6 +181,14 @@ class Predict:
         agreed = self.reports.agree(processor(), (fastest.product, fastest.tile))
         for encoder in predictor.encoders:
             encoder.cpu_way = CpuWay(*agreed)
+
+    def _report_attention(self, predictor: Predictor) -> None:
+        """Report how a GPU computes attention, and where its node lacks what the kernels need."""
+        import torch
+
+        gpu_name = torch.cuda.get_device_name(predictor.device)
+        backend, _, lack = predictor.attention_backend.partition(", ")
+        self.reports.agree(f"{gpu_name} {lack}".strip(), (backend, 0))
 
     def _answer_probe(self) -> None:
         """Raise an exception if the model does not answer the task's probe."""

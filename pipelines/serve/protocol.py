@@ -129,7 +129,7 @@ class Info:
     openai_token_ids: bool = False
     """Whether OpenAI's route takes token ids."""
     attention: str | None = None
-    """How a CPU computes attention, where there is a choice."""
+    """How attention is computed: by which backend of a GPU, or on a CPU in half precision."""
 
 
 @dataclass(frozen=True)

@@ -298,11 +298,17 @@ class Task(ABC):
         return len(response)
 
     # The model is Any here: it is the one that each task's own `load` returns.
-    def forward(self, model: Any, batch: PackedBatch, ids: np.ndarray) -> Tensor:  # noqa: ARG002
+    def forward(
+        self,
+        model: Any,
+        batch: PackedBatch,
+        ids: np.ndarray,  # noqa: ARG002
+    ) -> Tensor | Callable[[], Tensor]:
         """Run the model on a packed batch and return its values (R, C), the rows of its windows in
         order.
 
-        `ids`: the batch's token ids (T,) on the host.
+        `ids`: the batch's token ids (T,) on the host. Nothing here may wait for the device: where
+        it alone knows how many rows there are, what is returned gives them when it is called.
         """
         values: Tensor = model.forward_packed(batch)
         return values

@@ -107,28 +107,37 @@ class MaxSim(Task):
         )
 
     def forward(self, model: MultiVectorEncoder, batch: PackedBatch, ids: np.ndarray) -> Tensor:
-        import torch
-
         from modernbert.encoders.multi_vector import max_similarity
+        from modernbert.gpu import upload
         from modernbert.packing import PackedBatch
 
-        own_ids, lengths = _sequences_of_pairs(ids, batch.seqlens)
-        device = batch.input_ids.device
-        sequences = PackedBatch.from_arrays(own_ids, lengths.tolist(), device)
-
-        # Which tokens have vectors depends on the side.
-        is_query = np.arange(len(lengths)) % 2 == 0
-        is_query_T = np.repeat(is_query, lengths)
-        kept_T = np.where(is_query_T, self.query.kept(own_ids), self.passage.kept(own_ids))
-        kept = torch.from_numpy(np.flatnonzero(kept_T)).to(device)
-
+        texts = _texts_of_pairs(ids, batch.seqlens)
+        is_query = np.arange(len(texts)) % 2 == 0
         # Passages are not expanded: a mask at the end of one is a token of its own.
-        visible = self.query.visible(own_ids, lengths.tolist())
-        if visible is not None:
-            visible = np.where(is_query, visible, lengths).tolist()
-        vectors = model.forward_packed(sequences, kept, visible)
-        vectors_of_sequences = _count_in_sequences(kept_T, lengths)
-        return max_similarity(vectors, vectors_of_sequences.tolist(), self.mean)[:, None]
+        lengths = np.array([len(text) for text in texts])
+        visible = self.query.visible(np.concatenate(texts), lengths.tolist())
+        seen = lengths if visible is None else np.where(is_query, visible, lengths)
+
+        # Expanded queries side by side, then all else by length: so they are in few calls.
+        order = np.lexsort((lengths, seen == lengths))
+        own_ids = np.concatenate([texts[i] for i in order])
+        # Which tokens have vectors depends on the side.
+        is_query_T = np.repeat(is_query[order], lengths[order])
+        kept_T = np.where(is_query_T, self.query.kept(own_ids), self.passage.kept(own_ids))
+        device = batch.input_ids.device
+        (kept,) = upload(device, np.flatnonzero(kept_T).astype(np.int32))
+        sequences = PackedBatch.from_arrays(own_ids, lengths[order].tolist(), device)
+        seen_in_order = None if visible is None else seen[order].tolist()
+        vectors = model.forward_packed(sequences, kept, seen_in_order)
+
+        # Where the vectors of each text are, back in the order of the pairs.
+        kept_before = np.concatenate(([0], np.cumsum(kept_T)))
+        ends = kept_before[np.cumsum(lengths[order])]
+        stops, counts = np.empty_like(ends), np.empty_like(ends)
+        stops[order] = ends
+        counts[order] = np.diff(ends, prepend=0)
+        starts_B2, counts_B2 = (stops - counts).reshape(-1, 2), counts.reshape(-1, 2)
+        return max_similarity(vectors, starts_B2, counts_B2, self.mean)[:, None]
 
     def decode(self, outputs: ModelOutputs) -> pa.StructArray:
         scores = pa.array(self._scores(outputs))
@@ -145,26 +154,15 @@ class MaxSim(Task):
         return merged(outputs.windows, outputs.values, "max")[:, 0]
 
 
-def _sequences_of_pairs(ids: np.ndarray, seqlens: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Turn each pair into two sequences for the model, a query and then its passage.
-
-    Returns the ids without separators (T,), and the tokens of each sequence (2 W,).
-    """
+def _texts_of_pairs(ids: np.ndarray, seqlens: Sequence[int]) -> list[np.ndarray]:
+    """Return the ids of each query and then of its passage, without separators."""
     end_W = np.cumsum(seqlens, dtype=np.int64)
     start_W = np.concatenate(([0], end_W[:-1]))
     separator_W = np.flatnonzero(ids == SEPARATOR)
-    query_lengths_W = separator_W - start_W
-    passage_lengths_W = end_W - separator_W - 1
-    lengths = np.stack((query_lengths_W, passage_lengths_W), axis=1).ravel().astype(np.int64)
-    return ids[ids != SEPARATOR], lengths
-
-
-def _count_in_sequences(is_kept_T: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Return how many tokens are kept of each sequence, also of an empty one."""
-    kept_before = np.concatenate(([0], np.cumsum(is_kept_T)))
-    splits = np.concatenate(([0], np.cumsum(lengths)))
-    counts: np.ndarray = np.diff(kept_before[splits])
-    return counts
+    texts = []
+    for start, separator, end in zip(start_W, separator_W, end_W, strict=True):
+        texts += [ids[start:separator], ids[separator + 1 : end]]
+    return texts
 
 
 def _without(windows: Windows, rejected: dict[int, str]) -> Windows:

@@ -211,9 +211,10 @@ class MultiVector(Task):
         return len(windows.input_ids)
 
     def forward(self, model: MultiVectorEncoder, batch: PackedBatch, ids: np.ndarray) -> Tensor:
-        import torch
+        from modernbert.gpu import upload
 
-        kept = torch.from_numpy(np.flatnonzero(self.side.kept(ids))).to(batch.input_ids.device)
+        kept_P = np.flatnonzero(self.side.kept(ids)).astype(np.int32)
+        (kept,) = upload(batch.input_ids.device, kept_P)
         return model.forward_packed(batch, kept, self.side.visible(ids, batch.seqlens))
 
     def decode(self, outputs: ModelOutputs) -> pa.StructArray:

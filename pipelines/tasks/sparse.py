@@ -6,7 +6,7 @@ Shapes: W windows, D documents, R weights that are not zero.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -98,8 +98,13 @@ class Sparse(Task):
             SparseConfig.from_folder(checkpoint.folder), device=device, dtype=dtype
         )
 
-    def forward(self, model: SparseEncoder, batch: PackedBatch, ids: np.ndarray) -> Tensor:  # noqa: ARG002
-        return model.forward_packed(batch, self.static)
+    def forward(
+        self,
+        model: SparseEncoder,
+        batch: PackedBatch,
+        ids: np.ndarray,  # noqa: ARG002
+    ) -> Callable[[], Tensor]:
+        return model.launch(batch, self.static)
 
     @property
     def forward_options(self) -> tuple[object, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,8 @@ for name in (
     "transformers",
     "sentence_transformers",
     "pydantic",
+    "pydantic_settings",
+    "pyarrow",
 ):  # a machine with a GPU may lack them
     pytest.importorskip(name)
 
@@ -51,6 +55,30 @@ def test_maxsim(tmp_path):
         {each["index"]: each["score"] for each in pipe("the cat?", TEXTS)} for pipe in (cpu, cuda)
     )
     assert got == pytest.approx(want, abs=1e-3)  # sums of 16 products
+
+
+@pytest.mark.parametrize("task", ["sparse-embedding", "multi-vector", "rerank"])
+def test_nothing_waits_for_the_device_while_batches_are_started(tmp_path, task):
+    folder = (
+        write_task(tmp_path, "ModernBertForMaskedLM")
+        if task == "sparse-embedding"
+        else write_multi_vector(tmp_path)
+    )
+    pipe = pipeline(task, str(folder), device="cuda", dtype="bfloat16")
+    predictor = pipe.predictor
+    texts = [("the cat?", text) for text in TEXTS] if task == "rerank" else TEXTS
+    windows = predictor.task.encode(predictor.checkpoint.tokenizer, texts)
+    heads = [(predictor.task, predictor.model)]
+    started = partial(predictor._launch, heads, windows.input_ids, windows.lengths)
+    with torch.inference_mode():
+        (fetch,) = started()
+        want = fetch()  # compiles the kernels, uploads the tables
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            (fetch,) = started()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        np.testing.assert_array_equal(fetch(), want)
 
 
 def write_nli(folder):

@@ -555,7 +555,7 @@ def test_deterministic_flash_attn(encoder, monkeypatch, deterministic):
         )
 
     monkeypatch.setattr("modernbert.model.resolve_backend", lambda *_, **__: "flash_attn")
-    monkeypatch.setattr("modernbert.attention._kernel", lambda _: flash_attn_varlen_func)
+    monkeypatch.setattr("modernbert.attention_kernels._kernel", lambda _: flash_attn_varlen_func)
     model = like(encoder, deterministic_flash_attn=deterministic)
     got = model(IDS)[0]
     assert calls == [

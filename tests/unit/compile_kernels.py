@@ -1,4 +1,5 @@
-"""Compiles the kernels for an H100 (sm_90) without a GPU, and prints what the machine code of each is made of, as JSON.
+"""Compiles the kernels for an A100 (sm_80) and an H100 (sm_90) without a GPU, and prints what the machine code of each is
+made of, as JSON.
 
 A process of its own: with TRITON_INTERPRET set, there is nothing to compile.
 """
@@ -21,7 +22,7 @@ CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 BF16, FP8, FP32, INT32 = "*bf16", "*fp8e4nv", "*fp32", "*i32"
 ROTATE = {"qkv": BF16, "cos": FP32, "sin": FP32, "positions": INT32, "tokens": "i32"}
 GEGLU = {"y": BF16, "out": BF16, "tokens": "i32"}
-POOL = {"x": BF16, "starts": INT32, "out": FP32, "skip": "i32"}
+POOL = {"x": BF16, "starts": INT32, "stops": INT32, "out": FP32, "skip": "i32"}
 NORM8 = {
     "x": BF16,
     "weight": BF16,
@@ -40,19 +41,24 @@ CASES = {
     "geglu large": (kernels.geglu_kernel, GEGLU, {"WIDTH": 2624, "BLOCK_T": 16, "BLOCK_F": 128}),
     "pool mean": (kernels.pool_kernel, POOL, {"POOLING": 0, "WIDTH": 768, "BLOCK_T": 32, "BLOCK_D": 128}),
     "pool max": (kernels.pool_kernel, POOL, {"POOLING": 3, "WIDTH": 768, "BLOCK_T": 32, "BLOCK_D": 128}),
+    "pool max of scores": (kernels.pool_kernel, POOL | {"x": FP32}, {"POOLING": 3, "WIDTH": 50368, "BLOCK_T": 32, "BLOCK_D": 128}),
     "norm8": (kernels.norm_float8_kernel, NORM8, {"WIDTH": 768, "HAS_BIAS": False, "BLOCK_T": 4, "BLOCK_D": 1024}),
-    "geglu8 base": (kernels.geglu_float8_kernel, GEGLU8, {"WIDTH": 1152, "BLOCK_F": 2048}),
-    "geglu8 large": (kernels.geglu_float8_kernel, GEGLU8, {"WIDTH": 2624, "BLOCK_F": 4096}),
+    "geglu8 base": (kernels.geglu_float8_kernel, GEGLU8, {"WIDTH": 1152, "BLOCK_F": 1024, "BLOCK_REST": 128}),
+    "geglu8 large": (kernels.geglu_float8_kernel, GEGLU8, {"WIDTH": 2624, "BLOCK_F": 2048, "BLOCK_REST": 1024}),
 }  # fmt: skip
 
 
-def machine_code(kernel, signature: dict[str, str], constants: dict) -> dict[str, int]:
+INSTRUCTION = re.compile(r"^ +/\*[0-9a-f]{4,}\*/ +(?!NOP|BRA)[A-Z@]", re.MULTILINE)
+
+
+def machine_code(sm: int, kernel, signature: dict[str, str], constants: dict) -> dict[str, int]:
     """Compile a kernel as it is launched, with aligned pointers, and count in its machine code."""
     names = kernel.arg_names
     aligned = {
-        (i,): [["tt.divisibility", 16]]
-        for i, name in enumerate(names)
-        if signature.get(name, "").startswith("*")
+        (parameter.num,): [["tt.divisibility", 16]]
+        for parameter in kernel.params
+        if signature.get(parameter.name, "").startswith("*")
+        and not parameter.do_not_specialize_on_alignment
     }
     source = ASTSource(
         fn=kernel,
@@ -60,7 +66,7 @@ def machine_code(kernel, signature: dict[str, str], constants: dict) -> dict[str
         constexprs={(names.index(name),): value for name, value in constants.items()},
         attrs=aligned,
     )
-    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=kernels.LAUNCH)
+    compiled = triton.compile(source, target=GPUTarget("cuda", sm, 32), options=kernels.LAUNCH)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
@@ -75,6 +81,7 @@ def machine_code(kernel, signature: dict[str, str], constants: dict) -> dict[str
     }
     loads, stores = re.findall(r"LDG\.(\S+)", code), re.findall(r"STG\.(\S+)", code)
     return counts | {
+        "instructions": len(INSTRUCTION.findall(code)),
         "spills": len(re.findall(r"\b(?:LDL|STL)\b", code)),
         "loads": len(loads), "wide_loads": sum(".128" in f".{each}" for each in loads),
         "stores": len(stores), "wide_stores": sum(".128" in f".{each}" for each in stores),
@@ -82,4 +89,20 @@ def machine_code(kernel, signature: dict[str, str], constants: dict) -> dict[str
 
 
 if __name__ == "__main__":
-    print(json.dumps({name: machine_code(*case) for name, case in CASES.items()}))
+    compiled = {}
+    for sm in (80, 90):
+        # e4m3 comes with compute capability 8.9.
+        cases = {name: case for name, case in CASES.items() if sm >= 89 or "8" not in name}
+        compiled[sm] = {name: machine_code(sm, *case) for name, case in cases.items()}
+    # The arguments whose values, or alignment, are compiled in.
+    compiled["specialised"] = {
+        kernel.fn.__name__: [
+            each.name
+            for each in kernel.params
+            if not each.is_constexpr
+            and not each.do_not_specialize
+            and not each.do_not_specialize_on_alignment
+        ]
+        for kernel, *_ in CASES.values()
+    }
+    print(json.dumps(compiled))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from checkpoints import relative_error
 
 from modernbert import torch_attention
-from modernbert.attention import resolve_backend, varlen_attention
+from modernbert.attention import varlen_attention
+from modernbert.attention_kernels import resolve_backend
+from modernbert.encoders.multi_vector import max_similarity, score_together
 from modernbert.torch_attention import visible_attention
 
 
@@ -112,7 +116,7 @@ def test_tokens_that_are_not_visible_are_queries_without_keys(window):
     torch.manual_seed(0)
     lengths, visible = (12, 12, 5, 12), (12, 7, 5, 4)
     q, k, v = torch.randn(3, sum(lengths), 2, 32) * 2
-    got = visible_attention(q, k, v, seqlens=lengths, visible=visible, window=window)
+    got = visible_attention(q, k, v, seqlens=lengths, visible=torch.tensor(visible), window=window)
     parts = [x.split(lengths) for x in (q, k, v)]
     for i, (length, seen) in enumerate(zip(lengths, visible, strict=True)):
         q1, k1, v1 = (part[i].double().transpose(0, 1) for part in parts)
@@ -123,6 +127,24 @@ def test_tokens_that_are_not_visible_are_queries_without_keys(window):
         mine = got.split(lengths)[i]
         assert relative_error(mine.double(), want) < 1e-6
         one = visible_attention(
-            *(part[i] for part in parts), seqlens=(length,), visible=(seen,), window=window
+            *(part[i] for part in parts),
+            seqlens=(length,),
+            visible=torch.tensor([seen]),
+            window=window,
         )
         assert torch.equal(one, mine)
+
+
+@pytest.mark.parametrize("mean", [False, True])
+def test_pairs_scored_together_have_the_scores_of_each(mean):
+    """As on a GPU: vectors are padded; texts without vectors, and lengths that differ a lot."""
+    generator = np.random.default_rng(0)
+    counts = generator.integers(0, 40, (30, 2))
+    counts[5], counts[6], counts[20] = (0, 9), (9, 0), (3, 700)
+    starts = np.cumsum(counts.ravel()) - counts.ravel()
+    vectors = F.normalize(torch.randn(int(counts.sum()), 16), dim=-1)
+    want = max_similarity(vectors, starts.reshape(-1, 2), counts, mean)
+    got = score_together(vectors, starts.reshape(-1, 2), counts, mean)
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+    assert got[5] == got[6] == 0
+    assert score_together(vectors[:0], starts[:2].reshape(1, 2), np.zeros((1, 2), int), mean) == 0

@@ -15,29 +15,57 @@ pytest.importorskip(
 )
 
 
-@pytest.mark.slow
-def test_kernels_compile_for_sm_90_without_spills_and_with_wide_loads(tmp_path):
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """What compile_kernels.py prints."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
     run = subprocess.run(
         [sys.executable, Path(__file__).with_name("compile_kernels.py")],
-        capture_output=True, text=True, env=environment | {"TRITON_CACHE_DIR": str(tmp_path)}, timeout=300,
+        capture_output=True, text=True, env=environment, timeout=300,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr[-2000:]
-    kernels = json.loads(run.stdout)
+    return json.loads(run.stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sm", ["80", "90"])
+def test_kernels_compile_without_spills_and_with_wide_loads(compiled, sm):
+    kernels = compiled[sm]
     for name, counts in kernels.items():
         assert counts["spills"] == counts["stack"] == counts["local"] == 0, (name, counts)
-        assert counts["reg"] <= 128, (
-            name,
-            counts,
-        )  # from here on an SM holds fewer than half of its warps
+        # Above 128 an SM holds fewer than half of its warps.
+        assert counts["reg"] <= 128, (name, counts)
         if "rotate" not in name and "8" not in name:
             assert counts["wide_loads"] >= 4, (name, counts)
     for size in ("base", "large"):
         rotate, geglu = kernels[f"rotate {size}"], kernels[f"geglu {size}"]
-        assert rotate["wide_loads"] >= 4, (
-            rotate
-        )  # queries and keys; positions are one number a token
+        # Queries and keys; positions are one number a token.
+        assert rotate["wide_loads"] >= 4, rotate
         assert rotate["wide_stores"] == rotate["stores"], rotate
-        assert (geglu["wide_loads"], geglu["wide_stores"]) == (geglu["loads"], geglu["stores"]), (
-            geglu
+        loads, stores = (
+            (geglu["wide_loads"], geglu["loads"]),
+            (geglu["wide_stores"], geglu["stores"]),
         )
+        assert loads[0] == loads[1], geglu
+        assert stores[0] == stores[1], geglu
+
+
+@pytest.mark.slow
+def test_instructions_of_float8_are_within_the_time_of_its_memory(compiled):
+    """Those of the gated unit of base take 134 us a layer of 65,536 tokens on an H100: 4 warps of 457 a token; its memory 128-146.
+
+    One tile of 2,048 columns, and a division for each of them, were 758: 221 us.
+    """
+    kernels = compiled["90"]
+    assert kernels["geglu8 base"]["instructions"] <= 500, kernels["geglu8 base"]
+    assert kernels["geglu8 large"]["instructions"] <= 1150, kernels["geglu8 large"]
+    assert kernels["norm8"]["instructions"] <= 700, kernels["norm8"]
+
+
+@pytest.mark.slow
+def test_no_kernel_is_compiled_anew_for_a_number_of_tokens(compiled):
+    """Nor for where its positions, or the starts of sequences, are in what is uploaded together."""
+    of_a_batch = {"tokens", "skip", "positions", "starts", "stops"}
+    for kernel, names in compiled["specialised"].items():
+        assert not of_a_batch & set(names), kernel

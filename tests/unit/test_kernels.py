@@ -5,6 +5,9 @@ The interpreter turns fp32 into bf16 by cutting bits off, where a GPU rounds to 
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,7 +19,14 @@ pytest.importorskip(
 
 from modernbert import float8, gpu, kernels
 from modernbert.config import ModernBertConfig
-from modernbert.heads import ModernBertForSequenceClassification, ModernBertForTokenClassification
+from modernbert.encoders import sparse
+from modernbert.encoders.sparse import SparseEncoder
+from modernbert.encoders.sparse_config import SparseConfig
+from modernbert.heads import (
+    ModernBertForMaskedLM,
+    ModernBertForSequenceClassification,
+    ModernBertForTokenClassification,
+)
 from modernbert.model import ModernBertModel
 from modernbert.packing import PackedBatch
 from modernbert.rope import apply_rope, rope_table
@@ -67,17 +77,25 @@ def test_geglu_has_the_exact_erf(width, dtype):
 def test_pooling_equals_the_cpu_path(pooling, dtype, skip):
     from modernbert.encoders.sentence import _POOLING_FUNCTIONS
 
+    twins = _POOLING_FUNCTIONS | {"sum": lambda x_LD, skip: x_LD[skip:].sum(dim=0)}
     lengths = [n + skip for n in LENGTHS]
     x = random(sum(lengths), 100, dtype=dtype)
     got = kernels.pool_sequences(x, starts_of(lengths), pooling, skip)
-    want = torch.stack(
-        [_POOLING_FUNCTIONS[pooling](x_LD.double(), skip) for x_LD in x.split(lengths)]
-    )
+    want = torch.stack([twins[pooling](x_LD.double(), skip) for x_LD in x.split(lengths)])
     assert relative_error(got.double(), want) < 1e-6  # both read the same numbers, and sum in fp32
     alone = kernels.pool_sequences(
         x[lengths[0] : sum(lengths[:2])].contiguous(), starts_of(lengths[1:2]), pooling, skip
     )
     assert torch.equal(alone[0], got[1])  # not a bit depends on the other sequences
+
+
+def test_stretches_that_overlap_are_pooled():
+    x = random(40, 20)
+    spans = [(0, 40), (3, 17), (16, 17), (10, 40)]
+    starts, stops = torch.tensor(spans, dtype=torch.int32, device=DEVICE).T.contiguous()
+    got = kernels.pool_stretches(x, starts, stops, "mean")
+    want = torch.stack([x[start:stop].double().mean(0) for start, stop in spans])
+    assert relative_error(got.double(), want) < 1e-6
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
@@ -105,7 +123,7 @@ def test_norm_in_float8(width, bias):
     assert_float8(values, scales, want)
 
 
-@pytest.mark.parametrize("width", [1152, 96])
+@pytest.mark.parametrize("width", [1152, 96, 64, 17])
 def test_geglu_in_float8(width):
     y = random(T, 2 * width)
     a, b = y.double().chunk(2, -1)
@@ -221,6 +239,32 @@ def test_a_model_in_float8_is_near_its_twin(monkeypatch, use_kernels, config):
     assert 0.01 < relative_error(model.forward_packed(batch), want) < 0.15
 
 
+@pytest.mark.parametrize("activation", ["relu", "log1p_relu"])
+@pytest.mark.parametrize("strategy", ["max", "sum"])
+@torch.inference_mode()
+def test_sparse_weights_pooled_together_are_those_of_each_sequence(
+    monkeypatch, use_kernels, strategy, activation
+):
+    """Chunks of 32 tokens hold whole sequences; those of 33 to 65 are cut, from their own start."""
+    monkeypatch.setitem(sparse.CHUNK_ROWS, "cuda", 32)
+    monkeypatch.setitem(sparse.CHUNK_ROWS, "cpu", 32)
+    model = ModernBertForMaskedLM(ModernBertConfig(vocab_size=300, **SHAPE)).eval()
+    make_hot(model, 2.5)
+    encoder = SparseEncoder(
+        model.to(DEVICE), SparseConfig(Path(), strategy=strategy, activation=activation)
+    )
+    batch = PackedBatch.from_lengths(torch.randint(3, 300, (T,), device=DEVICE), LENGTHS)
+    weights = {}
+    for on in (False, True):
+        use_kernels(on)
+        rows_R3 = encoder.forward_packed(batch)
+        sequences_R, ids_R = rows_R3[:, :2].long().T
+        weights[on] = torch.zeros(len(LENGTHS), 300)
+        weights[on][sequences_R, ids_R] = rows_R3[:, 2]
+    # A score that is all but zero may be a weight in one of them alone.
+    assert relative_error(weights[True], weights[False]) < 1e-5
+
+
 @pytest.mark.skipif(DEVICE == "cuda", reason="the kernels run here")
 def test_kernels_that_do_not_run_are_warned_of(monkeypatch, caplog):
     gpu._kernels.cache_clear()
@@ -228,3 +272,28 @@ def test_kernels_that_do_not_run_are_warned_of(monkeypatch, caplog):
     assert gpu._kernels(torch.device("cpu")) is None
     assert "Triton's kernels do not run on cpu (ZeroDivisionError" in caplog.text
     gpu._kernels.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("variables", "moves"),
+    [
+        ({"HOME": "/dev/null"}, True),
+        ({"TRITON_HOME": "/dev/null/cache"}, True),
+        ({"HOME": "/dev/null", "TRITON_CACHE_DIR": "/set/by/hand"}, False),
+        ({}, False),
+    ],
+)
+def test_what_triton_compiles_is_kept_where_it_can_be_written(
+    monkeypatch, tmp_path, variables, moves
+):
+    for name, value in ({"HOME": str(tmp_path)} | variables).items():
+        monkeypatch.setenv(name, value)
+    if "TRITON_CACHE_DIR" not in variables:
+        monkeypatch.setenv("TRITON_CACHE_DIR", "to be restored")
+        del os.environ["TRITON_CACHE_DIR"]
+    gpu._find_cache()
+    chosen = os.environ.get("TRITON_CACHE_DIR")
+    if moves:
+        assert os.access(chosen, os.W_OK)
+    else:
+        assert chosen == variables.get("TRITON_CACHE_DIR")
