@@ -233,8 +233,9 @@ class WindowEncoder:
         # The cache of pieces reads a text from its beginning, and has no offsets.
         keeps_beginning = self.truncation_side == "right" or max_tokens == _NO_LIMIT
         ids_of: list[list[int] | None] = [None] * len(texts)
-        if self.pieces and not details and keeps_beginning:
-            ids_of = self.pieces.encode(texts, max_tokens, max_tokens * CHARS_PER_TOKEN)
+        if self.pieces is not None and not details and keeps_beginning:
+            max_chars = max_tokens * CHARS_PER_TOKEN
+            ids_of = [self.pieces.encode(text, max_tokens, max_chars) for text in texts]
         uncertain = [text for text, ids in zip(texts, ids_of, strict=True) if ids is None]
         encodings = iter(
             encode_ends(self.fast, uncertain, max_tokens, self.truncation_side, details)

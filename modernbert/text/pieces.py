@@ -1,84 +1,83 @@
 """Token ids from a cache of pieces of texts, for byte-level BPE with GPT-2's pattern (ModernBERT).
 
 The tokenizers library spends most of its time on cutting texts and on words that it has seen
-before. Here Python's `re` cuts, and the library encodes a piece once. The ids are the library's
-own: a text for which that is not certain is left to it.
+before. Here Python's `re` cuts at whitespace, and a word is encoded once. The ids are the library's
+own: a text for which that is not certain, or not faster, is left to it.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from itertools import chain
+from array import array
 
+import numpy as np
+from tokenizers import AddedToken, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as FastTokenizer
-from tokenizers import normalizers, pre_tokenizers
 from tokenizers.models import BPE
 
-_MAX_PIECES = 1 << 16
-"""The most pieces that are kept, some 15 MB."""
+MAX_BYTES = 32_000_000
+"""The most memory that a cache takes, all included."""
 _MAX_CHARS = 64
 """The most characters of a piece that is kept."""
-_NON_ASCII = "\x80-\U0010ffff"
-_END = rf"(?![{_NON_ASCII}])"  # of a piece of ASCII: no other character touches it
-_SUFFIX = rf"'(?:[stmd]|re|ve|ll)(?:(?=[{_NON_ASCII}])\S+)?"
-_LETTERS = rf" ?[A-Za-z]++{_END}"
-_DIGITS = rf" ?[0-9]++{_END}"
-_PUNCTUATION = rf" ?[^\sA-Za-z0-9{_NON_ASCII}]++{_END}"
-_ANY_OTHER = r" ?\S+"
-_SPACES = r"\s+(?!\S)|\s+"
-_PIECE = re.compile("|".join([_SUFFIX, _LETTERS, _DIGITS, _PUNCTUATION, _ANY_OTHER, _SPACES]))
-"""GPT-2's pattern where it meets ASCII alone. What touches another character is one piece up to the
-next space, and the library cuts it. A piece is encoded alike whatever surrounds it: each ends
-before ASCII or a space, and NFC composes neither with what is to their left.
-"""
-_UNCERTAIN = re.compile(
-    "[\x1c-\x1f\x85\u037e\u1680\u180e\u1fef\u2000-\u200a\u2028\u2029\u202f\u205f\u212a\u3000]"
+_ENTRY_BYTES = 208
+"""What a piece and its ids take beside their content, 96 of them in a dictionary that grows."""
+_LONGEST_WORDS = 16
+"""The characters a space from which on words do not come again (Chinese, Thai)."""
+
+_SPACE = r"[ \t-\r\xa0]"
+_NO_SPACE = r"[^ \t-\r\xa0]"
+_PARTS = re.compile(r"'(?:[stmd]|re|ve|ll)| ?[A-Za-z]+| ?[0-9]+| ?[^ A-Za-z0-9]+")
+"""GPT-2's pattern within a word of printable ASCII."""
+_ODD = frozenset(
+    "\x1c\x1d\x1e\x1f\x85\u1680\u180e\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009"
+    "\u200a\u2028\u2029\u202f\u205f\u3000\u037e\u1fef\u212a"
 )
-"""Characters that are spaces for `re` or for the library but not for both in all versions, and
-those that NFC makes ASCII: they could complete an added token.
+"""Characters beside which a text is cut otherwise: those that only some take for spaces, and the
+last three, which NFC makes ASCII, so that they could complete an added token.
 """
-_AFFECTED = 4
-"""Pieces at the end of a stretch that may be cut otherwise in the whole text."""
 
 
-def _byte_level_spelling(code: int) -> str:
-    """Return how the vocabulary spells an ASCII character: printable ones as themselves."""
-    if 33 <= code <= 126:
-        return chr(code)
-    if code == 127:
-        return chr(289)
-    return chr(256 + code)
+class PieceCache(dict[str, bytes]):
+    """The ids of pieces of text, encoded when they are first looked up.
 
-
-_BYTE_LEVEL = {code: _byte_level_spelling(code) for code in range(128)}
-
-
-class PieceCache:
-    """The ids of pieces of text, made when they are first seen.
+    A piece is a word with the space before it, or whitespace. It is encoded alike whatever
+    surrounds it: GPT-2's pattern cuts a text at both of its ends, and NFC composes nothing with
+    whitespace.
 
     Threads may share it. Use `for_tokenizer`, which knows for which tokenizers its ids are right.
     """
 
-    def __init__(self, fast: FastTokenizer):
+    def __init__(self, fast: FastTokenizer, longest_run: int, added: list[str]):
+        """Start without pieces.
+
+        Args:
+            fast: the tokenizer.
+            longest_run: the runs of two spaces to this many are added tokens; 0: none are.
+            added: the other added tokens, without whitespace, so that each is within a word.
+        """
+        super().__init__()
         self._fast = fast
         self._model = fast.model
-        self._ids: dict[str, tuple[int, ...]] = {}
-        # A text with an added token is left to the library, which cuts there before all else.
-        # Where a token holds another one, finding the shorter one is enough.
-        contents = [token.content for token in fast.get_added_tokens_decoder().values()]
-        shortest = []
-        for content in contents:
-            if not any(other in content for other in contents if other != content):
-                shortest.append(re.escape(content))
-        self._added = re.compile("|".join(shortest)) if contents else None
-        self._overhang = max(map(len, contents), default=0)
+        self._bytes = 0
+        self._uncertain = re.compile("|".join([*_ODD, *map(re.escape, added)]))
+        self._begin_uncertain = _ODD.union(content[0] for content in added)
+        word = f" ?{_NO_SPACE}+"
+        runs = []
+        space = _SPACE
+        if longest_run:
+            # The library takes runs out of a text before it cuts, from the left.
+            runs = [f" {{2,{longest_run}}}"]
+            space = f"(?:(?!  ){_SPACE})"
+        self._piece = re.compile("|".join([word, *runs, f"{space}+(?!{_NO_SPACE})", f"{space}+"]))
 
     @classmethod
     def for_tokenizer(cls, fast: FastTokenizer) -> PieceCache | None:
         """Return a cache; None for a tokenizer that cuts, normalises or encodes otherwise."""
         cutter = fast.pre_tokenizer
-        added = fast.get_added_tokens_decoder().values()
+        added = list(fast.get_added_tokens_decoder().values())
+        runs = {len(token.content) for token in added if _is_run(token)}
+        others = [token.content for token in added if not _is_run(token)]
+        longest_run = max(runs, default=0)
         fits = (
             isinstance(fast.model, BPE)
             and not fast.model.dropout
@@ -86,66 +85,75 @@ class PieceCache:
             and cutter.use_regex
             and not cutter.add_prefix_space
             and (fast.normalizer is None or isinstance(fast.normalizer, normalizers.NFC))
-            and all(token.content and token.content.isascii() for token in added)
+            and runs == set(range(2, longest_run + 1))
+            and all(re.fullmatch("[!-~]+", content) for content in others)
         )
-        return cls(fast) if fits else None
+        return cls(fast, longest_run, others) if fits else None
 
-    def encode(
-        self, texts: Sequence[str], max_tokens: int, max_chars: int
-    ) -> list[list[int] | None]:
-        """Return the ids of each text without special tokens, or None where they are not certain.
+    def encode(self, text: str, max_tokens: int, max_chars: int) -> list[int] | None:
+        """Return the ids of a text without special tokens, or None to leave it to the library.
 
         Of a text longer than `max_chars` only the first characters are encoded: more than
         `max_tokens` ids, or None.
         """
-        # The cache is read once for each piece: another thread may empty it at any time.
-        pieces_of = [self._cut(text, max_chars) for text in texts]
-        cached_of: list[list[tuple[int, ...] | None]] = []
-        encoded: dict[str, tuple[int, ...]] = {}
-        for pieces in pieces_of:
-            cached = list(map(self._ids.get, pieces or ()))
-            cached_of.append(cached)
-            if pieces is not None and None in cached:
-                for piece, ids in zip(pieces, cached, strict=True):
-                    if ids is None and piece not in encoded:
-                        encoded[piece] = self._encode_piece(piece)
-
-        tokens_of: list[list[int] | None] = []
-        for text, pieces, cached in zip(texts, pieces_of, cached_of, strict=True):
-            if pieces is None:
-                tokens_of.append(None)
-                continue
-            ids_of_pieces = [
-                encoded[piece] if ids is None else ids
-                for piece, ids in zip(pieces, cached, strict=True)
-            ]
-            tokens = list(chain.from_iterable(ids_of_pieces))
-            is_whole = len(text) <= max_chars
-            tokens_of.append(tokens if is_whole or len(tokens) > max_tokens else None)
-        self._keep(encoded)
-        return tokens_of
-
-    def _cut(self, text: str, max_chars: int) -> list[str] | None:
-        """Cut a text, or the beginning of a long one, into pieces; None where the library might
-        cut otherwise.
-        """
-        beginning = text[: max_chars + self._overhang]
-        if self._added and self._added.search(beginning):
+        is_whole = len(text) <= max_chars
+        beginning = text if is_whole else text[:max_chars]
+        if not beginning.isascii() and len(beginning) > _LONGEST_WORDS * beginning.count(" "):
             return None
-        if _UNCERTAIN.search(beginning):
+        pieces = self._piece.findall(beginning)
+        if not is_whole:
+            _drop_last_word(pieces)
+        try:
+            ids = b"".join(map(self.__getitem__, pieces))
+        except _UncertainError:
             return None
-        pieces = _PIECE.findall(text[:max_chars])
-        return pieces if len(text) <= max_chars else pieces[:-_AFFECTED]
+        tokens: list[int] = np.frombuffer(ids, np.int32).tolist()
+        return tokens if is_whole or len(tokens) > max_tokens else None
 
-    def _encode_piece(self, piece: str) -> tuple[int, ...]:
-        if piece.isascii():
-            tokens = self._model.tokenize(piece.translate(_BYTE_LEVEL))
-            return tuple(token.id for token in tokens)
-        return tuple(self._fast.encode(piece, add_special_tokens=False).ids)
+    def __missing__(self, piece: str) -> bytes:
+        if not self._begin_uncertain.isdisjoint(piece) and self._uncertain.search(piece):
+            raise _UncertainError
+        if not piece.isascii() or not piece.isprintable() or piece.isspace():
+            encoding = self._fast.encode_batch_fast([piece], add_special_tokens=False)[0]
+            ids = array("i", encoding.ids).tobytes()
+        else:
+            parts = _PARTS.findall(piece)
+            if len(parts) > 1:
+                ids = b"".join(map(self.__getitem__, parts))
+            else:
+                # Bytes are spelled as these characters, but for the space.
+                tokens = self._model.tokenize(piece.replace(" ", "Ġ"))
+                ids = array("i", [token.id for token in tokens]).tobytes()
+        if len(piece) <= _MAX_CHARS:
+            self._keep(piece, ids)
+        return ids
 
-    def _keep(self, encoded: dict[str, tuple[int, ...]]) -> None:
-        kept = {piece: ids for piece, ids in encoded.items() if len(piece) <= _MAX_CHARS}
-        if len(self._ids) + len(kept) > _MAX_PIECES:
-            self._ids = {}
-        if len(kept) <= _MAX_PIECES:
-            self._ids.update(kept)
+    def _keep(self, piece: str, ids: bytes) -> None:
+        size = _ENTRY_BYTES + 4 * len(piece) + len(ids)
+        if self._bytes + size > MAX_BYTES:
+            self.clear()
+            self._bytes = 0
+        self._bytes += size
+        self[piece] = ids
+
+
+class _UncertainError(Exception):
+    """A text has a piece whose ids, or those of its neighbours, depend on what surrounds it."""
+
+
+def _is_run(token: AddedToken) -> bool:
+    """Return whether an added token is a run of spaces, and found wherever that is."""
+    has_conditions = token.lstrip or token.rstrip or token.single_word or token.special
+    return set(token.content) == {" "} and not has_conditions
+
+
+def _drop_last_word(pieces: list[str]) -> None:
+    """Remove what may be otherwise in the whole text from the end of a part: the last word, and the
+    whitespace on both sides of it, which may belong to an added token.
+    """
+    while pieces and pieces[-1].isspace():
+        pieces.pop()
+    if pieces:
+        pieces.pop()
+    while pieces and pieces[-1].isspace():
+        pieces.pop()
