@@ -1,16 +1,17 @@
 """What feeding a GPU costs: CPU seconds a million tokens of each stage around the model, on one thread.
 
-`python benchmarks/feeding.py --out benchmarks/results/feeding.json`. The tokenizer has ModernBERT's rules and size.
+`python -m benchmarks.feeding --out benchmarks/results/feeding.json`. The tokenizer has ModernBERT's rules and size.
 It is trained on the prose of the installed packages (docstrings and descriptions), of which short texts of about 70
-tokens and articles are made; the demos' corpora are measured, too.
+tokens and articles are made; the demos' corpora are measured, too. Before all that, tokenising is measured by itself on
+texts as they are written (`benchmarks/feeding_texts.py`), beside the library's; `--tokenise-only` stops there.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
-import platform
 import random
 import re
 import site
@@ -37,6 +38,10 @@ from tokenizers import (
     trainers,
 )
 
+from benchmarks.feeding_texts import kinds_of_texts
+from benchmarks.peer_models import machine
+from modernbert.text.pieces import PieceCache
+from modernbert.text.tokenizer import Tokenizer as OurTokenizer
 from pipelines.checkpoints import Checkpoint
 from pipelines.corpus import stages
 from pipelines.corpus.plan import Job
@@ -161,8 +166,8 @@ def measure(job: Job, shards: list[Any]) -> dict[str, float]:
     """
     took: dict[str, float] = defaultdict(float)
     tokenizer = job.model.tokenizer
-    if tokenizer._pieces:
-        tokenizer._pieces._ids = {}  # of texts that were seen in an earlier round, every piece would be known
+    # Of texts that were seen in an earlier round, every piece would be known.
+    tokenizer._pieces = PieceCache.for_tokenizer(tokenizer._fast)
 
     @contextmanager
     def part(name: str) -> Iterator[None]:
@@ -191,6 +196,27 @@ def measure(job: Job, shards: list[Any]) -> dict[str, float]:
     return took
 
 
+def compare_tokenising(folder: Path, texts: list[str], rounds: int) -> dict[str, float]:
+    """Return the CPU seconds a million tokens of the library and with an empty cache of pieces, the least of each.
+
+    Rounds take turns, and each has all texts in one call.
+    """
+    tokenizer = OurTokenizer.from_folder(folder)
+    best: dict[str, float] = {}
+    tokens = set()
+    for number in range(2 * rounds):
+        way = ("library", "cache")[number % 2]
+        cache = PieceCache.for_tokenizer(tokenizer._fast)
+        tokenizer._pieces = cache if way == "cache" else None
+        gc.collect()
+        started = time.process_time()
+        tokens.add(len(tokenizer.encode(texts).input_ids))
+        best[way] = min(best.get(way, float("inf")), time.process_time() - started)
+    (count,) = tokens
+    costs = {f"{way}_s": round(seconds / count * 1e6, 3) for way, seconds in best.items()}
+    return {"tokens": count, **costs, "times_as_fast": round(best["library"] / best["cache"], 2)}
+
+
 def main() -> None:
     """Measure each task on each kind of text, print a line each, and write all to `--out`."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -203,6 +229,7 @@ def main() -> None:
     parser.add_argument(
         "--rounds", type=int, default=3, help="how often; the least of each part counts"
     )
+    parser.add_argument("--tokenise-only", action="store_true", help="measure tokenising alone")
     parser.add_argument("--out", type=Path, help="a JSON file for the figures")
     options = parser.parse_args()
     results = []
@@ -229,7 +256,12 @@ def main() -> None:
         (model / "config.json").write_text(
             json.dumps(config | {"label2id": {x: i for i, x in enumerate(LABELS)}})
         )
-        for kind, source in write_corpora(texts, Path(folder), options.tokens).items():
+        tokenising = []
+        for name, some in kinds_of_texts(texts).items():
+            tokenising.append({"texts": name} | compare_tokenising(model, some, options.rounds))
+            print(json.dumps(tokenising[-1]), flush=True)
+        corpora = write_corpora(texts, Path(folder), options.tokens)
+        for kind, source in ({} if options.tokenise_only else corpora).items():
             for task in TASKS_MEASURED:
                 job, shards = make_job(task, source, Path(folder, f"{kind}-{task}"), model)
                 rounds = [measure(job, shards) for _ in range(options.rounds)]
@@ -251,9 +283,8 @@ def main() -> None:
                 results[-1] |= {"tokens_a_core_s": round(1e6 / total), "cores_of_an_h100": cores}
                 print(json.dumps(results[-1]), flush=True)
     if options.out:
-        options.out.write_text(
-            json.dumps({"machine": platform.machine(), "results": results}, indent=2) + "\n"
-        )
+        content = {"machine": machine(), "tokenising": tokenising, "results": results}
+        options.out.write_text(json.dumps(content, indent=2) + "\n")
 
 
 if __name__ == "__main__":
