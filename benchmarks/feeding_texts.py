@@ -5,9 +5,10 @@ from __future__ import annotations
 import random
 import re
 import sysconfig
+from itertools import accumulate
 from pathlib import Path
 
-CHARS = 1_500_000
+CHARS = 1_000_000
 """The characters of each kind of text, about."""
 
 
@@ -60,12 +61,14 @@ def _sentences(
     dice: random.Random, alphabet: list[str], word: tuple[int, int], end: str
 ) -> list[str]:
     words = ["".join(dice.choices(alphabet, k=dice.randint(*word))) for _ in range(30_000)]
-    weights = [1 / rank for rank in range(2, len(words) + 2)]
+    cumulated = list(accumulate(1 / rank for rank in range(2, len(words) + 2)))
     texts = []
     for _ in range(4000):
         phrases = []
         for _ in range(dice.randint(3, 14)):
-            phrases.append("".join(dice.choices(words, weights, k=dice.randint(4, 12))))
+            phrases.append(
+                "".join(dice.choices(words, cum_weights=cumulated, k=dice.randint(4, 12)))
+            )
             phrases.append(dice.choice(end))
         texts.append("".join(phrases))
     return texts
