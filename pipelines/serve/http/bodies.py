@@ -22,7 +22,7 @@ from pipelines.serve.http.limits import MOST_ITEMS
 _MOST_IDS = 1 << 17  # in a list of token ids: some times what a model reads
 _MOST_FIELDS = 50  # in an object
 _MOST_CONTAINERS = 2 * MOST_ITEMS  # lists and objects in a body
-_MOST_STRINGS = 4 * MOST_ITEMS  # names of fields among them
+_MOST_STRINGS = 8 * MOST_ITEMS  # names of fields among them; lists of words have the most
 # A string without an end goes on to the end of the body.
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"?', re.DOTALL)
 _T = TypeVar("_T")
