@@ -22,6 +22,7 @@ from pipelines.corpus.figures import ShardFigures
 from pipelines.corpus.plan import Job, JobPlan, cut_shards, make_job, plan_job
 from pipelines.corpus.review import write_review
 from pipelines.corpus.staging import stage_files
+from pipelines.corpus.status import JobStatus, written_status
 from pipelines.errors import JobError
 from pipelines.input.corpus import Corpus, Shards
 from pipelines.input.inspection import with_staged
@@ -142,7 +143,12 @@ def run_job(options: CorpusOptions) -> Outcome:
     plan = plan_job(options)
     output.open_output(plan.folder, plan.fingerprint, options.overwrite)
     try:
-        with delayed_signals(), lease(plan.folder, plan.attempt_id) as held, raised_signals():
+        with (
+            delayed_signals(),
+            lease(plan.folder, plan.attempt_id) as held,
+            written_status(plan, held) as status,
+            raised_signals(),
+        ):
             # Again: another run may have written the output until it was ours.
             record = output.open_output(plan.folder, plan.fingerprint, options.overwrite)
             staged = stage_files(plan, plan.inspection.unstaged, held.check)
@@ -152,7 +158,7 @@ def run_job(options: CorpusOptions) -> Outcome:
             job = make_job(plan, corpus)
             run = _begin(plan, job, corpus, record, present)
             _stage_again(run, held)
-            _execute(run, held)
+            _execute(run, held, status)
             return _outcome(run)
     except OutputInUse as error:
         if options.if_running == "fail":
@@ -239,7 +245,7 @@ def _stage_again(run: Run, held: Lease) -> None:
             run.broken[path] = result
 
 
-def _execute(run: Run, held: Lease) -> None:
+def _execute(run: Run, held: Lease, status: JobStatus) -> None:
     """Run the shards, and write what is known of the output however that ends."""
     options = run.plan.options
     ways: dict[str, Way] = {}
@@ -249,6 +255,8 @@ def _execute(run: Run, held: Lease) -> None:
     execution = Execution(run.job, run.todo, options.max_rejected, held.check, ways)
     for path, reason in run.broken.items():
         execution.failed[path] = f"cannot be read: {reason}"
+    status.execution = execution
+    status.state = "running"
     started = time.monotonic()
     missing_parts: set[str] = set()
     try:
@@ -259,6 +267,7 @@ def _execute(run: Run, held: Lease) -> None:
         run.attempt.outcome = how_stopped(error) or f"error: {error}"
         raise
     finally:
+        status.state = "finishing"
         run.failed = execution.failed
         run.attempt.attention = execution.ways
         run.totals = execution.stats.totals()
@@ -268,6 +277,7 @@ def _execute(run: Run, held: Lease) -> None:
         if not held.lost.is_set():  # else the record is another run's
             with delayed_signals():
                 missing_parts = _write_record(run, execution.stats)
+    status.state = run.attempt.outcome
     if missing_parts:
         shown = ", ".join(sorted(missing_parts)[:_SHOWN_NAMES])
         raise JobError(

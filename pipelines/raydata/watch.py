@@ -45,6 +45,7 @@ class Watch:
         self._round = number
         self._starts: Counter[str] = Counter()
         self._failing: dict[str, bool] = {}
+        self._ready: set[str] = set()
         self._running: dict[str, str | None] = {}
         self._begun: set[str] = set()
         self._uncommitted: dict[str, dict[str, float]] = {}  # by actor: when each was begun
@@ -69,6 +70,7 @@ class Watch:
             return 1
         self._failing[actor] = False
         self._starts[actor] += 1
+        self._ready.discard(actor)
         self._forget_uncommitted(actor)  # its last process may have ended in a shard's middle
         return self._starts[actor]
 
@@ -81,6 +83,11 @@ class Watch:
         if self._is_current(round_number):
             self._starts[actor] = 0
             self._failing[actor] = False
+            self._ready.add(actor)
+
+    def ready(self) -> int:
+        """Return how many actors are ready; one that is gone for good counts to the round's end."""
+        return len(self._ready)
 
     def start_failed(self, round_number: int, actor: str) -> bool:
         """Note that an actor fails to start again and again; tell whether all the others do."""
