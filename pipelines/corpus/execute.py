@@ -96,6 +96,8 @@ class Execution:
         self.tally = Tally()
         self.actors_wanted: tuple[int, int] | None = None
         """The fewest and the most, once the run has begun."""
+        self.held_s: float | None = 0.0
+        """The seconds that actors have held their places; None where that is not known."""
         self._watch: WatchHandle | None = None
         self._apart: list[Shard] = []
         self._epoch = time.time() - time.monotonic()
@@ -126,7 +128,9 @@ class Execution:
             try:
                 self._run_rounds(pool, watch)
             finally:
+                self.held_s = None
                 with suppress(RayError):  # a stop may have ended the watch
+                    self.held_s = ray.get(watch.held_s.remote(), timeout=_ANSWER_S)
                     self.ways = ray.get(watch.ways.remote(), timeout=_ANSWER_S)
 
     def actors_ready(self) -> int | None:

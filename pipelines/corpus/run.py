@@ -16,13 +16,14 @@ from ray.data import Dataset
 
 from pipelines.corpus import summary
 from pipelines.corpus.checking import check_figures, gold_notes
+from pipelines.corpus.compute import record_compute
 from pipelines.corpus.dry_run import dry_run_report
 from pipelines.corpus.execute import Execution
 from pipelines.corpus.figures import ShardFigures
 from pipelines.corpus.plan import Job, JobPlan, cut_shards, make_job, plan_job
 from pipelines.corpus.review import write_review
 from pipelines.corpus.staging import stage_files
-from pipelines.corpus.status import JobStatus, written_status
+from pipelines.corpus.status import JobStatus, notified_at_end, written_status
 from pipelines.errors import JobError
 from pipelines.input.corpus import Corpus, Shards
 from pipelines.input.inspection import with_staged
@@ -145,10 +146,12 @@ def run_job(options: CorpusOptions) -> Outcome:
     try:
         with (
             delayed_signals(),
+            notified_at_end(plan) as notice,
             lease(plan.folder, plan.attempt_id) as held,
             written_status(plan, held) as status,
             raised_signals(),
         ):
+            notice.status = status
             # Again: another run may have written the output until it was ours.
             record = output.open_output(plan.folder, plan.fingerprint, options.overwrite)
             staged = stage_files(plan, plan.inspection.unstaged, held.check)
@@ -274,6 +277,9 @@ def _execute(run: Run, held: Lease, status: JobStatus) -> None:
         run.attempt.seconds = time.monotonic() - started
         run.attempt.rows = run.totals["rows"]
         run.attempt.tokens = run.totals["tokens"]
+        tokenise_s = run.totals["tokenise_s"]
+        record_compute(run.attempt, execution.held_s, tokenise_s, run.job.device, options)
+        status.attempt = run.attempt
         if not held.lost.is_set():  # else the record is another run's
             with delayed_signals():
                 missing_parts = _write_record(run, execution.stats)

@@ -1,4 +1,4 @@
-"""The status of a run, written into its output while the run holds it."""
+"""The status of a run: written into its output while the run holds it, and its metrics."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from pipelines.corpus.execute import Execution
+from pipelines.corpus.metrics import JobMetrics
 from pipelines.corpus.plan import JobPlan
 from pipelines.output.lease import Lease
+from pipelines.output.record import Attempt
 from pipelines.output.status import (
     STATUS,
     WRITTEN_EVERY_S,
@@ -39,11 +41,14 @@ class JobStatus:
     def __init__(self, plan: JobPlan, held: Lease):
         self.state = "preparing"
         self.execution: Execution | None = None
+        self.attempt: Attempt | None = None
+        """The record of the run, once it holds what the run has used."""
         self._plan = plan
         self._held = held
         self._started = timestamp()
         self._started_at = time.monotonic()
         self._error: str | None = None
+        self._metrics = JobMetrics(plan.options.task, str(plan.folder))
         self._was_said = False
         self._ended = False
         self._writing = threading.Lock()
@@ -71,10 +76,12 @@ class JobStatus:
             self._writing.release()
 
     def _write(self) -> None:
-        if self._held.lost.is_set():  # the status is another run's now
-            return
+        lease_lost = self._held.lost.is_set()
         try:
-            self.now().write(self._plan.folder)
+            status = self.now()
+            self._metrics.record(status, lease_lost)
+            if not lease_lost:  # else the status is another run's now
+                status.write(self._plan.folder)
         except Exception as error:  # whatever it is, the job is not to blame
             self._say(one_line(error))
 
@@ -108,11 +115,12 @@ class JobStatus:
         left_s: float | None = None
         if rows_per_s:
             left_s = round(max(run.rows_todo - run.tally.rows, 0) / rows_per_s, 1)
-        return replace(
+        status = replace(
             status,
             shards=len(run.todo),
             rows_todo=run.rows_todo,
             commits=run.tally.shards,
+            last_commit=run.tally.last_commit,
             rows=run.tally.rows,
             tokens=run.tally.tokens,
             rejected=run.tally.rejected,
@@ -125,6 +133,10 @@ class JobStatus:
             actors_wanted=run.actors_wanted,
             last_error=last_error,
         )
+        if self.attempt is None:
+            return status
+        used = self.attempt
+        return replace(status, gpu_s=used.gpu_s, cpu_s=used.cpu_s, cost=used.cost)
 
 
 @contextmanager
@@ -144,3 +156,27 @@ def written_status(plan: JobPlan, held: Lease) -> Iterator[JobStatus]:
         status.end(stopped or "error", message)
         raise
     status.end(status.state)
+
+
+class Notice:
+    """What is sent when a run has ended."""
+
+    status: JobStatus | None = None
+    """Of a run that has begun; nothing is sent of others."""
+
+
+@contextmanager
+def notified_at_end(plan: JobPlan) -> Iterator[Notice]:
+    """Send the last status of a run to the URL of --notify, once the block has ended.
+
+    Where that fails, it is said; the job has ended as it has.
+    """
+    notice = Notice()
+    try:
+        yield notice
+    finally:
+        if plan.webhook is not None and notice.status is not None:
+            content = asdict(notice.status.now()) | {"output": str(plan.folder)}
+            reason = plan.webhook.post(content)
+            if reason is not None:
+                logger.warning(f"--notify {plan.webhook}: {reason}; the job itself is not affected")

@@ -6,7 +6,7 @@ import time
 from collections import Counter
 
 from pipelines.output.shard_stats import Stats
-from pipelines.output.status import ReasonClasses
+from pipelines.output.status import ReasonClasses, timestamp
 
 
 class Tally:
@@ -19,6 +19,8 @@ class Tally:
         self.rejected = 0
         self.rejects: Counter[str] = Counter()
         """The rejected rows by reason."""
+        self.last_commit: str | None = None
+        """When, as ISO 8601 in UTC."""
         self._by_class: Counter[str] = Counter()
         self._classes = ReasonClasses()
         self._first: tuple[float, int, int] | None = None  # its time, and its rows and tokens
@@ -28,6 +30,7 @@ class Tally:
         self.shards += 1
         self.rows += stats["rows"]
         self.tokens += stats["tokens"]
+        self.last_commit = timestamp()
         if self._first is None:
             self._first = (time.monotonic(), self.rows, self.tokens)
         by_class: Counter[str] = Counter()

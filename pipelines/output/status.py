@@ -56,6 +56,7 @@ class Status:
     rejected: int = 0
     rejects: dict[str, int] = field(default_factory=dict)
     """The rejected rows by the class of their reason (`ReasonClasses`)."""
+    last_commit: str | None = None
     failures: int = 0
     """The files and shards that have failed for good."""
     rows_per_s: float | None = None
@@ -67,6 +68,10 @@ class Status:
     actors_wanted: tuple[int, int] | None = None
     """The fewest and the most."""
     last_error: str | None = None
+    gpu_s: float | None = None
+    """What the run has used, as in `_run.json`, once it has ended."""
+    cpu_s: float | None = None
+    cost: float | None = None
 
     def write(self, folder: Folder) -> None:
         """Replace the status in `folder`: others see the old one or this one."""

@@ -20,12 +20,13 @@ def describe_status(status: Json, age_s: float, may_be_dead: bool) -> str:
     if may_be_dead:
         state += ": the job may be dead; the same command goes on where it stopped"
     where = f"process {status['process']} on {status['node']}"
+    last_commit = f", the last at {status['last_commit']}" if status["last_commit"] else ""
     lines = [
         f"state      {state}",
         f"job        {status['task']}, run {status['run']}, {where}",
         f"started    {status['started']}, {format_duration(status['seconds'])} of work",
-        f"commits    {_of(status['commits'], status['shards'])} shards, {status['failures']:,} "
-        "files or shards failed",
+        f"commits    {_of(status['commits'], status['shards'])} shards{last_commit}",
+        f"failures   {status['failures']:,} files or shards",
         f"rows       {_of(status['rows'], status['rows_todo'])}, {status['rejected']:,} rejected",
         f"tokens     {status['tokens']:,}",
     ]

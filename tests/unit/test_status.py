@@ -70,7 +70,7 @@ def test_the_last_status_has_what_the_run_did(job):
     assert status.rejects == {"text is null": 3}
     assert status.left_s == 0
     assert status.last_error is None
-    assert status.started < status.written
+    assert status.started < status.last_commit < status.written
 
 
 def test_a_run_writes_it_while_it_works_and_a_later_run_replaces_it(job, monkeypatch):
@@ -190,7 +190,8 @@ def test_the_command_tells_how_the_job_is_by_its_exit_code(job):
     done = command(job["output"])
     assert done.returncode == COMPLETE
     assert done.stdout.splitlines()[0].startswith("state      complete, written ")
-    assert "commits    3 of 3 (100%) shards, 0 files or shards failed\n" in done.stdout
+    assert "commits    3 of 3 (100%) shards, the last at 2" in done.stdout
+    assert "failures   0 files or shards\n" in done.stdout
     assert "rows       36 of 36 (100%), 3 rejected\n" in done.stdout
     assert "rejected           3  text is null" in done.stdout
     machine = json.loads(command(job["output"], "--json").stdout)

@@ -126,3 +126,16 @@ def test_actors_are_ready_from_the_answer_to_the_probe_until_they_start_again():
     assert watch.ready() == 1
     watch.start(2, "c")
     assert watch.ready() == 0
+
+
+def test_the_time_that_actors_hold_their_places(clock):
+    watch = Watch()
+    watch.start(1, "a")
+    clock.now += 10
+    watch.start(1, "b")
+    clock.now += 5
+    watch.start(1, "a")  # its process starts again, in the same place
+    assert watch.held_s() == 15 + 5
+    watch.start(2, "c")
+    clock.now += 3
+    assert watch.held_s() == 20 + 3
