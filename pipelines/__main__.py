@@ -1,6 +1,8 @@
-"""The command `modernbert-ray`, also `python -m pipelines`: jobs, lines of text, the service.
+"""The command `modernbert-ray`, also `python -m pipelines`: jobs, their status, lines of text, the
+service.
 
     modernbert-ray classify --input articles/ --output labelled/ --model my-org/my-modernbert
+    modernbert-ray status labelled/
     modernbert-ray serve my-serve.yaml
     echo "Plants create [MASK] through a process known as photosynthesis." |
         modernbert-ray fill-mask --model answerdotai/ModernBERT-base
@@ -43,11 +45,16 @@ def main(arguments: list[str]) -> int:
         arguments: those of the command line, without the program's name.
 
     Returns:
-        The exit code: 0; 1 where lines had no answer or a job has failures; 2 for a mistake.
+        The exit code: 0; 1 where lines had no answer or a job has failures; 2 for a mistake. Those
+        of `status` are in status_command.py.
     """
     if arguments[:1] == ["serve"]:
         return _serve(arguments[1:])
     signals.take_over()
+    if arguments[:1] == ["status"]:
+        from pipelines.status_command import show_status
+
+        return show_status(f"{_program()} status", arguments[1:])
     from pipelines.options import TASKS
     from pipelines.report.text import log_in_lines, say
 
@@ -104,6 +111,7 @@ def _usage(names: list[str]) -> str:
     return (
         f"usage: {program} TASK --model MODEL [options]\n"
         f"       {program} TASK --model MODEL --input INPUT --output OUTPUT [options]\n"
+        f"       {program} status OUTPUT [--json]\n"
         f"       {program} serve [CONFIG] [options of serve run]\n"
         f"TASK: {', '.join(names)}"
     )

@@ -107,6 +107,14 @@ class CorpusOptions(TaskOptions, ModelOptions):
         Field(ge=1, description="most rows in a part"),
     ] = None
     limit: Annotated[int | None, Field(ge=1, description="label only the first LIMIT rows")] = None
+    notify: Annotated[
+        str | None,
+        Field(description="http(s) URL that gets the status as JSON, once, when the job has ended"),
+    ] = None
+    price_per_hour: Annotated[
+        float | None,
+        Field(gt=0, allow_inf_nan=False, description="of a GPU, on CPUs of a core: for the cost"),
+    ] = None
     overwrite: Annotated[bool, Field(description="replace an earlier output of this job")] = False
 
     def required(self) -> tuple[str, str, str]:

@@ -326,6 +326,12 @@ def redact_credentials(location: str) -> str:
     return f"{parts.scheme}://{parts.host}{parts.path}"
 
 
+def remember_secrets(*secrets: str) -> None:
+    """Let `redact` replace credentials that are in no location."""
+    for secret in secrets:
+        _secrets.update(form for form in _forms(secret) if len(form) >= _SHORTEST_SECRET)
+
+
 def redact(text: str) -> str:
     """Return a text, such as a library's message, without the credentials of known locations."""
     for secret in sorted(_secrets, key=len, reverse=True):

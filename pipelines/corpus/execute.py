@@ -10,7 +10,6 @@ import json
 import logging
 import re
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -35,6 +34,7 @@ from pipelines.corpus.retries import (
     take_held,
 )
 from pipelines.corpus.stages import reject_shard
+from pipelines.corpus.tally import Tally
 from pipelines.errors import JobError, UserError
 from pipelines.input.shards import Shard
 from pipelines.output.committing import REJECTED
@@ -93,11 +93,14 @@ class Execution:
         self.stats = SegmentWriter(job.folder, job.attempt_id)
         self.retries = RetryState()
         self.rows_todo = sum(shard.rows for shard in todo)
-        self.committed_rows = 0
-        self.committed_tokens = 0
+        self.tally = Tally()
+        self.actors_wanted: tuple[int, int] | None = None
+        """The fewest and the most, once the run has begun."""
+        self.held_s: float | None = 0.0
+        """The seconds that actors have held their places; None where that is not known."""
+        self._watch: WatchHandle | None = None
         self._apart: list[Shard] = []
         self._epoch = time.time() - time.monotonic()
-        self._rejects: Counter[str] = Counter()
 
     @property
     def failed(self) -> dict[str, str]:
@@ -114,17 +117,30 @@ class Execution:
             return
         check_nodes(self.job.source, self.job.folder, self.job.attempt_id)
         pool = self._plan_pool(actors)
+        self.actors_wanted = (pool.low, pool.high)
         self._announce(pool)
         watch = start_watch(self.ways)
-        with progress_bar(self.rows_todo, lambda: (self.committed_rows, self.committed_tokens)):
+        self._watch = watch
+        with progress_bar(self.rows_todo, lambda: (self.tally.rows, self.tally.tokens)):
             wait_for_places(pool.low, self.job.device, wait_s)
             if self.job.device == "cuda":
                 warn_of_few_cores(pool.low, pool.cores_per_actor)
             try:
                 self._run_rounds(pool, watch)
             finally:
+                self.held_s = None
                 with suppress(RayError):  # a stop may have ended the watch
+                    self.held_s = ray.get(watch.held_s.remote(), timeout=_ANSWER_S)
                     self.ways = ray.get(watch.ways.remote(), timeout=_ANSWER_S)
+
+    def actors_ready(self) -> int | None:
+        """Return the actors whose model is loaded; None where the watch does not say."""
+        if self._watch is None:
+            return None
+        with suppress(RayError):
+            ready: int = ray.get(self._watch.ready.remote(), timeout=_ANSWER_S)
+            return ready
+        return None
 
     def _run_rounds(self, pool: Pool, watch: WatchHandle) -> None:
         """Run all shards, many at a time, then again those that have no answer."""
@@ -281,18 +297,16 @@ class Execution:
             self.stats.add(stats | {"run": self.job.attempt_id, "committed_at": committed_at})
         except OSError as error:
             raise unwritable(self.job.folder, error.strerror or str(error)) from error
-        self.committed_rows += stats["rows"]
-        self.committed_tokens += stats["tokens"]
+        self.tally.add(stats)
         if stats["labelled"]:
             self.retries.some_row_is_answered = True
-        self._rejects.update(stats["rejects"])
-        rejected = self._rejects.total()
+        rejected = self.tally.rejected
         from_rows = min(self.rows_todo, _SHARE_FROM_ROWS)
-        if _too_many(self.max_rejected, rejected, self.committed_rows, from_rows):
-            most_common = self._rejects.most_common(3)
+        if _too_many(self.max_rejected, rejected, self.tally.rows, from_rows):
+            most_common = self.tally.rejects.most_common(3)
             reasons = ", ".join(f"{count:,} times {reason}" for reason, count in most_common)
             raise UserError(
-                f"{rejected:,} of the first {self.committed_rows:,} rows were rejected, more than "
+                f"{rejected:,} of the first {self.tally.rows:,} rows were rejected, more than "
                 f"--max-rejected {self.max_rejected}: {reasons}; they are in "
                 f"{self.job.folder}/{REJECTED}"
             )

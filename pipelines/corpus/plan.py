@@ -34,6 +34,7 @@ from pipelines.job_options import CorpusOptions
 from pipelines.option_types import column_option
 from pipelines.output.planned_files import read_files
 from pipelines.output.record import PARTS, RunRecord, read_record
+from pipelines.output.webhook import Webhook
 from pipelines.raydata.placement import device_of_actors
 from pipelines.storage import Folder, Location
 from pipelines.tasks.base import Task, task_class
@@ -57,6 +58,8 @@ class JobPlan:
     inspection: Inspection
     fingerprint: Json
     """What the answers depend on, as JSON."""
+    webhook: Webhook | None = None
+    """What is told how the job has ended."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +95,7 @@ def plan_job(options: CorpusOptions, with_weights: bool = True) -> JobPlan:
     model's weights, which take long to read. Raises ValueError for a mistake.
     """
     input_location, model, output_location = options.required()
+    webhook = None if options.notify is None else Webhook.of_user(options.notify)
     options.check_inputs(options.text_columns)
     source = Location.of_user(input_location)
     folder = Folder.at(output_location)
@@ -122,6 +126,7 @@ def plan_job(options: CorpusOptions, with_weights: bool = True) -> JobPlan:
         model=model_run,
         inspection=inspection,
         fingerprint=_fingerprint(options, source, inspection, model_run, with_weights),
+        webhook=webhook,
     )
 
 

@@ -16,12 +16,14 @@ from ray.data import Dataset
 
 from pipelines.corpus import summary
 from pipelines.corpus.checking import check_figures, gold_notes
+from pipelines.corpus.compute import record_compute
 from pipelines.corpus.dry_run import dry_run_report
 from pipelines.corpus.execute import Execution
 from pipelines.corpus.figures import ShardFigures
 from pipelines.corpus.plan import Job, JobPlan, cut_shards, make_job, plan_job
 from pipelines.corpus.review import write_review
 from pipelines.corpus.staging import stage_files
+from pipelines.corpus.status import JobStatus, notified_at_end, written_status
 from pipelines.errors import JobError
 from pipelines.input.corpus import Corpus, Shards
 from pipelines.input.inspection import with_staged
@@ -142,7 +144,14 @@ def run_job(options: CorpusOptions) -> Outcome:
     plan = plan_job(options)
     output.open_output(plan.folder, plan.fingerprint, options.overwrite)
     try:
-        with delayed_signals(), lease(plan.folder, plan.attempt_id) as held, raised_signals():
+        with (
+            delayed_signals(),
+            notified_at_end(plan) as notice,
+            lease(plan.folder, plan.attempt_id) as held,
+            written_status(plan, held) as status,
+            raised_signals(),
+        ):
+            notice.status = status
             # Again: another run may have written the output until it was ours.
             record = output.open_output(plan.folder, plan.fingerprint, options.overwrite)
             staged = stage_files(plan, plan.inspection.unstaged, held.check)
@@ -152,7 +161,7 @@ def run_job(options: CorpusOptions) -> Outcome:
             job = make_job(plan, corpus)
             run = _begin(plan, job, corpus, record, present)
             _stage_again(run, held)
-            _execute(run, held)
+            _execute(run, held, status)
             return _outcome(run)
     except OutputInUse as error:
         if options.if_running == "fail":
@@ -239,7 +248,7 @@ def _stage_again(run: Run, held: Lease) -> None:
             run.broken[path] = result
 
 
-def _execute(run: Run, held: Lease) -> None:
+def _execute(run: Run, held: Lease, status: JobStatus) -> None:
     """Run the shards, and write what is known of the output however that ends."""
     options = run.plan.options
     ways: dict[str, Way] = {}
@@ -249,6 +258,8 @@ def _execute(run: Run, held: Lease) -> None:
     execution = Execution(run.job, run.todo, options.max_rejected, held.check, ways)
     for path, reason in run.broken.items():
         execution.failed[path] = f"cannot be read: {reason}"
+    status.execution = execution
+    status.state = "running"
     started = time.monotonic()
     missing_parts: set[str] = set()
     try:
@@ -259,15 +270,20 @@ def _execute(run: Run, held: Lease) -> None:
         run.attempt.outcome = how_stopped(error) or f"error: {error}"
         raise
     finally:
+        status.state = "finishing"
         run.failed = execution.failed
         run.attempt.attention = execution.ways
         run.totals = execution.stats.totals()
         run.attempt.seconds = time.monotonic() - started
         run.attempt.rows = run.totals["rows"]
         run.attempt.tokens = run.totals["tokens"]
+        tokenise_s = run.totals["tokenise_s"]
+        record_compute(run.attempt, execution.held_s, tokenise_s, run.job.device, options)
+        status.attempt = run.attempt
         if not held.lost.is_set():  # else the record is another run's
             with delayed_signals():
                 missing_parts = _write_record(run, execution.stats)
+    status.state = run.attempt.outcome
     if missing_parts:
         shown = ", ".join(sorted(missing_parts)[:_SHOWN_NAMES])
         raise JobError(

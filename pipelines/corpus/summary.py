@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from modernbert.stored import Json
+from pipelines.corpus.compute import describe_compute
 from pipelines.corpus.figures import ShardFigures
 from pipelines.corpus.plan import Job
 from pipelines.input.corpus import Corpus
@@ -87,6 +88,8 @@ def format_summary(
         lines.append(f"{skipped} shards were in the output already")
     if totals["rows"]:
         lines += _counts(job, totals, record.attempts[-1].seconds or 0.0)
+        used = describe_compute(record.attempts[-1])
+        lines += [f"compute    {used}"] if used else []
     if totals.get("replaced"):
         lines.append(
             f"replaced   {totals['replaced']:>9,}  values of kept columns that are not UTF-8, in "
@@ -238,6 +241,7 @@ def report(job: Job, record: RunRecord, figures: ShardFigures) -> Json:
             **_attention(last),
             "token budget": f"{describe_budget(job)} a packed batch",
             "long texts": long_documents_policy(job.task),
+            "compute": describe_compute(last) or "not known",
         },
         "versions": last.versions,
         "attempts": [asdict(attempt) for attempt in attempts],

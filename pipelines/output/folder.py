@@ -12,6 +12,8 @@
     OUTPUT/_staged/                    files that cannot be read by row (input/staging.py), until
                                        the run is complete
     OUTPUT/_lease.json                 who is writing now
+    OUTPUT/_status.json                what the run that writes does, or how the last one ended
+                                       (status.py)
 
 OUTPUT/data reads as one table in every library: nothing else is in it. An output that was begun
 before there was such a folder has its parts in OUTPUT itself, and goes on so.
@@ -32,6 +34,7 @@ from pipelines.output.planned_files import FILES, write_files
 from pipelines.output.record import PARTS, RunRecord, read_record
 from pipelines.output.shards_file import SEGMENTS, SHARDS
 from pipelines.output.stale import find_todo, remove_all, remove_stale
+from pipelines.output.status import STATUS
 from pipelines.storage import Folder, is_temporary
 
 REPORT = "_report.html"
@@ -135,7 +138,7 @@ def _holds_something_else(folder: Folder) -> bool:
     if folder.is_local and Path(folder.uri).is_file():
         return True
     for name in folder.files():
-        if name not in (FILES, LEASE, STAGED) and not name.startswith("."):
+        if name not in (FILES, LEASE, STAGED, STATUS) and not name.startswith("."):
             return True
     return False
 

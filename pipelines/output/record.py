@@ -44,6 +44,14 @@ class Attempt:
     """How actors on CPUs computed it where there was a choice, by the processor: the product and
     the size of tiles (torch_attention.CpuWay); on GPUs the backend and 0.
     """
+    gpu_s: float | None = None
+    """The seconds of GPUs and of CPU cores that were held (corpus/compute.py); None where that is
+    not known.
+    """
+    cpu_s: float | None = None
+    price_per_hour: float | None = None
+    cost: float | None = None
+    """Of `gpu_s`, on CPUs of `cpu_s`, at this price."""
 
 
 @dataclass

@@ -39,12 +39,17 @@ class Watch:
         """`ways`: those of an earlier attempt of the job."""
         self._stops = False
         self._ways = dict(ways or {})
+        self._held_s = 0.0  # by the actors of past rounds
+        self._held_since: dict[str, float] = {}
         self._begin_round(0)
 
     def _begin_round(self, number: int) -> None:
+        self._held_s = self.held_s()
+        self._held_since = {}
         self._round = number
         self._starts: Counter[str] = Counter()
         self._failing: dict[str, bool] = {}
+        self._ready: set[str] = set()
         self._running: dict[str, str | None] = {}
         self._begun: set[str] = set()
         self._uncommitted: dict[str, dict[str, float]] = {}  # by actor: when each was begun
@@ -67,8 +72,10 @@ class Watch:
         """Note that an actor starts; return how often it has since it was last ready."""
         if not self._is_current(round_number):
             return 1
+        self._held_since.setdefault(actor, time.monotonic())
         self._failing[actor] = False
         self._starts[actor] += 1
+        self._ready.discard(actor)
         self._forget_uncommitted(actor)  # its last process may have ended in a shard's middle
         return self._starts[actor]
 
@@ -81,6 +88,19 @@ class Watch:
         if self._is_current(round_number):
             self._starts[actor] = 0
             self._failing[actor] = False
+            self._ready.add(actor)
+
+    def ready(self) -> int:
+        """Return how many actors are ready; one that is gone for good counts to the round's end."""
+        return len(self._ready)
+
+    def held_s(self) -> float:
+        """Return the seconds that actors have held their places, from when each began to start.
+
+        One that is gone for good counts to its round's end.
+        """
+        now = time.monotonic()
+        return self._held_s + sum(now - since for since in self._held_since.values())
 
     def start_failed(self, round_number: int, actor: str) -> bool:
         """Note that an actor fails to start again and again; tell whether all the others do."""

@@ -72,7 +72,7 @@ def test_a_hundred_thousand_shards_are_rounds_of_few_and_little_memory(tmp_path,
     finally:
         tracemalloc.stop()
     grown += pa.total_allocated_bytes() - of_arrow
-    assert execution.committed_rows == 4096 * COMMITTED
+    assert execution.tally.rows == 4096 * COMMITTED
     assert grown * (SHARDS / COMMITTED) < 500e6
 
 

@@ -110,3 +110,32 @@ def test_what_an_actor_notes_after_its_round_is_passed_over():
     assert not watch.start_failed(1, "a")
     assert watch.interrupted(2) == {}
     assert not watch.any_start(2)
+
+
+def test_actors_are_ready_from_the_answer_to_the_probe_until_they_start_again():
+    watch = Watch()
+    for actor in "ab":
+        watch.start(1, actor)
+    assert watch.ready() == 0
+    for actor in "aba":
+        watch.started(1, actor)
+    assert watch.ready() == 2
+    watch.start(1, "a")
+    assert watch.ready() == 1
+    watch.started(0, "a")  # of a past round
+    assert watch.ready() == 1
+    watch.start(2, "c")
+    assert watch.ready() == 0
+
+
+def test_the_time_that_actors_hold_their_places(clock):
+    watch = Watch()
+    watch.start(1, "a")
+    clock.now += 10
+    watch.start(1, "b")
+    clock.now += 5
+    watch.start(1, "a")  # its process starts again, in the same place
+    assert watch.held_s() == 15 + 5
+    watch.start(2, "c")
+    clock.now += 3
+    assert watch.held_s() == 20 + 3
