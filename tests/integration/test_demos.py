@@ -78,7 +78,7 @@ def test_the_options_of_every_job_named_are_known(command, tmp_path):
     if "--threshold " in options:  # a file that an earlier job has written
         thresholds = tmp_path / options.partition("--threshold ")[2].split()[0]
         thresholds.parent.mkdir(exist_ok=True)
-        thresholds.write_text("{}")
+        thresholds.write_text(json.dumps({"a label": 0.5}))
     done = run_script(job, *shlex.split(options), cwd=tmp_path)
     assert done.returncode == 2
     assert "holds no data file" in done.stderr
