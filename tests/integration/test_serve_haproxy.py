@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import random
 import re
 import socket
 import subprocess
 from collections.abc import Iterator
+from http.client import HTTPConnection
 from pathlib import Path
+from urllib.parse import unquote
 
 import httpx
 import pytest
-from conftest import REPOSITORY
-from online_service import CLIENT, all_models, post, serving, until
+from conftest import REPOSITORY, runs
+from online_service import CLIENT, all_models, post, service, serving, until
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +73,52 @@ def test_requests_pass(proxied: str) -> None:
 def test_what_is_not_for_strangers(proxied: str) -> None:
     for path in ("/metrics", "/-/routes", "/-/healthz"):
         assert CLIENT.get(proxied + path).status_code == 404
+
+
+def written(path: str, choose: random.Random) -> str:
+    """A path with some of its characters percent-encoded, once or twice, and perhaps with something behind it."""
+    characters = []
+    for character in path:
+        escape = f"%{ord(character):02x}"
+        form = choose.choice([character, character, escape, escape.upper(), "%25" + escape[1:]])
+        # Most forms are still the path; the first slash stays, or it is no request's target.
+        characters.append(form if len(form) < 4 or choose.random() < 0.2 else escape)
+    end = choose.choice(
+        ["", "", "", "?a=%zz", "%3f", "#", "/", ";a", "%zz", "%", "%00", "%c0%af", "+"]
+    )
+    start = choose.choice(["", "", "http://other"])
+    return f"{start}/{''.join(characters[1:])}{end}"
+
+
+def status_of(url: str, target: str) -> int:
+    """The status of a GET of a target, which is sent as it is."""
+    host, port = re.findall(r"//(.*):(\d+)", url)[0]
+    connection = HTTPConnection(host, int(port), timeout=60)
+    connection.putrequest("GET", target)
+    connection.endheaders()
+    status = connection.getresponse().status
+    connection.close()
+    return status
+
+
+def test_no_way_of_writing_a_path_passes(proxied: str) -> None:
+    """What the service takes for a closed path is the oracle; Serve, which is not here, decodes as it does."""
+    choose = random.Random(8)
+    shown, closed = 0, 0
+    for _ in range(runs("PATHS", few=300, many=20_000)):
+        target = written("/metrics", choose)
+        if status_of(service(), target) == 200:
+            shown += 1
+            assert status_of(proxied, target) in (400, 404), target
+        target = written(choose.choice(["/-/routes", "/-/healthz"]), choose)
+        path = target.removeprefix("http://other").partition("?")[0]
+        if unquote(path).startswith("/-/"):
+            closed += 1
+            assert status_of(proxied, target) in (400, 404), target
+    assert shown > 20
+    assert closed > 20
+    open_path = "".join(f"%{ord(character):02x}" for character in "ping")
+    assert status_of(proxied, f"/{open_path}") == 200
 
 
 @pytest.mark.parametrize("head", [
