@@ -6,9 +6,11 @@ import json
 import logging
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -33,7 +35,7 @@ from modernbert import Tokenizer
 from pipelines.memory.pipeline import pipeline
 from pipelines.serve.config import served_models
 from pipelines.serve.local import LocalModelClient
-from pipelines.serve.protocol import PredictRequest, PredictResponse
+from pipelines.serve.protocol import ModelClient, PredictRequest, PredictResponse
 
 SECRET = "my password is swordfish"
 
@@ -209,6 +211,46 @@ WRONG_KEYS = [
 ]  # fmt: skip
 
 
+class TestClients:
+    """uvicorn believes x-forwarded-for from 127.0.0.1, where Serve's HAProxy and these tests ask from."""
+
+    FORGED = (
+        "203.0.113.1",
+        "203.0.113.2:99",
+        "[2001:db8::1]:99",
+        "anything",
+        "a, 203.0.113.3, 127.0.0.1",
+        "",
+    )
+
+    def names(self, headers: Sequence[str], **limits: Any) -> list[str | None]:
+        """What the models are told of who sends requests with these headers."""
+        seen = []
+
+        class Seen(ModelClient):
+            async def predict(self, model: str, request: PredictRequest) -> PredictResponse:
+                seen.append(request.client)
+                return await super().predict(model, request)
+
+        models = all_models()
+        with serving(Seen(models.models, models.tasks, models.aliases), **limits) as url:
+            for header in headers:
+                found = post("/embed", {"inputs": "a"}, url, **{"x-forwarded-for": header})
+                assert found.status_code == 200
+        return seen
+
+    def test_nobody_chooses_an_address(self) -> None:
+        assert set(self.names(self.FORGED)) == {"127.0.0.1"}
+
+    def test_proxies_that_are_trusted(self) -> None:
+        forwarded = [f"{forged}, 198.51.100.7" for forged in self.FORGED]
+        assert set(self.names(forwarded, trusted_proxies=1)) == {"198.51.100.7"}
+        two = [f"{forged}, 2001:db8::9, 10.0.0.1" for forged in self.FORGED]
+        assert set(self.names(two, trusted_proxies=2)) == {"2001:db8::9"}
+        # What has not come through both, or names no address.
+        assert set(self.names(["203.0.113.1", "a, b"], trusted_proxies=2)) == {"127.0.0.1"}
+
+
 @pytest.fixture(scope="module")
 def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     file = tmp_path_factory.mktemp("keys") / "keys"
@@ -247,6 +289,20 @@ class TestKey:
     def test_wrong_keys(self, keyed: str, header: str) -> None:
         headers = [(b"authorization", header.encode("latin-1"))]
         assert CLIENT.get(f"{keyed}/info", headers=headers).status_code == 401
+
+    def test_keys_are_changed_while_the_service_runs(self, tmp_path: Path) -> None:
+        file = tmp_path / "keys"
+        file.write_text("old-key\n")
+
+        def admits(url: str, key: str) -> bool:
+            headers = {"authorization": f"Bearer {key}"}
+            return CLIENT.get(f"{url}/info", headers=headers).status_code == 200
+
+        with serving(all_models(), api_key_file=file) as url:
+            assert (admits(url, "old-key"), admits(url, "new-key")) == (True, False)
+            file.write_text("new-key\n")
+            until(lambda: admits(url, "new-key"))
+            assert not admits(url, "old-key")
 
     def test_either_key(self, keyed: str) -> None:
         for header in ("Bearer first-key", "bearer second-key"):

@@ -79,12 +79,14 @@ def create_app(
     # include_router would try the routers in turn for each request.
     for router in routers:
         app.router.routes.extend(router.routes)
-    if limits.has_keys:
+    keys = limits.key_ring()
+    if keys.has_keys:
         _describe_key(app)
     app.add_middleware(
         RequestLimitsMiddleware,
         limits=limits,
         metrics=metrics,
+        keys=keys,
         dialects=DIALECTS,
         behind_serve=behind_serve,
         export_trace=start_traces(),

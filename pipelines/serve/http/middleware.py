@@ -20,6 +20,7 @@ from pipelines.serve.admission import Admission, Claim
 from pipelines.serve.freed_memory import record_freed
 from pipelines.serve.http.dialect import Dialect, dialect_of, error_response, path_of
 from pipelines.serve.http.errors import ApiError
+from pipelines.serve.http.keys import KeyRing
 from pipelines.serve.http.limits import CLIENT, HELD, HttpLimits
 from pipelines.serve.http.metrics import HttpMetrics
 from pipelines.serve.http.tracing import TRACE, Export, Trace
@@ -32,6 +33,8 @@ the key itself.
 CLIENT_CLOSED_REQUEST = 499
 """The status of a request whose client left before its response began, in metrics and the log."""
 _SMALL_BODY = 1 << 16  # bytes of a body for which there is room where large ones fill it
+_FORWARDED = "x-forwarded-for"
+_HERE = "127.0.0.1"
 _PORT = re.compile(r":\d*$")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
@@ -44,6 +47,7 @@ class RequestLimitsMiddleware:
         app: ASGIApp,
         limits: HttpLimits,
         metrics: HttpMetrics,
+        keys: KeyRing,
         dialects: Sequence[Dialect],
         behind_serve: bool,
         export_trace: Export | None,
@@ -52,6 +56,7 @@ class RequestLimitsMiddleware:
         self.limits = limits
         self.metrics = metrics
         self.dialects = dialects
+        self._keys = keys
         self.behind_serve = behind_serve
         self._export_trace = export_trace
         self._bodies = Admission(limits.max_bodies_bytes, _SMALL_BODY)
@@ -139,17 +144,28 @@ class RequestLimitsMiddleware:
         logger.info("%s %s %s %d %.1f ms", request_id, method, route, status, seconds * 1e3)
 
     def _client(self, scope: Scope, headers: Headers) -> str | None:
-        """Name who sent the request: its key, by number, or else its address."""
-        number = self.limits.key_number(headers.get("authorization", ""))
-        if number is not None:
-            return f"key {number}"
-        address: tuple[str | None, int] | None = scope.get("client")
-        return address[0] if address else None
+        """Name who sent the request: its key, or else its address."""
+        name = self._keys.name_of(headers.get("authorization", ""))
+        if name is not None:
+            return name
+        header = ",".join(headers.getlist(_FORWARDED))
+        forwarded = [each.strip() for each in header.split(",")]
+        hops = self.limits.trusted_proxies
+        if 0 < hops <= len(forwarded) and _address(forwarded[-hops]) is not None:
+            return forwarded[-hops]
+        peer: tuple[str, int] | None = scope.get("client")
+        if peer is None:
+            return None
+        # The server in front of the application believes the header where it comes from this
+        # machine, as from Serve's HAProxy: the address is then what anyone may have written there.
+        if header and (peer[0] in header or _address(peer[0]) is None):
+            return _HERE
+        return peer[0]
 
     def _check_key(self, scope: Scope, headers: Headers) -> None:
         path = path_of(scope)
         is_public = path in PUBLIC or (path == "/" and scope["method"] == "GET")
-        if not is_public and not self.limits.admits(headers.get("authorization", "")):
+        if not is_public and not self._keys.admits(headers.get("authorization", "")):
             message = "send the service's key as the header 'authorization: Bearer KEY'"
             raise ApiError("unauthorized", message)
 
@@ -161,7 +177,7 @@ class RequestLimitsMiddleware:
         if len(headers.getlist("host")) > 1:
             raise ApiError("malformed", "the request has several host headers; send one")
         # A page does not know the key.
-        if self.limits.has_keys:
+        if self._keys.has_keys:
             return
         server: tuple[str, int | None] | None = scope.get("server")
         address = _address(server[0] if server else "")
