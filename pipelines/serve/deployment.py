@@ -26,6 +26,7 @@ from pipelines.serve.config import (
     service_options,
     tasks_of,
 )
+from pipelines.serve.http.drain import UnderWay
 from pipelines.serve.protocol import (
     Info,
     ModelClient,
@@ -191,9 +192,14 @@ class HttpIngress:
     def __init__(self, options: ServiceOptions, handles: dict[str, DeploymentHandle[Replica]]):
         self.options = options
         self.models = _client(options.models, handles)
+        self.under_way = UnderWay()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return _serve_app(self.models, self.options)
+        return _serve_app(self.models, self.options, self.under_way)
+
+    async def drain(self) -> None:
+        """Take no new request, and wait until those under way are answered."""
+        await self.under_way.drain()
 
 
 class SingleProcessApp:
@@ -208,9 +214,14 @@ class SingleProcessApp:
         _keep_texts_out_of_logs()
         self.options = options
         self.models = LocalModelClient(options.models, checkpoints)
+        self.under_way = UnderWay()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return _serve_app(self.models, self.options)
+        return _serve_app(self.models, self.options, self.under_way)
+
+    async def drain(self) -> None:
+        """Take no new request, and wait until those under way are answered."""
+        await self.under_way.drain()
 
     async def check_health(self) -> None:
         """Raise if the replica must be replaced; Serve calls this."""
@@ -275,11 +286,17 @@ def _build_one_process(
     return deployed(serve.ingress()(SingleProcessApp)).bind(options, checkpoints)
 
 
-def _serve_app(models: ModelClient, options: ServiceOptions) -> FastAPI:
+def _serve_app(models: ModelClient, options: ServiceOptions, under_way: UnderWay) -> FastAPI:
     from pipelines.serve.http.app import create_app
     from pipelines.serve.metrics import RayHttpMetrics
 
-    return create_app(models, options.http, metrics=RayHttpMetrics(), behind_serve=True)
+    return create_app(
+        models,
+        options.http,
+        metrics=RayHttpMetrics(),
+        under_way=under_way,
+        behind_serve=True,
+    )
 
 
 def _keep_texts_out_of_logs() -> None:

@@ -16,6 +16,7 @@ from pipelines.serve.http.dialects.jina import JINA
 from pipelines.serve.http.dialects.openai import OPENAI
 from pipelines.serve.http.dialects.tei import TEI
 from pipelines.serve.http.dialects.vllm import VLLM
+from pipelines.serve.http.drain import UnderWay
 from pipelines.serve.http.errors import ApiError
 from pipelines.serve.http.handler import RequestHandler
 from pipelines.serve.http.limits import HttpLimits
@@ -48,6 +49,7 @@ def create_app(
     limits: HttpLimits | None = None,
     *,
     metrics: HttpMetrics | None = None,
+    under_way: UnderWay | None = None,
     behind_serve: bool = False,
 ) -> FastAPI:
     """Make the application over models.
@@ -56,6 +58,7 @@ def create_app(
         models: the models that it serves.
         limits: what it takes from clients; None: the default limits.
         metrics: where it counts what it does; None: for /metrics alone.
+        under_way: where it counts its requests, for who ends it.
         behind_serve: whether Ray Serve's proxy stands before it, and names requests.
     """
     limits = limits or HttpLimits()
@@ -87,6 +90,7 @@ def create_app(
         limits=limits,
         metrics=metrics,
         keys=keys,
+        under_way=under_way or UnderWay(),
         dialects=DIALECTS,
         behind_serve=behind_serve,
         export_trace=start_traces(),

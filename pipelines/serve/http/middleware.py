@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from pipelines.serve.admission import Admission, Claim
 from pipelines.serve.freed_memory import record_freed
 from pipelines.serve.http.dialect import Dialect, dialect_of, error_response, path_of
+from pipelines.serve.http.drain import UnderWay
 from pipelines.serve.http.errors import ApiError
 from pipelines.serve.http.keys import KeyRing
 from pipelines.serve.http.limits import CLIENT, HELD, HttpLimits
@@ -30,6 +31,8 @@ PUBLIC = frozenset({"/health", "/ping", "/metrics", "/docs"})
 """The routes that need no key, as a GET of / does, which is another name of /health. /docs asks for
 the key itself.
 """
+_WHILE_DRAINING = frozenset({"/ping", "/metrics"})
+"""What is answered to the end: the process lives, and is watched."""
 CLIENT_CLOSED_REQUEST = 499
 """The status of a request whose client left before its response began, in metrics and the log."""
 _SMALL_BODY = 1 << 16  # bytes of a body for which there is room where large ones fill it
@@ -48,6 +51,7 @@ class RequestLimitsMiddleware:
         limits: HttpLimits,
         metrics: HttpMetrics,
         keys: KeyRing,
+        under_way: UnderWay,
         dialects: Sequence[Dialect],
         behind_serve: bool,
         export_trace: Export | None,
@@ -57,6 +61,7 @@ class RequestLimitsMiddleware:
         self.metrics = metrics
         self.dialects = dialects
         self._keys = keys
+        self._under_way = under_way
         self.behind_serve = behind_serve
         self._export_trace = export_trace
         self._bodies = Admission(limits.max_bodies_bytes, _SMALL_BODY)
@@ -97,7 +102,10 @@ class RequestLimitsMiddleware:
         answer = self._answers.claim(client)
         HELD.set(answer)
         try:
-            await self._answer(scope, headers, receive, response.send, claim)
+            if path_of(scope) not in _WHILE_DRAINING:
+                self._under_way.check()
+            with self._under_way.counted():
+                await self._answer(scope, headers, receive, response.send, claim)
         except ApiError as error:
             await refuse(error)
         except Exception as error:
