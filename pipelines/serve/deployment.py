@@ -314,10 +314,30 @@ def _placed(options: ServiceOptions) -> ServiceOptions:
         has_gpu = torch.cuda.device_count() > 0
     device = "cuda" if has_gpu else "cpu"
     models = []
-    for model in options.models:
+    for number, model in enumerate(options.models):
+        if model.device == "cuda" and not has_gpu and not _may_find_gpus():
+            raise UserError(
+                f"models[{number}] {model.name!r}: device cuda, but there is no GPU; use cpu or "
+                "auto, or set RAY_ADDRESS to join a Ray that has some"
+            )
         is_auto = model.device == "auto"
         models.append(model.model_copy(update={"device": device}) if is_auto else model)
     return options.model_copy(update={"models": tuple(models)})
+
+
+def _may_find_gpus() -> bool:
+    """Tell whether GPUs may be elsewhere, or come later."""
+    # Not for the HTTP process, which imports this file.
+    from ray._private.services import canonicalize_bootstrap_address
+
+    from pipelines.raydata.placement import is_fixed
+
+    if ray.is_initialized():
+        return not is_fixed()
+    try:
+        return canonicalize_bootstrap_address(None) is not None  # type: ignore[arg-type]
+    except (ValueError, OSError):
+        return True  # ray.init says what is wrong with RAY_ADDRESS
 
 
 def _resources(model: ServedModel) -> dict[str, float]:

@@ -405,13 +405,69 @@ class TestRecords:
                         post(path, good | {name: value})
                 post(path, json.dumps(SECRET).encode() + b"{")
                 CLIENT.get(service() + path + SECRET)
-        assert " POST /models/mask 200 " in caplog.text
+        assert '"method": "POST", "route": "/models/mask", "status": 200' in caplog.text
         records = [
             record.getMessage()
             for record in caplog.records
             if record.name.split(".")[0] not in ("httpx", "httpcore")
         ]
         assert "swordfish" not in "\n".join(records)
+
+    def test_the_log_of_requests(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        file = tmp_path / "keys"
+        file.write_text("alice: swordfish-1\n")
+        key = {"authorization": "Bearer swordfish-1", "x-request-id": "mine"}
+        with caplog.at_level(logging.ERROR), serving(all_models(), api_key_file=file) as url:
+            post("/embed", {"inputs": SECRET}, url, **key)
+        assert caplog.records == []
+        with serving(all_models(), api_key_file=file, access_log=True) as url:
+            post("/embed", {"inputs": [SECRET, "a"]}, url, **key)
+            post(f"/{SECRET}", {"inputs": SECRET}, url, authorization="Bearer swordfish-2")
+            until(lambda: caplog.text.count('"id":') == 2)
+        served, refused = (json.loads(record.getMessage()) for record in caplog.records)
+        assert served.pop("ms") > 0
+        assert served.pop("tokens") > 4
+        assert served == {
+            "id": "mine", "client": "alice", "method": "POST", "route": "/embed", "status": 200,
+            "model": "sentence", "documents": 2,
+        }  # fmt: skip
+        assert (refused["client"], refused["route"], refused["status"], refused["model"]) == (
+            "127.0.0.1", "none", 401, None,
+        )  # fmt: skip
+        assert "swordfish" not in caplog.text
+
+    def test_metrics_of_clients_are_there_from_the_start(self, tmp_path: Path) -> None:
+        file = tmp_path / "keys"
+        file.write_text("alice: a1\nalice: a2\nbob: b\n")
+
+        def counts(url: str) -> dict[str, list[float]]:
+            text = CLIENT.get(f"{url}/metrics").text
+            names = ("requests", "refused", "tokens")
+            found = {}
+            for client in re.findall(r'client_requests_total{client="(.*)"}', text):
+                lines = [
+                    re.search(rf'_client_{name}_total{{client="{client}"}} (.*)', text)
+                    for name in names
+                ]
+                found[client] = [float(line[1]) for line in lines if line]
+            return found
+
+        with serving(all_models(), api_key_file=file) as url:
+            models = CLIENT.get(f"{url}/metrics").text
+            for name in ("documents", "tokens", "truncated"):
+                assert f'modernbert_http_{name}_total{{model="sentence"}} 0.0' in models
+            for key in ("a1", "a2", "wrong"):
+                post("/embed", {"inputs": "hello"}, url, authorization=f"Bearer {key}")
+            post("/embed", {"inputs": 1}, url, authorization="Bearer a1")
+            tokens = len(
+                post("/tokenize", {"inputs": "hello"}, url, authorization="Bearer b").json()[0]
+            )
+            until(lambda: counts(url)["bob"][0] == 1)
+            found = counts(url)
+        assert found.keys() == {"alice", "bob", "none"}
+        assert found["alice"] == [3, 1, 2 * tokens]
+        assert found["bob"] == [1, 0, 0]
+        assert found["none"][1:] == [1, 0]
 
     def test_metrics(self) -> None:
         with serving(all_models()) as url:

@@ -9,6 +9,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
 from modernbert.stored import Json
+from pipelines.serve.http.access import start_log
 from pipelines.serve.http.dialect import Dialect, install_error_handlers
 from pipelines.serve.http.dialects.cohere import COHERE
 from pipelines.serve.http.dialects.huggingface import HUGGING_FACE
@@ -82,7 +83,11 @@ def create_app(
     # include_router would try the routers in turn for each request.
     for router in routers:
         app.router.routes.extend(router.routes)
+    if limits.access_log:
+        start_log()
     keys = limits.key_ring()
+    metrics.key_names = lambda: keys.names
+    metrics.start(models.tasks)
     if keys.has_keys:
         _describe_key(app)
     app.add_middleware(

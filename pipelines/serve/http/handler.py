@@ -14,6 +14,7 @@ from starlette.responses import Response
 
 from modernbert.text.windows import Text
 from pipelines.serve.admission import Admission
+from pipelines.serve.http.access import USAGE
 from pipelines.serve.http.bodies import Inputs
 from pipelines.serve.http.errors import ApiError
 from pipelines.serve.http.limits import CLIENT, HELD, HttpLimits
@@ -149,6 +150,11 @@ class RequestHandler:
             truncated={i for i, truncated in enumerate(response.truncated) if truncated},
             started=started,
         )
+        usage = USAGE.get()
+        if usage:
+            usage.model = info.name
+            usage.documents += len(documents)
+            usage.tokens += handled.n_tokens
         self.metrics.record_documents(
             info.name, len(documents), handled.n_tokens, len(handled.truncated)
         )

@@ -117,6 +117,11 @@ class KeyRing:
         """Whether requests need a key."""
         return bool(self._keys)
 
+    @property
+    def names(self) -> list[str]:
+        """The names of the keys; one may be there several times."""
+        return [key.name for key in self._keys]
+
     def name_of(self, authorization: str) -> str | None:
         """Return the name of the key in this header, or None."""
         scheme, _, value = authorization.partition(" ")

@@ -66,6 +66,15 @@ class HttpLimits(BaseModel):
             )
         ),
     ] = None
+    access_log: Annotated[
+        bool,
+        Field(
+            description=(
+                "a line of JSON in the log for each request: id, client, route, status, "
+                "milliseconds, model, documents, tokens; no texts, no keys"
+            )
+        ),
+    ] = False
     hosts: Annotated[
         tuple[str, ...],
         Field(

@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipelines.serve.admission import Admission, Claim
 from pipelines.serve.freed_memory import record_freed
+from pipelines.serve.http.access import USAGE, Usage, log_request
 from pipelines.serve.http.dialect import Dialect, dialect_of, error_response, path_of
 from pipelines.serve.http.drain import UnderWay
 from pipelines.serve.http.errors import ApiError
@@ -92,6 +93,7 @@ class RequestLimitsMiddleware:
         scope["dialect"] = dialect_of(path_of(scope), self.dialects)
         CLIENT.set(client)
         TRACE.set(trace)
+        USAGE.set(Usage())
 
         async def refuse(error: ApiError) -> None:
             # A response that has begun cannot become another one.
@@ -145,11 +147,14 @@ class RequestLimitsMiddleware:
         # By its route, not its path: paths that match none would be metrics without end.
         route = getattr(scope.get("route"), "path", "none")
         self.metrics.record_request(route, status, seconds)
+        client = CLIENT.get()
+        usage = USAGE.get()
+        self.metrics.record_client(client, status, usage.tokens if usage else 0)
         if self._export_trace and trace:
             ended = time.time()
             self._export_trace(trace, headers, method, route, status, ended - seconds, ended)
         request_id = scope["request_id"]
-        logger.info("%s %s %s %d %.1f ms", request_id, method, route, status, seconds * 1e3)
+        log_request(request_id, client, method, route, status, seconds)
 
     def _client(self, scope: Scope, headers: Headers) -> str | None:
         """Name who sent the request: its key, or else its address."""
