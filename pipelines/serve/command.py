@@ -12,7 +12,7 @@ from types import FrameType
 
 import ray
 from ray import serve
-from ray.serve.schema import ReplicaState
+from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
 from ray.serve.scripts import run as serve_run
 
 from pipelines.raydata.cluster import started_here
@@ -22,12 +22,14 @@ from pipelines.signals import Stopped
 
 _SERVICE = "pipelines.serve.deployment:build"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
+_BROKEN = ("DEPLOY_FAILED", "UNHEALTHY")
+"""The states of deployments that keep their application from running."""
+_MISTAKE = "click.exceptions.ClickException: "  # what `build` raises for users' mistakes
 _DRAINS_WITHIN_S = 120.0
 """A request may take 30 s to arrive, its answer 60 s, and some time until a slow client has it."""
 _SAME_SIGNAL_S = 1.0
 """Signals so soon after the first one are of the same stop."""
-_LOOKS_EVERY_S = 0.1
+_LOOKS_EVERY_S = 0.5
 _SETTLES_S = 1.0
 """For the proxy to pass on the last bytes of the last answers."""
 
@@ -44,7 +46,8 @@ def run_service(arguments: list[str], program: str) -> int:
         program: the name of the command, for its messages.
 
     Returns:
-        0 if all that was under way is answered, else 128 + the signal's number.
+        1 if the service cannot be deployed; after a signal 0 if all that was under way is answered,
+        else 128 + the signal's number.
     """
     has_config = bool(arguments) and not arguments[0].startswith("-") and "=" not in arguments[0]
     if not has_config:
@@ -53,10 +56,66 @@ def run_service(arguments: list[str], program: str) -> int:
     # ray.init sets handlers of its own, in Python and in C++.
     ray._private.worker._post_init_hooks.append(_raise_signals)
     try:
-        serve_run.main(arguments, prog_name=program)  # ends with SystemExit
+        if _deploy(arguments, program):
+            _wait()
+        return 1
     except Stopped as stop:
-        number: int = stop.args[0]
-    return _end(number)
+        return _end(stop.args[0])
+    finally:
+        _exit_at_signals()
+
+
+def _deploy(arguments: list[str], program: str) -> bool:
+    """Let `serve run` start the service; False where it could not, which it has said.
+
+    Raises SystemExit for what ends it otherwise: a mistake, --help, --non-blocking.
+    """
+    waits_itself = {"--reload", "-r", "--non-blocking"} & set(arguments)
+    options = [] if waits_itself else ["--non-blocking"]
+    try:
+        serve_run.main([*options, *arguments], prog_name=program)
+    except SystemExit as end:
+        if end.code is None:  # after a traceback
+            return False
+        if end.code or waits_itself or not ray.is_initialized():
+            raise
+    return True
+
+
+def _wait() -> None:
+    """Wait until the service cannot be deployed, which is said, or for ever."""
+    is_deployed = False
+    while not is_deployed:
+        time.sleep(_LOOKS_EVERY_S)
+        applications = serve.status().applications.values()
+        reasons = [
+            _reason(each) for each in applications if each.status == ApplicationStatus.DEPLOY_FAILED
+        ]
+        if reasons:
+            say(f"error: the service cannot be deployed: {'; '.join(reasons)}", sys.stderr)
+            return
+        running = [each.status == ApplicationStatus.RUNNING for each in applications]
+        is_deployed = bool(running) and all(running)
+    say("the service is ready", sys.stderr)
+    while True:
+        time.sleep(60)
+
+
+def _reason(application: ApplicationStatusOverview) -> str:
+    """Return why an application failed, in a line: the last one of each traceback."""
+    messages = [
+        f"{name}: {_last_line(deployment.message)}"
+        for name, deployment in application.deployments.items()
+        if deployment.status in _BROKEN
+    ]
+    return "; ".join(messages) or _last_line(application.message)
+
+
+def _last_line(message: str) -> str:
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    if not lines:
+        return "Ray gives no reason; the logs of its controller may"
+    return lines[-1].removeprefix(_MISTAKE)
 
 
 def _end(number: int) -> int:
@@ -68,8 +127,7 @@ def _end(number: int) -> int:
         is_drained = _drain()
     except Stopped:
         is_drained = False
-    for each in _SIGNALS:
-        signal.signal(each, _exit_now)
+    _exit_at_signals()
     if not is_drained:
         say("the service ends before all requests are answered", sys.stderr)
     if ray.is_initialized() and not started_here():
@@ -97,7 +155,8 @@ def _copies() -> dict[str, int]:
     copies = {}
     for name, application in serve.status().applications.items():
         ingress = application.deployments.get(INGRESS_NAME)
-        running = ingress.replica_states.get(ReplicaState.RUNNING, 0) if ingress else 0
+        states: Mapping[str, int] = ingress.replica_states if ingress else {}
+        running = states.get("RUNNING", 0)
         if running:
             copies[name] = running
     return copies
@@ -116,8 +175,14 @@ async def _drain_application(name: str, count: int) -> None:
         await asyncio.sleep(_LOOKS_EVERY_S)
 
 
-def _exit_now(number: int, _: FrameType | None) -> None:
-    os._exit(128 + number)
+def _exit_at_signals() -> None:
+    """Let signals end the process here, which has nothing more to answer."""
+
+    def end(number: int, _: FrameType | None) -> None:
+        os._exit(128 + number)
+
+    for number in _SIGNALS:
+        signal.signal(number, end)
 
 
 def _raise_signals(ignored_until: float = 0.0) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import re
@@ -34,6 +35,7 @@ from safetensors.numpy import load_file, save_file
 from modernbert import Tokenizer
 from pipelines.memory.pipeline import pipeline
 from pipelines.serve.config import served_models
+from pipelines.serve.http.drain import UnderWay
 from pipelines.serve.local import LocalModelClient
 from pipelines.serve.protocol import ModelClient, PredictRequest, PredictResponse
 
@@ -125,6 +127,29 @@ class TestLimits:
             until(lambda: held.cancelled == 1)
             held.go.set()
             assert post("/embed", {"inputs": "a"}, url).status_code == 200
+
+
+class TestEnd:
+    def test_what_is_under_way_is_answered_and_what_comes_is_refused(self, held: Held) -> None:
+        under_way = UnderWay()
+        with serving(held, under_way) as url, ThreadPoolExecutor(2) as pool:
+            asked = pool.submit(post, "/embed", {"inputs": "a"}, url)
+            until(lambda: held.waiting == 1)
+            drained = pool.submit(asyncio.run, under_way.drain())
+            until(lambda: under_way.is_draining)
+            for path, (good, shape) in SHAPES.items():
+                refused = post(path, good, url)
+                assert (refused.status_code, refused.json().keys()) == (503, shape)
+                assert (refused.headers["retry-after"], refused.headers["connection"]) == (
+                    "1",
+                    "close",
+                )
+            assert CLIENT.get(f"{url}/health").status_code == 503
+            assert CLIENT.get(f"{url}/ping").status_code == 200
+            assert not drained.done()
+            held.go.set()
+            assert asked.result(60).status_code == 200
+            drained.result(60)
 
 
 @cache

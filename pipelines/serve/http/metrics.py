@@ -74,8 +74,9 @@ class HttpMetrics:
 
     def client_label(self, client: str | None) -> str:
         """Return the label of a client: the name of its key. All others are one."""
-        names = self.key_names()[:_MOST_CLIENTS]
-        return client if client in names else NO_KEY
+        if client is None or client not in self.key_names()[:_MOST_CLIENTS]:
+            return NO_KEY
+        return client
 
     def record_client(self, client: str | None, status: int, tokens: int) -> None:
         """Count a response for who has asked.
