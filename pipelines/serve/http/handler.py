@@ -131,12 +131,13 @@ class RequestHandler:
             client=CLIENT.get(),
             token_vectors=token_vectors,
         )
+        sent = time.time()
         with self._counted(documents, field):
             response = await self.models.predict(info.name, request)
         self._hold(response.held_bytes)
         trace = TRACE.get()
         if trace:
-            trace.add_response(info.name, response)
+            trace.add_response(info.name, response, sent)
         # These wire formats have no place for the error of a single input.
         if response.failed:
             i = min(response.failed)
