@@ -155,8 +155,8 @@ def _copies() -> dict[str, int]:
     copies = {}
     for name, application in serve.status().applications.items():
         ingress = application.deployments.get(INGRESS_NAME)
-        states: Mapping[str, int] = ingress.replica_states if ingress else {}
-        running = states.get("RUNNING", 0)
+        states = ingress.replica_states.items() if ingress else ()
+        running = sum(count for state, count in states if state == "RUNNING")
         if running:
             copies[name] = running
     return copies
