@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from pipelines.job_options import CommandOptions
 
 _LINES = 512  # predicted together
-_SERVICE = "pipelines.serve.deployment:build"
 _NOTE = (
     "Without an input, the task answers the lines of standard input, with a line of JSON for each."
 )
@@ -39,7 +38,7 @@ def run() -> NoReturn:
 def main(arguments: list[str]) -> int:
     """Run the task, or the service, that the first argument names.
 
-    Signals end the process from here on, but for the service, which `serve run` ends itself.
+    Signals end the process from here on, but for the service, which first answers what it has.
 
     Args:
         arguments: those of the command line, without the program's name.
@@ -49,7 +48,9 @@ def main(arguments: list[str]) -> int:
         of `status` are in status_command.py.
     """
     if arguments[:1] == ["serve"]:
-        return _serve(arguments[1:])
+        from pipelines.serve.command import run_service
+
+        return run_service(arguments[1:], f"{_program()} serve")
     signals.take_over()
     if arguments[:1] == ["status"]:
         from pipelines.status_command import show_status
@@ -115,20 +116,6 @@ def _usage(names: list[str]) -> str:
         f"       {program} serve [CONFIG] [options of serve run]\n"
         f"TASK: {', '.join(names)}"
     )
-
-
-def _serve(arguments: list[str]) -> int:
-    """Run the service in the foreground as `serve run` does, whose arguments it takes.
-
-    Where the first of them is no configuration, it is an option or a name=value of our application.
-    """
-    from ray.serve.scripts import run as serve_run
-
-    has_config = bool(arguments) and not arguments[0].startswith("-") and "=" not in arguments[0]
-    if not has_config:
-        arguments = [_SERVICE, *arguments]
-    serve_run.main(arguments, prog_name=f"{_program()} serve")
-    return 0
 
 
 def _predict_lines(name: str, options: CommandOptions) -> int:

@@ -20,6 +20,7 @@ from conftest import REPOSITORY
 
 from pipelines.serve.config import served_models
 from pipelines.serve.http.app import create_app
+from pipelines.serve.http.drain import UnderWay
 from pipelines.serve.http.limits import HttpLimits
 from pipelines.serve.local import LocalModelClient
 from pipelines.serve.protocol import ModelClient, PredictRequest, PredictResponse
@@ -86,9 +87,9 @@ def all_models() -> LocalModelClient:
 
 
 @contextlib.contextmanager
-def serving(models: ModelClient, **limits: Any) -> Iterator[str]:
+def serving(models: ModelClient, under_way: UnderWay | None = None, **limits: Any) -> Iterator[str]:
     """The application on a free port; yields its URL."""
-    app = create_app(models, HttpLimits(**limits))
+    app = create_app(models, HttpLimits(**limits), under_way=under_way)
     server = uvicorn.Server(
         uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", lifespan="off")
     )

@@ -195,6 +195,7 @@ def check_checkpoints(models: Sequence[ServedModel]) -> dict[str, Checkpoint]:
     checkpoints = {}
     for number, options in enumerate(models):
         try:
+            _check_revision(options)
             checkpoint = Checkpoint.open(options.model, options.revision)
             task_cls = task_class(options.task)
             task_cls.check(checkpoint)
@@ -203,6 +204,16 @@ def check_checkpoints(models: Sequence[ServedModel]) -> dict[str, Checkpoint]:
             raise UserError(f"models[{number}] {options.name!r}: {error}") from error
         checkpoints[options.name] = checkpoint
     return checkpoints
+
+
+def _check_revision(options: ServedModel) -> None:
+    """Raise ValueError for a revision of what has none."""
+    is_folder = "://" in options.model or Path(options.model).expanduser().is_dir()
+    if options.revision is not None and is_folder:
+        raise ValueError(
+            f"revision {options.revision!r} is for a repository of the Hugging Face hub, and model "
+            "is a folder, which has none; leave it out"
+        )
 
 
 def served_models(entries: object) -> tuple[ServedModel, ...]:

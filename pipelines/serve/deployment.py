@@ -26,6 +26,7 @@ from pipelines.serve.config import (
     service_options,
     tasks_of,
 )
+from pipelines.serve.http.drain import UnderWay
 from pipelines.serve.protocol import (
     Info,
     ModelClient,
@@ -191,9 +192,14 @@ class HttpIngress:
     def __init__(self, options: ServiceOptions, handles: dict[str, DeploymentHandle[Replica]]):
         self.options = options
         self.models = _client(options.models, handles)
+        self.under_way = UnderWay()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return _serve_app(self.models, self.options)
+        return _serve_app(self.models, self.options, self.under_way)
+
+    async def drain(self) -> None:
+        """Take no new request, and wait until those under way are answered."""
+        await self.under_way.drain()
 
 
 class SingleProcessApp:
@@ -208,9 +214,14 @@ class SingleProcessApp:
         _keep_texts_out_of_logs()
         self.options = options
         self.models = LocalModelClient(options.models, checkpoints)
+        self.under_way = UnderWay()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return _serve_app(self.models, self.options)
+        return _serve_app(self.models, self.options, self.under_way)
+
+    async def drain(self) -> None:
+        """Take no new request, and wait until those under way are answered."""
+        await self.under_way.drain()
 
     async def check_health(self) -> None:
         """Raise if the replica must be replaced; Serve calls this."""
@@ -275,11 +286,17 @@ def _build_one_process(
     return deployed(serve.ingress()(SingleProcessApp)).bind(options, checkpoints)
 
 
-def _serve_app(models: ModelClient, options: ServiceOptions) -> FastAPI:
+def _serve_app(models: ModelClient, options: ServiceOptions, under_way: UnderWay) -> FastAPI:
     from pipelines.serve.http.app import create_app
     from pipelines.serve.metrics import RayHttpMetrics
 
-    return create_app(models, options.http, metrics=RayHttpMetrics(), behind_serve=True)
+    return create_app(
+        models,
+        options.http,
+        metrics=RayHttpMetrics(),
+        under_way=under_way,
+        behind_serve=True,
+    )
 
 
 def _keep_texts_out_of_logs() -> None:
@@ -297,10 +314,30 @@ def _placed(options: ServiceOptions) -> ServiceOptions:
         has_gpu = torch.cuda.device_count() > 0
     device = "cuda" if has_gpu else "cpu"
     models = []
-    for model in options.models:
+    for number, model in enumerate(options.models):
+        if model.device == "cuda" and not has_gpu and not _may_find_gpus():
+            raise UserError(
+                f"models[{number}] {model.name!r}: device cuda, but there is no GPU; use cpu or "
+                "auto, or set RAY_ADDRESS to join a Ray that has some"
+            )
         is_auto = model.device == "auto"
         models.append(model.model_copy(update={"device": device}) if is_auto else model)
     return options.model_copy(update={"models": tuple(models)})
+
+
+def _may_find_gpus() -> bool:
+    """Tell whether GPUs may be elsewhere, or come later."""
+    # Not for the HTTP process, which imports this file.
+    from ray._private.services import canonicalize_bootstrap_address
+
+    from pipelines.raydata.placement import is_fixed
+
+    if ray.is_initialized():
+        return not is_fixed()
+    try:
+        return canonicalize_bootstrap_address(None) is not None  # type: ignore[arg-type]
+    except (ValueError, OSError):
+        return True  # ray.init says what is wrong with RAY_ADDRESS
 
 
 def _resources(model: ServedModel) -> dict[str, float]:

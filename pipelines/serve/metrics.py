@@ -5,10 +5,13 @@ Without Ray nothing is sent.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import get_args
+
 # ray.util.metrics puts ray_ before each name.
 from ray.util.metrics import Counter, Gauge, Histogram
 
-from pipelines.serve.http.metrics import HttpMetrics
+from pipelines.serve.http.metrics import NO_KEY, HttpMetrics
 from pipelines.serve.protocol import ErrorType, PredictResponse
 
 SECONDS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0]
@@ -31,15 +34,29 @@ class Metrics:
         )
         self._tokens = _counter("modernbert_tokens", "Tokens that the model ran", tags)
         self._tokenise = _histogram(
-            "modernbert_tokenise_s", "Checking and tokenising a request", SECONDS, tags
+            "modernbert_tokenise_seconds", "Checking and tokenising a request", SECONDS, tags
         )
         self._queue = _histogram(
-            "modernbert_queue_s", "From tokenised to the first packed batch", SECONDS, tags
+            "modernbert_queue_seconds", "From tokenised to the first packed batch", SECONDS, tags
         )
-        self._forward = _histogram("modernbert_forward_s", "A packed batch", SECONDS, tags)
+        self._forward = _histogram("modernbert_forward_seconds", "A packed batch", SECONDS, tags)
         self._fill = _histogram(
-            "modernbert_batch_fill", "A packed batch's share of the token budget", SHARES, tags
+            "modernbert_batch_fill_ratio",
+            "A packed batch's share of the token budget",
+            SHARES,
+            tags,
         )
+
+        for counter in (
+            self._requests,
+            self._documents,
+            self._failed,
+            self._truncated,
+            self._tokens,
+        ):
+            _begin(counter)
+        for reason in get_args(ErrorType):
+            _begin(self._refused, reason=reason)
 
     def record_response(self, answers: PredictResponse) -> None:
         """Count an answered request."""
@@ -80,6 +97,18 @@ class RayHttpMetrics(HttpMetrics):
             boundaries=SECONDS,
             tag_keys=("route",),
         )
+        self._ray_client_requests = _counter(
+            "modernbert_http_client_requests", "Requests answered, by key", {}, "client"
+        )
+        self._ray_client_refused = _counter(
+            "modernbert_http_client_refused",
+            "Requests answered with an error, by key",
+            {},
+            "client",
+        )
+        self._ray_client_tokens = _counter(
+            "modernbert_http_client_tokens", "Tokens of inputs answered, by key", {}, "client"
+        )
         self._ray_in_flight = Gauge(
             "modernbert_http_documents_in_flight", "Inputs of requests under way"
         )
@@ -93,6 +122,28 @@ class RayHttpMetrics(HttpMetrics):
         self._ray_seconds.observe(seconds, tags={"route": route})
         self._ray_in_flight.set(self.documents_in_flight())
         self._ray_body_bytes.set(self.bytes_in_bodies())
+
+    def start(self, models: Iterable[str]) -> None:
+        super().start(models)
+        for name in (*self.key_names(), NO_KEY):
+            label = self.client_label(name)
+            _begin(self._ray_client_requests, client=label)
+            _begin(self._ray_client_refused, client=label)
+            _begin(self._ray_client_tokens, client=label)
+
+    def record_client(self, client: str | None, status: int, tokens: int) -> None:
+        super().record_client(client, status, tokens)
+        tags = {"client": self.client_label(client)}
+        self._ray_client_requests.inc(tags=tags)
+        if tokens:
+            self._ray_client_tokens.inc(tokens, tags=tags)
+        if status >= 400:
+            self._ray_client_refused.inc(tags=tags)
+
+
+def _begin(counter: Counter, **tags: str) -> None:
+    """Begin a series at 0, so that a rate knows its first event; Ray's `inc` takes no 0."""
+    counter._record(0, tags=tags)
 
 
 def _counter(name: str, description: str, tags: dict[str, str], *more: str) -> Counter:

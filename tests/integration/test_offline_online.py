@@ -7,6 +7,7 @@ import os
 import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ import pytest
 import yaml
 from commands import here, run_script
 from conftest import REPOSITORY, free_port, readme_block
+from online_service import until
 
 CLIENTS, MOST_INPUTS = 8, 20
 
@@ -45,8 +47,8 @@ def labelled(quickstart, local_ray, tmp_path_factory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def url(labelled, tmp_path_factory) -> str:  # after the jobs: they would share the cores
-    """`serve run` of jobs/serve.yaml, on a free port."""
+def server(labelled, tmp_path_factory):  # after the jobs: they would share the cores
+    """The README's command with jobs/serve.yaml, on a free port: its URL, its process, and its log."""
     config = yaml.safe_load((REPOSITORY / "jobs" / "serve.yaml").read_text())
     config["http_options"]["port"] = free_port()
     for model in config["applications"][0]["args"]["models"]:
@@ -54,7 +56,7 @@ def url(labelled, tmp_path_factory) -> str:  # after the jobs: they would share 
     file = tmp_path_factory.mktemp("serve") / "serve.yaml"
     file.write_text(yaml.safe_dump(config))
     command = readme_block("serve").replace(
-        ".venv/bin/serve", f"exec {Path(sys.executable).with_name('serve')}"
+        ".venv/bin/modernbert-ray", f"exec {Path(sys.executable).with_name('modernbert-ray')}"
     )
     command = command.replace("jobs/serve.yaml", str(file))
     with open(file.with_name("log"), "w") as log:
@@ -77,9 +79,15 @@ def url(labelled, tmp_path_factory) -> str:  # after the jobs: they would share 
         assert process.poll() is None, file.with_name("log").read_text()
         assert time.monotonic() < deadline, file.with_name("log").read_text()
         time.sleep(0.5)
-    yield address
-    process.send_signal(signal.SIGINT)
-    process.wait(60)
+    yield address, process, file.with_name("log")
+    if process.poll() is None:
+        process.send_signal(signal.SIGINT)
+        process.wait(60)
+
+
+@pytest.fixture(scope="module")
+def url(server) -> str:
+    return server[0]
 
 
 def asked(url: str, path: str, texts: list[str], seed: int, **options) -> dict[int, object]:
@@ -152,3 +160,27 @@ def test_vectors_are_equal(labelled, url):
     answers = asked(url, "/embed", [row["text"] for row in rows], 2, normalize=False)
     for i, row in enumerate(rows):
         assert pa.array(answers[i], pa.float32()).to_pylist() == row["embedding"]
+
+
+@pytest.mark.slow
+def test_a_stop_answers_what_is_under_way(server):
+    """The last test of the service: SIGTERM comes while half of a request's body has arrived."""
+    url, process, log = server
+    host, port = url.removeprefix("http://").split(":")
+    body = json.dumps({"inputs": "Please reset my password"}).encode()
+    head = f"POST /models/intent HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
+        connection.sendall(head.encode() + body[:5])
+        until(lambda: "modernbert_http_body_bytes 5.0" in httpx.get(f"{url}/metrics").text)
+        process.send_signal(signal.SIGTERM)
+        until(lambda: httpx.get(f"{url}/health").status_code == 503)
+        time.sleep(3)  # for what ends it too early to do so
+        assert httpx.get(f"{url}/ping").status_code == 200
+        connection.sendall(body[5:])
+        answer = b""
+        while part := connection.recv(65536):
+            answer += part
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert b"score" in answer
+    assert process.wait(60) == 0, log.read_text()
+    assert "Traceback" not in log.read_text()

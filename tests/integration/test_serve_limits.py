@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -32,8 +35,9 @@ from safetensors.numpy import load_file, save_file
 from modernbert import Tokenizer
 from pipelines.memory.pipeline import pipeline
 from pipelines.serve.config import served_models
+from pipelines.serve.http.drain import UnderWay
 from pipelines.serve.local import LocalModelClient
-from pipelines.serve.protocol import PredictRequest, PredictResponse
+from pipelines.serve.protocol import ModelClient, PredictRequest, PredictResponse
 
 SECRET = "my password is swordfish"
 
@@ -125,6 +129,29 @@ class TestLimits:
             assert post("/embed", {"inputs": "a"}, url).status_code == 200
 
 
+class TestEnd:
+    def test_what_is_under_way_is_answered_and_what_comes_is_refused(self, held: Held) -> None:
+        under_way = UnderWay()
+        with serving(held, under_way) as url, ThreadPoolExecutor(2) as pool:
+            asked = pool.submit(post, "/embed", {"inputs": "a"}, url)
+            until(lambda: held.waiting == 1)
+            drained = pool.submit(asyncio.run, under_way.drain())
+            until(lambda: under_way.is_draining)
+            for path, (good, shape) in SHAPES.items():
+                refused = post(path, good, url)
+                assert (refused.status_code, refused.json().keys()) == (503, shape)
+                assert (refused.headers["retry-after"], refused.headers["connection"]) == (
+                    "1",
+                    "close",
+                )
+            assert CLIENT.get(f"{url}/health").status_code == 503
+            assert CLIENT.get(f"{url}/ping").status_code == 200
+            assert not drained.done()
+            held.go.set()
+            assert asked.result(60).status_code == 200
+            drained.result(60)
+
+
 @cache
 def poisoned() -> LocalModelClient:
     """An embedding model that gives NaN for every text with the word "mat"."""
@@ -209,6 +236,46 @@ WRONG_KEYS = [
 ]  # fmt: skip
 
 
+class TestClients:
+    """uvicorn believes x-forwarded-for from 127.0.0.1, where Serve's HAProxy and these tests ask from."""
+
+    FORGED = (
+        "203.0.113.1",
+        "203.0.113.2:99",
+        "[2001:db8::1]:99",
+        "anything",
+        "a, 203.0.113.3, 127.0.0.1",
+        "",
+    )
+
+    def names(self, headers: Sequence[str], **limits: Any) -> list[str | None]:
+        """What the models are told of who sends requests with these headers."""
+        seen = []
+
+        class Seen(ModelClient):
+            async def predict(self, model: str, request: PredictRequest) -> PredictResponse:
+                seen.append(request.client)
+                return await super().predict(model, request)
+
+        models = all_models()
+        with serving(Seen(models.models, models.tasks, models.aliases), **limits) as url:
+            for header in headers:
+                found = post("/embed", {"inputs": "a"}, url, **{"x-forwarded-for": header})
+                assert found.status_code == 200
+        return seen
+
+    def test_nobody_chooses_an_address(self) -> None:
+        assert set(self.names(self.FORGED)) == {"127.0.0.1"}
+
+    def test_proxies_that_are_trusted(self) -> None:
+        forwarded = [f"{forged}, 198.51.100.7" for forged in self.FORGED]
+        assert set(self.names(forwarded, trusted_proxies=1)) == {"198.51.100.7"}
+        two = [f"{forged}, 2001:db8::9, 10.0.0.1" for forged in self.FORGED]
+        assert set(self.names(two, trusted_proxies=2)) == {"2001:db8::9"}
+        # What has not come through both, or names no address.
+        assert set(self.names(["203.0.113.1", "a, b"], trusted_proxies=2)) == {"127.0.0.1"}
+
+
 @pytest.fixture(scope="module")
 def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     file = tmp_path_factory.mktemp("keys") / "keys"
@@ -247,6 +314,20 @@ class TestKey:
     def test_wrong_keys(self, keyed: str, header: str) -> None:
         headers = [(b"authorization", header.encode("latin-1"))]
         assert CLIENT.get(f"{keyed}/info", headers=headers).status_code == 401
+
+    def test_keys_are_changed_while_the_service_runs(self, tmp_path: Path) -> None:
+        file = tmp_path / "keys"
+        file.write_text("old-key\n")
+
+        def admits(url: str, key: str) -> bool:
+            headers = {"authorization": f"Bearer {key}"}
+            return CLIENT.get(f"{url}/info", headers=headers).status_code == 200
+
+        with serving(all_models(), api_key_file=file) as url:
+            assert (admits(url, "old-key"), admits(url, "new-key")) == (True, False)
+            file.write_text("new-key\n")
+            until(lambda: admits(url, "new-key"))
+            assert not admits(url, "old-key")
 
     def test_either_key(self, keyed: str) -> None:
         for header in ("Bearer first-key", "bearer second-key"):
@@ -349,13 +430,69 @@ class TestRecords:
                         post(path, good | {name: value})
                 post(path, json.dumps(SECRET).encode() + b"{")
                 CLIENT.get(service() + path + SECRET)
-        assert " POST /models/mask 200 " in caplog.text
+        assert '"method": "POST", "route": "/models/mask", "status": 200' in caplog.text
         records = [
             record.getMessage()
             for record in caplog.records
             if record.name.split(".")[0] not in ("httpx", "httpcore")
         ]
         assert "swordfish" not in "\n".join(records)
+
+    def test_the_log_of_requests(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        file = tmp_path / "keys"
+        file.write_text("alice: swordfish-1\n")
+        key = {"authorization": "Bearer swordfish-1", "x-request-id": "mine"}
+        with caplog.at_level(logging.ERROR), serving(all_models(), api_key_file=file) as url:
+            post("/embed", {"inputs": SECRET}, url, **key)
+        assert caplog.records == []
+        with serving(all_models(), api_key_file=file, access_log=True) as url:
+            post("/embed", {"inputs": [SECRET, "a"]}, url, **key)
+            post(f"/{SECRET}", {"inputs": SECRET}, url, authorization="Bearer swordfish-2")
+            until(lambda: caplog.text.count('"id":') == 2)
+        served, refused = (json.loads(record.getMessage()) for record in caplog.records)
+        assert served.pop("ms") > 0
+        assert served.pop("tokens") > 4
+        assert served == {
+            "id": "mine", "client": "alice", "method": "POST", "route": "/embed", "status": 200,
+            "model": "sentence", "documents": 2,
+        }  # fmt: skip
+        assert (refused["client"], refused["route"], refused["status"], refused["model"]) == (
+            "127.0.0.1", "none", 401, None,
+        )  # fmt: skip
+        assert "swordfish" not in caplog.text
+
+    def test_metrics_of_clients_are_there_from_the_start(self, tmp_path: Path) -> None:
+        file = tmp_path / "keys"
+        file.write_text("alice: a1\nalice: a2\nbob: b\n")
+
+        def counts(url: str) -> dict[str, list[float]]:
+            text = CLIENT.get(f"{url}/metrics").text
+            names = ("requests", "refused", "tokens")
+            found = {}
+            for client in re.findall(r'client_requests_total{client="(.*)"}', text):
+                lines = [
+                    re.search(rf'_client_{name}_total{{client="{client}"}} (.*)', text)
+                    for name in names
+                ]
+                found[client] = [float(line[1]) for line in lines if line]
+            return found
+
+        with serving(all_models(), api_key_file=file) as url:
+            models = CLIENT.get(f"{url}/metrics").text
+            for name in ("documents", "tokens", "truncated"):
+                assert f'modernbert_http_{name}_total{{model="sentence"}} 0.0' in models
+            for key in ("a1", "a2", "wrong"):
+                post("/embed", {"inputs": "hello"}, url, authorization=f"Bearer {key}")
+            post("/embed", {"inputs": 1}, url, authorization="Bearer a1")
+            tokens = len(
+                post("/tokenize", {"inputs": "hello"}, url, authorization="Bearer b").json()[0]
+            )
+            until(lambda: counts(url)["bob"][0] == 1)
+            found = counts(url)
+        assert found.keys() == {"alice", "bob", "none"}
+        assert found["alice"] == [3, 1, 2 * tokens]
+        assert found["bob"] == [1, 0, 0]
+        assert found["none"][1:] == [1, 0]
 
     def test_metrics(self) -> None:
         with serving(all_models()) as url:

@@ -67,7 +67,7 @@ def test_a_request_is_a_span_with_its_parts(spans: list[Any]) -> None:
             **HEADER,
             **{"x-request-id": "r1"},
         )
-        until(lambda: len(spans) == 5)
+        until(lambda: len(spans) == 7)
     assert {name for name, _ in spans} == {"modernbert-ray"}
     (whole,) = [span for _, span in spans if span.kind == 2]
     parts = sorted(
@@ -89,14 +89,15 @@ def test_a_request_is_a_span_with_its_parts(spans: list[Any]) -> None:
         "modernbert.tokens": tokens,
     }
     assert tokens > 4
-    assert [part.name for part in parts] == ["tokenise", "queue", "forward", "serialise"]
+    names = ["send", "tokenise", "queue", "forward", "return", "serialise"]
+    assert [part.name for part in parts] == names
     assert {(part.trace_id, part.parent_span_id) for part in parts} == {
         (whole.trace_id, whole.span_id)
     }
     times = [
         time for part in parts for time in (part.start_time_unix_nano, part.end_time_unix_nano)
     ]
-    assert times[:6] == sorted(times[:6])
+    assert times[:10] == sorted(times[:10])
     assert whole.start_time_unix_nano <= times[0]
     assert times[-1] == whole.end_time_unix_nano
 
@@ -127,8 +128,8 @@ def test_a_client_that_does_not_sample_is_not_traced(spans: list[Any]) -> None:
     with serving(all_models()) as url:
         post("/models/intent", {"inputs": "a"}, url, traceparent=f"00-{TRACE}-{PARENT}-00")
         post("/models/intent", {"inputs": "a"}, url, traceparent=f"00-{TRACE}-{PARENT}-01")
-        until(lambda: len(spans) == 5)
-    assert len(spans) == 5
+        until(lambda: len(spans) == 7)
+    assert len(spans) == 7
 
 
 ENDPOINT = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}

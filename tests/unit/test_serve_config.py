@@ -69,7 +69,7 @@ def test_the_dashboard_shows_every_metric_and_no_other():
         (REPOSITORY / "jobs/grafana.json").read_text(),
     )
     assert set(shown) == set(re.findall(r'"(modernbert_\w+)"', message))
-    assert len(set(shown)) == 14
+    assert len(set(shown)) == 17
 
 
 MISTAKES = [
@@ -144,6 +144,10 @@ def test_mistakes(given, message):
 NO_FIT = [
     (entry(model="no/such"), r"models\[0\] 'intent': model 'no/such' is not a folder"),
     (entry(task="tag"), r"models\[0\] 'intent': .*ForSequenceClassification: it fits classify"),
+    (
+        entry(revision="v2"),
+        r"models\[0\] 'intent': revision 'v2' is for a repository .*, and model is a folder",
+    ),
     (entry(top_k=9999), r"models\[0\] 'intent': top_k 9999 must be from 1 to the model's"),
     (entry(max_length=100_000), r"models\[0\] 'intent': max_length 100000 is above the model's"),
 ]
@@ -155,3 +159,14 @@ def test_a_wrong_checkpoint_stops_the_command_with_one_line(model, message):
     with pytest.raises(click.ClickException, match=message) as wrong:
         build({"models": [model]})
     assert len(wrong.value.format_message().splitlines()) == 1
+
+
+def test_a_gpu_that_is_nowhere(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    model = entry(device="cuda")
+    with pytest.raises(
+        click.ClickException, match=r"^models\[0\] 'intent': device cuda, but there"
+    ):
+        build({"models": [model]})
+    monkeypatch.setenv("RAY_ADDRESS", "192.0.2.1:6379")  # another Ray, which may have some
+    build({"models": [model]})

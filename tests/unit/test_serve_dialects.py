@@ -101,12 +101,12 @@ def test_a_path_below_another_application() -> None:
 class TestKeys:
     def test_none(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("MODERNBERT_API_KEY", raising=False)
-        assert HttpLimits().admits("")
+        assert HttpLimits().key_ring().admits("")
 
     def test_of_the_environment(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("MODERNBERT_API_KEY", "key")
         limits = HttpLimits()
-        assert [limits.admits(given) for given in ("Bearer key", "bearer  key ", "", "Bearer keys", "key")] == [
+        assert [limits.key_ring().admits(given) for given in ("Bearer key", "bearer  key ", "", "Bearer keys", "key")] == [
             True, True, False, False, False,
         ]  # fmt: skip
 
@@ -114,14 +114,14 @@ class TestKeys:
         monkeypatch.setenv("MODERNBERT_API_KEY", "key")
         limits = HttpLimits()
         monkeypatch.delenv("MODERNBERT_API_KEY")
-        assert not pickle.loads(pickle.dumps(limits)).admits("")
+        assert not pickle.loads(pickle.dumps(limits)).key_ring().admits("")
         assert "key" not in repr(limits).replace("api_key_file", "")
 
     def test_a_file_wins(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("MODERNBERT_API_KEY", "key")
         (tmp_path / "keys").write_text("old\nnew\n")
         limits = HttpLimits(api_key_file=tmp_path / "keys")
-        assert [limits.admits(f"Bearer {key}") for key in ("old", "new", "key")] == [
+        assert [limits.key_ring().admits(f"Bearer {key}") for key in ("old", "new", "key")] == [
             True,
             True,
             False,
@@ -129,10 +129,10 @@ class TestKeys:
 
     def test_one_a_line(self, tmp_path: Path) -> None:
         (tmp_path / "keys").write_text("\n  one \r\n\ntwo\n")
-        limits = HttpLimits(api_key_file=tmp_path / "keys")
-        assert [limits.key_number(f"Bearer {key}") for key in ("one", "two", "", " ")] == [
-            0,
-            1,
+        keys = HttpLimits(api_key_file=tmp_path / "keys").key_ring()
+        assert [keys.name_of(f"Bearer {key}") for key in ("one", "two", "", " ")] == [
+            "key 0",
+            "key 1",
             None,
             None,
         ]
@@ -146,7 +146,7 @@ class TestKeys:
         (tmp_path / "keys").write_text(key, encoding="utf-8")
         with pytest.raises(
             ValidationError,
-            match=r"line [12] holds a blank, or what is not ASCII; a key is one line",
+            match=r"line [12] holds a blank, or what is not ASCII, .*; a key is one line",
         ) as e:
             HttpLimits(api_key_file=tmp_path / "keys")
         assert key not in str(e.value)

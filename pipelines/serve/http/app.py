@@ -9,6 +9,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
 from modernbert.stored import Json
+from pipelines.serve.http.access import start_log
 from pipelines.serve.http.dialect import Dialect, install_error_handlers
 from pipelines.serve.http.dialects.cohere import COHERE
 from pipelines.serve.http.dialects.huggingface import HUGGING_FACE
@@ -16,6 +17,7 @@ from pipelines.serve.http.dialects.jina import JINA
 from pipelines.serve.http.dialects.openai import OPENAI
 from pipelines.serve.http.dialects.tei import TEI
 from pipelines.serve.http.dialects.vllm import VLLM
+from pipelines.serve.http.drain import UnderWay
 from pipelines.serve.http.errors import ApiError
 from pipelines.serve.http.handler import RequestHandler
 from pipelines.serve.http.limits import HttpLimits
@@ -48,6 +50,7 @@ def create_app(
     limits: HttpLimits | None = None,
     *,
     metrics: HttpMetrics | None = None,
+    under_way: UnderWay | None = None,
     behind_serve: bool = False,
 ) -> FastAPI:
     """Make the application over models.
@@ -56,6 +59,7 @@ def create_app(
         models: the models that it serves.
         limits: what it takes from clients; None: the default limits.
         metrics: where it counts what it does; None: for /metrics alone.
+        under_way: where it counts its requests, for who ends it.
         behind_serve: whether Ray Serve's proxy stands before it, and names requests.
     """
     limits = limits or HttpLimits()
@@ -79,12 +83,19 @@ def create_app(
     # include_router would try the routers in turn for each request.
     for router in routers:
         app.router.routes.extend(router.routes)
-    if limits.has_keys:
+    if limits.access_log:
+        start_log()
+    keys = limits.key_ring()
+    metrics.key_names = lambda: keys.names
+    metrics.start(models.tasks)
+    if keys.has_keys:
         _describe_key(app)
     app.add_middleware(
         RequestLimitsMiddleware,
         limits=limits,
         metrics=metrics,
+        keys=keys,
+        under_way=under_way or UnderWay(),
         dialects=DIALECTS,
         behind_serve=behind_serve,
         export_trace=start_traces(),

@@ -27,9 +27,10 @@ _BODY_UNREAD = (
     "media_type",
     "misdirected",
     "unauthorized",
+    "ending",
 )
 """Errors that come before the body is read: the connection cannot be used again."""
-_RETRIED = ("overloaded", "bodies_full", "unhealthy", "timeout")
+_RETRIED = ("overloaded", "bodies_full", "unhealthy", "ending", "timeout")
 """Errors after which a client may send the same request again."""
 
 

@@ -25,6 +25,7 @@ ERROR_TYPES = {
     "failed": 500,
     "internal": 500,
     "unhealthy": 503,
+    "ending": 503,
     "timeout": 504,
 }
 """The types of errors with their status codes; a dialect may have others."""

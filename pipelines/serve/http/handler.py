@@ -14,6 +14,7 @@ from starlette.responses import Response
 
 from modernbert.text.windows import Text
 from pipelines.serve.admission import Admission
+from pipelines.serve.http.access import USAGE
 from pipelines.serve.http.bodies import Inputs
 from pipelines.serve.http.errors import ApiError
 from pipelines.serve.http.limits import CLIENT, HELD, HttpLimits
@@ -130,12 +131,13 @@ class RequestHandler:
             client=CLIENT.get(),
             token_vectors=token_vectors,
         )
+        sent = time.time()
         with self._counted(documents, field):
             response = await self.models.predict(info.name, request)
         self._hold(response.held_bytes)
         trace = TRACE.get()
         if trace:
-            trace.add_response(info.name, response)
+            trace.add_response(info.name, response, sent)
         # These wire formats have no place for the error of a single input.
         if response.failed:
             i = min(response.failed)
@@ -149,6 +151,11 @@ class RequestHandler:
             truncated={i for i, truncated in enumerate(response.truncated) if truncated},
             started=started,
         )
+        usage = USAGE.get()
+        if usage:
+            usage.model = info.name
+            usage.documents += len(documents)
+            usage.tokens += handled.n_tokens
         self.metrics.record_documents(
             info.name, len(documents), handled.n_tokens, len(handled.truncated)
         )

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hmac
 import os
-import re
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated
@@ -12,15 +10,15 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
 from pipelines.serve.admission import Claim
+from pipelines.serve.http.keys import Key, KeyRing, parse_keys, read_keys
 
 API_KEY = "MODERNBERT_API_KEY"
 MOST_ITEMS = 1 << 16
 """Items in a list of a body; HttpLimits.max_inputs is at most this."""
 CLIENT: ContextVar[str | None] = ContextVar("client", default=None)
-"""Who sent the request that is being answered: its key, by number, or else its address."""
+"""Who sent the request that is being answered: the name of its key, or else its address."""
 HELD: ContextVar[Claim | None] = ContextVar("held", default=None)
 """The bytes of the answer of the request; they are given back when its last part is sent."""
-_KEY = re.compile(r"[\x21-\x7e]+")
 
 
 class HttpLimits(BaseModel):
@@ -62,9 +60,21 @@ class HttpLimits(BaseModel):
     api_key_file: Annotated[
         Path | None,
         Field(
-            description=f"file with the key, or several, one a line (default: {API_KEY}, else none)"
+            description=(
+                f"file with the key, or several, one a line, as KEY or as NAME: KEY; followed "
+                f"where it changes (default: {API_KEY}, else none)"
+            )
         ),
     ] = None
+    access_log: Annotated[
+        bool,
+        Field(
+            description=(
+                "a line of JSON in the log for each request: id, client, route, status, "
+                "milliseconds, model, documents, tokens; no texts, no keys"
+            )
+        ),
+    ] = False
     hosts: Annotated[
         tuple[str, ...],
         Field(
@@ -74,52 +84,29 @@ class HttpLimits(BaseModel):
             )
         ),
     ] = ()
-    _keys: tuple[bytes, ...] = PrivateAttr(())
-    """Read once, where the configuration is: no process can serve without the key."""
+    trusted_proxies: Annotated[
+        int,
+        Field(
+            ge=0,
+            description=(
+                "proxies in front that each add the address of who asks them to x-forwarded-for "
+                "(jobs/haproxy.cfg is one); 0: the header is not believed"
+            ),
+        ),
+    ] = 0
+    _keys: tuple[Key, ...] = PrivateAttr(())
+    """Read first where the configuration is: no process can serve without a key."""
 
     @model_validator(mode="after")
     def _read_keys(self) -> HttpLimits:
-        if self.api_key_file is None:
-            source = f"environment variable {API_KEY}"
-            text = os.environ.get(API_KEY)
-        else:
-            source = f"api_key_file {self.api_key_file}"
-            try:
-                text = self.api_key_file.read_text(encoding="utf-8")
-            except (OSError, UnicodeDecodeError) as error:
-                raise ValueError(f"{source}: {error}") from error
-        if text is None:
-            return self
-        keys = []
-        for number, line in enumerate(text.splitlines(), 1):
-            key = line.strip()
-            # The message gives the number of the line alone: the line is a secret.
-            if key and not _KEY.fullmatch(key):
-                raise ValueError(
-                    f"{source}: line {number} holds a blank, or what is not ASCII; a key is one "
-                    "line of visible ASCII"
-                )
-            if key:
-                keys.append(key.encode())
-        # An empty key must not open the service.
-        if not keys:
-            raise ValueError(f"{source} is empty")
-        self._keys = tuple(keys)
+        if self.api_key_file is not None:
+            self._keys = read_keys(self.api_key_file)
+        elif API_KEY in os.environ:
+            self._keys = parse_keys(os.environ[API_KEY], f"environment variable {API_KEY}")
         return self
 
-    @property
-    def has_keys(self) -> bool:
-        """Whether requests need a key."""
-        return bool(self._keys)
-
-    def key_number(self, authorization: str) -> int | None:
-        """Return the number of the key in this header, or None."""
-        scheme, _, value = authorization.partition(" ")
-        sent_key = value.strip().encode() if scheme.lower() == "bearer" else b""
-        # Every key is compared, so that the time does not tell which one came close.
-        matches = [hmac.compare_digest(sent_key, key) for key in self._keys]
-        return matches.index(True) if any(matches) else None
-
-    def admits(self, authorization: str) -> bool:
-        """Tell whether a request with this header is let in."""
-        return not self.has_keys or self.key_number(authorization) is not None
+    def key_ring(self) -> KeyRing:
+        """Return the keys of an application, which follow their file."""
+        ring = KeyRing(self._keys, self.api_key_file)
+        ring.follow()
+        return ring

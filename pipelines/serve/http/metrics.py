@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypedDict
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+
+NO_KEY = "none"
+"""The label of clients without a key."""
+_MOST_CLIENTS = 1000
+"""Keys that have series of their own; those of the others are counted as one."""
 
 
 class _Place(TypedDict):
@@ -32,6 +37,17 @@ class HttpMetrics:
         self._documents = Counter("documents", "Inputs answered.", ("model",), **kept)
         self._tokens = Counter("tokens", "Tokens of inputs answered.", ("model",), **kept)
         self._truncated = Counter("truncated", "Inputs that were cut off.", ("model",), **kept)
+        self._client_requests = Counter(
+            "client_requests", "Requests answered, by key.", ("client",), **kept
+        )
+        self._client_refused = Counter(
+            "client_refused", "Requests answered with an error, by key.", ("client",), **kept
+        )
+        self._client_tokens = Counter(
+            "client_tokens", "Tokens of inputs answered, by key.", ("client",), **kept
+        )
+        self.key_names: Callable[[], Sequence[str]] = tuple
+        """Returns the names of the keys; who checks them sets it."""
         self.documents_in_flight: Callable[[], int] = int
         """Returns the inputs of requests under way; who counts them sets it."""
         self.bytes_in_bodies: Callable[[], int] = int
@@ -45,6 +61,36 @@ class HttpMetrics:
         """Count a response."""
         self._requests.labels(route, status).inc()
         self._seconds.labels(route).observe(seconds)
+
+    def start(self, models: Iterable[str]) -> None:
+        """Begin the series of models and clients at 0, so that a rate knows their first event."""
+        for model in models:
+            self.record_documents(model, 0, 0, 0)
+        for name in (*self.key_names(), NO_KEY):
+            label = self.client_label(name)
+            self._client_requests.labels(label)
+            self._client_refused.labels(label)
+            self._client_tokens.labels(label)
+
+    def client_label(self, client: str | None) -> str:
+        """Return the label of a client: the name of its key. All others are one."""
+        if client is None or client not in self.key_names()[:_MOST_CLIENTS]:
+            return NO_KEY
+        return client
+
+    def record_client(self, client: str | None, status: int, tokens: int) -> None:
+        """Count a response for who has asked.
+
+        Args:
+            client: the name of its key, or anything else.
+            status: of the response.
+            tokens: of its inputs.
+        """
+        label = self.client_label(client)
+        self._client_requests.labels(label).inc()
+        self._client_tokens.labels(label).inc(tokens)
+        if status >= 400:
+            self._client_refused.labels(label).inc()
 
     def record_documents(self, model: str, documents: int, tokens: int, truncated: int) -> None:
         """Count the inputs that a model has answered."""

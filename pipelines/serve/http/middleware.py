@@ -18,8 +18,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipelines.serve.admission import Admission, Claim
 from pipelines.serve.freed_memory import record_freed
+from pipelines.serve.http.access import USAGE, Usage, log_request
 from pipelines.serve.http.dialect import Dialect, dialect_of, error_response, path_of
+from pipelines.serve.http.drain import UnderWay
 from pipelines.serve.http.errors import ApiError
+from pipelines.serve.http.keys import KeyRing
 from pipelines.serve.http.limits import CLIENT, HELD, HttpLimits
 from pipelines.serve.http.metrics import HttpMetrics
 from pipelines.serve.http.tracing import TRACE, Export, Trace
@@ -29,9 +32,13 @@ PUBLIC = frozenset({"/health", "/ping", "/metrics", "/docs"})
 """The routes that need no key, as a GET of / does, which is another name of /health. /docs asks for
 the key itself.
 """
+_WHILE_DRAINING = frozenset({"/ping", "/metrics"})
+"""What is answered to the end: the process lives, and is watched."""
 CLIENT_CLOSED_REQUEST = 499
 """The status of a request whose client left before its response began, in metrics and the log."""
 _SMALL_BODY = 1 << 16  # bytes of a body for which there is room where large ones fill it
+_FORWARDED = "x-forwarded-for"
+_HERE = "127.0.0.1"
 _PORT = re.compile(r":\d*$")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
@@ -44,6 +51,8 @@ class RequestLimitsMiddleware:
         app: ASGIApp,
         limits: HttpLimits,
         metrics: HttpMetrics,
+        keys: KeyRing,
+        under_way: UnderWay,
         dialects: Sequence[Dialect],
         behind_serve: bool,
         export_trace: Export | None,
@@ -52,6 +61,8 @@ class RequestLimitsMiddleware:
         self.limits = limits
         self.metrics = metrics
         self.dialects = dialects
+        self._keys = keys
+        self._under_way = under_way
         self.behind_serve = behind_serve
         self._export_trace = export_trace
         self._bodies = Admission(limits.max_bodies_bytes, _SMALL_BODY)
@@ -82,6 +93,7 @@ class RequestLimitsMiddleware:
         scope["dialect"] = dialect_of(path_of(scope), self.dialects)
         CLIENT.set(client)
         TRACE.set(trace)
+        USAGE.set(Usage())
 
         async def refuse(error: ApiError) -> None:
             # A response that has begun cannot become another one.
@@ -92,7 +104,10 @@ class RequestLimitsMiddleware:
         answer = self._answers.claim(client)
         HELD.set(answer)
         try:
-            await self._answer(scope, headers, receive, response.send, claim)
+            if path_of(scope) not in _WHILE_DRAINING:
+                self._under_way.check()
+            with self._under_way.counted():
+                await self._answer(scope, headers, receive, response.send, claim)
         except ApiError as error:
             await refuse(error)
         except Exception as error:
@@ -132,24 +147,38 @@ class RequestLimitsMiddleware:
         # By its route, not its path: paths that match none would be metrics without end.
         route = getattr(scope.get("route"), "path", "none")
         self.metrics.record_request(route, status, seconds)
+        client = CLIENT.get()
+        usage = USAGE.get()
+        self.metrics.record_client(client, status, usage.tokens if usage else 0)
         if self._export_trace and trace:
             ended = time.time()
             self._export_trace(trace, headers, method, route, status, ended - seconds, ended)
         request_id = scope["request_id"]
-        logger.info("%s %s %s %d %.1f ms", request_id, method, route, status, seconds * 1e3)
+        log_request(request_id, client, method, route, status, seconds)
 
     def _client(self, scope: Scope, headers: Headers) -> str | None:
-        """Name who sent the request: its key, by number, or else its address."""
-        number = self.limits.key_number(headers.get("authorization", ""))
-        if number is not None:
-            return f"key {number}"
-        address: tuple[str | None, int] | None = scope.get("client")
-        return address[0] if address else None
+        """Name who sent the request: its key, or else its address."""
+        name = self._keys.name_of(headers.get("authorization", ""))
+        if name is not None:
+            return name
+        header = ",".join(headers.getlist(_FORWARDED))
+        forwarded = [each.strip() for each in header.split(",")]
+        hops = self.limits.trusted_proxies
+        if 0 < hops <= len(forwarded) and _address(forwarded[-hops]) is not None:
+            return forwarded[-hops]
+        peer: tuple[str, int] | None = scope.get("client")
+        if peer is None:
+            return None
+        # The server in front of the application believes the header where it comes from this
+        # machine, as from Serve's HAProxy: the address is then what anyone may have written there.
+        if header and (peer[0] in header or _address(peer[0]) is None):
+            return _HERE
+        return peer[0]
 
     def _check_key(self, scope: Scope, headers: Headers) -> None:
         path = path_of(scope)
         is_public = path in PUBLIC or (path == "/" and scope["method"] == "GET")
-        if not is_public and not self.limits.admits(headers.get("authorization", "")):
+        if not is_public and not self._keys.admits(headers.get("authorization", "")):
             message = "send the service's key as the header 'authorization: Bearer KEY'"
             raise ApiError("unauthorized", message)
 
@@ -161,7 +190,7 @@ class RequestLimitsMiddleware:
         if len(headers.getlist("host")) > 1:
             raise ApiError("malformed", "the request has several host headers; send one")
         # A page does not know the key.
-        if self.limits.has_keys:
+        if self._keys.has_keys:
             return
         server: tuple[str, int | None] | None = scope.get("server")
         address = _address(server[0] if server else "")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -29,8 +30,12 @@ class Trace:
     parts: list[tuple[str, float, float | None]] = field(default_factory=list)
     """The name, start and end of each part; without an end: the end of the request."""
 
-    def add_response(self, model: str, response: PredictResponse) -> None:
-        """Add what a model has answered; its parts follow each other."""
+    def add_response(self, model: str, response: PredictResponse, sent: float) -> None:
+        """Add what a model has just answered; its parts follow each other.
+
+        `sent`: when it was asked. The clock of its machine may differ from that of this one.
+        """
+        received = time.time()
         self.attributes |= {
             "modernbert.model": model,
             "modernbert.documents": len(response.n_tokens),
@@ -41,10 +46,12 @@ class Trace:
             "queue": response.queue_s,
             "forward": response.forward_s,
         }
-        start = response.started
+        start = max(sent, response.started)
+        self.parts.append(("send", sent, start))
         for name, seconds in durations.items():
             self.parts.append((name, start, start + seconds))
             start += seconds
+        self.parts.append(("return", start, max(start, received)))
 
 
 TRACE: ContextVar[Trace | None] = ContextVar("trace", default=None)

@@ -29,6 +29,7 @@ _TYPES = {
     "failed": "server_error",
     "internal": "server_error",
     "unhealthy": "server_error",
+    "ending": "server_error",
     "timeout": "server_error",
 }
 _CODES = {

@@ -49,6 +49,7 @@ _TYPES = {
     "failed": "Backend",
     "internal": "Backend",
     "unhealthy": "Unhealthy",
+    "ending": "Unhealthy",
     "timeout": "Overloaded",
 }
 
