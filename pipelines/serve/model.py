@@ -336,7 +336,7 @@ class ModelServer:
             truncate=request.truncate,
             most_tokens=self.options.max_request_tokens,
         )
-        check_size(task, windows)
+        check_size(task, tokenizer, windows)
         numbered = zip(request.documents, too_long, strict=True)
         documents = [document for document, is_too_long in numbered if not is_too_long]
         seconds = time.perf_counter() - began
