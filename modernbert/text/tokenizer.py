@@ -10,6 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import normalizers, processors
 from tokenizers.models import BPE
@@ -162,6 +163,13 @@ class Tokenizer:
         """Whether texts are cut into words; for Gemma's tokenizer (mmBERT) a text is one word."""
         words = self._fast.encode("a a", add_special_tokens=False).word_ids
         return len(set(words)) > 1
+
+    @cached_property
+    def token_lengths(self) -> np.ndarray:
+        """The characters of each token as the vocabulary spells it, (V,): at least as many as its
+        text has.
+        """
+        return np.array([len(self.token(token_id)) for token_id in range(self.vocab_size)])
 
     @cached_property
     def lowercased(self) -> Tokenizer:

@@ -13,7 +13,7 @@ import numpy as np
 from modernbert.text.tokenizer import Tokenizer
 from modernbert.text.windows import Text, Windows
 from pipelines.inference.outputs import model_outputs
-from pipelines.serve.encoding import check_results
+from pipelines.serve.encoding import check_results, held_bytes
 from pipelines.serve.protocol import PredictResponse
 from pipelines.tasks.base import Task
 from pipelines.tasks.outputs import ModelOutputs, Predictions
@@ -66,7 +66,7 @@ def response_of(
         document = windows.document[window]
         failed.setdefault(int(places[document]), reason)
     results = _results(task, outputs, places, failed, count)
-    held_bytes = check_results(task, results)
+    check_results(task, results)
     n_tokens = np.zeros(count, np.int64)
     n_tokens[places] = windows.n_tokens
     truncated = np.zeros(count, bool)
@@ -81,7 +81,7 @@ def response_of(
         tokenise_s=prepared.seconds,
         queue_s=predictions.queue_s,
         forward_s=predictions.seconds,
-        held_bytes=held_bytes,
+        held_bytes=held_bytes(task, results),
     )
 
 

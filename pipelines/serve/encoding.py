@@ -6,6 +6,7 @@ Shapes: T packed tokens, W windows, D documents.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 
@@ -14,12 +15,19 @@ import numpy as np
 from modernbert.text.tokenizer import Tokenizer
 from modernbert.text.windows import Text, WindowBudgetError, Windows, window_budget
 from pipelines.inference.documents import check_documents, check_text
-from pipelines.serve.protocol import MOST_NUMBERS, MOST_RESULTS, MOST_TOKEN_NUMBERS, Tokens
+from pipelines.serve.protocol import (
+    MOST_CHARACTERS,
+    MOST_NUMBERS,
+    MOST_RESULTS,
+    MOST_TOKEN_NUMBERS,
+    Tokens,
+)
 from pipelines.serve.step_pool import Steps
 from pipelines.tasks.base import Task
 
 _SLICE_BYTES = 1 << 17  # of texts, some 50 ms of tokenising; a longer document is its own slice
 _RESULT_BYTES = 400  # of an entity or a candidate, which is an object of four or five fields
+_NUMBER_BYTES = 32  # of a number, or None, in a list
 ID_BYTES = 4
 """What an id is counted for where texts are counted by their bytes."""
 _MOST_WINDOWS = 1 << 14  # of a request: what is done for each takes as long as for some tokens
@@ -86,7 +94,7 @@ def encode_request(
     return windows, too_long
 
 
-def check_size(task: Task, windows: Windows) -> None:
+def check_size(task: Task, tokenizer: Tokenizer, windows: Windows) -> None:
     """Raise WindowBudgetError for windows whose answers would be far larger than their texts.
 
     What only the model knows is bounded as it comes: its numbers by the batcher, the results by
@@ -104,6 +112,8 @@ def check_size(task: Task, windows: Windows) -> None:
             f"the answer may hold {results:,} results; at most {MOST_RESULTS:,} are given in a "
             "request: send fewer or shorter texts at a time, or a lower top_k"
         )
+    characters = task.most_characters(tokenizer, windows)
+    _check_characters(characters, "fewer or shorter texts at a time, or a lower top_k")
     rows = task.rows(windows.input_ids, windows.cu_seqlens)
     numbers = 0 if rows is None else int(rows.sum()) * task.width
     if task.gives_token_vectors:
@@ -121,26 +131,38 @@ def check_size(task: Task, windows: Windows) -> None:
         )
 
 
-def check_results(task: Task, response: Sequence[object] | np.ndarray) -> int:
-    """Return about how many bytes a response takes in memory.
-
-    Raises WindowBudgetError for a response with more results than are given in a request.
-    """
+def check_results(task: Task, response: Sequence[object] | np.ndarray) -> None:
+    """Raise WindowBudgetError for a response with more results than are given in a request."""
     results = task.count_results(response)
     if results > MOST_RESULTS:
         raise WindowBudgetError(
             f"the answer holds {results:,} results; at most {MOST_RESULTS:,} are given in a "
             "request: send fewer texts at a time, or serve the model with a lower top_k"
         )
+
+
+def held_bytes(task: Task, response: object) -> int:
+    """Return about how many bytes a response takes in memory."""
     if isinstance(response, np.ndarray):
         return response.nbytes
-    return results * _RESULT_BYTES + sum(map(_array_bytes, response))
+    if isinstance(response, dict):
+        texts = response.values() if task.shows_texts else ()
+        return _RESULT_BYTES + sum(sys.getsizeof(text) for text in texts if isinstance(text, str))
+    if isinstance(response, list | tuple):
+        # Most are lists of labels, which all answers share.
+        if not task.shows_texts and response and isinstance(response[0], dict):
+            return _RESULT_BYTES * len(response)
+        return sum(held_bytes(task, part) for part in response)
+    return _NUMBER_BYTES
 
 
-def _array_bytes(result: object) -> int:
-    """Count the bytes of a document's arrays, of which it may have one or a tuple."""
-    arrays = result if isinstance(result, tuple) else (result,)
-    return sum(array.nbytes for array in arrays if isinstance(array, np.ndarray))
+def _check_characters(count: int, advice: str) -> None:
+    """Raise WindowBudgetError for an answer of more characters than are given in a request."""
+    if count > MOST_CHARACTERS:
+        raise WindowBudgetError(
+            f"the answer may hold {count:,} characters; at most {MOST_CHARACTERS:,} are given in a "
+            f"request: send {advice}"
+        )
 
 
 def tokenize(tokenizer: Tokenizer, texts: Sequence[str], special: bool) -> Steps[list[Tokens]]:
@@ -181,13 +203,14 @@ def decode(
     """Return the text of each list of ids.
 
     Raises ValueError for an id that the tokenizer does not have, and WindowBudgetError for too many
-    ids.
+    ids, or too many characters.
     """
     count = sum(map(len, ids))
     if count > MOST_RESULTS:
         raise WindowBudgetError(f"the request holds {count:,} ids; it may hold {MOST_RESULTS:,}")
     size = tokenizer.vocab_size
-    texts = []
+    texts: list[str] = []
+    characters = 0
     done_bytes = 0
     for number, one_text in enumerate(ids):
         if done_bytes >= _SLICE_BYTES:
@@ -198,6 +221,8 @@ def decode(
         if wrong is not None:
             message = f"ids {number} hold {str(wrong)[:40]}; they must be from 0 to {size - 1}"
             raise ValueError(message)
+        characters += int(tokenizer.token_lengths[one_text].sum())
+        _check_characters(characters, "fewer ids at a time")
         texts.append(tokenizer.decode(one_text, skip_special_tokens))
     return texts
 

@@ -187,6 +187,8 @@ class FairQueue(Generic[_Item]):
         """Return what is taken in all until an entry of `client` that has `cost` left, and comes
         now, is done, if no others come.
         """
+        if not self._size:
+            return cost
         own = cost
         known = self._clients.get(client)
         if known is not None:

@@ -55,6 +55,7 @@ _TASKS_KEPT = 256  # tasks for the options of calls
 _OPTIONS_KEPT = 1024  # characters of the options of a call whose task is kept
 _RECENT_S = 5.0  # with an answer as recent as this the model is healthy
 _FIRST_WINDOW_S = 0.01  # what a window is thought to take before any has run
+_FEW_RESULTS = 256  # whose decoding takes some 0.2 ms
 _LATEST_SHARE = 0.1  # of the latest batch or request, in what is a mean of all
 _BYTES_PER_BYTE = 32  # of memory that a byte of a text takes on its way to windows, about
 _CERTAIN_SHARE = 0.5  # of the tokens that its bytes make likely, that a request has before all else
@@ -245,7 +246,9 @@ class ModelServer:
         return ServeError(error_type, f"model {self.options.name}: {message}", retry_after_s)
 
     async def _answer(self, request: PredictRequest, admitted: _Admitted) -> PredictResponse:
-        """Tokenise in a thread, wait for the batches, and decode in a thread."""
+        """Tokenise in a thread, wait for the batches, and decode, in a thread unless that takes
+        longer than the decoding.
+        """
         size = sum(map(text_bytes, request.documents))
         self._check_time(len(request.documents), size, admitted)
         prepared = await self._checked(admitted, self._prepare(request), size)
@@ -254,6 +257,8 @@ class ModelServer:
         try:
             windows = self._submit(prepared.task, prepared.windows, admitted)
             predictions = await asyncio.wrap_future(windows)
+            if _is_soon_decoded(prepared):
+                return response_of(prepared, predictions, self.checkpoint.tokenizer)
             decoding = _in_one_step(response_of, prepared, predictions, self.checkpoint.tokenizer)
             return await self._in_steps(admitted, decoding, ID_BYTES * tokens)
         except WindowBudgetError as error:
@@ -282,17 +287,22 @@ class ModelServer:
         except RuntimeError as error:
             raise self._refused("unhealthy", str(error)) from error
 
-    async def _in_steps(self, admitted: _Admitted, steps: Steps[_Result], size: int) -> _Result:
+    async def _in_steps(
+        self,
+        admitted: _Admitted,
+        steps: Steps[_Result],
+        size: int,
+        deadline: float = float("inf"),
+    ) -> _Result:
         """Do work on texts of `size` bytes in threads."""
-        admitted.work = self._pool.submit(admitted.client, steps, size)
+        admitted.work = self._pool.submit(admitted.client, steps, size, deadline)
         return await asyncio.wrap_future(admitted.work.future)
 
     async def _checked(self, admitted: _Admitted, steps: Steps[_Result], size: int) -> _Result:
         """Do work in threads that refuses what is wrong with the request by a ValueError."""
         admitted.text_bytes = size
-        self._pool.check(admitted.client, size, admitted.deadline)
         try:
-            return await self._in_steps(admitted, steps, size)
+            return await self._in_steps(admitted, steps, size, admitted.deadline)
         except WindowBudgetError as error:
             raise self._refused("too_large", str(error)) from error
         except ValueError as error:
@@ -336,7 +346,7 @@ class ModelServer:
             truncate=request.truncate,
             most_tokens=self.options.max_request_tokens,
         )
-        check_size(task, windows)
+        check_size(task, tokenizer, windows)
         numbered = zip(request.documents, too_long, strict=True)
         documents = [document for document, is_too_long in numbered if not is_too_long]
         seconds = time.perf_counter() - began
@@ -347,6 +357,16 @@ class ModelServer:
         latest_s = seconds / windows
         self._window_s += _LATEST_SHARE * (latest_s - self._window_s)
         self.metrics.record_batch(tokens, tokens / self.predictor.budget_tokens, seconds)
+
+
+def _is_soon_decoded(prepared: PreparedRequest) -> bool:
+    """Tell whether decoding takes as long as waking a thread: some scores or vectors, no texts."""
+    task = prepared.task
+    windows = prepared.windows
+    if task.shows_texts or len(windows.document) > _FEW_RESULTS:
+        return False
+    results = task.most_results(windows)
+    return results is not None and results <= _FEW_RESULTS
 
 
 def _in_one_step(

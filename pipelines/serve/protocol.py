@@ -16,6 +16,10 @@ MOST_RESULTS = 400_000
 """Results in an answer: labels, entities, candidates, weights of sparse vectors, or the tokens of
 `tokenize`.
 """
+MOST_CHARACTERS = 20_000_000
+"""Characters in an answer that are not once in the request: of spans, and of texts with a mask
+filled in.
+"""
 MOST_NUMBERS = 1 << 25
 """Numbers that the model gives for a request: 128 MiB."""
 MOST_TOKEN_NUMBERS = 1 << 21

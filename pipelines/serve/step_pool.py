@@ -54,10 +54,17 @@ class StepPool:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, client: str | None, steps: Steps[_Result], size: int) -> Work[_Result]:
+    def submit(
+        self,
+        client: str | None,
+        steps: Steps[_Result],
+        size: int,
+        deadline: float = float("inf"),
+    ) -> Work[_Result]:
         """Queue work on `size` bytes of texts.
 
-        Raises RuntimeError after `close`.
+        `deadline`: when nobody waits for it any more, by time.perf_counter(). Raises
+        OverloadedError where there is no time for it, and RuntimeError after `close`.
         """
         work = Work(client, steps, max(size, 1), Future())
         # Work cannot be cancelled, only abandoned: its future is done when no thread is at it.
@@ -65,6 +72,8 @@ class StepPool:
         with self._lock:
             if self._closed:
                 raise RuntimeError("the threads are closed")
+            bytes_until = self._queue.cost_until(client, size)
+            self._speed.check(bytes_until, time.perf_counter(), deadline)
             work.number = self._queue.push(client, work, work.bytes_left)
         self._wakes.put(None)
         return work
@@ -78,12 +87,6 @@ class StepPool:
                 self._queue.remove(entry)
         if entry is not None:
             work.future.set_exception(AbandonedError())
-
-    def check(self, client: str | None, size: int, deadline: float) -> None:
-        """Raise OverloadedError for texts of `size` bytes that cannot be tokenised in time."""
-        with self._lock:
-            now = time.perf_counter()
-            self._speed.check(self._queue.cost_until(client, size), now, deadline)
 
     def close(self) -> None:
         """End the threads, and abandon what waits."""

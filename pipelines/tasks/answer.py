@@ -13,6 +13,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -69,6 +70,7 @@ class Answer(Task):
     align_to_words: bool
     """Whether answers begin and end at word boundaries."""
 
+    shows_texts = True
     options_class = AnswerOptions
     doubt_columns = ("score",)
     model_class = "modernbert.heads:ModernBertForQuestionAnswering"
@@ -163,6 +165,17 @@ class Answer(Task):
 
     def most_results(self, windows: Windows) -> int:
         return len(windows.document) * self._spans_of_window
+
+    def most_characters(self, tokenizer: Tokenizer, windows: Windows) -> int:  # noqa: ARG002
+        characters = 0
+        for start, end in pairwise(windows.cu_seqlens.tolist()):
+            is_context = windows.token_tags[start:end] == CONTEXT
+            starts_L, ends_L = windows.offsets[start:end][is_context].T
+            longest = min(self.max_answer_length, len(starts_L))
+            if longest:
+                widths = ends_L[longest - 1 :] - starts_L[: len(starts_L) - longest + 1]
+                characters += self._spans_of_window * int(widths.max())
+        return characters
 
     def spans(self, outputs: ModelOutputs) -> list[tuple[list[Span], float]]:
         """Return, per pair, the best spans (at most `top_k`, or one) and the score of the empty

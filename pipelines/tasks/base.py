@@ -82,6 +82,8 @@ class Task(ABC):
     gives_token_vectors: ClassVar[bool] = False
     """Whether an answer has a vector for each token of a text, which is far larger than the text.
     """
+    shows_texts: ClassVar[bool] = False
+    """Whether results hold texts: words, spans, or texts with a mask filled in."""
     counted: ClassVar[tuple[str, str] | None] = None
     """A column of lists whose items and bytes the summary and the report count, and what the items
     are called.
@@ -290,6 +292,16 @@ class Task(ABC):
         None: only the model knows. Then `count_results` counts those of a response.
         """
         return len(windows.n_tokens)
+
+    def most_characters(
+        self,
+        tokenizer: Tokenizer,  # noqa: ARG002
+        windows: Windows,  # noqa: ARG002
+    ) -> int:
+        """Return how many characters the answers for these windows hold at most, beside labels and
+        texts of which each stretch of a document is shown once.
+        """
+        return 0
 
     def count_results(self, response: Sequence[Any] | np.ndarray) -> int:
         """Return how many results a response holds, in which documents without an answer are

@@ -50,6 +50,7 @@ class Fill(Task):
     mask_token_id: int
     mask_token: str
 
+    shows_texts = True
     options_class = FillOptions
     model_class = "modernbert.heads:ModernBertForMaskedLM"
     columns = pa.schema([("fills", pa.list_(pa.list_(FILL)))])
@@ -113,6 +114,20 @@ class Fill(Task):
 
     def most_results(self, windows: Windows) -> int:
         return int(np.count_nonzero(windows.input_ids == self.mask_token_id)) * self.top_k
+
+    def most_characters(self, tokenizer: Tokenizer, windows: Windows) -> int:
+        # Each candidate has the text of its window and, there and beside it, its token.
+        lengths = tokenizer.token_lengths
+        if self.targets is not None:
+            lengths = lengths[list(self.targets)]
+        of_tokens = 2 * int(np.sort(lengths)[-self.top_k :].sum())
+        masks_W = self.rows(windows.input_ids, windows.cu_seqlens)
+        characters = 0
+        for w in np.flatnonzero(masks_W).tolist():
+            start, end = windows.cu_seqlens[w], windows.cu_seqlens[w + 1]
+            text = tokenizer.decode(windows.input_ids[start:end].tolist())
+            characters += int(masks_W[w]) * (self.top_k * len(text) + of_tokens)
+        return characters
 
     def forward(self, model: ModernBertForMaskedLM, batch: PackedBatch, ids: np.ndarray) -> Tensor:
         import torch

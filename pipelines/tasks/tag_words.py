@@ -52,6 +52,7 @@ class TokenClassifier(Task):
 
     labels: tuple[str, ...]
 
+    shows_texts = True
     options_class = TagOptions
     model_class = "modernbert.heads:ModernBertForTokenClassification"
     per_token = True

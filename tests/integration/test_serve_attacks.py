@@ -90,6 +90,15 @@ REFUSED: dict[str, tuple[str, Any, str]] = {
         "/models/reader", {"inputs": [{"question": "a", "context": "b c d"}] * 300, "parameters": {"top_k": 1000}},
         "603,000 results",
     ),
+    "texts filled in": (
+        "/models/mask", {"inputs": "word " * 450 + "[MASK]" * 30, "parameters": {"top_k": 1000}},
+        "characters; at most 20,000,000 are given in a request: send fewer or shorter texts",
+    ),
+    "long spans": (
+        "/models/reader", {"inputs": [{"question": "a", "context": "word " * 350}] * 20,
+                           "parameters": {"top_k": 1000, "max_answer_len": 300}},
+        "characters; at most 20,000,000 are given in a request: send fewer or shorter texts",
+    ),
     "tokenize": ("/tokenize", {"inputs": [LETTERS * 10_000] * 8}, f"more than {MOST_RESULTS:,} tokens, the most that"),
     "token vectors": ("/embed_all", {"inputs": [LETTERS * 100] * 40}, "token vectors are given for 10,922"),
     "targets": ("/models/mask", {"inputs": "[MASK]", "parameters": {"targets": ["a"] * 2000}}, "more than 1,000 items"),

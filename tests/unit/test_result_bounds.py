@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from pipelines.inference.predictor import Predictor
 from pipelines.options import TASKS
 from pipelines.serve.batcher import Batcher
 from pipelines.serve.config import served_models
+from pipelines.serve.encoding import held_bytes
 from pipelines.serve.local import LocalModelClient
 from pipelines.serve.protocol import PredictRequest, PredictResponse, ServeError
 from pipelines.tasks.base import task_class
@@ -81,6 +83,15 @@ def results_in(response: Any) -> int:
     )
 
 
+def characters_in(response: Any) -> int:
+    """The characters of all texts in a response."""
+    if isinstance(response, dict):
+        return sum(map(characters_in, response.values()))
+    if isinstance(response, list | tuple):
+        return sum(map(characters_in, response))
+    return len(response) if isinstance(response, str) else 0
+
+
 def documents(task: str, dice: random.Random) -> list[Any]:
     texts = [text or "a" for text in random_texts(dice.randrange(1000), 4, 0, 90)]
     if task == "fill":
@@ -110,6 +121,67 @@ def test_an_answer_has_no_more_results_than_are_stated(folders: dict[str, str], 
         assert results_in(response) <= held, options
         if stated is None:
             assert results_in(response) == held
+        repeated = characters_in(response) if name in ("answer", "fill") else 0
+        assert repeated <= task.most_characters(checkpoint.tokenizer, outputs.windows), options
+        assert held_bytes(task, response) >= characters_in(response) + 8 * results_in(response)
+
+
+def refusal(task: str, folder: str, inputs: list[Any], **options: Any) -> tuple[str, int]:
+    """The error of a request to a model, and the batches that have run for it."""
+    (served,) = served_models([{"name": "model", "task": task, "model": folder} | options])
+    models = LocalModelClient([served])
+    server = models.models["model"]
+    batches: list[int] = []
+    server.batcher._on_batch = lambda windows, *_: batches.append(windows)
+    with pytest.raises(ServeError) as refused:
+        asyncio.run(models.predict("model", PredictRequest(inputs)))
+    models.close()
+    assert refused.value.error_type == "too_large"
+    return refused.value.message, len(batches)
+
+
+def test_texts_in_answers_are_counted_before_a_model_runs(
+    folders: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A candidate has the text of its window, however many masks that has; spans may be long."""
+    monkeypatch.setattr("pipelines.serve.encoding.MOST_CHARACTERS", 20_000)
+    masks = ["the cat sat on the mat " * 40 + "[MASK]" * 10]
+    message, batches = refusal("fill", folders["fill"], masks)
+    assert re.search(r"the answer may hold [\d,]+ characters; at most 20,000 are given", message)
+    assert message.endswith("send fewer or shorter texts at a time, or a lower top_k")
+    assert batches == 0
+    context = "the cat sat on the mat " * 60
+    message, batches = refusal(
+        "answer", folders["answer"], [("where?", context)], top_k=100, max_answer_length=200
+    )
+    assert "characters; at most 20,000 are given" in message
+    assert batches == 0
+
+
+def test_texts_of_ids_are_counted_before_they_are_made(
+    folders: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.serve.encoding.MOST_CHARACTERS", 1000)
+    (served,) = served_models([{"name": "model", "task": "fill", "model": folders["fill"]}])
+    models = LocalModelClient([served])
+    tokenizer = models.models["model"].checkpoint.tokenizer
+    longest = int(tokenizer.token_lengths.argmax())
+    fitting = 1000 // int(tokenizer.token_lengths[longest])
+    made: list[int] = []
+    decode_ids = type(tokenizer).decode
+
+    def recorded(self: Any, ids: Any, *arguments: Any) -> str:
+        made.append(len(ids))
+        return decode_ids(self, ids, *arguments)
+
+    monkeypatch.setattr(type(tokenizer), "decode", recorded)
+    (text,) = asyncio.run(models.decode("model", [[longest] * fitting], False))
+    assert 0 < len(text) <= 1000
+    made.clear()
+    with pytest.raises(ServeError, match=r"characters; at most 1,000 .*: send fewer ids at a time"):
+        asyncio.run(models.decode("model", [[longest] * (fitting + 1)], False))
+    models.close()
+    assert made == []
 
 
 async def ask(models: LocalModelClient, texts: list[str]) -> PredictResponse | ServeError:

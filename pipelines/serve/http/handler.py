@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,6 +33,7 @@ from pipelines.serve.protocol import (
 )
 
 _UNSPECIFIED = "default/not-specified"  # what Infinity's client sends where no model is named
+_LEAST_BYTES = 200  # of memory, of an answer to an input, before it is known
 _LISTED = 100  # truncated inputs that the header names
 _Input = Text | Sequence[int]
 """A text, a pair of texts, or token ids."""
@@ -131,6 +133,8 @@ class RequestHandler:
             client=CLIENT.get(),
             token_vectors=token_vectors,
         )
+        # A client that does not read its answers is refused before there is another one.
+        self._hold(_LEAST_BYTES * len(documents))
         sent = time.time()
         with self._counted(documents, field):
             response = await self.models.predict(info.name, request)
@@ -187,6 +191,7 @@ class RequestHandler:
         self, info: Info, texts: Sequence[str], field: str, special: bool = True
     ) -> list[Tokens]:
         """Return the tokens of each text."""
+        self._hold(_LEAST_BYTES * len(texts))
         with self._counted(texts, field):
             all_tokens = await self.models.tokenize(info.name, texts, special, CLIENT.get())
         self._hold(sum(tokens.held_bytes for tokens in all_tokens))
@@ -196,8 +201,11 @@ class RequestHandler:
         self, info: Info, ids: Sequence[Sequence[int]], field: str, skip_special_tokens: bool = True
     ) -> list[str]:
         """Return the text of each list of token ids."""
+        self._hold(_LEAST_BYTES * len(ids))
         with self._counted(ids, field):
-            return await self.models.decode(info.name, ids, skip_special_tokens, CLIENT.get())
+            texts = await self.models.decode(info.name, ids, skip_special_tokens, CLIENT.get())
+        self._hold(sum(map(sys.getsizeof, texts)))
+        return texts
 
     def _models_for(self, task: str) -> list[str]:
         return [name for name, does in self.models.tasks.items() if does == task]

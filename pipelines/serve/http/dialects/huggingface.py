@@ -34,8 +34,6 @@ from pipelines.text_lists import WordList
 
 _MOST_NAMES = 1000  # in an option
 _MOST_WORDS = 1 << 17  # in a list: some times the tokens that a model reads
-_DEFAULT_TOP_K = 5  # of fill
-_MOST_CHARACTERS = 20_000_000  # of the sequences in a fill-mask answer
 _FIRST_MODEL_PATHS = ("/", "/invocations")
 """The paths of the first model, where TEI's clients classify, too; SageMaker calls the second."""
 Name = Annotated[str, Field(max_length=256)]
@@ -342,22 +340,8 @@ def _add_fill(router: APIRouter, handler: RequestHandler, name: str, path: str) 
         info = await handler.pick("fill", name)
         parameters = body.parameters or FillParameters()
         texts = as_list(body.inputs)
-        _check_sequences(texts, info.mask_token or "[MASK]", parameters.top_k or _DEFAULT_TOP_K)
         handled = await handler.predict(info, texts, field="inputs", options=parameters.options)
         return _reply(handled, body.inputs)
-
-
-def _check_sequences(texts: Sequence[str], mask_token: str, top_k: int) -> None:
-    """Raise ApiError where the sequences, each a whole text, would be far larger than the texts."""
-    masks = 0
-    characters = 0
-    for text in texts:
-        count = text.count(mask_token)
-        masks += count
-        characters += count * len(text) * top_k
-    if characters > _MOST_CHARACTERS:
-        message = f"{masks:,} masks would be handled with {characters:,} characters"
-        raise ApiError("invalid", f"{message}; send fewer masks at a time", field="inputs")
 
 
 def _add_answer(router: APIRouter, handler: RequestHandler, name: str, path: str) -> None:
