@@ -1,9 +1,9 @@
 """What this machine's processor is, and the fastest way to compute attention on it.
 
-In fp32 the library of modernbert/csrc is timed against torch's fused kernel, which won over torch's
-other ways on every processor that was tried. In half precision it depends on what the processor
-multiplies: the fused kernel wins on Intel (1.3 to 1.8 times, with AMX and without), products with a
-softmax between them on AMD.
+In fp32 nothing is timed, so that answers are equal to the last bit from one process to the next:
+the library of modernbert/csrc is used where it was measured to win, on Intel, and torch's fused
+kernel elsewhere. In half precision it depends on what the processor multiplies: the fused kernel
+wins on Intel (1.3 to 1.8 times, with AMX and without), products with a softmax between them on AMD.
 """
 
 from __future__ import annotations
@@ -81,7 +81,8 @@ def bfloat16_slowdown() -> float:
 
 @cache
 def fastest_way(heads: int, head_dim: int, window: tuple[int, int], dtype: torch.dtype) -> CpuWay:
-    """Return the fastest of WAYS for attention in `dtype` on this CPU, in less than half a second.
+    """Return how attention in `dtype` is computed on this CPU: in half precision by the fastest of
+    WAYS, which takes less than half a second.
 
     Args:
         heads: N, the heads of the model.
@@ -89,22 +90,20 @@ def fastest_way(heads: int, head_dim: int, window: tuple[int, int], dtype: torch
         window: that of the layers with a sliding window, two of three.
         dtype: the dtype of queries, keys and values.
     """
-    ways: tuple[CpuWay, ...] = WAYS
     if dtype == torch.float32:
-        ways = (FUSED, NATIVE)
-        if native.library() is None or head_dim % native.HEAD_DIM_MULTIPLE:
-            return FUSED
+        has_library = native.library() is not None and not head_dim % native.HEAD_DIM_MULTIPLE
+        return NATIVE if has_library and processor().startswith("Intel") else FUSED
     generator = torch.Generator().manual_seed(0)
     shape = (3, sum(_SEQLENS), heads, head_dim)
     q, k, v = torch.randn(shape, generator=generator).to(dtype)
-    seconds = dict.fromkeys(ways, float("inf"))
+    seconds = dict.fromkeys(WAYS, float("inf"))
     with torch.inference_mode():
         for round_number in range(1 + _ROUNDS):
-            for way in ways:
+            for way in WAYS:
                 took = _seconds(q, k, v, window, way)
                 if round_number:  # the first one warms up
                     seconds[way] = min(seconds[way], took)
-    fastest = min(ways, key=seconds.__getitem__)
+    fastest = min(WAYS, key=seconds.__getitem__)
     if seconds[fastest] >= _CLEARLY * seconds[FUSED]:
         fastest = FUSED
     logger.info(

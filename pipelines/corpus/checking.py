@@ -57,7 +57,8 @@ def check_answers(
     examples: list[str] = []
     for place, text in zip(first.tolist(), texts, strict=True):
         file, row = source_of(place)
-        example: Json = {"doubt": round(float(doubt[place]), 6), "file": file, "row": row}
+        shown_file = _below(str(job.source), file)
+        example: Json = {"doubt": round(float(doubt[place]), 6), "file": shown_file, "row": row}
         example["answer"] = job.task.preview(answers[place].as_py())[:_SHOWN_ANSWER]
         if gold is not None:
             example["gold"] = str(gold[place].as_py())[:_SHOWN_ANSWER]
@@ -65,6 +66,12 @@ def check_answers(
             example["text"] = text
         examples.append(json.dumps(example, ensure_ascii=False))
     return stats | {"examples": examples}
+
+
+def _below(source: str, file: str) -> str:
+    """Return the path of a file below the input: parts are the same wherever that lies."""
+    root = source.rpartition("://")[2].partition("?")[0]
+    return file.removeprefix(root).lstrip("/") or file.rpartition("/")[2]
 
 
 def _texts(job: Job, table: pa.Table, places: pa.Array) -> list[str | None]:

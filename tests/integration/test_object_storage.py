@@ -146,7 +146,7 @@ def test_input_model_and_output_in_object_storage(bucket, checkpoint, tmp_path, 
             == (tmp_path / "out" / "data" / f"{other}.parquet").read_bytes()
         )
     message = [there.read(name) for name in there.files() if name.startswith("_") and "." in name]
-    assert len(message) == 4
+    assert len(message) == 5
     assert not any(b"some-secret" in content for content in message)
     rejected = ds.dataset(f"bucket/out/{REJECTED}", filesystem=bucket.filesystem).to_table()
     assert rejected["id"].to_pylist() == [7]

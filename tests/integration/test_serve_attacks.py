@@ -52,7 +52,7 @@ REFUSED: dict[str, tuple[str, Any, str]] = {
     ),
     "lists of ids": ("/decode", {"ids": [[5]] * 60_000}, "ids holds 60,000 inputs; a request may hold 2,048"),
     "more lists": ("/decode", {"ids": [[5]] * MANY}, "the body holds 200,002 lists and objects; a request may hold"),
-    "texts": ("/embed", b'{"inputs": ["a"' + b',"\\\\"' * 300_000 + b"]}", "the body holds 300,002 texts and names"),
+    "texts": ("/embed", b'{"inputs": ["a"' + b',"\\\\"' * 600_000 + b"]}", "the body holds 600,002 texts and names"),
     "objects": ("/v1/rerank", {"query": "a", "documents": [{"text": "a"}] * 60_000}, "documents holds 60,000 inputs"),
     "empty objects": ("/embed", {"inputs": [{}] * MANY}, "lists and objects; a request may hold 131,072"),
     "many ids": ("/decode", {"ids": [[5] * 1000] * 500}, "ids holds 500,000 token ids; a request may hold 400,000"),

@@ -73,6 +73,8 @@ def test_the_wheel_holds_every_file_of_the_packages_but_the_readmes(wheel):
     )
     expected = {name for name in listed.stdout.split() if not name.endswith("README.md")}
     held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    # It is built where there is a C compiler.
+    held = {name for name in held if not name.startswith("modernbert/_native.")}
     assert {"modernbert/py.typed", "pipelines/py.typed", "pipelines/report/report.css"} <= held
     assert held == expected
 

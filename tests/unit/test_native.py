@@ -197,12 +197,13 @@ def test_a_library_of_other_sources_is_not_used(library, monkeypatch):
     native.why_missing.cache_clear()
 
 
-@pytest.mark.parametrize("faster", [FUSED, NATIVE], ids=str)
-def test_in_float32_the_library_is_taken_where_it_clearly_wins(library, monkeypatch, faster):
-    monkeypatch.setattr(cpu, "_seconds", lambda *given: 0.5 if given[4] == faster else 1.0)
-    assert cpu.fastest_way.__wrapped__(4, 64, (64, 64), torch.float32) == faster
+@pytest.mark.parametrize(("name", "way"), [("Intel(R) Xeon(R)", NATIVE), ("AMD EPYC", FUSED)])
+def test_in_float32_the_processor_decides_and_no_clock(library, monkeypatch, name, way):
+    """Two processes of a machine compute alike, however busy it is."""
+    monkeypatch.setattr(cpu, "_seconds", lambda *_: pytest.fail("attention is timed"))
+    monkeypatch.setattr(cpu, "processor", lambda: name)
+    assert cpu.fastest_way.__wrapped__(4, 64, (64, 64), torch.float32) == way
     assert cpu.fastest_way.__wrapped__(4, 24, (64, 64), torch.float32) == FUSED
-    assert "native library" in cpu.processor.__wrapped__()
 
 
 def test_the_package_installs_without_a_compiler(tmp_path):
