@@ -18,7 +18,7 @@ _TAGS = ("task", "output")
 
 @cache
 def _counters() -> dict[str, Counter]:
-    """Make the counters, once a process: Ray counts twice in two of one name."""
+    """Make the counters, once a process."""
     counters: dict[str, Counter] = {}
     for name, description in {
         "rows": "Rows committed, rejected ones among them",
