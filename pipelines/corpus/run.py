@@ -329,8 +329,8 @@ def _write_record(run: Run, stats: SegmentWriter) -> set[str]:
         record.checks = check_figures(job, counts)
         record.drift = figures.drift()
         if record.checks and "thresholds" in record.checks:
-            found = record.checks["thresholds"]
-            values = {label: each["threshold"] for label, each in found.items()}
+            thresholds = record.checks["thresholds"]
+            values = {label: each["threshold"] for label, each in thresholds.items()}
             content = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
             job.folder.write_atomic(output.THRESHOLDS, content.encode())
         record.failed = failed

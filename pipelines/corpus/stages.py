@@ -142,8 +142,7 @@ def _answers(
     """
     task = job.task
     windows = wire.windows_of(table)
-    rows_of_windows = wire.array_of(table, "rows")
-    rows_of_documents = rows_of_windows[: len(rows_of_windows) // task.readings]
+    rows_of_documents = wire.rows_of_documents(table, task.readings)
     rejects = wire.rejects_of(table)
 
     read = wire.stored_of(table)

@@ -64,8 +64,7 @@ def answer(step: Step, table: pa.Table) -> pa.Table:
     if error and table["cause"][0].as_py() == wire.START:
         raise RuntimeError(f"no actor starts: {error}")
 
-    rows_of_windows = wire.array_of(table, "rows")
-    rows_of_documents = rows_of_windows[: len(rows_of_windows) // step.run.task.readings]
+    rows_of_documents = wire.rows_of_documents(table, step.run.task.readings)
     reasons = {reject["row"]: reject["reason"] for reject in wire.rejects_of(table)}
     if error:
         # Rows that were rejected before keep their own reasons.

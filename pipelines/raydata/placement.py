@@ -215,6 +215,7 @@ def waiting_said(is_waiting: Callable[[], bool], device: str) -> AbstractContext
 
 
 def describe_room(unit: str) -> str:
+    """Say in half a sentence how many of `unit`, "CPU" or "GPU", the Ray cluster has."""
     free = int(ray.available_resources().get(unit, 0))
     there = int(ray.cluster_resources().get(unit, 0))
     room = f"the Ray cluster has {there:,} {_plural(there, unit)}, {free:,} of them free"

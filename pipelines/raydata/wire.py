@@ -243,6 +243,12 @@ def rejects_of(table: pa.Table) -> list[Reject]:
     return rejects
 
 
+def rows_of_documents(table: pa.Table, readings: int) -> np.ndarray:
+    """Decode the row of each document, which every one of its readings has."""
+    rows = array_of(table, "rows")
+    return rows[: len(rows) // readings]
+
+
 def array_of(table: pa.Table, name: str) -> np.ndarray:
     """Decode a list column of a row, without a copy where the type allows it."""
     values: np.ndarray = table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False)

@@ -22,13 +22,9 @@ from pipelines.options import ZeroShotOptions
 from pipelines.tasks.base import GoldTypes, Options, Task
 from pipelines.tasks.checks import Comparison
 from pipelines.tasks.gold import (
-    LABEL,
-    LABELS,
     compare_label,
     compare_labels,
-    describe_ids,
-    holds_label_lists,
-    holds_labels,
+    types_of_labels,
 )
 from pipelines.tasks.outputs import ModelOutputs
 from pipelines.tasks.postprocess import doubt_of, list_array, sigmoid, softmax
@@ -142,9 +138,7 @@ class CandidateLabels(Task):
                 "gold_column is for labels that all rows share: give labels or labels_file, not "
                 "labels_column"
             )
-        if self.multi_label:
-            return GoldTypes(LABELS, holds_label_lists, describe_ids(self.labels))
-        return GoldTypes(LABEL, holds_labels, describe_ids(self.labels))
+        return types_of_labels(self.labels, several=self.multi_label)
 
     def compare(
         self,

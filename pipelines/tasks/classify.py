@@ -21,13 +21,9 @@ from pipelines.options import ClassifyOptions
 from pipelines.tasks.base import NOT_IN_FINGERPRINT, GoldTypes, Task, label_maps
 from pipelines.tasks.checks import Comparison
 from pipelines.tasks.gold import (
-    LABEL,
-    LABELS,
     compare_label,
     compare_labels,
-    describe_ids,
-    holds_label_lists,
-    holds_labels,
+    types_of_labels,
 )
 from pipelines.tasks.outputs import ModelOutputs
 from pipelines.tasks.postprocess import (
@@ -205,9 +201,7 @@ class Classify(Task):
     def gold_types(self) -> GoldTypes:
         if self.kind == "regression":
             raise ValueError("gold_column is for labels; this model is a regression")
-        if self.kind == "multi_label_classification":
-            return GoldTypes(LABELS, holds_label_lists, describe_ids(self.labels))
-        return GoldTypes(LABEL, holds_labels, describe_ids(self.labels))
+        return types_of_labels(self.labels, several=self.kind == "multi_label_classification")
 
     def compare(
         self,

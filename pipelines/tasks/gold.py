@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from modernbert.stored import Json
 from pipelines.labels import split_labels
+from pipelines.tasks.base import GoldTypes
 from pipelines.tasks.checks import (
     Comparison,
     Item,
@@ -298,6 +299,15 @@ def _add_rows(comparison: Comparison, unknown: Counter[str], rows: int, unfit: i
     counts[key("unfit")] = unfit
     counts[key("no_gold")] -= unfit
     add_unknown(counts, unknown)
+
+
+def types_of_labels(labels: Sequence[str], *, several: bool) -> GoldTypes:
+    """Return what a column of gold holds for a model with these labels, of which each row has one
+    or `several`.
+    """
+    if several:
+        return GoldTypes(LABELS, holds_label_lists, describe_ids(labels))
+    return GoldTypes(LABEL, holds_labels, describe_ids(labels))
 
 
 def describe_ids(labels: Sequence[str]) -> str:
