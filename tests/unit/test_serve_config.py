@@ -163,6 +163,8 @@ def test_a_wrong_checkpoint_stops_the_command_with_one_line(model, message):
 
 def test_a_gpu_that_is_nowhere(monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)  # an earlier test may have joined one
+    monkeypatch.setenv("RAY_ADDRESS", "local")
     model = entry(device="cuda")
     with pytest.raises(
         click.ClickException, match=r"^models\[0\] 'intent': device cuda, but there"
