@@ -5,8 +5,6 @@ Shapes: T packed tokens, B sequences, D hidden, C labels or choices.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -18,7 +16,7 @@ from modernbert.inputs import ModelInputs
 from modernbert.layers import layer_norm
 from modernbert.linear import Linear, activation_function, map_row_chunks
 from modernbert.model import ModernBertModel, to_output
-from modernbert.outputs import ModelOutput, Traces
+from modernbert.outputs import ModelOutput, OutputOrTuple, Traces
 from modernbert.packing import PackedBatch
 
 
@@ -65,7 +63,7 @@ class EncoderWithHead(PreTrained):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         **ignored: object,
-    ) -> Any:  # an output object or a tuple, as return_dict says
+    ) -> OutputOrTuple:
         """Compute the logits, and the loss if `labels` are given.
 
         Args:

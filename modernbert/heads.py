@@ -10,7 +10,6 @@ Each class has two methods: `forward`, with the arguments and outputs of transfo
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +30,7 @@ from modernbert.model import ModernBertModel, to_output
 from modernbert.outputs import (
     MaskedLMOutput,
     MultipleChoiceModelOutput,
+    OutputOrTuple,
     QuestionAnsweringModelOutput,
     SequenceClassifierOutput,
     TokenClassifierOutput,
@@ -211,7 +211,7 @@ class ModernBertForMultipleChoice(EncoderWithClassifier):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         **ignored: object,
-    ) -> Any:  # an output object or a tuple, as return_dict says
+    ) -> OutputOrTuple:
         """Compute a score for each choice, and the loss if `labels` are given.
 
         Args:
@@ -296,7 +296,7 @@ class ModernBertForQuestionAnswering(EncoderWithClassifier):
         return_dict: bool | None = None,
         inputs_embeds: Tensor | None = None,
         **ignored: object,
-    ) -> Any:  # an output object or a tuple, as return_dict says
+    ) -> OutputOrTuple:
         """Compute start and end logits, and the loss if both positions are given.
 
         Args:

@@ -8,7 +8,6 @@ H head dim.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +21,7 @@ from modernbert.forward_arguments import ForwardArguments
 from modernbert.graphs import EncoderGraphs
 from modernbert.inputs import ModelInputs
 from modernbert.layers import ModernBertEmbeddings, ModernBertEncoderLayer, layer_norm
-from modernbert.outputs import BaseModelOutput, ModelOutput, Traces
+from modernbert.outputs import BaseModelOutput, ModelOutput, OutputOrTuple, Traces
 from modernbert.packing import PackedBatch
 from modernbert.rope import rope_table
 from modernbert.rope_scaling import RopeScaling
@@ -179,7 +178,7 @@ class ModernBertModel(PreTrained):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         **ignored: object,
-    ) -> Any:  # an output object or a tuple, as return_dict says
+    ) -> OutputOrTuple:
         """Compute the last hidden states, with the arguments of transformers.
 
         Args:
@@ -284,7 +283,7 @@ class ModernBertModel(PreTrained):
 
 def to_output(
     output: ModelOutput, return_dict: bool | None, config: ModernBertConfig
-) -> ModelOutput | tuple[Any, ...]:
+) -> OutputOrTuple:
     """Return `output`, or without `return_dict` a tuple of its values; None: as configured."""
     return output if _default(return_dict, config.return_dict) else output.to_tuple()
 

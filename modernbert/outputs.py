@@ -7,10 +7,12 @@ vocabulary. For packed input without `indices`, outputs are (T, …) in place of
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any, TypedDict
+from typing import Any, TypeAlias, TypedDict
 
 from torch import Tensor
 
+OutputOrTuple: TypeAlias = Any
+"""A `ModelOutput`, or without `return_dict` a tuple of its values: the caller knows which."""
 _TRACES = ("hidden_states", "attentions")
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 from ray.data import Schema
 from ray.data._internal.execution.execution_callback import ExecutionCallback
+from ray.data._internal.execution.interfaces import PhysicalOperator
 from ray.data._internal.execution.operators.actor_pool_map_operator import ActorPoolMapOperator
 from ray.exceptions import UserCodeException
 
@@ -48,7 +49,7 @@ class StepWatch(ExecutionCallback):
 
     def before_execution_starts(self, executor: Any) -> None:
         """Raise StepError for actors that never have a place, and set the check of columns."""
-        operators = list(executor._topology)
+        operators: list[Any] = list(executor._topology)
         if is_fixed():
             _check_places(operators)
         for operator in operators:
@@ -76,7 +77,7 @@ class StepWatch(ExecutionCallback):
                 )
 
 
-def _check_places(operators: Iterable[Any]) -> None:
+def _check_places(operators: Iterable[PhysicalOperator]) -> None:
     """Raise StepError where the least actors of all pools, which Ray starts at once and which stay
     to the end, leave no room for each other or for the tasks that feed them.
     """
@@ -114,11 +115,11 @@ def _check_columns(columns: StepColumns, schema: pa.Schema | Schema | None) -> N
         raise StepError(str(error)) from None
 
 
-def _pools(operators: Iterable[Any]) -> list[ActorPoolMapOperator]:
+def _pools(operators: Iterable[PhysicalOperator]) -> list[ActorPoolMapOperator]:
     return [operator for operator in operators if isinstance(operator, ActorPoolMapOperator)]
 
 
-def _columns_read(operator: Any) -> StepColumns | None:
+def _columns_read(operator: PhysicalOperator) -> StepColumns | None:
     """Return the columns of the step whose texts an operator reads, if it does."""
     for logical in operator._logical_operators:
         function = getattr(logical, "fn", None)
@@ -128,7 +129,7 @@ def _columns_read(operator: Any) -> StepColumns | None:
     return None
 
 
-def _model_run(operator: Any) -> ModelRun | None:
+def _model_run(operator: PhysicalOperator) -> ModelRun | None:
     """Return what the actors of an operator run, if they are those of a step."""
     for logical in operator._logical_operators:
         for argument in getattr(logical, "fn_constructor_args", None) or ():
@@ -137,7 +138,7 @@ def _model_run(operator: Any) -> ModelRun | None:
     return None
 
 
-def _name(operator: Any) -> str:
+def _name(operator: PhysicalOperator) -> str:
     """Return what messages call an operator: the task of a step, or Ray's name."""
     run = _model_run(operator)
     return str(operator.name) if run is None else run.task.options_class.task

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
 import numpy as np
 import ray
@@ -95,7 +95,7 @@ def step_pool(
         reserved["accelerator_type"] = actors.accelerator_type
     if not is_fixed():
         return (actors.least, actors.most), reserved
-    nodes: list[dict[str, Any]] = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes: list[dict[str, float]] = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if actors.accelerator_type:
         nodes = _nodes_of_type(nodes, actors.accelerator_type)
     places = _places(nodes, actors.num_gpus or 1.0) if on_gpu else _total(nodes, "CPU")
@@ -111,16 +111,16 @@ def step_pool(
     return (actors.least, most), reserved
 
 
-def _total(nodes: list[dict[str, Any]], unit: str) -> int:
+def _total(nodes: list[dict[str, float]], unit: str) -> int:
     return int(sum(node.get(unit, 0) for node in nodes))
 
 
-def _places(nodes: list[dict[str, Any]], share: float) -> int:
+def _places(nodes: list[dict[str, float]], share: float) -> int:
     """Return how many actors find a place that each take a share of one GPU."""
     return _total(nodes, "GPU") * int(1 / share + 1e-6)
 
 
-def _nodes_of_type(nodes: list[dict[str, Any]], accelerator_type: str) -> list[dict[str, Any]]:
+def _nodes_of_type(nodes: list[dict[str, float]], accelerator_type: str) -> list[dict[str, float]]:
     """Return the nodes with a type of GPU; UserError where there is none."""
     fitting = [node for node in nodes if _TYPE_PREFIX + accelerator_type in node]
     if not fitting:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from functools import lru_cache, partial
-from typing import Any
 from urllib.parse import unquote
 
 import pyarrow as pa
@@ -96,7 +95,7 @@ def _current_metadata(filesystem: fs.FileSystem, folder: str) -> str:
     return last[0]
 
 
-def _identity(file: DataFile) -> list[Any]:
+def _identity(file: DataFile) -> list[object]:
     """Return what tells a file, or a part of one with deletes, from others, as JSON has it."""
     offset = getattr(file, "content_offset", None)  # of the deletes of one file in a Puffin file
     return [file.file_path, file.file_size_in_bytes, file.record_count, offset]

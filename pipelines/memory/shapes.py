@@ -37,7 +37,7 @@ class ClassifyPipeline(Pipeline):
 
     own_arguments = Pipeline.own_arguments | {"return_all_scores"}
 
-    def __call__(self, inputs: Any, **options: Any) -> Any:
+    def __call__(self, inputs: Any, **options: Any) -> Result:
         """Classify texts or {text, text_pair} dictionaries.
 
         Returns {label, score} per document (for a single text in a list, as transformers does), or
@@ -88,7 +88,7 @@ class ZeroShotPipeline(Pipeline):
             assert isinstance(task, CandidateLabels)
             self.options["labels"] = task.labels
 
-    def __call__(self, sequences: Any, candidate_labels: Any = None, **options: Any) -> Any:  # type: ignore[override]  # as in transformers
+    def __call__(self, sequences: Any, candidate_labels: Any = None, **options: Any) -> Result:  # type: ignore[override]  # as in transformers
         """Score `candidate_labels`, a list or a comma-separated text, of a text or of several.
 
         A text may have labels of its own: (text, labels), a list or a text with a label a line.
@@ -122,7 +122,7 @@ class AnswerPipeline(Pipeline):
 
     def __call__(
         self, inputs: Any = None, *, question: Any = None, context: Any = None, **options: Any
-    ) -> Any:
+    ) -> Result:
         """Answer a question from its context, or several.
 
         Give `question` and `context`, texts or lists of texts (one context may serve all
@@ -148,7 +148,7 @@ class FillPipeline(Pipeline):
     lists for several.
     """
 
-    def __call__(self, inputs: Any, **options: Any) -> Any:
+    def __call__(self, inputs: Any, **options: Any) -> Result:
         return _unwrapped(super().__call__(inputs, **options), self.is_document(inputs))
 
 
@@ -195,7 +195,7 @@ class TagPipeline(Pipeline):
     start, end}]; of each list of words the label of each, [{entity, score, index, word}].
     """
 
-    def __call__(self, inputs: Any, **options: Any) -> Any:
+    def __call__(self, inputs: Any, **options: Any) -> Result:
         """Find the entities of texts, or of the second text of {text, text_pair} dictionaries.
 
         With `is_split_into_words` a list of texts is the words of one document, and a list of such
@@ -291,7 +291,7 @@ def question_pairs(question: Any, context: Any) -> list[Text]:
     return list(zip(questions, contexts, strict=True))
 
 
-def _unwrapped(results: Any, of_document: bool) -> Any:
+def _unwrapped(results: Result, of_document: bool) -> Result:
     """Return the one result of a list of one document by itself, as transformers does."""
     if of_document or not isinstance(results, list) or len(results) != 1:
         return results
