@@ -146,16 +146,23 @@ class _NativeProduct(nn.Module):
     def __init__(self, linear: nn.Module, gated: bool = False):
         """`linear`: an int8.Int8Linear; `gated`: whether half of its outputs are gates."""
         super().__init__()
-        int8_ED, scales_E, bias_E = (getattr(linear, name) for name in ("weight", "scales", "bias"))
+        stored = linear.state_dict()
+        int8_ED: Tensor = stored["weight"]
+        scales_E: Tensor = stored["scales"]
+        bias_E: Tensor | None = stored.get("bias")
         if gated:
-            int8_ED, scales_E = _alternating(int8_ED), _alternating(scales_E)
+            int8_ED = _alternating(int8_ED)
+            scales_E = _alternating(scales_E)
             bias_E = None if bias_E is None else _alternating(bias_E)
         self.out_features, self.in_features = int8_ED.shape
-        panels = int8_ED.detach().view(-1, _COLUMNS, self.in_features // 4, 4).transpose(1, 2)
-        self.panels = nn.Buffer(panels.contiguous())
+
+        # An instruction multiplies four values of a row with those of several columns.
+        quads_EK4 = int8_ED.view(-1, _COLUMNS, self.in_features // 4, 4)
+        self.panels = nn.Buffer(quads_EK4.transpose(1, 2).contiguous())
+        # Activations are unsigned there: 128 more than they are.
         self.offsets = nn.Buffer((int8_ED.sum(dim=1) * 128).int())
-        self.scales = nn.Buffer(scales_E.detach().float().contiguous())
-        self.bias = None if bias_E is None else nn.Buffer(bias_E.detach().float().contiguous())
+        self.scales = nn.Buffer(scales_E.float().contiguous())
+        self.bias = None if bias_E is None else nn.Buffer(bias_E.float().contiguous())
 
     def struct(self) -> _Product:
         tensors = (self.panels, self.scales, self.offsets, self.bias)

@@ -162,22 +162,30 @@ def _few(names: list[str]) -> str:
 
 def _first_rows(job: Job, first: str | None) -> list[str]:
     """Show a few answered rows, to see at a glance that the answers make sense."""
-    holders = {column_of(job.schema, path) for path in job.text_columns}
-    if first is None or not holders <= set(job.keep_columns) - set(job.stored_names):
+    text_holders = {column_of(job.schema, path) for path in job.text_columns}
+    # Texts are in the output only where their columns are kept, and none of ours has their name.
+    texts_kept = set(job.keep_columns) - set(job.stored_names)
+    if first is None or not text_holders <= texts_kept:
         return []
     stored_names = {name: job.prefix + name for name in job.task.columns.names}
-    columns = [*holders, *stored_names.values()]
     data = pa.BufferReader(job.folder.read(part_path(job.parts, first)))
     # By the file: for a dataset, a name with a dot may be that of a field.
-    table = pq.ParquetFile(data).read(columns=columns).slice(0, _SHOWN_ROWS)
+    part = pq.ParquetFile(data).read(columns=[*text_holders, *stored_names.values()])
+    table = part.slice(0, _SHOWN_ROWS)
+
     texts = [take_field(table, path).to_pylist() for path in job.text_columns]
-    shown = []
-    for row, texts_of_row in zip(table.to_pylist(), zip(*texts, strict=True), strict=True):
+    answers: list[str] = []
+    for row in table.to_pylist():
+        columns = {name: row[stored] for name, stored in stored_names.items()}
+        answers.append(printable(job.task.preview(columns)))
+    longest = max((len(answer) for answer in answers), default=0)
+    width = min(longest, _SHOWN_WIDTH)
+
+    lines: list[str] = []
+    for answer, texts_of_row in zip(answers, zip(*texts, strict=True), strict=True):
         text = " | ".join(_on_one_line(text) for text in texts_of_row)
-        answer = job.task.preview({name: row[stored] for name, stored in stored_names.items()})
-        shown.append((printable(answer), printable(text[:_SHOWN_TEXT])))
-    width = min(max((len(answer) for answer, _ in shown), default=0), _SHOWN_WIDTH)
-    return [f"example    {answer:<{width}}  {text}" for answer, text in shown]
+        lines.append(f"example    {answer:<{width}}  {printable(text[:_SHOWN_TEXT])}")
+    return lines
 
 
 def _on_one_line(text: object) -> str:

@@ -44,6 +44,9 @@ _SHOWN_PAIRS = 20
 _SHOWN_NAME = 60  # characters of gold that is no label
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 Counts = Counter[str]
+Key = tuple[str | int | None, ...]
+Numbers = Mapping[Key, int]
+"""Counts by the parts of their keys."""
 Item = tuple[Hashable, str | None]
 """A place and its label; None: a label that the model lacks."""
 
@@ -235,7 +238,7 @@ def figures(counts: Mapping[str, int]) -> Json:
     scikit-learn, for entities those of seqeval; of a label that is neither gold nor answered, F1
     is 0.
     """
-    numbers: dict[tuple[str | int | None, ...], int] = {}
+    numbers: dict[Key, int] = {}
     for name, number in counts.items():
         numbers[tuple(json.loads(name))] = number
 
@@ -245,11 +248,7 @@ def figures(counts: Mapping[str, int]) -> Json:
     rows = count("rows")
     result: Json = {"rows": rows}
     result |= {name: count(name) for name in ("no_gold", "unknown", "unfit")}
-    names: list[tuple[int, str]] = []
-    for parts, number in numbers.items():
-        if parts[0] == "unknown" and len(parts) == 2:
-            names.append((-number, str(parts[1])))
-    result["unknown_labels"] = [name for _, name in sorted(names)[:_SHOWN_PAIRS]]
+    result["unknown_labels"] = _unknown_labels(numbers)
     if not rows:
         return result
     if ("exact",) not in numbers:
@@ -260,9 +259,7 @@ def figures(counts: Mapping[str, int]) -> Json:
         sums = [sum(each[name] for each in labels) for name in ("right", "missed", "wrong")]
         result["micro_f1"] = f1(*sums)
         result["labels"] = labels
-        pairs = [(parts, n) for parts, n in numbers.items() if parts[0] == "pair"]
-        pairs.sort(key=lambda pair: (-pair[1], str(pair[0])))
-        result["confusion"] = [[*parts[1:], n] for parts, n in pairs[:_SHOWN_PAIRS]]
+        result["confusion"] = _confusion(numbers)
     if count("words"):
         result["word_accuracy"] = count("right_words") / count("words")
     if ("exact",) in numbers:
@@ -274,12 +271,28 @@ def figures(counts: Mapping[str, int]) -> Json:
     return result
 
 
+def _unknown_labels(numbers: Numbers) -> list[str]:
+    """Return the names of gold that are no labels of the model's, the most frequent first."""
+    names: list[tuple[int, str]] = []
+    for parts, number in numbers.items():
+        if parts[0] == "unknown" and len(parts) == 2:
+            names.append((-number, str(parts[1])))
+    return [name for _, name in sorted(names)[:_SHOWN_PAIRS]]
+
+
+def _confusion(numbers: Numbers) -> list[list[str | int | None]]:
+    """Return gold, answer and count of the pairs that are confused, the most frequent first."""
+    pairs = [(parts, number) for parts, number in numbers.items() if parts[0] == "pair"]
+    pairs.sort(key=lambda pair: (-pair[1], str(pair[0])))
+    return [[*parts[1:], number] for parts, number in pairs[:_SHOWN_PAIRS]]
+
+
 def f1(right: int, missed: int, wrong: int) -> float:
     """Return the harmonic mean of precision and recall; 0 where there is nothing."""
     return 2 * right / max(2 * right + missed + wrong, 1)
 
 
-def _label_figures(numbers: Mapping[tuple[str | int | None, ...], int]) -> list[Json]:
+def _label_figures(numbers: Numbers) -> list[Json]:
     """Return the figures of each label, those with the most gold first."""
     by_label: dict[str | int | None, Json] = {}
     for parts, number in numbers.items():
@@ -324,7 +337,7 @@ def _calibrate(counts: Counts, scores: np.ndarray, is_right: np.ndarray) -> None
         counts[key("bin", number, "score")] += int(units[is_here].sum())
 
 
-def _calibration(numbers: Mapping[tuple[str | int | None, ...], int]) -> Json | None:
+def _calibration(numbers: Numbers) -> Json | None:
     """Return the share of right answers beside the mean score of each bin, and the expected
     calibration error: the mean distance of the two over all answers.
     """

@@ -38,6 +38,7 @@ def use(monkeypatch, functions) -> None:
     monkeypatch.setattr(native, "_load", lambda: functions)
     native.library.cache_clear()
     native.why_missing.cache_clear()
+    cpu.fastest_way.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +58,7 @@ def library(tmp_path_factory):
         yield native.library()
     native.library.cache_clear()
     native.why_missing.cache_clear()
+    cpu.fastest_way.cache_clear()
 
 
 @pytest.mark.parametrize("window", [None, (64, 64), (16, 16), (8, 3), (0, 0)], ids=str)
@@ -186,6 +188,7 @@ def test_without_the_library_torch_computes_and_a_word_says_so(monkeypatch, capl
     assert cpu.fastest_way.__wrapped__(4, 32, (8, 8), torch.float32) == FUSED
     native.library.cache_clear()
     native.why_missing.cache_clear()
+    cpu.fastest_way.cache_clear()
 
 
 def test_a_library_of_other_sources_is_not_used(library, monkeypatch):
@@ -195,6 +198,7 @@ def test_a_library_of_other_sources_is_not_used(library, monkeypatch):
     assert native.why_missing() == "it was built from other sources: install the package again"
     native.library.cache_clear()
     native.why_missing.cache_clear()
+    cpu.fastest_way.cache_clear()
 
 
 @pytest.mark.parametrize(("name", "way"), [("Intel(R) Xeon(R)", NATIVE), ("AMD EPYC", FUSED)])
