@@ -211,12 +211,29 @@ def rotate_kernel(
 
 
 @triton.jit
+def gelu(a):
+    """Compute the exact gelu within 3e-7 in fp32, in about half the instructions of `tl.erf`.
+
+    gelu(a) is max(a, 0) - |a| Q(|a|) with the normal distribution's tail Q, whose logarithm to the
+    base 2 is nearly a parabola: a polynomial of degree 7, fitted over [0, 9], stays below it.
+    """
+    size = tl.abs(a)
+    log_tail = size * -1.2129747801736812e-6 + 4.8982481530401856e-5
+    log_tail = size * log_tail - 8.378050988540053e-4
+    log_tail = size * log_tail + 8.202439174056053e-3
+    log_tail = size * log_tail - 5.3486138582229614e-2
+    log_tail = size * log_tail - 4.5879027247428894e-1
+    log_tail = size * log_tail - 1.151172041893005
+    log_tail = size * log_tail - 0.9999983310699463
+    return tl.maximum(a, 0.0) - size * tl.exp2(log_tail)
+
+
+@triton.jit
 def _geglu(a, b, dtype: tl.constexpr):
     """Compute gelu(a) * b; gelu is rounded to `dtype` before the product, as it is where it is
     stored.
     """
-    gelu = 0.5 * a * (1.0 + tl.erf(a * 0.7071067811865476))
-    return gelu.to(dtype).to(tl.float32) * b
+    return gelu(a).to(dtype).to(tl.float32) * b
 
 
 @triton.jit(**_ANY_TOKENS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import logging
 import os
 import threading
 import time
@@ -24,6 +25,7 @@ from pipelines.storage import one_line, redact
 if TYPE_CHECKING:
     from pipelines.inference.predictor import Predictor
 
+logger = logging.getLogger(__name__)
 START_PAUSES_S = (1.0, 3.0, 9.0, 27.0)
 """The pauses between attempts to start an actor.
 
@@ -183,12 +185,33 @@ class Predict:
             encoder.cpu_way = CpuWay(*agreed)
 
     def _report_attention(self, predictor: Predictor) -> None:
-        """Report how a GPU computes attention, and where its node lacks what the kernels need."""
+        """Report how a GPU computes attention, and where its node lacks what the kernels need;
+        compute products as the other actors do on this kind of GPU.
+        """
         import torch
+
+        from modernbert import gpu
+        from modernbert.tiles import fusions_named
 
         gpu_name = torch.cuda.get_device_name(predictor.device)
         backend, _, lack = predictor.attention_backend.partition(", ")
         self.reports.agree(f"{gpu_name} {lack}".strip(), (backend, 0))
+        if lack:
+            return
+        assert predictor.products is not None
+        agreed = self.reports.agree_on_products(gpu_name, predictor.products)
+        if agreed == predictor.products:
+            return
+        fusions = fusions_named(agreed, gpu.compute_capability(predictor.device))
+        if fusions is None:  # of another version of this package
+            logger.warning(
+                "products run with %s here, where another run of the job had %s: answers may "
+                "differ in the last bits",
+                predictor.products,
+                agreed,
+            )
+        else:
+            predictor.fuse(fusions)
 
     def _answer_probe(self) -> None:
         """Raise an exception if the model does not answer the task's probe."""
@@ -245,6 +268,13 @@ class Reports:
         if not self.watch:
             return way
         agreed: Way = ray.get(self.watch.agree.remote(processor, way))
+        return agreed
+
+    def agree_on_products(self, gpu: str, fusions: str) -> str:
+        """Report how the products of layers are fastest on a GPU; return how they are computed."""
+        if not self.watch:
+            return fusions
+        agreed: str = ray.get(self.watch.agree_on_products.remote(gpu, fusions))
         return agreed
 
     def begin(self, shard: str) -> bool:
