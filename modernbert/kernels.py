@@ -122,6 +122,27 @@ def pool_stretches(
     return out_BD
 
 
+def layer_norm(x_TD: Tensor, weight_D: Tensor, bias_D: Tensor | None, eps: float) -> Tensor:
+    """Compute LayerNorm of contiguous rows: (T, D)."""
+    tokens, width = x_TD.shape
+    out_TD = torch.empty_like(x_TD)
+    with torch.cuda.device_of(x_TD):
+        norm_kernel[(triton.cdiv(tokens, 4),)](
+            x_TD,
+            weight_D,
+            weight_D if bias_D is None else bias_D,
+            out_TD,
+            tokens,
+            eps,
+            WIDTH=width,
+            HAS_BIAS=bias_D is not None,
+            BLOCK_T=4,
+            BLOCK_D=triton.next_power_of_2(width),
+            **LAUNCH,
+        )
+    return out_TD
+
+
 def norm_float8(
     x_TD: Tensor, weight_D: Tensor, bias_D: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor]:
@@ -281,6 +302,45 @@ def geglu_float8_kernel(
     tl.store(scales + t, scale)
 
 
+@triton.jit
+def _normalised(x, weight, bias, at, d, valid, eps, WIDTH: tl.constexpr, HAS_BIAS: tl.constexpr):
+    """Load rows of `x` and normalise them, in fp32."""
+    v = tl.load(x + at, mask=valid, other=0.0).to(tl.float32)
+    mean = tl.sum(v, axis=1, keep_dims=True) / WIDTH
+    # Columns beyond WIDTH would be -mean, and count in the variance.
+    v = tl.where(valid, v - mean, 0.0)
+    variance = tl.sum(v * v, axis=1, keep_dims=True) / WIDTH
+    v = v * (1.0 / tl.sqrt(variance + eps))
+    w = tl.load(weight + d, mask=d < WIDTH, other=0.0).to(tl.float32)
+    v = v * w
+    if HAS_BIAS:
+        b = tl.load(bias + d, mask=d < WIDTH, other=0.0).to(tl.float32)
+        v = v + b
+    return v
+
+
+@triton.jit(**_ANY_TOKENS)
+def norm_kernel(
+    x,
+    weight,
+    bias,
+    out,
+    tokens,
+    eps,
+    WIDTH: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Normalise BLOCK_T tokens."""
+    t = (tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T))[:, None]
+    d = tl.arange(0, BLOCK_D)[None, :]
+    valid = (t < tokens) & (d < WIDTH)
+    at = t.to(tl.int64) * WIDTH + d
+    v = _normalised(x, weight, bias, at, d, valid, eps, WIDTH, HAS_BIAS)
+    tl.store(out + at, v.to(out.dtype.element_ty), mask=valid)
+
+
 @triton.jit(**_ANY_TOKENS)
 def norm_float8_kernel(
     x,
@@ -300,17 +360,7 @@ def norm_float8_kernel(
     d = tl.arange(0, BLOCK_D)[None, :]
     valid = (t < tokens) & (d < WIDTH)
     at = t.to(tl.int64) * WIDTH + d
-    v = tl.load(x + at, mask=valid, other=0.0).to(tl.float32)
-    mean = tl.sum(v, axis=1, keep_dims=True) / WIDTH
-    # Columns beyond WIDTH would be -mean, and count in the variance.
-    v = tl.where(valid, v - mean, 0.0)
-    variance = tl.sum(v * v, axis=1, keep_dims=True) / WIDTH
-    v = v * (1.0 / tl.sqrt(variance + eps))
-    w = tl.load(weight + d, mask=d < WIDTH, other=0.0).to(tl.float32)
-    v = v * w
-    if HAS_BIAS:
-        b = tl.load(bias + d, mask=d < WIDTH, other=0.0).to(tl.float32)
-        v = v + b
+    v = _normalised(x, weight, bias, at, d, valid, eps, WIDTH, HAS_BIAS)
     # As in geglu_float8_kernel, also for a row of zeros.
     largest = tl.max(tl.abs(v), axis=1, keep_dims=True)
     scale = tl.maximum(largest, 1e-12) / _FLOAT8_MAX

@@ -21,6 +21,20 @@ from modernbert.rope import apply_rope, apply_rope_interleaved_, interleave_pair
 from modernbert.torch_attention import attention_maps
 
 
+class Norm(nn.LayerNorm):
+    """A LayerNorm that a GPU in inference computes by a kernel of this package where that is faster
+    (`fusions.use`).
+    """
+
+    by_kernel = False
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        if self.by_kernel and (kernels := gpu.kernels_for(x_TD)):
+            out_TD: Tensor = kernels.layer_norm(x_TD, self.weight, self.bias, self.eps)
+            return out_TD
+        return super().forward(x_TD)
+
+
 class ModernBertEmbeddings(nn.Module):
     """Embeds token ids, or takes `inputs_embeds`, and normalises: a packed batch to (T, D)."""
 
@@ -219,6 +233,6 @@ def _weighted_values(weights: tuple[Tensor, ...], values: tuple[Tensor, ...]) ->
     return torch.cat(out)
 
 
-def layer_norm(config: ModernBertConfig) -> nn.LayerNorm:
+def layer_norm(config: ModernBertConfig) -> Norm:
     """Create the norm that ModernBERT uses everywhere."""
-    return nn.LayerNorm(config.hidden_size, eps=config.norm_eps, bias=config.norm_bias)
+    return Norm(config.hidden_size, eps=config.norm_eps, bias=config.norm_bias)

@@ -28,19 +28,21 @@ class Tile(NamedTuple):
 
 
 class Fusions(NamedTuple):
-    """How those products of a model are cut that go on with what follows them; None: they do
-    not.
-    """
+    """How the layers of a model run on a GPU where there is a choice."""
 
     geglu: Tile | None = None
+    """How the MLP's first product is cut where it goes on with GeGLU; None: it does not."""
     rope: Tile | None = None
+    """How the product of queries, keys and values is cut where it goes on with RoPE."""
+    norm: bool = False
+    """Whether LayerNorm is a kernel of this package, not torch's."""
 
     def __str__(self) -> str:
         parts = [
             f"{name} in its product, tiles of {tile}" if tile else f"{name} by itself"
             for name, tile in (("GeGLU", self.geglu), ("RoPE", self.rope))
         ]
-        return "; ".join(parts)
+        return "; ".join((*parts, "LayerNorm by Triton" if self.norm else "LayerNorm by torch"))
 
 
 _AMPERE = (
@@ -68,5 +70,5 @@ def tiles_for(capability: tuple[int, int]) -> tuple[Tile, ...]:
 def fusions_named(name: str, capability: tuple[int, int]) -> Fusions | None:
     """Return the fusions whose text is `name`; None where a GPU of that capability has no such."""
     tiles = (None, *tiles_for(capability))
-    known = (Fusions(geglu, rope) for geglu, rope in product(tiles, tiles))
+    known = (Fusions(*choice) for choice in product(tiles, tiles, (False, True)))
     return next((fusions for fusions in known if str(fusions) == name), None)

@@ -98,7 +98,7 @@ def predictor(figures: Figures) -> None:
         figures[str(budget)] = {
             "tokens_s": len(ids) / one_s, "batches": first.batches, "failed": len(first.failed),
             "busy_share": alone_s / one_s, "busy_share_of_two_calls": 2 * alone_s / two_s,
-            "products": running.products,
+            "fusions": running.fusions,
         }  # fmt: skip
 
 

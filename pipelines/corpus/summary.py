@@ -221,10 +221,10 @@ def _attention(attempt: Attempt) -> dict[str, str]:
     return {"attention": "; ".join(ways)} if ways else {}
 
 
-def _products(attempt: Attempt) -> dict[str, str]:
-    """Say how the products of layers were computed on GPUs."""
-    ways = [f"{fusions}, on {gpu}" for gpu, fusions in attempt.products.items()]
-    return {"products": "; ".join(ways)} if ways else {}
+def _fusions(attempt: Attempt) -> dict[str, str]:
+    """Say how layers ran on GPUs."""
+    ways = [f"{chosen}, on {gpu}" for gpu, chosen in attempt.fusions.items()]
+    return {"fusions": "; ".join(ways)} if ways else {}
 
 
 def report(job: Job, record: RunRecord, figures: ShardFigures) -> Json:
@@ -245,7 +245,7 @@ def report(job: Job, record: RunRecord, figures: ShardFigures) -> Json:
             "model": job.task.model_name(job.model),
             "device": last.device,
             **_attention(last),
-            **_products(last),
+            **_fusions(last),
             "token budget": f"{describe_budget(job)} a packed batch",
             "long texts": long_documents_policy(job.task),
             "compute": describe_compute(last) or "not known",

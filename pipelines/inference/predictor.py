@@ -120,7 +120,7 @@ class Predictor:
                 encoder.enable_graphs()
 
     def fuse(self, chosen: Fusions) -> None:
-        """Compute the products of all encoders on a GPU so from now on, as far as they can be."""
+        """Compute the layers of all encoders on a GPU so from now on, as far as they can be."""
         for encoder in self.encoders:
             fusions.use(encoder, chosen)
 
@@ -156,8 +156,8 @@ class Predictor:
         return backend if has_kernels else f"{backend}, {gpu.NO_KERNELS}"
 
     @property
-    def products(self) -> str | None:
-        """Which products of the layers go on with what follows them; None: on a CPU."""
+    def fusions(self) -> str | None:
+        """How the layers run on a GPU, as far as there was a choice; None: on a CPU."""
         return str(self.encoders[0].fusions) if self.device.type == "cuda" else None
 
     def _default_budget(self) -> int:

@@ -186,7 +186,7 @@ class Predict:
 
     def _report_attention(self, predictor: Predictor) -> None:
         """Report how a GPU computes attention, and where its node lacks what the kernels need;
-        compute products as the other actors do on this kind of GPU.
+        run layers as the other actors do on this kind of GPU.
         """
         import torch
 
@@ -198,16 +198,16 @@ class Predict:
         self.reports.agree(f"{gpu_name} {lack}".strip(), (backend, 0))
         if lack:
             return
-        assert predictor.products is not None
-        agreed = self.reports.agree_on_products(gpu_name, predictor.products)
-        if agreed == predictor.products:
+        assert predictor.fusions is not None
+        agreed = self.reports.agree_on_fusions(gpu_name, predictor.fusions)
+        if agreed == predictor.fusions:
             return
         fusions = fusions_named(agreed, gpu.compute_capability(predictor.device))
         if fusions is None:  # of another version of this package
             logger.warning(
-                "products run with %s here, where another run of the job had %s: answers may "
-                "differ in the last bits",
-                predictor.products,
+                "layers run here with %s, where another run of the job had %s: answers may differ "
+                "in the last bits",
+                predictor.fusions,
                 agreed,
             )
         else:
@@ -270,11 +270,11 @@ class Reports:
         agreed: Way = ray.get(self.watch.agree.remote(processor, way))
         return agreed
 
-    def agree_on_products(self, gpu: str, fusions: str) -> str:
-        """Report how the products of layers are fastest on a GPU; return how they are computed."""
+    def agree_on_fusions(self, gpu: str, fusions: str) -> str:
+        """Report how layers are fastest on a GPU; return how they run there."""
         if not self.watch:
             return fusions
-        agreed: str = ray.get(self.watch.agree_on_products.remote(gpu, fusions))
+        agreed: str = ray.get(self.watch.agree_on_fusions.remote(gpu, fusions))
         return agreed
 
     def begin(self, shard: str) -> bool:

@@ -33,6 +33,7 @@ NORM8 = {
     "tokens": "i32",
     "eps": "fp32",
 }
+NORM = {name: kind for name, kind in NORM8.items() if name != "scales"} | {"out": BF16}
 GEGLU8 = {"y": BF16, "out": FP8, "scales": FP32}
 B8 = {"BLOCK_T": 8, "BLOCK_N": 8, "BLOCK_H": 32}
 CASES = {
@@ -43,6 +44,8 @@ CASES = {
     "pool mean": (kernels.pool_kernel, POOL, {"POOLING": 0, "WIDTH": 768, "BLOCK_T": 32, "BLOCK_D": 128}),
     "pool max": (kernels.pool_kernel, POOL, {"POOLING": 3, "WIDTH": 768, "BLOCK_T": 32, "BLOCK_D": 128}),
     "pool max of scores": (kernels.pool_kernel, POOL | {"x": FP32}, {"POOLING": 3, "WIDTH": 50368, "BLOCK_T": 32, "BLOCK_D": 128}),
+    "norm base": (kernels.norm_kernel, NORM, {"WIDTH": 768, "HAS_BIAS": False, "BLOCK_T": 4, "BLOCK_D": 1024}),
+    "norm large": (kernels.norm_kernel, NORM, {"WIDTH": 1024, "HAS_BIAS": False, "BLOCK_T": 4, "BLOCK_D": 1024}),
     "norm8": (kernels.norm_float8_kernel, NORM8, {"WIDTH": 768, "HAS_BIAS": False, "BLOCK_T": 4, "BLOCK_D": 1024}),
     "geglu8 base": (kernels.geglu_float8_kernel, GEGLU8, {"WIDTH": 1152, "BLOCK_F": 1024, "BLOCK_REST": 128}),
     "geglu8 large": (kernels.geglu_float8_kernel, GEGLU8, {"WIDTH": 2624, "BLOCK_F": 2048, "BLOCK_REST": 1024}),

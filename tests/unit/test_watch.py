@@ -155,7 +155,7 @@ class OneGpu:
         monkeypatch.setattr(gpu, "compute_capability", lambda _: (9, 0))
         self.used = fastest
         predictor = SimpleNamespace(
-            device="cuda:0", attention_backend=backend, products=str(fastest), fuse=self.fuse
+            device="cuda:0", attention_backend=backend, fusions=str(fastest), fuse=self.fuse
         )
         Predict._report_attention(SimpleNamespace(reports=watch), predictor)
 
@@ -168,11 +168,11 @@ def test_actors_on_one_kind_of_gpu_agree_and_so_does_a_later_attempt(monkeypatch
     watch = Watch()
     slow = OneGpu(monkeypatch, watch, Fusions(), f"torch_varlen, {gpu.NO_KERNELS}")
     assert slow.used == Fusions()
-    assert not watch.products()  # an actor without kernels does not choose for the others
+    assert not watch.fusions()  # an actor without kernels does not choose for the others
     assert OneGpu(monkeypatch, watch, Fusions(first)).used == Fusions(first)
     assert OneGpu(monkeypatch, watch, Fusions(second, second)).used == Fusions(first)
-    later = Watch(products=watch.products())
+    later = Watch(fusions=watch.fusions())
     assert OneGpu(monkeypatch, later, Fusions()).used == Fusions(first)
-    other_version = Watch(products={"NVIDIA H100": "all in one kernel"})
+    other_version = Watch(fusions={"NVIDIA H100": "all in one kernel"})
     assert OneGpu(monkeypatch, other_version, Fusions(first)).used == Fusions(first)
     assert "where another run of the job had all in one kernel" in caplog.text

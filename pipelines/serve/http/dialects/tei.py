@@ -312,7 +312,7 @@ def _tokens(text: str, tokens: Tokens) -> Iterator[Json]:
 
 
 def _info(info: Info, handler: RequestHandler) -> Json:
-    ways = {"attention": info.attention, "products": info.products}  # not of TEI
+    ways = {"attention": info.attention, "fusions": info.fusions}  # not of TEI
     chosen = {name: way for name, way in ways.items() if way}
     return {
         "model_id": info.model,
