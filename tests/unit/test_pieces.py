@@ -127,6 +127,7 @@ STYLES = TOKENIZERS | {
     "split special tokens": write_modernbert,
 }
 CACHED = {"byte-level BPE", "ModernBERT", "no normaliser", "split special tokens"}
+DETAILED = CACHED
 
 
 @pytest.fixture(scope="module", params=STYLES)
@@ -194,6 +195,7 @@ def test_fuzzed_texts_are_encoded_as_by_the_library(style, tokenizer, seed):
     left = FUZZED_TEXTS // (2 * len(STYLES))
     answered = 0
     asked = 0
+    detailed = 0
     while left > 0:
         texts = [odd_text(dice) for _ in range(min(left, 500))]
         check(tokenizer, texts, dice.choice((1, 2, 3, 5, 8, 20)), f"{style}, seed {seed}")
@@ -202,7 +204,14 @@ def test_fuzzed_texts_are_encoded_as_by_the_library(style, tokenizer, seed):
             asked += len(texts)
             answers = [tokenizer._pieces.encode(text, NO_LIMIT, NO_LIMIT) for text in texts]
             answered += sum(ids is not None for ids in answers)
-    assert answered >= asked / 3  # else little is tested
+        if tokenizer._details is not None:
+            detailed += sum(
+                tokenizer._details.encode_detailed(text, NO_LIMIT, NO_LIMIT) is not None
+                for text in texts
+            )
+    # Else little is tested.
+    assert answered >= asked / 3
+    assert detailed == (answered if style in DETAILED else 0)
 
 
 def test_pairs_and_windows_are_encoded_as_without_the_cache(modernbert):
@@ -210,7 +219,7 @@ def test_pairs_and_windows_are_encoded_as_without_the_cache(modernbert):
     texts = [odd_text(dice) for _ in range(100)]
     pairs = list(zip(texts, reversed(texts), strict=True))
     plain = Tokenizer(modernbert._fast)
-    plain._pieces = None
+    plain._pieces = plain._details = None
     for options in ({"max_length": 24, "stride": 4}, {"max_length": 24}, {}):
         for documents in (texts, pairs):
             got, want = modernbert.encode(documents, **options), plain.encode(documents, **options)
