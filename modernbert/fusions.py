@@ -1,5 +1,5 @@
 """Which products of the layers go on with what follows them on a GPU (`modernbert.products`), and
-which leave it to a kernel of its own (`modernbert.kernels`); and whose LayerNorm is used.
+which leave it to a kernel of its own (`modernbert.kernels`); and whether LayerNorm is ours.
 
 That is timed as a model is loaded, once a process for each size of product: a fusion that loses on
 a GPU is not used there, nor one that fails, gives other results, or whose bits depend on the number
@@ -66,7 +66,7 @@ def fastest(model: ModernBertModel) -> Fusions:
     except RuntimeError as error:
         if not gpu.is_out_of_memory(error):
             raise
-        logger.warning("no memory to time products on %s: none is fused", weight.device)
+        logger.warning("no memory to time layers on %s: no product is fused", weight.device)
         geglu = rope = None
     torch.cuda.empty_cache()
     chosen = Fusions(geglu, rope, norm)
@@ -78,13 +78,14 @@ def use(model: ModernBertModel, fusions: Fusions) -> None:
     """Compute the layers of a model so from now on, in inference on its GPU; what cannot stays as
     it is.
     """
-    from modernbert import products
-
     gated = rotated = None
-    if fusions.geglu is not None:
-        gated = partial(products.gated_product, tile=fusions.geglu)
-    if fusions.rope is not None:
-        rotated = partial(products.rotated_product, tile=fusions.rope)
+    if fusions.geglu is not None or fusions.rope is not None:
+        from modernbert import products  # needs Triton, which may not be here
+
+        if fusions.geglu is not None:
+            gated = partial(products.gated_product, tile=fusions.geglu)
+        if fusions.rope is not None:
+            rotated = partial(products.rotated_product, tile=fusions.rope)
     for layer in _layers(model):
         if _can_gate(layer):
             layer.mlp.Wi.product = gated

@@ -123,7 +123,8 @@ def pool_stretches(
 
 
 def layer_norm(x_TD: Tensor, weight_D: Tensor, bias_D: Tensor | None, eps: float) -> Tensor:
-    """Compute LayerNorm of contiguous rows: (T, D)."""
+    """Compute LayerNorm: (T, D)."""
+    x_TD = x_TD.contiguous()
     tokens, width = x_TD.shape
     out_TD = torch.empty_like(x_TD)
     with torch.cuda.device_of(x_TD):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from array import array
+from typing import Self
 
 import numpy as np
 from tokenizers import AddedToken, normalizers, pre_tokenizers, processors
@@ -75,7 +76,7 @@ class PieceCache(dict[str, bytes]):
         self._piece = re.compile("|".join([word, *runs, f"{space}+(?!{_NO_SPACE})", f"{space}+"]))
 
     @classmethod
-    def for_tokenizer(cls, fast: FastTokenizer) -> PieceCache | None:
+    def for_tokenizer(cls, fast: FastTokenizer) -> Self | None:
         """Return a cache; None for a tokenizer that cuts, normalises or encodes otherwise."""
         cutter = fast.pre_tokenizer
         added = list(fast.get_added_tokens_decoder().values())
@@ -164,16 +165,15 @@ class DetailCache(PieceCache):
     """
 
     @classmethod
-    def for_tokenizer(cls, fast: FastTokenizer) -> DetailCache | None:
-        """Return a cache; None where `PieceCache` has none, offsets are changed after all, or bytes
-        may have no token.
+    def for_tokenizer(cls, fast: FastTokenizer) -> Self | None:
+        """Return a cache; None where `PieceCache` has none, where a post-processor may trim
+        offsets, or where bytes may have no token.
         """
         has_all_bytes = all(
             fast.token_to_id(byte) is not None for byte in pre_tokenizers.ByteLevel.alphabet()
         )
         keeps_offsets = isinstance(fast.post_processor, processors.TemplateProcessing)
-        cache = super().for_tokenizer(fast) if has_all_bytes and keeps_offsets else None
-        return cache if isinstance(cache, DetailCache) else None
+        return super().for_tokenizer(fast) if has_all_bytes and keeps_offsets else None
 
     def encode_detailed(self, text: str, max_tokens: int, max_chars: int) -> TextTokens | None:
         """Encode a text as `encode` does, with offsets and word ids."""

@@ -167,7 +167,7 @@ class Predict:
         if run.device == "cpu":
             self._agree_on_attention(self.predictor)
         else:
-            self._report_attention(self.predictor)
+            self._report_gpu(self.predictor)
         self._answer_probe()
 
     def _agree_on_attention(self, predictor: Predictor) -> None:
@@ -184,7 +184,7 @@ class Predict:
         for encoder in predictor.encoders:
             encoder.cpu_way = CpuWay(*agreed)
 
-    def _report_attention(self, predictor: Predictor) -> None:
+    def _report_gpu(self, predictor: Predictor) -> None:
         """Report how a GPU computes attention, and where its node lacks what the kernels need;
         run layers as the other actors do on this kind of GPU.
         """

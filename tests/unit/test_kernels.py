@@ -121,6 +121,8 @@ def test_layer_norm(width, bias, dtype):
     assert got.dtype == dtype
     assert relative_error(got.double(), exact) < TOLERANCE[dtype]
     assert torch.equal(kernels.layer_norm(x[5:6], weight, shift, 1e-5), got[5:6])
+    columns = torch.cat((x, x), 1)[:, width:]  # rows that are not contiguous
+    assert torch.equal(kernels.layer_norm(columns, weight, shift, 1e-5), got)
 
 
 @pytest.mark.parametrize("width", [768, 96])

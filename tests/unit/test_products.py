@@ -5,6 +5,7 @@ The interpreter has no products of bfloat16: float16 stands in for it.
 
 from __future__ import annotations
 
+import sys
 from functools import partial
 
 import numpy as np
@@ -268,7 +269,16 @@ def test_without_memory_to_time_it_nothing_is_fused(monkeypatch, caplog):
     monkeypatch.setattr(gpu, "kernels_for", lambda _: kernels)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     assert fusions.fastest(model) == Fusions()
-    assert "no memory to time products" in caplog.text
+    assert "no memory to time layers" in caplog.text
+
+
+def test_without_triton_layers_run_as_before(monkeypatch):
+    monkeypatch.setitem(sys.modules, "modernbert.products", None)  # its import raises
+    monkeypatch.delattr("modernbert.products")
+    with torch.device("meta"):
+        model = ModernBertModel(ModernBertConfig(num_hidden_layers=1))
+    fusions.use(model, Fusions())
+    assert model.layers[0].attn.product is None
 
 
 def test_fusions_are_found_by_their_text():

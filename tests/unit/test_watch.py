@@ -157,7 +157,7 @@ class OneGpu:
         predictor = SimpleNamespace(
             device="cuda:0", attention_backend=backend, fusions=str(fastest), fuse=self.fuse
         )
-        Predict._report_attention(SimpleNamespace(reports=watch), predictor)
+        Predict._report_gpu(SimpleNamespace(reports=watch), predictor)
 
     def fuse(self, chosen: Fusions) -> None:
         self.used = chosen
