@@ -9,8 +9,8 @@ depend on the row, the weight and the tile, never on what else is in the batch.
 
 Shapes: T packed tokens, D hidden, F MLP width, N heads, H head dim, S positions.
 
-In kernels, t, d and f are the indices along T, D and F of a tile, p those of the pairs that RoPE
-rotates. `x`, `weight` and `out` are tensor descriptors where the GPU copies whole tiles by itself
+In kernels, t, d and f are the indices along T, D and F of a tile, e those of queries, keys and
+values. `x`, `weight` and `out` are tensor descriptors where the GPU copies whole tiles by itself
 (TMA), else pointers.
 """
 
@@ -47,7 +47,7 @@ def gated_product(x_TD: Tensor, weight_FD: Tensor, tile: Tile) -> Tensor:
     tokens, depth = x_TD.shape
     width = len(weight_FD) // 2
     out_TF = x_TD.new_empty(tokens, width)
-    has_tma = _has_tma(tile, x_TD, depth, width)
+    has_tma = _has_tma(tile, x_TD, weight_FD, out_TF)
     half_tile = tile.columns // 2
     with torch.cuda.device_of(x_TD):
         gated_product_kernel[_programs(tokens, 2 * width, tile, x_TD.device)](
@@ -92,7 +92,7 @@ def rotated_product(
     tokens, depth = x_TD.shape
     width = len(weight_ED)
     out_TE = x_TD.new_empty(tokens, width)
-    has_tma = _has_tma(tile, x_TD, depth, width)
+    has_tma = _has_tma(tile, x_TD, weight_ED, out_TE)
     with torch.cuda.device_of(x_TD):
         rotated_product_kernel[_programs(tokens, width, tile, x_TD.device)](
             _operand(x_TD, tile.rows, tile.depth, has_tma),
@@ -115,8 +115,12 @@ def rotated_product(
     return out_TE
 
 
-def _has_tma(tile: Tile, x: Tensor, *widths: int) -> bool:
-    return tile.tma and all(width * x.element_size() % _TMA_BYTES == 0 for width in widths)
+def _has_tma(tile: Tile, *matrices: Tensor) -> bool:
+    """Return whether TMA copies tiles of these; bits are the same without it."""
+    return tile.tma and not any(
+        each.data_ptr() % _TMA_BYTES or each.shape[1] * each.element_size() % _TMA_BYTES
+        for each in matrices
+    )
 
 
 def _operand(x: Tensor, rows: int, columns: int, has_tma: bool) -> Any:  # what a kernel takes

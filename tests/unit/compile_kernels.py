@@ -50,31 +50,29 @@ CASES = {
     "geglu8 base": (kernels.geglu_float8_kernel, GEGLU8, {"WIDTH": 1152, "BLOCK_F": 1024, "BLOCK_REST": 128}),
     "geglu8 large": (kernels.geglu_float8_kernel, GEGLU8, {"WIDTH": 2624, "BLOCK_F": 2048, "BLOCK_REST": 1024}),
 }  # fmt: skip
-SIZES = {"base": (768, 1152), "large": (1024, 2624)}  # hidden, intermediate
+HIDDEN, WIDTH = 1024, 2624  # of large, whose width no tile divides
 
 
 def product_cases(capability: tuple[int, int]) -> dict[str, tuple]:
-    """Both products, in the tiles that a GPU tries; of both sizes on an H100."""
+    """Both products, in the tiles that a GPU tries."""
     cases: dict[str, tuple] = {}
-    sizes = SIZES if capability == (9, 0) else {"large": SIZES["large"]}
     for tile in tiles_for(capability):
-        for size, (hidden, width) in sizes.items():
-            half = tile.columns // 2
-            common = {"DEPTH": hidden, "TMA": tile.tma, "BLOCK_T": tile.rows, "BLOCK_D": tile.depth}
-            cases[f"gated {size} {tile}"] = (
-                products.gated_product_kernel,
-                operands(tile, half, half),
-                common | {"WIDTH": width, "BLOCK_F": half},
-                tile,
-            )
-            cases[f"rotated {size} {tile}"] = (
-                products.rotated_product_kernel,
-                operands(tile, tile.columns, tile.columns)
-                | {"cos": FP32, "sin": FP32, "positions": INT32},
-                common | {"WIDTH": 3 * hidden, "HALF": 32, "BLOCK_E": tile.columns},
-                tile,
-            )
-    return cases  # fmt: skip
+        half = tile.columns // 2
+        common = {"DEPTH": HIDDEN, "TMA": tile.tma, "BLOCK_T": tile.rows, "BLOCK_D": tile.depth}
+        cases[f"gated {tile}"] = (
+            products.gated_product_kernel,
+            operands(tile, half, half),
+            common | {"WIDTH": WIDTH, "BLOCK_F": half},
+            tile,
+        )
+        cases[f"rotated {tile}"] = (
+            products.rotated_product_kernel,
+            operands(tile, tile.columns, tile.columns)
+            | {"cos": FP32, "sin": FP32, "positions": INT32},
+            common | {"WIDTH": 3 * HIDDEN, "HALF": 32, "BLOCK_E": tile.columns},
+            tile,
+        )
+    return cases
 
 
 def operands(tile: Tile, weight_rows: int, out_columns: int) -> dict[str, str]:

@@ -77,8 +77,7 @@ def test_products_compile_without_spills_and_fit_as_often_as_their_tile_says(com
 @pytest.mark.slow
 def test_gelu_adds_few_instructions_to_its_product(compiled):
     """With `tl.erf` they were 2,816: 3.6 us a tile on an H100, beside 10.6 of products."""
-    for size in ("base", "large"):
-        assert compiled["products"]["90"][f"gated {size} 128x256x64"]["instructions"] <= 1500
+    assert compiled["products"]["90"]["gated 128x256x64"]["instructions"] <= 1500
 
 
 @pytest.mark.slow
