@@ -40,7 +40,7 @@ from tokenizers import (
 
 from benchmarks.feeding_texts import kinds_of_texts
 from benchmarks.peer_models import machine
-from modernbert.text.pieces import PieceCache
+from modernbert.text.pieces import DetailCache, PieceCache
 from modernbert.text.tokenizer import Tokenizer as OurTokenizer
 from pipelines.checkpoints import Checkpoint
 from pipelines.corpus import stages
@@ -168,6 +168,7 @@ def measure(job: Job, shards: list[Any]) -> dict[str, float]:
     tokenizer = job.model.tokenizer
     # Of texts that were seen in an earlier round, every piece would be known.
     tokenizer._pieces = PieceCache.for_tokenizer(tokenizer._fast)
+    tokenizer._details = DetailCache.for_tokenizer(tokenizer._fast)
 
     @contextmanager
     def part(name: str) -> Iterator[None]:
@@ -181,10 +182,11 @@ def measure(job: Job, shards: list[Any]) -> dict[str, float]:
             documents, rows, _ = stages._documents(job, read)
         with part("tokenise"):
             windows = job.task.encode(tokenizer, documents)
-        pieces, tokenizer._pieces = tokenizer._pieces, None
+        caches = tokenizer._pieces, tokenizer._details
+        tokenizer._pieces = tokenizer._details = None
         with part("library"):
             job.task.encode(tokenizer, documents)
-        tokenizer._pieces = pieces
+        tokenizer._pieces, tokenizer._details = caches
         with part("pack"):
             row = wire.tokenised_row(shard, windows, rows, [], 0.0, stored=read)
             packed_batches(wire.windows_of(row).lengths, job.budget_tokens)
@@ -196,21 +198,25 @@ def measure(job: Job, shards: list[Any]) -> dict[str, float]:
     return took
 
 
-def compare_tokenising(folder: Path, texts: list[str], rounds: int) -> dict[str, float]:
+def compare_tokenising(
+    folder: Path, texts: list[str], rounds: int, details: bool = False
+) -> dict[str, float]:
     """Return the CPU seconds a million tokens of the library and with an empty cache of pieces, the least of each.
 
-    Rounds take turns, and each has all texts in one call.
+    Rounds take turns, and each has all texts in one call; with `details`, with offsets and word ids.
     """
     tokenizer = OurTokenizer.from_folder(folder)
     best: dict[str, float] = {}
     tokens = set()
     for number in range(2 * rounds):
         way = ("library", "cache")[number % 2]
-        cache = PieceCache.for_tokenizer(tokenizer._fast)
-        tokenizer._pieces = cache if way == "cache" else None
+        tokenizer._pieces = tokenizer._details = None
+        if way == "cache":
+            tokenizer._pieces = PieceCache.for_tokenizer(tokenizer._fast)
+            tokenizer._details = DetailCache.for_tokenizer(tokenizer._fast)
         gc.collect()
         started = time.process_time()
-        tokens.add(len(tokenizer.encode(texts).input_ids))
+        tokens.add(len(tokenizer.encode(texts, details=details).input_ids))
         best[way] = min(best.get(way, float("inf")), time.process_time() - started)
     (count,) = tokens
     costs = {f"{way}_s": round(seconds / count * 1e6, 3) for way, seconds in best.items()}
@@ -258,8 +264,10 @@ def main() -> None:
         )
         tokenising = []
         for name, some in kinds_of_texts(texts).items():
-            tokenising.append({"texts": name} | compare_tokenising(model, some, options.rounds))
-            print(json.dumps(tokenising[-1]), flush=True)
+            for details in (False, True):
+                costs = compare_tokenising(model, some, options.rounds, details)
+                tokenising.append({"texts": name, "details": details} | costs)
+                print(json.dumps(tokenising[-1]), flush=True)
         corpora = write_corpora(texts, Path(folder), options.tokens)
         for kind, source in ({} if options.tokenise_only else corpora).items():
             for task in TASKS_MEASURED:

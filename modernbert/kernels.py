@@ -122,6 +122,28 @@ def pool_stretches(
     return out_BD
 
 
+def layer_norm(x_TD: Tensor, weight_D: Tensor, bias_D: Tensor | None, eps: float) -> Tensor:
+    """Compute LayerNorm: (T, D)."""
+    x_TD = x_TD.contiguous()
+    tokens, width = x_TD.shape
+    out_TD = torch.empty_like(x_TD)
+    with torch.cuda.device_of(x_TD):
+        norm_kernel[(triton.cdiv(tokens, 4),)](
+            x_TD,
+            weight_D,
+            weight_D if bias_D is None else bias_D,
+            out_TD,
+            tokens,
+            eps,
+            WIDTH=width,
+            HAS_BIAS=bias_D is not None,
+            BLOCK_T=4,
+            BLOCK_D=triton.next_power_of_2(width),
+            **LAUNCH,
+        )
+    return out_TD
+
+
 def norm_float8(
     x_TD: Tensor, weight_D: Tensor, bias_D: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor]:
@@ -211,12 +233,29 @@ def rotate_kernel(
 
 
 @triton.jit
+def gelu(a):
+    """Compute the exact gelu within 4e-7 in fp32, in about half the instructions of `tl.erf`.
+
+    gelu(a) is max(a, 0) - |a| Q(|a|) with the normal distribution's tail Q, whose logarithm to the
+    base 2 is nearly a parabola: a polynomial of degree 7, fitted over [0, 9], stays below it.
+    """
+    size = tl.abs(a)
+    log_tail = size * -1.2129747801736812e-6 + 4.8982481530401856e-5
+    log_tail = size * log_tail - 8.378050988540053e-4
+    log_tail = size * log_tail + 8.202439174056053e-3
+    log_tail = size * log_tail - 5.3486138582229614e-2
+    log_tail = size * log_tail - 4.5879027247428894e-1
+    log_tail = size * log_tail - 1.151172041893005
+    log_tail = size * log_tail - 0.9999983310699463
+    return tl.maximum(a, 0.0) - size * tl.exp2(log_tail)
+
+
+@triton.jit
 def _geglu(a, b, dtype: tl.constexpr):
     """Compute gelu(a) * b; gelu is rounded to `dtype` before the product, as it is where it is
     stored.
     """
-    gelu = 0.5 * a * (1.0 + tl.erf(a * 0.7071067811865476))
-    return gelu.to(dtype).to(tl.float32) * b
+    return gelu(a).to(dtype).to(tl.float32) * b
 
 
 @triton.jit(**_ANY_TOKENS)
@@ -264,6 +303,45 @@ def geglu_float8_kernel(
     tl.store(scales + t, scale)
 
 
+@triton.jit
+def _normalised(x, weight, bias, at, d, valid, eps, WIDTH: tl.constexpr, HAS_BIAS: tl.constexpr):
+    """Load rows of `x` and normalise them, in fp32."""
+    v = tl.load(x + at, mask=valid, other=0.0).to(tl.float32)
+    mean = tl.sum(v, axis=1, keep_dims=True) / WIDTH
+    # Columns beyond WIDTH would be -mean, and count in the variance.
+    v = tl.where(valid, v - mean, 0.0)
+    variance = tl.sum(v * v, axis=1, keep_dims=True) / WIDTH
+    v = v * (1.0 / tl.sqrt(variance + eps))
+    w = tl.load(weight + d, mask=d < WIDTH, other=0.0).to(tl.float32)
+    v = v * w
+    if HAS_BIAS:
+        b = tl.load(bias + d, mask=d < WIDTH, other=0.0).to(tl.float32)
+        v = v + b
+    return v
+
+
+@triton.jit(**_ANY_TOKENS)
+def norm_kernel(
+    x,
+    weight,
+    bias,
+    out,
+    tokens,
+    eps,
+    WIDTH: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Normalise BLOCK_T tokens."""
+    t = (tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T))[:, None]
+    d = tl.arange(0, BLOCK_D)[None, :]
+    valid = (t < tokens) & (d < WIDTH)
+    at = t.to(tl.int64) * WIDTH + d
+    v = _normalised(x, weight, bias, at, d, valid, eps, WIDTH, HAS_BIAS)
+    tl.store(out + at, v.to(out.dtype.element_ty), mask=valid)
+
+
 @triton.jit(**_ANY_TOKENS)
 def norm_float8_kernel(
     x,
@@ -283,17 +361,7 @@ def norm_float8_kernel(
     d = tl.arange(0, BLOCK_D)[None, :]
     valid = (t < tokens) & (d < WIDTH)
     at = t.to(tl.int64) * WIDTH + d
-    v = tl.load(x + at, mask=valid, other=0.0).to(tl.float32)
-    mean = tl.sum(v, axis=1, keep_dims=True) / WIDTH
-    # Columns beyond WIDTH would be -mean, and count in the variance.
-    v = tl.where(valid, v - mean, 0.0)
-    variance = tl.sum(v * v, axis=1, keep_dims=True) / WIDTH
-    v = v * (1.0 / tl.sqrt(variance + eps))
-    w = tl.load(weight + d, mask=d < WIDTH, other=0.0).to(tl.float32)
-    v = v * w
-    if HAS_BIAS:
-        b = tl.load(bias + d, mask=d < WIDTH, other=0.0).to(tl.float32)
-        v = v + b
+    v = _normalised(x, weight, bias, at, d, valid, eps, WIDTH, HAS_BIAS)
     # As in geglu_float8_kernel, also for a row of zeros.
     largest = tl.max(tl.abs(v), axis=1, keep_dims=True)
     scale = tl.maximum(largest, 1e-12) / _FLOAT8_MAX

@@ -5,6 +5,8 @@ Shapes: T packed tokens, L tokens of one sequence, D hidden, N heads, H head dim
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from types import ModuleType
 from typing import Protocol
 
 import torch
@@ -17,6 +19,20 @@ from modernbert.linear import GatedLinear, Linear, map_row_chunks
 from modernbert.packing import PackedBatch
 from modernbert.rope import apply_rope, apply_rope_interleaved_, interleave_pairs
 from modernbert.torch_attention import attention_maps
+
+
+class Norm(nn.LayerNorm):
+    """A LayerNorm that a GPU in inference computes by a kernel of this package where that is faster
+    (`fusions.use`).
+    """
+
+    by_kernel = False
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        if self.by_kernel and (kernels := gpu.kernels_for(x_TD)):
+            out_TD: Tensor = kernels.layer_norm(x_TD, self.weight, self.bias, self.eps)
+            return out_TD
+        return super().forward(x_TD)
 
 
 class ModernBertEmbeddings(nn.Module):
@@ -51,6 +67,8 @@ class ModernBertAttention(nn.Module):
         self.Wo = Linear(config.hidden_size, config.hidden_size, bias=config.attention_bias)
         self.out_drop = nn.Dropout(config.attention_dropout)
         self.interleaved = False
+        self.product: Callable[..., Tensor] | None = None
+        """Computes `project_on_gpu` in one kernel (`fusions.use`)."""
 
     def project(self, x_TD: Tensor, cos_TH: Tensor, sin_TH: Tensor) -> Tensor:
         """Compute queries, keys and values (T, 3, N, H); queries and keys are rotated by RoPE.
@@ -67,6 +85,24 @@ class ModernBertAttention(nn.Module):
         qk_T2NH, v_T1NH = qkv_T3NH.split((2, 1), dim=1)
         rotated_T2NH = apply_rope(qk_T2NH, cos_TH, sin_TH)
         return torch.cat((rotated_T2NH, v_T1NH), dim=1)
+
+    def project_on_gpu(
+        self,
+        x_TD: Tensor,
+        tables_SH: tuple[Tensor, Tensor],
+        positions_T: Tensor,
+        kernels: ModuleType,
+    ) -> Tensor:
+        """Compute `project` in inference on a GPU, whose kernels look cos and sin up by
+        position.
+        """
+        if self.product is not None:
+            qkv_TE = self.product(x_TD, self.Wqkv.weight, *tables_SH, positions_T)
+            rotated_T3NH: Tensor = qkv_TE.unflatten(-1, self.qkv_shape)
+            return rotated_T3NH
+        qkv_T3NH: Tensor = self.Wqkv(x_TD).unflatten(-1, self.qkv_shape)
+        kernels.rotate_(qkv_T3NH, *tables_SH, positions_T)
+        return qkv_T3NH
 
     def prepack(self) -> None:
         """Reorder queries and keys for `apply_rope_interleaved_`."""
@@ -146,8 +182,9 @@ class ModernBertEncoderLayer(nn.Module):
                 appended.
         """
         if kernels := gpu.kernels_for(x_TD):
-            qkv_T3NH = self.attn.Wqkv(self.attn_norm(x_TD)).unflatten(-1, self.attn.qkv_shape)
-            kernels.rotate_(qkv_T3NH, *rope, batch.position_ids)
+            qkv_T3NH = self.attn.project_on_gpu(
+                self.attn_norm(x_TD), rope, batch.position_ids, kernels
+            )
             q_TNH, k_TNH, v_TNH = qkv_T3NH.unbind(dim=1)
             del qkv_T3NH
         elif self.native is not None:
@@ -196,6 +233,6 @@ def _weighted_values(weights: tuple[Tensor, ...], values: tuple[Tensor, ...]) ->
     return torch.cat(out)
 
 
-def layer_norm(config: ModernBertConfig) -> nn.LayerNorm:
+def layer_norm(config: ModernBertConfig) -> Norm:
     """Create the norm that ModernBERT uses everywhere."""
-    return nn.LayerNorm(config.hidden_size, eps=config.norm_eps, bias=config.norm_bias)
+    return Norm(config.hidden_size, eps=config.norm_eps, bias=config.norm_bias)

@@ -87,6 +87,8 @@ class GatedLinear(Linear):
     def __init__(self, in_features: int, out_features: int, bias: bool, activation: Activation):
         super().__init__(in_features, 2 * out_features, bias=bias)
         self.act = activation_function(activation)
+        self.product: Callable[..., Tensor] | None = None
+        """Computes all of it from rows and weight on a GPU (`fusions.use`)."""
         self.fused = _FUSED.get(ACTIVATIONS[activation]) if isinstance(activation, str) else None
 
     def prepack(self) -> None:
@@ -109,6 +111,8 @@ class GatedLinear(Linear):
             a_TE = linear(x_TD, value, value_bias, name, [], variant)
             out_TE = linear.binary(x_TD, a_TE, gate, gate_bias, "mul")
             return out_TE
+        if self.product is not None and gpu.kernels_for(x_TD):
+            return self.product(x_TD, self.weight)
         y_TF = super().forward(x_TD)
         if self.act is F.gelu and (kernels := gpu.kernels_for(x_TD)):
             out_TE = kernels.geglu(y_TF)

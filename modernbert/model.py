@@ -25,6 +25,7 @@ from modernbert.outputs import BaseModelOutput, ModelOutput, OutputOrTuple, Trac
 from modernbert.packing import PackedBatch
 from modernbert.rope import rope_table
 from modernbert.rope_scaling import RopeScaling
+from modernbert.tiles import Fusions
 from modernbert.torch_attention import FUSED
 
 Rope = tuple[float, RopeScaling | None]
@@ -55,6 +56,8 @@ class ModernBertModel(PreTrained):
         self.config = config
         self.attention = attention
         self.cpu_way = FUSED
+        self.fusions = Fusions()
+        """How products run on a GPU (`modernbert.fusions`)."""
         self.is_shared = False
         """Whether several heads read the hidden states of a batch (`sharing.share_encoder`)."""
         self.embeddings = ModernBertEmbeddings(config)

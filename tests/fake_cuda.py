@@ -157,9 +157,11 @@ def _index(x: torch.Tensor, index: Any) -> torch.Tensor:
 @contextmanager
 def fake_gpu(monkeypatch: Any, capability: tuple[int, int] = (9, 0)) -> Iterator[FakeGpu]:
     """A GPU of a compute capability, by default an H100's, for models in inference."""
-    from modernbert import attention_kernels, gpu
+    from modernbert import attention_kernels, fusions, gpu
+    from modernbert.tiles import Fusions
 
     seen = FakeGpu()
+    monkeypatch.setattr(fusions, "fastest", lambda _: Fusions())  # there is nothing to time
     monkeypatch.setattr(gpu, "compute_capability", lambda _: capability)
     monkeypatch.setattr(
         gpu, "kernels_for", lambda x: seen.kernels if x.device.type == "cuda" else None

@@ -14,7 +14,7 @@ import numpy as np
 from tokenizers import Tokenizer as FastTokenizer
 
 from modernbert.text.long_texts import CHARS_PER_TOKEN, encode_ends
-from modernbert.text.pieces import PieceCache
+from modernbert.text.pieces import DetailCache, PieceCache
 from modernbert.text.windows import (
     MOST_OVERLAP,
     Text,
@@ -54,6 +54,8 @@ class WindowEncoder:
     fast: FastTokenizer
     pieces: PieceCache | None
     """The ids of pieces of texts, where they are certain for `fast`."""
+    details: DetailCache | None
+    """The same with offsets and word ids."""
     truncation_side: str
     num_embeddings: int | None = None
     """The embeddings of the model, where it may have fewer than the tokenizer has ids."""
@@ -230,23 +232,20 @@ class WindowEncoder:
 
         The cost is bounded by `max_tokens`: of a long text, more tokens may be missing.
         """
-        # The cache of pieces reads a text from its beginning, and has no offsets.
+        # The cache of pieces reads a text from its beginning.
         keeps_beginning = self.truncation_side == "right" or max_tokens == _NO_LIMIT
-        ids_of: list[list[int] | None] = [None] * len(texts)
-        if self.pieces is not None and not details and keeps_beginning:
-            max_chars = max_tokens * CHARS_PER_TOKEN
+        found: list[TextTokens | None] = [None] * len(texts)
+        max_chars = max_tokens * CHARS_PER_TOKEN
+        if details and self.details is not None and keeps_beginning:
+            found = [self.details.encode_detailed(text, max_tokens, max_chars) for text in texts]
+        elif not details and self.pieces is not None and keeps_beginning:
             ids_of = [self.pieces.encode(text, max_tokens, max_chars) for text in texts]
-        uncertain = [text for text, ids in zip(texts, ids_of, strict=True) if ids is None]
+            found = [None if ids is None else TextTokens(ids, [], []) for ids in ids_of]
+        uncertain = [text for text, tokens in zip(texts, found, strict=True) if tokens is None]
         encodings = iter(
             encode_ends(self.fast, uncertain, max_tokens, self.truncation_side, details)
         )
-        tokens = []
-        for ids in ids_of:
-            if ids is None:
-                tokens.append(TextTokens.from_encoding(next(encodings), details))
-            else:
-                tokens.append(TextTokens(ids, [], []))
-        return tokens
+        return [tokens or TextTokens.from_encoding(next(encodings), details) for tokens in found]
 
     def _add_truncated(
         self,

@@ -9,18 +9,23 @@ from __future__ import annotations
 
 import re
 from array import array
+from typing import Self
 
 import numpy as np
-from tokenizers import AddedToken, normalizers, pre_tokenizers
+from tokenizers import AddedToken, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers.models import BPE
 
+from modernbert.text.windows import TextTokens
+
 MAX_BYTES = 32_000_000
-"""The most memory that a cache takes, all included."""
+"""The most memory that each of the caches takes, all included."""
 _MAX_CHARS = 64
 """The most characters of a piece that is kept."""
 _ENTRY_BYTES = 208
 """What a piece and its ids take beside their content, 96 of them in a dictionary that grows."""
+_ROW = 4
+"""Numbers of a token in `DetailCache`."""
 _LONGEST_WORDS = 16
 """The characters a space from which on words do not come again (Chinese, Thai)."""
 
@@ -71,7 +76,7 @@ class PieceCache(dict[str, bytes]):
         self._piece = re.compile("|".join([word, *runs, f"{space}+(?!{_NO_SPACE})", f"{space}+"]))
 
     @classmethod
-    def for_tokenizer(cls, fast: FastTokenizer) -> PieceCache | None:
+    def for_tokenizer(cls, fast: FastTokenizer) -> Self | None:
         """Return a cache; None for a tokenizer that cuts, normalises or encodes otherwise."""
         cutter = fast.pre_tokenizer
         added = list(fast.get_added_tokens_decoder().values())
@@ -96,23 +101,38 @@ class PieceCache(dict[str, bytes]):
         Of a text longer than `max_chars` only the first characters are encoded: more than
         `max_tokens` ids, or None.
         """
+        pieces = self.cut(text, max_chars)
+        if pieces is None:
+            return None
+        try:
+            ids = b"".join(map(self.__getitem__, pieces))
+        except UncertainError:
+            return None
+        tokens: list[int] = np.frombuffer(ids, np.int32).tolist()
+        return tokens if len(text) <= max_chars or len(tokens) > max_tokens else None
+
+    def cut(self, text: str, max_chars: int) -> list[str] | None:
+        """Return the pieces of a text's first characters, of whole words; None where the library is
+        faster.
+        """
         is_whole = len(text) <= max_chars
         beginning = text if is_whole else text[:max_chars]
         if not beginning.isascii() and len(beginning) > _LONGEST_WORDS * beginning.count(" "):
             return None
-        pieces = self._piece.findall(beginning)
+        pieces: list[str] = self._piece.findall(beginning)
         if not is_whole:
             _drop_last_word(pieces)
-        try:
-            ids = b"".join(map(self.__getitem__, pieces))
-        except _UncertainError:
-            return None
-        tokens: list[int] = np.frombuffer(ids, np.int32).tolist()
-        return tokens if is_whole or len(tokens) > max_tokens else None
+        return pieces
+
+    def check(self, piece: str) -> None:
+        """Raise UncertainError for a piece that holds, or completes, an added token or an odd
+        space.
+        """
+        if not self._begin_uncertain.isdisjoint(piece) and self._uncertain.search(piece):
+            raise UncertainError
 
     def __missing__(self, piece: str) -> bytes:
-        if not self._begin_uncertain.isdisjoint(piece) and self._uncertain.search(piece):
-            raise _UncertainError
+        self.check(piece)
         if not piece.isascii() or not piece.isprintable() or piece.isspace():
             encoding = self._fast.encode_batch_fast([piece], add_special_tokens=False)[0]
             ids = array("i", encoding.ids).tobytes()
@@ -137,7 +157,71 @@ class PieceCache(dict[str, bytes]):
         self[piece] = ids
 
 
-class _UncertainError(Exception):
+class DetailCache(PieceCache):
+    """What `PieceCache` has, with where each token is in its piece, and in which of its words.
+
+    For each token there are four numbers of 32 bits: its id, its first character, that after its
+    last one, and the word.
+    """
+
+    @classmethod
+    def for_tokenizer(cls, fast: FastTokenizer) -> Self | None:
+        """Return a cache; None where `PieceCache` has none, where a post-processor may trim
+        offsets, or where bytes may have no token.
+        """
+        has_all_bytes = all(
+            fast.token_to_id(byte) is not None for byte in pre_tokenizers.ByteLevel.alphabet()
+        )
+        keeps_offsets = isinstance(fast.post_processor, processors.TemplateProcessing)
+        return super().for_tokenizer(fast) if has_all_bytes and keeps_offsets else None
+
+    def encode_detailed(self, text: str, max_tokens: int, max_chars: int) -> TextTokens | None:
+        """Encode a text as `encode` does, with offsets and word ids."""
+        pieces = self.cut(text, max_chars)
+        if pieces is None:
+            return None
+        try:
+            found = list(map(self.__getitem__, pieces))
+        except UncertainError:
+            return None
+        rows = np.frombuffer(b"".join(found), np.int32).reshape(-1, _ROW)
+        if len(text) > max_chars and len(rows) <= max_tokens:
+            return None
+        if not pieces:
+            return TextTokens([], [], [])
+        tokens = np.fromiter(map(len, found), np.int64, len(found)) // (4 * _ROW)
+        chars = np.fromiter(map(len, pieces), np.int64, len(pieces))
+        words = rows[np.cumsum(tokens) - 1, 3].astype(np.int64) + 1
+        starts, first_words = (np.repeat(np.cumsum(n) - n, tokens) for n in (chars, words))
+        offsets = rows[:, 1:3] + starts[:, None]
+        word_ids = rows[:, 3] + first_words
+        return TextTokens(rows[:, 0].tolist(), offsets, word_ids)
+
+    def __missing__(self, piece: str) -> bytes:
+        self.check(piece)
+        rows = array("i")
+        if not piece.isascii() or not piece.isprintable() or piece.isspace():
+            encoding = self._fast.encode_batch([piece], add_special_tokens=False)[0]
+            for id_, (start, stop), word in zip(
+                encoding.ids, encoding.offsets, encoding.word_ids, strict=True
+            ):
+                if word is None:
+                    raise UncertainError
+                rows.extend((id_, start, stop, word))
+        else:
+            start = 0
+            for word, part in enumerate(_PARTS.findall(piece)):
+                for token in self._model.tokenize(part.replace(" ", "Ġ")):
+                    stop = start + len(token.value)
+                    rows.extend((token.id, start, stop, word))
+                    start = stop
+        found = rows.tobytes()
+        if len(piece) <= _MAX_CHARS:
+            self._keep(piece, found)
+        return found
+
+
+class UncertainError(Exception):
     """A text has a piece whose ids, or those of its neighbours, depend on what surrounds it."""
 
 

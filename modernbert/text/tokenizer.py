@@ -27,7 +27,7 @@ from modernbert.text.call import (
     truncates,
 )
 from modernbert.text.encoder import Side, WindowEncoder
-from modernbert.text.pieces import PieceCache
+from modernbert.text.pieces import DetailCache, PieceCache
 from modernbert.text.tokenizer_settings import (
     CLEAN_UP_BPE,
     clean_up_spaces,
@@ -79,6 +79,7 @@ class Tokenizer:
         has_more_ids = num_embeddings is not None and num_embeddings < self.vocab_size
         self._num_embeddings = num_embeddings if has_more_ids else None
         self._pieces = PieceCache.for_tokenizer(fast)
+        self._details = DetailCache.for_tokenizer(fast)
         has_clean_text = not isinstance(fast.model, BPE) or bool(settings.get(CLEAN_UP_BPE))
         self._cleans_up = bool(settings.get("clean_up_tokenization_spaces")) and has_clean_text
         longest = settings.get("model_max_length") or settings.get("max_len") or 0
@@ -426,7 +427,9 @@ class Tokenizer:
     @property
     def _encoder(self) -> WindowEncoder:
         """What encodes documents, with the truncation side as it is now."""
-        return WindowEncoder(self._fast, self._pieces, self.truncation_side, self._num_embeddings)
+        return WindowEncoder(
+            self._fast, self._pieces, self._details, self.truncation_side, self._num_embeddings
+        )
 
     @property
     def _sides(self) -> dict[str, str]:

@@ -121,8 +121,8 @@ class TextTokens(NamedTuple):
     """The tokens of a text, read once: each access to an attribute of an Encoding copies a list."""
 
     ids: list[int]
-    offsets: list[tuple[int, int]]
-    word_ids: list[int | None]
+    offsets: list[tuple[int, int]] | np.ndarray
+    word_ids: list[int | None] | np.ndarray
 
     @classmethod
     def from_encoding(cls, encoding: Encoding, details: bool) -> TextTokens:
@@ -165,7 +165,7 @@ class WindowsBuilder:
         self.truncated: list[bool] = []
         self.rejected: dict[int, str] = {}
         self.offsets: list[np.ndarray] = []
-        self.word_ids: list[int] = []
+        self.word_ids: list[np.ndarray] = []
         self.sequence_ids: list[int] = []
         self._document_start = _Position(0, 0, 0)
         self._overlaps = False
@@ -237,6 +237,7 @@ class WindowsBuilder:
     def windows(self) -> Windows:
         """Return the collected windows as arrays."""
         offsets = np.concatenate(self.offsets) if self.offsets else np.empty((0, 2), np.int32)
+        word_ids = np.concatenate(self.word_ids) if self.word_ids else np.empty(0, np.int32)
         return Windows(
             input_ids=np.array(self.ids, dtype=np.int32),
             cu_seqlens=np.cumsum([0, *self.lengths], dtype=np.int64),
@@ -246,22 +247,21 @@ class WindowsBuilder:
             truncated=np.array(self.truncated, dtype=bool),
             rejected=self.rejected,
             offsets=offsets,
-            word_ids=np.array(self.word_ids, dtype=np.int32),
+            word_ids=word_ids,
             sequence_ids=np.array(self.sequence_ids, dtype=np.int8),
         )
 
     def _add_details(self, part: TextTokens, number: int, start: int, stop: int) -> None:
         offsets = np.array(part.offsets[start:stop], dtype=np.int32)
         self.offsets.append(offsets.reshape(-1, 2))
-        word_ids = part.word_ids[start:stop]
-        self.word_ids += [-1 if word is None else word for word in word_ids]
+        self.word_ids.append(_words(part.word_ids[start:stop]))
         self.sequence_ids += [number] * (stop - start)
 
     def _add_special(self, ids: list[int]) -> None:
         self.ids += ids
         if self.details:
             self.offsets.append(np.zeros((len(ids), 2), dtype=np.int32))
-            self.word_ids += [-1] * len(ids)
+            self.word_ids.append(np.full(len(ids), -1, dtype=np.int32))
             self.sequence_ids += [-1] * len(ids)
 
     def _remove_document(self) -> None:
@@ -273,8 +273,15 @@ class WindowsBuilder:
         del self.start[start.windows :]
         if self.details:
             del self.offsets[start.offsets :]
-            del self.word_ids[start.ids :]
+            del self.word_ids[start.offsets :]
             del self.sequence_ids[start.ids :]
+
+
+def _words(word_ids: list[int | None] | np.ndarray) -> np.ndarray:
+    """Return word ids as int32, -1 where there is none."""
+    if isinstance(word_ids, np.ndarray):
+        return word_ids.astype(np.int32)
+    return np.array([-1 if word is None else word for word in word_ids], dtype=np.int32)
 
 
 def longest_first(lengths: list[int], max_tokens: int) -> list[int]:

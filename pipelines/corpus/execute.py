@@ -81,15 +81,18 @@ class Execution:
         max_rejected: str | None,
         check: Callable[[], None],
         ways: dict[str, Way] | None = None,
+        fusions: dict[str, str] | None = None,
     ):
         """`max_rejected`: a number or a share of rows; `check` runs between shards, may raise;
-        `ways`: how earlier attempts computed attention, by the processor.
+        `ways`: how earlier attempts computed attention, by the processor; `fusions`: how
+        they ran layers, by the GPU.
         """
         self.job = job
         self.todo = todo
         self.max_rejected = max_rejected
         self.check = check
         self.ways = ways or {}
+        self.fusions = fusions or {}
         self.stats = SegmentWriter(job.folder, job.attempt_id)
         self.retries = RetryState()
         self.rows_todo = sum(shard.rows for shard in todo)
@@ -119,7 +122,7 @@ class Execution:
         pool = self._plan_pool(actors)
         self.actors_wanted = (pool.low, pool.high)
         self._announce(pool)
-        watch = start_watch(self.ways)
+        watch = start_watch(self.ways, self.fusions)
         self._watch = watch
         with progress_bar(self.rows_todo, lambda: (self.tally.rows, self.tally.tokens)):
             wait_for_places(pool.low, self.job.device, wait_s)
@@ -132,6 +135,7 @@ class Execution:
                 with suppress(RayError):  # a stop may have ended the watch
                     self.held_s = ray.get(watch.held_s.remote(), timeout=_ANSWER_S)
                     self.ways = ray.get(watch.ways.remote(), timeout=_ANSWER_S)
+                    self.fusions = ray.get(watch.fusions.remote(), timeout=_ANSWER_S)
 
     def actors_ready(self) -> int | None:
         """Return the actors whose model is loaded; None where the watch does not say."""

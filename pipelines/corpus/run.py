@@ -252,10 +252,12 @@ def _execute(run: Run, held: Lease, status: JobStatus) -> None:
     """Run the shards, and write what is known of the output however that ends."""
     options = run.plan.options
     ways: dict[str, Way] = {}
+    fusions: dict[str, str] = {}
     for attempt in run.record.attempts:
+        fusions |= attempt.fusions
         # On GPUs there is nothing to agree on.
         ways |= {name: way for name, way in attempt.attention.items() if way[1]}
-    execution = Execution(run.job, run.todo, options.max_rejected, held.check, ways)
+    execution = Execution(run.job, run.todo, options.max_rejected, held.check, ways, fusions)
     for path, reason in run.broken.items():
         execution.failed[path] = f"cannot be read: {reason}"
     status.execution = execution
@@ -273,6 +275,7 @@ def _execute(run: Run, held: Lease, status: JobStatus) -> None:
         status.state = "finishing"
         run.failed = execution.failed
         run.attempt.attention = execution.ways
+        run.attempt.fusions = execution.fusions
         run.totals = execution.stats.totals()
         run.attempt.seconds = time.monotonic() - started
         run.attempt.rows = run.totals["rows"]

@@ -229,6 +229,12 @@ def _attention(attempt: Attempt) -> dict[str, str]:
     return {"attention": "; ".join(ways)} if ways else {}
 
 
+def _fusions(attempt: Attempt) -> dict[str, str]:
+    """Say how layers ran on GPUs."""
+    ways = [f"{chosen}, on {gpu}" for gpu, chosen in attempt.fusions.items()]
+    return {"fusions": "; ".join(ways)} if ways else {}
+
+
 def report(job: Job, record: RunRecord, figures: ShardFigures) -> Json:
     """Return the values that the report shows; `figures`: of all shards of the output."""
     totals = record.totals or {}
@@ -247,6 +253,7 @@ def report(job: Job, record: RunRecord, figures: ShardFigures) -> Json:
             "model": job.task.model_name(job.model),
             "device": last.device,
             **_attention(last),
+            **_fusions(last),
             "token budget": f"{describe_budget(job)} a packed batch",
             "long texts": long_documents_policy(job.task),
             "compute": describe_compute(last) or "not known",

@@ -17,13 +17,14 @@ from functools import partial
 import numpy as np
 import torch
 
-from modernbert import gpu, int8, native
+from modernbert import fusions, gpu, int8, native
 from modernbert.attention_kernels import resolve_backend
 from modernbert.checkpoint import as_dtype
 from modernbert.linear import prepack
 from modernbert.model import ModernBertModel
 from modernbert.packing import PackedBatch
 from modernbert.text.windows import Text, Windows
+from modernbert.tiles import Fusions
 from pipelines.checkpoints import Checkpoint
 from pipelines.errors import UserError
 from pipelines.inference.bucketing import packed_batches
@@ -90,6 +91,9 @@ class Predictor:
         if self.dtype == "int8":
             int8.quantise(self.model)
         prepack(self.model)
+        if self.device.type == "cuda":
+            with self._launching:
+                self.fuse(fusions.fastest(self.encoders[0]))
         if graphs and self.device.type == "cuda":
             self._enable_graphs()
         # Only now, with the model loaded, is it known what a GPU has left.
@@ -114,6 +118,11 @@ class Predictor:
         with self._launching, torch.inference_mode():
             for encoder in self.encoders:
                 encoder.enable_graphs()
+
+    def fuse(self, chosen: Fusions) -> None:
+        """Compute the layers of all encoders on a GPU so from now on, as far as they can be."""
+        for encoder in self.encoders:
+            fusions.use(encoder, chosen)
 
     @property
     def encoders(self) -> list[ModernBertModel]:
@@ -145,6 +154,11 @@ class Predictor:
         with torch.inference_mode():
             has_kernels = gpu.kernels_for(weight) is not None
         return backend if has_kernels else f"{backend}, {gpu.NO_KERNELS}"
+
+    @property
+    def fusions(self) -> str | None:
+        """How the layers run on a GPU, as far as there was a choice; None: on a CPU."""
+        return str(self.encoders[0].fusions) if self.device.type == "cuda" else None
 
     def _default_budget(self) -> int:
         on_cpu = cpu_budget(self.device.type)

@@ -44,6 +44,8 @@ class Attempt:
     """How actors on CPUs computed it where there was a choice, by the processor: the product and
     the size of tiles (torch_attention.CpuWay); on GPUs the backend and 0.
     """
+    fusions: dict[str, str] = field(default_factory=dict)
+    """How actors ran layers, by the GPU (`modernbert.tiles.Fusions`)."""
     gpu_s: float | None = None
     """The seconds of GPUs and of CPU cores that were held (corpus/compute.py); None where that is
     not known.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import logging
 import os
 import threading
 import time
@@ -24,6 +25,7 @@ from pipelines.storage import one_line, redact
 if TYPE_CHECKING:
     from pipelines.inference.predictor import Predictor
 
+logger = logging.getLogger(__name__)
 START_PAUSES_S = (1.0, 3.0, 9.0, 27.0)
 """The pauses between attempts to start an actor.
 
@@ -165,7 +167,7 @@ class Predict:
         if run.device == "cpu":
             self._agree_on_attention(self.predictor)
         else:
-            self._report_attention(self.predictor)
+            self._report_gpu(self.predictor)
         self._answer_probe()
 
     def _agree_on_attention(self, predictor: Predictor) -> None:
@@ -182,13 +184,34 @@ class Predict:
         for encoder in predictor.encoders:
             encoder.cpu_way = CpuWay(*agreed)
 
-    def _report_attention(self, predictor: Predictor) -> None:
-        """Report how a GPU computes attention, and where its node lacks what the kernels need."""
+    def _report_gpu(self, predictor: Predictor) -> None:
+        """Report how a GPU computes attention, and where its node lacks what the kernels need;
+        run layers as the other actors do on this kind of GPU.
+        """
         import torch
+
+        from modernbert import gpu
+        from modernbert.tiles import fusions_named
 
         gpu_name = torch.cuda.get_device_name(predictor.device)
         backend, _, lack = predictor.attention_backend.partition(", ")
         self.reports.agree(f"{gpu_name} {lack}".strip(), (backend, 0))
+        if lack:
+            return
+        assert predictor.fusions is not None
+        agreed = self.reports.agree_on_fusions(gpu_name, predictor.fusions)
+        if agreed == predictor.fusions:
+            return
+        fusions = fusions_named(agreed, gpu.compute_capability(predictor.device))
+        if fusions is None:  # of another version of this package
+            logger.warning(
+                "layers run here with %s, where another run of the job had %s: answers may differ "
+                "in the last bits",
+                predictor.fusions,
+                agreed,
+            )
+        else:
+            predictor.fuse(fusions)
 
     def _answer_probe(self) -> None:
         """Raise an exception if the model does not answer the task's probe."""
@@ -245,6 +268,13 @@ class Reports:
         if not self.watch:
             return way
         agreed: Way = ray.get(self.watch.agree.remote(processor, way))
+        return agreed
+
+    def agree_on_fusions(self, gpu: str, fusions: str) -> str:
+        """Report how layers are fastest on a GPU; return how they run there."""
+        if not self.watch:
+            return fusions
+        agreed: str = ray.get(self.watch.agree_on_fusions.remote(gpu, fusions))
         return agreed
 
     def begin(self, shard: str) -> bool:

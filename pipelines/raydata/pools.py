@@ -46,12 +46,15 @@ def actor_options(
     return options
 
 
-def start_watch(ways: dict[str, Way] | None = None) -> WatchHandle:
+def start_watch(
+    ways: dict[str, Way] | None = None, fusions: dict[str, str] | None = None
+) -> WatchHandle:
     """Start the watch of a job on the driver's node, where it ends with the driver.
 
-    `ways`: how an earlier attempt computed attention on CPUs.
+    `ways`: how an earlier attempt computed attention on CPUs. `fusions`: how it ran layers
+    on GPUs.
     """
     node = ray.get_runtime_context().get_node_id()
     place = NodeAffinitySchedulingStrategy(node, soft=True)
     watch = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Watch)
-    return watch.options(scheduling_strategy=place).remote(ways)
+    return watch.options(scheduling_strategy=place).remote(ways, fusions)

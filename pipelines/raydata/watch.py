@@ -35,10 +35,13 @@ class Watch:
     is lost.
     """
 
-    def __init__(self, ways: dict[str, Way] | None = None) -> None:
-        """`ways`: those of an earlier attempt of the job."""
+    def __init__(
+        self, ways: dict[str, Way] | None = None, fusions: dict[str, str] | None = None
+    ) -> None:
+        """`ways`, `fusions`: those of an earlier attempt of the job."""
         self._stops = False
         self._ways = dict(ways or {})
+        self._fusions = dict(fusions or {})
         self._held_s = 0.0  # by the actors of past rounds
         self._held_since: dict[str, float] = {}
         self._begin_round(0)
@@ -118,6 +121,16 @@ class Watch:
     def ways(self) -> dict[str, Way]:
         """Return how attention is computed on each kind of processor."""
         return self._ways
+
+    def agree_on_fusions(self, gpu: str, fusions: str) -> str:
+        """Return how actors on this kind of GPU run layers: as their first one does, whose
+        `tiles.Fusions` these are.
+        """
+        return self._fusions.setdefault(gpu, fusions)
+
+    def fusions(self) -> dict[str, str]:
+        """Return how layers run on each kind of GPU."""
+        return self._fusions
 
     def begin(self, round_number: int, actor: str, shard: str) -> str:
         """Note that an actor that is ready begins a shard, and let it GO_ON.

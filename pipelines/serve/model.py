@@ -148,6 +148,7 @@ class ModelServer:
             device=str(self.predictor.device),
             dtype=self.predictor.dtype,
             attention=self.predictor.attention,
+            fusions=self.predictor.fusions,
             max_length=self.task.max_length,
             budget_tokens=self.predictor.budget_tokens,
             max_documents=half(options.max_queued_documents),

@@ -134,6 +134,8 @@ class Info:
     """Whether OpenAI's route takes token ids."""
     attention: str | None = None
     """How attention is computed: by which backend of a GPU, or on a CPU in half precision."""
+    fusions: str | None = None
+    """How layers run on a GPU, as far as there was a choice."""
 
 
 @dataclass(frozen=True)

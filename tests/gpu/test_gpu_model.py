@@ -7,12 +7,13 @@ import pytest
 import torch
 from checkpoints import make_hot, relative_error
 
-from modernbert import float8, gpu
+from modernbert import float8, fusions, gpu
 from modernbert.attention_kernels import BACKENDS, resolve_backend
 from modernbert.config import ModernBertConfig
 from modernbert.heads import ModernBertForSequenceClassification
 from modernbert.model import ModernBertModel
 from modernbert.packing import PackedBatch
+from modernbert.tiles import Fusions, tiles_for
 
 pytestmark = [
     pytest.mark.gpu,
@@ -88,6 +89,32 @@ def test_the_kernels_run_and_nothing_waits_for_the_device():
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert torch.equal(got, want)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(
+    "tile", tiles_for(gpu.compute_capability(CUDA)) if torch.cuda.is_available() else []
+)
+def test_fused_products_answer_as_their_twins_do(tile):
+    """Each tile of this GPU, whichever is fastest; not a bit of a document depends on the others' rows."""
+    model = hot(ModernBertModel).to(CUDA, torch.bfloat16)
+    want = model.forward_packed(batch("cuda")).float()
+    fusions.use(model, Fusions(tile, tile))
+    got = model.forward_packed(batch("cuda")).float()
+    assert not torch.equal(got, want)  # they ran
+    assert relative_error(got, want) < 3e-2
+    from modernbert import products
+
+    weight = torch.randn(2 * 192, 128, device=CUDA).bfloat16()
+    x = torch.randn(1000, 128, device=CUDA).bfloat16()
+    few, many = (products.gated_product(x[:rows], weight, tile) for rows in (129, 1000))
+    assert torch.equal(few, many[:129])
+
+
+@torch.inference_mode()
+def test_products_are_timed_as_a_model_is_loaded():
+    chosen = fusions.fastest(hot(ModernBertModel).to(CUDA, torch.bfloat16))
+    assert chosen == fusions.fastest(hot(ModernBertModel).to(CUDA, torch.bfloat16))  # kept
 
 
 @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""The kernels as machine code of an H100, compiled without one."""
+"""The kernels as machine code of an A100, an H100 and a B200, compiled without one."""
 
 from __future__ import annotations
 
@@ -51,15 +51,44 @@ def test_kernels_compile_without_spills_and_with_wide_loads(compiled, sm):
         assert stores[0] == stores[1], geglu
 
 
+# Of a multiprocessor: bytes of shared memory, of which each program takes 1 KB more, and registers.
+SHARED = {"80": 164 << 10, "90": 228 << 10, "100": 228 << 10}
+REGISTERS = 65536
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sm", ["80", "90", "100"])
+def test_products_compile_without_spills_and_fit_as_often_as_their_tile_says(compiled, sm):
+    cases = compiled["products"][sm]
+    assert {name.split()[0] for name in cases} == {"gated", "rotated"}
+    for name, counts in cases.items():
+        assert counts["spills"] == counts["stack"] == counts["local"] == 0, (name, counts)
+        assert counts["products"] >= 4, (name, counts)
+        registers = -(-counts["reg"] // 8) * 8 * 32 * counts["warps"]
+        assert counts["programs"] * registers <= REGISTERS, (name, counts)
+        assert counts["programs"] * (counts["shared"] + 1024) <= SHARED[sm], (name, counts)
+        if counts["tma"]:
+            assert counts["tile_loads"] >= 2, (name, counts)
+            assert counts["tile_stores"] >= 1, (name, counts)
+        else:
+            assert counts["wide_stores"] == counts["stores"], (name, counts)
+
+
+@pytest.mark.slow
+def test_gelu_adds_few_instructions_to_its_product(compiled):
+    """With `tl.erf` they were 2,816: 3.6 us a tile on an H100, beside 10.6 of products."""
+    assert compiled["products"]["90"]["gated 128x256x64"]["instructions"] <= 1500
+
+
 @pytest.mark.slow
 def test_instructions_of_float8_are_within_the_time_of_its_memory(compiled):
-    """Those of the gated unit of base take 134 us a layer of 65,536 tokens on an H100: 4 warps of 457 a token; its memory 128-146.
+    """Those of the gated unit of base take 79 us a layer of 65,536 tokens on an H100: 4 warps of 269 a token; its memory 128-146.
 
-    One tile of 2,048 columns, and a division for each of them, were 758: 221 us.
+    With `tl.erf` they were 457. One tile of 2,048 columns, and a division for each of them, were 758: 221 us.
     """
     kernels = compiled["90"]
-    assert kernels["geglu8 base"]["instructions"] <= 500, kernels["geglu8 base"]
-    assert kernels["geglu8 large"]["instructions"] <= 1150, kernels["geglu8 large"]
+    assert kernels["geglu8 base"]["instructions"] <= 300, kernels["geglu8 base"]
+    assert kernels["geglu8 large"]["instructions"] <= 600, kernels["geglu8 large"]
     assert kernels["norm8"]["instructions"] <= 700, kernels["norm8"]
 
 

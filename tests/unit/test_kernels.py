@@ -109,6 +109,22 @@ def test_pooling_passes_on_what_is_no_number(pooling, bad):
     assert finite.sum() == finite.numel() - 1
 
 
+@dtypes
+@pytest.mark.parametrize(("width", "bias"), [(768, False), (96, True), (17, False)])
+def test_layer_norm(width, bias, dtype):
+    x, weight = random(T, width, dtype=dtype) + 3.0, random(width, dtype=dtype, seed=2)
+    shift = random(width, dtype=dtype, seed=3) if bias else None
+    got = kernels.layer_norm(x, weight, shift, 1e-5)
+    exact = F.layer_norm(
+        x.double(), (width,), weight.double(), None if shift is None else shift.double(), 1e-5
+    )
+    assert got.dtype == dtype
+    assert relative_error(got.double(), exact) < TOLERANCE[dtype]
+    assert torch.equal(kernels.layer_norm(x[5:6], weight, shift, 1e-5), got[5:6])
+    columns = torch.cat((x, x), 1)[:, width:]  # rows that are not contiguous
+    assert torch.equal(kernels.layer_norm(columns, weight, shift, 1e-5), got)
+
+
 @pytest.mark.parametrize("width", [768, 96])
 @pytest.mark.parametrize("bias", [True, False])
 def test_norm_in_float8(width, bias):

@@ -194,6 +194,7 @@ def test_fuzzed_texts_are_encoded_as_by_the_library(style, tokenizer, seed):
     left = FUZZED_TEXTS // (2 * len(STYLES))
     answered = 0
     asked = 0
+    detailed = 0
     while left > 0:
         texts = [odd_text(dice) for _ in range(min(left, 500))]
         check(tokenizer, texts, dice.choice((1, 2, 3, 5, 8, 20)), f"{style}, seed {seed}")
@@ -202,7 +203,14 @@ def test_fuzzed_texts_are_encoded_as_by_the_library(style, tokenizer, seed):
             asked += len(texts)
             answers = [tokenizer._pieces.encode(text, NO_LIMIT, NO_LIMIT) for text in texts]
             answered += sum(ids is not None for ids in answers)
-    assert answered >= asked / 3  # else little is tested
+        if tokenizer._details is not None:
+            detailed += sum(
+                tokenizer._details.encode_detailed(text, NO_LIMIT, NO_LIMIT) is not None
+                for text in texts
+            )
+    # Else little is tested.
+    assert answered >= asked / 3
+    assert detailed == answered  # the same texts
 
 
 def test_pairs_and_windows_are_encoded_as_without_the_cache(modernbert):
@@ -210,7 +218,7 @@ def test_pairs_and_windows_are_encoded_as_without_the_cache(modernbert):
     texts = [odd_text(dice) for _ in range(100)]
     pairs = list(zip(texts, reversed(texts), strict=True))
     plain = Tokenizer(modernbert._fast)
-    plain._pieces = None
+    plain._pieces = plain._details = None
     for options in ({"max_length": 24, "stride": 4}, {"max_length": 24}, {}):
         for documents in (texts, pairs):
             got, want = modernbert.encode(documents, **options), plain.encode(documents, **options)
@@ -308,6 +316,34 @@ LOWERCASE = {"type": "Lowercase"}
 def test_tokenizers_that_cut_otherwise_have_none(tmp_path, change):
     write_modernbert(tmp_path, **change)
     assert Tokenizer.from_folder(tmp_path)._pieces is None
+
+
+def test_offsets_that_a_post_processor_trims_are_the_librarys(tmp_path):
+    trims = {
+        "type": "RobertaProcessing",
+        "sep": ["[SEP]", 3],
+        "cls": ["[CLS]", 2],
+        "trim_offsets": True,
+        "add_prefix_space": False,
+    }
+    write_modernbert(tmp_path, post_processor=trims)
+    tokenizer = Tokenizer.from_folder(tmp_path)
+    assert tokenizer._pieces is not None
+    assert tokenizer._details is None
+    check(tokenizer, list(USUAL.values()), 5, "trimmed")
+
+
+def test_offsets_are_the_librarys_where_a_byte_has_no_token(tmp_path):
+    write_modernbert(tmp_path)
+    file = tmp_path / "tokenizer.json"
+    content = json.loads(file.read_text())
+    vocabulary = content["model"]["vocab"]
+    spelled_otherwise = vocabulary.pop("§")
+    vocabulary["§§"] = spelled_otherwise
+    file.write_text(json.dumps(content))
+    tokenizer = Tokenizer.from_folder(tmp_path)
+    assert tokenizer._details is None
+    check(tokenizer, ["the cat §1", "a § b"], 5, "no token")
 
 
 def test_a_tokenizer_with_dropout_has_none(tmp_path):

@@ -83,7 +83,7 @@ def test_long_texts_are_not_encoded_whole(both):
 
         encode_batch_fast = encode_batch
 
-    spied = WindowEncoder(Spy(), None, ours.truncation_side)
+    spied = WindowEncoder(Spy(), None, None, ours.truncation_side)
     (encoding,) = spied._encode_texts(["the cat sat, " * 100_000], 64, False)
     assert max(lengths) <= 12 * 64
     assert len(encoding.ids) > 64

@@ -1,8 +1,14 @@
 """What the watch of a job knows of its model actors, and how far ahead of their commits they may be."""
 
-import pytest
+from types import SimpleNamespace
 
+import pytest
+import torch
+
+from modernbert import gpu
+from modernbert.tiles import Fusions, tiles_for
 from pipelines.raydata import watch as module
+from pipelines.raydata.actor import Predict
 from pipelines.raydata.watch import GO_ON, MAX_WAIT_S, SHORT_S, STOP, WAIT, Watch
 
 
@@ -139,3 +145,34 @@ def test_the_time_that_actors_hold_their_places(clock):
     watch.start(2, "c")
     clock.now += 3
     assert watch.held_s() == 20 + 3
+
+
+class OneGpu:
+    """What an actor reports to, and its predictor, on a GPU that was timed."""
+
+    def __init__(self, monkeypatch, watch: Watch, fastest: Fusions, backend: str = "torch_varlen"):
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H100")
+        monkeypatch.setattr(gpu, "compute_capability", lambda _: (9, 0))
+        self.used = fastest
+        predictor = SimpleNamespace(
+            device="cuda:0", attention_backend=backend, fusions=str(fastest), fuse=self.fuse
+        )
+        Predict._report_gpu(SimpleNamespace(reports=watch), predictor)
+
+    def fuse(self, chosen: Fusions) -> None:
+        self.used = chosen
+
+
+def test_actors_on_one_kind_of_gpu_agree_and_so_does_a_later_attempt(monkeypatch, caplog):
+    first, second = tiles_for((9, 0))
+    watch = Watch()
+    slow = OneGpu(monkeypatch, watch, Fusions(), f"torch_varlen, {gpu.NO_KERNELS}")
+    assert slow.used == Fusions()
+    assert not watch.fusions()  # an actor without kernels does not choose for the others
+    assert OneGpu(monkeypatch, watch, Fusions(first)).used == Fusions(first)
+    assert OneGpu(monkeypatch, watch, Fusions(second, second)).used == Fusions(first)
+    later = Watch(fusions=watch.fusions())
+    assert OneGpu(monkeypatch, later, Fusions()).used == Fusions(first)
+    other_version = Watch(fusions={"NVIDIA H100": "all in one kernel"})
+    assert OneGpu(monkeypatch, other_version, Fusions(first)).used == Fusions(first)
+    assert "where another run of the job had all in one kernel" in caplog.text

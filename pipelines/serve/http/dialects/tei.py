@@ -312,7 +312,8 @@ def _tokens(text: str, tokens: Tokens) -> Iterator[Json]:
 
 
 def _info(info: Info, handler: RequestHandler) -> Json:
-    attention = {"attention": info.attention} if info.attention else {}  # not of TEI
+    ways = {"attention": info.attention, "fusions": info.fusions}  # not of TEI
+    chosen = {name: way for name, way in ways.items() if way}
     return {
         "model_id": info.model,
         "model_sha": info.revision,
@@ -329,7 +330,7 @@ def _info(info: Info, handler: RequestHandler) -> Json:
         "version": version("modernbert-ray"),
         "sha": None,
         "docker_label": None,
-        **attention,
+        **chosen,
     }
 
 
