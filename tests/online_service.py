@@ -22,6 +22,7 @@ from pipelines.serve.config import served_models
 from pipelines.serve.http.app import create_app
 from pipelines.serve.http.drain import UnderWay
 from pipelines.serve.http.limits import HttpLimits
+from pipelines.serve.http.upgrades import UpgradeIgnoringProtocol
 from pipelines.serve.local import LocalModelClient
 from pipelines.serve.protocol import ModelClient, PredictRequest, PredictResponse
 
@@ -91,7 +92,14 @@ def serving(models: ModelClient, under_way: UnderWay | None = None, **limits: An
     """The application on a free port; yields its URL."""
     app = create_app(models, HttpLimits(**limits), under_way=under_way)
     server = uvicorn.Server(
-        uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", lifespan="off")
+        uvicorn.Config(
+            app,
+            host="127.0.0.1",
+            port=0,
+            log_level="warning",
+            lifespan="off",
+            http=UpgradeIgnoringProtocol,
+        )
     )
     started = threading.Event()
     startup = server.startup
