@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import shutil
 import tempfile
 import threading
 import time
@@ -76,6 +77,17 @@ def checkpoint_of(name: str) -> Path:
         return write_multi_vector(result)
     architecture, config = WRITTEN[task]
     return write_task(result, architecture, **config)
+
+
+@cache
+def with_prompts() -> Path:
+    """The sentence encoder with prompts that are not empty."""
+    folder = new_folder()
+    shutil.copytree(checkpoint_of("sentence"), folder, dirs_exist_ok=True)
+    file = folder / "config_sentence_transformers.json"
+    prompts = {"query": "find: ", "document": "this is: "}
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"prompts": prompts}))
+    return folder
 
 
 @cache

@@ -14,7 +14,15 @@ import venv
 from pathlib import Path
 
 HERE = Path(__file__).parent
-NPM = ("openai", "cohere-ai", "@huggingface/inference")
+NPM = (
+    "openai",
+    "cohere-ai",
+    "@huggingface/inference",
+    "ai",
+    "@ai-sdk/openai-compatible",
+    "@langchain/openai",
+    "@langchain/core",
+)
 sys.path += [str(HERE.parent), str(HERE.parents[1])]
 
 

@@ -278,8 +278,10 @@ class HandledRequest:
 
     @property
     def base64_vectors(self) -> Iterator[str]:
-        """The vectors of an embed model, each as little-endian float32 in base64."""
-        rows = np.asarray(self.response.results, dtype="<f4")
+        """The vectors of an embed model, each in base64: of little-endian float32, or of bytes."""
+        rows = np.asarray(self.response.results)
+        if rows.dtype.kind == "f":
+            rows = rows.astype("<f4", copy=False)
         return (base64.b64encode(row.tobytes()).decode() for row in rows)
 
     @property

@@ -15,7 +15,7 @@ from pydantic import BaseModel, Discriminator, Field, Tag
 from starlette.responses import Response
 
 from modernbert.stored import Json
-from pipelines.serve.http.bodies import Int, Many, NonEmpty, Texts, TolerantBody, as_list
+from pipelines.serve.http.bodies import Flag, Int, Many, NonEmpty, Texts, TolerantBody, as_list
 from pipelines.serve.http.dialect import Dialect
 from pipelines.serve.http.dialects.shared import RERANK_EXAMPLE, rerank, truncation_options
 from pipelines.serve.http.dialects.tei import TEI, TeiRerankRequest, tei_rerank
@@ -59,7 +59,7 @@ class JinaRequest(TolerantBody):
     top_n: Int | None = Field(
         default=None, ge=0, description="how many results (default, and 0: all)"
     )
-    return_documents: bool | None = Field(
+    return_documents: Flag | None = Field(
         default=None, description="give each document's text back (default: true)"
     )
     rank_fields: (
@@ -71,7 +71,7 @@ class JinaRequest(TolerantBody):
     max_chunks_per_doc: Int | None = Field(
         default=None, description="Cohere's; not used: documents are not chunked"
     )
-    raw_scores: bool | None = Field(
+    raw_scores: Flag | None = Field(
         default=None, description="Infinity's: give the model's own numbers"
     )
     truncate_prompt_tokens: Int | None = Field(
@@ -89,7 +89,7 @@ class MultiVectorRequest(TolerantBody):
     input_type: Literal["query", "document"] | None = Field(
         default=None, description="default: document"
     )
-    truncate: bool | None = Field(
+    truncate: Flag | None = Field(
         default=None, description="false: refuse inputs that are too long"
     )
 
