@@ -114,7 +114,7 @@ def _add_rerank(router: APIRouter, handler: RequestHandler) -> None:
         """{model, usage, results: [{index, relevance_score, document: {text}}]} from best to
         worst.
         """
-        return await _rerank(handler, body, body.model)
+        return await _rerank(handler, body)
 
 
 def _add_multi_vector(router: APIRouter, handler: RequestHandler) -> None:
@@ -144,8 +144,7 @@ def _add_multi_vector(router: APIRouter, handler: RequestHandler) -> None:
         return handled.reply(content)
 
 
-def _add_shared_rerank(router: APIRouter, handler: RequestHandler, name: str | None) -> None:
-    """Add /rerank of the model called `name`, or of the first that reranks."""
+def _add_shared_rerank(router: APIRouter, handler: RequestHandler) -> None:
     example = {"query": RERANK_EXAMPLE["query"], "texts": RERANK_EXAMPLE["documents"]}
 
     @router.post("/rerank", **route_docs(list[Json] | Json, example))
@@ -155,8 +154,8 @@ def _add_shared_rerank(router: APIRouter, handler: RequestHandler, name: str | N
         /v1/rerank.
         """
         if isinstance(body, JinaRequest):
-            return await _rerank(handler, body, name)
-        return await tei_rerank(handler, body, name)
+            return await _rerank(handler, body)
+        return await tei_rerank(handler, body)
 
 
 def routes(handler: RequestHandler) -> Sequence[APIRouter]:
@@ -165,28 +164,12 @@ def routes(handler: RequestHandler) -> Sequence[APIRouter]:
     _add_rerank(router, handler)
     _add_multi_vector(router, handler)
     shared_router = new_router(TEI, JINA, tags=["text-embeddings-inference"])
-    _add_shared_rerank(shared_router, handler, None)
+    _add_shared_rerank(shared_router, handler)
     return [router, shared_router]
 
 
-def routes_of_model(handler: RequestHandler, name: str) -> Sequence[APIRouter]:
-    """Make /rerank of a model; where it does another task, it refuses and is not in /docs."""
-    task = handler.models.tasks[name]
-    router = new_router(
-        TEI,
-        JINA,
-        prefix=f"/models/{name}",
-        tags=[f"model {name}: {task}"],
-        include_in_schema=task == "rerank",
-    )
-    _add_shared_rerank(router, handler, name)
-    return [router]
-
-
-async def _rerank(handler: RequestHandler, body: JinaRequest, name: str | None) -> Response:
-    """Answer a request for the model called `name`, or for the first that reranks."""
-    _check_model(handler, body, name)
-    info = await handler.pick("rerank", name or body.model)
+async def _rerank(handler: RequestHandler, body: JinaRequest) -> Response:
+    info = await handler.pick("rerank", body.model)
     texts = [_text(i, document, body.rank_fields) for i, document in enumerate(body.documents)]
     handled, ranked = await rerank(
         handler,
@@ -212,15 +195,6 @@ async def _rerank(handler: RequestHandler, body: JinaRequest, name: str | None) 
     return handled.reply(content)
 
 
-def _check_model(handler: RequestHandler, body: JinaRequest, name: str | None) -> None:
-    """Raise ApiError where the path and the body name different models."""
-    aliases = handler.models.aliases
-    body_model = aliases.get(body.model or "", body.model)
-    if name and body_model not in (None, name, aliases.get(name)):
-        message = f"model {str(body.model)[:60]!r} is not here; this is {name}"
-        raise ApiError("unknown_model", message, field="model")
-
-
 def _text(number: int, document: str | JinaDocument, rank_fields: list[str] | None) -> str:
     """Return what is ranked of a document; ApiError where it has none of the fields."""
     if isinstance(document, str):
@@ -241,5 +215,4 @@ JINA = Dialect(
     lambda error: {"detail": error.message},
     prefixes=("/v1/rerank", "/v1/multi-vector"),
     routes=routes,
-    model_routes=routes_of_model,
 )

@@ -106,8 +106,10 @@ def _add_embeddings(router: APIRouter, handler: RequestHandler) -> None:
 def _add_models(router: APIRouter, handler: RequestHandler) -> None:
     @router.get("/v1/models", response_model=Json)
     async def models() -> Response:
-        """Every model online, then the other names of models."""
-        names = [*handler.models.tasks, *handler.models.aliases]
+        """Every model online, then the other names of models; below /models/{name} that one."""
+        aliases = handler.models.aliases
+        visible = handler.visible
+        names = [*visible, *(alias for alias, model in aliases.items() if model in visible)]
         return json_response({"object": "list", "data": [_model(handler, name) for name in names]})
 
     @router.get("/v1/models/{model:path}", response_model=Json)

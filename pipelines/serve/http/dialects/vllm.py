@@ -181,7 +181,7 @@ def _add_models(router: APIRouter, handler: RequestHandler) -> None:
     @router.get("/models", include_in_schema=False)
     async def models() -> Response:
         """Every model online, as Infinity tells them."""
-        data = [_model(name, task) for name, task in handler.models.tasks.items()]
+        data = [_model(name, handler.models.tasks[name]) for name in handler.visible]
         return json_response({"object": "list", "data": data})
 
 
