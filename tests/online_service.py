@@ -172,6 +172,10 @@ SHAPES = {  # by route: a good request, and how an error looks there
     "/v1/multi-vector": ({"input": "a"}, {"detail"}),
     "/pooling": ({"input": "a"}, {"error"}),
     "/classify": ({"input": "a"}, {"error"}),
+    "/reranking": ({"query": "a", "documents": ["b"]}, {"detail"}),
+    "/v1/reranking": ({"query": "a", "input": ["b"]}, {"detail"}),
+    "/v1/ranking": ({"query": {"text": "a"}, "passages": [{"text": "b"}]}, {"error"}),
+    "/vectors": ({"text": "a"}, {"error", "error_type"}),
     "/v2/rerank": ({"model": "ranker", "query": "a", "documents": ["b"]}, {"message"}),
     "/v2/embed": ({"model": "sentence", "texts": ["a"]}, {"message"}),
 }

@@ -12,12 +12,15 @@ from starlette.responses import Response
 from modernbert.stored import Json
 from pipelines.serve.http.access import start_log
 from pipelines.serve.http.dialect import Dialect, install_error_handlers
+from pipelines.serve.http.dialects import rerank_paths
 from pipelines.serve.http.dialects.cohere import COHERE
 from pipelines.serve.http.dialects.huggingface import FIRST_MODEL_PATHS, HUGGING_FACE
 from pipelines.serve.http.dialects.jina import JINA
+from pipelines.serve.http.dialects.nim import NIM
 from pipelines.serve.http.dialects.openai import OPENAI
 from pipelines.serve.http.dialects.tei import TEI
 from pipelines.serve.http.dialects.vllm import VLLM
+from pipelines.serve.http.dialects.weaviate import WEAVIATE
 from pipelines.serve.http.drain import UnderWay
 from pipelines.serve.http.errors import ApiError
 from pipelines.serve.http.handler import RequestHandler
@@ -31,7 +34,16 @@ from pipelines.serve.http.routes import new_router
 from pipelines.serve.http.tracing import start_traces
 from pipelines.serve.protocol import ModelClient
 
-DIALECTS: list[Dialect] = [TEI, HUGGING_FACE, OPENAI, COHERE, JINA, VLLM]
+DIALECTS: list[Dialect] = [
+    TEI,
+    HUGGING_FACE,
+    OPENAI,
+    COHERE,
+    JINA,
+    VLLM,
+    NIM,
+    WEAVIATE,
+]
 """Every dialect; the first one also answers where no other's prefix fits."""
 _EXPOSED = (
     "x-request-id",
@@ -75,7 +87,9 @@ def create_app(
         redoc_url=None,
     )
     install_error_handlers(app)
-    dialect_routers = [router for dialect in DIALECTS for router in dialect.routes(handler)]
+    dialect_routers = list(rerank_paths.routes(handler))
+    for dialect in DIALECTS:
+        dialect_routers += dialect.routes(handler)
     routers = [_state_routes(handler), *dialect_routers]
     for name in models.tasks:
         for dialect in DIALECTS:
@@ -107,7 +121,7 @@ def create_app(
             CORSMiddleware,
             allow_origins=limits.cors_origins,
             allow_methods=["GET", "POST"],
-            allow_headers=["authorization", "content-type", "x-request-id"],
+            allow_headers=["authorization", "api-key", "content-type", "x-request-id"],
             expose_headers=_EXPOSED,
         )
     return app

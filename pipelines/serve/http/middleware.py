@@ -167,7 +167,7 @@ class RequestLimitsMiddleware:
 
     def _client(self, scope: Scope, headers: Headers) -> str | None:
         """Name who sent the request: its key, or else its address."""
-        name = self._keys.name_of(headers.get("authorization", ""))
+        name = self._keys.name_of(_authorization(headers))
         if name is not None:
             return name
         header = ",".join(headers.getlist(_FORWARDED))
@@ -187,7 +187,7 @@ class RequestLimitsMiddleware:
     def _check_key(self, scope: Scope, headers: Headers) -> None:
         path = path_of(scope)
         is_public = path in PUBLIC or (path == "/" and scope["method"] == "GET")
-        if not is_public and not self._keys.admits(headers.get("authorization", "")):
+        if not is_public and not self._keys.admits(_authorization(headers)):
             message = "send the service's key as the header 'authorization: Bearer KEY'"
             raise ApiError("unauthorized", message)
 
@@ -284,6 +284,12 @@ class _ResponseSender:
         elif self._without_body:
             message = {**message, "body": b""}
         await self._send(message)
+
+
+def _authorization(headers: Headers) -> str:
+    """Return the header with the key, or what Azure's clients send as `api-key` in its words."""
+    key = headers.get("api-key")
+    return headers.get("authorization", "" if key is None else f"Bearer {key}")
 
 
 def _address(name: str) -> IPv4Address | IPv6Address | None:

@@ -7,7 +7,11 @@ from dataclasses import dataclass
 
 from pipelines.serve.http.errors import ApiError
 
-_BELOW = "/models/"
+_MODELS = "/models/"
+_AZURE = "/openai/deployments/"
+_HUB = "/pipeline/feature-extraction/"
+_PREFIXES = (_MODELS, _AZURE, _HUB)
+"""What stands before a model's name: here, on Azure, and on the hub as LangChain4j asks it."""
 UNSPECIFIED = "default/not-specified"
 """The model in a request of Infinity's client that names none."""
 
@@ -23,9 +27,10 @@ class ModelPaths:
 
     def resolve(self, path: str) -> tuple[str | None, str]:
         """Return the model that a path is for, None for any, and the path of its route."""
-        if not path.startswith(_BELOW):
+        prefix = next((each for each in _PREFIXES if path.startswith(each)), None)
+        if prefix is None:
             return None, path
-        tail = path.removeprefix(_BELOW)
+        tail = path.removeprefix(prefix)
         # Names may hold slashes: of two that fit the longer one is meant.
         fitting = [name for name in self.models if tail == name or tail.startswith(f"{name}/")]
         if not fitting:
@@ -33,7 +38,11 @@ class ModelPaths:
         name = max(fitting, key=len)
         model = self.models[name]
         rest = tail.removeprefix(name)
-        return model, rest if rest in self.dialect_paths else f"{_BELOW}{model}{rest}"
+        if prefix == _HUB and rest == "":
+            return model, f"{_MODELS}{model}"
+        if prefix != _HUB and rest in self.dialect_paths:
+            return model, rest
+        return (model, f"{_MODELS}{model}{rest}") if prefix == _MODELS else (None, path)
 
     def check(self, model: str, content: object) -> None:
         """Raise ApiError where a body names another model than the path."""

@@ -1,8 +1,7 @@
-"""Jina's dialect: /v1/multi-vector, /v1/rerank, which vLLM, Infinity and Cohere's older clients
-speak, too, and /rerank, which it shares with TEI.
+"""Jina's dialect: /v1/multi-vector, and rerank, which vLLM, Infinity, llama.cpp and Cohere's older
+clients speak, too; its paths are in rerank_paths.py.
 
-On /rerank a body with `documents` is Jina's, and one with `texts` TEI's. `raw_scores` is Infinity's
-alone: where it is there, `document` is a text, as Infinity gives it.
+`raw_scores` is Infinity's alone: where it is there, `document` is a text, as Infinity gives it.
 """
 
 from __future__ import annotations
@@ -17,11 +16,10 @@ from starlette.responses import Response
 from modernbert.stored import Json
 from pipelines.serve.http.bodies import Flag, Int, Many, NonEmpty, Texts, TolerantBody, as_list
 from pipelines.serve.http.dialect import Dialect
-from pipelines.serve.http.dialects.shared import RERANK_EXAMPLE, rerank, truncation_options
-from pipelines.serve.http.dialects.tei import TEI, TeiRerankRequest, tei_rerank
+from pipelines.serve.http.dialects.shared import rerank, truncation_options
 from pipelines.serve.http.errors import ApiError
 from pipelines.serve.http.handler import RequestHandler, Truncation
-from pipelines.serve.http.routes import new_router, route_docs, shared_path
+from pipelines.serve.http.routes import new_router, route_docs
 
 
 class JinaError(BaseModel):
@@ -94,29 +92,6 @@ class MultiVectorRequest(TolerantBody):
     )
 
 
-def _is_jina(body: object) -> bool:
-    """Tell Jina's body on /rerank from TEI's."""
-    return isinstance(body, dict) and body.get("documents") is not None
-
-
-RerankRequest = Annotated[
-    Annotated[TeiRerankRequest, Tag("<tei>")] | Annotated[JinaRequest, Tag("<jina>")],
-    Discriminator(lambda body: "<jina>" if _is_jina(body) else "<tei>"),
-]
-
-
-def _add_rerank(router: APIRouter, handler: RequestHandler) -> None:
-    model = handler.example_model("rerank")
-    example = {"model": model, **RERANK_EXAMPLE, "top_n": 1}
-
-    @router.post("/v1/rerank", **route_docs(Json, example, JINA))
-    async def jina(body: JinaRequest) -> Response:
-        """{model, usage, results: [{index, relevance_score, document: {text}}]} from best to
-        worst.
-        """
-        return await _rerank(handler, body)
-
-
 def _add_multi_vector(router: APIRouter, handler: RequestHandler) -> None:
     model = handler.example_model("multi_vector")
     example = {"model": model, "input": ["Where is my parcel?"], "input_type": "query"}
@@ -144,31 +119,15 @@ def _add_multi_vector(router: APIRouter, handler: RequestHandler) -> None:
         return handled.reply(content)
 
 
-def _add_shared_rerank(router: APIRouter, handler: RequestHandler) -> None:
-    example = {"query": RERANK_EXAMPLE["query"], "texts": RERANK_EXAMPLE["documents"]}
-
-    @router.post("/rerank", **route_docs(list[Json] | Json, example))
-    @shared_path(lambda body: JINA if _is_jina(body) else TEI)
-    async def rerank_texts(body: RerankRequest) -> Response:
-        """TEI: [{index, score, text?}] from best to worst. With `documents` in place of `texts`, as
-        /v1/rerank.
-        """
-        if isinstance(body, JinaRequest):
-            return await _rerank(handler, body)
-        return await tei_rerank(handler, body)
-
-
 def routes(handler: RequestHandler) -> Sequence[APIRouter]:
-    """Make the routes that name no model in their path."""
-    router = new_router(JINA, tags=["Jina, vLLM, Infinity"])
-    _add_rerank(router, handler)
+    """Make the route /v1/multi-vector."""
+    router = new_router(JINA, tags=["Jina"])
     _add_multi_vector(router, handler)
-    shared_router = new_router(TEI, JINA, tags=["text-embeddings-inference"])
-    _add_shared_rerank(shared_router, handler)
-    return [router, shared_router]
+    return [router]
 
 
-async def _rerank(handler: RequestHandler, body: JinaRequest) -> Response:
+async def jina_rerank(handler: RequestHandler, body: JinaRequest) -> Response:
+    """Answer with {model, usage, results: [{index, relevance_score, document}]}, best first."""
     info = await handler.pick("rerank", body.model)
     texts = [_text(i, document, body.rank_fields) for i, document in enumerate(body.documents)]
     handled, ranked = await rerank(
@@ -213,6 +172,6 @@ JINA = Dialect(
     "Jina",
     JinaError,
     lambda error: {"detail": error.message},
-    prefixes=("/v1/rerank", "/v1/multi-vector"),
+    prefixes=("/v1/rerank", "/reranking", "/v1/reranking", "/v1/multi-vector"),
     routes=routes,
 )

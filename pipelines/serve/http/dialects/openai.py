@@ -1,4 +1,4 @@
-"""OpenAI's dialect: /v1/embeddings and /v1/models."""
+"""OpenAI's dialect: /v1/embeddings and /v1/models, and Azure's path /openai/v1/embeddings."""
 
 from __future__ import annotations
 
@@ -66,6 +66,7 @@ def _add_embeddings(router: APIRouter, handler: RequestHandler) -> None:
     example = {"model": handler.example_model("embed"), "input": ["What is Deep Learning?"]}
 
     @router.post("/embeddings", include_in_schema=False)
+    @router.post("/openai/v1/embeddings", include_in_schema=False)
     @router.post("/v1/embeddings", **route_docs(Json, example))
     async def embeddings(body: EmbeddingsRequest) -> Response:
         """{data: [{embedding, index}], model, usage}, vectors of length one; an input that is too
@@ -145,5 +146,5 @@ def _format_error(error: ApiError) -> Json:
 
 
 OPENAI = Dialect(
-    "OpenAI", OpenAIError, _format_error, prefixes=("/v1", "/embeddings"), routes=routes
+    "OpenAI", OpenAIError, _format_error, prefixes=("/v1", "/embeddings", "/openai"), routes=routes
 )
