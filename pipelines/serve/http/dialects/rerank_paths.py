@@ -83,7 +83,7 @@ def routes(handler: RequestHandler) -> Sequence[APIRouter]:
         """With `texts` TEI's [{index, score, text?}] from best to worst; else as /v1/rerank."""
         return await _answer(handler, body)
 
-    @router.post("/reranking", include_in_schema=False)
+    @router.post("/reranking", **answers)
     @router.post("/v1/reranking", **answers)
     @router.post("/v1/rerank", **answers)
     @shared_path(_dialect(_jina_or_other))
