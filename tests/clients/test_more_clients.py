@@ -134,7 +134,11 @@ def test_rerankers(provider: str, path: str) -> None:
     from rerankers import Reranker
 
     for base in (URL, f"{URL}/models/ranker", f"{URL}/models/rerank-v3.5"):
-        named: dict[str, Any] = {"model_type": "APIRanker", "api_key": "x", "api_provider": provider}
+        named: dict[str, Any] = {
+            "model_type": "APIRanker",
+            "api_key": "x",
+            "api_provider": provider,
+        }
         found = Reranker("ranker", **named, url=base + path).rank(QUERY, PASSAGES)
         assert [(each.doc_id, each.score) for each in found.results] == RANKS
 

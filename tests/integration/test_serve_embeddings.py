@@ -62,7 +62,7 @@ def vectors(url: str, **fields: Any) -> Any:
     ({"embedding_type": "ubinary"}, {"precision": "ubinary"}),
     ({"encoding_format": "binary"}, {"precision": "binary"}),
     # What makes no difference, and null, which is an absent field.
-    ({"add_special_tokens": True, "priority": 3, "late_chunking": "false", "prompt": None}, {}),
+    ({"add_special_tokens": True, "priority": "true", "x": [1], "late_chunking": "false", "prompt": None}, {}),
     ({"user": "a", "dimensions": None, "encoding_format": None, "truncate": "end"}, {}),
 ])  # fmt: skip
 def test_fields_that_are_followed(prompted: str, fields: Any, options: Any) -> None:

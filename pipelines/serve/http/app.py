@@ -54,7 +54,8 @@ _EXPOSED = (
     "x-total-time",
 )
 _ABOUT = """ModernBERT models online, for the clients of text-embeddings-inference, Hugging Face,
-OpenAI (embeddings), Cohere, Jina, vLLM and Infinity. Routes that name no model go to the first in
+OpenAI (embeddings), Azure, Cohere, Jina, Voyage, mixedbread, NVIDIA NIM, vLLM, Infinity, llama.cpp
+and Weaviate. Routes that name no model go to the first in
 the configuration that does the task. Below `/models/{name}`, for each name of a model, all of them
 go to that model, so that this is the base URL of a client, too."""
 

@@ -132,7 +132,8 @@ class EmbeddingsRequest(TolerantBody):
 
     def check_followed(self) -> None:
         """Raise ApiError for a field that would change the answer, and is not known here."""
-        for name, value in (self.model_extra or {}).items():
-            harmless, advice = _NOT_FOLLOWED.get(name, (value, ""))
+        extra = self.model_extra or {}
+        for name, (harmless, advice) in _NOT_FOLLOWED.items():
+            value = extra.get(name)
             if value is not None and as_flag(value) != harmless:
                 raise ApiError("invalid", f"{name} is not available here: {advice}", field=name)
