@@ -127,7 +127,16 @@ class TestAnyRoute:
             assert "x-ignored" not in post(path, SHAPES[path][0]).headers
 
 
-ONE_OF_EACH = ["/embed", "/models/intent", "/v1/embeddings", "/v1/rerank", "/v2/rerank"]
+ONE_OF_EACH = [
+    "/embed",
+    "/models/intent",
+    "/v1/embeddings",
+    "/v1/rerank",
+    "/v2/rerank",
+    "/v1/reranking",
+    "/v1/ranking",
+    "/vectors",
+]
 """A route of each dialect: what stands before the routes treats them alike, but for the shape of an error."""
 
 
