@@ -56,6 +56,10 @@ LEAN_RAY = {
     "RAY_idle_worker_killing_time_threshold_ms": "60000",
     "RAY_USAGE_STATS_ENABLED": "0",
     "REPORTER_UPDATE_INTERVAL_MS": "60000",
+    # As `modernbert-ray serve` sets it.
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": (
+        "pipelines.serve.http.upgrades:pass_over_upgrades"
+    ),
     "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
     "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import shutil
 import tempfile
 import threading
 import time
@@ -22,6 +23,7 @@ from pipelines.serve.config import served_models
 from pipelines.serve.http.app import create_app
 from pipelines.serve.http.drain import UnderWay
 from pipelines.serve.http.limits import HttpLimits
+from pipelines.serve.http.upgrades import UpgradeIgnoringProtocol
 from pipelines.serve.local import LocalModelClient
 from pipelines.serve.protocol import ModelClient, PredictRequest, PredictResponse
 
@@ -78,6 +80,17 @@ def checkpoint_of(name: str) -> Path:
 
 
 @cache
+def with_prompts() -> Path:
+    """The sentence encoder with prompts that are not empty."""
+    folder = new_folder()
+    shutil.copytree(checkpoint_of("sentence"), folder, dirs_exist_ok=True)
+    file = folder / "config_sentence_transformers.json"
+    prompts = {"query": "find: ", "document": "this is: "}
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"prompts": prompts}))
+    return folder
+
+
+@cache
 def all_models() -> LocalModelClient:
     """One model of each task, loaded once."""
     return LocalModelClient(served_models([
@@ -91,7 +104,14 @@ def serving(models: ModelClient, under_way: UnderWay | None = None, **limits: An
     """The application on a free port; yields its URL."""
     app = create_app(models, HttpLimits(**limits), under_way=under_way)
     server = uvicorn.Server(
-        uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", lifespan="off")
+        uvicorn.Config(
+            app,
+            host="127.0.0.1",
+            port=0,
+            log_level="warning",
+            lifespan="off",
+            http=UpgradeIgnoringProtocol,
+        )
     )
     started = threading.Event()
     startup = server.startup
@@ -152,6 +172,10 @@ SHAPES = {  # by route: a good request, and how an error looks there
     "/v1/multi-vector": ({"input": "a"}, {"detail"}),
     "/pooling": ({"input": "a"}, {"error"}),
     "/classify": ({"input": "a"}, {"error"}),
+    "/reranking": ({"query": "a", "documents": ["b"]}, {"detail"}),
+    "/v1/reranking": ({"query": "a", "input": ["b"]}, {"detail"}),
+    "/v1/ranking": ({"query": {"text": "a"}, "passages": [{"text": "b"}]}, {"error"}),
+    "/vectors": ({"text": "a"}, {"error", "error_type"}),
     "/v2/rerank": ({"model": "ranker", "query": "a", "documents": ["b"]}, {"message"}),
     "/v2/embed": ({"model": "sentence", "texts": ["a"]}, {"message"}),
 }

@@ -18,9 +18,11 @@ from ray.serve.scripts import run as serve_run
 from pipelines.raydata.cluster import started_here
 from pipelines.report.text import say
 from pipelines.serve.config import INGRESS_NAME
+from pipelines.serve.http.upgrades import CALLBACK
 from pipelines.signals import Stopped
 
 _SERVICE = "pipelines.serve.deployment:build"
+_PROXY_CALLBACK = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _BROKEN = ("DEPLOY_FAILED", "UNHEALTHY")
 """The states of deployments that keep their application from running."""
@@ -52,6 +54,8 @@ def run_service(arguments: list[str], program: str) -> int:
     has_config = bool(arguments) and not arguments[0].startswith("-") and "=" not in arguments[0]
     if not has_config:
         arguments = [_SERVICE, *arguments]
+    # Serve's Python proxy has it of the Ray that `serve run` starts.
+    os.environ.setdefault(_PROXY_CALLBACK, CALLBACK)
     _raise_signals()
     # ray.init sets handlers of its own, in Python and in C++.
     ray._private.worker._post_init_hooks.append(_raise_signals)

@@ -2,6 +2,9 @@
 import OpenAI from "openai";
 import { CohereClient, CohereClientV2 } from "cohere-ai";
 import { InferenceClient } from "@huggingface/inference";
+import { embedMany } from "ai";
+import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
+import { OpenAIEmbeddings } from "@langchain/openai";
 
 const { url, texts, query, passages } = JSON.parse(process.argv.at(-1));
 const found = {};
@@ -24,5 +27,10 @@ const model = name => new InferenceClient("x", { endpointUrl: `${url}/models/${n
 found.hf_features = await model("sentence").featureExtraction({ inputs: texts });
 found.hf_classify = await model("intent").textClassification({ inputs: texts[0], parameters: { top_k: 3 } });
 found.hf_fill = await model("mask").fillMask({ inputs: "i lost my [MASK]" });
+
+const compatible = createOpenAICompatible({ name: "here", baseURL: `${url}/v1`, apiKey: "x" });
+found.vercel = (await embedMany({ model: compatible.textEmbeddingModel("sentence"), values: texts })).embeddings;
+const chained = new OpenAIEmbeddings({ model: "sentence", apiKey: "x", configuration: { baseURL: `${url}/v1` } });
+found.langchain = await chained.embedDocuments(texts);
 
 console.log(JSON.stringify(found));

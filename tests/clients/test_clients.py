@@ -290,7 +290,7 @@ class TestCohere:
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
 def test_npm() -> None:
-    """openai, cohere-ai and @huggingface/inference."""
+    """openai, cohere-ai, @huggingface/inference, Vercel's AI SDK and langchain.js."""
     script = Path(__file__).with_name("npm.mjs").read_text()
     given = json.dumps({"url": URL, "texts": TEXTS, "query": QUERY, "passages": PASSAGES})
     command = ["node", "--input-type=module", "-", given]
@@ -299,7 +299,9 @@ def test_npm() -> None:
     )
     assert ran.returncode == 0, ran.stderr
     found = json.loads(ran.stdout)
-    for name in ("openai", "openai_float", "cohere", "cohere_v1", "hf_features"):
+    for name in (
+        "openai", "openai_float", "cohere", "cohere_v1", "hf_features", "vercel", "langchain",
+    ):  # fmt: skip
         assert found[name] == VECTORS, name
     for name in ("cohere_rerank", "cohere_rerank_v1"):
         assert [(each["index"], each["relevanceScore"]) for each in found[name]] == RANKS

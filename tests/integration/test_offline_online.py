@@ -22,6 +22,7 @@ import yaml
 from commands import here, run_script
 from conftest import REPOSITORY, free_port, readme_block
 from online_service import until
+from raw_http import exchanged, java_post
 
 CLIENTS, MOST_INPUTS = 8, 20
 
@@ -143,6 +144,16 @@ def test_each_answer_has_one_request_id(url, body):
 
 
 @pytest.mark.slow
+def test_java_may_offer_another_protocol(url):
+    """Behind the HAProxy of Serve."""
+    body = json.dumps({"inputs": "a", "parameters": {}}).encode()
+    head = java_post(url.removeprefix("http://"), "/models/intent", body)
+    want = httpx.post(f"{url}/models/intent", json=json.loads(body)).json()
+    assert [(status, json.loads(answer)) for status, answer in exchanged(url, [head, body])] == [
+        (200, want)
+    ]
+
+
 def test_labels_and_scores_are_equal(labelled, url):
     rows = ds.dataset(labelled["classify"]).to_table().to_pylist()[::2]
     answers = asked(

@@ -58,6 +58,18 @@ REFUSED: dict[str, tuple[str, Any, str]] = {
     "many ids": ("/decode", {"ids": [[5] * 1000] * 500}, "ids holds 500,000 token ids; a request may hold 400,000"),
     "ids as inputs": ("/embed", {"inputs": [[5] * 1000] * 500}, "inputs holds 500,000 token ids; a request may hold"),
     "inputs": ("/v1/embeddings", {"model": "sentence", "input": ["a"] * 5000}, "holds 5,000 inputs; a request may"),
+    "texts to rank": ("/v1/reranking", {"query": "a", "input": ["a"] * 5000}, "input holds 5,000 inputs; a request may"),
+    "documents of Voyage": (
+        "/v1/rerank", {"query": "a", "documents": ["a"] * 5000, "top_k": 1}, "documents holds 5,000 inputs; a request may",
+    ),
+    "documents of Weaviate": (
+        "/rerank", {"query": "a", "documents": ["a"] * 5000, "property": ""}, "documents holds 5,000 inputs; a request may",
+    ),
+    "passages": (
+        "/v1/ranking", {"query": {"text": "a"}, "passages": [{"text": "a"}] * 60_000}, "passages holds 60,000 inputs",
+    ),
+    "a long text": ("/vectors", {"text": "a" * 1_000_001}, "text[0] has 1,000,001 characters; an input may have"),
+    "other models": ("/v1/embeddings", {"model": "a" * 100_000, "input": "a"}, "is unknown; for embed there are"),
     "stride": ("/models/pii", {"inputs": LETTERS * 2000, "parameters": {"stride": 8188}}, "stride 8188"),
     "stride near a window": ("/models/pii", {"inputs": LETTERS * 2000, "parameters": {"stride": 7200}}, "at most 7166"),
     "doc_stride": (

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import base64
-import json
-import shutil
 from collections.abc import Iterator
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import cohere
@@ -17,7 +14,7 @@ import pytest
 import tei_client
 from huggingface_hub import InferenceClient
 from huggingface_hub.errors import HfHubHTTPError
-from online_service import TASKS, all_models, checkpoint_of, new_folder, service, serving
+from online_service import TASKS, all_models, checkpoint_of, service, serving, with_prompts
 
 from pipelines.memory.pipeline import pipeline
 from pipelines.serve.config import served_models
@@ -292,17 +289,6 @@ class TestOpenAI:
 
 
 PRECISIONS = ("float32", "int8", "binary", "ubinary")
-
-
-@cache
-def with_prompts() -> Path:
-    """The sentence encoder with prompts that are not empty."""
-    folder = new_folder()
-    shutil.copytree(checkpoint_of("sentence"), folder, dirs_exist_ok=True)
-    file = folder / "config_sentence_transformers.json"
-    prompts = {"query": "find: ", "document": "this is: "}
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"prompts": prompts}))
-    return folder
 
 
 class TestCohere:

@@ -16,6 +16,7 @@ import psutil
 import pytest
 from checkpoints import write_task
 from conftest import SOAK, free_port, own_ray
+from raw_http import exchanged, java_post
 
 from pipelines import pipeline
 
@@ -283,6 +284,13 @@ def test_one_process_serves_and_comes_back(deploy, expected):
         return reply.status_code == 200 and reply.json() == [expected[TEXTS[0]]]
 
     assert answers()
+    # Serve's Python proxy, to which Java's client offers HTTP/2.
+    body = json.dumps({"inputs": TEXTS[0], "parameters": {"top_k": 5}}).encode()
+    host, _, path = url.removeprefix("http://").partition("/")
+    [(status, reply)] = exchanged(
+        url.removesuffix(f"/{path}"), [java_post(host, f"/{path}", body), body]
+    )
+    assert (status, json.loads(reply)) == (200, [expected[TEXTS[0]]])
     (process,) = processes("http")
     process.kill()
     until(answers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 import socket
@@ -18,6 +19,7 @@ import httpx
 import pytest
 from conftest import REPOSITORY, free_port, runs
 from online_service import CLIENT, all_models, post, service, serving, until
+from raw_http import EMBEDDINGS, exchanged, java_get, java_post
 
 
 @contextmanager
@@ -75,6 +77,16 @@ def sent(url: str, data: bytes) -> bytes:
 def test_requests_pass(proxied: str) -> None:
     assert post("/embed", {"inputs": "a"}, proxied).json() == post("/embed", {"inputs": "a"}).json()
     assert CLIENT.get(f"{proxied}/docs").status_code == 200
+
+
+@pytest.mark.parametrize("is_split", [False, True])
+def test_the_bytes_of_java(proxied: str, is_split: bool) -> None:
+    host, want = proxied.removeprefix("http://"), post("/v1/embeddings", json.loads(EMBEDDINGS))
+    head = java_post(host)
+    parts = [head, EMBEDDINGS] if is_split else [head + EMBEDDINGS]
+    [(status, body)] = exchanged(proxied, parts)
+    assert (status, json.loads(body)) == (200, want.json())
+    assert exchanged(proxied, [java_get(host, "/ping")]) == [(200, b'{"status":"ok"}')]
 
 
 def test_what_is_not_for_strangers(proxied: str) -> None:

@@ -232,7 +232,11 @@ class Echo:
 
 
 def call(
-    models: Any, path: str, body: Any, headers: tuple[tuple[bytes, bytes], ...] = ()
+    models: Any,
+    path: str,
+    body: Any,
+    headers: tuple[tuple[bytes, bytes], ...] = (),
+    root_path: str = "",
 ) -> tuple[int, Any]:
     """Status and body of one request to the application, without a port."""
     messages: list[Any] = [
@@ -249,7 +253,7 @@ def call(
         sent.append(message)
 
     scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b"",
-             "root_path": "", "scheme": "http", "http_version": "1.1", "server": ("h", 1), "client": ("c", 1),
+             "root_path": root_path, "scheme": "http", "http_version": "1.1", "server": ("h", 1), "client": ("c", 1),
              "headers": [(b"content-type", b"application/json"), *headers]}  # fmt: skip
     asyncio.run(create_app(models)(scope, receive, send))
     return sent[0]["status"], json.loads(sent[1]["body"])
@@ -298,6 +302,14 @@ def test_a_model_of_a_path_is_not_another() -> None:
         Echo(), "/models/ranker/rerank", {"query": "q", "documents": ["a"], "model": "one"}
     )
     assert found == (404, {"detail": "model 'one' is not here; this is ranker"})
+
+
+def test_a_model_of_a_path_below_another_application() -> None:
+    body = {"query": "q", "documents": ["a"]}
+    status, found = call(Echo(), "/ml/models/ranker/v1/rerank", body, root_path="/ml")
+    assert (status, found["model"]) == (200, "ranker")
+    wrong = call(Echo(), "/ml/models/one/v1/rerank", body, root_path="/ml")
+    assert wrong == (400, {"detail": "model one does classify, not rerank"})
 
 
 def test_places_of_mistakes() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.metadata import version
 
 from fastapi import APIRouter, FastAPI, Request
@@ -11,25 +12,38 @@ from starlette.responses import Response
 from modernbert.stored import Json
 from pipelines.serve.http.access import start_log
 from pipelines.serve.http.dialect import Dialect, install_error_handlers
+from pipelines.serve.http.dialects import rerank_paths
 from pipelines.serve.http.dialects.cohere import COHERE
-from pipelines.serve.http.dialects.huggingface import HUGGING_FACE
+from pipelines.serve.http.dialects.huggingface import FIRST_MODEL_PATHS, HUGGING_FACE
 from pipelines.serve.http.dialects.jina import JINA
+from pipelines.serve.http.dialects.nim import NIM
 from pipelines.serve.http.dialects.openai import OPENAI
 from pipelines.serve.http.dialects.tei import TEI
 from pipelines.serve.http.dialects.vllm import VLLM
+from pipelines.serve.http.dialects.weaviate import WEAVIATE
 from pipelines.serve.http.drain import UnderWay
 from pipelines.serve.http.errors import ApiError
 from pipelines.serve.http.handler import RequestHandler
 from pipelines.serve.http.limits import HttpLimits
 from pipelines.serve.http.metrics import HttpMetrics
 from pipelines.serve.http.middleware import PUBLIC, RequestLimitsMiddleware
+from pipelines.serve.http.model_paths import ModelPaths
 from pipelines.serve.http.pages import page, wants_page
 from pipelines.serve.http.responses import json_response
 from pipelines.serve.http.routes import new_router
 from pipelines.serve.http.tracing import start_traces
 from pipelines.serve.protocol import ModelClient
 
-DIALECTS: list[Dialect] = [TEI, HUGGING_FACE, OPENAI, COHERE, JINA, VLLM]
+DIALECTS: list[Dialect] = [
+    TEI,
+    HUGGING_FACE,
+    OPENAI,
+    COHERE,
+    JINA,
+    VLLM,
+    NIM,
+    WEAVIATE,
+]
 """Every dialect; the first one also answers where no other's prefix fits."""
 _EXPOSED = (
     "x-request-id",
@@ -40,9 +54,10 @@ _EXPOSED = (
     "x-total-time",
 )
 _ABOUT = """ModernBERT models online, for the clients of text-embeddings-inference, Hugging Face,
-OpenAI (embeddings), Cohere, Jina, vLLM and Infinity. Routes that name no model go to the first in
-the configuration that does the task; every model has its own below `/models/{name}`, which serves
-as the base URL of a client, too."""
+OpenAI (embeddings), Azure, Cohere, Jina, Voyage, mixedbread, NVIDIA NIM, vLLM, Infinity, llama.cpp
+and Weaviate. Routes that name no model go to the first in
+the configuration that does the task. Below `/models/{name}`, for each name of a model, all of them
+go to that model, so that this is the base URL of a client, too."""
 
 
 def create_app(
@@ -73,9 +88,10 @@ def create_app(
         redoc_url=None,
     )
     install_error_handlers(app)
-    routers = [_state_routes(handler)]
+    dialect_routers = list(rerank_paths.routes(handler))
     for dialect in DIALECTS:
-        routers += dialect.routes(handler)
+        dialect_routers += dialect.routes(handler)
+    routers = [_state_routes(handler), *dialect_routers]
     for name in models.tasks:
         for dialect in DIALECTS:
             routers += dialect.model_routes(handler, name)
@@ -97,6 +113,7 @@ def create_app(
         keys=keys,
         under_way=under_way or UnderWay(),
         dialects=DIALECTS,
+        model_paths=_model_paths(models, dialect_routers),
         behind_serve=behind_serve,
         export_trace=start_traces(),
     )
@@ -105,10 +122,17 @@ def create_app(
             CORSMiddleware,
             allow_origins=limits.cors_origins,
             allow_methods=["GET", "POST"],
-            allow_headers=["authorization", "content-type", "x-request-id"],
+            allow_headers=["authorization", "api-key", "content-type", "x-request-id"],
             expose_headers=_EXPOSED,
         )
     return app
+
+
+def _model_paths(models: ModelClient, routers: Sequence[APIRouter]) -> ModelPaths:
+    """Return what is below /models/{name}: all that dialects have but the first model's routes."""
+    paths = {route.path for router in routers for route in router.routes if hasattr(route, "path")}
+    own_names = {name: name for name in models.tasks}
+    return ModelPaths({**models.aliases, **own_names}, paths - set(FIRST_MODEL_PATHS))
 
 
 def _describe_key(app: FastAPI) -> None:

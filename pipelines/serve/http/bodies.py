@@ -84,6 +84,12 @@ def _whole_ids(value: object) -> object:
     return value
 
 
+def as_flag(value: object) -> object:
+    """Convert "true" and "false", as servers in Python and their clients write booleans, too."""
+    words = {"true": True, "false": False}
+    return words.get(value.lower(), value) if isinstance(value, str) else value
+
+
 def as_list(inputs: _T | list[_T]) -> list[_T]:
     """Return several inputs as they are, and a single one as a list of one."""
     return inputs if isinstance(inputs, list) else [inputs]
@@ -95,6 +101,8 @@ too long.
 """
 Int = Annotated[int, BeforeValidator(_whole)]
 """A whole number, which in JSON may be written 2.0."""
+Flag = Annotated[bool, BeforeValidator(as_flag)]
+"""A boolean, which some clients send as "true" or "false"."""
 Ids = Annotated[
     list[Annotated[int, Field(ge=0, lt=1 << 31)]],
     Field(fail_fast=True, min_length=1, max_length=_MOST_IDS),

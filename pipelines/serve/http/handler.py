@@ -18,8 +18,9 @@ from pipelines.serve.admission import Admission
 from pipelines.serve.http.access import USAGE
 from pipelines.serve.http.bodies import Inputs
 from pipelines.serve.http.errors import ApiError
-from pipelines.serve.http.limits import CLIENT, HELD, HttpLimits
+from pipelines.serve.http.limits import CLIENT, HELD, MODEL, HttpLimits
 from pipelines.serve.http.metrics import HttpMetrics
+from pipelines.serve.http.model_paths import UNSPECIFIED
 from pipelines.serve.http.responses import json_response
 from pipelines.serve.http.tracing import TRACE
 from pipelines.serve.protocol import (
@@ -32,7 +33,6 @@ from pipelines.serve.protocol import (
     Tokens,
 )
 
-_UNSPECIFIED = "default/not-specified"  # what Infinity's client sends where no model is named
 _LEAST_BYTES = 200  # of memory, of an answer to an input, before it is known
 _LISTED = 100  # truncated inputs that the header names
 _Input = Text | Sequence[int]
@@ -76,14 +76,23 @@ class RequestHandler:
         """Return the name of the first model that does `task`, for examples of requests."""
         return next(iter(self._models_for(task)), "none here")
 
+    @property
+    def visible(self) -> list[str]:
+        """The models that the request may name: that of its path, or all."""
+        model = MODEL.get()
+        return list(self.models.tasks) if model is None else [model]
+
     async def pick(self, task: str, name: str | None = None) -> Info:
-        """Return what is known of the model called `name`, or of the first that does `task`.
+        """Return what is known of the model of the request's path, else of the one called `name`,
+        else of the first that does `task`.
 
         Raises ApiError where the model is missing or does another task.
         """
         tasks = self.models.tasks
         fitting = self._models_for(task)
-        if name is None or name == _UNSPECIFIED:
+        # A body that names another model than the path is refused before.
+        name = MODEL.get() or name
+        if name is None or name == UNSPECIFIED:
             if not fitting:
                 online = [f"{other} ({does})" for other, does in tasks.items()]
                 message = f"no model here does {task}; online are {', '.join(online)}"
@@ -278,8 +287,10 @@ class HandledRequest:
 
     @property
     def base64_vectors(self) -> Iterator[str]:
-        """The vectors of an embed model, each as little-endian float32 in base64."""
-        rows = np.asarray(self.response.results, dtype="<f4")
+        """The vectors of an embed model, each in base64: of little-endian float32, or of bytes."""
+        rows = np.asarray(self.response.results)
+        if rows.dtype.kind == "f":
+            rows = rows.astype("<f4", copy=False)
         return (base64.b64encode(row.tobytes()).decode() for row in rows)
 
     @property

@@ -17,6 +17,8 @@ MOST_ITEMS = 1 << 16
 """Items in a list of a body; HttpLimits.max_inputs is at most this."""
 CLIENT: ContextVar[str | None] = ContextVar("client", default=None)
 """Who sent the request that is being answered: the name of its key, or else its address."""
+MODEL: ContextVar[str | None] = ContextVar("model", default=None)
+"""The model that the path of the request names; None where it names none."""
 HELD: ContextVar[Claim | None] = ContextVar("held", default=None)
 """The bytes of the answer of the request; they are given back when its last part is sent."""
 

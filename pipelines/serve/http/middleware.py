@@ -11,6 +11,7 @@ import time
 import traceback
 import uuid
 from collections.abc import Sequence
+from functools import partial
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -23,8 +24,9 @@ from pipelines.serve.http.dialect import Dialect, dialect_of, error_response, pa
 from pipelines.serve.http.drain import UnderWay
 from pipelines.serve.http.errors import ApiError
 from pipelines.serve.http.keys import KeyRing
-from pipelines.serve.http.limits import CLIENT, HELD, HttpLimits
+from pipelines.serve.http.limits import CLIENT, HELD, MODEL, HttpLimits
 from pipelines.serve.http.metrics import HttpMetrics
+from pipelines.serve.http.model_paths import ModelPaths
 from pipelines.serve.http.tracing import TRACE, Export, Trace
 
 logger = logging.getLogger(__name__)
@@ -54,6 +56,7 @@ class RequestLimitsMiddleware:
         keys: KeyRing,
         under_way: UnderWay,
         dialects: Sequence[Dialect],
+        model_paths: ModelPaths,
         behind_serve: bool,
         export_trace: Export | None,
     ):
@@ -61,6 +64,7 @@ class RequestLimitsMiddleware:
         self.limits = limits
         self.metrics = metrics
         self.dialects = dialects
+        self._model_paths = model_paths
         self._keys = keys
         self._under_way = under_way
         self.behind_serve = behind_serve
@@ -79,6 +83,10 @@ class RequestLimitsMiddleware:
         is_head = scope["method"] == "HEAD"
         if is_head:
             scope = {**scope, "method": "GET"}
+        model, path = self._model_paths.resolve(path_of(scope))
+        if model is not None:
+            scope = {**scope, "path": scope.get("root_path", "") + path}
+            scope["check_body"] = partial(self._model_paths.check, model)
         sent_id = headers.get("x-request-id", "")
         is_usable = _REQUEST_ID.fullmatch(sent_id) is not None
         request_id = sent_id if is_usable else uuid.uuid4().hex
@@ -92,6 +100,7 @@ class RequestLimitsMiddleware:
         scope["most_inputs"] = self.limits.max_inputs
         scope["dialect"] = dialect_of(path_of(scope), self.dialects)
         CLIENT.set(client)
+        MODEL.set(model)
         TRACE.set(trace)
         USAGE.set(Usage())
 
@@ -158,7 +167,7 @@ class RequestLimitsMiddleware:
 
     def _client(self, scope: Scope, headers: Headers) -> str | None:
         """Name who sent the request: its key, or else its address."""
-        name = self._keys.name_of(headers.get("authorization", ""))
+        name = self._keys.name_of(_authorization(headers))
         if name is not None:
             return name
         header = ",".join(headers.getlist(_FORWARDED))
@@ -178,7 +187,7 @@ class RequestLimitsMiddleware:
     def _check_key(self, scope: Scope, headers: Headers) -> None:
         path = path_of(scope)
         is_public = path in PUBLIC or (path == "/" and scope["method"] == "GET")
-        if not is_public and not self._keys.admits(headers.get("authorization", "")):
+        if not is_public and not self._keys.admits(_authorization(headers)):
             message = "send the service's key as the header 'authorization: Bearer KEY'"
             raise ApiError("unauthorized", message)
 
@@ -275,6 +284,12 @@ class _ResponseSender:
         elif self._without_body:
             message = {**message, "body": b""}
         await self._send(message)
+
+
+def _authorization(headers: Headers) -> str:
+    """Return the header with the key, or what Azure's clients send as `api-key` in its words."""
+    key = headers.get("api-key")
+    return headers.get("authorization", "" if key is None else f"Bearer {key}")
 
 
 def _address(name: str) -> IPv4Address | IPv6Address | None:

@@ -64,6 +64,8 @@ def _body_app(
         if choose_dialect:
             scope["dialect"] = choose_dialect(content)
         check_counts(content, scope["most_inputs"])
+        if "check_body" in scope:
+            scope["check_body"](content)
         try:
             body = adapter.validate_python(content)
         except ValidationError as error:

@@ -12,7 +12,13 @@ from starlette.responses import Response
 from modernbert.stored import Json
 from pipelines.serve.http.bodies import Body, Int, Many, NonEmpty
 from pipelines.serve.http.dialect import Dialect
-from pipelines.serve.http.dialects.shared import RERANK_EXAMPLE, embed, rerank, truncation_options
+from pipelines.serve.http.dialects.shared import (
+    RERANK_EXAMPLE,
+    embed,
+    prompt_of,
+    rerank,
+    truncation_options,
+)
 from pipelines.serve.http.handler import HandledRequest, RequestHandler, Truncation
 from pipelines.serve.http.routes import new_router, route_docs
 from pipelines.serve.protocol import Info
@@ -23,13 +29,6 @@ _PRECISIONS: dict[str, str] = {"float": "float32", "base64": "float32"}
 """The precision of each embedding type; of the others it has the same name."""
 _SIDES = {"START": "left", "END": "right"}
 """Where texts are cut off, by the value of `truncate`."""
-_PROMPTS = {
-    "search_query": ("search_query", "query"),
-    "search_document": ("search_document", "document", "passage"),
-    "classification": ("classification",),
-    "clustering": ("clustering",),
-}
-"""The names of a model's prompts that an input type may mean."""
 
 
 class CohereError(BaseModel):
@@ -155,8 +154,7 @@ async def _embed(
     info = await handler.pick("embed", body.model)
     side = _SIDES.get(body.truncate or "")
     truncation = Truncation(body.truncate != "NONE", side)
-    prompts = _PROMPTS.get(body.input_type or "", ())
-    prompt_name = next((name for name in prompts if name in info.prompts), None)
+    prompt_name = prompt_of(info, body.input_type) if body.input_type else None
     # To more tokens than the model reads, texts are cut anyway.
     most_tokens = body.max_tokens
     if most_tokens is not None and most_tokens > info.max_length:

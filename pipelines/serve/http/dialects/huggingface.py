@@ -34,7 +34,7 @@ from pipelines.text_lists import WordList
 
 _MOST_NAMES = 1000  # in an option
 _MOST_WORDS = 1 << 17  # in a list: some times the tokens that a model reads
-_FIRST_MODEL_PATHS = ("/", "/invocations")
+FIRST_MODEL_PATHS = ("/", "/invocations")
 """The paths of the first model, where TEI's clients classify, too; SageMaker calls the second."""
 Name = Annotated[str, Field(max_length=256)]
 Target = Annotated[Name, Field(min_length=1)]
@@ -263,7 +263,7 @@ def _add_classify(router: APIRouter, handler: RequestHandler, name: str, path: s
         # TEI's clients, which send no parameters, want the labels of one input without a list
         # around them.
         has_parameters = "parameters" in body.model_fields_set
-        is_tei = path in _FIRST_MODEL_PATHS and not has_parameters
+        is_tei = path in FIRST_MODEL_PATHS and not has_parameters
         if is_tei and not isinstance(body.inputs, list):
             return handled.reply(labels[0])
         return handled.reply(labels)
@@ -391,7 +391,7 @@ TASK_ROUTES: dict[str, Callable[[APIRouter, RequestHandler, str, str], None]] = 
 def routes(handler: RequestHandler) -> Sequence[APIRouter]:
     """Make the routes of the first model that name no model."""
     first = next(iter(handler.models.tasks))
-    return [_task_route(handler, first, path, "Hugging Face") for path in _FIRST_MODEL_PATHS]
+    return [_task_route(handler, first, path, "Hugging Face") for path in FIRST_MODEL_PATHS]
 
 
 def routes_of_model(handler: RequestHandler, name: str) -> Sequence[APIRouter]:

@@ -1,8 +1,7 @@
-"""Jina's dialect: /v1/multi-vector, /v1/rerank, which vLLM, Infinity and Cohere's older clients
-speak, too, and /rerank, which it shares with TEI.
+"""Jina's dialect: /v1/multi-vector, and rerank, which vLLM, Infinity, llama.cpp and Cohere's older
+clients speak, too; its paths are in rerank_paths.py.
 
-On /rerank a body with `documents` is Jina's, and one with `texts` TEI's. `raw_scores` is Infinity's
-alone: where it is there, `document` is a text, as Infinity gives it.
+`raw_scores` is Infinity's alone: where it is there, `document` is a text, as Infinity gives it.
 """
 
 from __future__ import annotations
@@ -15,13 +14,12 @@ from pydantic import BaseModel, Discriminator, Field, Tag
 from starlette.responses import Response
 
 from modernbert.stored import Json
-from pipelines.serve.http.bodies import Int, Many, NonEmpty, Texts, TolerantBody, as_list
+from pipelines.serve.http.bodies import Flag, Int, Many, NonEmpty, Texts, TolerantBody, as_list
 from pipelines.serve.http.dialect import Dialect
-from pipelines.serve.http.dialects.shared import RERANK_EXAMPLE, rerank, truncation_options
-from pipelines.serve.http.dialects.tei import TEI, TeiRerankRequest, tei_rerank
+from pipelines.serve.http.dialects.shared import rerank, truncation_options
 from pipelines.serve.http.errors import ApiError
 from pipelines.serve.http.handler import RequestHandler, Truncation
-from pipelines.serve.http.routes import new_router, route_docs, shared_path
+from pipelines.serve.http.routes import new_router, route_docs
 
 
 class JinaError(BaseModel):
@@ -59,7 +57,7 @@ class JinaRequest(TolerantBody):
     top_n: Int | None = Field(
         default=None, ge=0, description="how many results (default, and 0: all)"
     )
-    return_documents: bool | None = Field(
+    return_documents: Flag | None = Field(
         default=None, description="give each document's text back (default: true)"
     )
     rank_fields: (
@@ -71,7 +69,7 @@ class JinaRequest(TolerantBody):
     max_chunks_per_doc: Int | None = Field(
         default=None, description="Cohere's; not used: documents are not chunked"
     )
-    raw_scores: bool | None = Field(
+    raw_scores: Flag | None = Field(
         default=None, description="Infinity's: give the model's own numbers"
     )
     truncate_prompt_tokens: Int | None = Field(
@@ -89,32 +87,9 @@ class MultiVectorRequest(TolerantBody):
     input_type: Literal["query", "document"] | None = Field(
         default=None, description="default: document"
     )
-    truncate: bool | None = Field(
+    truncate: Flag | None = Field(
         default=None, description="false: refuse inputs that are too long"
     )
-
-
-def _is_jina(body: object) -> bool:
-    """Tell Jina's body on /rerank from TEI's."""
-    return isinstance(body, dict) and body.get("documents") is not None
-
-
-RerankRequest = Annotated[
-    Annotated[TeiRerankRequest, Tag("<tei>")] | Annotated[JinaRequest, Tag("<jina>")],
-    Discriminator(lambda body: "<jina>" if _is_jina(body) else "<tei>"),
-]
-
-
-def _add_rerank(router: APIRouter, handler: RequestHandler) -> None:
-    model = handler.example_model("rerank")
-    example = {"model": model, **RERANK_EXAMPLE, "top_n": 1}
-
-    @router.post("/v1/rerank", **route_docs(Json, example, JINA))
-    async def jina(body: JinaRequest) -> Response:
-        """{model, usage, results: [{index, relevance_score, document: {text}}]} from best to
-        worst.
-        """
-        return await _rerank(handler, body, body.model)
 
 
 def _add_multi_vector(router: APIRouter, handler: RequestHandler) -> None:
@@ -144,49 +119,16 @@ def _add_multi_vector(router: APIRouter, handler: RequestHandler) -> None:
         return handled.reply(content)
 
 
-def _add_shared_rerank(router: APIRouter, handler: RequestHandler, name: str | None) -> None:
-    """Add /rerank of the model called `name`, or of the first that reranks."""
-    example = {"query": RERANK_EXAMPLE["query"], "texts": RERANK_EXAMPLE["documents"]}
-
-    @router.post("/rerank", **route_docs(list[Json] | Json, example))
-    @shared_path(lambda body: JINA if _is_jina(body) else TEI)
-    async def rerank_texts(body: RerankRequest) -> Response:
-        """TEI: [{index, score, text?}] from best to worst. With `documents` in place of `texts`, as
-        /v1/rerank.
-        """
-        if isinstance(body, JinaRequest):
-            return await _rerank(handler, body, name)
-        return await tei_rerank(handler, body, name)
-
-
 def routes(handler: RequestHandler) -> Sequence[APIRouter]:
-    """Make the routes that name no model in their path."""
-    router = new_router(JINA, tags=["Jina, vLLM, Infinity"])
-    _add_rerank(router, handler)
+    """Make the route /v1/multi-vector."""
+    router = new_router(JINA, tags=["Jina"])
     _add_multi_vector(router, handler)
-    shared_router = new_router(TEI, JINA, tags=["text-embeddings-inference"])
-    _add_shared_rerank(shared_router, handler, None)
-    return [router, shared_router]
-
-
-def routes_of_model(handler: RequestHandler, name: str) -> Sequence[APIRouter]:
-    """Make /rerank of a model; where it does another task, it refuses and is not in /docs."""
-    task = handler.models.tasks[name]
-    router = new_router(
-        TEI,
-        JINA,
-        prefix=f"/models/{name}",
-        tags=[f"model {name}: {task}"],
-        include_in_schema=task == "rerank",
-    )
-    _add_shared_rerank(router, handler, name)
     return [router]
 
 
-async def _rerank(handler: RequestHandler, body: JinaRequest, name: str | None) -> Response:
-    """Answer a request for the model called `name`, or for the first that reranks."""
-    _check_model(handler, body, name)
-    info = await handler.pick("rerank", name or body.model)
+async def jina_rerank(handler: RequestHandler, body: JinaRequest) -> Response:
+    """Answer with {model, usage, results: [{index, relevance_score, document}]}, best first."""
+    info = await handler.pick("rerank", body.model)
     texts = [_text(i, document, body.rank_fields) for i, document in enumerate(body.documents)]
     handled, ranked = await rerank(
         handler,
@@ -212,15 +154,6 @@ async def _rerank(handler: RequestHandler, body: JinaRequest, name: str | None) 
     return handled.reply(content)
 
 
-def _check_model(handler: RequestHandler, body: JinaRequest, name: str | None) -> None:
-    """Raise ApiError where the path and the body name different models."""
-    aliases = handler.models.aliases
-    body_model = aliases.get(body.model or "", body.model)
-    if name and body_model not in (None, name, aliases.get(name)):
-        message = f"model {str(body.model)[:60]!r} is not here; this is {name}"
-        raise ApiError("unknown_model", message, field="model")
-
-
 def _text(number: int, document: str | JinaDocument, rank_fields: list[str] | None) -> str:
     """Return what is ranked of a document; ApiError where it has none of the fields."""
     if isinstance(document, str):
@@ -239,7 +172,6 @@ JINA = Dialect(
     "Jina",
     JinaError,
     lambda error: {"detail": error.message},
-    prefixes=("/v1/rerank", "/v1/multi-vector"),
+    prefixes=("/v1/rerank", "/reranking", "/v1/reranking", "/v1/multi-vector"),
     routes=routes,
-    model_routes=routes_of_model,
 )

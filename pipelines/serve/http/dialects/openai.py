@@ -1,20 +1,19 @@
-"""OpenAI's dialect: /v1/embeddings and /v1/models."""
+"""OpenAI's dialect: /v1/embeddings and /v1/models, and Azure's path /openai/v1/embeddings."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
 
 from fastapi import APIRouter
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 from starlette.responses import Response
 
 from modernbert.stored import Json
-from pipelines.serve.http.bodies import Body, Inputs, Int
 from pipelines.serve.http.dialect import Dialect
+from pipelines.serve.http.dialects.embedding_fields import EmbeddingsRequest
 from pipelines.serve.http.dialects.shared import embed, truncation_options
 from pipelines.serve.http.errors import ApiError
-from pipelines.serve.http.handler import RequestHandler, Truncation
+from pipelines.serve.http.handler import RequestHandler
 from pipelines.serve.http.responses import json_response
 from pipelines.serve.http.routes import new_router, route_docs
 
@@ -55,31 +54,6 @@ class OpenAIError(BaseModel):
     error: OpenAIDetails
 
 
-class EmbeddingsRequest(Body):
-    """Inputs to embed."""
-
-    input: Inputs
-    model: str | None = Field(default=None, description="default: the first that embeds")
-    dimensions: Int | None = Field(
-        default=None, ge=0, description="give only the first numbers of each vector (0: all)"
-    )
-    encoding_format: Literal["float", "base64"] | None = Field(
-        default="float", description="base64: of little-endian float32"
-    )
-    truncate_prompt_tokens: Int | None = Field(
-        default=None,
-        ge=-1,
-        description="vLLM's: cut inputs to so many tokens (-1: to what the model reads)",
-    )
-    truncation_side: Literal["left", "right"] | None = Field(
-        default=None, description="vLLM's: where they are cut off"
-    )
-    modality: Literal["text"] | None = Field(
-        default=None, description="Infinity's: inputs are texts"
-    )
-    user: str | None = Field(default=None, description="not used")
-
-
 def routes(handler: RequestHandler) -> Sequence[APIRouter]:
     """Make the routes /v1/embeddings and /v1/models."""
     router = new_router(OPENAI, tags=["OpenAI"])
@@ -92,6 +66,7 @@ def _add_embeddings(router: APIRouter, handler: RequestHandler) -> None:
     example = {"model": handler.example_model("embed"), "input": ["What is Deep Learning?"]}
 
     @router.post("/embeddings", include_in_schema=False)
+    @router.post("/openai/v1/embeddings", include_in_schema=False)
     @router.post("/v1/embeddings", **route_docs(Json, example))
     async def embeddings(body: EmbeddingsRequest) -> Response:
         """{data: [{embedding, index}], model, usage}, vectors of length one; an input that is too
@@ -101,21 +76,25 @@ def _add_embeddings(router: APIRouter, handler: RequestHandler) -> None:
         holds_texts = isinstance(body.input, str) or isinstance(body.input[0], str)
         if not holds_texts and not info.openai_token_ids:
             raise ApiError("invalid", _TOKEN_IDS.format(model=info.name), field="input")
+        body.check_followed()
         texts = await handler.texts(info, body.input, "input")
-        # A client that says where to cut wants inputs to be cut.
         most_tokens = body.truncate_prompt_tokens
-        truncate = info.openai_truncate or most_tokens is not None
         handled = await embed(
             handler,
             info,
             texts,
             "input",
-            dimensions=body.dimensions or None,
-            truncation=Truncation(truncate, body.truncation_side),
-            more=truncation_options(info, "truncate_prompt_tokens", most_tokens),
+            prompt_name=body.prompt_name(info),
+            normalize=body.normalize is not False and body.normalized is not False,
+            dimensions=body.dimensions or body.output_dimension or None,
+            truncation=body.truncation_for(info),
+            more={
+                **truncation_options(info, "truncate_prompt_tokens", most_tokens),
+                "precision": body.precision,
+            },
         )
         vectors: Iterator[list[float]] | Iterator[str] = handled.vectors
-        if body.encoding_format == "base64":
+        if body.is_base64:
             vectors = handled.base64_vectors
         data = (
             {"object": "embedding", "index": i, "embedding": vector}
@@ -128,8 +107,10 @@ def _add_embeddings(router: APIRouter, handler: RequestHandler) -> None:
 def _add_models(router: APIRouter, handler: RequestHandler) -> None:
     @router.get("/v1/models", response_model=Json)
     async def models() -> Response:
-        """Every model online, then the other names of models."""
-        names = [*handler.models.tasks, *handler.models.aliases]
+        """Every model online, then the other names of models; below /models/{name} that one."""
+        aliases = handler.models.aliases
+        visible = handler.visible
+        names = [*visible, *(alias for alias, model in aliases.items() if model in visible)]
         return json_response({"object": "list", "data": [_model(handler, name) for name in names]})
 
     @router.get("/v1/models/{model:path}", response_model=Json)
@@ -165,5 +146,5 @@ def _format_error(error: ApiError) -> Json:
 
 
 OPENAI = Dialect(
-    "OpenAI", OpenAIError, _format_error, prefixes=("/v1", "/embeddings"), routes=routes
+    "OpenAI", OpenAIError, _format_error, prefixes=("/v1", "/embeddings", "/openai"), routes=routes
 )

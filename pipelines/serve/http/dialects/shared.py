@@ -21,6 +21,14 @@ RERANK_EXAMPLE = {
     "query": "Where is my parcel?",
     "documents": ["You can track your order here.", "Our shops open at nine."],
 }
+_QUERY = ("query", "search_query", "retrieval.query")
+_DOCUMENT = ("document", "passage", "search_document", "retrieval.passage")
+_PROMPTS = {
+    **dict.fromkeys(_QUERY, _QUERY),
+    **dict.fromkeys(_DOCUMENT, _DOCUMENT),
+    "separation": ("separation", "clustering"),
+}
+"""The names of a model's prompts that may mean a purpose of inputs; else it is its own name."""
 _LEAST_TOKENS = 3  # that inputs can be cut to: [CLS], one of the text, [SEP]
 
 
@@ -111,6 +119,12 @@ def prompt_options(info: Info, prompt_name: str | None) -> dict[str, str]:
         message = f"prompt_name {prompt_name[:60]!r} is unknown. Available prompts: {available}"
         raise ApiError("invalid", message, field="prompt_name")
     return {"prompt_name": prompt_name}
+
+
+def prompt_of(info: Info, purpose: str) -> str | None:
+    """Return the name of the model's prompt for a purpose of inputs, such as "search_query"."""
+    names = (purpose, *_PROMPTS.get(purpose, ()))
+    return next((name for name in names if name in info.prompts), None)
 
 
 def truncation_options(info: Info, field: str, most: int | None) -> dict[str, int]:

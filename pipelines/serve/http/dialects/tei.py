@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from itertools import starmap
 from typing import Annotated, cast
@@ -138,13 +138,13 @@ class DecodeRequest(TolerantBody):
     skip_special_tokens: bool | None = True
 
 
-def _add_embed(router: APIRouter, handler: RequestHandler, name: str | None) -> None:
+def _add_embed(router: APIRouter, handler: RequestHandler) -> None:
     example: Json = {"inputs": ["What is Deep Learning?"], "normalize": True}
 
     @router.post("/embed", **route_docs(list[list[float] | list[Json]], example))
     async def embed(body: EmbedRequest) -> Response:
         """A vector for each input; with chunk_tokens a list of {start, end, embedding}."""
-        info = await handler.pick("embed", name)
+        info = await handler.pick("embed")
         return await embedded(handler, info, body)
 
     example = {"inputs": "What is Deep Learning?"}
@@ -152,7 +152,7 @@ def _add_embed(router: APIRouter, handler: RequestHandler, name: str | None) -> 
     @router.post("/embed_all", **route_docs(list[list[list[float]]], example))
     async def embed_all(body: EmbedAllRequest) -> Response:
         """A vector for each token of each input, special tokens included."""
-        info = await handler.pick("embed", name)
+        info = await handler.pick("embed")
         handled = await _predict_inputs(handler, info, body, token_vectors=True)
         return handled.reply(handled.token_vectors)
 
@@ -166,17 +166,17 @@ def _add_embed(router: APIRouter, handler: RequestHandler, name: str | None) -> 
     @router.post("/similarity", **route_docs(list[float], example))
     async def sentence_similarity(body: SimilarityRequest) -> Response:
         """The cosine of the source sentence with each of the others."""
-        info = await handler.pick("embed", name)
+        info = await handler.pick("embed")
         return await similarity(handler, info, body)
 
 
-def _add_sparse(router: APIRouter, handler: RequestHandler, name: str | None) -> None:
+def _add_sparse(router: APIRouter, handler: RequestHandler) -> None:
     example = {"inputs": ["What is Deep Learning?"]}
 
     @router.post("/embed_sparse", **route_docs(list[list[Json]], example))
     async def embed_sparse(body: EmbedSparseRequest) -> Response:
         """The tokens of each input, [{index, value}] from the heaviest on."""
-        info = await handler.pick("sparse", name)
+        info = await handler.pick("sparse")
         handled = await _predict_inputs(handler, info, body)
         results = handled.response.results
         return handled.reply(_weights(ids.tolist(), values.tolist()) for ids, values in results)
@@ -206,13 +206,13 @@ def _weights(ids: list[int], values: list[float]) -> Iterator[Json]:
         yield {"index": index, "value": value}
 
 
-def _add_predict(router: APIRouter, handler: RequestHandler, name: str | None) -> None:
+def _add_predict(router: APIRouter, handler: RequestHandler) -> None:
     example = {"inputs": [["Where is my parcel?"], ["I want my money back"]]}
 
     @router.post("/predict", **route_docs(list[object], example))
     async def predict(body: TeiPredictRequest) -> Response:
         """[{label, score}] from best to worst for one input; a list of such lists for a batch."""
-        info = await handler.pick("classify", name)
+        info = await handler.pick("classify")
         items, is_batch = _documents(body.inputs)
         handled, labels = await classify(
             handler,
@@ -238,9 +238,9 @@ def _documents(inputs: str | list[str] | list[list[str]]) -> tuple[list[Text], b
     return documents, is_batch
 
 
-async def tei_rerank(handler: RequestHandler, body: TeiRerankRequest, name: str | None) -> Response:
-    """Answer a request for the model called `name`, or for the first that reranks."""
-    info = await handler.pick("rerank", name)
+async def tei_rerank(handler: RequestHandler, body: TeiRerankRequest) -> Response:
+    """Answer with [{index, score, text?}] from best to worst."""
+    info = await handler.pick("rerank")
     handled, ranked = await rerank(
         handler,
         info,
@@ -257,18 +257,17 @@ async def tei_rerank(handler: RequestHandler, body: TeiRerankRequest, name: str 
     return handled.reply(results)
 
 
-def _add_model_routes(router: APIRouter, handler: RequestHandler, name: str | None) -> None:
-    """Add the routes of a model of any task, the one called `name` or the first of all."""
-    model = name or next(iter(handler.models.tasks))
-    _add_tokenizer(router, handler, model)
+def _add_model_routes(router: APIRouter, handler: RequestHandler) -> None:
+    """Add the routes of a model of any task: that of the path, or the first of all."""
+    _add_tokenizer(router, handler)
 
     @router.get("/info", response_model=Json)
     async def info() -> Response:
         """What the model is, and what it takes."""
-        return json_response(_info(await handler.info(model), handler))
+        return json_response(_info(await handler.info(handler.visible[0]), handler))
 
 
-def _add_tokenizer(router: APIRouter, handler: RequestHandler, model: str) -> None:
+def _add_tokenizer(router: APIRouter, handler: RequestHandler) -> None:
     example: Json = {"inputs": "What is Deep Learning?"}
 
     @router.post("/tokenize", **route_docs(list[list[Json]], example))
@@ -276,7 +275,7 @@ def _add_tokenizer(router: APIRouter, handler: RequestHandler, model: str) -> No
         """The tokens of each text: id, text, and the characters [start, stop) that it stands
         for.
         """
-        info = await handler.info(model)
+        info = await handler.info(handler.visible[0])
         prompt_options(info, body.prompt_name)  # refuses a name that is unknown
         prompt = ""
         if body.prompt_name is not None:
@@ -292,7 +291,7 @@ def _add_tokenizer(router: APIRouter, handler: RequestHandler, model: str) -> No
     @router.post("/decode", **route_docs(list[str], example))
     async def decode(body: DecodeRequest) -> Response:
         """The text of each list of ids."""
-        info = await handler.info(model)
+        info = await handler.info(handler.visible[0])
         id_lists = cast("list[list[int]]", body.ids)
         if not isinstance(body.ids[0], list):
             id_lists = [body.ids]
@@ -334,38 +333,12 @@ def _info(info: Info, handler: RequestHandler) -> Json:
     }
 
 
-_ADD_ROUTES: dict[str, Callable[[APIRouter, RequestHandler, str | None], None]] = {
-    "embed": _add_embed,
-    "sparse": _add_sparse,
-    "classify": _add_predict,
-}
-"""By task, what adds its routes for the model of a name, or for the first one that does it."""
-
-
 def routes(handler: RequestHandler) -> Sequence[APIRouter]:
-    """Make the routes that go to the first model of a task."""
+    """Make the routes, but for /rerank."""
     router = new_router(TEI, tags=["text-embeddings-inference"])
-    for add in (*_ADD_ROUTES.values(), _add_model_routes):
-        add(router, handler, None)
+    for add in (_add_embed, _add_sparse, _add_predict, _add_model_routes):
+        add(router, handler)
     return [router]
-
-
-def routes_of_model(handler: RequestHandler, name: str) -> Sequence[APIRouter]:
-    """Make the routes of a model.
-
-    Those of other tasks refuse, and are left out of the OpenAPI document.
-    """
-    task = handler.models.tasks[name]
-    prefix = f"/models/{name}"
-    tags = [f"model {name}: {task}"]
-    routers = []
-    for does, add in _ADD_ROUTES.items():
-        router = new_router(TEI, prefix=prefix, tags=tags, include_in_schema=does == task)
-        add(router, handler, name)
-        routers.append(router)
-    router = new_router(TEI, prefix=prefix, tags=tags)
-    _add_model_routes(router, handler, name)
-    return [*routers, router]
 
 
 def _format_error(error: ApiError) -> Json:
@@ -378,5 +351,4 @@ TEI = Dialect(
     _format_error,
     statuses=_STATUSES,
     routes=routes,
-    model_routes=routes_of_model,
 )

@@ -16,7 +16,7 @@ from pydantic import Field
 from starlette.responses import Response
 
 from modernbert.stored import Json
-from pipelines.serve.http.bodies import Int, Texts, TolerantBody, as_list
+from pipelines.serve.http.bodies import Flag, Int, Texts, TolerantBody, as_list
 from pipelines.serve.http.dialects.openai import OPENAI
 from pipelines.serve.http.dialects.shared import ClassifyParameters, classify, truncation_options
 from pipelines.serve.http.errors import ApiError
@@ -39,7 +39,7 @@ class VllmRequest(TolerantBody):
     truncation_side: Literal["left", "right"] | None = Field(
         default=None, description="where they are cut off"
     )
-    use_activation: bool | None = Field(
+    use_activation: Flag | None = Field(
         default=None, description="false: give the model's own numbers"
     )
 
@@ -57,7 +57,7 @@ class VllmClassifyRequest(VllmRequest):
     """Texts to classify."""
 
     input: Texts
-    raw_scores: bool | None = Field(
+    raw_scores: Flag | None = Field(
         default=None,
         description="Infinity's: give the model's own numbers; where it is there, so is its answer",
     )
@@ -181,7 +181,7 @@ def _add_models(router: APIRouter, handler: RequestHandler) -> None:
     @router.get("/models", include_in_schema=False)
     async def models() -> Response:
         """Every model online, as Infinity tells them."""
-        data = [_model(name, task) for name, task in handler.models.tasks.items()]
+        data = [_model(name, handler.models.tasks[name]) for name in handler.visible]
         return json_response({"object": "list", "data": data})
 
 
