@@ -6,6 +6,7 @@ are those of the CPU, since machines are shared; wall-clock seconds are in the J
 had beyond what it had before the model was loaded, when the batching that counts had run once.
 
     python -m benchmarks.cpu_peers --layers 6 --save
+    python -m benchmarks.cpu_peers --size small --layers 10
     python -m benchmarks.cpu_peers --infinity ../infinity/bin/python   # of an environment of its own
 
 Prints a table; --save writes it as JSON under benchmarks/results/. README.md has the command that makes the environment.
@@ -31,6 +32,7 @@ import transformers
 from benchmarks.encoder import flops, gemm_rate, log_normal_lengths
 from benchmarks.peer_models import (
     CLASSIFIER,
+    SIZES,
     Documents,
     convert,
     machine,
@@ -166,6 +168,7 @@ def table(engines: dict[str, dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--size", choices=SIZES, default="base", help="its width")
     parser.add_argument("--layers", type=int, default=22, help="22 is ModernBERT-base")
     parser.add_argument("--tokens", type=int, default=8_000, help="tokens in a pass")
     parser.add_argument("--rounds", type=int, default=2)
@@ -180,7 +183,7 @@ def main() -> None:
     lengths = log_normal_lengths(options.tokens, median=180, sigma=1.1, longest=8192, seed=0)
     with tempfile.TemporaryDirectory() as name:
         base, demo = Path(name) / "base", Path(name) / "demo"
-        write_model(base, options.layers)
+        write_model(base, options.size, options.layers)
         convert(base, random_documents([64, 128, 256, 512] * 4, seed=1))
         engines = measure(base, pythons, random_documents(lengths, seed=0), options.rounds)
         shutil.copytree(CLASSIFIER, demo)
@@ -188,7 +191,7 @@ def main() -> None:
         classifiers = [name for name in pythons if not ENGINES[name].takes_texts]
         for name, share in label_agreement(demo, classifiers, sample_corpus()).items():
             engines[name]["same_labels"] = share
-    config = transformers.ModernBertConfig(num_hidden_layers=options.layers)
+    config = transformers.ModernBertConfig(num_hidden_layers=options.layers, **SIZES[options.size])
     ceilings = {name: gemm_rate(config, getattr(torch, name)) for name in ("float32", "bfloat16")}
     for name, row in engines.items():
         row["tokens_per_cpu_s"] = round(sum(lengths) / row["cpu_s"], 1)
@@ -203,14 +206,17 @@ def main() -> None:
         "documents": len(lengths),
         "tokens": sum(lengths),
         "longest": max(lengths),
-        "options": {k: v for k, v in vars(options).items() if k in ("layers", "tokens", "rounds")},
+        "options": {
+            k: v for k, v in vars(options).items() if k in ("size", "layers", "tokens", "rounds")
+        },
         "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
         **machine(),
     }
     print(table(engines))
     if options.save:
         text = json.dumps(result, indent=1)
-        (RESULTS / "cpu_peers.json").write_text(text + "\n")
+        name = "cpu_peers" if options.size == "base" else f"cpu_peers-{options.size}"
+        (RESULTS / f"{name}.json").write_text(text + "\n")
 
 
 if __name__ == "__main__":

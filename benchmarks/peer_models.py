@@ -32,15 +32,23 @@ class Documents(NamedTuple):
         return cls(**json.loads((folder / "documents.json").read_text()))
 
 
-def write_model(folder: Path, layers: int) -> None:
-    """Write an encoder of ModernBERT-base's width, with random weights, on the demo's tokenizer."""
+SIZES: dict[str, dict[str, int]] = {
+    "small": {"hidden_size": 384, "intermediate_size": 576, "num_attention_heads": 6},
+    "base": {},
+    "large": {"hidden_size": 1024, "intermediate_size": 2624, "num_attention_heads": 16},
+}
+"""What differs from ModernBERT-base: large is ModernBERT-large's width, small that of the smallest published ones."""
+
+
+def write_model(folder: Path, size: str, layers: int) -> None:
+    """Write an encoder of a width, with random weights, on the demo's tokenizer."""
     import torch
     import transformers
 
     torch.manual_seed(0)
     # Wider than at the start of a training, so that each layer changes the vectors.
     config = transformers.ModernBertConfig(
-        num_hidden_layers=layers, initializer_range=0.05, pad_token_id=0
+        num_hidden_layers=layers, initializer_range=0.05, pad_token_id=0, **SIZES[size]
     )
     transformers.ModernBertModel(config).save_pretrained(folder)
     shutil.copy(CLASSIFIER / "tokenizer.json", folder)
