@@ -130,7 +130,6 @@ def _commit(job: Job, table: pa.Table) -> Committed:
         return Committed(shard.name, error=one_line(error), stops=True)
     for name in _FIGURES:
         stats[name] = table[name][0].as_py()
-    stats["committed_at"] = time.time()
     return Committed(shard.name, stats=json.dumps(stats))
 
 
