@@ -286,6 +286,7 @@ def _execute(run: Run, held: Lease, status: JobStatus) -> None:
         if not held.lost.is_set():  # else the record is another run's
             with delayed_signals():
                 missing_parts = _write_record(run, execution.stats)
+                status.drift = run.record.largest_change
     status.state = run.attempt.outcome
     if missing_parts:
         shown = ", ".join(sorted(missing_parts)[:_SHOWN_NAMES])
