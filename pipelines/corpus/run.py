@@ -196,6 +196,8 @@ class Run:
     """The first shard whose part is there when the run has ended."""
     reviewed: int = 0
     """The rows in the file for review."""
+    retried: list[tuple[int, str]] = field(default_factory=list)
+    """How often something was run again, for each reason."""
 
 
 def _begin(
@@ -274,6 +276,7 @@ def _execute(run: Run, held: Lease, status: JobStatus) -> None:
     finally:
         status.state = "finishing"
         run.failed = execution.failed
+        run.retried = execution.retried()
         run.attempt.attention = execution.ways
         run.attempt.fusions = execution.fusions
         run.totals = execution.stats.totals()
@@ -373,5 +376,6 @@ def _outcome(run: Run) -> Outcome:
             skipped=run.skipped,
             first_part=run.first_part,
             reviewed=run.reviewed,
+            retried=run.retried,
         ),
     )

@@ -54,10 +54,10 @@ class Lease:
 def lease(folder: Folder, run: str = "") -> Iterator[Lease]:
     """Hold the output for this process, so that no second run writes to it.
 
-    The lease is a file that is written again every ten seconds. It is a dead run's if its process is
-    gone from this machine, or if it is older than a minute by the clock of the storage. A folder
+    The lease is a file that is written again every ten seconds. It is a dead run's if its process
+    is gone from this machine, or if it is older than a minute by the clock of the storage. A folder
     may have its times from the machines that write there (FUSE), whose clocks differ: there a
-    lease counts as dead once nobody has written it while this process has looked, too.
+    lease is a dead run's once nobody has written it while this process has looked, too.
 
     Args:
         folder: the output.
