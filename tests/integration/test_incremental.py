@@ -300,6 +300,11 @@ def test_an_overwrite_that_dies_in_between_leaves_no_mixture(tmp_path, monkeypat
     todo, _ = output.begin_run(out, RunRecord({"model": "two"}), planned, Listing(), overwrite=True)
     assert len(todo) == len(planned.shards)
     assert output.open_output(out, {"model": "two"}, overwrite=False)
+    long_path = "/a/long/path/of/a/model/" + "m" * 40
+    with pytest.raises(UserError, match=f"was begun with model two, not {long_path}; "):
+        output.open_output(out, {"model": long_path}, overwrite=False)
+    with pytest.raises(UserError, match=f"not {'0a' * 6}; "):
+        output.open_output(out, {"model": "0a" * 32}, overwrite=False)
 
 
 def test_a_second_run_at_once_stops_and_a_dead_ones_lease_is_taken_over(tmp_path, monkeypatch):
