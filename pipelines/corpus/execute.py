@@ -103,6 +103,8 @@ class Execution:
         """The fewest and the most, once the run has begun."""
         self.held_s: float | None = 0.0
         """The seconds that actors have held their places; None where that is not known."""
+        self.interrupted_at: str | None = None
+        """What names the first node on which a process ended in a shard's middle."""
         self.raised: Counter[str] = Counter()
         """How often the model has raised for a shard, by what it has raised."""
         self._watch: WatchHandle | None = None
@@ -145,7 +147,8 @@ class Execution:
     def retried(self) -> list[tuple[int, str]]:
         """Return the reasons for which something was run again, and how often."""
         raised = self.raised.most_common(_SHOWN_REASONS)
-        return losses.described() + [(count, f"the model raised {what}") for what, count in raised]
+        lost = losses.described(self.interrupted_at)
+        return lost + [(count, f"the model raised {what}") for what, count in raised]
 
     def actors_ready(self) -> int | None:
         """Return the actors whose model is loaded; None where the watch does not say."""
@@ -288,6 +291,7 @@ class Execution:
         The log has the first one of each reason.
         """
         where = on_node(node)
+        self.interrupted_at = self.interrupted_at or where
         if reason:
             first_line = reason.partition("\n")[0]
             self.raised[first_line] += 1

@@ -51,11 +51,15 @@ class Losses(logging.Filter):
                 self._addresses.setdefault(reason, address[1])
             return self._counts[reason] == 1
 
-    def described(self) -> list[tuple[int, str]]:
-        """Return how often something was lost, and the reason with the node of the first time."""
+    def described(self, elsewhere: str | None = None) -> list[tuple[int, str]]:
+        """Return how often something was lost, and the reason with the node of the first time.
+
+        `elsewhere`: what names a node at the end of a message (cluster.on_node), for the reasons
+        whose errors name none.
+        """
         with self._lock:
             return [
-                (count, reason + _example(self._addresses.get(reason), count))
+                (count, reason + (_example(self._addresses.get(reason)) or elsewhere or ""))
                 for reason, count in self._counts.most_common()
             ]
 
@@ -65,14 +69,13 @@ def _reason(error: RayError) -> str | None:
     return next((reason for part, reason in _REASONS.items() if part in text), None)
 
 
-def _example(address: str | None, count: int) -> str:
+def _example(address: str | None) -> str:
     """Name the node of the first loss, where the cluster has had several."""
     nodes = ray.nodes() if ray.is_initialized() else []
     if address is None or len(nodes) < 2:
         return ""
     names = {node["NodeManagerAddress"]: node["NodeManagerHostname"] for node in nodes}
-    such_as = "such as " if count > 1 else ""
-    return f", {such_as}on node {names.get(address, 'unknown')} ({address})"
+    return f", on node {names.get(address, 'unknown')} ({address})"
 
 
 losses = Losses()

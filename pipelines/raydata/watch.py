@@ -196,4 +196,7 @@ class Watch:
         """
         if not self._is_current(round_number):
             return {}
-        return {shard: (reason, self._node_of[shard]) for shard, reason in self._running.items()}
+        # A watch that has begun again, its node being lost, may not have seen a shard begin.
+        return {
+            shard: (reason, self._node_of.get(shard, "")) for shard, reason in self._running.items()
+        }

@@ -91,14 +91,21 @@ def test_what_a_job_loses_is_counted_by_reason_and_logged_once(where):
         if losses.filter(record):
             logged.append(type(error))
     assert logged == [OutOfMemoryError, NodeDiedError, ActorUnavailableError, ValueError]
-    many = where.replace("on node", "such as on node")
     assert losses.described() == [
-        (300, f"a process was ended, since its node had too little memory{many}"),
-        (2, f"a node was lost{many}"),
+        (300, f"a process was ended, since its node had too little memory{where}"),
+        (2, f"a node was lost{where}"),
         (1, f"a process ended, killed or by a fault of its own{where}"),
     ]
     losses.clear()
     assert losses.described() == []
+    error = ActorUnavailableError("its process has ended", None)  # which names no node
+    info = (type(error), error, None)
+    losses.filter(logging.LogRecord("ray.data", 40, __file__, 1, "lost", (), info))
+    (described,) = losses.described(", on node w9 (10.0.0.9)")
+    assert described == (
+        1,
+        "a process ended, killed or by a fault of its own, on node w9 (10.0.0.9)",
+    )
 
 
 def test_a_node_is_called_by_its_name_and_address(where):
