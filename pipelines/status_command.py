@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from pipelines.errors import UserError
-from pipelines.output.status import RUNNING_STATES, STALE_S, read_status
+from pipelines.output.status import RUNNING_STATES, STALE_S, WATCHED_S, read_status, watched
 from pipelines.report.status import describe_status
 from pipelines.report.text import log_in_lines, printable_lines, say
 from pipelines.storage import Folder, one_line, redact
@@ -21,7 +21,8 @@ COMPLETE, FAILED, MISTAKE, RUNS, MAY_BE_DEAD = range(5)
 """The exit codes."""
 _EXIT_CODES = (
     "exit codes: 0 complete; 1 failed, stopped or interrupted; 2 no status there, or it cannot be "
-    f"read; 3 the job runs; 4 it has not ended, and has written nothing for {STALE_S:.0f} s"
+    f"read; 3 the job runs; 4 it has not ended, and the last status is older than "
+    f"{STALE_S:.0f} s, or of a time to come, and was not written again in {WATCHED_S:.0f} s"
 )
 
 
@@ -43,13 +44,13 @@ def show_status(program: str, arguments: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="as JSON, for machines")
     options = parser.parse_args(arguments)
     try:
-        status = read_status(Folder.at(options.output))
+        folder = Folder.at(options.output)
+        status, may_be_dead = watched(folder, read_status(folder))
     except UserError as error:
         return _say_mistake(str(error))
     except OSError as error:  # the storage does not answer
         return _say_mistake(one_line(error))
-    age_s = status.age_s()
-    may_be_dead = status.may_be_dead(age_s)
+    age_s = max(status.age_s(), 0.0)
     if options.json:
         content = asdict(status) | {"age_s": round(age_s, 1), "may_be_dead": may_be_dead}
         say(json.dumps(content))

@@ -76,7 +76,7 @@ def without_ray(patch: pytest.MonkeyPatch) -> None:
         for task in tasks:
             check()
             run_here = staging._stage._function  # what Ray would run elsewhere
-            staged, reason, output_is_at_fault = run_here(
+            staged, reason, output_is_at_fault, _ = run_here(
                 plan.source, plan.folder, task, plan.inspection.options
             )
             assert not output_is_at_fault, reason
@@ -94,6 +94,7 @@ def without_ray(patch: pytest.MonkeyPatch) -> None:
 
     patch.setattr(lease, "_SETTLED_S", {True: 0.0, False: 0.0})
     patch.setattr(staging, "check_nodes", lambda *_: None)  # there is this one
+    patch.setattr(staging, "wait_for_nodes", lambda: None)
     patch.setattr(staging, "_run_tasks", stage_all)
     patch.setattr(execute.Execution, "run", run_all)
 

@@ -5,6 +5,7 @@ Ray calls `install` in each worker as it starts. Reading, tokenising and committ
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -140,3 +141,10 @@ def install_quick() -> None:
         self.predictor = StandIn(self.run.task)
 
     actor.Predict._load = load
+
+
+def install_instant() -> None:
+    """The same where no test looks at how long a GPU takes: it takes no time for tokens."""
+    global GPU_TOKENS_S
+    GPU_TOKENS_S = math.inf
+    install_quick()

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import re
-import time
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -58,7 +57,7 @@ def run_job(
     )
     try:
         client = connect(dashboard)
-        is_done, job = step(client, run, time.time())
+        is_done, job = step(client, run)
         print(client.get_job_logs(job) if is_done and job else f"{job} goes on")
     except RunFailed as error:
         print(client.get_job_logs(error.job))

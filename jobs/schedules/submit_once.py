@@ -28,19 +28,32 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from datetime import time as clock_time
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 from zoneinfo import ZoneInfo
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
 
+    class Client(JobSubmissionClient):
+        """What `connect` returns."""
+
+        now_s: float
+
+
 DONE, FAILED, MISTAKE, NO_ANSWER = 0, 1, 2, 75
 RUNTIME_ENV = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "60"}}
 """A job that is stopped has so many seconds, not 3, for its last report."""
 REQUEST_TIMEOUT_S = 60
+NO_TOKEN = (
+    "the cluster wants a token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH "
+    "to that of its head (`ray get-auth-token` prints it there)"
+)
 
 
 class RunFailed(Exception):
@@ -77,14 +90,17 @@ class Step(NamedTuple):
     """The submission id of the job that runs or has succeeded; None between two attempts."""
 
 
-def step(client: JobSubmissionClient, run: Run, now_s: float) -> Step:
+def step(client: Client, run: Run) -> Step:
     """Take a run one step further: look for its newest job, and submit one where one is due.
+
+    What is due is decided by the clock of the cluster, which the times of jobs are from.
 
     Raises:
         RunFailed: the run has no attempt left, or was stopped.
         OSError, RuntimeError: as Ray's client does; `is_passing` tells which may pass.
     """
     number, job = newest_attempt(run, client.list_jobs())
+    now_s = client.now_s
     if job is None:
         return submit(client, run, number + 1)
     name = attempt_id(run, number)
@@ -155,20 +171,41 @@ def one_line(error: Exception) -> str:
 
 
 def first_line(message: str | None) -> str:
-    """What Ray says of a job, without the end of its log."""
-    return (message or "no reason is known").splitlines()[0]
+    """What Ray says of a job, without the end of its log, or of a token, without its advice."""
+    return (message or "no reason is known").splitlines()[0].partition(". ")[0]
 
 
-def connect(address: str) -> JobSubmissionClient:
-    """Ray's client of a dashboard, whose requests end where there is no answer."""
+@contextmanager
+def tokens_explained() -> Iterator[None]:
+    """Raise RuntimeError, which does not pass, for a token that is missing or wrong."""
+    from ray.exceptions import AuthenticationError
+
+    try:
+        yield
+    except AuthenticationError as error:
+        raise RuntimeError(f"{NO_TOKEN} ({first_line(str(error))})") from None
+
+
+def connect(address: str) -> Client:
+    """Ray's client of a dashboard, whose requests end where there is no answer.
+
+    Its `now_s` is the time at the cluster when it last answered.
+    """
     os.environ["RAY_API_SERVER_ADDRESS"] = address  # else RAY_ADDRESS would come before `address`
     from ray.job_submission import JobSubmissionClient  # seconds, which parsing a DAG must not take
 
-    class Client(JobSubmissionClient):
-        def _do_request(self, *arguments: Any, **options: Any) -> Any:
-            return super()._do_request(*arguments, timeout=REQUEST_TIMEOUT_S, **options)
+    class DashboardClient(JobSubmissionClient):
+        now_s = time.time()
 
-    return Client(address)
+        def _do_request(self, *arguments: Any, **options: Any) -> Any:
+            with tokens_explained():
+                response = super()._do_request(*arguments, timeout=REQUEST_TIMEOUT_S, **options)
+            with suppress(KeyError, ValueError):  # what is between may leave the time out
+                self.now_s = parsedate_to_datetime(response.headers["Date"]).timestamp()
+            return response
+
+    with tokens_explained():
+        return DashboardClient(address)  # it looks for a token, and asks for the version of Ray
 
 
 # ---- the command
@@ -176,14 +213,14 @@ def connect(address: str) -> JobSubmissionClient:
 
 def follow(run: Run, *, address: str, poll_s: float, lost_after_s: float) -> int:
     """Take a run to its end, printing its log, and return the exit code."""
-    client: JobSubmissionClient | None = None
+    client: Client | None = None
     followed: str | None = None
     log: threading.Thread | None = None
     silent_since_s: float | None = None
     while True:
         try:
             client = client or connect(address)
-            is_done, job = step(client, run, time.time())
+            is_done, job = step(client, run)
         except RunFailed as error:
             end_log(log)
             print(f"error: {error}", file=sys.stderr)

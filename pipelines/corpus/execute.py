@@ -10,6 +10,7 @@ import json
 import logging
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -22,7 +23,6 @@ from pipelines.corpus.nodes import check_nodes
 from pipelines.corpus.pipeline import Pool, Round, through_stages
 from pipelines.corpus.plan import Job
 from pipelines.corpus.retries import (
-    MAX_SHARDS_TO_SPLIT,
     Held,
     RetryState,
     fail_the_rest,
@@ -41,7 +41,8 @@ from pipelines.output.committing import REJECTED
 from pipelines.output.folder import unwritable
 from pipelines.output.shard_stats import Stats
 from pipelines.output.shards_file import SegmentWriter
-from pipelines.raydata.cluster import describe_cluster, log_ray_data_to_file
+from pipelines.raydata.cluster import describe_cluster, log_ray_data_to_file, on_node
+from pipelines.raydata.losses import losses
 from pipelines.raydata.placement import (
     cores_per_gpu,
     pool_size,
@@ -68,6 +69,7 @@ MAX_SHARDS = 16_384
 _log = logging.getLogger("ray.data")  # goes to the file that log_ray_data_to_file names
 _ANSWER_S = 3.0
 """How long the watch may take to answer where the job is stopped."""
+_SHOWN_REASONS = 12
 _SHARE_FROM_ROWS = 1000  # from so many rows on, a share of rejected rows counts
 
 
@@ -101,6 +103,10 @@ class Execution:
         """The fewest and the most, once the run has begun."""
         self.held_s: float | None = 0.0
         """The seconds that actors have held their places; None where that is not known."""
+        self.interrupted_at: str | None = None
+        """What names the first node on which a process ended in a shard's middle."""
+        self.raised: Counter[str] = Counter()
+        """How often the model has raised for a shard, by what it has raised."""
         self._watch: WatchHandle | None = None
         self._apart: list[Shard] = []
         self._epoch = time.time() - time.monotonic()
@@ -121,6 +127,7 @@ class Execution:
         check_nodes(self.job.source, self.job.folder, self.job.attempt_id)
         pool = self._plan_pool(actors)
         self.actors_wanted = (pool.low, pool.high)
+        losses.clear()
         self._announce(pool)
         watch = start_watch(self.ways, self.fusions)
         self._watch = watch
@@ -136,6 +143,12 @@ class Execution:
                     self.held_s = ray.get(watch.held_s.remote(), timeout=_ANSWER_S)
                     self.ways = ray.get(watch.ways.remote(), timeout=_ANSWER_S)
                     self.fusions = ray.get(watch.fusions.remote(), timeout=_ANSWER_S)
+
+    def retried(self) -> list[tuple[int, str]]:
+        """Return the reasons for which something was run again, and how often."""
+        raised = self.raised.most_common(_SHOWN_REASONS)
+        lost = losses.described(self.interrupted_at)
+        return lost + [(count, f"the model raised {what}") for what, count in raised]
 
     def actors_ready(self) -> int | None:
         """Return the actors whose model is loaded; None where the watch does not say."""
@@ -236,16 +249,17 @@ class Execution:
             # Nothing came back. The watch knows whether the process ended in this shard's middle,
             # and whether the model had raised there before, on an actor that was broken.
             was_running = name in interrupted
-            reason = interrupted.get(name)
-            self._lose(name, reason, blamed=was_running and reason is None)
+            reason, node = interrupted.get(name, (None, ""))
+            self._lose(name, reason, node, blamed=was_running and reason is None)
         return raised + list(missing.values())
 
     def _receive(self, row: Json, shard: Shard, log_file: Path) -> bool:
         """Take in what the commit of a shard reports; tell whether the shard is to be run again."""
-        if row["stops"]:
-            raise unwritable(self.job.folder, row["error"])
         cause = row["cause"]
         error = (row["error"] or "").partition("\n")[0]  # a traceback may follow
+        error += on_node(row["node"])
+        if row["stops"]:
+            raise unwritable(self.job.folder, error)
         if cause == START:
             _log.error("no actor starts: %s", row["error"])
             self.failed[shard.name] = f"no actor starts: {error}"
@@ -261,7 +275,7 @@ class Execution:
             self._apart += shard.alone
             return False
         if cause == RAISED:
-            self._lose(shard.name, row["error"], blamed=True)
+            self._lose(shard.name, row["error"], row["node"], blamed=True)
             return True
         if cause == NONE_ANSWERED and may_be_held(self.retries):
             self.retries.held[shard.name] = Held(shard, json.loads(row["rejects"]))
@@ -271,12 +285,19 @@ class Execution:
             self.add_committed(json.loads(row["stats"]))
         return False
 
-    def _lose(self, name: str, reason: str | None, *, blamed: bool) -> None:
-        """Count that a shard has no answer; `reason`: what the model raised, with its traceback."""
-        few_so_far = len(self.retries.histories) < MAX_SHARDS_TO_SPLIT
-        if reason and few_so_far:
-            _log.error("shard %s cannot be predicted: %s", name, reason)
-        note_loss(self.retries, name, reason, blamed=blamed)
+    def _lose(self, name: str, reason: str | None, node: str, *, blamed: bool) -> None:
+        """Count that a shard has no answer; `reason`: what the model raised, with its traceback.
+
+        The log has the first one of each reason.
+        """
+        where = on_node(node)
+        self.interrupted_at = self.interrupted_at or where
+        if reason:
+            first_line = reason.partition("\n")[0]
+            self.raised[first_line] += 1
+            if self.raised[first_line] == 1:
+                _log.error("shard %s cannot be predicted%s: %s", name, where, reason)
+        note_loss(self.retries, name, reason, blamed=blamed, where=where)
 
     def _reject_held(self) -> None:
         """Commit the shards whose rows are all rejected, once some other row is answered."""

@@ -42,8 +42,10 @@ def _gauges() -> dict[str, Gauge]:
     for name, description in {
         "running": "1 while the job runs, then 0",
         "rows_todo": "Rows that the job has to do",
+        "rows_done": "Those of them that are committed",
         "last_commit_timestamp_seconds": "When a shard was last committed; first the start",
         "lease_lost": "1 where another run has taken the output over",
+        "drift": "The largest change of a label's share since the run before, at the end of a run",
     }.items():
         gauges[name] = Gauge(f"modernbert_job_{name}", description, _TAGS)
     return gauges
@@ -69,6 +71,9 @@ class JobMetrics:
         gauges = _gauges()
         gauges["last_commit_timestamp_seconds"].set(last_commit.timestamp(), self._tags)
         gauges["rows_todo"].set(status.rows_todo or 0, self._tags)
+        gauges["rows_done"].set(status.rows, self._tags)
+        if status.drift is not None:
+            gauges["drift"].set(status.drift, self._tags)
         is_running = status.state in RUNNING_STATES and not lease_lost
         gauges["running"].set(int(is_running), self._tags)
         gauges["lease_lost"].set(int(lease_lost), self._tags)

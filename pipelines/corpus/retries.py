@@ -49,6 +49,13 @@ class History:
     lost: int = 0
     reason: str | None = None
     """What the model raised the last time, in one line; None where the process ended."""
+    where: str = ""
+    """What names the node of the last time, at the end of a message."""
+
+    @property
+    def failure(self) -> str:
+        """Why the shard fails, and where it did the last time."""
+        return (self.reason or LOST) + self.where
 
 
 @dataclass
@@ -71,10 +78,13 @@ class RetryState:
     rounds_without_progress: int = 0
 
 
-def note_loss(state: RetryState, name: str, reason: str | None, *, blamed: bool) -> None:
+def note_loss(
+    state: RetryState, name: str, reason: str | None, *, blamed: bool, where: str = ""
+) -> None:
     """Count that a shard has no answer.
 
-    `reason`: what the model raised, a traceback may follow; None where the process ended.
+    `reason`: what the model raised, a traceback may follow; None where the process ended. `where`:
+    what names the node, at the end of a message.
     """
     history = state.histories.setdefault(name, History())
     if blamed:
@@ -82,6 +92,7 @@ def note_loss(state: RetryState, name: str, reason: str | None, *, blamed: bool)
     else:
         history.lost += 1
     first_line = reason.partition("\n")[0] if reason else None
+    history.where = where
     history.reason = f"cannot be predicted: {first_line}" if first_line else None
 
 
@@ -140,7 +151,7 @@ def plan_next_round(state: RetryState, lost: Sequence[Shard]) -> list[Shard]:
             rejects = [reject(row, history.reason or POISON_ROW, "predict")]
             state.held[shard.name] = Held(shard, rejects)
         else:
-            state.failed[shard.name] = history.reason or LOST
+            state.failed[shard.name] = history.failure
     return next_round
 
 
@@ -177,6 +188,6 @@ def fail_the_rest(state: RetryState, lost: Sequence[Shard]) -> None:
     """Let everything fail that has no answer when the run ends; `lost`: those of its last round."""
     for shard in lost:
         history = state.histories.get(shard.name, History())
-        state.failed[shard.name] = history.reason or LOST
+        state.failed[shard.name] = history.failure
     for name, held in state.held.items():
         state.failed[name] = held.rejects[-1]["reason"]

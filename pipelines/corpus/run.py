@@ -196,6 +196,8 @@ class Run:
     """The first shard whose part is there when the run has ended."""
     reviewed: int = 0
     """The rows in the file for review."""
+    retried: list[tuple[int, str]] = field(default_factory=list)
+    """How often something was run again, for each reason."""
 
 
 def _begin(
@@ -274,6 +276,7 @@ def _execute(run: Run, held: Lease, status: JobStatus) -> None:
     finally:
         status.state = "finishing"
         run.failed = execution.failed
+        run.retried = execution.retried()
         run.attempt.attention = execution.ways
         run.attempt.fusions = execution.fusions
         run.totals = execution.stats.totals()
@@ -286,6 +289,7 @@ def _execute(run: Run, held: Lease, status: JobStatus) -> None:
         if not held.lost.is_set():  # else the record is another run's
             with delayed_signals():
                 missing_parts = _write_record(run, execution.stats)
+                status.drift = run.record.largest_change
     status.state = run.attempt.outcome
     if missing_parts:
         shown = ", ".join(sorted(missing_parts)[:_SHOWN_NAMES])
@@ -372,5 +376,6 @@ def _outcome(run: Run) -> Outcome:
             skipped=run.skipped,
             first_part=run.first_part,
             reviewed=run.reviewed,
+            retried=run.retried,
         ),
     )

@@ -29,6 +29,7 @@ from pipelines.input.shards import Rows, Shard
 from pipelines.output.committing import REJECTED_FIELDS, FileRows, commit_shard
 from pipelines.output.shard_stats import Stats, count_items, count_scores, count_windows
 from pipelines.raydata import wire
+from pipelines.raydata.cluster import this_node
 from pipelines.raydata.watch import WatchHandle
 from pipelines.raydata.wire import Committed, Reject
 from pipelines.storage import one_line
@@ -106,7 +107,8 @@ def commit(
     try:
         committed = _commit(job, table)
     except Exception as error:  # whatever it is, it is this shard's alone
-        committed = Committed(name, error=f"cannot be committed: {one_line(error)}")
+        reason = f"cannot be committed: {one_line(error)}"
+        committed = Committed(name, error=reason, node=this_node())
     if watch is not None:
         watch.committed.remote(round_number, name)
     return committed.to_table()
@@ -118,19 +120,22 @@ def _commit(job: Job, table: pa.Table) -> Committed:
     cause = table["cause"][0].as_py()
     if error:  # of an earlier stage: the driver decides what becomes of the shard
         rejects = json.dumps(wire.rejects_of(table)) if cause == wire.NONE_ANSWERED else None
-        return Committed(shard.name, error=error, cause=cause, rejects=rejects)
+        node = table["node"][0].as_py()
+        return Committed(shard.name, error=error, cause=cause, node=node, rejects=rejects)
     try:
         stats, answered, rejected, files = _answers(job, shard, table)
     except CheckpointChanged as error:
-        return Committed(shard.name, error=one_line(error), cause=wire.CHANGED)
+        return Committed(shard.name, error=one_line(error), cause=wire.CHANGED, node=this_node())
     try:
         check_lease(job.folder, job.attempt_id)
+    except OSError as error:  # which names the node
+        return Committed(shard.name, error=one_line(error), stops=True)
+    try:
         commit_shard(job.folder, job.parts, stats, answered, rejected, files)
     except OSError as error:  # of the output, which no other shard can be written to either
-        return Committed(shard.name, error=one_line(error), stops=True)
+        return Committed(shard.name, error=one_line(error), stops=True, node=this_node())
     for name in _FIGURES:
         stats[name] = table[name][0].as_py()
-    stats["committed_at"] = time.time()
     return Committed(shard.name, stats=json.dumps(stats))
 
 

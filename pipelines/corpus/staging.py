@@ -13,6 +13,8 @@ from pipelines.errors import JobError
 from pipelines.input.staging import STAGED, StagedFile, StageTask, StagingFailed, read_staged, stage
 from pipelines.input.text import TextOptions
 from pipelines.output.folder import unwritable
+from pipelines.raydata.cluster import on_node, this_node
+from pipelines.raydata.placement import wait_for_nodes
 from pipelines.report.text import printable, say
 from pipelines.storage import Folder, Location, one_line, redact
 
@@ -50,6 +52,7 @@ def stage_files(
         else:
             results[task.name] = staged
     if todo:
+        wait_for_nodes()
         check_nodes(plan.source, plan.folder, plan.attempt_id)
         staged_folder = f"{plan.folder}/{STAGED}"
         say(printable(f"reading {len(todo):,} {inspection.format} file(s) into {staged_folder}"))
@@ -80,24 +83,27 @@ def _run_tasks(
         check()
         for reference in done:
             try:
-                staged, reason, output_is_at_fault = ray.get(reference)
+                staged, reason, output_is_at_fault, node = ray.get(reference)
             except RayError as error:
                 raise JobError(f"Ray: {one_line(error)}") from error
             if output_is_at_fault:
-                raise unwritable(plan.folder, reason)
+                raise unwritable(plan.folder, reason + on_node(node))
             name = running.pop(reference)
-            results[name] = StagedFile.from_json(staged) if staged else reason
+            results[name] = StagedFile.from_json(staged) if staged else reason + on_node(node)
     return results
 
 
 @ray.remote(num_cpus=1)
 def _stage(
     source: Location, folder: Folder, task: StageTask, options: TextOptions
-) -> tuple[str | None, str, bool]:
-    """Return what was staged as JSON, or the reason why not, and whether the output is at fault."""
+) -> tuple[str | None, str, bool, str]:
+    """Return what was staged as JSON, or the reason why not, whether the output is at fault, and
+    the node.
+    """
+    node = this_node()
     try:
-        return stage(source, folder, task, options).to_json(), "", False
+        return stage(source, folder, task, options).to_json(), "", False, node
     except StagingFailed as error:
-        return None, redact(error.strerror or str(error)), True
+        return None, redact(error.strerror or str(error)), True, node
     except Exception as error:  # whatever it is, it is this file's alone
-        return None, one_line(error), False
+        return None, one_line(error), False, node

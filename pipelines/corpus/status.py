@@ -43,6 +43,8 @@ class JobStatus:
         self.execution: Execution | None = None
         self.attempt: Attempt | None = None
         """The record of the run, once it holds what the run has used."""
+        self.drift: float | None = None
+        """RunRecord.largest_change, once it is known."""
         self._plan = plan
         self._held = held
         self._started = timestamp()
@@ -132,6 +134,7 @@ class JobStatus:
             actors=run.actors_ready() if self.state == "running" else None,
             actors_wanted=run.actors_wanted,
             last_error=last_error,
+            drift=self.drift,
         )
         if self.attempt is None:
             return status

@@ -26,7 +26,7 @@ from pipelines.output.shard_stats import LENGTH_EDGES, SCORE_EDGES, Stats
 from pipelines.report.checks import describe_checks, describe_drift
 from pipelines.report.html import group_failures
 from pipelines.report.progress import format_duration
-from pipelines.report.text import printable
+from pipelines.report.text import kind_of, printable
 from pipelines.tasks.base import Task
 
 _SHOWN_LABELS = 12
@@ -70,6 +70,7 @@ def format_summary(
     skipped: int,
     first_part: str | None,
     reviewed: int,
+    retried: list[tuple[int, str]],
 ) -> str:
     """Describe what a run did, in lines for the terminal.
 
@@ -82,6 +83,7 @@ def format_summary(
         skipped: the shards that were in the output already.
         first_part: the first shard whose part is in the output.
         reviewed: the rows that were written for review.
+        retried: how often something was run again, for each reason.
     """
     lines = [printable(change) for change in changes]
     if skipped:
@@ -97,6 +99,7 @@ def format_summary(
         )
     lines += describe_checks(record.checks)
     lines += describe_drift(record.drift)
+    lines += [f"run again  {count:>9,}  {printable(reason)}" for count, reason in retried]
     lines += _failures(failed)
     lines += _first_rows(job, first_part)
     folder = printable(str(job.folder))
@@ -135,9 +138,24 @@ def _counts(job: Job, totals: Stats, seconds: float) -> list[str]:
     if other_labels:
         count = sum(count for _, count in other_labels)
         lines.append(f"           {count:>9,}  {len(other_labels)} other labels")
-    reasons = list(totals["rejects"].items())
-    for reason, count in reasons[:_SHOWN_LABELS]:
-        lines.append(f"rejected   {count:>9,}  {printable(reason)}")
+    return lines + _rejects(totals["rejects"])
+
+
+def _rejects(rejects: dict[str, int]) -> list[str]:
+    """Describe the rejected rows in a line for each kind of reason, the most frequent first."""
+    groups: dict[str, dict[str, int]] = {}
+    for reason, count in rejects.items():
+        groups.setdefault(kind_of(reason), {})[reason] = count
+    counts = sorted(groups.values(), key=lambda group: -sum(group.values()))
+    lines: list[str] = []
+    for group in counts[:_SHOWN_LABELS]:
+        such = f" (one of {len(group):,} such reasons)" if len(group) > 1 else ""
+        example = printable(next(iter(group)))
+        lines.append(f"rejected   {sum(group.values()):>9,}  {example}{such}")
+    others = counts[_SHOWN_LABELS:]
+    if others:
+        count = sum(sum(group.values()) for group in others)
+        lines.append(f"           {count:>9,}  {len(others):,} other reasons: see {REJECTED}")
     return lines
 
 

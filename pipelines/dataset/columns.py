@@ -4,6 +4,7 @@ dataset fits them.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -40,9 +41,11 @@ class StepColumns:
         """Raise UserError for a dataset that does not fit; `schema`: Arrow's, or names alone."""
         missing = [name for name in self.texts if name not in schema.names]
         if missing:
-            raise UserError(
-                f"column {missing[0]!r} is missing; the dataset has {', '.join(schema.names)}"
-            )
+            there = ", ".join(schema.names) or "no columns"
+            raise UserError(f"column {missing[0]!r} is missing; the dataset has {there}")
+        twice = [name for name, count in Counter(schema.names).items() if count > 1]
+        if twice:
+            raise UserError(f"column {twice[0]!r} is in the dataset twice; rename or drop one")
         if isinstance(schema, pa.Schema):
             for name in self.texts:
                 stored = schema.field(name).type

@@ -23,6 +23,7 @@ from pipelines.dataset.execution import StepWatch
 from pipelines.dataset.stages import Step, answer, tokenise
 from pipelines.dataset.step_actors import (
     StepActors,
+    is_number,
     parse_concurrency,
     parse_num_gpus,
     step_pool,
@@ -53,6 +54,8 @@ _OTHER_NAMES = {
     "postprocess": "map the dataset after this step",
 }
 """What users of ray.data.llm, of the corpus job and of older versions type, and what to do here."""
+_MOST = 10**9
+"""The largest number that an argument may be: beyond it there are no rows or seconds."""
 _MEMORY = "; for texts in memory there is pipelines.pipeline"
 
 
@@ -195,6 +198,10 @@ def processor(
     actors = StepActors(least, most, parse_num_gpus(num_gpus), accelerator_type)
     device = _device_named(device, actors)
     texts, task_options = text_columns(options_class, columns, task_options)
+    if model is not None and (not isinstance(model, str | os.PathLike) or not os.fspath(model)):
+        raise UserError(
+            f"model {model!r} must be a folder, a Hugging Face hub id or a URI of object storage"
+        )
     of_model = {
         "model": None if model is None else os.fspath(model),
         "device": device,
@@ -203,12 +210,12 @@ def processor(
     }
     of_task = _own_names(options_class, task_options)
     options: Any = from_call(model_options(options_class.task), of_model | of_task)
-    _check_above_0("batch_timeout_s", batch_timeout_s, whole=False)
+    timeout_s = float(_above_0("batch_timeout_s", batch_timeout_s, whole=False))
     if batch_size is not None:
-        _check_above_0("batch_size", batch_size, whole=True)
+        batch_size = int(_above_0("batch_size", batch_size, whole=True))
     environment = _checked_environment(runtime_env)
     options.check_inputs(options_class.input_names(len(texts)))
-    run = _model_run(options_class.task, options, batch_timeout_s)
+    run = _model_run(options_class.task, options, timeout_s)
     inputs = zip(options_class.input_names(), texts, strict=False)
     list_texts = frozenset(column for text, column in inputs if text in options_class.list_inputs)
     step = Step(run, step_columns(run.task, texts, list_texts, prefix, output_columns))
@@ -277,8 +284,9 @@ def _own_names(
     return own
 
 
-def _check_above_0(name: str, value: object, *, whole: bool) -> None:
-    kinds = int if whole else int | float
-    if isinstance(value, bool) or not isinstance(value, kinds) or not value > 0:
+def _above_0(name: str, value: object, *, whole: bool) -> float:
+    """Return an argument once it is a number above 0."""
+    if not is_number(value, whole=whole) or not 0 < value <= _MOST:
         expected = "whole number" if whole else "number"
-        raise UserError(f"{name} {value!r} must be a {expected} above 0")
+        raise UserError(f"{name} {value!r} must be a {expected} above 0, and at most {_MOST:,}")
+    return value

@@ -46,7 +46,7 @@ def parse_concurrency(value: object) -> tuple[int, int | None]:
     if isinstance(value, str) and value == "auto":
         return 1, None
     parts = value if isinstance(value, list | tuple) else [1, value]
-    counts = [int(count) for count in parts if _is_number(count, whole=True) and count > 0]
+    counts = [int(count) for count in parts if is_number(count, whole=True) and count > 0]
     if len(parts) != 2 or len(counts) < 2:
         raise UserError(f"concurrency {value!r} {_ALLOWED}")
     least, most = counts
@@ -55,7 +55,8 @@ def parse_concurrency(value: object) -> tuple[int, int | None]:
     return least, most
 
 
-def _is_number(value: object, *, whole: bool) -> TypeGuard[float]:
+def is_number(value: object, *, whole: bool) -> TypeGuard[float]:
+    """Tell whether a value is a number, Python's or numpy's."""
     kinds = int | np.integer if whole else int | float | np.number
     return isinstance(value, kinds) and not isinstance(value, bool)
 
@@ -64,7 +65,7 @@ def parse_num_gpus(value: object) -> float | None:
     """Return the share of a GPU that an argument `num_gpus` stands for, None for the default."""
     if value is None:
         return None
-    if not _is_number(value, whole=False) or not 0 < value <= 1:
+    if not is_number(value, whole=False) or not 0 < value <= 1:
         raise UserError(
             f"num_gpus {value!r} must be above 0 and at most 1: an actor runs on one GPU or a "
             'share of it (concurrency= says how many there are; device="cpu" is for CPUs)'

@@ -21,6 +21,7 @@ before there was such a folder has its parts in OUTPUT itself, and goes on so.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from modernbert.stored import Json
@@ -146,7 +147,7 @@ def _holds_something_else(folder: Folder) -> bool:
 def _short(value: object) -> str:
     """Return a value for a message; of a digest, the beginning."""
     text = str(value)
-    is_digest = isinstance(value, str) and len(text) > 40
+    is_digest = re.fullmatch(r"[0-9a-f]{40,}", text)
     if is_digest:
         return text[:12]
     return text if len(text) <= _SHOWN_VALUE else f"{text[:_SHOWN_VALUE]}…"

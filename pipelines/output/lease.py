@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 import threading
@@ -21,8 +22,12 @@ from pipelines.storage import Folder
 
 LEASE = "_lease.json"
 _RENEWED_S, _EXPIRES_S = 10.0, 60.0
+_WATCHED_S = 25.0
+"""How long a lease that looks dead by its time is watched: a run that lives writes it twice."""
+_LOOKS_S = 1.0
 _SETTLED_S = {True: 0.2, False: 2.0}
 """By whether the folder is local: seconds until all runs that begin at once have written theirs."""
+logger = logging.getLogger(__name__)
 
 
 class OutputInUse(UserError):
@@ -49,8 +54,10 @@ class Lease:
 def lease(folder: Folder, run: str = "") -> Iterator[Lease]:
     """Hold the output for this process, so that no second run writes to it.
 
-    The lease is a file that is written again every ten seconds. It is a dead run's if it is older
-    than a minute by the clock of the storage, or if its process is gone from this machine.
+    The lease is a file that is written again every ten seconds. It is a dead run's if its process
+    is gone from this machine, or if it is older than a minute by the clock of the storage. A folder
+    may have its times from the machines that write there (FUSE), whose clocks differ: there a
+    lease is a dead run's once nobody has written it while this process has looked, too.
 
     Args:
         folder: the output.
@@ -154,9 +161,25 @@ def _holder(folder: Folder) -> Json | None:
     is_of_this_machine = content.get("processes") == _processes()
     if is_of_this_machine and not _alive(content["process"]):
         return None
-    if _now(folder) - written > _EXPIRES_S:
-        return None
-    return content
+    age_s = _now(folder) - written
+    may_live = age_s <= _EXPIRES_S
+    if folder.is_local and not 0 <= age_s <= _EXPIRES_S:
+        may_live = _is_written_again(folder, written)
+    return content if may_live else None
+
+
+def _is_written_again(folder: Folder, written: float) -> bool:
+    """Watch a lease that was last written at `written`; tell whether a run writes it."""
+    logger.warning(
+        f"output '{folder}' has the lease of another run, which looks dead by the clock; it is "
+        f"watched for up to {_WATCHED_S:.0f} s"
+    )
+    until = time.monotonic() + _WATCHED_S
+    while time.monotonic() < until:
+        time.sleep(_LOOKS_S)
+        if _written_at(folder, LEASE) not in (written, None):
+            return True
+    return False
 
 
 def _now(folder: Folder) -> float:

@@ -84,6 +84,15 @@ class RunRecord:
     checks: Json | None = None
     """How the answers of all shards compare with gold (tasks/checks.py), where there is any."""
 
+    @property
+    def largest_change(self) -> float | None:
+        """How much the share of a label has changed since the run before, of the label that has
+        changed most: 0 where chance may have made all changes, None without such a run.
+        """
+        if self.drift is None:
+            return None
+        return max((abs(now - before) for _, before, now in self.drift["changes"]), default=0.0)
+
     def run_at(self, written: float) -> str | None:
         """Return the run that has probably written a part of which no run knows.
 

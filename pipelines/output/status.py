@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 
@@ -19,6 +20,9 @@ STATUS = "_status.json"
 WRITTEN_EVERY_S = 10.0
 STALE_S = 60.0
 """A job whose status is older than this may be dead."""
+WATCHED_S = 25.0
+"""How long a status that looks so old is watched: a job that lives writes it twice."""
+_LOOKS_S = 1.0
 RUNNING_STATES = ("preparing", "running", "finishing")
 OTHER_REASONS = "other"
 _MOST_REASONS = 16
@@ -68,6 +72,10 @@ class Status:
     actors_wanted: tuple[int, int] | None = None
     """The fewest and the most."""
     last_error: str | None = None
+    drift: float | None = None
+    """The largest change of a label's share since the run before, once the run has ended
+    (RunRecord.largest_change); None where no run labelled before it, or it has labelled nothing.
+    """
     gpu_s: float | None = None
     """What the run has used, as in `_run.json`, once it has ended."""
     cpu_s: float | None = None
@@ -77,14 +85,11 @@ class Status:
         """Replace the status in `folder`: others see the old one or this one."""
         folder.write_atomic(STATUS, (json.dumps(asdict(self), indent=1) + "\n").encode())
 
-    def age_s(self, now: datetime | None = None) -> float:
-        """Return the seconds since it was written, by this machine's clock."""
-        now = now or datetime.now(UTC)
-        return max((now - datetime.fromisoformat(self.written)).total_seconds(), 0.0)
-
-    def may_be_dead(self, age_s: float) -> bool:
-        """Tell whether a job of this status, so old, should have written another one."""
-        return self.state in RUNNING_STATES and age_s > STALE_S
+    def age_s(self) -> float:
+        """Return the seconds since it was written, by this machine's clock: below 0 where that
+        of the driver is ahead.
+        """
+        return (datetime.now(UTC) - datetime.fromisoformat(self.written)).total_seconds()
 
 
 def read_status(folder: Folder) -> Status:
@@ -100,6 +105,23 @@ def read_status(folder: Folder) -> Status:
         ) from None
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"'{folder}/{STATUS}' is no status of a job: {error}") from error
+
+
+def watched(folder: Folder, status: Status) -> tuple[Status, bool]:
+    """Return the status that is there now, and whether its job may be dead.
+
+    One that looks dead by its time is watched for up to WATCHED_S, since the clock of the driver
+    and that of this machine may differ: a job that writes another status lives.
+    """
+    if status.state not in RUNNING_STATES or 0 <= status.age_s() <= STALE_S:
+        return status, False
+    until = time.monotonic() + WATCHED_S
+    while time.monotonic() < until:
+        time.sleep(_LOOKS_S)
+        now = read_status(folder)
+        if now.written != status.written:
+            return now, False
+    return status, True
 
 
 class ReasonClasses:

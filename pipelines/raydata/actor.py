@@ -19,6 +19,7 @@ from modernbert.stored import CheckpointChanged
 from pipelines.errors import UserError
 from pipelines.inference.loading import ModelRun
 from pipelines.raydata import wire
+from pipelines.raydata.cluster import this_node
 from pipelines.raydata.watch import GO_ON, WAIT, WatchHandle, Way
 from pipelines.storage import one_line, redact
 
@@ -248,7 +249,7 @@ class Reports:
         """Report that the actor starts; return how often it has since it was last ready."""
         if not self.watch:
             return 1
-        starts: int = ray.get(self.watch.start.remote(self.round_number, self._actor))
+        starts: int = ray.get(self.watch.start.remote(self.round_number, self._actor, this_node()))
         return starts
 
     def started(self) -> None:

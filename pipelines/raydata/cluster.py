@@ -5,17 +5,21 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import socket
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.exceptions import AuthenticationError
+from ray.util import get_node_ip_address
 
 from pipelines.errors import JobError, UserError
+from pipelines.raydata.losses import losses
 from pipelines.signals import call_when_stopped, kept_signals
 
 _ANSWERS_S = 10.0
@@ -163,6 +167,23 @@ def started_here() -> bool:
     return node is not None and node.is_head()
 
 
+@cache
+def this_node() -> str:
+    """Return how messages call the node of this process: by its name and address."""
+    return f"{socket.gethostname()} ({get_node_ip_address()})"
+
+
+def on_node(node: str | None) -> str:
+    """Return what names a node at the end of a message: nothing where the cluster has had but one,
+    or where it is not known.
+
+    `node`: as `this_node` returns it there.
+    """
+    if not node or not ray.is_initialized() or len(ray.nodes()) < 2:  # lost ones among them
+        return ""
+    return f", on node {node}"
+
+
 def describe_cluster() -> str:
     """Say which Ray the job runs on, and what it has: nodes, CPUs and GPUs."""
     resources = cluster_resources()
@@ -194,6 +215,7 @@ def log_ray_data_to_file() -> Path:
         # The file is created when there is something to log.
         handler = logging.FileHandler(path, delay=True, encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        handler.addFilter(losses)
         logger.addHandler(handler)
     return path
 

@@ -54,6 +54,7 @@ class Watch:
         self._failing: dict[str, bool] = {}
         self._ready: set[str] = set()
         self._running: dict[str, str | None] = {}
+        self._node_of: dict[str, str] = {}  # by actor, and by the shard that it is at
         self._begun: set[str] = set()
         self._uncommitted: dict[str, dict[str, float]] = {}  # by actor: when each was begun
         self._waits_since: dict[str, float] = {}
@@ -71,11 +72,12 @@ class Watch:
         """Tell whether the job stops."""
         return self._stops
 
-    def start(self, round_number: int, actor: str) -> int:
-        """Note that an actor starts; return how often it has since it was last ready."""
+    def start(self, round_number: int, actor: str, node: str = "") -> int:
+        """Note that an actor starts on a node; return how often it has since it was last ready."""
         if not self._is_current(round_number):
             return 1
         self._held_since.setdefault(actor, time.monotonic())
+        self._node_of[actor] = node
         self._failing[actor] = False
         self._starts[actor] += 1
         self._ready.discard(actor)
@@ -151,6 +153,7 @@ class Watch:
         self._waits_since.pop(actor, None)
         self._uncommitted.setdefault(actor, {})[shard] = now
         self._running[shard] = None
+        self._node_of[shard] = self._node_of.get(actor, "")
         self._begun.add(shard)
         return GO_ON
 
@@ -187,6 +190,13 @@ class Watch:
         if self._is_current(round_number):
             self._running[shard] = reason
 
-    def interrupted(self, round_number: int) -> dict[str, str | None]:
-        """Return the shards in whose middle a process ended, with the reasons from `broke`."""
-        return self._running if self._is_current(round_number) else {}
+    def interrupted(self, round_number: int) -> dict[str, tuple[str | None, str]]:
+        """Return the shards in whose middle a process ended, each with the reason from `broke` and
+        the node.
+        """
+        if not self._is_current(round_number):
+            return {}
+        # A watch that has begun again, its node being lost, may not have seen a shard begin.
+        return {
+            shard: (reason, self._node_of.get(shard, "")) for shard, reason in self._running.items()
+        }

@@ -18,6 +18,7 @@ import pyarrow as pa
 from modernbert.stored import Json
 from modernbert.text.windows import Windows
 from pipelines.input.shards import Piece, Rows, Shard
+from pipelines.raydata.cluster import this_node
 from pipelines.tasks.outputs import Predictions
 
 
@@ -60,17 +61,19 @@ TOKENISED = pa.schema(
         ("tokenise_s", pa.float64()),
         ("error", pa.string()),
         ("cause", pa.string()),
+        ("node", pa.string()),
     ]
 )
 """What reading and tokenising gives: `rows` are the row numbers of the documents; `stored` the
-columns that were read, as a stream of Arrow, and `positions` the row numbers of these; `error` and
-`cause` if it failed.
+columns that were read, as a stream of Arrow, and `positions` the row numbers of these; `error`,
+`cause` and `node` (cluster.this_node) if it failed.
 """
 COMMITTED = pa.schema(
     [
         ("name", pa.string()),
         ("error", pa.string()),
         ("cause", pa.string()),
+        ("node", pa.string()),
         ("stops", pa.bool_()),
         ("rejects", pa.string()),
         ("stats", pa.string()),
@@ -177,7 +180,7 @@ def failed_row(shard: Shard, error: str, cause: str | None = None) -> pa.Table:
 
     `cause`: CHANGED, UNREADABLE, or None if the error is the shard's own.
     """
-    return _table(_empty_row(shard) | {"error": error, "cause": cause})
+    return _table(_empty_row(shard) | {"error": error, "cause": cause, "node": this_node()})
 
 
 def rejected_row(shard: Shard, rejects: Sequence[Reject], stored: Rows) -> pa.Table:
@@ -198,8 +201,9 @@ def unpredicted_row(
     """
     if rejects is None:
         rejects = rejects_of(table)
-    place = table.column_names.index("error")
-    table = table.set_column(place, "error", pa.array([error], pa.string()))
+    for name, value in (("error", error), ("node", this_node())):
+        place = table.column_names.index(name)
+        table = table.set_column(place, name, pa.array([value], pa.string()))
     return predicted_row(table, _NO_PREDICTIONS, rejects, 0.0, cause)
 
 
@@ -264,6 +268,8 @@ class Committed:
     """In one line; a traceback may follow."""
     cause: str | None = None
     """One of the causes above; None if the error is final."""
+    node: str | None = None
+    """Where the error was raised (cluster.this_node); None where that says nothing."""
     stops: bool = False
     """Whether the error stops the job: the output cannot be written."""
     rejects: str | None = None
@@ -287,6 +293,7 @@ def _empty_row(shard: Shard) -> dict[str, object]:
     row["tokenise_s"] = 0.0
     row["error"] = None
     row["cause"] = None
+    row["node"] = None
     return row
 
 

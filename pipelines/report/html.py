@@ -20,7 +20,7 @@ from pipelines.report.charts import MISSING, count, percent
 from pipelines.report.checks import checks_section, describe_drift, examples_section
 from pipelines.report.formats import in_seconds, large, plural, ratio, timestamp
 from pipelines.report.progress import format_duration
-from pipelines.report.text import printable
+from pipelines.report.text import kind_of, printable
 
 _SHOWN_LABELS = 12
 _SHOWN_REASONS = 6
@@ -124,11 +124,14 @@ def _error(report: Json) -> str | None:
 
 
 def group_failures(failed: dict[str, str]) -> list[tuple[str, list[str]]]:
-    """Group the names of what failed by the reason, the most frequent first."""
-    groups: dict[str, list[str]] = {}
+    """Group the names of what failed by the reason, the most frequent first.
+
+    Reasons that differ in numbers, quoted names or nodes alone are one, shown as the first was.
+    """
+    groups: dict[str, tuple[str, list[str]]] = {}
     for name, reason in failed.items():
-        groups.setdefault(reason, []).append(name)
-    return sorted(groups.items(), key=lambda group: -len(group[1]))
+        groups.setdefault(kind_of(reason), (reason, []))[1].append(name)
+    return sorted(groups.values(), key=lambda group: -len(group[1]))
 
 
 def _failures(failed: dict[str, str]) -> Json | None:

@@ -42,6 +42,8 @@ def describe_status(status: Json, age_s: float, may_be_dead: bool) -> str:
         lines.append(f"actors     {ready}{wanted} wanted")
     for reason, count in status["rejects"].items():
         lines.append(f"rejected   {count:>9,}  {reason}")
+    if status["drift"]:
+        lines.append(f"drift      {status['drift']:.1%} is the largest change of a label's share")
     if status["last_error"]:
         lines.append(f"last error {status['last_error']}")
     return "\n".join(printable(line) for line in lines)

@@ -18,6 +18,11 @@ _UNPRINTABLE = re.compile(
     r"\ud800-\udfff]"  # bytes of file names that are not UTF-8
 )
 """The joiners of emoji and of Persian (200c, 200d) are text."""
+_VARYING = re.compile(
+    r", on node [^ ]+ \([^)]*\)"
+    r"|(?<!\w)'.*'(?!\w)|(?<!\w)\".*\"(?!\w)"  # from the first mark to the last
+    r"|\d[\d,.]*"
+)
 
 
 def printable(text: str) -> str:
@@ -73,3 +78,8 @@ def log_in_lines() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(_Lines())
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
+
+
+def kind_of(reason: str) -> str:
+    """Return what reasons have in common that differ in numbers, quoted names or nodes alone."""
+    return _VARYING.sub("…", reason)

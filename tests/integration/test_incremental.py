@@ -25,6 +25,7 @@ from pipelines.input.corpus import Corpus, Shards
 from pipelines.input.cutting import cuts_of_file
 from pipelines.input.shards import DataFile, Scan
 from pipelines.output import folder as output
+from pipelines.output import lease as output_lease
 from pipelines.output.lease import LEASE, _processes, lease
 from pipelines.output.parts import Listing
 from pipelines.output.planned_files import read_files
@@ -299,9 +300,16 @@ def test_an_overwrite_that_dies_in_between_leaves_no_mixture(tmp_path, monkeypat
     todo, _ = output.begin_run(out, RunRecord({"model": "two"}), planned, Listing(), overwrite=True)
     assert len(todo) == len(planned.shards)
     assert output.open_output(out, {"model": "two"}, overwrite=False)
+    long_path = "/a/long/path/of/a/model/" + "m" * 40
+    with pytest.raises(UserError, match=f"was begun with model two, not {long_path}; "):
+        output.open_output(out, {"model": long_path}, overwrite=False)
+    with pytest.raises(UserError, match=f"not {'0a' * 6}; "):
+        output.open_output(out, {"model": "0a" * 32}, overwrite=False)
 
 
-def test_a_second_run_at_once_stops_and_a_dead_ones_lease_is_taken_over(tmp_path):
+def test_a_second_run_at_once_stops_and_a_dead_ones_lease_is_taken_over(tmp_path, monkeypatch):
+    monkeypatch.setattr(output_lease, "_WATCHED_S", 0.1)
+    monkeypatch.setattr(output_lease, "_LOOKS_S", 0.1)
     out = Folder(str(tmp_path))
     with lease(out):
         with (
@@ -323,6 +331,35 @@ def test_a_second_run_at_once_stops_and_a_dead_ones_lease_is_taken_over(tmp_path
     os.utime(tmp_path / LEASE, (time.time() - 61, time.time() - 61))
     with lease(out):
         pass
+
+
+@pytest.mark.parametrize("ahead_s", [-7200, 7200])
+def test_a_lease_is_that_of_a_living_or_a_dead_run_whatever_its_clock(
+    ahead_s, tmp_path, monkeypatch
+):
+    """Where a folder has its times from those who write there, as FUSE gives them."""
+    written_at = output_lease._written_at
+
+    def by_its_clock(folder, name):
+        written = written_at(folder, name)
+        return written + ahead_s if written is not None and name == LEASE else written
+
+    monkeypatch.setattr(output_lease, "_written_at", by_its_clock)
+    monkeypatch.setattr(output_lease, "_RENEWED_S", 0.05)
+    monkeypatch.setattr(output_lease, "_LOOKS_S", 0.05)
+    out = Folder(str(tmp_path))
+    with (
+        lease(out) as held,
+        pytest.raises(UserError, match="is being written by process"),
+        lease(out),
+    ):
+        pass
+    assert not held.lost.is_set()
+    monkeypatch.setattr(output_lease, "_WATCHED_S", 0.2)
+    message = {"host": "dead", "process": 1, "processes": "another machine"}
+    (tmp_path / LEASE).write_text(json.dumps(message))
+    with lease(out) as held:
+        held.check()
 
 
 @pytest.mark.slow

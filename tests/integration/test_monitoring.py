@@ -17,6 +17,8 @@ from conftest import REPOSITORY
 from online_service import until
 from prometheus_client.parser import text_string_to_metric_families
 
+from pipelines import pipeline
+
 OF_PROMETHEUS = {"task", "output", "reason"}
 
 
@@ -34,8 +36,17 @@ def scraped(output):
     return found
 
 
+def texts_of_two_labels(checkpoint):
+    """Two texts that a classifier answers with different labels."""
+    texts = [f"the cat sat {number}" for number in range(50)]
+    labels = [answer["label"] for answer in pipeline("classify", str(checkpoint))(texts)]
+    other = next(number for number, label in enumerate(labels) if label != labels[0])
+    return texts[0], texts[other]
+
+
 RUN = """
 import json, sys
+from pathlib import Path
 from pipelines import run_corpus
 from pipelines.corpus import status as job_status
 from pipelines.corpus.status import JobStatus
@@ -52,20 +63,24 @@ def now(self):
 
 
 JobStatus.now = now
+
+def run():
+    source, output = f"{folder}/in", f"{folder}/out"
+    return run_corpus(
+        "classify", input=source, output=output, model=checkpoint, rows_per_file=50, actors="1"
+    )
+
+
 # A process may run several jobs: each counts its own rows once.
-run_corpus("classify", input=f"{folder}/in/0.parquet", output=f"{folder}/first", model=checkpoint)
+first = run()
 seen.clear()
-done = run_corpus(
-    "classify",
-    input=f"{folder}/in",
-    output=f"{folder}/out",
-    model=checkpoint,
-    rows_per_file=50,
-    actors="1",
-)
+for file in Path(folder, "later").iterdir():
+    file.rename(Path(folder, "in", file.name))
+done = run()
 actors = [[status.actors, status.actors_wanted] for status in seen]
 last = seen[-1]
-print(json.dumps([actors, [last.state, last.rows, last.commits], done.tokens]))
+tokens = first.tokens + done.tokens
+print(json.dumps([actors, [last.state, last.rows, last.commits], last.drift, tokens]))
 """
 """Two jobs in a process of their own: Ray 2.60 counts what a process reports once for each time that it has joined."""
 
@@ -75,10 +90,13 @@ def test_what_a_run_emits_is_what_dashboard_and_alerts_read(
     tmp_path, checkpoint, ray_head, local_ray
 ):
     (tmp_path / "in").mkdir()
-    table = pa.table({"text": ["the cat sat"] * 49 + [None]})
+    first, second = texts_of_two_labels(checkpoint)
+    (tmp_path / "later").mkdir()
     for number in range(4):
-        pq.write_table(table, tmp_path / "in" / f"{number}.parquet")
-    (tmp_path / "in" / "broken.parquet").write_bytes(b"PAR1 not at all PAR1")
+        table = pa.table({"text": [second if number else first] * 49 + [None]})
+        folder = "later" if number else "in"
+        pq.write_table(table, tmp_path / folder / f"{number}.parquet")
+    (tmp_path / "later" / "broken.parquet").write_bytes(b"PAR1 not at all PAR1")
     output = str(tmp_path / "out")
     ran = subprocess.run(
         [sys.executable, "-c", RUN, str(tmp_path), str(checkpoint)],
@@ -86,16 +104,19 @@ def test_what_a_run_emits_is_what_dashboard_and_alerts_read(
         capture_output=True, text=True,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
-    actors, last, tokens = json.loads(ran.stdout.splitlines()[-1])
+    actors, last, drift, tokens = json.loads(ran.stdout.splitlines()[-1])
     assert [1, [1, 1]] in actors
-    assert last == ["failed", 200, 4]
+    assert last == ["failed", 150, 3]
+    assert drift == 1.0  # all labels are others
     expected = {
         ("ray_modernbert_job_rows_total", None): 200,
         ("ray_modernbert_job_tokens_total", None): tokens,
         ("ray_modernbert_job_commits_total", None): 4,
         ("ray_modernbert_job_failures_total", None): 1,
         ("ray_modernbert_job_rejected_rows_total", "text is null"): 4,
-        ("ray_modernbert_job_rows_todo", None): 200,
+        ("ray_modernbert_job_rows_todo", None): 150,
+        ("ray_modernbert_job_rows_done", None): 150,
+        ("ray_modernbert_job_drift", None): 1,
         ("ray_modernbert_job_running", None): 0,
         ("ray_modernbert_job_lease_lost", None): 0,
     }

@@ -190,7 +190,7 @@ def test_two_steps_share_one_gpu(tmp_path, monkeypatch):
     """On a GPU that Ray believes in, with a stand-in for the model: a program of docs/programs.md."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     DataContext.get_current().enable_progress_bars = False
-    hook = {"worker_process_setup_hook": standin_gpu.install_quick}
+    hook = {"worker_process_setup_hook": standin_gpu.install_instant}
     there = {"num_cpus": 2, "num_gpus": 1, "resources": {"accelerator_type:L4": 1}}
     with own_ray(**there, include_dashboard=False, runtime_env=hook):
         program = readme_block("fractions-of-a-gpu", "docs/programs.md")

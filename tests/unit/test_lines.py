@@ -151,14 +151,36 @@ def test_progress_of_nothing_and_of_too_much_is_a_line(rows, total, seconds):
 
 def test_failures_are_grouped_by_reason_and_few_of_them_are_named():
     failed = {
-        f"part-{i}": f"reason {i % 20}" if i < 100 else "the disk is full" for i in range(1000)
+        f"part-{i}": f"reason {chr(97 + i % 20)}" if i < 100 else "the disk is full"
+        for i in range(1000)
     }
     lines = summary._failures(failed | {"a\x1b[2Jb": "bad\nname"})
     assert (
         lines[0]
         == "failed     900 files or shards, part-100, part-101, part-102, …: the disk is full"
     )
-    assert lines[1] == "failed     5 files or shards, part-0, part-20, part-40, …: reason 0"
+    assert lines[1] == "failed     5 files or shards, part-0, part-20, part-40, …: reason a"
     assert len(lines) == 13
     assert lines[-1] == "failed     46 others, for 10 other reasons: see _run.json"
     assert summary._failures({"a\x1b[2Jb": "bad\nname"}) == ["failed     a\\x1b[2Jb: bad\\nname"]
+
+
+def test_reasons_that_differ_in_details_alone_are_a_line_with_an_example():
+    failed = {
+        f"{i}.parquet": f"cannot be read: column '{i}' ends at byte {i}, on node w{i} (10.0.0.{i})"
+        for i in range(500)
+    }
+    assert summary._failures(failed | {"a": "cannot be read: it's empty"}) == [
+        "failed     500 files or shards, 0.parquet, 1.parquet, 2.parquet, …: cannot be read: column '0' ends at byte 0, "
+        "on node w0 (10.0.0.0)",
+        "failed     a: cannot be read: it's empty",
+    ]
+    rejects = {f"malformed JSON: '{i}' at {i}": 2 for i in range(100)} | {"text is null": 300}
+    others = {f"reason {chr(97 + i)}": 1 for i in range(14)}
+    lines = summary._rejects(rejects | others)
+    assert lines[:3] == [
+        "rejected         300  text is null",
+        "rejected         200  malformed JSON: '0' at 0 (one of 100 such reasons)",
+        "rejected           1  reason a",
+    ]
+    assert lines[-1] == "                   4  4 other reasons: see _rejected"

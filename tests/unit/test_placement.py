@@ -7,6 +7,8 @@ import logging
 import pytest
 
 from modernbert.config import ModernBertConfig
+from pipelines import run_corpus
+from pipelines.corpus import staging
 from pipelines.errors import JobError
 from pipelines.raydata import placement
 
@@ -117,6 +119,23 @@ def test_a_cluster_that_stays_without_cores_is_waited_for_once(monkeypatch, caps
         "(ray start --address=…), or the head with --num-cpus"
     )
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_files_are_staged_once_there_are_nodes(tmp_path, checkpoint, in_process, monkeypatch):
+    """Else their tasks would wait in silence."""
+    (tmp_path / "a.jsonl").write_text('{"text": "the cat"}')
+    waited = []
+    run_tasks = staging._run_tasks
+
+    def run_after_waiting(*arguments):
+        assert waited == ["for nodes"]
+        return run_tasks(*arguments)
+
+    monkeypatch.setattr(staging, "wait_for_nodes", lambda: waited.append("for nodes"))
+    monkeypatch.setattr(staging, "_run_tasks", run_after_waiting)
+    source, output = str(tmp_path / "a.jsonl"), str(tmp_path / "out")
+    assert run_corpus("classify", input=source, output=output, model=str(checkpoint)).rows == 1
+    assert waited
 
 
 def test_nodes_are_described_by_what_they_have(monkeypatch):

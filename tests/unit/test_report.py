@@ -273,7 +273,7 @@ def test_the_size_is_bounded_and_the_counts_include_what_is_not_shown():
             ],
             rejects=[[f"reason {i} " * 1000, 1] for i in range(10_000)],
             slowest=sample()["slowest"] * 100_000,
-            failed={f"part-{i}.parquet": f"{i % 1000} {'x' * 10_000}" for i in many},
+            failed={f"part-{i}.parquet": f"{chr(0x4E00 + i % 1000)} {'x' * 10_000}" for i in many},
             attempts=sample()["attempts"] * 3000,
             settings={f"setting {i}": "y" * 10_000 for i in range(10_000)},
             lengths={"edges": list(range(10_001)), "windows": [1] * 10_000},
@@ -285,7 +285,7 @@ def test_the_size_is_bounded_and_the_counts_include_what_is_not_shown():
     assert f"9,988 others {10_000 * 20_000 - sum(range(10_000)) - shown:,}" in text
     assert "9,994 other reasons 9,994" in text
     assert "100,000 files or shards failed" in text
-    assert "part-0.parquet and 99 others 0 x" in text
+    assert "part-0.parquet and 99 others \u4e00 x" in text
     assert "… and 98,000 others" in text
     assert (
         "The last 10 of 9,000. Attempts no. started outcome host ran rows tokens tokens/s 9,000 2026"

@@ -8,6 +8,7 @@ import os
 import shlex
 import subprocess
 import sys
+import threading
 import time
 from datetime import UTC, datetime, timedelta
 
@@ -23,6 +24,7 @@ from pipelines import run_corpus
 from pipelines.corpus import status as job_status
 from pipelines.corpus.execute import Execution
 from pipelines.errors import JobError
+from pipelines.output import status as output_status
 from pipelines.output.status import STATUS, ReasonClasses, Status, read_status, without_texts
 from pipelines.status_command import COMPLETE, FAILED, MAY_BE_DEAD, MISTAKE, RUNS
 from pipelines.storage import Folder
@@ -183,7 +185,7 @@ def test_reasons_have_few_classes_and_show_nothing_that_is_quoted(texts, text, q
     assert shown.startswith("the model's label")
 
 
-def test_the_command_tells_how_the_job_is_by_its_exit_code(job):
+def test_the_command_tells_how_the_job_is_by_its_exit_code(job, monkeypatch):
     run_corpus("classify", **job)
     *_, name, output = shlex.split(readme_block("status", "jobs/README.md"))
     assert (name, output) == ("status", "labelled/")
@@ -197,17 +199,45 @@ def test_the_command_tells_how_the_job_is_by_its_exit_code(job):
     machine = json.loads(command(job["output"], "--json").stdout)
     assert (machine["state"], machine["rows"], machine["may_be_dead"]) == ("complete", 36, False)
 
-    folder = Folder(job["output"])
-    content = json.loads(folder.read(STATUS)) | {"state": "running"}
+    monkeypatch.setattr(output_status, "WATCHED_S", 0.1)
+    monkeypatch.setattr(output_status, "_LOOKS_S", 0.1)
     for age_s, code in ((5, RUNS), (3600, MAY_BE_DEAD)):
-        written = (datetime.now(UTC) - timedelta(seconds=age_s)).isoformat()
-        folder.write_atomic(STATUS, json.dumps(content | {"written": written}).encode())
+        write_running(job, age_s)
         done = command(job["output"])
         assert done.returncode == code
         assert ("the job may be dead" in done.stdout) == (code == MAY_BE_DEAD)
         found = json.loads(command(job["output"], "--json").stdout)
         assert found["may_be_dead"] == (code == MAY_BE_DEAD)
         assert found["age_s"] >= age_s
+
+
+def write_running(job, age_s):
+    """Write the status of a job that runs, so old by the clock of its driver."""
+    folder = Folder(job["output"])
+    written = (datetime.now(UTC) - timedelta(seconds=age_s)).isoformat()
+    content = json.loads(folder.read(STATUS)) | {"state": "running", "written": written}
+    folder.write_atomic(STATUS, json.dumps(content).encode())
+
+
+@pytest.mark.parametrize("age_s", [-7200, 7200])
+def test_a_job_lives_or_may_be_dead_whatever_the_clock_of_its_driver(age_s, job, monkeypatch):
+    run_corpus("classify", **job)
+    monkeypatch.setattr(output_status, "_LOOKS_S", 0.05)
+    write_running(job, age_s)
+    ended = threading.Event()
+
+    def live():
+        while not ended.wait(0.05):
+            write_running(job, age_s)
+
+    thread = threading.Thread(target=live)
+    thread.start()
+    living = command(job["output"])
+    ended.set()
+    thread.join()
+    monkeypatch.setattr(output_status, "WATCHED_S", 0.2)
+    dead = command(job["output"])
+    assert (living.returncode, dead.returncode) == (RUNS, MAY_BE_DEAD)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"[]", b"{}", b'{"state": 1}', b"\xff"])

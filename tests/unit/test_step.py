@@ -167,6 +167,10 @@ def test_columns_may_have_the_names_of_what_travels_inside(name):
             "column 'ERROR' is in the dataset already (as 'error' for readers that ignore case); give prefix= or "
             "output_columns=, or rename it",
         ),
+        (
+            pa.Table.from_arrays([pa.array(["a"])] * 2, names=["text", "text"]),
+            "column 'text' is in the dataset twice; rename or drop one",
+        ),
         ({"text": [1]}, "column 'text' holds int64, not text; cast it, or name another"),
         (
             {"text": [["a"]]},
@@ -262,8 +266,16 @@ SHARE = (
             "text_column and 'a' both name columns: give the columns in one way",
         ),
         (("a", "b", "c"), {}, "classify takes 1 or 2 columns of texts, not 3"),
-        ((), {"batch_size": 0}, "batch_size 0 must be a whole number above 0"),
+        ((), {"batch_size": 0}, "batch_size 0 must be a whole number above 0, and at "),
         ((), {"batch_size": "8"}, "batch_size '8' must be a whole number above 0"),
+        (
+            (),
+            {"batch_size": 10**30},
+            f"batch_size {10**30} must be a whole number above 0, and at ",
+        ),
+        ((), {"batch_timeout_s": float("inf")}, "batch_timeout_s inf must be a number above 0, "),
+        ((), {"model": 5}, "model 5 must be a folder, a Hugging Face hub id or a URI of "),
+        ((), {"model": ""}, "model '' must be a folder, a Hugging Face hub id or a URI of "),
         ((), {"batch_timeout_s": 0}, "batch_timeout_s 0 must be a number above 0"),
         ((), {"prefix": None}, "prefix None must be a text"),
         (
@@ -301,9 +313,14 @@ SHARE = (
 )
 def test_a_mistake_is_told_in_one_line_when_the_step_is_made(columns, options, message):
     with pytest.raises(ValueError) as raised:  # noqa: PT011
-        processor("classify", CLASSIFIER, *columns, **options)
+        processor("classify", *[options.pop("model", CLASSIFIER), *columns], **options)
     assert str(raised.value).startswith(message)
     assert "\n" not in str(raised.value)
+
+
+def test_numbers_may_be_numpys():
+    step = processor("classify", CLASSIFIER, batch_size=np.int64(1), batch_timeout_s=np.float32(9))
+    assert len(step(LocalDataset(pa.table({"text": ["hello", "bye"]}))).table) == 2
 
 
 def test_names_of_transformers_and_of_the_job_are_taken():

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
+from email.utils import formatdate
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
 from conftest import free_port
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -72,7 +81,7 @@ def run(**options: Any) -> Any:
 def step(cluster: Cluster, **options: Any) -> Any:
     """A poll by a process that knows nothing of earlier ones: what it finds, or the words of its failure."""
     try:
-        return once.step(cluster, run(**options), cluster.now_s)
+        return once.step(cluster, run(**options))
     except once.RunFailed as error:
         return str(error)
     except (OSError, RuntimeError) as error:
@@ -283,3 +292,67 @@ def test_a_poll_of_airflow_shows_the_log_of_a_job_that_has_ended(monkeypatch, ca
     cluster.answers = False
     assert poll(2) is False
     assert "no answer from http://modernbert-jobs-head-svc:8265: " in capsys.readouterr().out
+
+
+@contextmanager
+def dashboard(status: int = 200, ahead_s: float = 0.0) -> Iterator[str]:
+    """What answers as a dashboard without jobs, `status` to all, by a clock that is ahead; yields its address."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            version = {"version": "4", "ray_version": ray.__version__, "ray_commit": "c"}
+            content = json.dumps([] if "jobs" in self.path else version).encode()
+            self.send_response_only(status)
+            self.send_header("Date", formatdate(time.time() + ahead_s, usegmt=True))
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.mark.parametrize("ahead_s", [-7200, 7200])
+def test_what_is_due_is_decided_by_the_clock_of_the_cluster(ahead_s, monkeypatch):
+    """A job is neither stopped nor tried again because this machine's clock is wrong."""
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "")  # which `connect` sets
+    with dashboard(ahead_s=ahead_s) as address:
+        client = once.connect(address)
+        before_s = time.time()
+        assert client.list_jobs() == []
+    assert abs(client.now_s - before_s - ahead_s) < 60
+
+
+def test_a_cluster_that_wants_a_token_is_told_in_one_line(tmp_path):
+    """Where it refuses ours or we give none, and where Ray finds none here."""
+    without = {name: value for name, value in os.environ.items() if "RAY_A" not in name}
+    environments = [
+        {"RAY_AUTH_MODE": "disabled"},
+        {"RAY_AUTH_MODE": "token", "HOME": str(tmp_path)},
+    ]
+    with dashboard(status=401) as address:
+        for environment in environments:
+            call = [
+                sys.executable,
+                str(SUBMIT_ONCE),
+                "--id",
+                "a",
+                "--address",
+                address,
+                "--",
+                "true",
+            ]
+            done = subprocess.run(
+                call, capture_output=True, text=True, timeout=120, env=without | environment
+            )
+            assert done.returncode == once.MISTAKE, done.stderr
+            assert done.stderr.startswith(f"error: {once.NO_TOKEN} (")
+            assert done.stderr.count("\n") == 1

@@ -108,7 +108,7 @@ def test_what_an_actor_notes_after_its_round_is_passed_over():
     watch = Watch()
     assert watch.start(1, "a") == 1
     watch.begin(1, "a", "shard")
-    assert watch.interrupted(1) == {"shard": None}
+    assert watch.interrupted(1) == {"shard": (None, "")}
     assert watch.interrupted(2) == {}
     watch.start(1, "a")
     watch.begin(1, "a", "shard")
