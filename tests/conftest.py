@@ -241,14 +241,23 @@ def ray_head() -> RayHead:
     return _shared[0]
 
 
+def end_shared_head() -> None:
+    """End the head of all tests. A job in this process may have joined it, and Ray ends a driver that loses its head."""
+    if _shared:
+        import ray
+
+        ray.shutdown()
+    _shared.clear()
+    _ends_shared.close()
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if group_of(item.path) == str(item.path):
-        _shared.clear()
-        _ends_shared.close()
+        end_shared_head()
 
 
 def pytest_sessionfinish() -> None:
-    _ends_shared.close()
+    end_shared_head()
 
 
 def kill_tree(process: subprocess.Popen) -> None:
