@@ -78,6 +78,8 @@ _ending = threading.Lock()
 _release: list[Callable[[], None]] = []
 """What is still called where the process is ended while it holds something."""
 _when_stopped: list[Callable[[], None]] = []
+_in_place_of: dict[Callable[..., None], Callable[[], None]] = {}
+"""What is called at the end of a command, last of all, in place of functions of atexit."""
 
 
 def take_over(advice: str = "") -> None:
@@ -119,7 +121,7 @@ def end_process(code: int) -> NoReturn:
     if _state.said:
         _end(_state.first or signal.SIGTERM)
     _state.ends = True
-    goodbye = threading.Thread(target=atexit._run_exitfuncs, daemon=True)
+    goodbye = threading.Thread(target=_say_goodbye, daemon=True)
     goodbye.start()
     while goodbye.is_alive():
         # Ray takes its own handlers away when it is shut down, and with them ours
@@ -132,9 +134,23 @@ def end_process(code: int) -> NoReturn:
         os._exit(code)
 
 
+def _say_goodbye() -> None:
+    for function in _in_place_of:
+        atexit.unregister(function)
+    atexit._run_exitfuncs()
+    for replacement in _in_place_of.values():
+        with suppress(Exception):
+            replacement()
+
+
 def call_when_stopped(function: Callable[[], None]) -> None:
     """Let `function` be called where a signal ends this process, in place of atexit's functions."""
     _when_stopped.append(function)
+
+
+def replace_at_end(function: Callable[..., None], replacement: Callable[[], None]) -> None:
+    """Let `end_process` call `replacement`, last of all, in place of a function of atexit."""
+    _in_place_of[function] = replacement
 
 
 @contextmanager

@@ -6,10 +6,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-
-import ray
-from ray.data import DataContext, Dataset
-from ray.data.context import AutoscalingConfig
+from typing import TYPE_CHECKING
 
 from pipelines.corpus.plan import Job
 from pipelines.corpus.stages import commit, read_and_tokenise
@@ -19,6 +16,9 @@ from pipelines.raydata.placement import stage_cpus
 from pipelines.raydata.pools import MapBatches, actor_options
 from pipelines.raydata.watch import WatchHandle
 from pipelines.raydata.wire import unit_row
+
+if TYPE_CHECKING:
+    from ray.data import DataContext, Dataset
 
 _MAX_BLOCKS = 4096
 """The blocks that what is read together is dealt out in: a task each."""
@@ -59,6 +59,9 @@ def through_stages(job: Job, round_: Round, pool: Pool, watch: WatchHandle) -> D
     The stages' resources differ on purpose: Ray fuses stages whose resources are equal. Commits
     take next to no CPU, and so are bounded by their number: each runs in a process of its own.
     """
+    import ray.data  # it takes as long as Ray's start, within which it is imported
+    from ray.data import DataContext
+
     read_cpus, _, commit_cpus = stage_cpus(job.device)
     predict = actor_options(
         job.device, (pool.low, pool.high), retries=0, one_by_one=round_.one_by_one
@@ -114,6 +117,9 @@ def units_of(shards: Sequence[Shard], readers: int) -> list[list[Shard]]:
 
 def _context(round_: Round, pool: Pool) -> DataContext:
     """Return the settings of Ray Data for a round; other datasets of the process keep theirs."""
+    from ray.data import DataContext
+    from ray.data.context import AutoscalingConfig
+
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

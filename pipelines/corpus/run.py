@@ -8,11 +8,9 @@ import json
 import time
 from dataclasses import dataclass, field
 from functools import cache, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import ray
-from ray.data import Dataset
 
 from pipelines.corpus import summary
 from pipelines.corpus.checking import check_figures, gold_notes
@@ -44,6 +42,9 @@ from pipelines.raydata.watch import Way
 from pipelines.report.html import render
 from pipelines.signals import delayed_signals, how_stopped, raised_signals
 from pipelines.storage import Folder
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
 
 _SHOWN_NAMES = 3
 
@@ -88,6 +89,8 @@ class Outcome:
         return self._read(REJECTED, [name for name in rejected if name in there])
 
     def _read(self, below: str, parts: list[str]) -> Dataset:
+        import ray.data
+
         cluster_resources()
         filesystem, path = self.folder.filesystem_and_path
         paths = [f"{path}/{part_path(below, part)}" for part in parts]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import secrets
 import socket
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -15,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private.node import Node
 from ray.exceptions import AuthenticationError
 from ray.util import get_node_ip_address
 
 from pipelines.errors import JobError, UserError
 from pipelines.raydata.losses import losses
-from pipelines.signals import call_when_stopped, kept_signals
+from pipelines.signals import call_when_stopped, kept_signals, replace_at_end
 
 _ANSWERS_S = 10.0
 """How long a Ray has to answer before it counts as unreachable."""
@@ -34,6 +37,11 @@ _KEEPS_IDLE_MS = 60_000
 
 Where more processes run than there are CPUs, actors included, Ray ends them after a second: a job's
 next shard would wait until another one has imported Ray Data, which takes longer than the shard.
+"""
+_UNUSED = ("start_monitor", "start_log_monitor", "start_api_server")
+"""What starts the processes that the Ray of one job does without, each of which takes as long to
+import as Ray: the autoscaler, what sends the lines of workers to a terminal, and the server of the
+dashboard.
 """
 
 
@@ -49,13 +57,14 @@ def cluster_resources() -> dict[str, float]:
         with _stderr_closed():  # Ray reports in a line of its own that this level was set
             address = _address_to_join()
             try:
-                with kept_signals():
+                with kept_signals(), _imported_meanwhile("ray.data"):
                     if address is None:
                         _start()
                     else:
                         ray.init(**_QUIET)
                 if started_here():
                     call_when_stopped(_end_agents)
+                    replace_at_end(ray.shutdown, _end_at_once)
             except Exception as error:  # Ray raises plain ones where a node is too slow to start
                 raise JobError(f"Ray cannot be used: {' '.join(str(error).split())}") from error
     resources: dict[str, float] = ray.cluster_resources()
@@ -66,15 +75,68 @@ def _start() -> None:
     settings = _QUIET | {
         "_system_config": {"idle_worker_killing_time_threshold_ms": _KEEPS_IDLE_MS}
     }
+    with _few_processes():
+        try:
+            ray.init(**settings)
+        except OSError as error:
+            if Path(error.filename or "").name not in (".ray", "auth_token"):
+                raise
+            # The token of a Ray that is started here, which Ray keeps in the home folder; this one
+            # cannot be written.
+            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex()
+            ray.init(**settings)
+
+
+@contextmanager
+def _few_processes() -> Iterator[None]:
+    """Let a Ray that starts within the block go without the processes that a job does not use.
+
+    `ray start` has options for that, `ray.init` has none. A Ray that starts them in another way
+    than this one still starts them.
+    """
+    replaced = {name: getattr(Node, name) for name in _UNUSED if hasattr(Node, name)}
+    for name in replaced:
+        setattr(Node, name, _start_nothing)
     try:
-        ray.init(**settings)
-    except OSError as error:
-        if Path(error.filename or "").name not in (".ray", "auth_token"):
-            raise
-        # The token of a Ray that is started here, which Ray keeps in the home folder; this one
-        # cannot be written.
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex()
-        ray.init(**settings)
+        yield
+    finally:
+        for name, function in replaced.items():
+            setattr(Node, name, function)
+
+
+def _start_nothing(*_: object, **__: object) -> None:
+    pass
+
+
+@contextmanager
+def _imported_meanwhile(module: str) -> Iterator[None]:
+    """Import a module in a thread within the block, which mostly waits for other processes."""
+
+    def load() -> None:
+        with suppress(Exception):  # whoever needs it has the error
+            importlib.import_module(module)
+
+    thread = threading.Thread(target=load, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+
+
+def _end_at_once() -> None:
+    """End the Ray of a command that has ended, where it was started here.
+
+    Ray's own way takes two seconds: it waits for lines of workers, and for each of its processes.
+    """
+    if not started_here():
+        ray.shutdown()
+        return
+    node = ray._private.worker._global_node
+    assert node is not None
+    with suppress(Exception):  # what did not fit into memory
+        node.destroy_external_storage()
+    _end_agents()
 
 
 def _end_agents() -> None:

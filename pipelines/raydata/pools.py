@@ -6,7 +6,6 @@ import warnings
 from typing import Any, TypeAlias
 
 import ray
-from ray.data import ActorPoolStrategy
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines.raydata.placement import stage_cpus
@@ -24,6 +23,8 @@ def actor_options(
     `retries`: how often a task whose process ends is run again; `one_by_one`: whether an actor has
     one task at a time, where an actor on a GPU otherwise works at two.
     """
+    from ray.data import ActorPoolStrategy
+
     # There is no other way to bound an actor's retries yet, and by default Ray repeats forever
     # what ends a process.
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
