@@ -22,20 +22,24 @@ from pipelines.serve.admission import Admission
 from pipelines.serve.encoding import encode_request
 from pipelines.serve.http.bodies import Body
 from pipelines.serve.http.dialects.cohere import CohereRequest
+from pipelines.serve.http.dialects.embedding_fields import EmbeddingsRequest
 from pipelines.serve.http.dialects.huggingface import (
     ClassifyRequest,
     FillRequest,
     TagRequest,
     VectorRequest,
 )
-from pipelines.serve.http.dialects.jina import JinaRequest, RerankRequest
-from pipelines.serve.http.dialects.openai import EmbeddingsRequest
+from pipelines.serve.http.dialects.jina import JinaRequest
+from pipelines.serve.http.dialects.mixedbread import MixedbreadRequest
+from pipelines.serve.http.dialects.nim import RankingRequest
 from pipelines.serve.http.dialects.shared import EmbedRequest, SimilarityRequest
 from pipelines.serve.http.dialects.tei import (
     DecodeRequest,
     TeiPredictRequest,
+    TeiRerankRequest,
     TokenizeRequest,
 )
+from pipelines.serve.http.dialects.weaviate import WeaviateRerankRequest
 from pipelines.serve.http.limits import MOST_ITEMS
 from pipelines.serve.http.responses import json_response
 from pipelines.tasks.base import task_class
@@ -56,8 +60,11 @@ ATTACKS: list[tuple[Any, Any]] = [
     (DecodeRequest, {"ids": [[5]] * N}),
     (DecodeRequest, {"ids": [5] * N}),
     (DecodeRequest, {"ids": [5.5] * N}),
-    (RerankRequest, {"query": "a", "texts": ["a", *WRONG]}),
-    (RerankRequest, {"query": "a", "documents": ["a", *WRONG]}),
+    (TeiRerankRequest, {"query": "a", "texts": ["a", *WRONG]}),
+    (JinaRequest, {"query": "a", "documents": ["a", *WRONG]}),
+    (MixedbreadRequest, {"query": "a", "input": ["a", *WRONG]}),
+    (RankingRequest, {"query": {"text": "a"}, "passages": [{"text": "a"}, *[{"text": 1}] * N]}),
+    (WeaviateRerankRequest, {"query": "a", "documents": ["a", *WRONG]}),
     (JinaRequest, {"query": "a", "documents": [{"text": "a"}, *[{"text": 1, "more": 1}] * N]}),
     (CohereRequest, {"model": "a", "query": "a", "documents": ["a", *WRONG]}),
     (SimilarityRequest, {"inputs": {"source_sentence": "a", "sentences": ["a", *WRONG]}}),
