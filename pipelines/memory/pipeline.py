@@ -69,7 +69,10 @@ def pipeline(
     dtype_name = dtype_of(str(model), dtype, loading)
     device_name = device_in_memory(device_of(device, loading))
     load = partial(Predictor, device=device_name, dtype=dtype_name, budget_tokens=budget_tokens)
-    checkpoint = Checkpoint.open(model, revision)
+    # The other options are checked with the checkpoint, under transformers' names, too.
+    of_route = {name: task_options[name] for name in ("as_query", "models") if name in task_options}
+    route = options_class.parse(of_route).route if of_route else options_class().route
+    checkpoint = Checkpoint.open(model, revision, route)
     task_cls.check(checkpoint)
     shape = SHAPES.get(name, Pipeline)
     return shape(checkpoint, task_cls, task_options, load)
