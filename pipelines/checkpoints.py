@@ -16,7 +16,7 @@ from typing import NamedTuple, TypeAlias
 from pyarrow import fs
 
 from modernbert.config import ModernBertConfig
-from modernbert.encoders.module_files import Route, encoder_folder, open_folder
+from modernbert.encoders.module_files import encoder_folder, open_folder
 from modernbert.files import (
     check_base,
     load_config,
@@ -32,6 +32,7 @@ from modernbert.stored import (
     CheckpointError,
     CheckpointPath,
     Json,
+    Route,
     StoredPath,
 )
 from modernbert.text.tokenizer import Tokenizer

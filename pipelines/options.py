@@ -13,7 +13,7 @@ from typing import Annotated, Literal, NamedTuple, Self
 import yaml
 from pydantic import Field, field_validator, model_validator
 
-from modernbert.encoders.module_files import Route
+from modernbert.stored import Route
 from pipelines.labels import label_mistake
 from pipelines.option_types import (
     AS_WORDS,

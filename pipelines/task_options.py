@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from modernbert.encoders.module_files import Route
+from modernbert.stored import Route
 from pipelines.option_types import LONG_DOCUMENTS, LongDocuments, plain_message
 
 

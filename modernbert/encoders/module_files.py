@@ -11,13 +11,14 @@ import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeAlias, TypedDict
+from typing import TypedDict
 
 from modernbert.files import read_json
 from modernbert.stored import (
     CheckpointError,
     CheckpointPath,
     Json,
+    Route,
     StoredFiles,
     StoredPath,
     files_in,
@@ -75,8 +76,6 @@ _MODULE_SETTINGS = {  # of the config.json of a module, by its class: followed, 
         *("embedding_dimension", "word_embedding_dimension", "layer_start", "num_hidden_layers"),
     },
 }
-Route: TypeAlias = Literal["query", "document"]
-"""What texts are read as by a model with a Router, which has modules of its own for each."""
 _ROUTES = ("query", "document")
 _UNSET: tuple[object, ...] = (None, [], {})
 """The values of settings that say nothing."""

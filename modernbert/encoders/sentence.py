@@ -44,8 +44,7 @@ class SentenceEncoder(StoredEncoder[SentenceConfig]):
         self.encoder = encoder
         self.config = config
         self.layer_weights: Tensor | None
-        weights = config.layer_weights
-        self.register_buffer("layer_weights", weights and _load_layer_weights(weights))
+        self.register_buffer("layer_weights", _load_layer_weights(config.layer_weights))
         self.token_layers = nn.ModuleList(load_dense(layer) for layer in config.token_layers)
         self.layers = nn.ModuleList(_load_layer(layer) for layer in config.layers)
 
@@ -203,7 +202,9 @@ def apply_to_tokens(layers: Iterable[nn.Module], x_TD: Tensor) -> Tensor:
     return compute_in_chunks(apply_all, (x_TD,), chunk_rows=_TOKEN_ROWS, row_multiple=_TOKEN_ROWS)
 
 
-def _load_layer_weights(weights: LayerWeights) -> Tensor:
+def _load_layer_weights(weights: LayerWeights | None) -> Tensor | None:
+    if weights is None:
+        return None
     return dict(read_tensors(_weights_of(weights.folder)))["layer_weights"].float()
 
 

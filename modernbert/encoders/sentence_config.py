@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from modernbert.encoders.module_files import (
     MODULES,
     Module,
-    Route,
     TextSettings,
     TransformerSettings,
     check_module_settings,
@@ -25,7 +24,15 @@ from modernbert.encoders.module_files import (
     transformer_settings,
 )
 from modernbert.files import base_of, load_config, read_adapter, read_json, warn_once
-from modernbert.stored import WEIGHTS, CheckpointError, CheckpointPath, Json, files_in, read_header
+from modernbert.stored import (
+    WEIGHTS,
+    CheckpointError,
+    CheckpointPath,
+    Json,
+    Route,
+    files_in,
+    read_header,
+)
 
 POOLINGS = ("cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 """The pooling modes, with the names of sentence-transformers."""

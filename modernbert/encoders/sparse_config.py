@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from modernbert.encoders.module_files import (
     MODULES,
-    Route,
     TextSettings,
     chosen_route,
     files_of_other_routes,
@@ -22,7 +21,7 @@ from modernbert.encoders.module_files import (
     transformer_settings,
 )
 from modernbert.files import read_json
-from modernbert.stored import CheckpointError, CheckpointPath
+from modernbert.stored import CheckpointError, CheckpointPath, Route
 
 STRATEGIES = ("max", "sum")
 """How the scores of a token at all positions become its weight."""

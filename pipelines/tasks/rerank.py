@@ -144,7 +144,8 @@ class Rerank(Task):
     def _scores(self, outputs: ModelOutputs) -> np.ndarray:
         logits_D = merged(outputs.windows, outputs.values, self.merge)[:, 0]
         if self.tanh:
-            return np.tanh(logits_D)
+            scores_D: np.ndarray = np.tanh(logits_D)
+            return scores_D
         return logits_D if self.raw_scores else sigmoid(logits_D)
 
 

@@ -181,7 +181,7 @@ SETTINGS = [
     (
         "1_Pooling/config.json",
         {"module_input_name": "token_embeddings"},
-        "has module_input_name 'token_embeddings'",
+        "has module_input_name: unknown settings",
     ),
     ("modules.json", [{"path": ""}], "must list modules with a path and a type"),
 ]
@@ -238,7 +238,8 @@ def test_modules_in_another_order(tmp_path, saved, order):
     ]
     (tmp_path / "modules.json").write_text(json.dumps([modules[i] for i in order]))
     with pytest.raises(
-        CheckpointError, match="a vector per text comes from Transformer, Dense layers"
+        CheckpointError,
+        match="a vector per text comes from Transformer, WeightedLayerPooling or none",
     ):
         SentenceConfig.from_folder(tmp_path)
 
