@@ -8,6 +8,7 @@ H head dim.
 from __future__ import annotations
 
 from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,12 @@ from modernbert.torch_attention import FUSED
 
 Rope = tuple[float, RopeScaling | None]
 """The theta of a rotary embedding, and how it is scaled."""
+
+
+class HiddenStates(Protocol):
+    """What takes the hidden states of a batch as they come, as a list does."""
+
+    def append(self, x_TD: Tensor, /) -> None: ...
 
 
 class ModernBertModel(PreTrained):
@@ -83,7 +90,7 @@ class ModernBertModel(PreTrained):
     def forward_packed(
         self,
         batch: PackedBatch,
-        hidden_states: list[Tensor] | None = None,
+        hidden_states: HiddenStates | None = None,
         maps: list[tuple[Tensor, ...]] | None = None,
     ) -> Tensor:
         """Compute the last hidden states of a packed batch.
@@ -136,7 +143,7 @@ class ModernBertModel(PreTrained):
     def run_layers(
         self,
         batch: PackedBatch,
-        hidden_states: list[Tensor] | None = None,
+        hidden_states: HiddenStates | None = None,
         maps: list[tuple[Tensor, ...]] | None = None,
     ) -> Tensor:
         """Compute `forward_packed`, always without CUDA graphs."""

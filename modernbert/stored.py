@@ -14,12 +14,15 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from modernbert.header import StoredTensor, parse_tensors, raw_header
 
 Json: TypeAlias = dict[str, Any]
 """An object of JSON, whose values are of any type that JSON has."""
+
+Route: TypeAlias = Literal["query", "document"]
+"""What texts are read as by a model with a Router, which has modules of its own for each."""
 
 COLBERT_METADATA = "artifact.metadata"
 """The settings of Stanford's ColBERT, as JSON."""

@@ -7,7 +7,7 @@ import os
 import re
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from hashlib import sha256
 from pathlib import Path
@@ -32,6 +32,7 @@ from modernbert.stored import (
     CheckpointError,
     CheckpointPath,
     Json,
+    Route,
     StoredPath,
 )
 from modernbert.text.tokenizer import Tokenizer
@@ -51,6 +52,7 @@ class Sent(NamedTuple):
     revision: str | None
     digests: Digests
     sent_base: Sent | None
+    route: Route | None
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,10 @@ class Checkpoint:
     """Those in the process that opened the checkpoint; None in that one."""
     sent_base: Sent | None = field(default=None, repr=False, compare=False)
     """The base of an adapter in the process that opened the checkpoint."""
+    route: Route | None = None
+    """What texts are read as by a model with a Router, whose encoder for them is taken; None: its
+    default.
+    """
 
     def __repr__(self) -> str:
         return f"Checkpoint({self.name!r})"
@@ -82,13 +88,16 @@ class Checkpoint:
         return str(Location(self.model))
 
     @classmethod
-    def open(cls, model: str | Path, revision: str | None = None) -> Checkpoint:
+    def open(
+        cls, model: str | Path, revision: str | None = None, route: Route | None = None
+    ) -> Checkpoint:
         """Find the checkpoint `model`, fetched if need be, and read its files, except for its
         weights.
 
-        Raises CheckpointError or UserError if it is missing or cannot be read.
+        `route`: what texts are read as (`TaskOptions.route`). Raises CheckpointError or UserError
+        if it is missing or cannot be read.
         """
-        checkpoint = cls._find(model, revision)
+        checkpoint = replace(cls._find(model, revision), route=route)
         checkpoint.folder  # noqa: B018 (now, not when it is used first)
         return checkpoint
 
@@ -112,7 +121,7 @@ class Checkpoint:
         if not digests:
             digests = tuple(sorted(self.folder.files.digests().items()))
         sent_base = self.base._sent if self.base else None
-        return Sent(self.model, self.revision, digests, sent_base)
+        return Sent(self.model, self.revision, digests, sent_base, self.route)
 
     @property
     def folder(self) -> StoredPath:
@@ -132,7 +141,7 @@ class Checkpoint:
         """The folder, and the base of an adapter in it."""
         digests = None if self.digests is None else dict(self.digests)
         folder = open_folder(_folder(self.model, self.revision), digests)
-        adapter = read_adapter(encoder_folder(folder))
+        adapter = read_adapter(encoder_folder(folder, self.route))
         if not adapter:
             return folder, None
         if self.sent_base:
@@ -150,7 +159,7 @@ class Checkpoint:
     @cached_property
     def encoder(self) -> CheckpointPath:
         """The folder with config.json, weights and tokenizer, which modules.json may name."""
-        return encoder_folder(self.folder)
+        return encoder_folder(self.folder, self.route)
 
     @cached_property
     def config(self) -> ModernBertConfig:
@@ -250,7 +259,11 @@ def _folder(model: str, revision: str | None) -> Path:
 
 @lru_cache(maxsize=8)
 def _received(
-    model: str, revision: str | None, digests: Digests, sent_base: Sent | None
+    model: str,
+    revision: str | None,
+    digests: Digests,
+    sent_base: Sent | None,
+    route: Route | None,
 ) -> Checkpoint:
     """Return a checkpoint that another process has opened; the same each time, to load it once."""
-    return Checkpoint(model, revision, digests, sent_base)
+    return Checkpoint(model, revision, digests, sent_base, route)

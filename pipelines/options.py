@@ -13,6 +13,7 @@ from typing import Annotated, Literal, NamedTuple, Self
 import yaml
 from pydantic import Field, field_validator, model_validator
 
+from modernbert.stored import Route
 from pipelines.labels import label_mistake
 from pipelines.option_types import (
     AS_WORDS,
@@ -300,6 +301,10 @@ class EmbedOptions(TaskOptions):
         bool, Field(description="pool the tokens of chunks after a pass over the whole text")
     ] = False
 
+    @property
+    def route(self) -> Route | None:
+        return None if self.as_query is None else _route(self.as_query)
+
 
 class SparseOptions(TaskOptions):
     """A weight for each token of the vocabulary that fits a text: a sparse vector."""
@@ -320,6 +325,10 @@ class SparseOptions(TaskOptions):
     min_weight: Annotated[float, Field(ge=0, description="least weight of a token")] = 0.0
     prompt: Prompt = None
     prompt_name: PromptName = None
+
+    @property
+    def route(self) -> Route | None:
+        return _route(self.as_query)
 
 
 class MultiVectorOptions(TaskOptions):
@@ -416,6 +425,10 @@ class SeveralOptions(TaskOptions):
         self.entries  # noqa: B018 (raises for a mistake)
         return self
 
+    @property
+    def route(self) -> Route | None:
+        return self.entries[0].options.route
+
     def model_named(self, model: str | None) -> str:
         if model is not None:
             raise ValueError(f"model {model!r} must be one of models, where several are named")
@@ -442,6 +455,10 @@ class SeveralOptions(TaskOptions):
                     )
             entries.append(entry)
         return entries
+
+
+def _route(as_query: bool) -> Route:
+    return "query" if as_query else "document"
 
 
 def _model_entry(values: Mapping[str, object] | str, shared: Mapping[str, object]) -> ModelEntry:

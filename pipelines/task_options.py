@@ -10,6 +10,7 @@ from typing import Annotated, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from modernbert.stored import Route
 from pipelines.option_types import LONG_DOCUMENTS, LongDocuments, plain_message
 
 
@@ -86,6 +87,11 @@ class TaskOptions(BaseModel):
     def reads_words(self) -> bool:
         """Whether a document is a list of words."""
         return False
+
+    @property
+    def route(self) -> Route | None:
+        """What a model with a Router is opened for; None: what it reads texts as by default."""
+        return None
 
     def model_named(self, model: str | None) -> str:
         """Return the model that a call names with `model`, or in the task's own options.

@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import TypedDict
 
 from modernbert.files import read_json
-from modernbert.stored import CheckpointError, CheckpointPath, Json, StoredFiles, StoredPath
+from modernbert.stored import (
+    CheckpointError,
+    CheckpointPath,
+    Json,
+    Route,
+    StoredFiles,
+    StoredPath,
+    files_in,
+)
 
 logger = logging.getLogger(__name__)
 MODULES = "modules.json"
@@ -51,6 +59,24 @@ _LOADING_ARGUMENTS = {  # of *_args in sentence_bert_config.json: without an eff
     "dtype",
     "revision",
 }
+_MODULE_SETTINGS = {  # of the config.json of a module, by its class: followed, or without an effect
+    "Pooling": {
+        *("pooling_mode", "include_prompt", "embedding_dimension", "word_embedding_dimension"),
+        *("pooling_mode_cls_token", "pooling_mode_max_tokens", "pooling_mode_mean_tokens"),
+        *("pooling_mode_mean_sqrt_len_tokens", "pooling_mode_weightedmean_tokens"),
+        "pooling_mode_lasttoken",
+    },
+    "Dense": {
+        *("in_features", "out_features", "bias", "activation_function", "use_residual"),
+        *("module_input_name", "module_output_name"),
+    },
+    "LayerNorm": {"dimension"},
+    "Normalize": {"module_input_name", "module_output_name"},
+    "WeightedLayerPooling": {
+        *("embedding_dimension", "word_embedding_dimension", "layer_start", "num_hidden_layers"),
+    },
+}
+_ROUTES = ("query", "document")
 _UNSET: tuple[object, ...] = (None, [], {})
 """The values of settings that say nothing."""
 _PER_TOKEN = "it gives a vector per token, which is for multi_vector, or for rerank"
@@ -134,21 +160,24 @@ def open_folder(folder: Path, expected: Mapping[str, str] | None = None) -> Stor
     return opened
 
 
-def encoder_folder(folder: CheckpointPath) -> CheckpointPath:
+def encoder_folder(folder: CheckpointPath, route: Route | None = None) -> CheckpointPath:
     """Return the folder of a checkpoint's encoder: as modules.json says, or `folder` itself.
 
+    `route`: which of the encoders of a Router; None: that of its default route. Where there is one
+    for all routes, it is that one.
+
     Raises:
-        CheckpointError: for a Router with an encoder for each kind of text.
+        CheckpointError: for a Router without the route.
     """
     modules = read_modules(folder)
     for router in filter(_is_router, modules):
         encoders: set[str] = set()
-        for route in read_routes(folder, router).values():
-            encoders.update(module["path"] for module in route if _is_encoder(module))
-        if len(encoders) != 1:
-            raise refused_router(folder, router)
-        return folder / encoders.pop()
-    paths = [module["path"] for module in modules if _is_encoder(module)]
+        for of_route in read_routes(folder, router).values():
+            encoders.update(module["path"] for module in of_route if _is_encoder(module))
+        if len(encoders) == 1:
+            return folder / encoders.pop()
+    passed = routed(folder, modules, chosen_route(folder, modules, route))
+    paths = [module["path"] for module in passed if _is_encoder(module)]
     return folder / paths[0] if paths else folder
 
 
@@ -191,31 +220,100 @@ def read_modules(folder: CheckpointPath) -> list[Module]:
     return modules
 
 
-def read_routes(folder: CheckpointPath, router: Module) -> dict[str, list[Module]]:
+def read_routes(folder: CheckpointPath, router: Module) -> dict[Route, list[Module]]:
     """Read the modules of each route of a Router, with a path and a type as in modules.json."""
-    file = folder / router["path"] / "router_config.json"
+    file = _router_file(folder, router)
     stored = read_json(file)
     types = stored.get("types") or {}
     structure = stored.get("structure") or {}
     parameters = stored.get("parameters") or {}
-    if not set(structure) <= {"query", "document"} or parameters.get("route_mappings"):
+    if not set(structure) <= set(_ROUTES) or parameters.get("route_mappings"):
         raise CheckpointError(
-            f"{file} has the routes {', '.join(structure)}; known are query and document"
+            f"{file} has the routes {', '.join(structure)}; known are query and document, without"
+            " route_mappings"
         )
     base = f"{router['path']}/" if router["path"] else ""
-    routes: dict[str, list[Module]] = {}
+    routes: dict[Route, list[Module]] = {}
     for route, names in structure.items():
         routes[route] = [{"path": base + name, "type": types.get(name, name)} for name in names]
     return routes
 
 
+def chosen_route(
+    folder: CheckpointPath, modules: Sequence[Module], route: Route | None
+) -> Route | None:
+    """Return the route that texts take through the Router among some modules: `route`, or its
+    default one; None where there is no Router.
+
+    Raises:
+        CheckpointError: for a Router without the route.
+    """
+    router = next(filter(_is_router, modules), None)
+    if router is None:
+        return None
+    file = _router_file(folder, router)
+    routes = read_routes(folder, router)
+    if route is None:
+        parameters = read_json(file).get("parameters") or {}
+        route = parameters.get("default_route")
+        if route is None and parameters.get("allow_empty_key", True):
+            route = next(iter(routes), None)
+    if route is None:
+        raise CheckpointError(
+            f"{file} has no default_route: say what texts are read as, query or document (--as,"
+            " as_query)"
+        )
+    if route not in routes:
+        raise CheckpointError(
+            f"{file} has no route {route!r}; it has {', '.join(routes) or 'none'}"
+        )
+    return route
+
+
+def routed(folder: CheckpointPath, modules: Sequence[Module], route: Route | None) -> list[Module]:
+    """Return the modules that a text goes through, with those of its route (`chosen_route`) in
+    place of a Router.
+    """
+    passed: list[Module] = []
+    for module in modules:
+        if _is_router(module) and route is not None:
+            passed += read_routes(folder, module)[route]
+        else:
+            passed.append(module)
+    return passed
+
+
+def files_of_other_routes(
+    folder: CheckpointPath, modules: Sequence[Module], passed: Sequence[Module]
+) -> tuple[CheckpointPath, ...]:
+    """Return the files of the modules of a Router that are not among those that texts pass."""
+    others: set[str] = set()
+    for router in filter(_is_router, modules):
+        for of_route in read_routes(folder, router).values():
+            others.update(module["path"] for module in of_route)
+    others -= {module["path"] for module in passed}
+    files: list[CheckpointPath] = []
+    for path in sorted(others):
+        files += files_in(folder / path)
+    return tuple(files)
+
+
 def refused_router(folder: CheckpointPath, router: Module) -> CheckpointError:
-    """The error of a Router that cannot be loaded."""
+    """The error of a Router where queries and documents are read together."""
     return CheckpointError(
         f"{folder / MODULES} has a module {router['type']}, which sends queries and documents"
-        " through modules of their own; such a checkpoint cannot be loaded. Save the branch that"
-        " you need as a model of its own"
+        " through modules of their own; a cross-encoder reads them together, and cannot be loaded"
     )
+
+
+def check_module_settings(folder: CheckpointPath, kind: str, stored: Json) -> None:
+    """Raise CheckpointError for a setting of a module that is neither followed nor harmless."""
+    known = _MODULE_SETTINGS.get(kind)
+    if known is None:
+        return
+    unknown = [key for key in sorted(set(stored) - known) if stored[key] not in _UNSET]
+    if unknown:
+        raise _unknown_settings(folder / "config.json", unknown, known)
 
 
 def module_kinds(folder: CheckpointPath, modules: Sequence[Module]) -> list[str]:
@@ -371,6 +469,10 @@ def _is_module(module: object) -> bool:
     if not isinstance(module, dict):
         return False
     return isinstance(module.get("path"), str) and isinstance(module.get("type"), str)
+
+
+def _router_file(folder: CheckpointPath, router: Module) -> CheckpointPath:
+    return folder / router["path"] / "router_config.json"
 
 
 def _is_router(module: Module) -> bool:

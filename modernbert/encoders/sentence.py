@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modernbert import gpu
-from modernbert.encoders.sentence_config import Dense, Norm, SentenceConfig
+from modernbert.encoders.sentence_config import Dense, LayerWeights, Norm, SentenceConfig
 from modernbert.encoders.stored_encoder import StoredEncoder
 from modernbert.linear import compute_in_chunks
 from modernbert.model import ModernBertModel
@@ -43,6 +43,8 @@ class SentenceEncoder(StoredEncoder[SentenceConfig]):
         super().__init__()
         self.encoder = encoder
         self.config = config
+        self.layer_weights: Tensor | None
+        self.register_buffer("layer_weights", _load_layer_weights(config.layer_weights))
         self.token_layers = nn.ModuleList(load_dense(layer) for layer in config.token_layers)
         self.layers = nn.ModuleList(_load_layer(layer) for layer in config.layers)
 
@@ -93,7 +95,14 @@ class SentenceEncoder(StoredEncoder[SentenceConfig]):
         return self._pool_each([x_TD[first:stop] for first, stop in chunks], modes)
 
     def _token_vectors(self, batch: PackedBatch) -> Tensor:
-        x_TD = self.encoder.forward_packed(batch)
+        weights = self.config.layer_weights
+        if weights is None:
+            x_TD = self.encoder.forward_packed(batch)
+        else:
+            assert self.layer_weights is not None
+            states = _WeightedMean(self.layer_weights, weights.first)
+            self.encoder.forward_packed(batch, states)
+            x_TD = states.mean
         if self.token_layers:
             x_TD = apply_to_tokens(self.token_layers, x_TD.float())
         return x_TD
@@ -117,6 +126,30 @@ class SentenceEncoder(StoredEncoder[SentenceConfig]):
         for layer in self.layers:
             x_BE = layer(x_BE)
         return x_BE
+
+
+class _WeightedMean:
+    """The weighted mean of hidden states (T, D), added up as they come: none is kept."""
+
+    def __init__(self, weights: Tensor, first: int):
+        self.weights = weights
+        self.first = first
+        self._count = 0
+        self._sum_TD: Tensor | None = None
+
+    def append(self, x_TD: Tensor) -> None:
+        place = self._count - self.first
+        self._count += 1
+        if place < 0:
+            return
+        weighted_TD = self.weights[place] * x_TD.float()
+        self._sum_TD = weighted_TD if self._sum_TD is None else self._sum_TD.add_(weighted_TD)
+
+    @property
+    def mean(self) -> Tensor:
+        """(T, D) fp32."""
+        assert self._sum_TD is not None
+        return self._sum_TD / self.weights.sum()
 
 
 class _Dense(nn.Module):
@@ -167,6 +200,12 @@ def apply_to_tokens(layers: Iterable[nn.Module], x_TD: Tensor) -> Tensor:
     if x_TD.device.type != "cpu" or not len(x_TD):
         return apply_all(x_TD)
     return compute_in_chunks(apply_all, (x_TD,), chunk_rows=_TOKEN_ROWS, row_multiple=_TOKEN_ROWS)
+
+
+def _load_layer_weights(weights: LayerWeights | None) -> Tensor | None:
+    if weights is None:
+        return None
+    return dict(read_tensors(_weights_of(weights.folder)))["layer_weights"].float()
 
 
 def _load_layer(layer: Dense | Norm) -> nn.Module:

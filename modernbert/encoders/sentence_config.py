@@ -10,17 +10,29 @@ from modernbert.encoders.module_files import (
     Module,
     TextSettings,
     TransformerSettings,
+    check_module_settings,
+    chosen_route,
+    files_of_other_routes,
     is_stanford,
     module_kinds,
     purpose,
     read_model_settings,
     read_modules,
     refused_router,
+    routed,
     stored_prompts,
     transformer_settings,
 )
-from modernbert.files import base_of, read_adapter, read_json, warn_once
-from modernbert.stored import CheckpointError, CheckpointPath, Json, files_in
+from modernbert.files import base_of, load_config, read_adapter, read_json, warn_once
+from modernbert.stored import (
+    WEIGHTS,
+    CheckpointError,
+    CheckpointPath,
+    Json,
+    Route,
+    files_in,
+    read_header,
+)
 
 POOLINGS = ("cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 """The pooling modes, with the names of sentence-transformers."""
@@ -34,7 +46,10 @@ _LEGACY_POOLINGS = {  # before version 6, a flag for each mode
 }
 DENSE_ACTIVATIONS = ("Tanh", "Identity", "ReLU", "GELU", "SiLU", "Sigmoid")
 """The activations of dense layers: names of classes in torch.nn."""
-_EMBEDDING_MODULES = ("Transformer", "Pooling", "Dense", "LayerNorm", "Normalize", "Dropout")
+_EMBEDDING_MODULES = (
+    *("Transformer", "WeightedLayerPooling", "Pooling", "Dense", "LayerNorm", "Normalize"),
+    "Dropout",
+)
 
 
 @dataclass(frozen=True)
@@ -61,6 +76,15 @@ class Norm:
 
 
 @dataclass(frozen=True)
+class LayerWeights:
+    """A weight for each hidden state of the encoder, whose mean replaces the last one."""
+
+    folder: CheckpointPath
+    first: int
+    """The first of them that counts; 0 is the embeddings."""
+
+
+@dataclass(frozen=True)
 class SentenceConfig(TextSettings):
     """What modules.json and its files say; the defaults are those of a plain encoder."""
 
@@ -70,6 +94,8 @@ class SentenceConfig(TextSettings):
     """One or more of POOLINGS, whose vectors are concatenated."""
     include_prompt: bool = True
     """Whether the tokens of a prompt take part in the pooling."""
+    layer_weights: LayerWeights | None = None
+    """None: the vectors of tokens are the last hidden state."""
     token_layers: tuple[Dense, ...] = ()
     """What is done to the vectors of tokens before the pooling, in order."""
     layers: tuple[Dense | Norm, ...] = ()
@@ -82,14 +108,19 @@ class SentenceConfig(TextSettings):
     """How the checkpoint compares vectors: cosine, dot, euclidean or manhattan; None where it does
     not say.
     """
+    route: Route | None = None
+    """The route of a Router that these modules are; None: there is none."""
+    other_files: tuple[CheckpointPath, ...] = ()
+    """The files of its other routes, with whose vectors these are compared."""
 
     @classmethod
-    def from_folder(cls, folder: CheckpointPath) -> SentenceConfig:
+    def from_folder(cls, folder: CheckpointPath, route: Route | None = None) -> SentenceConfig:
         """Read the configuration of a sentence encoder, or that of a plain encoder with mean
         pooling.
 
         Args:
             folder: a checkpoint, with modules.json if it is a sentence encoder.
+            route: what texts are read as by a model with a Router; None: its default.
 
         Raises:
             CheckpointError: for a checkpoint of another kind, for unknown modules, pooling modes,
@@ -108,22 +139,25 @@ class SentenceConfig(TextSettings):
                     f" {MODULES} and of what it names change that"
                 )
             return cls(folder)
-        kinds = module_kinds(folder, modules)
+        module_kinds(folder, modules)
         settings = read_model_settings(folder, "SentenceTransformer")
-        if "Router" in kinds:
-            raise refused_router(folder, modules[kinds.index("Router")])
-        stack = _read_stack(folder, modules, "sentence_embedding")
+        chosen = chosen_route(folder, modules, route)
+        passed = routed(folder, modules, chosen)
+        stack = _read_stack(folder, passed, "sentence_embedding")
         return cls(
             stack.encoder,
             **stack.texts,
             **stored_prompts(settings),
             pooling=stack.pooling,
             include_prompt=stack.include_prompt,
+            layer_weights=stack.layer_weights,
             token_layers=stack.token_layers,
             layers=stack.layers,
             normalize=stack.normalize,
             truncate_dim=settings.get("truncate_dim"),
             similarity=settings.get("similarity_fn_name"),
+            route=chosen,
+            other_files=files_of_other_routes(folder, modules, passed),
         )
 
     def width(self, hidden_size: int) -> int:
@@ -136,11 +170,14 @@ class SentenceConfig(TextSettings):
 
     @property
     def files(self) -> list[CheckpointPath]:
-        """The files of the layers, on which vectors depend besides the encoder's."""
-        files = []
-        for layer in (*self.token_layers, *self.layers):
+        """The files of the layers and of other routes, on which vectors, and what they are compared
+        with, depend besides the encoder's.
+        """
+        files: list[CheckpointPath] = []
+        weights = () if self.layer_weights is None else (self.layer_weights,)
+        for layer in (*weights, *self.token_layers, *self.layers):
             files += files_in(layer.folder)
-        return files
+        return [*files, *self.other_files]
 
 
 @dataclass(frozen=True)
@@ -177,7 +214,10 @@ class CrossEncoderConfig(TextSettings):
         if not modules:
             return cls(activation=older_activation)
         kinds = module_kinds(folder, modules)
-        settings = read_model_settings(folder, "CrossEncoder", "SentenceTransformer")
+        # keep_in_fp32_modules has no effect in float32, in which answers are equal.
+        settings = read_model_settings(
+            folder, "CrossEncoder", "SentenceTransformer", more=("keep_in_fp32_modules",)
+        )
         if "Router" in kinds:
             raise refused_router(folder, modules[kinds.index("Router")])
         if settings.get("model_type") != "CrossEncoder":
@@ -199,6 +239,7 @@ class CrossEncoderConfig(TextSettings):
             **stack.texts,
             pooling=stack.pooling,
             include_prompt=stack.include_prompt,
+            layer_weights=stack.layer_weights,
             token_layers=stack.token_layers,
             layers=stack.layers,
         )
@@ -213,6 +254,7 @@ class _Stack:
     texts: TransformerSettings
     pooling: tuple[str, ...]
     include_prompt: bool
+    layer_weights: LayerWeights | None
     token_layers: tuple[Dense, ...]
     layers: tuple[Dense | Norm, ...]
     normalize: bool
@@ -226,12 +268,14 @@ def _read_stack(folder: CheckpointPath, modules: Sequence[Module], output: str) 
     texts: TransformerSettings = {"max_length": None, "lower_case": False}
     pooling: tuple[str, ...] = ()
     include_prompt = True
+    layer_weights: LayerWeights | None = None
     token_layers: list[Dense] = []
     layers: list[Dense | Norm] = []
     for i, (kind, module) in enumerate(zip(kinds, modules, strict=True)):
         module_folder = folder / module["path"]
         has_config = kind not in ("Transformer", "Dropout")
         stored = read_json(module_folder / "config.json") if has_config else {}
+        check_module_settings(module_folder, kind, stored)
         is_last = i == len(modules) - 1
         if kind == "Dense" and not pooling:
             _check_features(module_folder, stored, "token_embeddings", "token_embeddings")
@@ -242,6 +286,8 @@ def _read_stack(folder: CheckpointPath, modules: Sequence[Module], output: str) 
         if kind == "Transformer":
             encoder = module_folder
             texts = transformer_settings(encoder, "feature-extraction", "last_hidden_state")
+        elif kind == "WeightedLayerPooling":
+            layer_weights = _read_layer_weights(encoder, module_folder, stored)
         elif kind == "Pooling":
             pooling = _pooling_modes(stored)
             include_prompt = stored.get("include_prompt", True)
@@ -255,8 +301,45 @@ def _read_stack(folder: CheckpointPath, modules: Sequence[Module], output: str) 
     if normalize:
         layers.pop()
     return _Stack(
-        encoder, texts, pooling, include_prompt, tuple(token_layers), tuple(layers), normalize
+        encoder=encoder,
+        texts=texts,
+        pooling=pooling,
+        include_prompt=include_prompt,
+        layer_weights=layer_weights,
+        token_layers=tuple(token_layers),
+        layers=tuple(layers),
+        normalize=normalize,
     )
+
+
+def _read_layer_weights(
+    encoder: CheckpointPath, folder: CheckpointPath, stored: Json
+) -> LayerWeights | None:
+    """Read a WeightedLayerPooling; None where the encoder gives it no hidden states.
+
+    Raises CheckpointError where its weights are not one for each state.
+    """
+    config = load_config(encoder)
+    if not config.output_hidden_states:
+        warn_once(
+            f"{folder} is passed over, as in sentence-transformers: {encoder / 'config.json'} has"
+            " no output_hidden_states true, so that it gets the last hidden state alone"
+        )
+        return None
+    file = folder / WEIGHTS
+    if not file.is_file():
+        raise CheckpointError(f"{folder} lacks {WEIGHTS} (pickles are never loaded)")
+    first = stored.get("layer_start", 4)
+    states = range(config.num_hidden_layers + 1)
+    weights = read_header(file).get("layer_weights")
+    count = len(states[first:])
+    if weights is None or list(weights.shape) != [count]:
+        has = "none" if weights is None else f"those of shape {list(weights.shape)}"
+        raise CheckpointError(
+            f"{file} must hold {count} layer_weights, one for each hidden state from {first} on,"
+            f" and has {has}"
+        )
+    return LayerWeights(folder, states[first:].start)
 
 
 def parse_dense(folder: CheckpointPath, settings: Json) -> Dense:
@@ -289,8 +372,8 @@ def _pooling_modes(settings: Json) -> tuple[str, ...]:
 
 
 def _check_order(folder: CheckpointPath, modules: Sequence[Module], kinds: list[str]) -> None:
-    """Raise CheckpointError unless the modules are Transformer, Dense layers on the vectors of
-    tokens, Pooling, then layers on those of texts.
+    """Raise CheckpointError unless the modules are Transformer, perhaps WeightedLayerPooling, Dense
+    layers on the vectors of tokens, Pooling, then layers on those of texts.
     """
     for kind, module in zip(kinds, modules, strict=True):
         if kind not in _EMBEDDING_MODULES:
@@ -299,14 +382,17 @@ def _check_order(folder: CheckpointPath, modules: Sequence[Module], kinds: list[
                 f" {', '.join(_EMBEDDING_MODULES)}"
             )
     relevant = [kind for kind in kinds if kind != "Dropout"]
+    if relevant[1:2] == ["WeightedLayerPooling"]:
+        relevant.pop(1)
     pooling = relevant.index("Pooling") if "Pooling" in relevant else 0
     layers = relevant[pooling + 1 :]
     begins_well = relevant[:1] == ["Transformer"] and set(relevant[1:pooling]) <= {"Dense"}
-    if not pooling or not begins_well or {"Transformer", "Pooling"} & set(layers):
+    of_tokens = {"Transformer", "WeightedLayerPooling", "Pooling"}
+    if not pooling or not begins_well or of_tokens & set(layers):
         raise CheckpointError(
             f"{folder / MODULES} has the modules {', '.join(kinds)}; a vector per text comes from"
-            " Transformer, Dense layers on tokens, Pooling, then any number of Dense, LayerNorm and"
-            " Normalize"
+            " Transformer, WeightedLayerPooling or none, Dense layers on tokens, Pooling, then any"
+            " number of Dense, LayerNorm and Normalize"
         )
 
 

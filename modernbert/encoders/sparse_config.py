@@ -10,15 +10,18 @@ from dataclasses import dataclass
 from modernbert.encoders.module_files import (
     MODULES,
     TextSettings,
+    chosen_route,
+    files_of_other_routes,
     module_kinds,
     read_model_settings,
     read_modules,
     read_routes,
+    routed,
     stored_prompts,
     transformer_settings,
 )
 from modernbert.files import read_json
-from modernbert.stored import CheckpointError, CheckpointPath
+from modernbert.stored import CheckpointError, CheckpointPath, Route
 
 STRATEGIES = ("max", "sum")
 """How the scores of a token at all positions become its weight."""
@@ -48,15 +51,20 @@ class SparseConfig(TextSettings):
     """The folder of the weights that queries get without inference; None: queries are read as
     documents are.
     """
+    route: Route | None = None
+    """The route of a Router with a model for each; None: there is one model."""
+    other_files: tuple[CheckpointPath, ...] = ()
+    """The files of its other route, with whose weights these are compared."""
     max_active_dims: int | None = None
     """How many of the heaviest tokens are kept; None for all."""
 
     @classmethod
-    def from_folder(cls, folder: CheckpointPath) -> SparseConfig:
+    def from_folder(cls, folder: CheckpointPath, route: Route | None = None) -> SparseConfig:
         """Read the configuration of a sparse encoder, or that of a plain masked language model.
 
         Args:
             folder: a checkpoint, with modules.json if it is a sparse encoder.
+            route: what texts are read as by a model with a Router; None: its default.
 
         Raises:
             CheckpointError: for a checkpoint of another kind, for modules and settings that are not
@@ -68,21 +76,27 @@ class SparseConfig(TextSettings):
         kinds = module_kinds(folder, modules)
         settings = read_model_settings(folder, "SparseEncoder", more=("max_active_dims",))
 
-        # A Router leads queries past the model, to weights that are stored for each token.
+        # A Router leads queries past the model, to weights that are stored for each token, or to a
+        # model of their own.
         static = None
+        chosen = None
+        other_files: tuple[CheckpointPath, ...] = ()
         if kinds == ["Router"]:
             routes = read_routes(folder, modules[0])
             query_modules = routes.get("query", [])
-            query_kinds = module_kinds(folder, query_modules)
-            if query_kinds != ["SparseStaticEmbedding"]:
-                raise _wrong_modules(folder, "query", query_kinds, "SparseStaticEmbedding")
-            static = folder / query_modules[0]["path"]
-            modules = routes.get("document", [])
+            if module_kinds(folder, query_modules) == ["SparseStaticEmbedding"]:
+                static = folder / query_modules[0]["path"]
+                modules = routes.get("document", [])
+            else:
+                chosen = chosen_route(folder, modules, route)
+                passed = routed(folder, modules, chosen)
+                other_files = files_of_other_routes(folder, modules, passed)
+                modules = passed
             kinds = module_kinds(folder, modules)
 
         model_kinds = ("Transformer", "MLMTransformer")
         if len(kinds) != 2 or kinds[0] not in model_kinds or kinds[1] != "SpladePooling":
-            raise _wrong_modules(folder, "document", kinds, "Transformer, SpladePooling")
+            raise _wrong_modules(folder, chosen or "document", kinds, "Transformer, SpladePooling")
         encoder = folder / modules[0]["path"]
         default_task = "fill-mask" if kinds[0] == "MLMTransformer" else "feature-extraction"
         texts = transformer_settings(encoder, "fill-mask", "logits", default_task=default_task)
@@ -94,6 +108,8 @@ class SparseConfig(TextSettings):
             strategy=strategy,
             activation=activation,
             static=static,
+            route=chosen,
+            other_files=other_files,
             max_active_dims=settings.get("max_active_dims"),
         )
 

@@ -107,7 +107,7 @@ def plan_job(options: CorpusOptions, with_weights: bool = True) -> JobPlan:
     seen_columns = _seen_columns(inspection, options.read_columns)
     _check_text_columns(options, seen_columns, are_known=not inspection.unstaged)
 
-    checkpoint = Checkpoint.open(model)
+    checkpoint = Checkpoint.open(model, route=options.route)
     task_cls = task_class(options.task)
     task_cls.check(checkpoint)
     task = task_cls.from_checkpoint(checkpoint, options)

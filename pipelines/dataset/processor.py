@@ -258,7 +258,8 @@ def _checked_environment(runtime_env: object) -> dict[str, Any] | None:
 def _model_run(task: str, options: Any, batch_timeout_s: float) -> ModelRun:
     """Open the checkpoint and decide how its actors run it; `options`: those of task and model."""
     task_cls = task_class(task)
-    checkpoint = Checkpoint.open(options.model_named(options.model))
+    model = options.model_named(options.model)
+    checkpoint = Checkpoint.open(model, route=options.route)
     task_cls.check(checkpoint)
     task_of_model = task_cls.from_checkpoint(checkpoint, options)
     device = device_of_actors(options.device)

@@ -12,7 +12,7 @@ import torch
 from pipelines.checkpoints import Checkpoint
 from pipelines.inference.loading import device_in_memory
 from pipelines.inference.predictor import Predictor
-from pipelines.memory.arguments import check_loading, device_of, dtype_of, split_arguments
+from pipelines.memory.arguments import Options, check_loading, device_of, dtype_of, split_arguments
 from pipelines.memory.base import Pipeline
 from pipelines.memory.shapes import SHAPES
 from pipelines.options import task_named
@@ -69,7 +69,12 @@ def pipeline(
     dtype_name = dtype_of(str(model), dtype, loading)
     device_name = device_in_memory(device_of(device, loading))
     load = partial(Predictor, device=device_name, dtype=dtype_name, budget_tokens=budget_tokens)
-    checkpoint = Checkpoint.open(model, revision)
+    # The other options are checked with the checkpoint, under transformers' names, too.
+    of_route: Options = {
+        name: task_options[name] for name in ("as_query", "models") if name in task_options
+    }
+    route = options_class.parse(of_route).route if of_route else options_class().route
+    checkpoint = Checkpoint.open(model, revision, route)
     task_cls.check(checkpoint)
     shape = SHAPES.get(name, Pipeline)
     return shape(checkpoint, task_cls, task_options, load)

@@ -196,7 +196,7 @@ def check_checkpoints(models: Sequence[ServedModel]) -> dict[str, Checkpoint]:
     for number, options in enumerate(models):
         try:
             _check_revision(options)
-            checkpoint = Checkpoint.open(options.model, options.revision)
+            checkpoint = Checkpoint.open(options.model, options.revision, options.route)
             task_cls = task_class(options.task)
             task_cls.check(checkpoint)
             task_cls.from_checkpoint(checkpoint, options)

@@ -91,7 +91,9 @@ class ModelServer:
         self.task_cls = task_class(options.task)
         options = self.task_cls.read_files(options)
         self.options = options
-        self.checkpoint = checkpoint or Checkpoint.open(options.model, options.revision)
+        self.checkpoint = checkpoint or Checkpoint.open(
+            options.model, options.revision, options.route
+        )
         self.task_cls.check(self.checkpoint)
         self.task = self.task_cls.from_checkpoint(self.checkpoint, options)
         self._kept_task = lru_cache(_TASKS_KEPT)(self._make_task)

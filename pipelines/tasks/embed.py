@@ -37,6 +37,7 @@ from pipelines.tasks.postprocess import (
     vector_type,
 )
 from pipelines.tasks.resolve import (
+    check_route,
     resolve_chunk_windowing,
     resolve_chunking,
     resolve_prompt,
@@ -84,7 +85,10 @@ class Embed(Task):
     def from_checkpoint(cls, checkpoint: Checkpoint, options: EmbedOptions) -> Embed:
         # What a sentence-transformers checkpoint says counts, unless the options say otherwise;
         # without either it is mean pooling and no more.
-        stored = SentenceConfig.from_folder(checkpoint.folder)
+        stored = SentenceConfig.from_folder(checkpoint.folder, options.route)
+        check_route(
+            stored.route, SentenceConfig.from_folder(checkpoint.folder, checkpoint.route).route
+        )
         if options.pooling is not None:
             stored = replace(stored, pooling=(options.pooling,))
         size = stored.width(checkpoint.config.hidden_size)
@@ -143,7 +147,7 @@ class Embed(Task):
         return ChunkVectors(**task._values, chunking=chunking, late=options.late)
 
     def info(self, checkpoint: Checkpoint) -> Json:
-        stored = SentenceConfig.from_folder(checkpoint.folder)
+        stored = SentenceConfig.from_folder(checkpoint.folder, checkpoint.route)
         pooling = "+".join(self.pooling)
         # text-embeddings-inference has another name for one of them.
         model_type = {"pooling": "last_token" if pooling == "lasttoken" else pooling}
@@ -172,7 +176,7 @@ class Embed(Task):
     def load(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> nn.Module:
         from modernbert.encoders.sentence import SentenceEncoder
 
-        stored = SentenceConfig.from_folder(checkpoint.folder)
+        stored = SentenceConfig.from_folder(checkpoint.folder, checkpoint.route)
         return SentenceEncoder.load(stored, device=device, dtype=dtype)
 
     def forward(self, model: SentenceEncoder, batch: PackedBatch, ids: np.ndarray) -> Tensor:  # noqa: ARG002
@@ -183,7 +187,9 @@ class Embed(Task):
         return self.pooling, self.prompt_tokens
 
     def fingerprint(self, checkpoint: Checkpoint) -> str:
-        return fingerprint_with(checkpoint, SentenceConfig.from_folder(checkpoint.folder).files)
+        return fingerprint_with(
+            checkpoint, SentenceConfig.from_folder(checkpoint.folder, checkpoint.route).files
+        )
 
     def encode(self, tokenizer: Tokenizer, documents: Sequence[Text]) -> Windows:
         texts = [self.prompt + str(document) for document in documents]
@@ -204,8 +210,12 @@ class Embed(Task):
         return self.vectors(outputs)
 
     def for_tokens(self, checkpoint: Checkpoint) -> TokenVectors:
-        if SentenceConfig.from_folder(checkpoint.folder).token_layers:
-            raise ValueError("token vectors of a model with Dense before its Pooling are not given")
+        stored = SentenceConfig.from_folder(checkpoint.folder, checkpoint.route)
+        if stored.token_layers or stored.layer_weights:
+            raise ValueError(
+                "token vectors of a model with Dense or WeightedLayerPooling before its Pooling "
+                "are not given"
+            )
         values = self._values
         values["size"] = checkpoint.config.hidden_size
         values["stride"] = None

@@ -7,7 +7,7 @@ Shapes: W windows, D pairs.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,7 +21,13 @@ from modernbert.text.windows import Text, Windows
 from pipelines.checkpoints import Checkpoint
 from pipelines.option_types import Merge
 from pipelines.options import RerankOptions
-from pipelines.tasks.base import GoldTypes, Task, fingerprint_with, label_maps
+from pipelines.tasks.base import (
+    NOT_IN_FINGERPRINT,
+    GoldTypes,
+    Task,
+    fingerprint_with,
+    label_maps,
+)
 from pipelines.tasks.checks import Comparison
 from pipelines.tasks.gold import GRADES, compare_relevance, holds_grades
 from pipelines.tasks.maxsim import MaxSim
@@ -43,6 +49,8 @@ class Rerank(Task):
     """How the logits of a passage's windows become one."""
     raw_scores: bool
     """Whether the score is the logit itself, not its sigmoid."""
+    tanh: bool = field(default=False, metadata=NOT_IN_FINGERPRINT)
+    """Whether it is the logit's hyperbolic tangent; outputs without one keep their fingerprint."""
     prompt: str
     """What is put before each query."""
     lower_case: bool
@@ -78,19 +86,28 @@ class Rerank(Task):
                 " runs a ModernBertForSequenceClassification with one output"
             )
         raw_scores = options.raw_scores
+        tanh = False
         if raw_scores is None:
             # As the checkpoint says, else the sigmoid.
-            known = ("Sigmoid", "Identity")
-            raw_scores = activation_named(stored.activation, known, "raw_scores") == "Identity"
+            named = activation_named(
+                stored.activation, ("Sigmoid", "Identity", "Tanh"), "raw_scores"
+            )
+            raw_scores = named == "Identity"
+            tanh = named == "Tanh"
         windowing = resolve_windowing(checkpoint, options, stored.max_length)
         return cls(
             max_length=windowing.max_length,
             stride=windowing.stride,
             merge=options.merge,
             raw_scores=raw_scores,
+            tanh=tanh,
             prompt=resolve_prompt(options, stored),
             lower_case=stored.lower_case,
         )
+
+    @property
+    def settings(self) -> Json:
+        return super().settings | ({"tanh": True} if self.tanh else {})
 
     def encode(self, tokenizer: Tokenizer, documents: Sequence[Text]) -> Windows:
         pairs = [(self.prompt + pair[0], pair[1]) for pair in documents]
@@ -108,7 +125,7 @@ class Rerank(Task):
         return scores
 
     def gold_types(self) -> GoldTypes:
-        if self.raw_scores:
+        if self.raw_scores or self.tanh:
             raise ValueError("gold_column needs scores from 0 to 1: these are raw scores")
         return GoldTypes(GRADES, holds_grades)
 
@@ -126,6 +143,9 @@ class Rerank(Task):
 
     def _scores(self, outputs: ModelOutputs) -> np.ndarray:
         logits_D = merged(outputs.windows, outputs.values, self.merge)[:, 0]
+        if self.tanh:
+            scores_D: np.ndarray = np.tanh(logits_D)
+            return scores_D
         return logits_D if self.raw_scores else sigmoid(logits_D)
 
 

@@ -180,6 +180,15 @@ def resolve_prompt(
     return stored.prompts[name]
 
 
+def check_route(asked: str | None, loaded: str | None) -> None:
+    """Raise ValueError for texts of another route of a Router than the one that was loaded."""
+    if asked != loaded:
+        raise ValueError(
+            f"as_query: this model has another encoder for a {asked} and was loaded for a {loaded}:"
+            f" load it once more, as {asked}"
+        )
+
+
 def check_best_f1(options: ThresholdOptions) -> None:
     """Raise ValueError for thresholds that are to be found where there is no gold."""
     if options.threshold == BEST_F1 and getattr(options, "gold_column", None) is None:

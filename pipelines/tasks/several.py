@@ -76,7 +76,9 @@ class Several(Task):
         """The task for the models that the options name; `checkpoint` is that of the first."""
         members: list[Member] = []
         for entry in options.entries:
-            opened = Checkpoint.open(entry.model) if members else checkpoint
+            opened = checkpoint
+            if members:
+                opened = Checkpoint.open(entry.model, route=entry.options.route)
             task_cls = task_class(entry.options.task)
             try:
                 task_cls.check(opened)

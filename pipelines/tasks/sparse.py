@@ -22,7 +22,7 @@ from pipelines.options import SparseOptions
 from pipelines.tasks.base import Task, fingerprint_with
 from pipelines.tasks.outputs import ModelOutputs
 from pipelines.tasks.postprocess import list_array, per_document
-from pipelines.tasks.resolve import resolve_prompt, resolve_windowing
+from pipelines.tasks.resolve import check_route, resolve_prompt, resolve_windowing
 
 if TYPE_CHECKING:
     import torch
@@ -57,7 +57,7 @@ class Sparse(Task):
 
     @classmethod
     def check(cls, checkpoint: Checkpoint) -> None:
-        stored = SparseConfig.from_folder(checkpoint.folder)
+        stored = SparseConfig.from_folder(checkpoint.folder, checkpoint.route)
         super().check(checkpoint)
         if not stored.static:
             return
@@ -71,7 +71,10 @@ class Sparse(Task):
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint, options: SparseOptions) -> Sparse:
-        stored = SparseConfig.from_folder(checkpoint.folder)
+        stored = SparseConfig.from_folder(checkpoint.folder, options.route)
+        check_route(
+            stored.route, SparseConfig.from_folder(checkpoint.folder, checkpoint.route).route
+        )
         static = options.as_query and stored.static is not None
         if options.long_documents == "windows" and (stored.strategy == "sum" or static):
             raise ValueError(
@@ -95,7 +98,9 @@ class Sparse(Task):
         from modernbert.encoders.sparse import SparseEncoder
 
         return SparseEncoder.load(
-            SparseConfig.from_folder(checkpoint.folder), device=device, dtype=dtype
+            SparseConfig.from_folder(checkpoint.folder, checkpoint.route),
+            device=device,
+            dtype=dtype,
         )
 
     def forward(
@@ -111,11 +116,12 @@ class Sparse(Task):
         return (self.static,)
 
     def fingerprint(self, checkpoint: Checkpoint) -> str:
-        file = SparseConfig.from_folder(checkpoint.folder).static_weights
-        return fingerprint_with(checkpoint, [file] if file else [])
+        stored = SparseConfig.from_folder(checkpoint.folder, checkpoint.route)
+        file = stored.static_weights
+        return fingerprint_with(checkpoint, [file] if file else stored.other_files)
 
     def info(self, checkpoint: Checkpoint) -> Json:
-        prompts = dict(SparseConfig.from_folder(checkpoint.folder).prompts)
+        prompts = dict(SparseConfig.from_folder(checkpoint.folder, checkpoint.route).prompts)
         return {"prompts": prompts, "model_type": {"embedding": {"pooling": "splade"}}}
 
     def encode(self, tokenizer: Tokenizer, documents: Sequence[Text]) -> Windows:

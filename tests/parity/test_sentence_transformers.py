@@ -15,8 +15,13 @@ from predictions import random_texts
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.base.modules.dense import Dense
 from sentence_transformers.base.modules.normalize import Normalize
+from sentence_transformers.base.modules.router import Router
 from sentence_transformers.base.modules.transformer import Transformer
-from sentence_transformers.sentence_transformer.modules import LayerNorm, Pooling
+from sentence_transformers.sentence_transformer.modules import (
+    LayerNorm,
+    Pooling,
+    WeightedLayerPooling,
+)
 from sentence_transformers.util.quantization import quantize_embeddings
 
 from modernbert.files import CheckpointError
@@ -371,7 +376,7 @@ def test_the_activation_beside_modules_wins_over_config_json(cross_encoder, tmp_
     assert max(map(abs, got)) > 1  # no sigmoids
 
 
-@pytest.mark.parametrize("activation", [torch.nn.Tanh(), torch.nn.ReLU()], ids=str)
+@pytest.mark.parametrize("activation", [torch.nn.ReLU()], ids=str)
 def test_another_activation_is_refused_unless_scores_are_asked_for(cross_encoder, activation):
     with pytest.raises(
         ValueError,
@@ -475,3 +480,59 @@ def test_rerankers_of_modules(encoder, tmp_path, pooling, activation):
     assert scores(ours, "the cat?", TEXTS, raw_scores=True) == pytest.approx(
         logits.tolist(), rel=1e-5, abs=1e-5
     )
+
+
+@pytest.mark.parametrize("first", [0, 2, 4])
+def test_a_weighted_mean_of_hidden_states(encoder, tmp_path, first):
+    torch.manual_seed(first)
+    transformer = Transformer(str(encoder), config_kwargs={"output_hidden_states": True})
+    layers = transformer.model.config.num_hidden_layers
+    weighted = WeightedLayerPooling(64, num_hidden_layers=layers, layer_start=first)
+    torch.nn.init.uniform_(weighted.layer_weights)
+    modules = [transformer, weighted, Pooling(64, ("mean", "cls"))]
+    SentenceTransformer(modules=modules, device="cpu").save(str(tmp_path))
+    theirs = SentenceTransformer(str(tmp_path), device="cpu")
+    ours = pipeline("sentence-embedding", str(tmp_path))
+    together = ours(TEXTS)
+    assert_same(together, theirs.encode(TEXTS))
+    assert [ours(text) for text in TEXTS] == together
+
+
+def test_a_router_of_two_encoders(encoder, tmp_path):
+    """Queries and documents have an encoder each; a text without a side takes the default route."""
+    other = write_task(tmp_path / "other", "ModernBertModel", num_hidden_layers=2)
+    router = Router.for_query_document(
+        [Transformer(str(other)), Pooling(64, "cls")], [Transformer(str(encoder)), Pooling(64)]
+    )
+    prompts = {"query": "find: ", "document": ""}
+    folder = tmp_path / "saved"
+    SentenceTransformer(modules=[router, Normalize()], device="cpu", prompts=prompts).save(
+        str(folder)
+    )
+    theirs = SentenceTransformer(str(folder), device="cpu")
+    queries = pipeline("sentence-embedding", str(folder), as_query=True)
+    documents = pipeline("sentence-embedding", str(folder), as_query=False)
+    default = pipeline("sentence-embedding", str(folder))
+    texts = TEXTS[1:]
+    assert_same(queries(texts), theirs.encode_query(texts))
+    assert_same(documents(texts), theirs.encode_document(texts))
+    assert_same(default(texts), theirs.encode(texts))
+    with pytest.raises(ValueError, match="another encoder for a query and was loaded for a docum"):
+        documents(texts, as_query=True)
+    prints = [p.task({}).fingerprint(p.checkpoint) for p in (queries, documents)]
+    assert prints[0] != prints[1]
+
+
+def test_tanh_of_a_cross_encoder(tmp_path):
+    folder = write_task(tmp_path / "model", "ModernBertForSequenceClassification", num_labels=1)
+    CrossEncoder(str(folder), activation_fn=torch.nn.Tanh(), device="cpu").save_pretrained(
+        str(tmp_path / "saved")
+    )
+    theirs = CrossEncoder(str(tmp_path / "saved"), device="cpu")
+    pairs = [(text, "the cat") for text in TEXTS]
+    ours = pipeline("rerank", str(tmp_path / "saved"))
+    got = [ours(query, [passage])[0] for query, passage in pairs]
+    scores = [each["score"] if isinstance(each, dict) else each for each in got]
+    np.testing.assert_allclose(scores, theirs.predict(pairs), atol=1e-5)
+    assert ours.task({}).settings["tanh"] is True
+    assert "tanh" not in pipeline("rerank", str(folder)).task({}).settings

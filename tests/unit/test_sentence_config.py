@@ -19,7 +19,6 @@ from sentence_transformers import (
 )
 from sentence_transformers.base.modules.dense import Dense
 from sentence_transformers.base.modules.normalize import Normalize
-from sentence_transformers.base.modules.router import Router
 from sentence_transformers.base.modules.transformer import Transformer
 from sentence_transformers.sentence_transformer.modules import (
     LayerNorm,
@@ -76,14 +75,6 @@ def test_a_reranker_of_modules_is_for_rerank(tmp_path, encoder):
     assert len(pipeline("rerank", str(tmp_path))("a", ["b", "c"])) == 2
 
 
-def router(encoder, folder):
-    transformer = Transformer(str(encoder))
-    branches = Router.for_query_document(
-        [transformer, Pooling(64, "cls")], [transformer, Pooling(64, "mean")]
-    )
-    SentenceTransformer(modules=[branches], device="cpu").save(str(folder))
-
-
 def multi_vector(encoder, folder):
     MultiVectorEncoder(str(encoder), device="cpu").save_pretrained(str(folder))
 
@@ -107,11 +98,6 @@ def pylate(encoder, folder):
 
 
 OTHERS = {
-    "a router": (
-        router,
-        r"router\.Router, which sends queries",
-        r"router\.Router, which sends queries",
-    ),
     "sparse": (
         sparse,
         "weights of tokens, which is for sparse",
@@ -128,14 +114,19 @@ def test_checkpoints_of_another_kind(tmp_path, encoder, write, embed, rerank):
             pipeline(task, str(tmp_path / "checkpoint"))
 
 
-def test_a_pooling_over_layers_is_refused_by_its_name(tmp_path, encoder):
-    """It changes vectors where config.json says output_hidden_states; else sentence-transformers passes over it."""
+def test_a_pooling_over_layers_needs_a_weight_for_each(tmp_path, encoder, caplog):
+    """Where config.json says output_hidden_states; else sentence-transformers passes over it, and so do we."""
     transformer = Transformer(str(encoder), config_kwargs={"output_hidden_states": True})
-    weighted = WeightedLayerPooling(64, num_hidden_layers=4, layer_start=2)
+    weighted = WeightedLayerPooling(64, num_hidden_layers=9, layer_start=2)
     modules = [transformer, weighted, Pooling(64)]
     SentenceTransformer(modules=modules, device="cpu").save(str(tmp_path))
-    with pytest.raises(CheckpointError, match=r"has a module .*\.WeightedLayerPooling; known are"):
+    with pytest.raises(CheckpointError, match=r"must hold \d layer_weights, one for each hidden"):
         pipeline("sentence-embedding", str(tmp_path))
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"output_hidden_states": False}))
+    plain = pipeline("sentence-embedding", str(encoder))("a")
+    assert pipeline("sentence-embedding", str(tmp_path))("a") == plain
+    assert "is passed over, as in sentence-transformers" in caplog.text
 
 
 @pytest.mark.parametrize("write", [multi_vector, pylate])
@@ -190,7 +181,7 @@ SETTINGS = [
     (
         "1_Pooling/config.json",
         {"module_input_name": "token_embeddings"},
-        "has module_input_name 'token_embeddings'",
+        "has module_input_name: unknown settings",
     ),
     ("modules.json", [{"path": ""}], "must list modules with a path and a type"),
 ]
@@ -247,7 +238,8 @@ def test_modules_in_another_order(tmp_path, saved, order):
     ]
     (tmp_path / "modules.json").write_text(json.dumps([modules[i] for i in order]))
     with pytest.raises(
-        CheckpointError, match="a vector per text comes from Transformer, Dense layers"
+        CheckpointError,
+        match="a vector per text comes from Transformer, WeightedLayerPooling or none",
     ):
         SentenceConfig.from_folder(tmp_path)
 
