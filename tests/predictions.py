@@ -25,6 +25,7 @@ def described(tokenizer: Any = None, **config: Any) -> Any:
         raw_config={},
         tokenizer=tokenizer,
         folder=Path("a folder"),
+        route=None,
     )
 
 
