@@ -22,6 +22,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from sentence_transformers.sparse_encoder.modules import SpladePooling
 
 from pipelines import processor, run_corpus
+from pipelines.errors import UserError
 from pipelines.serve.config import served_models
 from pipelines.serve.local import LocalModelClient
 
@@ -88,7 +89,9 @@ def test_vectors_of_each_side(side, corpus, dense, local_ray, tmp_path):
     of_job = pq.read_table(tmp_path / "out/data")["embedding"].to_pylist()
     step = processor("embed", str(dense), as_query=SIDES[side])
     of_step = step(ray.data.from_arrow(pa.table({"text": TEXTS}))).take_all()
-    of_http = ask({"task": "embed", **options}, "/models/model", {"inputs": TEXTS, "normalize": False})
+    of_http = ask(
+        {"task": "embed", **options}, "/models/model", {"inputs": TEXTS, "normalize": False}
+    )
     for got in (of_job, [row["embedding"] for row in of_step], of_http):
         np.testing.assert_allclose(got, want, atol=1e-5)
 
@@ -112,7 +115,7 @@ def test_weights_of_each_side(side, corpus, sparse, in_process, tmp_path):
 def test_a_run_of_the_other_side_is_another_run(corpus, dense, in_process, tmp_path):
     options = {"input": str(corpus), "output": str(tmp_path / "out"), "model": str(dense)}
     run_corpus("embed", as_query=True, **options)
-    with pytest.raises(Exception, match="was begun with pooling .*, prompt find: "):
+    with pytest.raises(UserError, match=r"was begun with pooling .*, prompt find: "):
         run_corpus("embed", as_query=False, **options)
 
 
