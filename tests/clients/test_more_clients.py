@@ -90,6 +90,7 @@ class TestAzure:
         client = EmbeddingsClient(endpoint=URL, credential=AzureKeyCredential("x"))
         found = client.embed(input=TEXTS, model="sentence", input_type="text")
         assert [each.embedding for each in found.data] == VECTORS
+        assert client.get_model_info().model_type == "embeddings"
 
     def test_openai(self) -> None:
         import openai

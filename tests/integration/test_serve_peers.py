@@ -135,15 +135,16 @@ def test_ranking_of_nim() -> None:
     assert "image is not available" in post("/v1/ranking", image).json()["error"]["message"]
 
 
-class TestWeaviate:
-    @pytest.fixture(scope="class")
-    def prompted(self) -> Iterator[str]:
-        entry = {"name": "prompted", "task": "embed", "model": str(with_prompts())}
-        models = LocalModelClient(served_models([entry]))
-        with serving(models) as url:
-            yield url
-        models.close()
+@pytest.fixture(scope="module")
+def prompted() -> Iterator[str]:
+    entry = {"name": "prompted", "task": "embed", "model": str(with_prompts())}
+    models = LocalModelClient(served_models([entry]))
+    with serving(models) as url:
+        yield url
+    models.close()
 
+
+class TestWeaviate:
     @pytest.mark.parametrize(("config", "options"), [
         ({"pooling_strategy": "masked_mean", "task_type": "query"}, {"prompt_name": "query"}),
         ({"pooling_strategy": "masked_mean", "task_type": "passage"}, {"prompt_name": "document"}),
@@ -197,6 +198,13 @@ class TestAzure:
             assert answer.json().keys() == {"error"}
         other = post("/openai/deployments/sentence/embeddings", {"input": "a", "model": "gpt-7"})
         assert other.json()["error"]["code"] == "model_not_found"
+
+    def test_what_the_model_is(self) -> None:
+        found = CLIENT.get(f"{service()}/info?api-version=2024-05-01-preview").json()
+        assert (found["model_name"], found["model_type"]) == ("sentence", "embeddings")
+        other = CLIENT.get(f"{service()}/models/pii/info?api-version=2024-05-01-preview")
+        assert other.status_code != 200
+        assert "embed" in other.text
 
     def test_the_key(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("MODERNBERT_API_KEY", "secret")

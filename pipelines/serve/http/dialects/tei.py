@@ -7,7 +7,7 @@ from importlib.metadata import version
 from itertools import starmap
 from typing import Annotated, cast
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 from pydantic import BaseModel, Discriminator, Field, Tag
 from starlette.responses import Response
 
@@ -262,9 +262,24 @@ def _add_model_routes(router: APIRouter, handler: RequestHandler) -> None:
     _add_tokenizer(router, handler)
 
     @router.get("/info", response_model=Json)
-    async def info() -> Response:
-        """What the model is, and what it takes."""
+    async def info(
+        api_version: Annotated[
+            str | None, Query(alias="api-version", description="Azure's")
+        ] = None,
+    ) -> Response:
+        """What the model is, and what it takes; with an api-version as Azure's clients read it."""
+        if api_version is not None:
+            return json_response(_azure_info(await handler.pick("embed")))
         return json_response(_info(await handler.info(handler.visible[0]), handler))
+
+
+def _azure_info(info: Info) -> Json:
+    """Return what Azure's clients are told of a model: they know no other type of ours."""
+    return {
+        "model_name": info.name,
+        "model_type": "embeddings",
+        "model_provider_name": "modernbert-ray",
+    }
 
 
 def _add_tokenizer(router: APIRouter, handler: RequestHandler) -> None:
