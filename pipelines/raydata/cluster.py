@@ -265,6 +265,8 @@ def describe_cluster() -> str:
 
 def log_ray_data_to_file() -> Path:
     """Send the errors that Ray Data logs to a file, not to the terminal; return its path."""
+    # Its first import gives it handlers of its own; a program that has started Ray may not have it.
+    importlib.import_module("ray.data")
     path = Path(tempfile.gettempdir(), f"modernbert-ray-{os.getpid()}.log")
     logger = logging.getLogger("ray.data")
     logger.setLevel(logging.ERROR)

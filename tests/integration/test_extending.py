@@ -95,6 +95,7 @@ class Nothing:
     """A client of a model that is never asked."""
 
     tasks: ClassVar[Any] = {"one": "classify"}
+    aliases: ClassVar[Any] = {}
 
 
 def test_a_dialect_is_one_file_and_a_line_of_dialects(monkeypatch):

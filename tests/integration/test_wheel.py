@@ -105,7 +105,7 @@ def test_the_service_is_built_from_the_wheel(scripts, tmp_path):
     )
     code = (
         "from pipelines.serve.http.app import create_app\n"
-        "class Models: tasks = {'one': 'classify'}\n"
+        "class Models: tasks, aliases = {'one': 'classify'}, {}\n"
         "print(*create_app(Models()).openapi()['paths'])"
     )
     paths = run(scripts, "python", "-c", code, cwd=tmp_path).split()

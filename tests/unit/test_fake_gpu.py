@@ -315,7 +315,7 @@ def test_chunks_are_pooled_together(monkeypatch):
     counts = []
     for chunks in (2, 50):
         encoder = build(ModernBertModel)
-        config = SimpleNamespace(pooling=("mean",), token_layers=(), layers=())
+        config = SimpleNamespace(pooling=("mean",), layer_weights=None, token_layers=(), layers=())
         with fake_gpu(monkeypatch) as gpu:
             sentence = SentenceEncoder(put_on_gpu(encoder), config)
             spans = [(i, i + 30) for i in range(chunks)]
