@@ -18,6 +18,8 @@ _UNPRINTABLE = re.compile(
     r"\ud800-\udfff]"  # bytes of file names that are not UTF-8
 )
 """The joiners of emoji and of Persian (200c, 200d) are text."""
+_COMPARED = 300
+"""Characters of a reason that tell its kind: messages of other libraries may be of any length."""
 _VARYING = re.compile(
     r", on node [^ ]+ \([^)]*\)"
     r"|(?<!\w)'.*'(?!\w)|(?<!\w)\".*\"(?!\w)"  # from the first mark to the last
@@ -81,5 +83,7 @@ def log_in_lines() -> None:
 
 
 def kind_of(reason: str) -> str:
-    """Return what reasons have in common that differ in numbers, quoted names or nodes alone."""
-    return _VARYING.sub("…", reason)
+    """Return what reasons have in common that differ in numbers, quoted names or nodes alone, or
+    behind their first _COMPARED characters.
+    """
+    return _VARYING.sub("…", reason[:_COMPARED])
